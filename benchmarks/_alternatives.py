@@ -1,0 +1,116 @@
+"""The same faults on the same server, recovered from as people do without tinker_recovery.
+
+Each way returns the seconds from the fault to the first call of whatever takes over. All clocks
+are the machine's monotonic one, which its processes share.
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import _by_hand
+import anyio
+import anyio.to_thread
+import stamina
+import tinker
+from tinker import types
+
+from tinker_recovery.testing import FaultRule, LocalTinkerProcess
+
+POLL_S = 30.0
+BACKOFF_S = 5.0
+"""The Elixir SDK's recovery layer: a poll every 30 s, and 5 s of backoff."""
+
+STEPS = 14
+STRIKE = 12
+
+Way = Callable[[LocalTinkerProcess, FaultRule], Awaitable[float]]
+
+
+async def _since_the_fault(server: LocalTinkerProcess, rule: FaultRule, called: float) -> float:
+    struck = [fault.monotonic for fault in await server.fired() if fault.rule == rule]
+    return called - struck[-1]
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="recovery-latency-")
+
+
+async def shell_loop(server: LocalTinkerProcess, rule: FaultRule) -> float:
+    """``until python train.py; do :; done``, resuming from the last checkpoint."""
+    await server.inject(rule)
+
+    def run() -> str:
+        with _folder() as folder:
+            script = Path(_by_hand.__file__)
+            command = shlex.join([sys.executable, str(script), f"{folder}/state", str(STEPS)])
+            return subprocess.run(  # noqa: S603 - our own script
+                ["/bin/sh", "-c", f"until {command} 2>/dev/null; do :; done"],
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=True,
+            ).stdout
+
+    printed = await anyio.to_thread.run_sync(run)
+    calls = [float(line.split()[1]) for line in printed.splitlines() if line.startswith("called")]
+    return await _since_the_fault(server, rule, calls[-1])
+
+
+async def stamina_around_main(server: LocalTinkerProcess, rule: FaultRule) -> float:
+    """``@stamina.retry(on=Exception)`` around ``main()``, with stamina's own defaults."""
+    await server.inject(rule)
+    calls: list[float] = []
+
+    def run() -> None:
+        with _folder() as folder:
+            main = stamina.retry(on=Exception)(_by_hand.train)
+            main(Path(folder) / "state", STEPS, lambda _: calls.append(time.monotonic()))
+
+    await anyio.to_thread.run_sync(run)
+    return await _since_the_fault(server, rule, calls[-1])
+
+
+async def poll_and_backoff(server: LocalTinkerProcess, rule: FaultRule) -> float:
+    """Ask every 30 s whether the run is corrupted; if so wait 5 s, and take it up again."""
+    calls: list[float] = []
+    runs: list[str] = []
+
+    def called(run_id: str) -> None:
+        calls.append(time.monotonic())
+        runs.append(run_id)
+
+    with _folder() as folder:
+        state = Path(folder) / "state"
+        # The fault falls anywhere between two polls.
+        poll_at = time.monotonic() + random.uniform(0.2, 1.0) * POLL_S
+        connect = partial(tinker.ServiceClient, base_url=server.base_url, api_key=server.api_key)
+        train = partial(_by_hand.train, state, STEPS, called, connect)
+        await anyio.to_thread.run_sync(partial(_by_hand.train, state, STRIKE - 1, called, connect))
+        await server.inject(rule)
+        try:
+            await anyio.to_thread.run_sync(train)
+        except Exception:
+            await anyio.sleep(max(0.0, poll_at - time.monotonic()))
+            status = await anyio.to_thread.run_sync(_status, server, runs[-1])
+            if not status.corrupted:
+                raise
+            await anyio.sleep(BACKOFF_S)
+            await anyio.to_thread.run_sync(train)
+    return await _since_the_fault(server, rule, calls[-1])
+
+
+def _status(server: LocalTinkerProcess, run_id: str) -> types.TrainingRun:
+    client = tinker.RestClient(base_url=server.base_url, api_key=server.api_key)
+    return client.get_training_run(run_id).result()
+
+
+WAYS: dict[str, Way] = {"shell loop": shell_loop, "stamina around main": stamina_around_main}

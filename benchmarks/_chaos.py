@@ -1,0 +1,315 @@
+"""Chaos: random faults over random loops, and the one thing that may come of them.
+
+A schedule is a loop (its depth, sync or async) and what goes wrong under it. Whatever it is, the
+run ends with exactly the weights of an undisturbed one, or with an error that says why it cannot,
+and then only if the schedule holds something that cannot be recovered from. It never hangs, never
+ends with other weights, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import anyio
+import tinker
+from hypothesis import strategies as st
+from tinker import types
+from tinker.lib.internal_client_holder import _internal_client_holder_thread_singleton as sdk
+
+from tinker_recovery import (
+    Attempt,
+    CheckpointPolicy,
+    NoUsableCheckpoint,
+    RecoveryExhausted,
+    RecoveryPolicy,
+    RecoveryRefused,
+    Supervisor,
+)
+from tinker_recovery.testing import FaultRule, LocalTinker
+from tinker_recovery.testing.strategies import schedules
+
+STEPS = 12
+SAVE_EVERY = 4
+LIMIT_S = 120.0
+ADAM = types.AdamParams(learning_rate=5e-2)
+
+Action = Literal[
+    "poison",
+    "fail",
+    "hang",
+    "gone",
+    "fail_session",
+    "pause",
+    "nan_loss",
+    "wrong_restore",
+    "status",
+    "drop",
+    "slow",
+    "truncate",
+    "malformed",
+    "lost_save",
+]
+ACTIONS: tuple[Action, ...] = get_args(Action)
+"""All that can be noticed. A cold optimizer cannot, from here, and neither can weights that are
+replaced in the middle of a healthy service; an outage that comes back with older ones can."""
+
+_REFUSALS = {400, 401, 403, 404, 422}
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """The service is gone for a while when a step is reached.
+
+    Attributes:
+        at_step: The loop's step.
+        rollback: Whether it comes back at its last checkpoint.
+        status: What it answers meanwhile; None refuses connections.
+    """
+
+    at_step: int
+    rollback: bool
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A loop, and what goes wrong under it. Its ``repr`` is the call that makes it.
+
+    Attributes:
+        depth: Batches submitted ahead.
+        blocking: Whether the loop is a plain function.
+        faults: Injected before it starts.
+        outage: If there is one.
+    """
+
+    depth: int
+    blocking: bool
+    faults: tuple[FaultRule, ...]
+    outage: Outage | None = None
+
+    @property
+    def may_be_given_up(self) -> bool:
+        """Whether it holds an answer that trying again cannot change."""
+        return any(
+            (rule.action == "status" and rule.status in _REFUSALS)
+            or rule.action == "wrong_restore"
+            or (rule.action == "malformed" and rule.request in {"create_session", "create_model"})
+            for rule in self.faults
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a schedule.
+
+    Attributes:
+        schedule: The schedule.
+        recoveries: How often the run was recovered.
+        fired: How many faults struck.
+        gave_up: The error it was given up with, if it was.
+        violation: What was not as promised; empty if nothing.
+        wall_s: How long it took.
+    """
+
+    schedule: Schedule
+    recoveries: int
+    fired: int
+    gave_up: BaseException | None
+    violation: str
+    wall_s: float
+
+
+_outages = st.builds(
+    Outage,
+    at_step=st.integers(0, STEPS - 1),
+    rollback=st.booleans(),
+    status=st.sampled_from([503, None]),
+)
+
+cases: st.SearchStrategy[Schedule] = st.builds(
+    Schedule,
+    depth=st.integers(0, 3),
+    blocking=st.booleans(),
+    faults=schedules(steps=range(STEPS), actions=ACTIONS, min_faults=0, max_faults=3).map(tuple),
+    outage=st.one_of(st.none(), st.none(), st.none(), _outages),
+)
+"""Random schedules."""
+
+
+def batch(step: int) -> list[types.Datum]:
+    """One step's batch, a function of the step alone."""
+    tokens = [(step * 7 + offset * offset) % 50 for offset in range(9)]
+    return [
+        types.Datum(
+            model_input=types.ModelInput.from_ints(tokens[:-1]),
+            loss_fn_inputs={
+                "target_tokens": types.TensorData(data=tokens[1:], dtype="int64", shape=[8])
+            },
+        )
+    ]
+
+
+POLICY = RecoveryPolicy(
+    enabled=True,
+    max_attempts=20,
+    backoff_s=0.02,
+    max_backoff_s=0.2,
+    poll_interval_s=0.05,
+    stall_after_s=1.5,
+    guard_loss=True,
+    canary=tuple(batch(3)),
+    create_timeout_s=2.0,
+    close_timeout_s=5.0,
+    max_wait_s=60.0,
+    checkpoints=CheckpointPolicy(save_every=SAVE_EVERY),
+)
+
+
+def _submit(client: Any, step: int) -> tuple[Any, Any]:
+    return client.forward_backward(batch(step), "cross_entropy"), client.optim_step(ADAM)
+
+
+async def _awaiting(attempt: Attempt, depth: int, reached: Callable[[int], None]) -> None:
+    pending: deque[tuple[Any, Any]] = deque()
+    for step in range(attempt.start_step, STEPS):
+        reached(step)
+        pending.append(_submit(attempt.client, step))
+        while len(pending) > depth:
+            forward, update = pending.popleft()
+            await forward
+            await update
+    for forward, update in pending:
+        await forward
+        await update
+
+
+def _blocking(attempt: Attempt, depth: int, reached: Callable[[int], None]) -> None:
+    pending: deque[tuple[Any, Any]] = deque()
+    for step in range(attempt.start_step, STEPS):
+        reached(step)
+        pending.append(_submit(attempt.client, step))
+        while len(pending) > depth:
+            forward, update = pending.popleft()
+            forward.result()
+            update.result()
+    for forward, update in pending:
+        forward.result()
+        update.result()
+
+
+async def play(schedule: Schedule) -> Outcome:
+    """Play one schedule on a server of its own."""
+    began = time.monotonic()
+    async with LocalTinker(long_poll_s=0.2) as server:
+        os.environ.update(
+            TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key, TINKER_TELEMETRY="0"
+        )
+        for rule in schedule.faults:
+            server.inject(rule)
+        supervisor = Supervisor(POLICY)
+        gave_up: BaseException | None = None
+        violation = ""
+        try:
+            with anyio.fail_after(LIMIT_S):
+                async with supervisor:
+                    await _train(supervisor, schedule, server)
+        except TimeoutError as error:
+            violation = f"it hung: {error!r}"
+        except (RecoveryExhausted, RecoveryRefused, NoUsableCheckpoint) as error:
+            gave_up = error
+        except (tinker.TinkerError, ValueError) as error:
+            gave_up = error
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what is looked for
+            violation = f"an error nobody can make sense of: {error!r}"
+        server.release()
+        wall_s = time.monotonic() - began
+        if gave_up is not None and not schedule.may_be_given_up:
+            violation = f"given up without need: {gave_up!r}"
+        run = supervisor.runs[0] if supervisor.runs else None
+        if run is not None and gave_up is None and not violation:
+            final = server.run_state(run.segments[-1].run_id)
+            if final != await _undisturbed():
+                violation = f"other weights: {final}"
+        violation = violation or await _left_behind(server, schedule)
+        return Outcome(
+            schedule,
+            len(run.recoveries) if run is not None else 0,
+            len(server.fired),
+            gave_up,
+            violation,
+            wall_s,
+        )
+
+
+async def _train(supervisor: Supervisor, schedule: Schedule, server: LocalTinker) -> None:
+    waiting = [schedule.outage] if schedule.outage is not None else []
+
+    def reached(step: int) -> None:
+        if waiting and waiting[0].at_step == step:
+            outage = waiting.pop()
+            server.outage(0.4, status=outage.status, rollback=outage.rollback)
+
+    async def awaiting(attempt: Attempt) -> None:
+        await _awaiting(attempt, schedule.depth, reached)
+
+    def blocking(attempt: Attempt) -> None:
+        _blocking(attempt, schedule.depth, reached)
+
+    train: Any = blocking if schedule.blocking else awaiting
+    await supervisor.run(train, base_model="m", rank=8, seed=7)
+
+
+_known: list[object] = []
+
+
+async def _undisturbed() -> object:
+    """The final state of a run under which nothing goes wrong."""
+    if not _known:
+        _known.append(None)  # asked for by itself just below
+        async with LocalTinker() as server:
+            os.environ.update(TINKER_BASE_URL=server.base_url)
+            async with Supervisor(POLICY) as supervisor:
+                await _train(supervisor, Schedule(0, blocking=False, faults=()), server)
+            _known[0] = server.run_state(supervisor.runs[0].segments[-1].run_id)
+    return _known[0]
+
+
+async def _left_behind(server: LocalTinker, schedule: Schedule, limit_s: float = 8.0) -> str:
+    """What is still there that should not be; empty if nothing."""
+    # A session whose first reply was lost is known to the service alone, which times it out.
+    nameless = any(rule.request in {"create_session", None} for rule in schedule.faults)
+    deadline = time.monotonic() + limit_s
+    while True:
+        left = []
+        active = [name for name, state in server.sessions().items() if state == "active"]
+        if active and not nameless:
+            left.append(f"sessions {active}")
+        if tasks := _sdk_tasks():
+            left.append(f"tasks on the SDK's loop {tasks}")
+        ours = [
+            thread.name
+            for thread in threading.enumerate()
+            if "tinker_recovery" in thread.name.lower()
+        ]
+        if ours:
+            left.append(f"threads {ours}")
+        if not left:
+            return ""
+        if time.monotonic() > deadline:
+            return f"left behind: {'; '.join(left)}"
+        await anyio.sleep(0.02)
+
+
+def _sdk_tasks() -> list[str]:
+    async def look() -> list[str]:
+        me = asyncio.current_task()
+        return [repr(task.get_coro()) for task in asyncio.all_tasks() if task is not me]
+
+    return asyncio.run_coroutine_threadsafe(look(), sdk.get_loop()).result()

@@ -1,0 +1,59 @@
+"""How every benchmark here prints: a table for people, and bars as JSON on the last line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A measured value and the limit it has to keep."""
+
+    name: str
+    value: float
+    limit: float
+    better: Literal["lower", "higher"] = "lower"
+
+    @property
+    def holds(self) -> bool:
+        """Whether the limit is kept."""
+        return self.value <= self.limit if self.better == "lower" else self.value >= self.limit
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """``--quick`` and ``--json``."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, under 50 s")
+    parser.add_argument("--json", action="store_true", help="print the bars on the last line")
+    return parser.parse_args()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns, the first to the left."""
+    widths = [
+        max(len(str(row[column])) for row in [header, *rows]) for column in range(len(header))
+    ]
+    for row in [header, ["-" * width for width in widths], *rows]:
+        cells = [
+            str(cell).ljust(width) if column == 0 else str(cell).rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells))
+
+
+def bars(benchmark: str, measured: Sequence[Bar], *, as_json: bool) -> None:
+    """Print the bars, and with ``--json`` again on the last line for machines."""
+    print()
+    for bar in measured:
+        sign = "<=" if bar.better == "lower" else ">="
+        verdict = "holds" if bar.holds else "MISSED"
+        print(f"bar {bar.name!r}: {bar.value:.4g} {sign} {bar.limit:g}  {verdict}")
+    if as_json:
+        rows = [{**asdict(bar), "holds": bar.holds} for bar in measured]
+        print(json.dumps({"benchmark": benchmark, "bars": rows}))

@@ -1,0 +1,223 @@
+"""From a poisoned backend to the new attempt's first completed step, and whose time it is.
+
+Each round trains a short run on a local server that poisons it at a random step, at pipeline depth
+0, 1 or 2, and takes four moments apart:
+
+- detection: from the server's poisoning to our noticing, by a failed call;
+- service: waiting for the service on the way back (list checkpoints, open a session, load);
+- own: everything else between noticing and the first call of the new attempt;
+- first step: from that call to its result.
+
+Then, on a server in a process of its own, each kind of fault: how long from the fault to the first
+call of the new attempt, which is detection plus hand-over. Beside it, for the faults that a call
+tells of, what a user would do otherwise: a shell loop that restarts the process, stamina around
+``main()``, and a 30-second poll with a fixed 5-second backoff.
+
+    python benchmarks/recovery_latency.py [--quick] [--json]
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections import deque
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import anyio
+from _alternatives import STRIKE, WAYS, poll_and_backoff
+from _report import Bar, arguments, bars, table
+from tinker import APIFuture, types
+
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, Supervisor
+from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess
+
+ADAM = types.AdamParams(learning_rate=1e-2)
+STEPS = 20
+LIMIT_MS = 25.0
+SOONER = 10.0
+"""How many times sooner than each of the alternatives."""
+
+IN_BAND = ("poison", "fail", "gone")
+STALL_S = 1.0
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Milliseconds of one recovery."""
+
+    detection: float
+    service: float
+    own: float
+    first_step: float
+    handover: float
+    total: float
+
+
+def batch(step: int) -> list[types.Datum]:
+    """One step's batch."""
+    tokens = [(step * 7 + offset) % 50 for offset in range(33)]
+    return [
+        types.Datum(
+            model_input=types.ModelInput.from_ints(tokens[:-1]),
+            loss_fn_inputs={
+                "target_tokens": types.TensorData(data=tokens[1:], dtype="int64", shape=[32])
+            },
+        )
+    ]
+
+
+async def train(attempt: Attempt, depth: int, completed: list[float]) -> None:
+    """Train, and write down when the first step of each attempt was completed."""
+    pending: deque[
+        tuple[int, APIFuture[types.ForwardBackwardOutput], APIFuture[types.OptimStepResponse]]
+    ] = deque()
+    first = True
+    for step in range(attempt.start_step, STEPS + depth):
+        if step < STEPS:
+            forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+            pending.append((step, forward, attempt.client.optim_step(ADAM)))
+        if pending and pending[0][0] <= step - depth:
+            _, forward, update = pending.popleft()
+            await forward
+            await update
+            if first:
+                completed.append(time.monotonic())
+                first = False
+
+
+async def one_round(server: LocalTinker, depth: int) -> Round:
+    """One poisoned run."""
+    policy = RecoveryPolicy(
+        enabled=True, poll_interval_s=60, checkpoints=CheckpointPolicy(save_every=5)
+    )
+    server.inject(FaultRule("poison", at_step=random.randrange(1, STEPS)))
+    completed: list[float] = []
+    async with Supervisor(policy) as supervisor:
+        await supervisor.run(
+            functools.partial(train, depth=depth, completed=completed), base_model="b", rank=8
+        )
+    (run,) = supervisor.runs
+    (recovery,) = run.recoveries
+    struck = server.fired[-1].monotonic
+    noticed = recovery.fault.detected_at
+    called = run.attempts[-1].client.first_call_at or 0.0
+    return Round(
+        detection=(noticed - struck) * 1e3,
+        service=recovery.service_s * 1e3,
+        own=(called - noticed - recovery.service_s) * 1e3,
+        first_step=(completed[-1] - called) * 1e3,
+        handover=(called - noticed) * 1e3,
+        total=(completed[-1] - struck) * 1e3,
+    )
+
+
+RULES = {
+    "poison": FaultRule("poison", STRIKE, "optim_step"),
+    "fail": FaultRule("fail", STRIKE, "forward_backward"),
+    "gone": FaultRule("gone", STRIKE, "optim_step"),
+    "session failed": FaultRule("fail_session", STRIKE, "optim_step"),
+    "NaN loss": FaultRule("nan_loss", STRIKE),
+    "poison, quiet": FaultRule("poison", STRIKE, "optim_step", quiet=True),
+    "silence": FaultRule("hang", STRIKE, "optim_step"),
+}
+
+
+async def ours(server: LocalTinkerProcess, kind: str) -> float:
+    """Seconds from one fault to the first call of the new attempt."""
+    rule = RULES[kind]
+    policy = RecoveryPolicy(
+        enabled=True,
+        poll_interval_s=POLL_S if kind == "poison, quiet" else 60,
+        stall_after_s=STALL_S,
+        guard_loss=True,
+        checkpoints=CheckpointPolicy(save_every=5),
+    )
+    await server.inject(rule)
+    async with Supervisor(policy) as supervisor:
+        await supervisor.run(
+            functools.partial(train, depth=0, completed=[]), base_model="b", rank=8
+        )
+    (run,) = supervisor.runs
+    struck = [fault.monotonic for fault in await server.fired() if fault.rule == rule]
+    return (run.attempts[-1].client.first_call_at or 0.0) - struck[-1]
+
+
+async def polling(rounds: int, measured: list[float]) -> None:
+    """The 30-second poll; nearly all of it is waiting, so it runs beside the others."""
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="recovery-latency-") as folder:
+            async with LocalTinkerProcess(Path(folder)) as server:
+                # Only the flag `corrupted` is polled for: no other fault would ever be seen.
+                measured.append(await poll_and_backoff(server, RULES["poison"]))
+
+
+async def others(
+    rounds: int, ours_s: dict[str, list[float]], theirs_s: dict[str, list[float]]
+) -> None:
+    """Every fault with ours, and the faults that a call tells of with the quicker alternatives."""
+    with tempfile.TemporaryDirectory(prefix="recovery-latency-") as folder:
+        async with LocalTinkerProcess(Path(folder)) as server:
+            os.environ.update(TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key)
+            await ours(server, "poison")  # pays for the connections
+            for _ in range(rounds):
+                for kind, measured in ours_s.items():
+                    measured.append(await ours(server, kind))
+                for name, way in WAYS.items():
+                    # Three of each: stamina's first wait is anything between 0.1 and 1.1 s.
+                    for kind in IN_BAND:
+                        theirs_s[name].append(await way(server, RULES[kind]))
+
+
+async def against_the_alternatives(*, quick: bool) -> list[Bar]:
+    """The second table, and how many times sooner."""
+    ours_s: dict[str, list[float]] = {kind: [] for kind in RULES}
+    theirs_s: dict[str, list[float]] = {name: [] for name in (*WAYS, "30 s poll, 5 s backoff")}
+    async with anyio.create_task_group() as group:
+        group.start_soon(polling, 1 if quick else 4, theirs_s["30 s poll, 5 s backoff"])
+        group.start_soon(others, 3 if quick else 15, ours_s, theirs_s)
+    in_band = statistics.median(one for kind in IN_BAND for one in ours_s[kind])
+    print("\nseconds from the fault to the first call of the new attempt, median\n")
+    rows = [[kind, f"{statistics.median(ours_s[kind]):.3f}", ""] for kind in RULES]
+    sooner: list[Bar] = []
+    for name, measured in theirs_s.items():
+        median = statistics.median(measured)
+        rows.append([name, f"{median:.3f}", f"{median / in_band:.1f} times ours"])
+        sooner.append(Bar(f"sooner than {name}", median / in_band, SOONER, "higher"))
+    table(["", "seconds", ""], rows)
+    print(f"\nstall_after_s={STALL_S:g}, poll_interval_s={POLL_S:g} where they are what hears it")
+    return sooner
+
+
+async def main(*, quick: bool) -> list[Bar]:
+    """Measure, print the tables, return the bars."""
+    rounds: dict[int, list[Round]] = {0: [], 1: [], 2: []}
+    async with LocalTinker() as server:
+        os.environ.update(
+            TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key, TINKER_TELEMETRY="0"
+        )
+        await one_round(server, 0)  # the first one pays for imports and connections
+        for _ in range(3 if quick else 40):
+            for depth, measured in rounds.items():
+                measured.append(await one_round(server, depth))
+    names = [field.name for field in fields(Round)]
+    rows = []
+    for depth, measured in rounds.items():
+        medians = [statistics.median(getattr(one, name) for one in measured) for name in names]
+        rows.append([f"depth {depth}", *(f"{median:.1f}" for median in medians)])
+    every = [one for measured in rounds.values() for one in measured]
+    worst = [f"{max(getattr(one, name) for one in every):.1f}" for name in names]
+    print(f"milliseconds, median of {len(every)} recoveries from a failed call\n")
+    table(["", *names], [*rows, ["worst", *worst]])
+    own = Bar("own hand-over ms", statistics.median(one.own for one in every), LIMIT_MS)
+    return [own, *await against_the_alternatives(quick=quick)]
+
+
+if __name__ == "__main__":
+    given = arguments(__doc__)
+    bars("recovery_latency", anyio.run(lambda: main(quick=given.quick)), as_json=given.json)

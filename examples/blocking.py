@@ -1,0 +1,62 @@
+"""A loop that blocks on ``.result()``, in a script without asyncio: supervised all the same.
+
+Run it against a local server, in two terminals:
+
+    tinker-recovery serve --port 8010
+    TINKER_BASE_URL=http://127.0.0.1:8010 TINKER_API_KEY=tml-local-key python examples/blocking.py
+
+or against the real service, with your own TINKER_API_KEY (and --model one it offers).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+
+from tinker import types
+
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, Supervisor
+
+ADAM = types.AdamParams(learning_rate=1e-2)
+
+
+def batch(step: int) -> list[types.Datum]:
+    """The batch of one step. A function of the step alone, so that a replay gets the same one."""
+    tokens = [(step * 7 + offset * offset) % 50 for offset in range(17)]
+    return [
+        types.Datum(
+            model_input=types.ModelInput.from_ints(tokens[:-1]),
+            loss_fn_inputs={"target_tokens": types.TensorData(data=tokens[1:], dtype="int64")},
+        )
+    ]
+
+
+def train(attempt: Attempt, steps: int) -> None:
+    """One attempt at the loop, from wherever it has to begin."""
+    print(f"{attempt!r}")
+    for step in range(attempt.start_step, steps):
+        forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+        update = attempt.client.optim_step(ADAM)
+        loss = forward.result().metrics["loss:sum"]
+        update.result()
+        attempt.report(loss=loss)
+        if step % 10 == 0:
+            print(f"step {step}: loss {loss:.3f}")
+
+
+def main(steps: int, model: str) -> None:
+    """Train for a number of steps, under supervision."""
+    policy = RecoveryPolicy(enabled=True, checkpoints=CheckpointPolicy(save_every=10))
+    with Supervisor(policy) as blocking:
+        loop = functools.partial(train, steps=steps)
+        blocking.run(loop, base_model=model, rank=8, name="blocking")
+        (run,) = blocking.supervisor.runs
+        print(f"done: {steps} steps, {len(run.recoveries)} recoveries")
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--steps", type=int, default=40)
+    arguments.add_argument("--model", default="Qwen/Qwen3-8B")
+    given = arguments.parse_args()
+    main(given.steps, given.model)

@@ -1,0 +1,56 @@
+"""A short, fixed piece of the chaos that ``benchmarks/chaos.py`` plays at length."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from _chaos import Outage, Outcome, Schedule, cases, play
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tinker_recovery.testing import FaultRule
+
+
+def _kept(outcome: Outcome) -> None:
+    assert not outcome.violation, f"{outcome.violation}\nto replay: play({outcome.schedule!r})"
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Set by each play, and put back after it.
+    for name in ("TINKER_BASE_URL", "TINKER_API_KEY"):
+        monkeypatch.setenv(name, "")
+
+
+@pytest.mark.parametrize("part", [1, 2])
+@pytest.mark.timeout(120)
+def test_whatever_goes_wrong_the_weights_are_right_or_the_error_says_why_not(part: int) -> None:
+    @seed(part)
+    @settings(
+        max_examples=6,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases)
+    def one(schedule: Schedule) -> None:
+        _kept(anyio.run(play, schedule))
+
+    one()
+
+
+FOUND = [
+    # A forward pass that fails alone, and the save queued behind it.
+    Schedule(1, blocking=False, faults=(FaultRule("fail", 7, "forward_backward"),)),
+    Schedule(2, blocking=True, faults=(FaultRule("fail", 3, "optim_step"),)),
+    # An outage that comes back at the last checkpoint, and a run over before anyone looked.
+    Schedule(0, blocking=False, faults=(), outage=Outage(3, rollback=True, status=503)),
+    Schedule(2, blocking=True, faults=(), outage=Outage(9, rollback=True, status=None)),
+]
+
+
+@pytest.mark.parametrize("schedule", FOUND, ids=range(len(FOUND)))
+def test_a_schedule_that_once_broke_a_promise_keeps_it_now(schedule: Schedule) -> None:
+    outcome = anyio.run(play, schedule)
+    _kept(outcome)
+    assert outcome.recoveries >= 1

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made import LINEAGE, NOW, listed, record
+from pydantic import ValidationError
+
+from tinker_recovery import CheckpointPolicy
+from tinker_recovery.checkpoints import (
+    Evidence,
+    SaveLedger,
+    Situation,
+    plan_deletions,
+    renewals,
+    retention_of,
+    schedule_of,
+)
+
+STRATEGIES = ["steps", "epoch", "best", "last", "all", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"strategy": "often"}, "'auto'"),
+        ({"save_every": 0}, "save_every"),
+        ({"save_every_s": 0}, "save_every_s"),
+        ({"keep_last": -1}, "keep_last"),
+        ({"keep_best": 0}, "keep_best"),
+        ({"keep_every": 0}, "keep_every"),
+        ({"ttl_s": 60}, "greater than or equal to 3600"),
+        ({"ttl_s": 1e10}, "less than or equal to 315360000"),
+        ({"max_deletes_per_s": 0}, "max_deletes_per_s"),
+        ({"auto_mtbf_s": -1}, "auto_mtbf_s"),
+        ({"auto_min_steps": 9, "auto_max_steps": 8}, "auto_max_steps=8 is below auto_min_steps=9"),
+        ({"keep_last": 0, "save_best": False}, "keep_last=0 with save_best=False"),
+        ({"keep_last": 0, "strategy": "last"}, "keep_last=0 contradicts strategy='last'"),
+    ],
+)
+def test_a_policy_that_cannot_work_is_refused_with_what_is_allowed(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CheckpointPolicy.model_validate(given)
+    assert said in str(caught.value)
+
+
+def test_nothing_else_has_to_be_kept_where_another_rule_keeps() -> None:
+    assert CheckpointPolicy(keep_last=0).keep_last == 0
+    assert CheckpointPolicy(keep_last=0, save_best=False, keep_every=100).keep_every == 100
+
+
+def test_epochs_are_saved_one_by_one_unless_said_otherwise() -> None:
+    assert CheckpointPolicy(strategy="epoch").save_every == 1
+    assert CheckpointPolicy(strategy="epoch", save_every=3).save_every == 3
+    assert CheckpointPolicy().save_every == 100
+
+
+def test_the_longest_lifetime_the_policy_takes_is_one_the_renewal_takes() -> None:
+    for ttl_s in (3600.0, 315_360_000.0):
+        assert CheckpointPolicy(ttl_s=ttl_s).ttl_s == ttl_s
+        assert renewals([record(1)], {}, ttl_s=ttl_s, now=NOW) == []
+
+
+@given(
+    strategy=st.sampled_from(STRATEGIES),
+    save_every=st.integers(1, 7),
+    keep_last=st.integers(1, 4),
+    save_best=st.booleans(),
+    losses=st.lists(st.floats(), min_size=40, max_size=40),
+)
+def test_a_run_under_any_policy_ends_with_its_last_step_saved_and_never_without_a_checkpoint(
+    *,
+    strategy: Any,
+    save_every: int,
+    keep_last: int,
+    save_best: bool,
+    losses: list[float],
+) -> None:
+    policy = CheckpointPolicy(
+        strategy=strategy, save_every=save_every, keep_last=keep_last, save_best=save_best
+    )
+    schedule, retention = schedule_of(policy), retention_of(policy)
+    ledger, evidence = SaveLedger.resumed(0, 0.0), Evidence()
+    stored: set[int] = set()
+    for step, loss in enumerate(losses, 1):
+        evidence = evidence.stepped(60.0)
+        moment: dict[str, Any] = {"step": step, "now_s": step * 60.0, "epoch": step // 5}
+        moment["metrics"] = {"loss": loss}
+        end = step == len(losses)
+        if ledger.ask(schedule, **moment, evidence=evidence, end=end).due:
+            ledger = ledger.began(**moment).stored(step)
+            evidence = evidence.saved(1.0)
+            stored.add(step)
+        found = [listed(each, metrics={"loss": losses[each - 1]}) for each in stored]
+        plan = plan_deletions(
+            found, retention, Situation(LINEAGE, NOW, valid={each.path for each in found})
+        )
+        gone = {row.step for row in plan.deletions}
+        assert not stored or max(stored) not in gone
+        stored -= {each for each in stored if each in gone}
+    assert len(losses) in stored
+    if strategy == "last":
+        assert len(stored) <= 1 + save_best
+    elif strategy not in {"all", "best"}:
+        assert len(stored) <= keep_last + save_best

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tinker import types
+
+from tinker_recovery import InvalidMetadata, UsageError
+from tinker_recovery.checkpoints import (
+    CheckpointRecord,
+    EverySteps,
+    checkpoint_metadata,
+    objection,
+    run_id_of,
+)
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def _listed(
+    metadata: dict[str, str] | None,
+    *,
+    kind: types.CheckpointType = "training",
+    expires_at: datetime | None = None,
+    size_bytes: int | None = 10,
+) -> types.Checkpoint:
+    return types.Checkpoint(
+        checkpoint_id="weights/c",
+        checkpoint_type=kind,
+        time=NOW,
+        tinker_path="tinker://run/weights/c",
+        size_bytes=size_bytes,
+        user_metadata=metadata,
+        expires_at=expires_at,
+    )
+
+
+def _metadata() -> dict[str, str]:
+    return checkpoint_metadata(
+        step=7, lineage="l", attempt="a", parent="tinker://p/weights/q", saved_by="schedule"
+    )
+
+
+def _record(**fields: object) -> CheckpointRecord:
+    record = CheckpointRecord.from_listing(_listed(_metadata()))
+    assert record is not None
+    return record.model_copy(update=fields)
+
+
+@given(
+    step=st.integers(0, 10**9),
+    lineage=st.text(min_size=1),
+    attempt=st.text(min_size=1),
+    parent=st.none() | st.just("tinker://p/weights/q"),
+)
+def test_what_is_saved_with_a_checkpoint_is_read_back(
+    step: int, lineage: str, attempt: str, parent: str | None
+) -> None:
+    metadata = checkpoint_metadata(
+        step=step, lineage=lineage, attempt=attempt, parent=parent, saved_by="user"
+    )
+    assert all(isinstance(value, str) for value in metadata.values())
+    record = CheckpointRecord.from_listing(_listed({**metadata, "theirs": "kept"}))
+    assert record is not None
+    assert (record.step, record.lineage, record.attempt, record.parent, record.saved_by) == (
+        step,
+        lineage,
+        attempt,
+        parent,
+        "user",
+    )
+    assert record.run_id == "run"
+
+
+def test_a_checkpoint_of_someone_else_is_not_ours() -> None:
+    assert CheckpointRecord.from_listing(_listed(None)) is None
+    assert CheckpointRecord.from_listing(_listed({"step": "3"})) is None
+    assert CheckpointRecord.from_listing(_listed(_metadata(), kind="sampler")) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", "-1"),
+        ("step", "many"),
+        ("step", None),
+        ("format", "99"),
+        ("attempt", None),
+        ("saved_by", "nobody"),
+    ],
+)
+def test_broken_metadata_is_refused_with_the_path_and_the_reason(
+    key: str, value: str | None
+) -> None:
+    metadata = _metadata()
+    if value is None:
+        del metadata[f"tinker_recovery.{key}"]
+    else:
+        metadata[f"tinker_recovery.{key}"] = value
+    with pytest.raises(InvalidMetadata, match="tinker://run/weights/c") as caught:
+        CheckpointRecord.from_listing(_listed(metadata))
+    assert (value or key) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["run/weights/c", "tinker://run/sampler_weights/c", "tinker://run/weights/", ""]
+)
+def test_a_path_of_another_form_is_refused_with_the_form_it_should_have(path: str) -> None:
+    with pytest.raises(UsageError, match="tinker://RUN/weights/NAME") as caught:
+        run_id_of(path)
+    assert repr(path) in str(caught.value)
+
+
+def test_a_checkpoint_about_to_expire_is_not_trusted() -> None:
+    soon = _record(expires_at=NOW + timedelta(minutes=1))
+    assert "expires" in (objection(soon, now=NOW) or "")
+    assert objection(_record(expires_at=NOW + timedelta(hours=1)), now=NOW) is None
+    assert objection(_record(expires_at=None), now=NOW) is None
+
+
+def test_an_empty_checkpoint_is_not_trusted_and_an_unknown_size_says_nothing() -> None:
+    assert "0 bytes" in (objection(_record(size_bytes=0), now=NOW) or "")
+    assert objection(_record(size_bytes=None), now=NOW) is None
+
+
+def test_saves_are_due_every_n_steps_counted_from_the_runs_beginning() -> None:
+    assert [step for step in range(13) if EverySteps(4).due(step)] == [4, 8, 12]

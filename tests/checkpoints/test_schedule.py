@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made import record
+
+from tinker_recovery import CheckpointPolicy, UsageError
+from tinker_recovery.checkpoints import (
+    AnyOf,
+    AtEnd,
+    AtSteps,
+    AutoInterval,
+    EveryEpochs,
+    EverySeconds,
+    EverySteps,
+    Evidence,
+    Held,
+    KeepAll,
+    Moment,
+    OnImprovement,
+    SaveLedger,
+    Schedule,
+    retention_of,
+    schedule_of,
+    young_daly_s,
+)
+
+TIMED = Evidence().stepped(10.0).saved(20.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "moment", "due", "reason"),
+    [
+        (EverySteps(4), Moment(8, 0, last_step=4), True, "multiple of 4"),
+        (EverySteps(4), Moment(9, 0, last_step=4), False, "not at a multiple"),
+        (EverySteps(4), Moment(8, 0, last_step=8), False, "not at"),
+        (EverySteps(4), Moment(0, 0), False, "not at"),
+        (EverySeconds(60), Moment(3, 160, last_s=100), True, "60 s since"),
+        (EverySeconds(60), Moment(3, 159, last_s=100), False, "59 s since"),
+        (EverySeconds(60), Moment(3, 500, last_step=3), False, "every 60"),
+        (EverySeconds(60), Moment(3, 10, last_s=100), False, "-90 s since"),
+        (EveryEpochs(), Moment(9, 0, epoch=1), True, "1 epochs completed"),
+        (EveryEpochs(), Moment(9, 0, epoch=1, last_epoch=1), False, "1 at the last"),
+        (EveryEpochs(2), Moment(9, 0, epoch=3, last_epoch=2), False, "every 2"),
+        (EveryEpochs(2), Moment(9, 0, epoch=5, last_epoch=3), True, "every 2"),
+        (EveryEpochs(), Moment(9, 0), False, "reports no epoch"),
+        (OnImprovement("loss"), Moment(5, 0, metrics={"loss": 2.0}), True, "none saved"),
+        (OnImprovement("loss"), Moment(5, 0), False, "reports no metric 'loss'"),
+        (AtSteps([7, 9]), Moment(7, 0), True, "step 7 was asked for"),
+        (AtSteps([7, 9]), Moment(8, 0, last_step=3), True, "step 7 was asked for"),
+        (AtSteps([7, 9]), Moment(8, 0, last_step=7), False, "no step"),
+        (AtEnd(), Moment(5, 0), False, "not at the end"),
+        (AtEnd(), Moment(5, 0, end=True), True, "at its end"),
+        (AtEnd(), Moment(5, 0, last_step=5, end=True), False, "saved already"),
+        (AnyOf(EverySteps(4), AtEnd()), Moment(5, 0, end=True), True, "at its end"),
+        (AnyOf(EverySteps(4), AtEnd()), Moment(5, 0), False, "4 steps; not at the end"),
+        (AutoInterval(), Moment(5, 0, last_step=5), False, "nothing new"),
+        (AutoInterval(max_steps=5), Moment(5, 0, evidence=TIMED), True, "5 are worth"),
+        (AutoInterval(max_steps=5), Moment(4, 0, evidence=TIMED), False, "4 steps since"),
+    ],
+)
+def test_each_schedule_says_whether_a_save_is_due_and_why(
+    schedule: Schedule, moment: Moment, *, due: bool, reason: str
+) -> None:
+    decision = schedule.decide(moment)
+    assert decision.due is due
+    assert reason in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "due"),
+    [
+        ("min", 0.9, True),
+        ("min", 1.0, False),  # a tie
+        ("min", 1.1, False),
+        ("max", 3.1, True),
+        ("max", 3.0, False),
+        ("max", 2.9, False),
+        ("min", math.nan, False),
+        ("max", math.nan, False),
+        ("min", -math.inf, False),
+        ("max", math.inf, False),
+    ],
+)
+def test_only_a_real_improvement_is_one(mode: Any, value: float, *, due: bool) -> None:
+    moment = Moment(5, 0, metrics={"loss": value}, lowest={"loss": 1.0}, highest={"loss": 3.0})
+    assert OnImprovement("loss", mode).decide(moment).due is due
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: EverySteps(0),
+        lambda: EverySeconds(0.0),
+        lambda: EverySeconds(math.nan),
+        lambda: EveryEpochs(-1),
+        AnyOf,
+        lambda: AutoInterval(prior_mtbf_s=0),
+        lambda: AutoInterval(prior_save_s=math.inf),
+        lambda: AutoInterval(min_steps=5, max_steps=4),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused_at_once(build: Any) -> None:
+    with pytest.raises(UsageError):
+        build()
+
+
+# -- the gate ------------------------------------------------------------------------------------
+
+
+def test_a_save_under_way_holds_back_the_next_one() -> None:
+    ledger = SaveLedger.resumed(0, 0.0)
+    every = EverySteps(2)
+    assert ledger.ask(every, step=2, now_s=1).due
+    ledger = ledger.began(step=2, now_s=1)
+    held = ledger.ask(every, step=4, now_s=2)
+    assert not held.due
+    assert "save of step 2 is still under way" in held.reason
+    with pytest.raises(ValueError, match="ask"):
+        ledger.began(step=4, now_s=2)
+    ledger = ledger.stored(2)
+    assert (ledger.last_step, ledger.last_s) == (2, 1)
+    assert not ledger.ask(every, step=5, now_s=3).due
+    assert ledger.ask(every, step=6, now_s=3).due
+
+
+def test_a_failed_save_is_due_again_at_once_and_reported_once() -> None:
+    ledger = SaveLedger.resumed(0, 0.0).began(step=2, now_s=1)
+    ledger, report = ledger.failed(2)
+    assert report
+    again = ledger.ask(EverySteps(100), step=3, now_s=2)
+    assert again.due
+    assert "failed" in again.reason
+    ledger, report = ledger.began(step=3, now_s=2).failed(3)
+    assert not report
+    ledger = ledger.began(step=4, now_s=3).stored(4)
+    assert not ledger.ask(EverySteps(100), step=5, now_s=3).due
+    _, report = ledger.began(step=5, now_s=4).failed(5)
+    assert report
+
+
+def test_word_of_a_save_that_is_not_under_way_changes_nothing() -> None:
+    ledger = SaveLedger.resumed(0, 0.0).began(step=2, now_s=1)
+    assert ledger.stored(1) is ledger
+    assert ledger.failed(1) == (ledger, False)
+
+
+def test_a_new_attempt_goes_on_comparing_with_the_best_saved_before() -> None:
+    saved = [record(1, metrics={"loss": 1.0}), record(2, metrics={"loss": math.nan})]
+    ledger = SaveLedger.resumed(2, 0.0, saved=saved)
+    best = OnImprovement("loss")
+    assert not ledger.ask(best, step=3, now_s=1, metrics={"loss": 1.0}).due
+    assert ledger.ask(best, step=3, now_s=1, metrics={"loss": 0.5}).due
+
+
+SCHEDULES: st.SearchStrategy[Schedule] = st.sampled_from(
+    [
+        EverySteps(3),
+        EverySeconds(5),
+        EveryEpochs(2),
+        OnImprovement("loss"),
+        AtSteps([4, 5, 11]),
+        AtEnd(),
+        AutoInterval(prior_mtbf_s=50, max_steps=7),
+        AnyOf(EverySteps(4), EverySeconds(3), OnImprovement("loss", "max"), AtEnd()),
+    ]
+)
+
+
+@given(
+    schedule=SCHEDULES,
+    events=st.lists(
+        st.tuples(
+            st.sampled_from(["step", "again", "stored", "failed", "jump"]),
+            st.floats(0, 10),
+            st.floats() | st.sampled_from([0.0, 1.0, math.nan]),
+        ),
+        max_size=60,
+    ),
+)
+def test_no_history_saves_one_step_twice_or_two_at_a_time(
+    schedule: Schedule, events: list[tuple[str, float, float]]
+) -> None:
+    ledger = SaveLedger.resumed(0, 0.0)
+    step, now_s, evidence = 0, 0.0, Evidence()
+    stored: list[int] = []
+    for kind, seconds, metric in events:
+        now_s += -100 if kind == "jump" else seconds
+        if kind == "step":
+            step += 1
+            evidence = evidence.stepped(seconds)
+        in_flight = ledger.in_flight
+        if kind == "stored" and in_flight:
+            stored.append(in_flight.step)
+            ledger = ledger.stored(in_flight.step)
+            evidence = evidence.saved(seconds)
+        elif kind == "failed" and in_flight:
+            ledger, _ = ledger.failed(in_flight.step)
+            assert step == ledger.last_step or ledger.ask(schedule, step=step, now_s=now_s).due
+        moment = {"step": step, "now_s": now_s, "epoch": step // 4, "metrics": {"loss": metric}}
+        if ledger.ask(schedule, **moment, evidence=evidence, end=kind == "again").due:  # type: ignore[arg-type]  # passed through by name
+            assert ledger.in_flight is None
+            ledger = ledger.began(**moment)  # type: ignore[arg-type]  # the same
+    assert stored == sorted(set(stored))
+    assert 0 not in stored
+
+
+# -- auto ----------------------------------------------------------------------------------------
+
+
+def test_the_interval_is_youngs_where_saves_are_cheap_and_dalys_where_they_are_not() -> None:
+    assert young_daly_s(1.0, 1e6) == pytest.approx(math.sqrt(2e6), rel=1e-3)
+    # Daly (2006): sqrt(2*60*3600) = 657.3; * (1 + sqrt(1/120)/3 + 1/1080) - 60.
+    assert young_daly_s(60.0, 3600.0) == pytest.approx(617.9, abs=0.1)
+    assert young_daly_s(100.0, 50.0) == 50.0
+    assert young_daly_s(0.0, 50.0) == 0.0
+
+
+@given(save_s=st.floats(0.01, 1e4), mtbf_s=st.floats(1, 1e7))
+def test_the_interval_wastes_about_as_little_as_any_other(save_s: float, mtbf_s: float) -> None:
+    # Daly's complete cost model, restart left out: wall time per useful second.
+    def wall(interval_s: float) -> float:
+        return mtbf_s * math.expm1(min(700.0, (interval_s + save_s) / mtbf_s)) / interval_s
+
+    best = young_daly_s(save_s, mtbf_s)
+    if save_s < mtbf_s / 2:
+        assert all(wall(best) <= wall(best * factor) * 1.005 for factor in (0.5, 0.8, 1.25, 2.0))
+
+
+def test_auto_saves_further_apart_as_saves_cost_more_and_closer_as_the_run_fails_more() -> None:
+    auto = AutoInterval()
+    usual = Evidence().stepped(1.0).saved(10.0)
+    assert auto.steps(usual.saved(100.0)) > auto.steps(usual)
+    assert auto.steps(usual.failed()) < auto.steps(usual)
+    assert auto.steps(usual.waited(10 * 24 * 3600)) > auto.steps(usual)
+    assert auto.steps(Evidence().stepped(4.0).saved(10.0)) < auto.steps(usual)
+
+
+@given(
+    steps=st.lists(st.floats(0, 1e4), max_size=20),
+    saves=st.lists(st.floats(0, 1e5), max_size=20),
+    failures=st.integers(0, 50),
+    low=st.integers(1, 50),
+    more=st.integers(0, 500),
+)
+def test_auto_stays_within_its_bounds_and_gives_the_same_for_the_same_evidence(
+    steps: list[float], saves: list[float], failures: int, low: int, more: int
+) -> None:
+    evidence = Evidence()
+    for seconds in steps:
+        evidence = evidence.stepped(seconds)
+    for seconds in saves:
+        evidence = evidence.saved(seconds)
+    for _ in range(failures):
+        evidence = evidence.failed()
+    auto = AutoInterval(min_steps=low, max_steps=low + more)
+    assert low <= auto.steps(evidence) <= low + more
+    assert auto.steps(evidence) == AutoInterval(min_steps=low, max_steps=low + more).steps(evidence)
+
+
+def test_the_means_follow_a_service_that_becomes_slower() -> None:
+    evidence = Evidence()
+    for _ in range(50):
+        evidence = evidence.saved(1.0)
+    for _ in range(50):
+        evidence = evidence.saved(9.0)
+    assert evidence.save_s == pytest.approx(9.0, rel=0.02)
+    assert Evidence().saved(2.0).saved(4.0).save_s == 3.0
+
+
+# -- from the policy -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "first"),
+    [
+        ({}, EverySteps(100)),
+        ({"strategy": "steps", "save_every": 7}, EverySteps(7)),
+        ({"strategy": "last"}, EverySteps(100)),
+        ({"strategy": "all", "save_every": 3}, EverySteps(3)),
+        ({"strategy": "epoch"}, EveryEpochs(1)),
+        ({"strategy": "epoch", "save_every": 5}, EveryEpochs(5)),
+        (
+            {"strategy": "best", "best_metric": "acc", "best_mode": "max"},
+            OnImprovement("acc", "max"),
+        ),
+        (
+            {"strategy": "auto", "auto_mtbf_s": 60.0, "auto_min_steps": 2, "auto_max_steps": 9},
+            AutoInterval(prior_mtbf_s=60.0, min_steps=2, max_steps=9),
+        ),
+    ],
+)
+def test_each_strategy_becomes_its_schedule_and_saves_the_last_step(
+    given: dict[str, Any], first: Schedule
+) -> None:
+    policy = CheckpointPolicy.model_validate(given)
+    assert schedule_of(policy) == AnyOf(first, AtEnd())
+    assert schedule_of(policy.model_copy(update={"save_at_end": False})) == first
+    timed = policy.model_copy(update={"save_every_s": 60.0})
+    assert schedule_of(timed) == AnyOf(first, EverySeconds(60.0), AtEnd())
+
+
+@pytest.mark.parametrize(
+    ("given", "pinned", "kept"),
+    [
+        ({"save_best": False}, (), [6, 5, 4, 3, 2]),
+        ({"save_best": False, "keep_last": 2}, (), [6, 5]),
+        ({"keep_last": 2}, (), [6, 5, 1]),
+        ({"keep_last": 1, "keep_best": 2}, (), [6, 2, 1]),
+        ({"keep_last": 1, "best_mode": "max"}, (), [6]),
+        ({"keep_last": 0}, (), [1]),
+        ({"keep_last": 1, "save_best": False, "keep_every": 3}, (), [6, 3]),
+        ({"keep_last": 1, "save_best": False}, ["tinker://a/weights/4"], [6, 4]),
+        ({"strategy": "last"}, (), [6, 1]),
+        ({"strategy": "last", "save_best": False}, (), [6]),
+        ({"strategy": "all"}, (), [6, 5, 4, 3, 2, 1]),
+    ],
+)
+def test_each_policy_keeps_what_it_says(
+    given: dict[str, Any], pinned: list[str], kept: list[int]
+) -> None:
+    held = [Held(record(step, metrics={"loss": float(step)})) for step in (6, 5, 4, 3, 2, 1)]
+    retention = retention_of(CheckpointPolicy.model_validate(given), pinned=pinned)
+    paths = retention.keep(held)
+    assert [each.record.step for each in held if each.record.path in paths] == kept
+    assert all(paths.values())
+    assert isinstance(retention, KeepAll) == (given.get("strategy") == "all")

@@ -1,0 +1,149 @@
+"""The commands, run as a user runs them: in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from tinker_recovery.cli.plot import Mark, axis, curve, replays
+from tinker_recovery.faults import TABLE
+
+COMMAND = [sys.executable, "-m", "tinker_recovery.cli"]
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own command
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=50, check=False
+    )
+
+
+def test_the_demo_ends_with_identical_weights_and_says_so_in_one_json_object() -> None:
+    done = _run("demo", "--steps", "20", "--save-every", "5", "--pace", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert {key: type(value) for key, value in said.items()} == {
+        "steps": int,
+        "recoveries": int,
+        "replayed_steps": int,
+        "lost_steps": int,
+        "weights_identical": bool,
+        "detection_s": list,
+        "handover_s": list,
+        "optimizer_restored": bool,
+    }
+    assert said["weights_identical"] is True
+    assert said["optimizer_restored"] is True
+    assert (said["steps"], said["recoveries"], said["lost_steps"]) == (20, 2, 0)
+    assert said["replayed_steps"] > 0
+    assert len(said["detection_s"]) == len(said["handover_s"]) == 2
+    assert all(0 <= seconds < 10 for seconds in said["detection_s"] + said["handover_s"])
+    assert "loss, undisturbed" in done.stderr, "the picture is for people, beside the data"
+
+
+def test_a_wrong_option_is_refused_with_the_value_and_status_2() -> None:
+    done = _run("demo", "--steps", "10", "--poison", "12")
+    assert done.returncode == 2
+    assert "12 is not below --steps 10" in done.stderr
+
+
+def test_the_table_of_faults_is_printed_from_the_code_for_people_and_for_machines() -> None:
+    done = _run("faults", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["kind"] for row in rows] == [row.kind.value for row in TABLE]
+    assert {row["verdict"] for row in rows} == {"recover", "wait", "give_up"}
+    shown = _run("faults")
+    assert shown.returncode == 0
+    assert all(row.kind.value in shown.stdout for row in TABLE)
+
+
+@pytest.mark.parametrize("arguments", [[], ["demo"], ["faults"], ["serve"]])
+def test_help_says_what_a_command_does_and_its_exit_status(arguments: list[str]) -> None:
+    done = _run(*arguments, "--help")
+    assert done.returncode == 0
+    assert "Usage: " in done.stdout
+    if arguments:
+        assert "Exit status" in done.stdout
+
+
+def test_serve_says_how_to_reach_it_and_stops_cleanly_on_ctrl_c() -> None:
+    server = subprocess.Popen(  # noqa: S603 - our own command
+        [*COMMAND, "serve"], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    try:
+        line = ""
+        while "TINKER_BASE_URL" not in line:
+            line = server.stdout.readline()
+        found = re.search(r"TINKER_BASE_URL=(\S+) TINKER_API_KEY=(\S+)", line)
+        assert found is not None
+        url, key = found.groups()
+        reply = httpx.get(f"{url}/api/v1/training_runs", headers={"X-API-Key": key})
+        assert reply.json()["training_runs"] == []
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=10) == 0
+    finally:
+        server.kill()
+        server.stdout.close()
+        server.wait()
+
+
+def test_serve_on_a_port_that_is_taken_says_so_and_what_to_do() -> None:
+    import socket  # noqa: PLC0415 - for this one test
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = _run("serve", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert "choose another --port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_commands_list_their_help_without_importing_the_sdk() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from tinker_recovery.cli import main; "
+        "CliRunner().invoke(main, ['--help']); print('uvicorn' in sys.modules)"
+    )
+    done = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+        env={**os.environ, "TINKER_TELEMETRY": "0"},
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_a_falling_curve_begins_at_the_top_left_and_ends_at_the_bottom_right() -> None:
+    lines = curve([3.0, 2.0, 1.0, 0.0], width=10, height=3)
+    assert [len(line) for line in lines] == [10, 10, 10]
+    blank = chr(0x2800)
+    assert lines[0][0] != blank
+    assert lines[-1][-1] != blank
+    assert lines[0][-1] == blank
+    assert lines[-1][0] == blank
+
+
+def test_a_flat_curve_and_one_of_a_single_value_are_drawn_too() -> None:
+    for values in ([1.0, 1.0], [5.0]):
+        assert any(character != chr(0x2800) for character in curve(values, width=4, height=2)[0])
+
+
+def test_the_axis_begins_at_zero_and_ends_at_the_last_step() -> None:
+    line = axis(60, width=40)
+    assert line.split() == ["0", "15", "30", "45", "60"]
+
+
+def test_a_recovery_is_an_arrow_from_where_it_struck_back_to_where_the_loop_went_on() -> None:
+    (line,) = replays([Mark(at=20, back_to=10)], 40, width=41)
+    assert line.index("◄") == 10
+    assert line.index("✗") == 20
+    (spot,) = replays([Mark(at=10, back_to=10)], 40, width=41)
+    assert spot.index("✗") == 10

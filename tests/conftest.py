@@ -1,0 +1,110 @@
+"""What every test gets: no telemetry of the SDK's, and a check that nothing of ours is left."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+import pytest_asyncio
+from tinker.lib.internal_client_holder import _internal_client_holder_thread_singleton as sdk
+from virtual import World
+
+from tinker_recovery.testing import LocalTinker
+
+# The SDK's one loop thread serves the process and never ends; it is not ours to stop.
+SDK_LOOP = sdk.get_loop()
+
+
+@pytest.fixture(autouse=True)
+def _no_sdk_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINKER_TELEMETRY", "0")
+
+
+@pytest.hookimpl
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collection after each test need not walk it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def _settled(count: Callable[[], int], expected: int, limit_s: float = 3.0) -> int:
+    """The count once it is down to what is expected, or after a limit."""
+    deadline = time.monotonic() + limit_s
+    while (now := count()) > expected and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return now
+
+
+def _threads() -> list[str]:
+    # Resolvers of the SDK's loop live as long as that loop; pytest-timeout's watch ends by itself.
+    resolvers: set[threading.Thread] = getattr(
+        getattr(SDK_LOOP, "_default_executor", None), "_threads", set()
+    )
+    ours = (thread.name for thread in threading.enumerate() if thread not in resolvers)
+    return sorted(name for name in ours if not name.startswith("pytest_timeout"))
+
+
+def sdk_tasks() -> list[asyncio.Task[object]]:
+    """The tasks on the SDK's loop that are not done: futures polling, turns waiting, heartbeats."""
+
+    async def look() -> list[asyncio.Task[object]]:
+        me = asyncio.current_task()
+        return [task for task in asyncio.all_tasks() if task is not me]
+
+    return asyncio.run_coroutine_threadsafe(look(), SDK_LOOP).result()
+
+
+_BEFORE = pytest.StashKey[tuple[int, int]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    item.stash[_BEFORE] = len(_threads()), len(sdk_tasks())
+    yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """After each test: no thread, and no task on the SDK's loop, that was not there before.
+
+    A hook and not a fixture, so that it looks after the test's event loop is closed, and idle
+    worker threads count as well.
+    """
+    yield
+    threads, tasks = item.stash[_BEFORE]
+    gc.collect()
+    left_threads = _settled(lambda: len(_threads()), threads)
+    assert left_threads <= threads, f"threads left: {_threads()}"
+    left_tasks = _settled(lambda: len(sdk_tasks()), tasks)
+    assert left_tasks <= tasks, f"tasks left on the SDK's loop: {sdk_tasks()}"
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def no_task_is_left() -> AsyncIterator[None]:
+    """After each async test: no task on its loop that was not there before."""
+    before = set(asyncio.all_tasks())
+    yield
+    left = {task for task in asyncio.all_tasks() if not task.done()} - before
+    left -= {asyncio.current_task()}
+    assert not left, f"tasks left: {left}"
+
+
+@pytest_asyncio.fixture
+async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalTinker]:
+    """A local Tinker server, and the environment pointing to it."""
+    async with LocalTinker() as server:
+        monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", server.api_key)
+        yield server
+        open_sessions = [key for key, state in server.sessions().items() if state == "active"]
+        assert not open_sessions, f"sessions left open at the service: {open_sessions}"
+
+
+@pytest.fixture
+def world() -> World:
+    """A clock of its own and children that do as they are told, for a supervision test."""
+    return World()

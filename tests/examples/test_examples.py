@@ -1,0 +1,36 @@
+"""Every example runs as its docstring says, against a server that poisons it on the way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+
+from tinker_recovery.testing import LocalTinker
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+
+
+def _run(example: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own example
+        [sys.executable, str(example), "--steps", "20"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env=dict(os.environ),
+    )
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+async def test_the_example_survives_a_poisoned_backend(local: LocalTinker, example: Path) -> None:
+    local.poison(at_step=13)
+    done = await anyio.to_thread.run_sync(_run, example)
+    assert done.returncode == 0, done.stderr
+    assert "done: 20 steps, 1 recoveries" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert local.run_state(local.runs()[0]).steps == 20

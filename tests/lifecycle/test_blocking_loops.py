@@ -1,0 +1,164 @@
+"""Loops that block on ``.result()``: in a worker thread, and in scripts without asyncio."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+import tinker
+from loops import ADAM, MODEL, SEED, bare_run, batch, interrupted, policy, process, until
+
+from tinker_recovery import Attempt, Supervisor
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 12
+
+
+def blocking(attempt: Attempt) -> str:
+    """The loop as most published ones are written."""
+    for step in range(attempt.start_step, STEPS):
+        forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+        update = attempt.client.optim_step(ADAM)
+        forward.result()
+        update.result()
+    return f"done in attempt {attempt.number}"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        FaultRule("poison", 7, "optim_step"),
+        FaultRule("hang", 7, "optim_step"),
+        FaultRule("poison", 7, quiet=True),
+    ],
+    ids=["fails", "hangs", "only-the-status-tells"],
+)
+async def test_a_plain_function_is_recovered_wherever_it_blocks(
+    local: LocalTinker, rule: FaultRule
+) -> None:
+    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    local.inject(rule)
+    async with Supervisor(policy(stall_after_s=0.4, poll_interval_s=0.05)) as supervisor:
+        result = await supervisor.run(blocking, base_model=MODEL, rank=8, seed=SEED)
+    (run,) = supervisor.runs
+    assert result == "done in attempt 2"
+    # What was saved since the last good poll is not trusted where only a poll tells.
+    starts = [attempt.start_step for attempt in run.attempts]
+    assert starts == [0, 5] or (rule.quiet and starts == [0, 0])
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_a_plain_function_runs_beside_the_event_loop_not_in_it(local: LocalTinker) -> None:
+    where: list[threading.Thread] = []
+
+    def train(attempt: Attempt) -> None:
+        where.append(threading.current_thread())
+        attempt.client.forward_backward(batch(0), "cross_entropy").result()
+
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(train, base_model=MODEL)
+    assert where[0] is not threading.current_thread()
+    assert "active" not in local.sessions().values()
+
+
+async def test_cancelling_a_blocked_loop_ends_it_and_passes_through(local: LocalTinker) -> None:
+    local.inject(FaultRule("hang", 3, "optim_step"))
+    ended: list[BaseException] = []
+
+    def train(attempt: Attempt) -> None:
+        try:
+            blocking(attempt)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    with anyio.move_on_after(1.0) as scope:
+        async with Supervisor(policy()) as supervisor:
+            await supervisor.run(train, base_model=MODEL)
+    assert scope.cancelled_caught
+    assert len(ended) == 1
+
+
+async def test_an_exception_of_a_plain_functions_own_leaves_unchanged(local: LocalTinker) -> None:  # noqa: ARG001 - its environment
+    mine = KeyError("mine")
+
+    def train(attempt: Attempt) -> None:
+        attempt.client.forward_backward(batch(0), "cross_entropy").result()
+        raise mine
+
+    with pytest.raises(KeyError) as caught:
+        async with Supervisor(policy()) as supervisor:
+            await supervisor.run(train, base_model=MODEL)
+    assert caught.value is mine
+
+
+def _script(train: str) -> str:
+    return f"""
+import logging, sys
+logging.basicConfig()
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from loops import ADAM, MODEL, SEED, batch, policy
+from tinker_recovery import Supervisor
+
+def train(attempt):
+{train}
+
+with Supervisor(policy(stall_after_s=0.5)) as supervisor:
+    print(supervisor.run(train, base_model=MODEL, rank=8, seed=SEED))
+    (run,) = supervisor.supervisor.runs
+    print([attempt.start_step for attempt in run.attempts], run.segments[-1].run_id)
+"""
+
+
+_LOOP = f"""
+    for step in range(attempt.start_step, {STEPS}):
+        forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+        attempt.client.optim_step(ADAM).result()
+        forward.result()
+    return "finished"
+"""
+
+
+async def test_a_script_without_asyncio_is_recovered(local: LocalTinker) -> None:
+    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    local.inject(FaultRule("hang", 7, "optim_step"))
+    done = await anyio.to_thread.run_sync(
+        lambda: subprocess.run(  # noqa: S603 - our own script
+            [sys.executable, "-c", _script(_LOOP)],
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
+            env=dict(os.environ),
+        )
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0] == "finished"
+    starts, run_id = said[1].rsplit(" ", 1)
+    assert starts == "[0, 5]"
+    assert local.run_state(run_id) == expected
+
+
+@pytest.mark.parametrize("where", ["in-a-result", "in-its-own-code"])
+async def test_ctrl_c_ends_a_script_without_asyncio(local: LocalTinker, where: str) -> None:
+    loop = _LOOP
+    if where == "in-a-result":
+        local.inject(FaultRule("hang", 3, "optim_step", times=9))
+    else:
+        loop = "\n    import time\n    while True: time.sleep(0.01)\n"
+    script = _script(loop).replace("stall_after_s=0.5", "stall_after_s=None")
+    with process(["-c", script]) as running:
+        await until(lambda: bool(local.runs()))
+        if where == "in-a-result":
+            await until(lambda: bool(local.fired))
+        await anyio.sleep(0.3)
+        errors = await interrupted(running)
+    assert errors.rstrip().endswith("KeyboardInterrupt"), errors
+    await until(lambda: "active" not in local.sessions().values())

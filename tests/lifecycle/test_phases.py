@@ -1,0 +1,118 @@
+"""A recovery cut short in each of its phases, and recoveries that meet further faults."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+import tinker
+from loops import MODEL, SEED, bare_run, batch, policy, train, until
+
+from tinker_recovery import Attempt, RecoveryEvent, Supervisor
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 12
+
+
+class _Stuck:
+    """Lets a recovery get stuck in one phase, and says when it has."""
+
+    def __init__(self, local: LocalTinker, phase: str) -> None:
+        self.phase = phase
+        self.reached = anyio.Event()
+        self._local = local
+
+    def note(self, event: RecoveryEvent) -> None:
+        rules = {
+            "select": FaultRule("slow", request="run_checkpoints", delay_s=30.0),
+            "create_client": FaultRule("hang", request="load_weights"),
+        }
+        if event.name == "recovery.detected" and self.phase in rules:
+            self._local.inject(rules[self.phase])
+        if event.name == "recovery.client_created" and self.phase == "verify":
+            # The canary on the new client: the only forward pass there is just now.
+            self._local.inject(FaultRule("hang", 5, "forward_backward"))
+
+    async def resume(self, *_: object) -> None:
+        if self.phase == "resume":
+            self.reached.set()
+            await anyio.sleep_forever()
+
+    def until(self) -> Callable[[], bool]:
+        asked = {"select": "slow", "create_client": "hang", "verify": "hang"}.get(self.phase)
+        if asked is None:
+            return self.reached.is_set
+        return lambda: any(fault.rule.action == asked for fault in self._local.fired)
+
+
+@pytest.mark.parametrize("phase", ["select", "create_client", "verify", "resume"])
+async def test_cancelling_in_any_phase_of_a_recovery_passes_through_and_leaves_nothing(
+    local: LocalTinker, phase: str
+) -> None:
+    stuck = _Stuck(local, phase)
+    local.inject(FaultRule("fail", 7, "optim_step"))
+    given: Any = policy(canary=batch(3), on_recovery=stuck.resume, close_timeout_s=5.0)
+
+    async def run() -> None:
+        async with Supervisor(given, on_event=stuck.note) as supervisor:
+            await supervisor.run(
+                functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
+            )
+
+    running = asyncio.create_task(run())
+    await until(stuck.until())
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await until(lambda: "active" not in local.sessions().values())
+
+
+async def test_a_recovery_that_meets_a_fault_of_each_other_kind_still_ends_exact(
+    local: LocalTinker,
+) -> None:
+    """The listing is down, then loading fails, then it hangs, then it answers nonsense."""
+    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    local.inject(FaultRule("fail", 7, "optim_step"))
+    local.inject(FaultRule("status", request="run_checkpoints", status=503, times=4))
+    local.inject(FaultRule("fail", request="load_weights"))
+    local.inject(FaultRule("hang", request="load_weights"))
+    local.inject(FaultRule("malformed", request="load_weights"))
+    async with Supervisor(
+        policy(max_attempts=4, backoff_s=0.0, max_backoff_s=0.0, create_timeout_s=1.5)
+    ) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
+        )
+    (run,) = supervisor.runs
+    assert len(run.recoveries) == 1
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_a_second_fault_while_the_first_is_backed_off_from_is_part_of_the_same_incident(
+    local: LocalTinker,
+) -> None:
+    """The session of the old client fails while its run already waits to be recovered."""
+    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    local.inject(FaultRule("fail", 7, "optim_step"))
+    local.inject(FaultRule("fail", request="load_weights"))
+    seen: list[str] = []
+
+    def note(event: RecoveryEvent) -> None:
+        seen.append(event.name)
+        if event.name == "recovery.failed":
+            local.fail_session(next(iter(local.sessions())))
+
+    async def loop(attempt: Attempt) -> None:
+        await train(attempt, steps=STEPS, depth=2)
+
+    given = policy(backoff_s=0.2, max_backoff_s=0.2, poll_interval_s=0.05)
+    async with Supervisor(given, on_event=note) as supervisor:
+        await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED)
+    (run,) = supervisor.runs
+    assert seen.count("recovery.detected") == 1
+    assert seen.count("recovery.completed") == 1
+    assert local.run_state(run.segments[-1].run_id) == expected

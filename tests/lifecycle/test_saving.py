@@ -1,0 +1,146 @@
+"""When a supervised run saves, and what its checkpoints bring back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from loops import ADAM, MODEL, batch, policy
+
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor, UsageError
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 12
+
+
+async def _saves(
+    train: Callable[[Attempt], Any], checkpoints: CheckpointPolicy
+) -> tuple[list[int], Supervisor]:
+    """The steps at which it saved, in order."""
+    steps: list[int] = []
+
+    def note(event: RecoveryEvent) -> None:
+        if event.name == "checkpoint.saved":
+            step = event.fields["tinker_recovery.checkpoint.step"]
+            assert isinstance(step, int)
+            steps.append(step)
+
+    given = policy(checkpoints=checkpoints, backoff_s=0.0, max_backoff_s=0.0)
+    async with Supervisor(given, on_event=note) as supervisor:
+        await supervisor.run(train, base_model=MODEL, rank=8, seed=7)
+    return steps, supervisor
+
+
+async def _step(attempt: Attempt, step: int) -> None:
+    forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+    await attempt.client.optim_step(ADAM)
+    await forward
+
+
+@pytest.mark.usefixtures("local")
+async def test_the_last_step_is_saved_unless_it_is_already() -> None:
+    async def train(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            await _step(attempt, step)
+
+    assert (await _saves(train, CheckpointPolicy(save_every=5)))[0] == [5, 10, 12]
+    assert (await _saves(train, CheckpointPolicy(save_every=4)))[0] == [4, 8, 12]
+    never = CheckpointPolicy(save_every=100, save_at_end=False)
+    assert (await _saves(train, never))[0] == []
+
+
+@pytest.mark.usefixtures("local")
+async def test_an_epoch_is_saved_right_behind_its_last_step() -> None:
+    async def train(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            await _step(attempt, step)
+            if (step + 1) % 4 == 0:
+                attempt.end_epoch()
+        assert attempt.epoch == 3
+
+    assert (await _saves(train, CheckpointPolicy(strategy="epoch")))[0] == [4, 8, 12]
+
+
+@pytest.mark.usefixtures("local")
+async def test_an_improvement_is_saved_and_ties_and_nan_are_none() -> None:
+    losses = [9.0, 8.0, 8.0, float("nan"), 7.0, 7.5, 7.0, 6.0]
+
+    async def train(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, len(losses)):
+            attempt.report(loss=losses[step])
+            await _step(attempt, step)
+            # The next one is asked for once this save is stored: one in flight at most.
+            await attempt.client.drain()
+
+    best = CheckpointPolicy(strategy="best", save_at_end=False)
+    assert (await _saves(train, best))[0] == [1, 2, 5, 8]
+
+
+async def test_epoch_metrics_and_the_loops_own_state_come_back_with_the_checkpoint(
+    local: LocalTinker,
+) -> None:
+    local.inject(FaultRule("fail", 10, "forward_backward"))
+    begun: list[tuple[int, int, object]] = []
+
+    async def train(attempt: Attempt) -> None:
+        begun.append((attempt.start_step, attempt.epoch, attempt.loop_state))
+        for step in range(attempt.start_step, STEPS):
+            attempt.loop_state = {"shard": step // 2, "seed": [1, 2]}
+            attempt.report(loss=float(step))
+            await _step(attempt, step)
+            if (step + 1) % 4 == 0:
+                attempt.end_epoch()
+
+    _, supervisor = await _saves(train, CheckpointPolicy(strategy="epoch"))
+    assert begun == [(0, 0, None), (8, 2, {"shard": 3, "seed": [1, 2]})]
+    checkpoint = supervisor.runs[0].attempts[1].checkpoint
+    assert checkpoint is not None
+    assert checkpoint.metrics == {"loss": 7.0}
+
+
+@pytest.mark.usefixtures("local")
+async def test_a_state_that_cannot_be_stored_is_refused_where_it_is_set() -> None:
+    async def train(attempt: Attempt) -> None:
+        with pytest.raises(UsageError, match="loop_state"):
+            attempt.loop_state = {"rng": object()}
+        with pytest.raises(UsageError, match="loop_state"):
+            attempt.loop_state = "x" * 20_000
+        assert attempt.loop_state is None
+
+    await _saves(train, CheckpointPolicy())
+
+
+async def test_a_slow_save_holds_back_the_next_one_and_never_the_loop(local: LocalTinker) -> None:
+    """Each save takes until it is released; the loop goes on to its end beside it."""
+    local.inject(FaultRule("pause", None, "save_weights", for_s=30.0))
+    reached: list[int] = []
+
+    async def train(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            attempt.client.forward_backward(batch(step), "cross_entropy")
+            attempt.client.optim_step(ADAM)
+            reached.append(step)
+        local.release()
+
+    steps, _ = await _saves(train, CheckpointPolicy(save_every=1))
+    assert reached == list(range(STEPS))
+    assert steps == [1, 12]
+
+
+@pytest.mark.usefixtures("local")
+async def test_auto_saves_by_what_the_run_measures_within_its_bounds() -> None:
+    """A failure in twelve hours is worth no save among twelve quick steps; the bound is."""
+
+    async def train(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            await _step(attempt, step)
+        evidence = attempt._run.history.evidence
+        assert evidence.steps == STEPS
+        assert evidence.step_s is not None
+        assert 0 < evidence.step_s < 5
+
+    bounded = CheckpointPolicy(strategy="auto", auto_max_steps=5, save_at_end=False)
+    assert (await _saves(train, bounded))[0] == [5, 10]
+    free = CheckpointPolicy(strategy="auto", save_at_end=False)
+    assert (await _saves(train, free))[0] == []

@@ -1,0 +1,306 @@
+"""A crash of the Monitor or the Executor is not a fault of the run: they are restarted under it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+import tinker
+from loops import MODEL, SEED, InstantClock, bare_run, policy, train
+
+from tinker_recovery import Clock, RecoveryEvent, RecoveryPolicy, Supervisor, restoration
+from tinker_recovery.channel import FaultChannel
+from tinker_recovery.faults import Fault
+from tinker_recovery.run import SupervisedRun
+from tinker_recovery.service import FromCheckpoint, Origin, StatusReader, TinkerBackend
+from tinker_recovery.supervision import RestartLimitReached
+from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.testing import FaultRule, LocalTinker, RunState
+
+STEPS = 12
+POLL_S = 0.02
+
+
+def cancel_child(child: str) -> None:
+    """Cancel a child's task from outside, as a library gone wrong would."""
+    (task,) = [one for one in asyncio.all_tasks() if one.get_name().endswith(f"/{child}#1")]
+    task.cancel()
+
+
+class Crash:
+    """Makes the Executor crash once, wherever it is put."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.count > 1:
+            return
+        if self.how == "its task is cancelled":
+            cancel_child("executor")
+        elif self.how == "the Monitor's task is cancelled":
+            cancel_child("monitor")
+        else:
+            raise asyncio.CancelledError("nobody asked for this")
+
+
+def before(crash: Crash, call: Callable[..., Any]) -> Callable[..., Any]:
+    def crashing(*args: Any, **options: Any) -> Any:
+        crash()
+        return call(*args, **options)
+
+    return crashing
+
+
+def after(crash: Crash, call: Callable[..., Any]) -> Callable[..., Any]:
+    def crashing(*args: Any, **options: Any) -> Any:
+        result = call(*args, **options)
+        crash()
+        return result
+
+    return crashing
+
+
+def at_event(crash: Crash, name: str, emit: Callable[..., None]) -> Callable[..., None]:
+    def crashing(sink: EventSink, event: str, *args: Any) -> None:
+        emit(sink, event, *args)
+        if event == name:
+            crash()
+
+    return crashing
+
+
+def put(crash: Crash, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have it crash in this phase of a recovery."""
+    events = {
+        "detected": names.EVENT_DETECTED,
+        "attempt started": names.EVENT_STARTED,
+        "checkpoint selected": names.EVENT_CHECKPOINT_SELECTED,
+        "client created": names.EVENT_CLIENT_CREATED,
+        "recovery completed": names.EVENT_COMPLETED,
+    }
+    if phase in events:
+        monkeypatch.setattr(EventSink, "emit", at_event(crash, events[phase], EventSink.emit))
+        return
+    if phase == "before the client is made":
+        # Not the first client, which the Supervisor makes itself.
+        connect = TinkerBackend.connect
+
+        async def crashing(backend: TinkerBackend, origin: Origin, *, deadline_s: float) -> Any:
+            if isinstance(origin, FromCheckpoint):
+                crash()
+            return await connect(backend, origin, deadline_s=deadline_s)
+
+        monkeypatch.setattr(TinkerBackend, "connect", crashing)
+        return
+    owner, name, where = {
+        "before the listing": (restoration, "list_checkpoints", before),
+        "before the validation": (restoration, "objection", before),
+        "after the validation": (restoration, "objection", after),
+        "before the hand-over": (SupervisedRun, "take_over", before),
+        "after the hand-over": (SupervisedRun, "take_over", after),
+        "before the loop runs again": (SupervisedRun, "resume", before),
+        "after the loop runs again": (SupervisedRun, "resume", after),
+    }[phase]
+    monkeypatch.setattr(owner, name, where(crash, getattr(owner, name)))
+
+
+PHASES = [
+    "detected",
+    "attempt started",
+    "before the listing",
+    "before the validation",
+    "after the validation",
+    "checkpoint selected",
+    "before the client is made",
+    "client created",
+    "before the hand-over",
+    "after the hand-over",
+    "recovery completed",
+    "before the loop runs again",
+    "after the loop runs again",
+]
+
+TO_THE_END_IN_ONE_STEP = PHASES[PHASES.index("client created") :]
+"""From here on nothing is awaited, so a cancellation from outside lands once all is done."""
+
+UNDISTURBED: list[RunState] = []
+"""The weights to end with; the same on every server, so they are computed once."""
+
+
+async def recover_once(
+    local: LocalTinker, *, clock: Clock, quiet: bool = False, **changes: Any
+) -> tuple[Supervisor, list[RecoveryEvent]]:
+    """A run poisoned once; held to end with the weights of an undisturbed one."""
+    if not UNDISTURBED:
+        UNDISTURBED.append(local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS)))
+    local.inject(FaultRule("poison", 7, "optim_step", quiet=quiet))
+    events: list[RecoveryEvent] = []
+    given: RecoveryPolicy = policy(poll_interval_s=POLL_S, **changes)
+    async with Supervisor(given, clock=clock, on_event=events.append) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
+        )
+    (run,) = supervisor.runs
+    assert local.run_state(run.segments[-1].run_id) == UNDISTURBED[0]
+    assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+    assert len(run.recoveries) == 1, "the fault was handled exactly once"
+    assert not supervisor._channel._waiting
+    assert not supervisor._channel._in_hand, "and nothing of it is left in hand"
+    return supervisor, events
+
+
+@pytest.mark.parametrize("how", ["its task is cancelled", "a cancellation nobody asked for"])
+@pytest.mark.parametrize("phase", PHASES)
+async def test_an_executor_that_crashes_in_any_phase_gets_the_fault_again_and_recovers_once(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, phase: str, how: str
+) -> None:
+    crash = Crash(how)
+    put(crash, phase, monkeypatch)
+    taken: list[Fault] = []
+    take = FaultChannel.take
+
+    async def counted(channel: FaultChannel) -> Fault:
+        fault = await take(channel)
+        taken.append(fault)
+        return fault
+
+    monkeypatch.setattr(FaultChannel, "take", counted)
+    clock = InstantClock(poll_interval_s=POLL_S)
+    await recover_once(local, clock=clock.clock)
+    assert crash.count >= 1
+    if how == "its task is cancelled" and phase in TO_THE_END_IN_ONE_STEP:
+        assert len(taken) == 1
+    elif phase != "after the loop runs again":  # by then the loop may be over before it is back
+        assert taken == [taken[0]] * 2, "the fault in hand was delivered again"
+
+
+@pytest.mark.parametrize("phase", PHASES[::3])
+async def test_a_monitor_that_crashes_in_any_phase_of_a_recovery_does_not_touch_it(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    crash = Crash("the Monitor's task is cancelled")
+    put(crash, phase, monkeypatch)
+    clock = InstantClock(poll_interval_s=POLL_S)
+    _, events = await recover_once(local, clock=clock.clock)
+    assert crash.count >= 1
+    assert Counter(event.name for event in events)[names.EVENT_STARTED] == 1
+
+
+async def test_an_executor_that_crashes_again_and_again_leaves_the_loop_alone_until_its_limit(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten crashes are within the budget; the run recovers all the same."""
+    crashes = iter([True] * 10)
+
+    def emit(sink: EventSink, event: str, *args: Any) -> None:
+        original(sink, event, *args)
+        if event == names.EVENT_DETECTED and next(crashes, False):
+            raise OSError("the Executor's own bug")
+
+    original = EventSink.emit
+    monkeypatch.setattr(EventSink, "emit", emit)
+    clock = InstantClock(poll_interval_s=POLL_S)
+    _, events = await recover_once(local, clock=clock.clock)
+    assert Counter(event.name for event in events)[names.EVENT_DETECTED] == 11
+    assert clock.slept == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0, 5.0]
+
+
+async def test_beyond_its_limit_the_run_ends_with_the_crash_that_was_one_too_many(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with every session closed, which the server is asked about after each test."""
+    own = OSError("the Executor's own bug")
+
+    def emit(sink: EventSink, event: str, *args: Any) -> None:
+        original(sink, event, *args)
+        if event == names.EVENT_DETECTED:
+            raise own
+
+    original = EventSink.emit
+    monkeypatch.setattr(EventSink, "emit", emit)
+    clock = InstantClock(poll_interval_s=POLL_S)
+    with pytest.raises(RestartLimitReached) as caught:
+        await recover_once(local, clock=clock.clock)
+    assert caught.value.child == "executor"
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
+    assert caught.value.__cause__.exceptions == (own,)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "where"),
+    [
+        (StatusReader, "run", before),
+        (SupervisedRun, "note_status", before),
+        (SupervisedRun, "note_status", after),
+    ],
+)
+async def test_a_monitor_that_crashes_while_it_polls_polls_again_and_detects_once(
+    local: LocalTinker,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    name: str,
+    where: Callable[[Any, Callable[..., Any]], Callable[..., Any]],
+) -> None:
+    crashes = []
+
+    def crash() -> None:
+        crashes.append(True)
+        if len(crashes) == 1:
+            raise OSError("the Monitor's own bug")
+
+    monkeypatch.setattr(owner, name, where(crash, getattr(owner, name)))
+    clock = InstantClock(poll_interval_s=-1)
+    supervisor, _ = await recover_once(local, clock=clock.clock, quiet=True)
+    assert len(crashes) > 1
+    assert [recovery.fault.ear for recovery in supervisor.runs[0].recoveries] == ["poll"]
+    assert 0.1 in clock.slept, "the restart waited its backoff"
+
+
+class SilenceClock:
+    """Sleeps end at once; those of the watch over the heartbeat once silence is allowed to fall."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.silence = anyio.Event()
+
+    async def _sleep(self, seconds: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if "heartbeat" in task.get_name():
+            await self.silence.wait()
+            self.silence = anyio.Event()
+            self.now += seconds
+        await anyio.lowlevel.checkpoint()
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(monotonic=lambda: self.now, sleep=self._sleep, random=lambda: 0.0)
+
+
+async def test_a_monitor_that_hangs_is_replaced_and_the_next_one_detects(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = StatusReader.run
+    silence = SilenceClock()
+    hung: list[str] = []
+
+    async def hanging(reader: StatusReader, run_id: str, *told: Any) -> Any:
+        if not hung:
+            hung.append(run_id)
+            silence.silence.set()
+            await anyio.sleep_forever()
+        return await read(reader, run_id, *told)
+
+    monkeypatch.setattr(StatusReader, "run", hanging)
+    supervisor, _ = await recover_once(local, clock=silence.clock, quiet=True)
+    assert len(hung) == 1
+    assert [recovery.fault.ear for recovery in supervisor.runs[0].recoveries] == ["poll"]

@@ -1,0 +1,141 @@
+"""The training loops that the lifecycle tests run, supervised and bare."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import tinker
+from tinker import types
+
+from tinker_recovery import Attempt, CheckpointPolicy, Clock, RecoveryPolicy
+
+ADAM = types.AdamParams(learning_rate=5e-2)
+MODEL = "Qwen/Qwen3-8B"
+SEED = 7
+
+
+def batch(step: int) -> list[types.Datum]:
+    """One step's batch, a function of the step alone."""
+    tokens = [(step * 7 + offset * offset) % 50 for offset in range(9)]
+    return [
+        types.Datum(
+            model_input=types.ModelInput.from_ints(tokens[:-1]),
+            loss_fn_inputs={
+                "target_tokens": types.TensorData(data=tokens[1:], dtype="int64", shape=[8])
+            },
+        )
+    ]
+
+
+async def train(attempt: Attempt, *, steps: int, depth: int = 0) -> None:
+    """Train to ``steps``, keeping ``depth`` batches submitted ahead."""
+    await loop(attempt.client, attempt.start_step, steps, depth)
+
+
+async def loop(
+    client: object, start: int, steps: int, depth: int, done: Callable[[int], None] | None = None
+) -> None:
+    """The loop itself, on any client with TrainingClient's surface."""
+    training: tinker.TrainingClient = client  # type: ignore[assignment]  # a SupervisedClient has the same surface
+    pending: deque[tuple[int, object, object]] = deque()
+    for step in range(start, steps + depth):
+        if step < steps:
+            forward = training.forward_backward(batch(step), "cross_entropy")
+            pending.append((step, forward, training.optim_step(ADAM)))
+        if pending and pending[0][0] <= step - depth:
+            at, forward_, update = pending.popleft()
+            await forward_  # type: ignore[misc]  # an APIFuture
+            await update  # type: ignore[misc]  # an APIFuture
+            if done is not None:
+                done(at)
+
+
+async def bare_run(server_service: tinker.ServiceClient, *, steps: int) -> str:
+    """An undisturbed run on the bare SDK; returns its Tinker run id."""
+    service = server_service
+    pending = await anyio.to_thread.run_sync(
+        lambda: service.create_lora_training_client(MODEL, rank=8, seed=SEED)
+    )
+    client = await pending
+    try:
+        await loop(client, 0, steps, 0)
+    finally:
+        await service.close("success")
+    return str(client.model_id)
+
+
+class InstantClock:
+    """A clock whose sleeps end at once, and are written down.
+
+    The Monitor's alone never end, nor do those of the watch over its heartbeat.
+    """
+
+    def __init__(self, *, poll_interval_s: float) -> None:
+        self.slept: list[float] = []
+        self._poll_interval_s = poll_interval_s
+
+    async def _sleep(self, seconds: float) -> None:
+        task = asyncio.current_task()
+        if seconds == self._poll_interval_s or (task and "heartbeat" in task.get_name()):
+            await anyio.sleep_forever()
+        self.slept.append(seconds)
+        await anyio.lowlevel.checkpoint()
+
+    @property
+    def clock(self) -> Clock:
+        """To be given to a Supervisor."""
+        return Clock(sleep=self._sleep, random=lambda: 0.0)
+
+
+def policy(**changes: object) -> RecoveryPolicy:
+    """An enabled policy that saves every five steps, changed as given."""
+    defaults: dict[str, object] = {
+        "enabled": True,
+        "backoff_jitter": 0.0,
+        # What an instant clock would make a busy loop of; the tests of silence turn it on.
+        "stall_after_s": None,
+        "checkpoints": CheckpointPolicy(save_every=5),
+    }
+    return RecoveryPolicy.model_validate(defaults | changes)
+
+
+@contextmanager
+def process(arguments: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A Python process of our own, killed in the end whatever happens."""
+    with subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+async def interrupted(running: subprocess.Popen[str]) -> str:
+    """Send it Ctrl-C; returns what it wrote to stderr on its way out."""
+    running.send_signal(signal.SIGINT)
+    _, errors = await anyio.to_thread.run_sync(lambda: running.communicate(timeout=10))
+    # Python's own way to die of Ctrl-C, which the shell and `make` understand.
+    assert running.returncode == -signal.SIGINT, errors
+    return errors
+
+
+async def until(true: Callable[[], bool], limit_s: float = 10.0) -> None:
+    """Wait for something that another thread or process brings about."""
+    with anyio.fail_after(limit_s):
+        while not true():  # noqa: ASYNC110 - what is waited for cannot set an event of this loop
+            await anyio.sleep(0.001)

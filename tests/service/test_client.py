@@ -1,0 +1,198 @@
+"""SupervisedClient: TrainingClient's surface, counted."""
+
+from __future__ import annotations
+
+import functools
+import threading
+
+import anyio.to_thread
+import pytest
+import tinker
+from loops import ADAM, MODEL, batch, policy, train
+
+from tinker_recovery import CheckpointPolicy, RecoveryEvent, StaleAttempt, Supervisor, UsageError
+from tinker_recovery.service import backend
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+
+async def test_every_public_name_of_the_sdks_client_is_there(
+    local: LocalTinker,  # noqa: ARG001 - its environment
+) -> None:
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL):
+            async with attempt:
+                names = [name for name in dir(tinker.TrainingClient) if not name.startswith("_")]
+                missing = [
+                    name
+                    for name in names
+                    if not name.startswith("load_state") and not hasattr(attempt.client, name)
+                ]
+                assert missing == []
+                assert attempt.client.model_id == attempt.run_id
+                assert attempt.client.get_info().lora_rank == 32
+
+
+async def test_the_step_stored_with_a_checkpoint_is_the_number_of_steps_inside_it(
+    local: LocalTinker,
+) -> None:
+    """Everything is submitted at once, so nothing has been executed when the saves are queued.
+
+    One save is in flight at most: that of step 3 is until all is submitted, and then comes the end.
+    """
+    saved: list[tuple[str, int]] = []
+
+    def note(event: RecoveryEvent) -> None:
+        if event.name == "checkpoint.saved":
+            path = event.fields["tinker_recovery.checkpoint.path"]
+            step = event.fields["tinker_recovery.checkpoint.step"]
+            assert isinstance(path, str)
+            assert isinstance(step, int)
+            saved.append((path, step))
+
+    every = policy(checkpoints=CheckpointPolicy(save_every=3))
+    async with Supervisor(every, on_event=note) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL):
+            async with attempt:
+                for step in range(10):
+                    attempt.client.forward_backward(batch(step), "cross_entropy")
+                    attempt.client.optim_step(ADAM)
+                assert attempt.client.step == 10
+    assert [step for _, step in saved] == [3, 10]
+    service = local.service()
+    for path, step in saved:
+        pending = await anyio.to_thread.run_sync(service.create_training_client_from_state, path)
+        assert local.run_state(str((await pending).model_id)).steps == step
+    await service.close("success")
+
+
+async def test_a_save_of_the_users_own_keeps_their_metadata_and_can_be_recovered_from(
+    local: LocalTinker,
+) -> None:
+    local.poison(at_step=4)
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL):
+            async with attempt:
+                if attempt.number == 1:
+                    await train(attempt, steps=3)
+                    await attempt.client.save_state("mine", user_metadata={"note": "kept"})
+                    await train(attempt, steps=0)
+                for step in range(max(3, attempt.start_step), 6):
+                    await attempt.client.forward_backward(batch(step), "cross_entropy")
+                    await attempt.client.optim_step(ADAM)
+    run = supervisor.runs[0]
+    assert run.attempts[1].start_step == 3
+    rest = tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
+    mine = (await rest.list_checkpoints(run.segments[0].run_id)).checkpoints[0]
+    assert mine.user_metadata is not None
+    assert mine.user_metadata["note"] == "kept"
+    assert mine.user_metadata["tinker_recovery.saved_by"] == "user"
+    assert mine.user_metadata["tinker_recovery.step"] == "3"
+
+
+async def test_loading_in_place_is_refused_because_the_count_would_be_wrong(
+    local: LocalTinker,  # noqa: ARG001 - its environment
+) -> None:
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL):
+            async with attempt:
+                for name in ("load_state", "load_state_with_optimizer", "load_state_async"):
+                    with pytest.raises(UsageError, match="from_checkpoint="):
+                        getattr(attempt.client, name)
+
+
+async def test_the_sdks_deprecated_spellings_warn_and_are_counted_all_the_same(
+    local: LocalTinker,  # noqa: ARG001 - its environment
+) -> None:
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL):
+            async with attempt:
+                with pytest.warns(FutureWarning, match=r"use forward_backward\(\)"):
+                    forward = await attempt.client.forward_backward_async(batch(0), "cross_entropy")
+                with pytest.warns(FutureWarning, match=r"use optim_step\(\)"):
+                    update = await attempt.client.optim_step_async(ADAM)
+                await forward
+                await update
+                assert attempt.client.step == 1
+
+
+async def test_a_step_that_the_sdk_refuses_is_not_counted(
+    local: LocalTinker,  # noqa: ARG001 - its environment
+) -> None:
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL):
+            async with attempt:
+                with pytest.raises(TypeError):
+                    attempt.client.optim_step(None)
+                assert attempt.client.step == 0
+
+
+async def test_steps_submitted_from_many_threads_are_all_counted_and_saved_where_due(
+    local: LocalTinker,
+) -> None:
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL):
+            async with attempt:
+                client = attempt.client
+
+                def submit() -> None:
+                    for _ in range(10):
+                        client.optim_step(ADAM)  # noqa: B023 - joined within the same round
+
+                threads = [threading.Thread(target=submit) for _ in range(4)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    await anyio.to_thread.run_sync(thread.join)
+                assert client.step == 40
+        run_id = supervisor.runs[0].segments[0].run_id
+    assert local.run_state(run_id).steps == 40
+    rest = tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
+    service = local.service()
+    listed = (await rest.list_checkpoints(run_id)).checkpoints
+    # One save is in flight at most, so which multiples of five are saved is a matter of time; the
+    # first is, and so is the end.
+    saved = sorted(int((one.user_metadata or {})["tinker_recovery.step"]) for one in listed)
+    assert len(saved) >= 2
+    assert (saved[0], saved[-1]) == (5, 40)
+    assert len(set(saved)) == len(saved)
+    assert all(step % 5 == 0 for step in saved)
+    for one in listed:
+        pending = await anyio.to_thread.run_sync(
+            service.create_training_client_from_state, one.tinker_path
+        )
+        assert one.user_metadata is not None
+        inside = local.run_state(str((await pending).model_id)).steps
+        assert str(inside) == one.user_metadata["tinker_recovery.step"]
+    await service.close("success")
+
+
+async def test_the_client_of_an_attempt_that_is_over_refuses_every_call(
+    local: LocalTinker,
+) -> None:
+    local.poison(at_step=2)
+    clients = []
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL):
+            async with attempt:
+                clients.append(attempt.client)
+                await train(attempt, steps=4)
+    for client in clients:
+        assert "retired" in repr(client)
+        with pytest.raises(StaleAttempt, match=r"attempt\.client"):
+            client.optim_step(ADAM)
+        with pytest.raises(StaleAttempt, match=r"attempt\.client"):
+            client.forward_backward(batch(0), "cross_entropy")
+        with pytest.raises(StaleAttempt, match=r"attempt\.client"):
+            client.save_state("late")
+        with pytest.raises(StaleAttempt, match=r"attempt\.client"):
+            client.save_weights_for_sampler("late")
+
+
+async def test_a_creation_that_takes_long_says_so_while_it_is_waited_for(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "NOTICE_S", 0.1)
+    local.inject(FaultRule("pause", request="create_model", for_s=0.5))
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(functools.partial(train, steps=1), base_model=MODEL)
+    assert "the service may be out of reach or short of capacity" in caplog.text

@@ -1,0 +1,167 @@
+"""The status reader, against the local server and against one that misbehaves."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import httpx
+import pytest
+import pytest_asyncio
+import stamina
+from loops import MODEL, policy, train
+from pydantic import SecretStr
+
+from tinker_recovery import StatusRefused, StatusUnavailable, Supervisor
+from tinker_recovery.service import Endpoint, StatusReader
+from tinker_recovery.testing import LocalTinker
+
+RUN = {
+    "training_run_id": "r",
+    "base_model": "m",
+    "model_owner": "o",
+    "is_lora": True,
+    "last_request_time": "2026-01-01T00:00:00Z",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_between_tries() -> Iterator[None]:
+    with stamina.set_testing(True, attempts=3):
+        yield
+
+
+@pytest_asyncio.fixture
+async def reader(local: LocalTinker) -> AsyncIterator[StatusReader]:
+    async with StatusReader(Endpoint(local.base_url, SecretStr(local.api_key))) as reader:
+        yield reader
+
+
+def _answering(answer: Callable[[httpx.Request], httpx.Response]) -> StatusReader:
+    def reply(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/client/config"):
+            return httpx.Response(200, json={})
+        return answer(request)
+
+    return StatusReader(
+        Endpoint("http://127.0.0.1:1", SecretStr("tml-x")),
+        timeout_s=5.0,
+        transport=httpx.MockTransport(reply),
+    )
+
+
+async def test_a_run_and_its_checkpoints_are_read_as_the_sdk_would_read_them(
+    local: LocalTinker, reader: StatusReader
+) -> None:
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL, rank=8):
+            async with attempt:
+                await train(attempt, steps=5)
+    run_id = supervisor.runs[0].segments[0].run_id
+    status = await reader.run(run_id)
+    assert (status.training_run_id, status.base_model, status.corrupted) == (run_id, MODEL, False)
+    (checkpoint,) = await reader.checkpoints(run_id)
+    assert checkpoint.user_metadata is not None
+    assert checkpoint.user_metadata["tinker_recovery.step"] == "5"
+    assert [run.training_run_id async for run in reader.runs()] == local.runs()
+
+
+async def test_all_pages_are_read_and_an_empty_page_ends_it() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        offset = int(request.url.params["offset"])
+        runs = [{**RUN, "training_run_id": str(n)} for n in range(250)][offset : offset + 100]
+        cursor = {"offset": offset, "limit": 100, "total_count": 999}
+        return httpx.Response(200, json={"training_runs": runs, "cursor": cursor})
+
+    async with _answering(answer) as reader:
+        found = [run.training_run_id async for run in reader.runs()]
+    assert found == [str(n) for n in range(250)]
+
+
+async def test_an_unknown_run_is_refused_and_has_no_checkpoints(reader: StatusReader) -> None:
+    with pytest.raises(StatusRefused) as caught:
+        await reader.run("nobody")
+    assert caught.value.status_code == 404
+    assert await reader.checkpoints("nobody") == []
+
+
+@pytest.mark.parametrize("code", [408, 429, 500, 503])
+async def test_a_passing_failure_is_tried_again(code: int) -> None:
+    answers = iter([httpx.Response(code), httpx.Response(code), httpx.Response(200, json=RUN)])
+    async with _answering(lambda _: next(answers)) as reader:
+        assert (await reader.run("r")).training_run_id == "r"
+
+
+async def test_a_failure_that_lasts_says_what_was_read_and_what_came_back() -> None:
+    async with _answering(lambda _: httpx.Response(503)) as reader:
+        with pytest.raises(StatusUnavailable, match=r"training_runs/r: HTTP 503"):
+            await reader.run("r")
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(401),
+        httpx.Response(403),
+        httpx.Response(200, content=b"<html>"),
+        httpx.Response(200, json=[1]),
+        httpx.Response(200, json={"training_run_id": "r"}),
+    ],
+)
+async def test_an_answer_that_trying_again_will_not_change_is_refused_at_once(
+    response: httpx.Response,
+) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return response
+
+    async with _answering(answer) as reader:
+        with pytest.raises(StatusRefused):
+            await reader.run("r")
+    assert len(asked) == 1
+
+
+async def test_a_server_that_never_answers_costs_the_deadline_and_no_more() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        endpoint = Endpoint(f"http://127.0.0.1:{port}", SecretStr("tml-x"))
+        async with StatusReader(endpoint, timeout_s=0.1) as reader:
+            with pytest.raises(StatusUnavailable, match=r"longer than 0\.1 s"):
+                await reader.run("r")
+
+
+async def test_a_dead_server_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    endpoint = Endpoint(f"http://127.0.0.1:{port}", SecretStr("tml-x"))
+    async with StatusReader(endpoint, timeout_s=5) as reader:
+        with pytest.raises(StatusUnavailable):
+            await reader.run("r")
+
+
+async def test_without_a_key_the_error_says_where_to_put_one() -> None:
+    async with StatusReader(Endpoint("http://127.0.0.1:1", None)) as reader:
+        with pytest.raises(StatusRefused, match="TINKER_API_KEY"):
+            await reader.run("r")
+
+
+async def test_a_token_that_is_refused_is_renewed_once() -> None:
+    tokens = iter(["first", "second"])
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/client/config"):
+            return httpx.Response(200, json={"pjwt_auth_enabled": True})
+        if request.url.path.endswith("/auth/token"):
+            return httpx.Response(200, json={"jwt": next(tokens)})
+        seen.append(request.headers["X-API-Key"])
+        return httpx.Response(401 if seen[-1] == "first" else 200, json=RUN)
+
+    async with StatusReader(
+        Endpoint("http://127.0.0.1:1", SecretStr("tml-x")), transport=httpx.MockTransport(answer)
+    ) as reader:
+        await reader.run("r")
+        await reader.run("r")
+    assert seen == ["first", "second", "second"]

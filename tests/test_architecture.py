@@ -1,0 +1,73 @@
+"""Imports only ever point down the list of rooms."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import tinker_recovery
+
+ROOMS = [
+    "cli",
+    "__init__",
+    "supervisor",
+    "by_hand",
+    "run",
+    "blocking",
+    "start",
+    "trust",
+    "attempt",
+    "saving",
+    "monitor",
+    "executor",
+    "restoration",
+    "channel",
+    "mailbox",
+    "canary",
+    "checkpoints",
+    "faults",
+    "service",
+    "telemetry",
+    "budget",
+    "policy",
+    "errors",
+    "clock",
+    "supervision",
+    "testing",
+]
+"""Top first. A room may import those below it, and itself."""
+
+PACKAGE = Path(tinker_recovery.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _room(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imported_rooms(module: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinker_recovery"):
+            assert node.level == 0
+            _, *rest = (node.module or "").split(".")
+            rooms |= {rest[0]} if rest else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                package, *rest = alias.name.split(".")
+                if package == "tinker_recovery":
+                    rooms.add(rest[0] if rest else "__init__")
+    return {room if room in ROOMS else "__init__" for room in rooms}
+
+
+def test_every_module_is_in_a_room() -> None:
+    assert {_room(module) for module in MODULES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))
+def test_imports_point_down(module: Path) -> None:
+    place = ROOMS.index(_room(module))
+    upward = [room for room in _imported_rooms(module) if ROOMS.index(room) < place]
+    assert not upward, f"{module} imports {upward}, which stand above it"

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tinker_recovery import CheckpointPolicy, RecoveryPolicy
+
+
+def test_the_defaults_are_the_ones_the_design_names() -> None:
+    policy = RecoveryPolicy()
+    assert policy.enabled is False
+    assert (policy.max_attempts, policy.backoff_s, policy.max_backoff_s) == (3, 5.0, 60.0)
+    assert (policy.poll_interval_s, policy.checkpoint_strategy) == (30.0, "latest")
+    assert policy.restore_optimizer is True
+    saving = CheckpointPolicy()
+    assert (saving.strategy, saving.save_every, saving.keep_last) == ("steps", 100, 5)
+    assert (saving.save_best, saving.best_metric, saving.best_mode) == (True, "loss", "min")
+    assert (saving.format, saving.push_to_hub) == ("safetensors", False)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("max_attempts", 0, "greater than or equal to 1"),
+        ("max_attempts", "many", "valid integer"),
+        ("backoff_s", -1.0, "greater than or equal to 0"),
+        ("backoff_s", math.nan, "finite number"),
+        ("poll_interval_s", 0.0, "greater than 0"),
+        ("poll_interval_s", math.inf, "finite number"),
+        ("backoff_jitter", 1.5, "less than or equal to 1"),
+        ("checkpoint_strategy", "newest", "use 'latest', or the path"),
+        ("checkpoint_strategy", "tinker://run/sampler_weights/x", "use 'latest', or the path"),
+        ("on_recovery", 7, "callable"),
+        ("create_timeout_s", 0, "greater than 0"),
+    ],
+)
+def test_a_bad_value_is_refused_with_the_field_the_value_and_what_is_allowed(
+    field: str, value: object, allowed: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        RecoveryPolicy.model_validate({field: value})
+    said = str(caught.value)
+    assert field in said
+    assert str(value) in said
+    assert allowed in said
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("save_every", 0), ("strategy", "sometimes"), ("push_to_hub", True), ("format", "gguf")],
+)
+def test_a_bad_checkpoint_policy_is_refused_with_the_field_and_the_value(
+    field: str, value: object
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CheckpointPolicy.model_validate({field: value})
+    assert field in str(caught.value)
+    assert str(value) in str(caught.value)
+
+
+def test_an_unknown_field_is_refused_instead_of_ignored() -> None:
+    with pytest.raises(ValidationError, match="max_atempts"):
+        RecoveryPolicy.model_validate({"max_atempts": 5})
+
+
+def test_a_cap_below_the_first_delay_is_refused_with_both_values() -> None:
+    with pytest.raises(ValidationError, match=r"max_backoff_s=2 is below backoff_s=5"):
+        RecoveryPolicy(max_backoff_s=2.0)
+
+
+def test_a_policy_cannot_be_changed_behind_a_running_supervisors_back() -> None:
+    policy = RecoveryPolicy()
+    with pytest.raises(ValidationError, match="frozen"):
+        policy.max_attempts = 7  # type: ignore[misc]  # the very thing that must fail
+
+
+def test_the_first_attempt_does_not_wait_and_later_ones_wait_twice_as_long_each() -> None:
+    policy = RecoveryPolicy(backoff_s=5, max_backoff_s=60, backoff_jitter=0)
+    assert [policy.backoff_before(n, 0.5) for n in range(1, 8)] == [0, 5, 10, 20, 40, 60, 60]
+
+
+@given(
+    attempt=st.integers(2, 10_000),
+    random=st.floats(0, 1, exclude_max=True),
+    backoff_s=st.floats(0, 1e6),
+    more=st.floats(0, 1e6),
+    jitter=st.floats(0, 1),
+)
+def test_jitter_only_lengthens_and_never_by_more_than_its_share(
+    attempt: int, random: float, backoff_s: float, more: float, jitter: float
+) -> None:
+    policy = RecoveryPolicy(
+        backoff_s=backoff_s, max_backoff_s=backoff_s + more, backoff_jitter=jitter
+    )
+    plain = policy.model_copy(update={"backoff_jitter": 0.0}).backoff_before(attempt, random)
+    delay = policy.backoff_before(attempt, random)
+    assert backoff_s <= plain <= backoff_s + more
+    assert plain <= delay <= plain * (1 + jitter)

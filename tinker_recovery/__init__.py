@@ -1,0 +1,82 @@
+"""Supervision and exact, automatic recovery for training loops over the Tinker API.
+
+::
+
+    from tinker_recovery import CheckpointPolicy, RecoveryPolicy, Supervisor
+
+    policy = RecoveryPolicy(enabled=True, checkpoints=CheckpointPolicy(save_every=20))
+    async with Supervisor(policy) as supervisor:
+        async for attempt in supervisor.attempts(base_model="Qwen/Qwen3-8B", rank=32):
+            async with attempt:
+                for step in range(attempt.start_step, 1000):
+                    forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+                    update = attempt.client.optim_step(adam)
+                    await forward
+                    await update
+"""
+
+from tinker_recovery.attempt import Attempt
+from tinker_recovery.by_hand import Recovered, recover_from_checkpoint
+from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.clock import Clock
+from tinker_recovery.errors import (
+    CheckpointError,
+    CorruptedRun,
+    DeadlineExceeded,
+    FaultError,
+    InvalidMetadata,
+    NonFiniteLoss,
+    NoUsableCheckpoint,
+    RecoveryExhausted,
+    RecoveryLost,
+    RecoveryRefused,
+    RunFailed,
+    StaleAttempt,
+    StatusError,
+    StatusRefused,
+    StatusUnavailable,
+    TinkerRecoveryError,
+    UsageError,
+)
+from tinker_recovery.executor import Recovery
+from tinker_recovery.faults import Fault
+from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
+from tinker_recovery.run import SupervisedRun
+from tinker_recovery.service import SupervisedClient
+from tinker_recovery.start import StartOptions
+from tinker_recovery.supervisor import Supervisor
+from tinker_recovery.telemetry import RecoveryEvent
+
+__all__ = [
+    "Attempt",
+    "CheckpointError",
+    "CheckpointPolicy",
+    "CheckpointRecord",
+    "Clock",
+    "CorruptedRun",
+    "DeadlineExceeded",
+    "Fault",
+    "FaultError",
+    "InvalidMetadata",
+    "NoUsableCheckpoint",
+    "NonFiniteLoss",
+    "Recovered",
+    "Recovery",
+    "RecoveryEvent",
+    "RecoveryExhausted",
+    "RecoveryLost",
+    "RecoveryPolicy",
+    "RecoveryRefused",
+    "RunFailed",
+    "StaleAttempt",
+    "StartOptions",
+    "StatusError",
+    "StatusRefused",
+    "StatusUnavailable",
+    "SupervisedClient",
+    "SupervisedRun",
+    "Supervisor",
+    "TinkerRecoveryError",
+    "UsageError",
+    "recover_from_checkpoint",
+]

@@ -1,0 +1,184 @@
+"""Loops that block: a plain function in a worker thread, and scripts without asyncio.
+
+A thread cannot be cancelled. What ends a blocked ``.result()`` is that its request is: so a fault
+closes the client under the loop first, and the thread comes out with an error that belongs to the
+incident.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import queue
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Generic, TypeVar
+
+import anyio
+import anyio.to_thread
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from typing_extensions import Unpack
+
+from tinker_recovery.attempt import Attempt
+from tinker_recovery.start import StartOptions
+from tinker_recovery.telemetry import names
+
+logger = logging.getLogger(names.SCOPE)
+
+_T = TypeVar("_T")
+_S = TypeVar("_S")
+
+Elsewhere = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs a blocking function outside the event loop. Cancelling it leaves the function running."""
+
+
+async def in_worker_thread(function: Callable[[], Any]) -> Any:
+    """Run a blocking function in a worker thread; cancelling the wait abandons it."""
+    return await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
+
+
+def is_async(train: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine, as far as can be seen without calling it."""
+    return inspect.iscoroutinefunction(inspect.unwrap(train)) or inspect.iscoroutinefunction(
+        getattr(train, "func", None) or getattr(train, "__call__", None)  # noqa: B004 - a partial's function, or an object's own
+    )
+
+
+async def run_blocking(
+    train: Callable[[Attempt], Any],
+    attempt: Attempt,
+    *,
+    elsewhere: Elsewhere,
+    limit_s: float,
+) -> Any:
+    """Run a plain function of an attempt where it may block; returns what it returned.
+
+    Cancelling it (a fault does) closes the attempt's client under the function, and waits up to
+    ``limit_s`` seconds for it to come out.
+
+    Args:
+        train: The loop.
+        attempt: Given to it.
+        elsewhere: Where to run it.
+        limit_s: How long it has to notice.
+    """
+    out = anyio.Event()
+    begun: list[bool] = []
+    loop = asyncio.get_running_loop()
+
+    def body() -> Any:
+        begun.append(True)
+        try:
+            return train(attempt)
+        finally:
+            loop.call_soon_threadsafe(out.set)
+
+    attempt.blocking = True
+    try:
+        result = await elsewhere(body)
+    except anyio.get_cancelled_exc_class():
+        with anyio.CancelScope(shield=True):
+            await attempt.interrupt()
+            with anyio.move_on_after(limit_s) as waited:
+                if begun:
+                    await out.wait()
+            if waited.cancelled_caught:
+                logger.error(  # noqa: TRY400 - the cancellation it is told in is no error
+                    "the loop of %r runs on in its thread, %g s after its client was closed: a "
+                    "thread cannot be stopped from outside, so have it call the client, or look "
+                    "at what it waits for",
+                    attempt,
+                    limit_s,
+                )
+        raise
+    return await result if inspect.isawaitable(result) else result
+
+
+RunElsewhere = Callable[
+    [Callable[[Attempt], Any], Elsewhere, StartOptions], Coroutine[Any, Any, Any]
+]
+"""``Supervisor.run_elsewhere``."""
+
+
+class BlockingSupervisor(Generic[_S]):
+    """What ``with Supervisor(policy) as supervisor:`` gives a script without asyncio.
+
+    The supervisor works in a thread of its own; the loop runs in the calling one, so Ctrl-C
+    reaches it as in any script.
+
+    Attributes:
+        supervisor: The Supervisor itself; its reports may be read, its coroutines belong to the
+            other thread.
+    """
+
+    def __init__(
+        self,
+        supervisor: _S,
+        context: AbstractAsyncContextManager[Any],
+        run_elsewhere: RunElsewhere,
+    ) -> None:
+        self.supervisor = supervisor
+        self._run_elsewhere = run_elsewhere
+        self._opening = start_blocking_portal("asyncio")
+        self._portal: BlockingPortal = self._opening.__enter__()
+        self._inside: AbstractContextManager[Any] = self._portal.wrap_async_context_manager(context)
+        try:
+            self._inside.__enter__()
+        except BaseException as error:
+            # With the error, or the thread would wait for an end that nobody announces.
+            self._opening.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def close(self, *exc_info: Any) -> bool | None:
+        """Leave the supervisor, and end its thread."""
+        try:
+            return self._inside.__exit__(*exc_info)
+        finally:
+            self._opening.__exit__(None, None, None)
+
+    def run(self, train: Callable[[Attempt], _T], **start: Unpack[StartOptions]) -> _T:
+        """Run ``train(attempt)`` until one attempt comes to its end; returns what that returned.
+
+        As ``Supervisor.run``, with a plain function. An exception of the function's own leaves
+        unchanged; KeyboardInterrupt ends the attempt and passes through.
+        """
+        todo: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+
+        async def here(function: Callable[[], Any]) -> Any:
+            done: Future[Any] = Future()
+            todo.put((function, done))
+            result, error = await asyncio.wrap_future(done)
+            if isinstance(error, StopIteration):
+                # Python lets none through a coroutine.
+                raise RuntimeError("the loop raised StopIteration") from error  # noqa: TRY004 - as Python itself does
+            if error is not None:
+                raise error
+            return result
+
+        running = self._portal.start_task_soon(self._run_elsewhere, train, here, start)
+        running.add_done_callback(lambda _: todo.put(None))
+        try:
+            while (item := todo.get()) is not None:
+                function, done = item
+                if done.set_running_or_notify_cancel():
+                    _carry_out(function, done)
+        except BaseException:
+            # Ctrl-C, here or inside the loop: the attempt is ended before it passes through.
+            running.cancel()
+            while todo.get() is not None:
+                pass
+            raise
+        return running.result()  # type: ignore[no-any-return]  # run_elsewhere returns what train does
+
+
+def _carry_out(function: Callable[[], Any], done: Future[Any]) -> None:
+    # The error goes as a value: a future does not take every exception.
+    outcome: tuple[Any, Exception | None]
+    try:
+        outcome = (function(), None)
+    except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the result
+        outcome = (None, error)
+    if not done.cancelled():
+        done.set_result(outcome)

@@ -1,0 +1,85 @@
+"""Recovery by hand: the same machinery, one call, no supervision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import tinker
+
+from tinker_recovery.checkpoints import objection
+from tinker_recovery.clock import SYSTEM_CLOCK, Clock
+from tinker_recovery.errors import NoUsableCheckpoint
+from tinker_recovery.restoration import find_checkpoint
+from tinker_recovery.service import Connection, FromCheckpoint, StatusReader, TinkerBackend
+from tinker_recovery.service.base import CloseStatus, ServiceFactory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recovered:
+    """A client made from a checkpoint.
+
+    Attributes:
+        client: The SDK's client, unsupervised.
+        run_id: Its new Tinker run id.
+        step: Optimizer steps in its weights; None if the checkpoint does not say.
+        checkpoint: The path it was made from.
+    """
+
+    client: tinker.TrainingClient
+    run_id: str
+    step: int | None
+    checkpoint: str
+    _backend: TinkerBackend
+    _connection: Connection
+
+    async def aclose(self, status: CloseStatus = "success", *, deadline_s: float = 10.0) -> None:
+        """Finish its session; to be called once the client is no longer needed."""
+        await self._backend.close(self._connection, status, "", deadline_s=deadline_s)
+
+
+async def recover_from_checkpoint(
+    path: str,
+    *,
+    service: ServiceFactory = tinker.ServiceClient,
+    restore_optimizer: bool = True,
+    create_timeout_s: float = 240.0,
+    status_timeout_s: float = 10.0,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Recovered:
+    """A new client in a new session, made from a checkpoint.
+
+    Args:
+        path: ``tinker://RUN/weights/NAME``, saved by anyone.
+        service: Returns a fresh ServiceClient.
+        restore_optimizer: Whether to restore the optimizer's moments with the weights.
+        create_timeout_s: Deadline for making the client, in seconds.
+        status_timeout_s: Deadline for looking the checkpoint up, in seconds.
+        clock: Time, for tests.
+
+    Raises:
+        UsageError: ``path`` has another form.
+        NoUsableCheckpoint: It has expired, or is about to.
+        StatusError: It could not be looked up.
+        DeadlineExceeded: Making the client took too long.
+        Exception: Whatever the service answered.
+
+    Cancelling it leaves no session behind.
+    """
+    backend = TinkerBackend(service)
+    step: int | None = None
+    async with StatusReader(await backend.endpoint(), timeout_s=status_timeout_s) as reader:
+        try:
+            record = await find_checkpoint(reader, path)
+        except NoUsableCheckpoint:
+            # Not listed, or saved by someone else: the service decides whether it can be loaded.
+            record = None
+    if record is not None:
+        reason = objection(record, now=datetime.fromtimestamp(clock.wall(), UTC))
+        if reason is not None:
+            raise NoUsableCheckpoint(f"{path}: {reason}")
+        step = record.step
+    connection = await backend.connect(
+        FromCheckpoint(path, optimizer=restore_optimizer), deadline_s=create_timeout_s
+    )
+    return Recovered(connection.training, connection.run_id, step, path, backend, connection)

@@ -1,0 +1,160 @@
+"""Checkpoints: what one says of itself, when to save, which to trust, which to take and to keep.
+
+Pure decisions over plain records; nothing here talks to the service. In the order they are read:
+
+- ``metadata``, ``record``: what travels with a checkpoint, and what is read back from a listing
+- ``schedule``, ``evidence``, ``interval``, ``ledger``: when a save is due, and whether it may start
+- ``lineage``, ``selection``: which to go back to
+- ``canary``, ``safetensors_header``, ``files``, ``validation``: whether to trust it
+- ``retention``, ``deletion_plan``, ``deletion``, ``pacing``, ``renewal``: what to keep, and how to
+  delete the rest
+- ``policies``: all of that from one CheckpointPolicy
+"""
+
+from tinker_recovery.checkpoints.canary import Canary, Comparison, compare
+from tinker_recovery.checkpoints.deletion import (
+    Command,
+    Delete,
+    Deletion,
+    DeletionLedger,
+    Write,
+    outcome,
+)
+from tinker_recovery.checkpoints.deletion_plan import Plan, Row, Situation, plan_deletions
+from tinker_recovery.checkpoints.evidence import Evidence
+from tinker_recovery.checkpoints.files import FileFacts, inspect_file
+from tinker_recovery.checkpoints.interval import AutoInterval, young_daly_s
+from tinker_recovery.checkpoints.ledger import InFlight, SaveLedger
+from tinker_recovery.checkpoints.lineage import Branch, Place, Segment, eligible, on_branch
+from tinker_recovery.checkpoints.metadata import JSON_LIMIT
+from tinker_recovery.checkpoints.pacing import TokenBucket
+from tinker_recovery.checkpoints.policies import retention_of, schedule_of
+from tinker_recovery.checkpoints.record import (
+    CheckpointRecord,
+    Listed,
+    SavedBy,
+    checkpoint_metadata,
+    run_id_of,
+)
+from tinker_recovery.checkpoints.renewal import Renewal, renewals
+from tinker_recovery.checkpoints.retention import (
+    Held,
+    KeepAll,
+    KeepAny,
+    KeepBest,
+    KeepEvery,
+    KeepIf,
+    KeepLast,
+    KeepPinned,
+    Retention,
+)
+from tinker_recovery.checkpoints.safetensors_header import DamagedFile
+from tinker_recovery.checkpoints.schedule import (
+    AnyOf,
+    AtEnd,
+    AtSteps,
+    Decision,
+    EveryEpochs,
+    EverySeconds,
+    EverySteps,
+    Moment,
+    OnImprovement,
+    Schedule,
+)
+from tinker_recovery.checkpoints.selection import (
+    AtPath,
+    AtStep,
+    Best,
+    Latest,
+    Selection,
+    Wanted,
+    select,
+    wanted,
+)
+from tinker_recovery.checkpoints.validation import (
+    Verdict,
+    WeightsFacts,
+    check_bytes,
+    check_canary,
+    check_listing,
+    check_metadata,
+    check_weights,
+    first_objection,
+    objection,
+)
+
+__all__ = [
+    "JSON_LIMIT",
+    "AnyOf",
+    "AtEnd",
+    "AtPath",
+    "AtStep",
+    "AtSteps",
+    "AutoInterval",
+    "Best",
+    "Branch",
+    "Canary",
+    "CheckpointRecord",
+    "Command",
+    "Comparison",
+    "DamagedFile",
+    "Decision",
+    "Delete",
+    "Deletion",
+    "DeletionLedger",
+    "EveryEpochs",
+    "EverySeconds",
+    "EverySteps",
+    "Evidence",
+    "FileFacts",
+    "Held",
+    "InFlight",
+    "KeepAll",
+    "KeepAny",
+    "KeepBest",
+    "KeepEvery",
+    "KeepIf",
+    "KeepLast",
+    "KeepPinned",
+    "Latest",
+    "Listed",
+    "Moment",
+    "OnImprovement",
+    "Place",
+    "Plan",
+    "Renewal",
+    "Retention",
+    "Row",
+    "SaveLedger",
+    "SavedBy",
+    "Schedule",
+    "Segment",
+    "Selection",
+    "Situation",
+    "TokenBucket",
+    "Verdict",
+    "Wanted",
+    "WeightsFacts",
+    "Write",
+    "check_bytes",
+    "check_canary",
+    "check_listing",
+    "check_metadata",
+    "check_weights",
+    "checkpoint_metadata",
+    "compare",
+    "eligible",
+    "first_objection",
+    "inspect_file",
+    "objection",
+    "on_branch",
+    "outcome",
+    "plan_deletions",
+    "renewals",
+    "retention_of",
+    "run_id_of",
+    "schedule_of",
+    "select",
+    "wanted",
+    "young_daly_s",
+]

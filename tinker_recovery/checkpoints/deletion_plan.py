@@ -1,0 +1,237 @@
+"""Which checkpoints to delete, and why each of the others stays. Nothing is deleted on a guess.
+
+Whatever the retention rules say, a plan never deletes
+
+- the newest valid checkpoint, and the newest valid one that lasts;
+- the one the run was recovered from, and whatever the caller protects or pins;
+- published ones, and ones whose metric is still to come;
+- what this run did not make: no metadata of ours, another lineage, an attempt not known, a save the
+  user asked for (unless that is allowed);
+- anything at all, as long as no checkpoint is known to be valid and to last: any of unknown
+  validity might be the only good one, and one that expires soon is no copy to rely on;
+- an abandoned or a bad one, or one whose deletion was begun, until a valid one with at least as
+  many steps exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from tinker_recovery.checkpoints.lineage import Branch, Place, Segment
+from tinker_recovery.checkpoints.record import CheckpointRecord, Listed
+from tinker_recovery.checkpoints.retention import Held, Retention, counted
+from tinker_recovery.checkpoints.validation import EXPIRY_MARGIN
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What is known of a run's checkpoints at the moment of planning.
+
+    Attributes:
+        lineage: The run.
+        now: The date, with a time zone, by the service's clock.
+        segments: Every Tinker run it has lived in, oldest first. Empty if that is not known: then
+            every checkpoint of the lineage counts.
+        valid: Paths that were checked and found valid. The keeper decides how deep a check has to
+            be; a path in neither ``valid`` nor ``bad`` is of unknown validity.
+        bad: Path to reason, of those found bad.
+        protected: Path to reason, of those in use: recovered from, being read.
+        pending: Paths whose metric is still to come.
+        doomed: Paths whose deletion was begun and may have happened: never relied on.
+        delete_user_saves: Whether saves the user asked for may be deleted, too. If not, they do
+            not fill the places of "the last five" either, for the user may delete them any time.
+        lasting: A checkpoint that expires within this time is not relied on as the only copy.
+    """
+
+    lineage: str
+    now: datetime
+    segments: Sequence[Segment] = ()
+    valid: Collection[str] = ()
+    bad: Mapping[str, str] = field(default_factory=dict)
+    protected: Mapping[str, str] = field(default_factory=dict)
+    pending: Collection[str] = ()
+    doomed: Collection[str] = ()
+    delete_user_saves: bool = False
+    lasting: timedelta = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The decision on one checkpoint.
+
+    Attributes:
+        path: Its ``tinker://`` path.
+        delete: Whether to delete it.
+        reason: Why, or why not, in words.
+        step: Optimizer steps in it; None if it does not say.
+        size_bytes: Its size, where the service says.
+    """
+
+    path: str
+    delete: bool
+    reason: str
+    step: int | None
+    size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The decision on every checkpoint listed.
+
+    Attributes:
+        rows: One for each, the most steps first.
+    """
+
+    rows: tuple[Row, ...]
+
+    @property
+    def deletions(self) -> tuple[Row, ...]:
+        """What to delete, in this order: the fewest steps first."""
+        return tuple(row for row in reversed(self.rows) if row.delete)
+
+    @property
+    def kept(self) -> tuple[Row, ...]:
+        """What stays."""
+        return tuple(row for row in self.rows if not row.delete)
+
+    @property
+    def bytes_freed(self) -> int:
+        """Bytes the deletions free, as far as their sizes are known."""
+        return sum(row.size_bytes or 0 for row in self.deletions)
+
+
+def plan_deletions(listed: Iterable[Listed], retention: Retention, situation: Situation) -> Plan:
+    """Decide on every checkpoint listed, over all Tinker runs of the lineage.
+
+    Pure: the same facts in any order give the same plan. It holds for this moment only; make a new
+    one whenever anything changed.
+
+    Raises:
+        Exception: Whatever a custom predicate of ``retention`` raises.
+    """
+    return _Planner(listed, retention, situation).plan()
+
+
+class _Planner:
+    def __init__(
+        self, listed: Iterable[Listed], retention: Retention, situation: Situation
+    ) -> None:
+        self._situation = situation
+        self._branch = Branch(situation.segments)
+        self._listed: dict[str, Listed] = {}
+        self._contradicted: set[str] = set()
+        for each in listed:
+            if self._listed.setdefault(each.path, each) != each:
+                self._contradicted.add(each.path)
+        ours = {
+            path: each.record
+            for path, each in self._listed.items()
+            if each.record is not None and self._not_ours(each) is None
+        }
+        self._places = {path: self._place(record) for path, record in ours.items()}
+        newest_first = sorted(ours.values(), key=_newest, reverse=True)
+        held = [Held(record, self._counts(record)) for record in newest_first]
+        self._kept = retention.keep(held)
+        valid = [record for record in counted(held) if record.path in situation.valid]
+        lasting = [record for record in valid if self._lasts(record)]
+        self._valid_step = lasting[0].step if lasting else None
+        self._newest_valid = {record.path for record in [*valid[:1], *lasting[:1]]}
+
+    def plan(self) -> Plan:
+        rows = [self._row(each) for each in self._listed.values()]
+        rows.sort(key=lambda row: (-1 if row.step is None else row.step, row.path), reverse=True)
+        return Plan(tuple(rows))
+
+    def _row(self, each: Listed) -> Row:
+        why_not = self._reason_to_keep(each)
+        if each.path in self._contradicted:
+            # Nothing of one of them is told: which of the two came first must not matter.
+            return Row(each.path, delete=False, reason=str(why_not), step=None, size_bytes=None)
+        return Row(
+            each.path,
+            delete=why_not is None,
+            reason=self._reason_to_delete(each.path) if why_not is None else why_not,
+            step=each.record.step if each.record else None,
+            size_bytes=each.size_bytes,
+        )
+
+    def _not_ours(self, each: Listed) -> str | None:
+        """Why this run may not decide over it."""
+        if each.path in self._contradicted:
+            return "it is listed twice, with different facts"
+        if each.record is None:
+            return each.problem or "it says nothing of itself"
+        if each.record.lineage != self._situation.lineage:
+            return f"it belongs to another run, lineage {each.record.lineage}"
+        place = self._place(each.record)
+        return place.reason if place.where == "unknown" else None
+
+    def _place(self, record: CheckpointRecord) -> Place:
+        return self._branch.place(record) if self._situation.segments else Place("branch")
+
+    def _of_the_user(self, record: CheckpointRecord) -> bool:
+        return record.saved_by == "user" and not self._situation.delete_user_saves
+
+    def _counts(self, record: CheckpointRecord) -> bool:
+        return (
+            self._places[record.path].where == "branch"
+            and record.path not in self._situation.bad
+            and record.path not in self._situation.doomed
+            and not self._expired(record)
+            and not self._of_the_user(record)
+        )
+
+    def _expired(self, record: CheckpointRecord) -> bool:
+        return (
+            record.expires_at is not None
+            and record.expires_at <= self._situation.now + EXPIRY_MARGIN
+        )
+
+    def _lasts(self, record: CheckpointRecord) -> bool:
+        return (
+            record.expires_at is None
+            or record.expires_at > self._situation.now + self._situation.lasting
+        )
+
+    def _reason_to_keep(self, each: Listed) -> str | None:
+        situation, path = self._situation, each.path
+        if (foreign := self._not_ours(each)) is not None or each.record is None:
+            return f"not ours to delete: {foreign}"
+        checks = (
+            (path in situation.protected, f"in use: {situation.protected.get(path)}"),
+            (path == self._branch.parent, "the run was recovered from it"),
+            (path in self._newest_valid, "the newest valid one"),
+            (each.record.public, "published"),
+            (path in situation.pending, "its metric is still to come"),
+            (self._of_the_user(each.record), "saved by the user"),
+            (path in self._kept, self._kept.get(path, "")),
+            (self._expired(each.record), "expired: the service removes it"),
+        )
+        for holds, reason in checks:
+            if holds:
+                return reason
+        if self._valid_step is None:
+            return "no other one is known to be valid and to last"
+        unusable = (
+            self._places[path].where == "abandoned"
+            or path in situation.bad
+            or path in situation.doomed
+        )
+        if unusable and each.record.step > self._valid_step:
+            return f"no valid one has reached step {each.record.step} yet"
+        return None
+
+    def _reason_to_delete(self, path: str) -> str:
+        if path in self._situation.doomed:
+            return "its deletion was begun before"
+        if path in self._situation.bad:
+            return f"bad: {self._situation.bad[path]}"
+        if self._places[path].where == "abandoned":
+            return f"abandoned: {self._places[path].reason}"
+        return "no rule keeps it"
+
+
+def _newest(record: CheckpointRecord) -> tuple[int, datetime, str]:
+    return record.step, record.time, record.path

@@ -1,0 +1,57 @@
+"""Bounded deletes a second: a token bucket that reads no clock of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from tinker_recovery.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBucket:
+    """Lets ``rate_per_s`` through in the mean, and up to ``burst`` at once.
+
+    Frozen: :meth:`take` returns the bucket after it.
+
+    Attributes:
+        rate_per_s: Tokens that come back each second.
+        burst: Most tokens it holds; it starts full.
+        tokens: Tokens it holds now; None for a bucket not used yet.
+        at_s: Monotonic seconds at which that was counted.
+    """
+
+    rate_per_s: float
+    burst: int = 1
+    tokens: float | None = None
+    at_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.rate_per_s > 0 and math.isfinite(self.rate_per_s)):
+            raise UsageError(
+                f"rate_per_s={self.rate_per_s!r}: it has to be above zero and finite; to delete "
+                "nothing, keep everything"
+            )
+        if self.burst < 1:
+            raise UsageError(f"burst={self.burst}: it has to be at least 1")
+
+    def take(self, now_s: float) -> tuple[TokenBucket, float]:
+        """Take a token if there is one.
+
+        Args:
+            now_s: Monotonic seconds.
+
+        Returns:
+            The bucket after it, and 0.0 if a token was taken; else the seconds to wait before
+            asking again.
+        """
+        held = float(self.burst)
+        if self.tokens is not None:
+            # A clock that goes backwards brings no tokens, and takes none.
+            back = max(0.0, now_s - self.at_s) * self.rate_per_s
+            held = min(held, self.tokens + back)
+        # Room for rounding: who waited exactly as long as told is let through.
+        taken = held >= 1 - 1e-9
+        left = max(0.0, held - 1) if taken else held
+        wait_s = 0.0 if taken else (1 - held) / self.rate_per_s
+        return replace(self, tokens=left, at_s=max(now_s, self.at_s)), wait_s

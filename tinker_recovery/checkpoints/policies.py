@@ -1,0 +1,76 @@
+"""From what the user decides, a CheckpointPolicy, to the schedule and the retention that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import assert_never
+
+from tinker_recovery.checkpoints.interval import AutoInterval
+from tinker_recovery.checkpoints.retention import (
+    KeepAll,
+    KeepAny,
+    KeepBest,
+    KeepEvery,
+    KeepLast,
+    KeepPinned,
+    Retention,
+)
+from tinker_recovery.checkpoints.schedule import (
+    AnyOf,
+    AtEnd,
+    EveryEpochs,
+    EverySeconds,
+    EverySteps,
+    OnImprovement,
+    Schedule,
+)
+from tinker_recovery.policy import CheckpointPolicy
+
+
+def schedule_of(policy: CheckpointPolicy) -> Schedule:
+    """When this policy saves; see :class:`~tinker_recovery.policy.CheckpointPolicy`."""
+    schedules: list[Schedule] = [_main(policy)]
+    if policy.save_every_s is not None:
+        schedules.append(EverySeconds(policy.save_every_s))
+    if policy.save_at_end:
+        schedules.append(AtEnd())
+    return schedules[0] if len(schedules) == 1 else AnyOf(*schedules)
+
+
+def _main(policy: CheckpointPolicy) -> Schedule:
+    match policy.strategy:
+        case "steps" | "last" | "all":
+            return EverySteps(policy.save_every)
+        case "epoch":
+            return EveryEpochs(policy.save_every)
+        case "best":
+            return OnImprovement(policy.best_metric, policy.best_mode)
+        case "auto":
+            return AutoInterval(
+                prior_mtbf_s=policy.auto_mtbf_s,
+                min_steps=policy.auto_min_steps,
+                max_steps=policy.auto_max_steps,
+            )
+    assert_never(policy.strategy)
+
+
+def retention_of(policy: CheckpointPolicy, *, pinned: Collection[str] = ()) -> Retention:
+    """What this policy keeps.
+
+    Args:
+        policy: The user's decisions.
+        pinned: Paths to keep for ever.
+    """
+    if policy.strategy == "all":
+        return KeepAll()
+    rules: list[Retention] = []
+    keep_last = 1 if policy.strategy == "last" else policy.keep_last
+    if keep_last:
+        rules.append(KeepLast(keep_last))
+    if policy.save_best:
+        rules.append(KeepBest(policy.keep_best, policy.best_metric, policy.best_mode))
+    if policy.keep_every is not None:
+        rules.append(KeepEvery(policy.keep_every))
+    if pinned:
+        rules.append(KeepPinned(frozenset(pinned)))
+    return KeepAny(*rules)

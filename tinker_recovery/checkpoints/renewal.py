@@ -1,0 +1,81 @@
+"""Which checkpoints' lifetimes to renew, and when: the recovery point must not expire under us."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tinker_recovery.checkpoints.record import CheckpointRecord
+from tinker_recovery.errors import UsageError
+
+MIN_TTL_S = 3600.0
+"""The shortest lifetime the service accepts: an hour."""
+
+MAX_TTL_S = 10 * 365 * 86_400.0
+"""The longest one: ten years."""
+
+LEAD = timedelta(days=1)
+"""How long before its end a checkpoint is renewed, if its lifetime allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """One lifetime to renew.
+
+    Attributes:
+        path: The checkpoint's ``tinker://`` path.
+        at: When to do it; due if that is past.
+        expires_at: When it would expire without.
+        ttl_s: The new lifetime in whole seconds from then on; None removes the end.
+        reason: Why it is worth it, in words.
+    """
+
+    path: str
+    at: datetime
+    expires_at: datetime
+    ttl_s: int | None
+    reason: str
+
+
+def renewals(
+    records: Iterable[CheckpointRecord],
+    needed: Mapping[str, str],
+    *,
+    ttl_s: float | None,
+    now: datetime,
+) -> list[Renewal]:
+    """The lifetimes to renew, the most urgent first. Pure; input order does not matter.
+
+    Each is renewed a day before its end, or when half of a shorter lifetime is left. One that has
+    expired already is beyond help and left out.
+
+    Args:
+        records: The checkpoints as listed.
+        needed: Path to reason, of those that must live on: the recovery point, the newest valid
+            one, one being read. The others are left to expire.
+        ttl_s: The lifetime to give, in seconds; None for no end, which also saves a run from a
+            service that lets checkpoints expire on its own account.
+        now: The date, with a time zone.
+
+    Raises:
+        UsageError: The service does not accept such a lifetime.
+    """
+    if ttl_s is not None and not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
+        raise UsageError(
+            f"ttl_s={ttl_s!r}: the service accepts {MIN_TTL_S:.0f} s (an hour) to {MAX_TTL_S:.0f} "
+            "s (ten years), or None for no end"
+        )
+    lead = LEAD if ttl_s is None else min(LEAD, timedelta(seconds=ttl_s / 2))
+    found = {
+        record.path: Renewal(
+            record.path,
+            record.expires_at - lead,
+            record.expires_at,
+            None if ttl_s is None else int(ttl_s),
+            needed[record.path],
+        )
+        for record in records
+        if record.path in needed and record.expires_at is not None and record.expires_at > now
+    }
+    return sorted(found.values(), key=lambda renewal: (renewal.at, renewal.path))

@@ -1,0 +1,39 @@
+"""The ``tinker-recovery`` command. Each subcommand is imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+_COMMANDS = {
+    "demo": "Watch a real training loop get poisoned, recover, and end with the same weights.",
+    "faults": "Show every way a run can go bad, and what is done about it.",
+    "serve": "Run the local Tinker server, for trying things out and for tests.",
+}
+
+
+class _Lazy(click.Group):
+    """Knows its commands' names and one-line help without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"tinker_recovery.cli.{cmd_name}").command
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_COMMANDS.items()))
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tinker-recovery")
+def main() -> None:
+    """Supervision and exact, automatic recovery for training loops over the Tinker API."""
+
+
+__all__ = ["main"]

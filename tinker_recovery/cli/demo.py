@@ -1,0 +1,325 @@
+"""``tinker-recovery demo``: the same run twice, undisturbed and poisoned, compared to the bit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tinker_recovery.cli.plot import Mark, axis, curve, replays
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tinker_recovery import Attempt, Supervisor
+    from tinker_recovery.testing import LocalTinkerProcess
+
+_MODEL = "Qwen/Qwen3-8B"
+_SEED = 20251204
+_POLL_S = 0.25
+_CURVE_WIDTH, _CURVE_HEIGHT = 64, 7
+
+
+@dataclass(slots=True)
+class Story:
+    """What one run looked like while it happened."""
+
+    title: str
+    losses: dict[int, float] = field(default_factory=dict)
+    step: int = 0
+    state: str = "waiting"
+    recoveries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The figures of the demo; printed as they are by ``--json``."""
+
+    steps: int
+    recoveries: int
+    replayed_steps: int
+    lost_steps: int
+    weights_identical: bool
+    detection_s: list[float]
+    handover_s: list[float]
+    optimizer_restored: bool
+
+    @property
+    def good(self) -> bool:
+        """Whether the recovered run is the undisturbed one, to the bit."""
+        return self.weights_identical and self.optimizer_restored and self.lost_steps == 0
+
+
+@click.command()
+@click.option(
+    "--steps",
+    default=60,
+    show_default=True,
+    type=click.IntRange(10, 10_000),
+    help="Steps to train.",
+)
+@click.option(
+    "--poison",
+    "poisonings",
+    multiple=True,
+    type=click.IntRange(0),
+    help="Step at which the backend is poisoned; repeatable. Default: at 2/5 and 4/5 of the run.",
+)
+@click.option(
+    "--save-every", default=10, show_default=True, type=click.IntRange(1), help="Steps per save."
+)
+@click.option(
+    "--pace",
+    default=0.02,
+    show_default=True,
+    type=click.FloatRange(0, 10),
+    help="Seconds each step takes at the server, so that there is something to watch.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
+def command(
+    steps: int, poisonings: tuple[int, ...], save_every: int, pace: float, *, as_json: bool
+) -> None:
+    """Watch a training loop get poisoned, recover, and end with the same weights.
+
+    Starts a local Tinker server in a process of its own and trains one run twice with the real
+    Tinker SDK: once undisturbed, once with the backend poisoned on the way. Every second poisoning
+    is a quiet one: calls hang, and only the run's status tells. Then compares the final weights
+    and the optimizer's state, bit by bit.
+
+    Needs: pip install "tinker-recovery[demo]". Takes about ten seconds. Nothing leaves this
+    machine.
+
+    Exit status: 0 if weights and optimizer are identical; 1 if not; 2 for a wrong option.
+    """
+    from rich.console import Console
+
+    chosen = poisonings or (steps * 2 // 5, steps * 4 // 5)
+    for step in chosen:
+        if step >= steps:
+            raise click.BadParameter(f"{step} is not below --steps {steps}", param_hint="--poison")
+    console = Console(stderr=as_json, soft_wrap=False)
+    outcome = asyncio.run(_Demo(console, steps, sorted(chosen), save_every, pace).play())
+    if as_json:
+        click.echo(json.dumps(asdict(outcome)))
+    sys.exit(0 if outcome.good else 1)
+
+
+@dataclass(slots=True)
+class _Demo:
+    console: Console
+    steps: int
+    poisonings: list[int]
+    save_every: int
+    pace: float
+
+    async def play(self) -> Outcome:
+        """The whole demo; prints as it goes."""
+        from tinker_recovery.testing import LocalTinkerProcess
+
+        calm, rough = Story("undisturbed"), Story("poisoned, supervised")
+        with tempfile.TemporaryDirectory() as root, _quiet_logs():
+            async with LocalTinkerProcess(root=Path(root), step_s=self.pace) as server:
+                os.environ.update(
+                    TINKER_BASE_URL=server.base_url,
+                    TINKER_API_KEY=server.api_key,
+                    TINKER_TELEMETRY="0",
+                )
+                hits = " and ".join(map(str, self.poisonings))
+                self.console.print(
+                    f"Local Tinker server at {server.base_url}. Training {self.steps} steps twice; "
+                    f"the second run is poisoned after step {hits}."
+                )
+                with _live(self.console, [calm, rough], self.steps) as refresh:
+                    expected, _ = await self._train(calm, refresh)
+                    await self._poison(server)
+                    actual, supervisor = await self._train(rough, refresh)
+                outcome = await self._compare(server, expected, actual, supervisor)
+        self._picture(calm, rough, supervisor)
+        self._table(outcome)
+        return outcome
+
+    async def _poison(self, server: LocalTinkerProcess) -> None:
+        from tinker_recovery.testing import FaultRule
+
+        for number, step in enumerate(self.poisonings):
+            await server.inject(FaultRule("poison", at_step=step, quiet=number % 2 == 1))
+
+    async def _train(self, story: Story, refresh: Callable[[], None]) -> tuple[str, Supervisor]:
+        """One supervised run; returns its last Tinker run id and the supervisor."""
+        from tinker_recovery import CheckpointPolicy, RecoveryPolicy, Supervisor
+
+        policy = RecoveryPolicy(
+            enabled=True,
+            poll_interval_s=_POLL_S,
+            backoff_s=0.2,
+            max_attempts=max(3, len(self.poisonings)),
+            checkpoints=CheckpointPolicy(save_every=self.save_every),
+        )
+        async with Supervisor(policy) as supervisor:
+
+            async def train(attempt: Attempt) -> None:
+                story.state = "training"
+                for step in range(attempt.start_step, self.steps):
+                    loss = await _one_step(attempt, step)
+                    story.losses[step], story.step = loss, step + 1
+                    story.recoveries = attempt.number - 1
+                    refresh()
+
+            await supervisor.run(train, base_model=_MODEL, rank=8, seed=_SEED, name=story.title)
+            story.state = "done"
+            refresh()
+            (run,) = supervisor.runs
+            return run.segments[-1].run_id, supervisor
+
+    async def _compare(
+        self, server: LocalTinkerProcess, expected: str, actual: str, supervisor: Supervisor
+    ) -> Outcome:
+        want, have = await server.run_state(expected), await server.run_state(actual)
+        (run,) = supervisor.runs
+        fired = await server.fired()
+        return Outcome(
+            steps=self.steps,
+            recoveries=len(run.recoveries),
+            replayed_steps=sum(recovery.replayed_steps for recovery in run.recoveries),
+            lost_steps=want.steps - have.steps,
+            weights_identical=want.weights_digest == have.weights_digest,
+            detection_s=[
+                round(recovery.fault.detected_ns / 1e9 - fault.at, 4)
+                for recovery, fault in zip(run.recoveries, fired, strict=False)
+            ],
+            handover_s=[
+                round((after.client.first_call_at or 0.0) - recovery.fault.detected_at, 4)
+                for recovery, after in zip(run.recoveries, run.attempts[1:], strict=True)
+            ],
+            optimizer_restored=want.optimizer_digest == have.optimizer_digest,
+        )
+
+    def _picture(self, calm: Story, rough: Story, supervisor: Supervisor) -> None:
+        marks = [
+            Mark(recovery.fault.step, recovery.checkpoint.step if recovery.checkpoint else 0)
+            for recovery in supervisor.runs[0].recoveries
+        ]
+        for story, recoveries in ((calm, []), (rough, marks)):
+            values = [story.losses[step] for step in range(self.steps)]
+            self.console.print(f"\n[bold]loss, {story.title}[/]")
+            lines = curve(values, width=_CURVE_WIDTH, height=_CURVE_HEIGHT)
+            for number, line in enumerate(lines):
+                label = {0: f"{max(values):.1f}", len(lines) - 1: f"{min(values):.1f}"}
+                self.console.print(f"{label.get(number, ''):>6} │{line}")
+            self.console.print(f"{'step':>6}  {axis(self.steps, width=_CURVE_WIDTH)}")
+            for line in replays(recoveries, self.steps, width=_CURVE_WIDTH):
+                self.console.print(f"{'':>8}[yellow]{line}[/]")
+
+    def _table(self, outcome: Outcome) -> None:
+        from rich.table import Table
+
+        table = Table(show_header=False, title="The poisoned run against the undisturbed one")
+        rows = {
+            "steps": str(outcome.steps),
+            "recoveries": str(outcome.recoveries),
+            "steps replayed": str(outcome.replayed_steps),
+            "steps lost": str(outcome.lost_steps),
+            "from poisoning to detection": _milliseconds(outcome.detection_s),
+            "from detection to the next call": _milliseconds(outcome.handover_s),
+            "final weights identical": _yes(outcome.weights_identical),
+            "optimizer state identical": _yes(outcome.optimizer_restored),
+        }
+        for name, value in rows.items():
+            table.add_row(name, value)
+        self.console.print()
+        self.console.print(table)
+
+
+async def _one_step(attempt: Attempt, step: int) -> float:
+    from tinker import types
+
+    # Four batches in turn, so that the losses visibly fall.
+    tokens = [(step % 4 * 7 + offset * offset) % 50 for offset in range(33)]
+    datum = types.Datum(
+        model_input=types.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={"target_tokens": types.TensorData(data=tokens[1:], dtype="int64")},
+    )
+    forward = attempt.client.forward_backward([datum], "cross_entropy")
+    update = attempt.client.optim_step(types.AdamParams(learning_rate=3e-2))
+    loss = (await forward).metrics["loss:sum"]
+    await update
+    return float(loss)
+
+
+def _milliseconds(seconds: list[float]) -> str:
+    return ", ".join(f"{value * 1e3:.0f} ms" for value in seconds) or "-"
+
+
+def _yes(value: bool) -> str:  # noqa: FBT001 - the value itself
+    return "[green]yes[/]" if value else "[red]NO[/]"
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """The table below tells what the warnings would; they must not tear the live view."""
+    logger = logging.getLogger()
+    before = logger.level
+    logging.getLogger("tinker").setLevel(logging.ERROR)
+    logging.getLogger("tinker_recovery").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def _live(console: Console, stories: list[Story], steps: int) -> Iterator[Callable[[], None]]:
+    """A live table where there is a terminal, a line now and then where there is none."""
+    from rich.live import Live
+
+    if not console.is_terminal:
+        printed = itertools.count()
+
+        def line() -> None:
+            if next(printed) % max(1, steps // 4) == 0:
+                for story in stories:
+                    if story.state == "training":
+                        console.print(
+                            f"{story.title}: step {story.step}/{steps}, "
+                            f"{story.recoveries} recoveries"
+                        )
+
+        yield line
+        return
+    with Live(console=console, refresh_per_second=12, transient=True) as live:
+
+        def refresh() -> None:
+            live.update(_progress(stories, steps))
+
+        refresh()
+        yield refresh
+
+
+def _progress(stories: list[Story], steps: int) -> Table:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    table = Table("run", "state", "progress", "step", "loss", "recoveries", box=None)
+    for story in stories:
+        loss = story.losses.get(story.step - 1)
+        table.add_row(
+            story.title,
+            story.state,
+            ProgressBar(total=steps, completed=story.step, width=24),
+            f"{story.step}/{steps}",
+            "" if loss is None else f"{loss:.2f}",
+            str(story.recoveries),
+        )
+    return table

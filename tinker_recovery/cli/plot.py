@@ -1,0 +1,62 @@
+"""Curves in a terminal, in braille dots: two columns and four rows of dots to a character."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+_BLANK = 0x2800
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A recovery on the step axis: the loop came to ``at`` and went back to ``back_to``."""
+
+    at: int
+    back_to: int
+
+
+def curve(values: Sequence[float], *, width: int, height: int) -> list[str]:
+    """The curve as ``height`` lines of ``width`` characters, scaled to fill them.
+
+    Args:
+        values: One value for each step; at least one.
+        width: Characters.
+        height: Lines.
+    """
+    columns, rows = width * 2, height * 4
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    grid = [[0] * width for _ in range(height)]
+    previous: int | None = None
+    for x in range(columns):
+        value = values[round(x * (len(values) - 1) / (columns - 1))]
+        y = round((high - value) / span * (rows - 1))
+        # Steep pieces are joined, or the curve falls apart into dots.
+        first = y if previous is None else min(y, previous + (1 if y > previous else -1))
+        last = y if previous is None else max(y, previous + (1 if y > previous else -1))
+        for dot in range(max(0, first), min(rows - 1, last) + 1):
+            grid[dot // 4][x // 2] |= _DOTS[dot % 4][x % 2]
+        previous = y
+    return ["".join(chr(_BLANK + cell) for cell in line) for line in grid]
+
+
+def axis(steps: int, *, width: int) -> str:
+    """The step axis: 0, a tick at each quarter, and the last step."""
+    line = [" "] * (width + len(str(steps)))
+    for quarter in range(5):
+        label = str(steps * quarter // 4)
+        start = min(quarter * (width - 1) // 4, len(line) - len(label))
+        line[start : start + len(label)] = label
+    return "".join(line).rstrip()
+
+
+def replays(marks: Sequence[Mark], steps: int, *, width: int) -> list[str]:
+    """One line for each recovery: an arrow from where it struck back to where the loop went on."""
+    lines = []
+    for mark in marks:
+        start, end = (round(step * (width - 1) / max(1, steps)) for step in (mark.back_to, mark.at))
+        arrow = "✗" if start == end else "◄" + "─" * (end - start - 1) + "✗"
+        lines.append(" " * start + arrow + f" step {mark.at} → {mark.back_to}")
+    return lines

@@ -1,0 +1,48 @@
+"""``tinker-recovery serve``: the local Tinker server in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=0, show_default="a free one", help="Port to listen on.")
+@click.option(
+    "--root",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    show_default="a temporary folder",
+    help="Folder for runs and checkpoints; they survive a restart on the same folder.",
+)
+@click.option(
+    "--api-key", default="tml-local-key", show_default=True, help="The key clients have to send."
+)
+def command(host: str, port: int, root: Path | None, api_key: str) -> None:
+    r"""Run the local Tinker server until Ctrl-C.
+
+    It speaks the Tinker API to the unmodified SDK, with a small real model behind it. Point a loop
+    at it with the two variables it prints:
+
+    \b
+        export TINKER_BASE_URL=http://127.0.0.1:PORT TINKER_API_KEY=tml-local-key
+
+    Exit status: 0 after Ctrl-C or SIGTERM; 1 if the port is taken; 2 for a wrong option.
+    """
+    from tinker_recovery.testing import serve
+
+    def ready(base_url: str) -> None:
+        click.echo(
+            f"Tinker server ready. In the shell of your training loop:\n\n"
+            f"  export TINKER_BASE_URL={base_url} TINKER_API_KEY={api_key}\n\n"
+            "Ctrl-C stops it."
+        )
+
+    try:
+        serve(root=root, host=host, port=port, api_key=api_key, ready=ready)
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another --port"
+        ) from error

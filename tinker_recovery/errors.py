@@ -1,0 +1,163 @@
+"""Every exception tinker_recovery raises.
+
+::
+
+    TinkerRecoveryError
+    ├── UsageError (ValueError)          an argument or a call order we refuse at once
+    ├── DeadlineExceeded (TimeoutError)  a deadline of ours passed while the service worked
+    ├── StatusError                      the service's word on a run could not be read
+    │   ├── StatusUnavailable            connection, timeout, 408, 429, 5xx: trying again may help
+    │   └── StatusRefused                any other 4xx, or a reply that makes no sense
+    ├── CheckpointError
+    │   ├── InvalidMetadata              a checkpoint's metadata says something impossible
+    │   └── NoUsableCheckpoint           nothing to recover from, and starting over is not possible
+    ├── FaultError                       a fault that nothing raised: it was observed
+    │   ├── CorruptedRun                 the service reports the run as corrupted
+    │   └── NonFiniteLoss                the loss became NaN or infinite
+    ├── StaleAttempt                     a call through the client of an attempt that is over
+    └── RunFailed                        the run is over and was not recovered
+        ├── RecoveryExhausted            max_attempts are spent; carries every attempt's error
+        ├── RecoveryRefused              the service refuses the recovery for good (401, 402, ...)
+        └── RecoveryLost                 the loop was left (break, return) while it had to run again
+
+Errors of the supervision tree live in :mod:`tinker_recovery.supervision`, which knows nothing of
+training. What the SDK or the user's own code raises is never wrapped in any of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TinkerRecoveryError(Exception):
+    """Root of everything this package raises."""
+
+
+class UsageError(TinkerRecoveryError, ValueError):
+    """An argument or a call order that cannot work; says the field, the value and what is allowed.
+
+    Raised before anything starts, so nothing has to be undone.
+    """
+
+
+class DeadlineExceeded(TinkerRecoveryError, TimeoutError):
+    """An operation of ours on the service outlived its deadline.
+
+    Attributes:
+        operation: What was being done, in words.
+        deadline_s: The deadline in seconds.
+    """
+
+    def __init__(self, operation: str, deadline_s: float) -> None:
+        super().__init__(f"{operation} took longer than its deadline of {deadline_s:g} s")
+        self.operation = operation
+        self.deadline_s = deadline_s
+
+
+class StatusError(TinkerRecoveryError):
+    """The service's word on a run or its checkpoints could not be read.
+
+    Attributes:
+        status_code: The HTTP status, or None when no reply came.
+    """
+
+    def __init__(self, message: str, *, status_code: int | None = None) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+
+
+class StatusUnavailable(StatusError):
+    """No answer, or one that says "later": trying again may help."""
+
+
+class StatusRefused(StatusError):
+    """An answer that trying again will not change."""
+
+
+class CheckpointError(TinkerRecoveryError):
+    """Something is wrong with a checkpoint."""
+
+
+class InvalidMetadata(CheckpointError):
+    """A checkpoint carries our metadata, but it contradicts itself or cannot be parsed."""
+
+
+class NoUsableCheckpoint(CheckpointError):
+    """There is nothing to recover from; the message says what was looked at, and why refused."""
+
+
+class FaultError(TinkerRecoveryError):
+    """A fault that nothing raised: it was read from the service, or observed.
+
+    Attributes:
+        kind: The fault's kind, as in the table of faults.
+    """
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class CorruptedRun(FaultError):
+    """The service reports a run as corrupted: nothing was raised, its status says so.
+
+    Attributes:
+        run_id: The Tinker run id.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"the service reports Tinker run {run_id} as corrupted", kind="corrupted")
+        self.run_id = run_id
+
+
+class NonFiniteLoss(FaultError):
+    """The loss of a step became NaN or infinite, and the policy guards it.
+
+    Attributes:
+        step: The loop's step.
+        value: The loss.
+    """
+
+    def __init__(self, step: int, value: float) -> None:
+        super().__init__(f"the loss of step {step} is {value}", kind="loss_not_finite")
+        self.step = step
+        self.value = value
+
+
+class StaleAttempt(TinkerRecoveryError):
+    """A request was submitted through the client of an attempt that has ended.
+
+    After a fault the old client must not be used again: use ``attempt.client`` of the new attempt.
+    """
+
+
+class RunFailed(TinkerRecoveryError):
+    """The run is over and was not recovered.
+
+    Attributes:
+        run: The run's name.
+        errors: Every error on the way, oldest first; the last is also ``__cause__``.
+    """
+
+    def __init__(self, message: str, *, run: str, errors: Sequence[BaseException] = ()) -> None:
+        super().__init__(message)
+        self.run = run
+        self.errors = tuple(errors)
+        if self.errors:
+            self.__cause__ = self.errors[-1]
+
+
+class RecoveryExhausted(RunFailed):
+    """``max_attempts`` recoveries were tried without a newer checkpoint in between."""
+
+
+class RecoveryRefused(RunFailed):
+    """A recovery met an answer that trying again cannot change; its cause is that answer."""
+
+
+class RecoveryLost(RunFailed):
+    """A fault came to light after the loop had been left, so it could not be run again.
+
+    A ``break`` or ``return`` inside ``async with attempt:`` leaves the loop for good; when the
+    requests still open at that moment fail, no code is left to replay them.
+    """

@@ -1,0 +1,336 @@
+"""The Executor: takes a fault and brings the run back. It only recovers; it never detects.
+
+A recovery that fails is tried again after a backoff, until the run's budget is spent. A service
+that asks for patience is waited for instead, and one that refuses for good ends the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+
+from tinker_recovery.budget import AttemptBudget
+from tinker_recovery.channel import FaultChannel
+from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.clock import Clock
+from tinker_recovery.errors import CheckpointError, RecoveryExhausted, RecoveryRefused
+from tinker_recovery.faults import Fault, Place, Row, Verdict, judge
+from tinker_recovery.policy import Callback, RecoveryPolicy
+from tinker_recovery.restoration import Restorable, Restoration, Restored, ServiceTime
+from tinker_recovery.service import Backend, SupervisedClient
+from tinker_recovery.supervision import Child
+from tinker_recovery.telemetry import EventSink, names, new_trace, past_span, phase
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One recovery that succeeded, for reports.
+
+    Attributes:
+        fault: What it recovered from.
+        checkpoint: What it went back to; None if the run started over.
+        replayed_steps: Optimizer steps submitted before the fault that have to be done again.
+        attempt: Number of the attempt that took over.
+        handed_over_at: Monotonic seconds at which the new attempt was ready.
+        service_s: Seconds of it spent waiting for the service.
+    """
+
+    fault: Fault
+    checkpoint: CheckpointRecord | None
+    replayed_steps: int
+    attempt: int
+    handed_over_at: float
+    service_s: float
+
+
+class Recoverable(Restorable, Protocol):
+    """A run as the Executor sees it."""
+
+    @property
+    def budget(self) -> AttemptBudget:
+        """Attempts left."""
+        ...
+
+    def step_to_skip(self) -> int | None:
+        """The step to leave out from now on, if the policy skips one that faults again."""
+        ...
+
+    def awaits(self, fault: Fault) -> bool:
+        """Whether this fault still has to be recovered from."""
+        ...
+
+    def take_over(self, restored: Restored) -> tuple[SupervisedClient | None, SupervisedClient]:
+        """Hold the new client ready; returns the old and the new one. Nothing runs yet.
+
+        A client held ready before, by a recovery that died, is closed.
+        """
+        ...
+
+    def resume(self, recovery: Recovery) -> None:
+        """Make the client held ready the current one, and let the loop run again."""
+        ...
+
+    def give_up(self, error: BaseException) -> None:
+        """End the run with this error."""
+        ...
+
+
+class Executor:
+    """Recovers runs, each in a task of its own.
+
+    Args:
+        channel: Where faults come from; one is acknowledged once its run goes on or is given up.
+        find: The run of a given name, or None if it has ended meanwhile.
+        backend: Creates clients.
+        policy: The user's policy.
+        events: Where progress is told.
+        clock: Time and chance.
+    """
+
+    def __init__(
+        self,
+        *,
+        channel: FaultChannel,
+        find: Callable[[str], Recoverable | None],
+        backend: Backend,
+        policy: RecoveryPolicy,
+        events: EventSink,
+        clock: Clock,
+    ) -> None:
+        self._channel = channel
+        self._find = find
+        self._backend = backend
+        self._policy = policy
+        self._events = events
+        self._clock = clock
+
+    async def serve(self, child: Child) -> None:
+        """Recover for ever; a child of the supervision tree.
+
+        What an earlier incarnation left in hand when it died is delivered again first.
+        """
+        self._channel.deliver_again()
+        child.started()
+        async with anyio.create_task_group() as group:
+            while True:
+                fault = await self._channel.take()
+                group.start_soon(self._keep, fault, group.cancel_scope)
+
+    async def _keep(self, fault: Fault, scope: anyio.CancelScope) -> None:
+        """Handle a fault, and let no task end quietly with one in hand."""
+        try:
+            await self._handle(fault)
+        except anyio.get_cancelled_exc_class() as error:
+            if scope.cancel_called:
+                raise
+            # Raised by something underneath, asked for by nobody. A task group takes it for an
+            # ordinary end, and the fault would stay in hand for ever; a crash delivers it again.
+            raise RuntimeError(
+                f"handling a fault of run {fault.run!r} was cancelled, and not by the Executor"
+            ) from error
+
+    async def _handle(self, fault: Fault) -> None:
+        run = self._find(fault.run)
+        if run is not None and run.awaits(fault):
+            attributes = {
+                names.RUN: run.name,
+                names.LINEAGE: run.lineage,
+                names.RUN_ID: fault.run_id,
+                names.FAULT_KIND: fault.row.kind.value,
+                names.FAULT_REASON: fault.row.reason,
+                names.FAULT_DETECTED_BY: fault.ear.value,
+                names.FAULT_STEP: fault.step,
+                names.VERDICT: fault.row.verdict.value,
+            }
+            with new_trace(names.SPAN_RECOVERY, attributes, start_ns=fault.detected_ns):
+                past_span(
+                    names.SPAN_DETECT,
+                    {names.FAULT_DETECTED_BY: fault.ear.value},
+                    start_ns=fault.detected_ns,
+                    end_ns=int(self._clock.wall() * 1e9),
+                )
+                self._events.emit(
+                    names.EVENT_DETECTED,
+                    run.name,
+                    f"{fault.row.kind.value} at step {fault.step}: {fault.row.reason}",
+                    attributes,
+                )
+                if self._policy.enabled and fault.row.verdict is not Verdict.GIVE_UP:
+                    await self._recover(run, fault)
+                else:
+                    await self._call(
+                        self._policy.on_failure, "on_failure", fault.run_id, fault.as_error()
+                    )
+        self._channel.acknowledge(fault)
+
+    async def _recover(self, run: Recoverable, fault: Fault) -> None:
+        run.budget.note_error(fault.as_error())
+        patience = fault.row.verdict is Verdict.WAIT
+        began = self._clock.monotonic()
+        # The first attempt of an incident starts at once; a wait begins with a backoff.
+        tries = 1 if patience else 0
+        while run.awaits(fault):
+            waited_s = self._clock.monotonic() - began
+            number = 0 if patience else run.budget.spend()
+            if waited_s > self._policy.max_wait_s if patience else not number:
+                break
+            tries = max(tries + 1, number)
+            await self._back_off(run, tries)
+            self._events.emit(
+                names.EVENT_STARTED,
+                run.name,
+                "trying again after a wait"
+                if patience
+                else f"recovery attempt {number} of {self._policy.max_attempts}",
+                {names.ATTEMPT: tries},
+            )
+            try:
+                await self._attempt(run, fault)
+            except anyio.get_cancelled_exc_class():
+                if number:
+                    # The Executor ends, or has crashed; the next one has the attempt in full.
+                    run.budget.refund()
+                raise
+            except CheckpointError as error:
+                self._failed(run, tries, error)
+                await self._give_up(run, fault, error)
+                return
+            except Exception as error:  # noqa: BLE001 - whatever a service answers costs one attempt, never the run
+                self._failed(run, tries, error)
+                row = judge(error, Place.CREATE, self._policy.retryable_errors)
+                if row is not None and row.verdict is Verdict.GIVE_UP:
+                    await self._refused(run, fault, row)
+                    return
+                patience = row is not None and row.verdict is Verdict.WAIT
+            else:
+                return
+        if run.awaits(fault):  # else the user's own code ended the run meanwhile
+            await self._exhausted(run, fault, patience=patience)
+
+    async def _refused(self, run: Recoverable, fault: Fault, row: Row) -> None:
+        errors = run.budget.errors
+        refused = RecoveryRefused(
+            f"run {run.name!r} cannot be recovered, because {row.reason}: {errors[-1]!r}",
+            run=run.name,
+            errors=errors,
+        )
+        self._events.emit(
+            names.EVENT_GAVE_UP, run.name, str(refused), {names.FAULT_KIND: row.kind.value}
+        )
+        await self._give_up(run, fault, refused)
+
+    async def _exhausted(self, run: Recoverable, fault: Fault, *, patience: bool) -> None:
+        errors = run.budget.errors
+        spent = (
+            f"{self._policy.max_wait_s:g} s of waiting for the service"
+            if patience
+            else f"{self._policy.max_attempts} recovery attempts without a newer checkpoint in "
+            "between"
+        )
+        step = fault.step if fault.failed_step is None else fault.failed_step
+        exhausted = RecoveryExhausted(
+            f"run {run.name!r} was given up after {spent}; the last fault was "
+            f"{fault.row.kind.value} at step {step}; what went wrong, in order: "
+            + "; ".join(f"({n}) {error!r}" for n, error in enumerate(errors, 1)),
+            run=run.name,
+            errors=errors,
+        )
+        self._events.emit(names.EVENT_EXHAUSTED, run.name, str(exhausted), {})
+        await self._give_up(run, fault, exhausted)
+
+    def _failed(self, run: Recoverable, attempt: int, error: Exception) -> None:
+        run.budget.note_error(error)
+        self._events.emit(
+            names.EVENT_FAILED,
+            run.name,
+            f"recovery attempt {attempt} failed: {error}",
+            {names.ATTEMPT: attempt, names.ERROR_TYPE: type(error).__qualname__},
+        )
+
+    async def _give_up(self, run: Recoverable, fault: Fault, error: BaseException) -> None:
+        await self._call(self._policy.on_failure, "on_failure", fault.run_id, error)
+        run.give_up(error)
+
+    async def _back_off(self, run: Recoverable, attempt: int) -> None:
+        delay_s = self._policy.backoff_before(attempt, self._clock.random())
+        if delay_s > 0:
+            with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.RUN: run.name}):
+                await self._clock.sleep(delay_s)
+
+    async def _attempt(self, run: Recoverable, fault: Fault) -> None:
+        waiting = ServiceTime(self._clock)
+        restoration = Restoration(
+            run,
+            backend=self._backend,
+            policy=self._policy,
+            events=self._events,
+            clock=self._clock,
+            waiting=waiting,
+        )
+        restored = await restoration.restore()
+        taken = False  # until the hand-over the new client is nobody's but ours to close
+        try:
+            if not run.awaits(fault):
+                return
+            old, new = run.take_over(restored)
+            taken = True
+        finally:
+            if not taken:
+                await restoration.discard(restored.connection)
+        checkpoint = restored.checkpoint
+        with phase(names.SPAN_RESUME) as span:
+            replayed = max(0, fault.step - new.step)
+            span.set_attribute(names.REPLAYED_STEPS, replayed)
+            run.budget.note_recovered(new.step)
+            await self._skip_what_faults_again(run, fault)
+            await self._call(self._policy.on_recovery, "on_recovery", old, new, checkpoint)
+            recovery = Recovery(
+                fault=fault,
+                checkpoint=checkpoint,
+                replayed_steps=replayed,
+                attempt=fault.attempt + 1,
+                handed_over_at=self._clock.monotonic(),
+                service_s=waiting.total_s,
+            )
+            self._events.emit(
+                names.EVENT_COMPLETED,
+                run.name,
+                f"recovered: the loop goes on from step {new.step}, {replayed} steps are replayed",
+                {names.CHECKPOINT_STEP: new.step, names.REPLAYED_STEPS: replayed},
+            )
+            run.resume(recovery)
+
+    async def _skip_what_faults_again(self, run: Recoverable, fault: Fault) -> None:
+        step = run.step_to_skip()
+        if step is None:
+            return
+        self._events.emit(
+            names.EVENT_STEP_SKIPPED,
+            run.name,
+            f"step {step} faulted again right after its recovery: attempt.skip({step}) is True now",
+            {names.FAULT_STEP: step, names.FAULT_KIND: fault.row.kind.value},
+        )
+        await self._call(self._policy.on_skip, "on_skip", step, fault.as_error())
+
+    async def _call(self, callback: Callback | None, name: str, *args: object) -> None:
+        """Run a callback of the user's: what it raises, or how long it takes, breaks nothing."""
+        if callback is None:
+            return
+        try:
+            with anyio.fail_after(self._policy.close_timeout_s):
+                result = callback(*args)
+                if inspect.isawaitable(result):
+                    await result
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The callback waited for something that was cancelled, an old client's result perhaps.
+            self._events.callback_failed(name, error)
+        except Exception as error:  # noqa: BLE001 - the user's callback must never break a recovery
+            self._events.callback_failed(name, error)

@@ -1,0 +1,299 @@
+"""What the user decides: when to recover, how often, from what, and when to save.
+
+Frozen pydantic models. Durations are floats in seconds and named ``*_s``. A bad value is refused
+at construction with a ``pydantic.ValidationError`` naming the field, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    field_validator,
+    model_validator,
+)
+from tinker import types
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A duration in seconds: finite and above zero."""
+
+Callback = Callable[..., object]
+"""A sync or async callable; what it returns is ignored, what it raises is logged."""
+
+Retryable = type[BaseException] | Callable[[BaseException], bool]
+"""An exception class, or a predicate over one exception."""
+
+CANARY_TOKENS = 4096
+"""The most tokens a canary may have: it is a look, not a batch."""
+
+_CHECKPOINT_PATH = re.compile(r"tinker://[^/\s]+/weights/[^/\s]+")
+
+
+class _Frozen(BaseModel):
+    # Defaults are validated too: a default that breaks its own rule should not wait for a user.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class CheckpointPolicy(_Frozen):
+    """When a supervised run saves its state (weights and optimizer).
+
+    Saves are queued at submission, right behind the optimizer step they contain, so the step
+    number stored with a checkpoint is exact at any pipeline depth and the loop is never blocked.
+
+    The strategy says when. ``"last"`` and ``"all"`` name the two ends of keeping, and save at the
+    rhythm of ``"steps"``: a run that saved at its end alone would have nothing to recover from.
+
+    What to keep and delete is decided here and not acted on yet: a Supervisor of this version
+    deletes nothing, and refuses ``ttl_s``.
+
+    Attributes:
+        strategy: ``"steps"``: every ``save_every`` optimizer steps. ``"epoch"``: every
+            ``save_every`` epochs, as the loop reports them. ``"best"``: whenever ``best_metric``
+            is better than in every save so far. ``"last"``: as ``"steps"``, and only the newest is
+            kept, whatever ``keep_last`` says (with the best, under ``save_best``). ``"all"``: as
+            ``"steps"``, and nothing is deleted. ``"auto"``: at the interval that wastes the least
+            by what saves cost and how often the run fails (Young 1974, Daly 2006), measured as it
+            runs.
+        save_every: Optimizer steps (or epochs) between two checkpoints, counted from the run's
+            step 0. Under ``"epoch"`` the default is 1.
+        save_every_s: Also save once so many seconds have passed since the last save; None for not.
+        save_at_end: Also save the last step of the loop.
+        keep_last: How many of the newest checkpoints are kept. 0 needs another rule that keeps.
+        keep_best: How many of the best are kept, under ``save_best``.
+        keep_every: Checkpoints at a multiple of so many steps are kept for ever; None for none.
+        save_best: Whether the best among the saved are kept. It makes no additional save: that is
+            ``strategy="best"``.
+        best_metric: The metric that ``save_best`` and ``"best"`` compare.
+        best_mode: Whether a smaller (``"min"``) or larger (``"max"``) metric is better.
+        ttl_s: Lifetime of each checkpoint in seconds, an hour to ten years; None for no end. The
+            one a recovery would go back to is renewed.
+        delete_user_saves: Whether saves the loop asked for by itself may be deleted, too.
+        max_deletes_per_s: Most deletions a second.
+        auto_mtbf_s: Under ``"auto"``: mean seconds between two failures, believed before any was
+            seen. It counts as much as half a failure seen, so it is soon outweighed.
+        auto_min_steps: Under ``"auto"``: never closer together than this.
+        auto_max_steps: Under ``"auto"``: never further apart than this.
+        format: The service stores safetensors, and nothing else.
+        push_to_hub: The service has no such call, so only False is allowed.
+    """
+
+    strategy: Literal["steps", "epoch", "best", "last", "all", "auto"] = "steps"
+    save_every: Annotated[int, Field(ge=1)] = 100
+    save_every_s: Seconds | None = None
+    save_at_end: bool = True
+    keep_last: Annotated[int, Field(ge=0)] = 5
+    keep_best: Annotated[int, Field(ge=1)] = 1
+    keep_every: Annotated[int, Field(ge=1)] | None = None
+    save_best: bool = True
+    best_metric: Annotated[str, Field(min_length=1)] = "loss"
+    best_mode: Literal["min", "max"] = "min"
+    ttl_s: Annotated[float, Field(ge=3600, le=10 * 365 * 86_400)] | None = None
+    delete_user_saves: bool = False
+    max_deletes_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    auto_mtbf_s: Seconds = 12 * 3600.0
+    auto_min_steps: Annotated[int, Field(ge=1)] = 1
+    auto_max_steps: Annotated[int, Field(ge=1)] = 10_000
+    format: Literal["safetensors"] = "safetensors"
+    push_to_hub: Literal[False] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_are_saved_one_by_one(cls, given: object) -> object:
+        # A hundred epochs is no sensible default, and a hundred steps is.
+        if isinstance(given, dict) and given.get("strategy") == "epoch":
+            return {"save_every": 1, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _something_is_kept(self) -> Self:
+        if self.keep_last == 0 and not self.save_best and self.keep_every is None:
+            raise ValueError(
+                "keep_last=0 with save_best=False and no keep_every would keep nothing: keep at "
+                "least one, or choose another rule"
+            )
+        if self.keep_last == 0 and self.strategy == "last":
+            raise ValueError(
+                "keep_last=0 contradicts strategy='last', which keeps the newest: leave it out, or "
+                "use strategy='steps'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _auto_is_ordered(self) -> Self:
+        if self.auto_max_steps < self.auto_min_steps:
+            raise ValueError(
+                f"auto_max_steps={self.auto_max_steps} is below auto_min_steps="
+                f"{self.auto_min_steps}: it limits the interval from above, so it has to be at "
+                "least as large"
+            )
+        return self
+
+
+class RecoveryPolicy(_Frozen):
+    """How a poisoned run is brought back.
+
+    Attributes:
+        enabled: False observes and reports, and recovers nothing.
+        max_attempts: Recoveries tried before giving up. The count starts again once a checkpoint
+            newer than the one recovered from has been saved.
+        backoff_s: Seconds before the second attempt; grows with each further one. The first
+            attempt of an incident starts at once.
+        max_backoff_s: Upper limit of that delay, before jitter. At least ``backoff_s``.
+        backoff_type: How the delay grows: ``"exponential"`` doubles it, ``"linear"`` adds
+            ``backoff_s``, ``"constant"`` leaves it.
+        max_wait_s: How long one incident may wait for a service that asks for patience (429, no
+            capacity) before it is given up. Such waits spend no attempt.
+        backoff_jitter: Each delay is lengthened by a random share of up to this much (0.1 is 10 %),
+            never shortened, so that many runs of one incident do not come back in step.
+        retryable_errors: Exception classes, or predicates over an exception, that are recovered
+            from as well, whoever raised them. They are asked before the table of faults.
+        poll_interval_s: Seconds between two reads of a run's status.
+        stall_after_s: Submitted work that makes no progress for this long is a fault. A capacity
+            pause the service reports, and time in which nothing is submitted, do not count. Above
+            the longest step you expect; None never calls silence a fault.
+        stall_warn_after_s: After this long without progress there is a warning in the log. At most
+            ``stall_after_s``.
+        guard_loss: Whether a loss that becomes NaN or infinite is a fault. Checkpoints saved since
+            then are not gone back to.
+        on_repeated_fault: What to do when a step faults again right after its recovery:
+            ``"retry"`` until the attempts are spent, or ``"skip_step"``: from then on
+            ``attempt.skip(step)`` answers True for that step, once, and the loop can leave it out.
+        on_skip: Called as ``on_skip(step, error)`` when a step is about to be skipped.
+        canary: A small fixed batch. Its logprobs are recorded with each checkpoint, and compared
+            after each restore and each outage: a restore that went wrong is not used, and weights
+            the service lost in an outage are noticed. One forward pass per checkpoint and check.
+            Only an outage that a poll meets is looked into, so keep ``poll_interval_s`` below the
+            time your service takes to start again.
+        canary_tolerance: The largest difference of a logprob that still counts as equal.
+        checkpoint_strategy: ``"latest"``, or a ``tinker://RUN/weights/NAME`` path that every
+            recovery goes back to.
+        restore_optimizer: True restores the optimizer's moments with the weights, which is what
+            makes a recovery exact. False starts the optimizer afresh.
+        on_recovery: Called as ``on_recovery(old_client, new_client, checkpoint)`` before the loop
+            runs again; ``checkpoint`` is None when the run starts over.
+        on_failure: Called as ``on_failure(run_id, error)`` when a run is given up.
+        checkpoints: When to save.
+        create_timeout_s: Deadline for creating or restoring a client, below the SDK's own 300 s.
+            Missing it during a recovery is a wait, not a spent attempt: the service may be short
+            of capacity.
+        status_timeout_s: Deadline for one read of a run's status or checkpoints.
+        close_timeout_s: Deadline for closing a client, for a loop to leave its body after a fault,
+            and for an async callback.
+    """
+
+    enabled: bool = False
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    backoff_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    max_backoff_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    backoff_type: Literal["exponential", "linear", "constant"] = "exponential"
+    max_wait_s: Seconds = 3600.0
+    backoff_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1
+    retryable_errors: tuple[Retryable, ...] = ()
+    poll_interval_s: Seconds = 30.0
+    stall_after_s: Seconds | None = 900.0
+    stall_warn_after_s: Seconds | None = None
+    guard_loss: bool = False
+    on_repeated_fault: Literal["retry", "skip_step"] = "retry"
+    on_skip: Callback | None = None
+    canary: tuple[InstanceOf[types.Datum], ...] | None = Field(default=None, repr=False)
+    canary_tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    checkpoint_strategy: str = "latest"
+    restore_optimizer: bool = True
+    on_recovery: Callback | None = None
+    on_failure: Callback | None = None
+    checkpoints: CheckpointPolicy = CheckpointPolicy()
+    create_timeout_s: Seconds = 240.0
+    status_timeout_s: Seconds = 10.0
+    close_timeout_s: Seconds = 10.0
+
+    @field_validator("checkpoint_strategy")
+    @classmethod
+    def _strategy_is_known(cls, value: str) -> str:
+        if value == "latest" or _CHECKPOINT_PATH.fullmatch(value):
+            return value
+        raise ValueError(
+            f"checkpoint_strategy={value!r} is not known: use 'latest', or the path of a training "
+            "checkpoint, 'tinker://RUN/weights/NAME'"
+        )
+
+    @model_validator(mode="after")
+    def _backoff_is_ordered(self) -> Self:
+        if self.max_backoff_s < self.backoff_s:
+            raise ValueError(
+                f"max_backoff_s={self.max_backoff_s:g} is below backoff_s={self.backoff_s:g}: it "
+                "limits that delay from above, so it has to be at least as large"
+            )
+        return self
+
+    @field_validator("retryable_errors", mode="before")
+    @classmethod
+    def _retryable_is_a_test(cls, value: object) -> object:
+        for named in value if isinstance(value, (tuple, list, set, frozenset)) else (value,):
+            a_class = isinstance(named, type)
+            if a_class and not issubclass(named, BaseException):
+                raise ValueError(f"{named!r} is not allowed: an exception class, or a predicate")
+            if a_class and not issubclass(named, Exception):
+                raise ValueError(
+                    f"{named!r} is not allowed: it ends programs, and is never recovered from"
+                )
+            if not callable(named):
+                raise ValueError(  # noqa: TRY004 - pydantic turns this one into its ValidationError
+                    f"{named!r} is not allowed: an exception class, or a predicate"
+                )
+        return value if isinstance(value, (tuple, list)) else (value,)
+
+    @field_validator("canary")
+    @classmethod
+    def _canary_is_small(
+        cls, value: tuple[types.Datum, ...] | None
+    ) -> tuple[types.Datum, ...] | None:
+        if value is not None:
+            tokens = sum(datum.model_input.length for datum in value)
+            if not 0 < tokens <= CANARY_TOKENS:
+                raise ValueError(
+                    f"canary has {tokens} tokens: between 1 and {CANARY_TOKENS} are allowed"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _stall_is_ordered(self) -> Self:
+        warn, stall = self.stall_warn_after_s, self.stall_after_s
+        if warn is not None and stall is not None and warn > stall:
+            raise ValueError(
+                f"stall_warn_after_s={warn:g} is above stall_after_s={stall:g}: the warning has to "
+                "come first"
+            )
+        return self
+
+    @property
+    def stall_warning_s(self) -> float | None:
+        """When to warn of silence: as set, or at a third of the way to the fault."""
+        if self.stall_warn_after_s is not None or self.stall_after_s is None:
+            return self.stall_warn_after_s
+        return self.stall_after_s / 3
+
+    def backoff_before(self, attempt: int, random: float) -> float:
+        """Seconds to wait before an attempt: growing, capped, lengthened by jitter.
+
+        Args:
+            attempt: 1 for the first attempt of an incident, which does not wait.
+            random: A number in [0, 1) that decides the jitter.
+        """
+        if attempt <= 1:
+            return 0.0
+        match self.backoff_type:
+            case "exponential":
+                # Bounded so that a large attempt number cannot overflow a float.
+                growth = 2.0 ** min(attempt - 2, 64)
+            case "linear":
+                growth = attempt - 1.0
+            case "constant":
+                growth = 1.0
+        delay = min(self.max_backoff_s, self.backoff_s * growth)
+        return delay * (1.0 + self.backoff_jitter * random)

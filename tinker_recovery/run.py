@@ -1,0 +1,426 @@
+"""SupervisedRun: one logical run, and its position over many Tinker run ids."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import anyio
+from tinker import types
+
+from tinker_recovery.attempt import Attempt, Spawn
+from tinker_recovery.budget import AttemptBudget
+from tinker_recovery.checkpoints import CheckpointRecord, Segment, on_branch
+from tinker_recovery.clock import Clock
+from tinker_recovery.errors import RecoveryLost, RunFailed, StatusError, UsageError
+from tinker_recovery.executor import Recovery
+from tinker_recovery.faults import ROW, Ear, Fault, Kind, Place, Verdict, judge
+from tinker_recovery.mailbox import Mailbox
+from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.restoration import Restored
+from tinker_recovery.saving import RunHistory
+from tinker_recovery.service import (
+    Backend,
+    Connection,
+    FromCheckpoint,
+    Origin,
+    StatusReader,
+    SupervisedClient,
+)
+from tinker_recovery.service.base import CloseStatus
+from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.trust import Trust
+
+logger = logging.getLogger(names.SCOPE)
+
+CLOSE_BEHIND_S = 0.25
+"""How long closing a client hit by a fault stands back for the one that replaces it."""
+
+
+class SupervisedRun:
+    """One logical run: where it began, every Tinker run it has lived in, and where it stands.
+
+    Lives above the Monitor and the Executor, so a crash of either loses nothing of it.
+    """
+
+    def __init__(  # noqa: PLR0913 - its collaborators, by name
+        self,
+        name: str,
+        *,
+        origin: Origin | None,
+        root: CheckpointRecord | None,
+        start_step: int,
+        policy: RecoveryPolicy,
+        backend: Backend,
+        reader: StatusReader,
+        events: EventSink,
+        clock: Clock,
+        report: Callable[[Fault], None],
+        settled: Callable[[Fault], Awaitable[None]],
+        spawn: Spawn,
+        mailbox: Mailbox,
+    ) -> None:
+        self.mailbox = mailbox
+        """Where the client's thread leaves word."""
+        self.name = name
+        self.lineage = secrets.token_hex(8)
+        self.origin = origin
+        self.root = root
+        self.start_step = start_step
+        self.policy = policy
+        self.reader = reader
+        self.budget = AttemptBudget(policy.max_attempts)
+        self.attempts: list[Attempt] = []
+        """Every attempt that ran, oldest first."""
+        self.recoveries: list[Recovery] = []
+        """Every recovery that succeeded, oldest first."""
+        self.metrics: dict[str, float] = {}
+        """What the loop reported last."""
+        self.ended = False
+        """Whether the run is over, well or not."""
+        self.clock = clock
+        self.spawn = spawn
+        self.trust = Trust(
+            name,
+            policy=policy,
+            start_step=start_step,
+            attempts=lambda: self.attempts,
+            spawn=spawn,
+        )
+        """Which of its weights and checkpoints are what they say they are."""
+        self.history = RunHistory()
+        """What its attempts hand on to each other."""
+        self.skipped: set[int] = set()
+        """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
+        self._backend = backend
+        self._events = events
+        self._report = report
+        self._settled = settled
+        self._faults_at: tuple[int | None, int] = (None, 0)
+        self._warned_of: Attempt | None = None
+        self._incident: Fault | None = None
+        self._ready: Attempt | None = None
+        self._failure: BaseException | None = None
+        self._news = anyio.Event()
+
+    def __repr__(self) -> str:
+        return f"<SupervisedRun {self.name!r}, {self.state}, attempt {len(self.attempts)}>"
+
+    @property
+    def parent(self) -> str | None:
+        """Path of the checkpoint the user started it from, if they did."""
+        return self.origin.path if isinstance(self.origin, FromCheckpoint) else None
+
+    @property
+    def current(self) -> Attempt | None:
+        """The newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """Every Tinker run it has lived in, oldest first."""
+        return [attempt.segment for attempt in self.attempts]
+
+    @property
+    def state(self) -> str:
+        """``training``, ``recovering`` or ``over``, for people."""
+        return "over" if self.ended else "recovering" if self._incident else "training"
+
+    @property
+    def watched_run_id(self) -> str | None:
+        """The Tinker run to ask about; None during a recovery and after the end."""
+        current = self.current
+        return None if self.ended or self._incident or current is None else current.run_id
+
+    def note_status(self, status: types.TrainingRun) -> None:
+        """What the service says of the run; an answer about an earlier attempt is passed over."""
+        current = self.current
+        if current is None or status.training_run_id != self.watched_run_id:
+            return
+        if status.corrupted:
+            current.declare(ROW[Kind.CORRUPTED], Ear.POLL)
+        else:
+            self.trust.note_reachable(current)
+
+    def note_session_failed(self, run_id: str, message: str) -> None:
+        """The service has failed the session of a run."""
+        current = self.current
+        if current is not None and run_id == self.watched_run_id:
+            logger.warning("run %s: the service failed its session: %s", self.name, message)
+            current.declare(ROW[Kind.SESSION_FAILED], Ear.POLL)
+
+    def note_unreachable(self) -> None:
+        """The service could not be reached."""
+        self.trust.note_unreachable(self.current)
+
+    def check_silence(self) -> None:
+        """Warn of, and then declare, work that makes no progress."""
+        current = self.current
+        if current is None or self.watched_run_id is None:
+            return
+        silent_s = current.client.silent_s()
+        warn_s, stall_s = self.policy.stall_warning_s, self.policy.stall_after_s
+        if silent_s is None or warn_s is None or silent_s < warn_s:
+            self._warned_of = None
+            return
+        if self._warned_of is not current:
+            self._warned_of = current
+            limit = "" if stall_s is None else f"; after {stall_s:g} s it counts as a fault"
+            self._events.emit(
+                names.EVENT_STALL_WARNING,
+                self.name,
+                f"{current.client.open_requests} requests are open and none has finished for "
+                f"{silent_s:.1f} s{limit}",
+                {names.RUN_ID: current.run_id, names.SILENT_S: silent_s},
+            )
+        if stall_s is not None and silent_s >= stall_s:
+            current.declare(ROW[Kind.SILENCE], Ear.SILENCE)
+
+    async def is_corrupted(self) -> bool:
+        """Ask the service whether it calls the run corrupted; no answer counts as no."""
+        if self.current is None:
+            return False
+        try:
+            return (await self.reader.run(self.current.run_id)).corrupted
+        except StatusError:
+            return False
+
+    def note_saved(self, attempt: Attempt, step: int, path: str) -> None:
+        """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
+        self.trust.note_path(attempt, step, path)
+        # A save queued behind a request that failed is stored all the same, and is no progress.
+        sound = not attempt.faulty and step <= attempt.client.first_doubtful_step
+        if attempt is self.current and sound:
+            self.budget.note_saved(step)
+            self.trust.note_saved(step)
+        self._events.emit(
+            names.EVENT_CHECKPOINT_SAVED,
+            self.name,
+            f"{path}, at step {step}",
+            {names.CHECKPOINT_PATH: path, names.CHECKPOINT_STEP: step},
+        )
+
+    def note_save_failed(self, attempt: Attempt, step: int, error: BaseException) -> None:
+        """A save did not succeed; training goes on. What a fault took with it is no news."""
+        if attempt.faulty or attempt.closed:
+            return
+        self._events.emit(
+            names.EVENT_CHECKPOINT_SAVE_FAILED,
+            self.name,
+            f"saving at step {step}: {error}",
+            {names.CHECKPOINT_STEP: step, names.ERROR_TYPE: type(error).__qualname__},
+        )
+
+    def fault_declared(self, fault: Fault) -> None:
+        """An attempt, or the start, reports a fault."""
+        if self._incident is not None or self.ended:
+            return
+        current = self.current
+        if self.policy.enabled and fault.row.verdict is not Verdict.GIVE_UP:
+            self._incident = fault
+            self._news = anyio.Event()
+            self._count(fault)
+            self.history.evidence = self.history.evidence.failed()
+            if current is not None:
+                self.trust.distrust_since(fault, current)
+                self.spawn(functools.partial(self._retire, current))
+        elif self.policy.enabled and current is not None and current.blocking:
+            self.spawn(functools.partial(self._retire, current))
+        self._report(fault)
+
+    def _count(self, fault: Fault) -> None:
+        step, times = self._faults_at
+        again = fault.failed_step is not None and fault.failed_step == step
+        self._faults_at = (fault.failed_step, times + 1 if again else 1)
+
+    def saved_below(self, step: int) -> list[tuple[int, Mapping[str, float]]]:
+        """The saves of the run's branch up to a step, with their metrics, oldest first."""
+        on = {segment.attempt: limit for segment, limit in on_branch(self.segments)}
+        return sorted(
+            (
+                (at, metrics)
+                for (attempt, at), metrics in self.history.saved.items()
+                if at <= min(step, on.get(attempt, -1))
+            ),
+            key=lambda each: each[0],
+        )
+
+    def step_to_skip(self) -> int | None:
+        """The step to leave out from now on, if the policy skips one that faults again."""
+        step, times = self._faults_at
+        if self.policy.on_repeated_fault != "skip_step" or step is None or times <= 1:
+            return None
+        if step in self.skipped:
+            return None
+        self.skipped.add(step)
+        return step
+
+    def awaits(self, fault: Fault) -> bool:
+        """Whether this fault still has to be dealt with."""
+        if not self.policy.enabled or fault.row.verdict is Verdict.GIVE_UP:
+            return not self.ended
+        return not self.ended and self._incident is fault
+
+    def begin(self, connection: Connection) -> Attempt:
+        """The first attempt, on a client made by the user's own choice of start."""
+        attempt = self._attempt(connection, self.root)
+        self.attempts.append(attempt)
+        if self.origin is None:
+            # An adopted client cannot be made again, so it needs something to recover from.
+            attempt.client.save(attempt.saver.begin)
+        else:
+            attempt.client.record_canary()
+        return attempt
+
+    def start_failed(self, error: BaseException) -> bool:
+        """The first client could not be created; whether that is a fault to recover from."""
+        row = judge(error, Place.CREATE, self.policy.retryable_errors)
+        if row is None or row.verdict is Verdict.GIVE_UP:
+            return False
+        if not self.policy.enabled or self.origin is None:
+            return False
+        self.fault_declared(Fault(self.name, 0, "", row, Ear.START, self.start_step, error))
+        return True
+
+    def take_over(self, restored: Restored) -> tuple[SupervisedClient | None, SupervisedClient]:
+        """Hold a recovered client ready; returns the old client and the new one."""
+        if self._ready is not None:
+            self.spawn(functools.partial(self._retire, self._ready))
+        ready = self._ready = self._attempt(restored.connection, restored.checkpoint)
+        if restored.answer is not None:
+            self.trust.canaries.record(ready.id, ready.start_step, restored.answer)
+        return self.current.client if self.current else None, ready.client
+
+    def resume(self, recovery: Recovery) -> None:
+        """Let the loop run again on the client held ready."""
+        if self._ready is None:
+            raise UsageError("take_over() comes before resume()")
+        self.attempts.append(self._ready)
+        self.recoveries.append(recovery)
+        self._ready = None
+        self._incident = None
+        resumed = self.attempts[-1]
+        self.trust.note_resumed(resumed.start_step)
+        self._news.set()
+        if resumed.fault is not None:
+            # It failed before anyone trained on it, in the user's own callback perhaps.
+            self.fault_declared(resumed.fault)
+
+    def give_up(self, error: BaseException) -> None:
+        """End the run; the loop's owner sees this error."""
+        self._failure = error
+        self._news.set()
+
+    async def next_attempt(self) -> Attempt:
+        """Wait for the recovery under way; raises the error the run was given up with."""
+        try:
+            await self._news.wait()
+        except BaseException:
+            self.ended = True  # whoever waited for it has left, and knows
+            raise
+        if self._failure is not None:
+            self.ended = True
+            raise self._failure
+        if self.current is None:
+            raise UsageError(f"run {self.name!r} has no attempt")
+        return self.current
+
+    @property
+    def recovering(self) -> bool:
+        """Whether an incident is open."""
+        return self._incident is not None
+
+    async def attempt_over(self, attempt: Attempt, error: BaseException | None) -> None:
+        """The body was left for good: by its end, or by an exception that is not ours."""
+        fault = attempt.fault
+        if fault is not None and (not self.policy.enabled or fault.row.verdict is Verdict.GIVE_UP):
+            # Whoever is to hear of it hears of it before the error leaves.
+            with anyio.move_on_after(2 * self.policy.close_timeout_s):
+                await self._settled(fault)
+        self.ended = True
+        status: CloseStatus = "success"
+        if error is not None:
+            status = "errored" if isinstance(error, Exception) else "interrupted"
+        await self._close(attempt, status, "" if error is None else type(error).__name__)
+
+    async def abandon(self) -> None:
+        """The Supervisor ends: close whatever is still open. Never raises an Exception."""
+        unheard = None if self.ended or self._failure is not None else self._unheard()
+        self.ended = True
+        for attempt in (self.current, self._ready):
+            if attempt is not None:
+                attempt.left.set()
+                await self._close(attempt, "interrupted", "the supervisor ended")
+        if unheard is not None:
+            self._failure = RecoveryLost(
+                f"run {self.name!r} has a fault that came to light after its loop had been left "
+                "(break or return inside `async with attempt:`), so its last steps may not have "
+                "been applied: let the loop end by itself, or use supervisor.run(train)",
+                run=self.name,
+                errors=[unheard.as_error()],
+            )
+        elif self._failure is None and self._incident is not None:
+            self._failure = RunFailed(
+                f"the supervisor ended while run {self.name!r} was being recovered",
+                run=self.name,
+                errors=[self._incident.as_error()],
+            )
+        # Whoever still waits for the recovery, in another task, would wait for ever.
+        self._news.set()
+
+    def _unheard(self) -> Fault | None:
+        """The fault that the loop's owner has not come back for."""
+        current = self.current
+        if current is None:
+            return None
+        if self._incident is not None:
+            return self._incident if current.entered else None
+        return self.recoveries[-1].fault if self.recoveries and not current.entered else None
+
+    @property
+    def lost(self) -> BaseException | None:
+        """The error to raise if the run ended without anyone hearing of its last fault."""
+        return self._failure if isinstance(self._failure, RecoveryLost) else None
+
+    async def _retire(self, attempt: Attempt) -> None:
+        """Close the client of an attempt hit by a fault, once its body has let go of it."""
+        try:
+            if attempt.entered and not attempt.blocking:
+                with anyio.move_on_after(self.policy.close_timeout_s):
+                    await attempt.left.wait()
+                # All of the SDK shares one thread: closing the old client would hold up the new.
+                with anyio.move_on_after(CLOSE_BEHIND_S):
+                    await self._news.wait()
+        finally:
+            await self._close(attempt, "errored", "replaced by a recovery")
+
+    async def interrupt(self, attempt: Attempt) -> None:
+        """Close an attempt's client under a body that runs in a thread, so that it notices."""
+        await self._close(attempt, "errored" if attempt.faulty else "interrupted", "interrupted")
+
+    async def _close(self, attempt: Attempt, status: CloseStatus, detail: str) -> None:
+        if attempt.closed:
+            return
+        attempt.closed = True
+        attempt.client.retire("the attempt is over")
+        # Whoever is cancelled meanwhile waits for it: it has a deadline, and a session left open
+        # holds its place at the service until it times out.
+        with anyio.CancelScope(shield=True):
+            await self._backend.close(
+                attempt.connection, status, detail, deadline_s=self.policy.close_timeout_s
+            )
+        # Only then: a request cancelled in the moment it fails leaves an exception that nobody
+        # retrieves, and asyncio prints a traceback for each. What still waits for its turn is
+        # ended by this and by nothing else.
+        attempt.client.cancel_open()
+
+    def _attempt(self, connection: Connection, checkpoint: CheckpointRecord | None) -> Attempt:
+        return Attempt(
+            self,
+            len(self.attempts) + 1,
+            connection,
+            checkpoint,
+            start_step=self.start_step if checkpoint is None else checkpoint.step,
+        )

@@ -1,0 +1,234 @@
+"""The SDK adapter: clients created and closed with deadlines of our own.
+
+Two facts of the SDK shape it. The first call of a ServiceClient blocks its thread for as long as
+the service takes to open a session, so it runs in a worker thread. And such a thread cannot be
+stopped, only abandoned; so whoever abandons it leaves word, and the thread closes what it made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import tinker
+from pydantic import SecretStr
+from tinker.lib.base_url import resolve_base_url
+from tinker.lib.credentials import JsonCredentialStore, default_credentials_path
+from tinker.lib.public_interfaces.api_future import APIFuture
+
+from tinker_recovery.errors import DeadlineExceeded, UsageError
+from tinker_recovery.service.base import (
+    CloseStatus,
+    Connection,
+    Endpoint,
+    FromBaseModel,
+    FromCallable,
+    FromCheckpoint,
+    Origin,
+    ServiceFactory,
+)
+from tinker_recovery.service.waiting import result_of
+from tinker_recovery.telemetry.names import SCOPE
+
+logger = logging.getLogger(SCOPE)
+
+
+class _Opening:
+    """A ServiceClient being opened in a thread that may outlive the wish for it."""
+
+    def __init__(self, factory: ServiceFactory) -> None:
+        self._factory = factory
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self.begun = False
+        """Whether the thread has begun; once abandoned it never does."""
+        self.out: Future[None] = Future()
+        """Done once the thread has come out."""
+        # Running from the start, so that whoever stops waiting for it cannot cancel it.
+        self.out.set_running_or_notify_cancel()
+        self.service: tinker.ServiceClient | None = None
+        self.creation: Future[Any] | None = None
+        """The submitted creation, where the SDK gave a future of it."""
+
+    def run(self, origin: Origin) -> Any:
+        """In a worker thread: open the session and submit the creation; returns its future."""
+        with self._lock:
+            if self._abandoned:
+                return None
+            self.begun = True
+        try:
+            self.service = self._factory()
+            return _submit(self.service, origin)
+        finally:
+            self._come_out()
+
+    def _come_out(self) -> None:
+        # Closing a ServiceClient that is still opening its session does nothing, so a thread that
+        # was abandoned has to do it when it comes out.
+        with self._lock:
+            self.out.set_result(None)
+            abandoned = self._abandoned
+        if abandoned and self.service is not None:
+            self.service.close("interrupted", "abandoned while it was being created")
+
+    def abandon(self) -> tinker.ServiceClient | None:
+        """Nobody wants it any more; returns what to close, or leaves that to the thread."""
+        with self._lock:
+            self._abandoned = True
+            return self.service if self.out.done() else None
+
+
+NOTICE_S = 15.0
+"""After this long a creation still under way says so in the log."""
+
+ABANDON_S = 2.0
+"""How long whoever gives up a creation waits for its thread, and then for its session's end."""
+
+
+def _submit(service: tinker.ServiceClient, origin: Origin) -> Any:
+    match origin:
+        case FromBaseModel(base_model, options):
+            return service.create_lora_training_client(base_model, **options)
+        case FromCheckpoint(path, optimizer=True):
+            return service.create_training_client_from_state_with_optimizer(path)
+        case FromCheckpoint(path):
+            return service.create_training_client_from_state(path)
+        case FromCallable(start):
+            return start(service)
+
+
+def endpoint_of(service: tinker.ServiceClient) -> Endpoint:
+    """Where a ServiceClient goes, by the SDK's own rules, without opening a session for it.
+
+    The SDK resolves the same three sources (argument, environment, stored credentials) when it
+    opens a session, and shows the result only there.
+    """
+    api_key = service._api_key or os.environ.get("TINKER_API_KEY")  # noqa: SLF001 - the SDK has no public way to ask
+    if api_key is None and not os.environ.get("TINKER_CREDENTIAL_CMD"):
+        stored = JsonCredentialStore(default_credentials_path()).get_default_key()
+        api_key = None if stored is None else stored.key
+    return Endpoint(
+        base_url=resolve_base_url(service._base_url),  # noqa: SLF001 - as above
+        api_key=SecretStr(api_key) if api_key else None,
+        headers=dict(service._default_headers_overrides),  # noqa: SLF001 - as above
+    )
+
+
+class TinkerBackend:
+    """Clients of the Tinker service through its SDK.
+
+    Args:
+        factory: Returns a fresh ServiceClient; the default reads TINKER_BASE_URL and
+            TINKER_API_KEY, as the SDK does.
+    """
+
+    def __init__(self, factory: ServiceFactory = tinker.ServiceClient) -> None:
+        self._factory = factory
+
+    async def endpoint(self) -> Endpoint:
+        """Where the service is; makes a ServiceClient and never opens a session with it."""
+        service = await anyio.to_thread.run_sync(self._factory, abandon_on_cancel=True)
+        return endpoint_of(service)
+
+    async def connect(self, origin: Origin, *, deadline_s: float) -> Connection:
+        """A new client in a new session; see :meth:`Backend.connect`."""
+        opening = _Opening(self._factory)
+        # A service that is out of reach looks like one that is slow, for as long as the SDK tries.
+        notice = asyncio.get_running_loop().call_later(
+            NOTICE_S, _still_waiting, origin, deadline_s - NOTICE_S
+        )
+        try:
+            with anyio.fail_after(deadline_s):
+                pending = await anyio.to_thread.run_sync(
+                    opening.run, origin, abandon_on_cancel=True
+                )
+                training = await _outcome(pending, opening)
+            _check_client(training)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                # Mostly it is about to come out, and then nothing at all is left behind.
+                with anyio.move_on_after(ABANDON_S if opening.begun else 0.0):
+                    await asyncio.wrap_future(opening.out)
+                service = opening.abandon()
+                if service is not None:
+                    await _close(
+                        service,
+                        "interrupted",
+                        "its training client could not be created",
+                        deadline_s=ABANDON_S,
+                    )
+                # Only now: a request cancelled in the moment it fails has the SDK log a traceback.
+                if opening.creation is not None:
+                    opening.creation.cancel()
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded(f"creating a client by {origin!r}", deadline_s) from error
+            raise
+        finally:
+            notice.cancel()
+        return Connection(training, str(training.model_id), opening.service)
+
+    async def close(
+        self, connection: Connection, status: CloseStatus, detail: str, *, deadline_s: float
+    ) -> None:
+        """Finish the session and stop its polling; see :meth:`Backend.close`."""
+        if connection.service is not None:
+            await _close(connection.service, status, detail, deadline_s=deadline_s)
+
+
+def _still_waiting(origin: Origin, left_s: float) -> None:
+    logger.warning(
+        "creating a client by %r has taken %g s so far; the service may be out of reach or short "
+        "of capacity, and has %g s left",
+        origin,
+        NOTICE_S,
+        max(0.0, left_s),
+    )
+
+
+async def _outcome(pending: Any, opening: _Opening) -> Any:
+    """What a submitted creation ends as; being cancelled here does not cancel the creation."""
+    if not isinstance(pending, APIFuture):
+        return await pending if inspect.isawaitable(pending) else pending
+    creation = opening.creation = pending.future()
+    return await result_of(creation)
+
+
+def _check_client(training: object) -> None:
+    if not isinstance(training, tinker.TrainingClient):
+        raise UsageError(
+            f"start= returned {type(training).__name__}: it has to return a "
+            "tinker.TrainingClient, or a future of one"
+        )
+
+
+async def _close(
+    service: tinker.ServiceClient, status: CloseStatus, detail: str, *, deadline_s: float
+) -> None:
+    future = None
+    try:
+        with anyio.fail_after(deadline_s):
+            future = await anyio.to_thread.run_sync(
+                service.close, status, detail, abandon_on_cancel=True
+            )
+            await future
+    except TimeoutError:
+        logger.warning(
+            "finishing a session took longer than %g s; it is left to the service to time out",
+            deadline_s,
+        )
+    except Exception as error:  # noqa: BLE001 - closing is the last thing done for a client: nothing may depend on it
+        logger.warning(
+            "finishing a session failed; it is left to the service to time out: %r", error
+        )
+    finally:
+        if future is not None and not future.future().done():
+            # Cancelling it skips the finish request, and still runs the SDK's own clean-up, which
+            # is what stops every future of that client from polling on.
+            future.future().cancel()

@@ -1,0 +1,475 @@
+"""SupervisedClient: TrainingClient's surface, with every optimizer step counted at submission."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
+
+import tinker
+from tinker import types
+from tinker.lib.public_interfaces.api_future import APIFuture
+from tinker.types import RequestErrorCategory
+
+from tinker_recovery.errors import StaleAttempt, UsageError
+from tinker_recovery.service.base import SaveRequest
+from tinker_recovery.service.future import SupervisedFuture
+from tinker_recovery.service.queue_state import hear_queue_state
+from tinker_recovery.service.waiting import ended as until_ended
+
+_T = TypeVar("_T")
+
+_ERRORS_KEPT = 16
+
+CUSTOM_LOSS = "forward_backward_custom"
+"""The one request that runs code of the user's, on its way."""
+
+_IN_PLACE_LOADS = frozenset(
+    {
+        "load_state",
+        "load_state_async",
+        "load_state_with_optimizer",
+        "load_state_with_optimizer_async",
+    }
+)
+
+
+class ClientHooks(Protocol):
+    """What a client tells the run it belongs to. All but the last two may come from any thread."""
+
+    def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
+        """A request of that step of the loop failed, whether or not anyone awaits it."""
+        ...
+
+    def call_cancelled(self, operation: str, step: int | None) -> None:
+        """A request was cancelled while the client was in use."""
+        ...
+
+    def loss_not_finite(self, step: int, value: float) -> None:
+        """The result of that step carries a loss that is NaN or infinite."""
+        ...
+
+    def canary_answered(self, step: int, output: types.ForwardBackwardOutput) -> None:
+        """The canary was run on the weights of a checkpoint with this many steps."""
+        ...
+
+    def step_done(self) -> None:
+        """An optimizer step is complete."""
+        ...
+
+    def saved(self, step: int, path: str) -> None:
+        """A checkpoint with this many optimizer steps is stored."""
+        ...
+
+    def save_failed(self, step: int, error: BaseException) -> None:
+        """A save did not succeed."""
+        ...
+
+    def save_due(self, step: int) -> SaveRequest | None:
+        """What to save behind this optimizer step, if it is time; asked under the client's lock."""
+        ...
+
+    def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str]:
+        """The metadata to store with a save the user asked for."""
+        ...
+
+
+class SupervisedClient:
+    """A TrainingClient that counts.
+
+    Has the surface of ``tinker.TrainingClient``; whatever is not listed here goes straight to it.
+    Each submitted ``optim_step`` moves :attr:`step`; when a save is due it is queued directly
+    behind that optimizer step, under one lock, so the step stored with a checkpoint is exactly the
+    number of optimizer steps inside it. Submissions may come from several threads.
+
+    Cancelling the await of a future cancels that request, as in the SDK, and the SDK's client is
+    unusable after that, which is a fault of its own; let the attempt's body end instead.
+    """
+
+    def __init__(
+        self,
+        training: tinker.TrainingClient,
+        hooks: ClientHooks,
+        *,
+        start_step: int,
+        canary: Sequence[types.Datum] | None = None,
+        guard_loss: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._training = training
+        self._hooks = hooks
+        self._step = start_step
+        self._canary = None if canary is None else list(canary)
+        self._guard_loss = guard_loss
+        self._lock = threading.Lock()
+        self._open: dict[Future[Any], int | None] = {}
+        self._retired: str | None = None
+        self._monotonic = monotonic
+        self._progress_at = monotonic()
+        self._doubts: list[tuple[int, BaseException | None]] = []
+        self._seen: list[BaseException] = []
+        self._forwards_open: set[int] = set()
+        self._look_first = False
+        self._looked: tuple[Future[Any], int] | None = None
+        self.errors: list[BaseException] = []
+        """What its requests failed with, the first few."""
+        hear_queue_state(training, self._paused)
+        self.first_call_at: float | None = None
+        """Monotonic seconds of the first submission; None before it."""
+
+    def __repr__(self) -> str:
+        state = "retired" if self._retired else "live"
+        return f"<SupervisedClient {self._training.model_id} at step {self._step}, {state}>"
+
+    @property
+    def training(self) -> tinker.TrainingClient:
+        """The SDK's client underneath. What is submitted through it is not counted."""
+        return self._training
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps in the weights once everything submitted so far has been executed."""
+        return self._step
+
+    @property
+    def open_requests(self) -> int:
+        """Requests submitted and not finished."""
+        return len(self._open)
+
+    @property
+    def oldest_open_step(self) -> int | None:
+        """The step of the loop that the oldest unfinished request belongs to."""
+        return next((step for step in list(self._open.values()) if step is not None), None)
+
+    @property
+    def first_doubtful_step(self) -> float:
+        """The first step of the loop of which not every request is known to have succeeded.
+
+        What was saved above it is not what its step number says: the requests behind a failed one
+        are executed all the same. Infinite while nothing is in doubt.
+        """
+        failed = min((step for step, _ in self._doubts), default=math.inf)
+        oldest = self.oldest_open_step
+        return failed if oldest is None else min(failed, oldest)
+
+    @property
+    def unseen_errors(self) -> list[BaseException]:
+        """What steps of the loop failed with, and nobody has awaited."""
+        return [
+            error
+            for _, error in list(self._doubts)
+            if error is not None and not any(error is seen for seen in self._seen)
+        ]
+
+    @property
+    def reported_step(self) -> int:
+        """The step that metrics reported just now are about.
+
+        Metrics come with the forward pass: while the update of a step is the oldest request open,
+        they are that step's, and otherwise those of the step before the oldest open one.
+        """
+        oldest = self.oldest_open_step
+        if oldest is None:
+            return self._step - 1
+        return oldest - 1 if oldest in self._forwards_open else oldest
+
+    def _has_seen(self, error: BaseException) -> None:
+        """A wait for a result raised this: whoever waited knows, and decides."""
+        self._seen.append(error)
+        if (
+            isinstance(error, tinker.RequestFailedError)
+            and error.category is RequestErrorCategory.User
+        ):
+            # The request was refused as it stands. A loop that goes on after that does so knowing.
+            self._doubts = [doubt for doubt in self._doubts if doubt[1] is not error]
+
+    def silent_s(self) -> float | None:
+        """Seconds since a submitted request last finished, or was told to wait; None when idle.
+
+        Time in which nothing is submitted does not count, and neither does a pause for capacity:
+        the service tells of it again and again.
+        """
+        if not self._open:
+            return None
+        return self._monotonic() - self._progress_at
+
+    def _paused(self) -> None:
+        self._progress_at = self._monotonic()
+
+    def optim_step(
+        self,
+        optim_params: types.OptimParams | None = None,
+        *,
+        adam_params: types.AdamParams | None = None,
+    ) -> APIFuture[types.OptimStepResponse]:
+        """Submit an optimizer step, count it, and queue a save behind it if one is due."""
+        with self._lock:
+            self._before_submitting()
+            future = self._training.optim_step(optim_params, adam_params=adam_params)
+            watched = self._watch("optim_step", future, self._step, self._step_ended)
+            self._advance()
+        return watched
+
+    def skip_step(self) -> None:
+        """Count a step of the loop that is left out, so that the loop and the count agree."""
+        with self._lock:
+            self._check_live()
+            self._advance()
+
+    def _advance(self) -> None:
+        self._step += 1
+        due = self._hooks.save_due(self._step)
+        if due is not None:
+            self._queue(due)
+
+    def save(self, asked: Callable[[int], SaveRequest | None]) -> None:
+        """Queue a save of ours behind everything submitted so far, if one is ``asked`` for.
+
+        ``asked`` is called with the step under the client's lock.
+        """
+        with self._lock:
+            self._check_live()
+            request = asked(self._step)
+            if request is not None:
+                self._queue(request)
+
+    def _queue(self, request: SaveRequest) -> None:
+        saving = self._training.save_state(request.name, user_metadata=request.metadata)
+        self._watch("save_state", saving, None, functools.partial(self._save_ended, self._step))
+        # Behind the save and before whatever comes next: these weights, and no others.
+        self._look(record=True)
+
+    def record_canary(self) -> None:
+        """Run the canary on the weights as they are now, and have its answer remembered."""
+        with self._lock:
+            self._check_live()
+            self._look(record=True)
+
+    def look(self) -> tuple[Future[Any], int] | None:
+        """Run the canary on the weights as they are now; its result and their step.
+
+        None without a canary. One that :meth:`look_first` asked for and that has been submitted
+        since is the one returned.
+        """
+        with self._lock:
+            self._check_live()
+            looked, self._looked, self._look_first = self._looked, None, False
+            return looked or self._look()
+
+    def look_first(self) -> int:
+        """Run the canary before whatever is submitted next; returns how many updates are open.
+
+        After an outage the weights can be told to be older ones only as long as no step has been
+        applied to them.
+        """
+        with self._lock:
+            self._look_first = self._canary is not None
+            return sum(step is not None for step in self._open.values())
+
+    def _look(self, *, record: bool = False) -> tuple[Future[Any], int] | None:
+        if self._canary is None:
+            return None
+        looking = self._training.forward(self._canary, "cross_entropy")
+        # What is asked to find out about the weights is no word on what they should answer.
+        told = functools.partial(self._look_ended, self._step) if record else None
+        self._watch("forward", looking, None, told)
+        return looking.future(), self._step
+
+    def _before_submitting(self) -> None:
+        self._check_live()
+        if self._look_first:
+            self._look_first = False
+            self._looked = self._look()
+
+    def forward_backward(
+        self,
+        data: list[types.Datum],
+        loss_fn: types.LossFnType,
+        loss_fn_config: Mapping[str, float | str] | None = None,
+    ) -> APIFuture[types.ForwardBackwardOutput]:
+        """Submit a forward and backward pass."""
+        submit = self._training.forward_backward
+        return self._pass(
+            "forward_backward", functools.partial(submit, data, loss_fn, loss_fn_config)
+        )
+
+    def forward_backward_custom(
+        self, data: list[types.Datum], loss_fn: Any, **options: Any
+    ) -> APIFuture[types.ForwardBackwardOutput]:
+        """Submit a pass whose loss is the user's own code: what that raises is the user's."""
+        submit = self._training.forward_backward_custom
+        return self._pass(CUSTOM_LOSS, functools.partial(submit, data, loss_fn, **options))
+
+    def _pass(
+        self, operation: str, submit: Callable[[], APIFuture[types.ForwardBackwardOutput]]
+    ) -> APIFuture[types.ForwardBackwardOutput]:
+        with self._lock:
+            self._before_submitting()
+        step = self._step
+        ended = functools.partial(self._check_loss, step) if self._guard_loss else None
+        return self._watch(operation, submit(), step, ended)
+
+    def save_state(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        overwrite: bool = False,  # noqa: FBT001, FBT002 - the SDK's signature
+        user_metadata: dict[str, str] | None = None,
+    ) -> APIFuture[types.SaveWeightsResponse]:
+        """Save a checkpoint of the user's own; the exact step is stored beside their metadata."""
+        with self._lock:
+            self._check_live()
+            step = self._step
+            metadata = self._hooks.user_metadata(step, user_metadata)
+            future = self._training.save_state(name, ttl_seconds, overwrite, metadata)
+        return self._watch("save_state", future, None, functools.partial(self._save_ended, step))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in _IN_PLACE_LOADS:
+            raise UsageError(
+                f"{name}() replaces the weights under a supervised run, and its step count would "
+                "no longer be true: start the run with from_checkpoint= instead"
+            )
+        # The SDK's deprecated `x_async` would go round our counting: it is `x`, and warns.
+        base = name.removesuffix("_async")
+        if base != name and callable(getattr(tinker.TrainingClient, base, None)):
+            return self._deprecated(name, getattr(self, base))
+        attribute = getattr(self._training, name)
+        if not callable(attribute) or name.startswith("_"):
+            return attribute
+
+        @functools.wraps(attribute)
+        def submit(*args: Any, **kwargs: Any) -> Any:
+            # Without the lock: some of these block for seconds, and none changes the weights.
+            self._check_live()
+            result = attribute(*args, **kwargs)
+            return self._watch(name, result, None) if isinstance(result, APIFuture) else result
+
+        # Found here once; later look-ups find it on the instance.
+        self.__dict__[name] = submit
+        return submit
+
+    @staticmethod
+    def _deprecated(name: str, current: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            warnings.warn(
+                f"{name}() is deprecated by the Tinker SDK; use {name.removesuffix('_async')}(), "
+                "whose future can be awaited",
+                FutureWarning,
+                stacklevel=2,
+            )
+            return current(*args, **kwargs)
+
+        return call
+
+    def _check_live(self) -> None:
+        if self._retired is not None:
+            raise StaleAttempt(
+                f"{self!r}: {self._retired}; use the client of the newest attempt, attempt.client"
+            )
+        if self.first_call_at is None:
+            self.first_call_at = time.monotonic()
+
+    def _watch(
+        self,
+        operation: str,
+        future: APIFuture[_T],
+        step: int | None,
+        ended: Callable[[Future[Any]], None] | None = None,
+    ) -> APIFuture[_T]:
+        plain: Future[Any] = future.future()
+        if not self._open:
+            self._progress_at = self._monotonic()
+        self._open[plain] = step
+        if step is not None and operation != "optim_step":
+            self._forwards_open.add(step)
+        plain.add_done_callback(functools.partial(self._request_ended, operation, step, ended))
+        return SupervisedFuture(plain, self._is_over, self._has_seen)
+
+    def _is_over(self) -> bool:
+        return self._retired is not None
+
+    def _request_ended(
+        self,
+        operation: str,
+        step: int | None,
+        ended: Callable[[Future[Any]], None] | None,
+        future: Future[Any],
+    ) -> None:
+        # On the SDK's thread, where nothing may raise. Told before it is struck off, so that
+        # whoever drains the open requests finds their failures already reported.
+        self._progress_at = self._monotonic()
+        if step is not None:
+            if operation != "optim_step":
+                self._forwards_open.discard(step)
+            if future.cancelled() or future.exception() is not None:
+                failure = None if future.cancelled() else future.exception()
+                self._doubts.append((step, failure))
+        if ended is not None:
+            ended(future)
+        if future.cancelled():
+            if self._retired is None:
+                self._hooks.call_cancelled(operation, step)
+        elif (error := future.exception()) is not None:
+            if operation != CUSTOM_LOSS and len(self.errors) < _ERRORS_KEPT:
+                self.errors.append(error)
+            self._hooks.call_failed(operation, step, error)
+        self._open.pop(future, None)
+
+    def _check_loss(self, step: int, future: Future[Any]) -> None:
+        if future.cancelled() or future.exception() is not None:
+            return
+        for name, value in (future.result().metrics or {}).items():
+            if name.startswith("loss") and not math.isfinite(value):
+                self._hooks.loss_not_finite(step, value)
+
+    def _look_ended(self, step: int, future: Future[Any]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._hooks.canary_answered(step, future.result())
+
+    def _step_ended(self, future: Future[Any]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._hooks.step_done()
+
+    def _save_ended(self, step: int, future: Future[Any]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._hooks.saved(step, future.result().path)
+        else:
+            self._hooks.save_failed(step, error)
+
+    async def drain(self) -> None:
+        """Wait until every submitted request has finished; raises the first failure.
+
+        Cancelling the wait leaves the requests as they are.
+        """
+        while still_open := list(self._open):
+            for future in still_open:
+                await until_ended(future)
+                if not future.cancelled():
+                    future.result()
+
+    def retire(self, reason: str) -> None:
+        """Refuse every further submission; ``reason`` says why to whoever tries."""
+        with self._lock:
+            self._retired = self._retired or reason
+
+    def cancel_open(self) -> int:
+        """Cancel every request still open; returns how many.
+
+        Requests waiting for their turn hold a task each on the SDK's loop, which closing the
+        ServiceClient does not end; cancelling them does.
+        """
+        still_open = list(self._open)
+        for future in still_open:
+            future.cancel()
+        return len(still_open)

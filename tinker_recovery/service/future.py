@@ -1,0 +1,64 @@
+"""The future of one supervised request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from tinker.lib.public_interfaces.api_future import APIFuture
+
+from tinker_recovery.service.waiting import ended
+
+_T = TypeVar("_T")
+
+
+class SupervisedFuture(APIFuture[_T]):
+    """An APIFuture whose request outlives a wait that a fault cancels.
+
+    Cancelling a wait cancels the request, as with the SDK's own; except after a fault, when the
+    request ends with its client. The SDK would log a traceback for each request that is cancelled
+    in the moment it fails, and after a fault that is when most of them are.
+
+    Args:
+        future: The SDK's.
+        over: Whether the client has been retired by a fault.
+        seen: Told what a wait for the result raises.
+    """
+
+    def __init__(
+        self,
+        future: Future[_T],
+        over: Callable[[], bool],
+        seen: Callable[[BaseException], None],
+    ) -> None:
+        self._future = future
+        self._over = over
+        self._seen = seen
+
+    def future(self) -> Future[_T]:
+        """The plain future underneath."""
+        return self._future
+
+    def result(self, timeout: float | None = None) -> _T:
+        """Block until the result is there; raises what the request failed with, or TimeoutError."""
+        try:
+            return self._future.result(timeout)
+        except Exception as error:
+            if self._future.done():
+                self._seen(error)
+            raise
+
+    async def result_async(self, timeout: float | None = None) -> _T:  # noqa: ASYNC109 - the SDK's signature
+        """Wait for the result; raises what the request failed with, or TimeoutError."""
+        async with asyncio.timeout(timeout):
+            try:
+                await ended(self._future)
+            except asyncio.CancelledError:
+                if not self._over():
+                    self._future.cancel()
+                raise
+            if self._future.cancelled():
+                raise asyncio.CancelledError
+            return self.result()

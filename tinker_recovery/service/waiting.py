@@ -1,0 +1,39 @@
+"""Waiting for the SDK's futures without owning them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import anyio
+
+_T = TypeVar("_T")
+
+
+async def ended(future: Future[Any]) -> None:
+    """Wait until a future of another thread is done, whatever its end.
+
+    Awaiting it directly would cancel it with whoever waits. Cancelling this wait leaves it as it
+    is.
+    """
+    loop = asyncio.get_running_loop()
+    done = anyio.Event()
+
+    def wake(_: Future[Any]) -> None:
+        # The loop may be gone by the time an abandoned request ends.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(done.set)
+
+    future.add_done_callback(wake)
+    await done.wait()
+
+
+async def result_of(future: Future[_T]) -> _T:
+    """The result of a future of another thread; raises what it failed with.
+
+    Cancelling this wait leaves the future as it is.
+    """
+    await ended(future)
+    return future.result()

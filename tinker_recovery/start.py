@@ -1,0 +1,143 @@
+"""How a run starts: the arguments of ``attempts`` and ``run``, checked before anything happens."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import tinker
+from tinker import types
+
+from tinker_recovery.checkpoints import run_id_of
+from tinker_recovery.errors import UsageError
+from tinker_recovery.service import (
+    Connection,
+    FromBaseModel,
+    FromCallable,
+    FromCheckpoint,
+    Origin,
+)
+
+_WAYS = ("base_model", "from_checkpoint", "adopt", "start")
+_MODEL_OPTIONS = (
+    "rank",
+    "seed",
+    "train_mlp",
+    "train_attn",
+    "train_unembed",
+    "user_metadata",
+    "optimizer",
+)
+
+
+class StartOptions(TypedDict, total=False):
+    """Arguments of ``attempts`` and ``run``. Exactly one of the first four says how to start."""
+
+    base_model: str
+    """Create a fresh LoRA run on this model."""
+    from_checkpoint: str
+    """Create the run from a saved state, ``tinker://RUN/weights/NAME``."""
+    adopt: tinker.TrainingClient
+    """Go on with a client the user already has. It is saved at once, since it cannot be remade."""
+    start: Callable[[tinker.ServiceClient], Any]
+    """The user's own way to make a client from a fresh ServiceClient, sync or async."""
+
+    name: str
+    """The run's name in logs, spans and reports; unique among the runs under way."""
+    start_step: int
+    """Optimizer steps already in the weights; default 0, or what the checkpoint says of itself."""
+    adopt_service: tinker.ServiceClient
+    """With ``adopt``: the ServiceClient to close when the adopted client is replaced."""
+
+    rank: int
+    """With ``base_model``: the LoRA rank."""
+    seed: int
+    """With ``base_model``: the seed; by default one is drawn, so that starting over repeats it."""
+    train_mlp: bool
+    train_attn: bool
+    train_unembed: bool
+    user_metadata: dict[str, str]
+    optimizer: types.OptimizerConfig
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StartPlan:
+    """A checked start.
+
+    Attributes:
+        name: The run's name, or None to have one made.
+        origin: How to make the first client, and to start over; None for an adopted one.
+        adopted: The user's own client, if that is what was given.
+        start_step: The step the user gave; None to ask the checkpoint.
+    """
+
+    name: str | None
+    origin: Origin | None
+    adopted: Connection | None
+    start_step: int | None
+
+    @property
+    def parent(self) -> str | None:
+        """Path of the checkpoint to start from, if it is one."""
+        return self.origin.path if isinstance(self.origin, FromCheckpoint) else None
+
+
+def plan_start(given: StartOptions, *, restore_optimizer: bool) -> StartPlan:
+    """Check the arguments of ``attempts`` and ``run``.
+
+    Raises:
+        UsageError: One is unknown or of the wrong kind, or they do not go together.
+    """
+    options: dict[str, Any] = dict(given)
+    unknown = options.keys() - StartOptions.__annotations__.keys()
+    if unknown:
+        raise UsageError(
+            f"unknown argument {min(unknown)!r}; allowed are "
+            f"{', '.join(StartOptions.__annotations__)}"
+        )
+    ways = [way for way in _WAYS if options.get(way) is not None]
+    if len(ways) != 1:
+        raise UsageError(
+            f"a run starts in exactly one way, and {' and '.join(ways) or 'none'} was given: "
+            f"choose one of {', '.join(_WAYS)}"
+        )
+    way = ways[0]
+    stray = [
+        key
+        for key in (*_MODEL_OPTIONS, "adopt_service")
+        if key in options and way != ("adopt" if key == "adopt_service" else "base_model")
+    ]
+    if stray:
+        raise UsageError(f"{stray[0]}={options[stray[0]]!r} does not go with {way}=")
+    start_step = options.get("start_step")
+    if start_step is not None and (type(start_step) is not int or start_step < 0):
+        raise UsageError(f"start_step={start_step!r} is not allowed: an int, 0 or more")
+    name = options.get("name")
+    if name is not None and (not isinstance(name, str) or not name.strip()):
+        raise UsageError(f"name={name!r} is not allowed: a text that is not empty")
+    origin, adopted = _ways_in(way, options, restore_optimizer=restore_optimizer)
+    return StartPlan(name, origin, adopted, start_step)
+
+
+def _ways_in(
+    way: str, options: dict[str, Any], *, restore_optimizer: bool
+) -> tuple[Origin | None, Connection | None]:
+    value = options[way]
+    if way == "base_model":
+        chosen = {key: options[key] for key in _MODEL_OPTIONS if key in options}
+        if chosen.get("seed") is None:
+            chosen["seed"] = secrets.randbelow(2**31)
+        return FromBaseModel(value, chosen), None
+    if way == "from_checkpoint":
+        run_id_of(value)  # refuses what is no checkpoint path
+        return FromCheckpoint(value, optimizer=restore_optimizer), None
+    if way == "start":
+        if not callable(value):
+            raise UsageError(f"start={value!r} is not allowed: a function of a ServiceClient")
+        return FromCallable(value), None
+    if not isinstance(value, tinker.TrainingClient):
+        raise UsageError(f"adopt={value!r} is not allowed: a tinker.TrainingClient")
+    service = options.get("adopt_service")
+    return None, Connection(value, str(value.model_id), service)

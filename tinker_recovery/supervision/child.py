@@ -1,0 +1,64 @@
+"""The handshake object: what one incarnation of a child is given to talk to its supervisor."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Keeper(Protocol):
+    """What a handshake needs of the supervisor behind it."""
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        ...
+
+    def ready(self, child: Any) -> None:
+        """The child has called ``started()`` for the first time."""
+        ...
+
+
+class Child:
+    """Handed to a child's ``start``, one for each incarnation.
+
+    All calls belong to the event loop's thread. They do nothing once the incarnation is over, so
+    a straggler can do no harm.
+
+    Attributes:
+        id: The child's id.
+        incarnation: Counts from 1; a restarted child is the next incarnation.
+    """
+
+    __slots__ = ("_keeper", "heard_at", "id", "ignored", "incarnation", "is_ready", "value")
+
+    def __init__(self, child_id: str, incarnation: int, keeper: Keeper) -> None:
+        self.id = child_id
+        self.incarnation = incarnation
+        self.is_ready = False
+        self.ignored = False
+        self.value: object = None
+        self.heard_at = 0.0
+        self._keeper = keeper
+
+    def __repr__(self) -> str:
+        return f"<Child {self.id!r}, incarnation {self.incarnation}>"
+
+    def started(self, value: object = None) -> None:
+        """The child is up: whoever waits for its start goes on, and is given this value.
+
+        Only the first call counts.
+        """
+        if not self.is_ready:
+            self.value = value
+            self._keeper.ready(self)
+
+    def ignore(self) -> None:
+        """There is nothing to run: return after this, and the start counts as done.
+
+        The child stays in its supervisor, down, and can be started with ``restart_child``; a
+        temporary one is forgotten.
+        """
+        self.ignored = True
+
+    def heartbeat(self) -> None:
+        """A sign of life, for a child with a heartbeat deadline; otherwise without effect."""
+        self.heard_at = self._keeper.now()

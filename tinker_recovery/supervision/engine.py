@@ -1,0 +1,347 @@
+"""The engine of one entered supervisor: what happens when a child starts, is ready, or ends.
+
+Everything here runs on the event loop's thread, and what has to be decided is decided at once, in
+the very step in which a child's code ends: no supervisor task has to be woken for it, so a crash
+of one child costs the same however many others there are. Only what takes time has a task of its
+own: a backoff, a stop with a limit, a group restart, and closing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import anyio
+
+from tinker_recovery.supervision.errors import (
+    ChildNotReady,
+    RestartLimitReached,
+    SupervisorStopped,
+    UnexpectedExit,
+)
+from tinker_recovery.supervision.group import GroupRestart
+from tinker_recovery.supervision.heartbeat import until_silent
+from tinker_recovery.supervision.intensity import RestartLedger
+from tinker_recovery.supervision.life import Life, Record
+from tinker_recovery.supervision.reporter import Reporter
+from tinker_recovery.supervision.settings import Settings
+from tinker_recovery.supervision.specs import ChildSpec
+from tinker_recovery.supervision.stopping import Stopper
+from tinker_recovery.supervision.strategies import is_a_crash, is_restarted, is_shutdown_due
+from tinker_recovery.supervision.tasks import Tasks
+
+
+class Engine:
+    """Keeps the children of one supervisor, from its entry to its end.
+
+    Args:
+        settings: How.
+        on_over: Called when the supervisor ends by itself, so that its body is ended too.
+    """
+
+    def __init__(self, settings: Settings, on_over: Callable[[], None]) -> None:
+        self.settings = settings
+        self.records: dict[str, Record] = {}
+        """In the order of their start."""
+        self.fatal: BaseException | None = None
+        """What it gave up with."""
+        self.closing: asyncio.Task[None] | None = None
+        self.now = settings.monotonic
+        self.reporter = Reporter(settings.name, settings.on_event, settings.monotonic)
+        self.stopper = Stopper(self, self.reporter, settings.sleep)
+        self._on_over = on_over
+        self._tasks = Tasks(settings.name, self._broken)
+        self.background = self._tasks.background
+        self._ledger = RestartLedger(settings.max_restarts, settings.max_seconds)
+        self._group: GroupRestart | None = None
+        if settings.strategy != "one_for_one":
+            self._group = GroupRestart(self, settings.strategy, self.stopper, settings.sleep)
+        self._starting = False
+        self._shutdown_due = False
+
+    # Starting.
+
+    async def start(self) -> None:
+        """Start the specs in order; on an error nothing is rolled back yet, see :meth:`closed`."""
+        self._starting = True
+        for spec in self.settings.specs:
+            await self.start_first(self.add(spec))
+        self._starting = False
+        if self._shutdown_due:
+            self._end()
+        elif self._group is not None:
+            self._group.resume()
+
+    def add(self, spec: ChildSpec) -> Record:
+        """Take a child in; its id has to be free."""
+        record = Record(spec, self.settings.healthy_s(spec))
+        self.records[spec.id] = record
+        return record
+
+    async def start_first(self, record: Record) -> Life:
+        """Start a child and wait until it is up or ignored; raises what kept it from that."""
+        life = self.spawn(record)
+        await self.until_up(life)
+        if life.failure is not None:
+            life.failure.add_note(
+                f"child {life.id!r} of supervisor {self.settings.name!r} failed to start"
+            )
+            raise life.failure
+        if self.closing is not None and not life.is_ready:
+            raise self.fatal or self.stopped()
+        return life
+
+    def stopped(self) -> SupervisorStopped:
+        """The error of one that is asked for something while it ends."""
+        return SupervisorStopped(f"supervisor {self.settings.name!r} is stopping")
+
+    def spawn(self, record: Record) -> Life:
+        """Begin the next incarnation."""
+        record.incarnations += 1
+        life = Life(record, self)
+        life.began_at = self.now()
+        record.life = life
+        life.task = self._tasks.make(self._live(life), f"{life.id}#{life.incarnation}")
+        life.task.add_done_callback(life.over)
+        self.reporter.started(life)
+        return life
+
+    async def until_up(self, life: Life) -> None:
+        """Wait until it is ready, or gone, or :meth:`Life.settle` is called for another reason."""
+        if not life.is_ready and not life.gone:
+            life.waiter = self._tasks.waiter()
+            await life.waiter
+
+    async def _live(self, life: Life) -> None:
+        if life.stopping:
+            self.exited(life, None)
+            return
+        life.begun = True
+        try:
+            await life.record.spec.start(life)
+        except GeneratorExit:
+            raise  # the loop is gone, and with it everything that could be done
+        except BaseException as error:  # noqa: BLE001 - a supervisor is what exceptions end at
+            self.exited(life, error)
+        else:
+            self.exited(life, None)
+
+    def ready(self, life: Life) -> None:
+        """A child called ``started()``."""
+        record = life.record
+        if record.life is not life or life.stopping:
+            return
+        life.is_ready = True
+        life.ready_at = life.heard_at = self.now()
+        restarted, record.restarting = record.restarting, False
+        record.fresh = False
+        if record.spec.heartbeat_s is not None:
+            life.watch = self.background(self._listen(life, record.spec.heartbeat_s), "heartbeat")
+        self.reporter.ready(life, restarted=restarted)
+        life.settle()
+
+    async def _listen(self, life: Life, deadline_s: float) -> None:
+        """End it when it has been silent for too long."""
+        life.silence = await until_silent(life, deadline_s, now=self.now, sleep=self.settings.sleep)
+        life.watch = None
+        self.background(self.stopper.stop(life), f"stop of {life.id}")
+
+    # Ends.
+
+    def exited(self, life: Life, error: BaseException | None) -> None:
+        """The code of an incarnation has ended."""
+        record = life.record
+        if record.life is not life:
+            self.reporter.came_back(life, error)
+            return
+        record.life = None
+        record.down_at = self.now()
+        life.is_gone()
+        if error is not None and not is_a_crash(error):
+            self.reporter.exited(life, "crash", error)
+            self.down(record)
+            self.give_up(error, record)
+        elif life.stopping:
+            self.reporter.exited(life, "shutdown", error)
+            if error is not None and not isinstance(error, asyncio.CancelledError):
+                self.reporter.crash(life, "shutdown_error", error)
+            self._after_stop(life)
+        elif life.is_ready:
+            self._after_life(life, error)
+        else:
+            self._after_failed_start(life, error)
+
+    def abandoned(self, life: Life) -> None:
+        """An incarnation that would not end is left behind; its exit, if ever, is stale."""
+        life.record.life = None
+        life.record.down_at = self.now()
+        self.reporter.exited(life, "abandoned", None)
+        life.is_gone()
+        self._after_stop(life)
+
+    def _after_stop(self, life: Life) -> None:
+        record = life.record
+        if self.closing is not None or record.terminated:
+            self.down(record)
+        elif life.silence is not None and not record.restarting:
+            self._after_crash(life, life.silence)
+        elif not record.restarting:
+            self.down(record)
+
+    def _after_life(self, life: Life, error: BaseException | None) -> None:
+        record = life.record
+        if record.down_at - life.ready_at >= record.healthy_s:
+            record.failures = 0
+        self.reporter.exited(life, "normal" if error is None else "crash", error)
+        if error is not None:
+            self._after_crash(life, error)
+        elif is_restarted(record.spec.restart, normal=True):
+            self._restart(
+                record, UnexpectedExit(f"permanent child {life.id!r} returned, as if it were done")
+            )
+        else:
+            self._ended(record)
+
+    def _after_crash(self, life: Life, error: BaseException) -> None:
+        record = life.record
+        self.reporter.crash(life, "child_terminated", error)
+        if is_restarted(record.spec.restart, normal=False):
+            self._restart(record, error)
+        else:
+            self._ended(record)
+
+    def _after_failed_start(self, life: Life, error: BaseException | None) -> None:
+        record = life.record
+        if error is None and life.ignored:
+            self.reporter.exited(life, "ignored", None)
+            record.fresh = False
+            self.down(record)
+            return
+        failure = error or ChildNotReady(
+            f"child {life.id!r} returned without having called started() or ignore()"
+        )
+        self.reporter.exited(life, "failed_start", failure)
+        self.reporter.crash(life, "start_error", failure)
+        if record.restarting:
+            self._restart(record, failure)
+        else:
+            # Somebody waits for this start, and is told. It is not the supervisor's to repeat.
+            life.failure = failure
+            self.down(record)
+
+    def _ended(self, record: Record) -> None:
+        """A child has ended by itself and is not restarted."""
+        self.down(record)
+        if record.spec.significant and is_shutdown_due(
+            self.settings.auto_shutdown,
+            significant_left=(
+                other.up for other in self.records.values() if other.spec.significant
+            ),
+        ):
+            self._end()
+
+    def down(self, record: Record) -> None:
+        """It is down, and stays so; some are forgotten then."""
+        record.stay_down()
+        forgotten = record.spec.restart == "temporary" or record.fresh or self.settings.dynamic
+        if forgotten and self.records.get(record.spec.id) is record:
+            del self.records[record.spec.id]
+
+    # Restarts.
+
+    def _restart(self, record: Record, cause: BaseException) -> None:
+        if self.closing is not None:
+            self.down(record)
+            return
+        if not self._ledger.spend(self.now()):
+            settings = self.settings
+            error = RestartLimitReached(
+                supervisor=settings.name,
+                child=record.spec.id,
+                max_restarts=settings.max_restarts,
+                max_seconds=settings.max_seconds,
+                cause=cause,
+            )
+            record.stay_down()
+            self.give_up(error, record)
+            return
+        record.restarting = True
+        backoff = record.spec.backoff or self.settings.backoff
+        delay_s = 0.0
+        if backoff.initial_s:
+            delay_s = backoff.delay_s(record.failures, self.settings.random())
+        record.failures += 1
+        self.reporter.scheduled(record, delay_s, self._restarts)
+        if self._group is not None:
+            self._group.crashed(record, delay_s)
+            if not self._starting:
+                self._group.resume()
+        elif delay_s:
+            record.timer = self.background(
+                self._restart_later(record, delay_s), f"backoff of {record.spec.id}"
+            )
+        else:
+            self.spawn(record)
+
+    async def _restart_later(self, record: Record, delay_s: float) -> None:
+        await self.settings.sleep(delay_s)
+        record.timer = None
+        self.spawn(record)
+
+    def _restarts(self) -> int:
+        return self._ledger.within(self.now())
+
+    # The end.
+
+    def give_up(self, error: BaseException, record: Record | None) -> None:
+        """Stop everything, and end the body with this error."""
+        if self.fatal is None and (self.closing is None or not is_a_crash(error)):
+            self.fatal = error
+            self.reporter.escalated(record, error, self._restarts())
+            self._end()
+
+    def _broken(self, error: BaseException) -> None:
+        self.give_up(error, None)
+
+    def _end(self) -> None:
+        if self._starting and self.fatal is None:
+            self._shutdown_due = True  # as OTP: first come up, then see who has ended meanwhile
+            return
+        self.close()
+        self._on_over()
+
+    def close(self) -> asyncio.Task[None]:
+        """Begin to stop every child, once."""
+        if self.closing is None:
+            self.closing = self._tasks.make(self._close(), "close")
+        return self.closing
+
+    async def closed(self) -> None:
+        """Stop every child, each within its limit, and only then let a cancellation through."""
+        closing = self.close()
+        late: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):
+            while not closing.done():
+                try:
+                    await asyncio.wait([closing])
+                except asyncio.CancelledError as error:
+                    late = error  # of asyncio's own, which no shield holds off
+        closing.result()
+        if late is not None:
+            raise late
+
+    async def _close(self) -> None:
+        # First all that could start anything again.
+        if self._group is not None:
+            self._group.cancel()
+        lives = []
+        for record in self.records.values():
+            record.stay_down()
+            if record.life is not None:
+                lives.append(record.life)
+        if self.settings.dynamic:
+            await self.stopper.stop(*lives)
+        else:
+            for life in reversed(lives):
+                await self.stopper.stop(life)
+        await self._tasks.end()

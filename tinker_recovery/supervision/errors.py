@@ -1,0 +1,149 @@
+"""Every exception the supervision package raises.
+
+::
+
+    SupervisionError
+    ├── SpecError (ValueError)       a field that cannot work: names it, its value, what is allowed
+    ├── RestartLimitReached          too many restarts; its __cause__ is the last crash
+    ├── UnexpectedExit               a child returned where it must not; stands for its reason
+    │   ├── ChildNotReady            ... before it was ready
+    │   └── HeartbeatMissed          ... or went silent, and was stopped for it
+    ├── SupervisorStopped            asked of a supervisor that is not running
+    └── ChildError (LookupError)     what administration answers, with the child's id
+        ├── ChildNotFound
+        ├── ChildAlreadyStarted      start_child: it is there, and up or coming up
+        ├── ChildAlreadyPresent      start_child: it is there, and down
+        ├── ChildRunning             restart_child, delete_child: it is up
+        ├── ChildRestarting          restart_child, delete_child: its restart is under way
+        ├── ChildTerminated          start_child, restart_child: stopped before it was ready
+        └── TooManyChildren          start_child of a DynamicSupervisor that is full
+
+A child's own exception is never wrapped on its way out of a start: it is raised as it is, with a
+note (PEP 678) that names the child and the supervisor.
+"""
+
+from __future__ import annotations
+
+
+class SupervisionError(Exception):
+    """Root of everything this package raises."""
+
+
+class SpecError(SupervisionError, ValueError):
+    """A field of a child spec or of a supervisor that cannot work.
+
+    Attributes:
+        field: Its name.
+        value: What it was.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field}={value!r} is not possible: {allowed}")
+        self.field = field
+        self.value = value
+
+
+class UnexpectedExit(SupervisionError):
+    """The reason of an exit that came without an exception of the child's own."""
+
+
+class ChildNotReady(UnexpectedExit):
+    """A child returned without having called ``started()`` or ``ignore()``."""
+
+
+class HeartbeatMissed(UnexpectedExit):
+    """A child was silent for longer than its heartbeat deadline, and was treated as crashed.
+
+    Attributes:
+        silent_s: Seconds since its last sign of life.
+    """
+
+    def __init__(self, message: str, *, silent_s: float) -> None:
+        super().__init__(message)
+        self.silent_s = silent_s
+
+
+class RestartLimitReached(SupervisionError):
+    """A supervisor's children died too often; it stopped them all and gave up.
+
+    Its ``__cause__`` is the exception of the crash that was one too many, so a traceback shows
+    both. Where supervisors are nested that cause may itself be a ``RestartLimitReached``;
+    :attr:`root_cause` is the exception at the end of the chain.
+
+    Attributes:
+        supervisor: Name of the supervisor that gave up.
+        child: Id of the child whose crash was one too many.
+        max_restarts: Restarts that were allowed ...
+        max_seconds: ... within this many seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        supervisor: str,
+        child: str,
+        max_restarts: int,
+        max_seconds: float,
+        cause: BaseException,
+    ) -> None:
+        super().__init__(
+            f"supervisor {supervisor!r} gave up: its children needed more than {max_restarts} "
+            f"restarts within {max_seconds:g} s; the last to die was {child!r}, of {cause!r}"
+        )
+        self.supervisor = supervisor
+        self.child = child
+        self.max_restarts = max_restarts
+        self.max_seconds = max_seconds
+        self.__cause__ = cause
+
+    @property
+    def root_cause(self) -> BaseException:
+        """The exception that no supervisor made: what really went wrong."""
+        cause = self.__cause__
+        if isinstance(cause, RestartLimitReached):
+            return cause.root_cause
+        return self if cause is None else cause
+
+
+class SupervisorStopped(SupervisionError):
+    """The supervisor is not running: not entered yet, being stopped, or over."""
+
+
+class ChildError(SupervisionError, LookupError):
+    """An administrative call that this child's state does not allow.
+
+    Attributes:
+        child: The child's id.
+    """
+
+    def __init__(self, child: str, message: str) -> None:
+        super().__init__(message)
+        self.child = child
+
+
+class ChildNotFound(ChildError):
+    """No child of that id: never added, deleted, or temporary and gone."""
+
+
+class ChildAlreadyStarted(ChildError):
+    """A child of that id is there, and is up, coming up, or about to be restarted."""
+
+
+class ChildAlreadyPresent(ChildError):
+    """A child of that id is there, and is down: use ``restart_child`` or ``delete_child``."""
+
+
+class ChildRunning(ChildError):
+    """The child is up: use ``terminate_child`` first."""
+
+
+class ChildRestarting(ChildError):
+    """A restart of the child is under way: wait for it, or use ``terminate_child`` first."""
+
+
+class ChildTerminated(ChildError):
+    """The child was stopped by someone else before it was ready."""
+
+
+class TooManyChildren(ChildError):
+    """The dynamic supervisor has ``max_children`` already."""

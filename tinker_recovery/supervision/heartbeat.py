@@ -1,0 +1,39 @@
+"""Listening for a child's signs of life."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from tinker_recovery.supervision.child import Child
+from tinker_recovery.supervision.errors import HeartbeatMissed
+
+LATE = 0.1
+"""A watch that wakes later than this share of the deadline says the event loop stood still."""
+
+SOON_S = 1e-6
+"""Less than any clock can tell apart from now."""
+
+
+async def until_silent(
+    child: Child,
+    deadline_s: float,
+    *,
+    now: Callable[[], float],
+    sleep: Callable[[float], Awaitable[object]],
+) -> HeartbeatMissed:
+    """Return once the child has been silent for ``deadline_s`` seconds."""
+    wait_s = deadline_s
+    while wait_s >= SOON_S:
+        due = now() + wait_s
+        await sleep(wait_s)
+        woke = now()
+        if woke - due > deadline_s * LATE:
+            # While the loop stood still the child could not speak either.
+            child.heard_at = max(child.heard_at, woke)
+        wait_s = deadline_s - (woke - child.heard_at)
+    silent_s = now() - child.heard_at
+    return HeartbeatMissed(
+        f"child {child.id!r} was silent for {silent_s:.3g} s; "
+        f"its heartbeat deadline is {deadline_s:g} s",
+        silent_s=silent_s,
+    )

@@ -1,0 +1,60 @@
+"""The tasks that a supervisor makes: for its children, and for its own work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine
+
+
+class Tasks:
+    """Makes tasks and keeps hold of those that are the supervisor's own.
+
+    Args:
+        name: The supervisor's, for the names of tasks.
+        on_broken: Called with the exception if work of the supervisor's own breaks.
+    """
+
+    __slots__ = ("_context", "_loop", "_name", "_on_broken", "_own")
+
+    def __init__(self, name: str, on_broken: Callable[[BaseException], None]) -> None:
+        self._name = name
+        self._on_broken = on_broken
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._own: set[asyncio.Task[None]] = set()
+
+    def make(self, work: Coroutine[object, object, None], what: str) -> asyncio.Task[None]:
+        """A task; not by the loop's task factory, and with a context of its own.
+
+        An eager factory would run it here and now, before anyone has taken note of the task. And
+        without a copy of the context the next incarnation would inherit what the one that crashed
+        had set in it.
+        """
+        return asyncio.Task(
+            work, loop=self._loop, name=f"{self._name}/{what}", context=self._context.copy()
+        )
+
+    def background(self, work: Coroutine[object, object, None], what: str) -> asyncio.Task[None]:
+        """A task of the supervisor's own."""
+        task = self.make(work, what)
+        self._own.add(task)
+        task.add_done_callback(self._over)
+        return task
+
+    def waiter(self) -> asyncio.Future[None]:
+        """A future of the supervisor's loop."""
+        return self._loop.create_future()
+
+    async def end(self) -> None:
+        """Cancel all work of the supervisor's own, and wait for it."""
+        if self._own:
+            for task in self._own:
+                task.cancel()
+            await asyncio.wait(self._own)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._own.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._on_broken(error)

@@ -1,0 +1,335 @@
+"""The Supervisor: what the user enters. Builds the tree, owns the fault channel and the runs."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, overload
+
+import anyio
+import tinker
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup
+from typing_extensions import Unpack
+
+from tinker_recovery.attempt import Attempt
+from tinker_recovery.blocking import (
+    BlockingSupervisor,
+    Elsewhere,
+    in_worker_thread,
+    is_async,
+    run_blocking,
+)
+from tinker_recovery.channel import FaultChannel
+from tinker_recovery.clock import SYSTEM_CLOCK, Clock
+from tinker_recovery.errors import UsageError
+from tinker_recovery.executor import Executor
+from tinker_recovery.mailbox import Mailbox
+from tinker_recovery.monitor import Monitor
+from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
+from tinker_recovery.restoration import find_checkpoint
+from tinker_recovery.run import SupervisedRun
+from tinker_recovery.service import Backend, StatusReader, TinkerBackend
+from tinker_recovery.service.base import ServiceFactory
+from tinker_recovery.start import StartOptions, StartPlan, plan_start
+from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
+from tinker_recovery.telemetry import EventSink, RecoveryEvent, names
+
+logger = logging.getLogger(names.SCOPE)
+
+_T = TypeVar("_T")
+
+SHUTDOWN_MARGIN_S = 5.0
+"""How much longer the Executor has for stopping than the longest thing it does then."""
+
+
+class Supervisor(AsyncContextManagerMixin):
+    """Watches training runs and brings them back when their backend fails.
+
+    Enter it with ``async with Supervisor(policy) as supervisor:`` and train inside, either with
+    ``async for attempt in supervisor.attempts(...)`` or with ``await supervisor.run(train, ...)``.
+    In a script without asyncio, ``with Supervisor(policy) as supervisor:`` and
+    ``supervisor.run(train, ...)`` with a plain function do the same.
+    An exception of the body leaves unchanged. On the way out every client still open is closed,
+    each within ``policy.close_timeout_s``.
+
+    Cancelling the body cancels everything inside, closes the clients, and passes through.
+
+    Args:
+        policy: What to do; without one, recovery is enabled with the defaults.
+        service: Returns a fresh ``tinker.ServiceClient``, one for each attempt. The default reads
+            TINKER_BASE_URL and TINKER_API_KEY, as the SDK does.
+        on_event: Called with every :class:`RecoveryEvent`; must be quick, and what it raises is
+            logged.
+        clock: Time and chance, for tests.
+    """
+
+    def __init__(
+        self,
+        policy: RecoveryPolicy | None = None,
+        *,
+        service: ServiceFactory = tinker.ServiceClient,
+        on_event: Callable[[RecoveryEvent], object] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.policy = RecoveryPolicy(enabled=True) if policy is None else policy
+        self._backend: Backend = TinkerBackend(service)
+        self._events = EventSink(on_event)
+        self._clock = clock
+        self._channel = FaultChannel()
+        self._runs: dict[str, SupervisedRun] = {}
+        self._background: TaskGroup | None = None
+        self._reader: StatusReader | None = None
+        self._mailbox: Mailbox | None = None
+        self._blocking: BlockingSupervisor[Supervisor] | None = None
+
+    @property
+    def runs(self) -> list[SupervisedRun]:
+        """Every run since entry, oldest first."""
+        return list(self._runs.values())
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Supervisor]:
+        if self._background is not None:
+            raise UsageError("this Supervisor is already entered: make one for each `async with`")
+        if not self.policy.enabled:
+            logger.warning(
+                "recovery is off (enabled=False): faults are observed and reported, and the run "
+                "is left as it is"
+            )
+        _check_what_is_acted_on(self.policy.checkpoints)
+        failure: BaseException | None = None
+        endpoint = await self._backend.endpoint()
+        async with (
+            StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as self._reader,
+            anyio.create_task_group() as self._background,
+        ):
+            self._mailbox = Mailbox()
+            self._background.start_soon(self._mailbox.serve)
+            try:
+                async with self._tree():
+                    yield self
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
+                failure = error
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._close_runs()
+                # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
+                self._background.cancel_scope.cancel()
+        for run in self.runs:
+            failure = failure or run.lost
+        if failure is not None:
+            raise failure
+
+    def _tree(self) -> SupervisionTree:
+        policy = self.policy
+        monitor = Monitor(
+            lambda: self.runs,
+            interval_s=policy.poll_interval_s,
+            look_every_s=_look_every_s(policy),
+            events=self._events,
+            clock=self._clock,
+        )
+        executor = Executor(
+            channel=self._channel,
+            find=self._runs.get,
+            backend=self._backend,
+            policy=policy,
+            events=self._events,
+            clock=self._clock,
+        )
+        return SupervisionTree(
+            [
+                ChildSpec(
+                    id="monitor",
+                    start=monitor.serve,
+                    # Its longest silence is one interval or one read; past both and another read
+                    # it hangs.
+                    heartbeat_s=policy.poll_interval_s + 2 * policy.status_timeout_s,
+                ),
+                ChildSpec(
+                    id="executor",
+                    start=executor.serve,
+                    # What it may have to close when it is stopped has this deadline of its own.
+                    shutdown=policy.close_timeout_s + SHUTDOWN_MARGIN_S,
+                ),
+            ],
+            name="tinker-recovery",
+            max_restarts=10,
+            max_seconds=60.0,
+            backoff=Backoff(initial_s=0.1, max_s=5.0),
+            monotonic=self._clock.monotonic,
+            sleep=self._clock.sleep,
+            random=self._clock.random,
+        )
+
+    async def _close_runs(self) -> None:
+        async with anyio.create_task_group() as group:
+            for run in self.runs:
+                group.start_soon(run.abandon)
+
+    def attempts(self, **start: Unpack[StartOptions]) -> AsyncIterator[Attempt]:
+        """The attempts of one run, for ``async for``; ends when one comes to its end.
+
+        See :class:`StartOptions` for the arguments, which are checked here and now.
+
+        Raises:
+            UsageError: The arguments do not go together, or a run of that name is under way.
+            RecoveryExhausted: From the iteration, when ``max_attempts`` are spent.
+            CheckpointError: From the iteration, when there is nothing to recover from.
+        """
+        plan = plan_start(start, restore_optimizer=self.policy.restore_optimizer)
+        name = plan.name or f"run-{secrets.token_hex(3)}"
+        self.check_name(name)
+        return _Attempts(self, plan, name)
+
+    def check_name(self, name: str) -> None:
+        """Refuse the name of a run under way."""
+        known = self._runs.get(name)
+        if known is not None and not known.ended:
+            raise UsageError(
+                f"name={name!r} is the name of a run under way: choose another, names are unique"
+            )
+
+    @overload
+    async def run(
+        self, train: Callable[[Attempt], Awaitable[_T]], **start: Unpack[StartOptions]
+    ) -> _T: ...
+    @overload
+    async def run(self, train: Callable[[Attempt], _T], **start: Unpack[StartOptions]) -> _T: ...
+    async def run(self, train: Callable[[Attempt], Any], **start: Unpack[StartOptions]) -> Any:
+        """Run ``train(attempt)`` until one attempt comes to its end; returns what that returned.
+
+        ``train`` is called once for each attempt and begins at ``attempt.start_step``. A plain
+        function, whose loop blocks on ``.result()``, runs in a worker thread; a fault ends what it
+        waits for. Otherwise as :meth:`attempts`, and cancellable like any coroutine.
+        """
+        return await self.run_elsewhere(train, in_worker_thread, start)
+
+    async def run_elsewhere(
+        self, train: Callable[[Attempt], Any], elsewhere: Elsewhere, start: StartOptions
+    ) -> Any:
+        """As :meth:`run`, for whoever has a place of their own for what blocks."""
+        outcome: list[Any] = []
+        async for attempt in self.attempts(**start):
+            async with attempt:
+                if is_async(train):
+                    outcome[:] = [await train(attempt)]
+                else:
+                    outcome[:] = [
+                        await run_blocking(
+                            train,
+                            attempt,
+                            elsewhere=elsewhere,
+                            limit_s=self.policy.close_timeout_s,
+                        )
+                    ]
+        return outcome[0]
+
+    def __enter__(self) -> BlockingSupervisor[Supervisor]:
+        self._blocking = BlockingSupervisor(self, self, self.run_elsewhere)
+        return self._blocking
+
+    def __exit__(self, *exc_info: object) -> bool | None:
+        blocking, self._blocking = self._blocking, None
+        return None if blocking is None else blocking.close(*exc_info)
+
+    async def open_run(self, plan: StartPlan, name: str) -> SupervisedRun:
+        """Register a run, and find out at which step it starts."""
+        if self._background is None or self._reader is None or self._mailbox is None:
+            raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
+        root = None
+        if plan.parent is not None and plan.start_step is None:
+            root = await find_checkpoint(self._reader, plan.parent)
+        if self.policy.checkpoint_strategy != "latest":
+            # Better refused now than at the first fault, hours later.
+            await find_checkpoint(self._reader, self.policy.checkpoint_strategy)
+        run = SupervisedRun(
+            name,
+            origin=plan.origin,
+            root=root,
+            start_step=root.step if root is not None else plan.start_step or 0,
+            policy=self.policy,
+            backend=self._backend,
+            reader=self._reader,
+            events=self._events,
+            clock=self._clock,
+            report=self._channel.put,
+            settled=self._channel.settled,
+            spawn=self._background.start_soon,
+            mailbox=self._mailbox,
+        )
+        self.check_name(name)  # once more: another may have taken it while the service was asked
+        self._runs[name] = run
+        return run
+
+    async def first_attempt(self, run: SupervisedRun, plan: StartPlan) -> Attempt:
+        """The first client of a run; a fault on the way is recovered from like any other."""
+        if plan.adopted is not None:
+            return run.begin(plan.adopted)
+        if plan.origin is None:
+            raise UsageError("a run without an origin has to be adopted")
+        try:
+            connection = await self._backend.connect(
+                plan.origin, deadline_s=self.policy.create_timeout_s
+            )
+        except Exception as error:
+            if not run.start_failed(error):
+                run.ended = True
+                raise
+            return await run.next_attempt()
+        except BaseException:
+            run.ended = True  # cancelled: its name is free again
+            raise
+        return run.begin(connection)
+
+
+class _Attempts:
+    """The iterator behind ``supervisor.attempts(...)``."""
+
+    def __init__(self, supervisor: Supervisor, plan: StartPlan, name: str) -> None:
+        self._supervisor = supervisor
+        self._plan = plan
+        self._name = name
+        self._run: SupervisedRun | None = None
+        self._last: Attempt | None = None
+
+    def __aiter__(self) -> _Attempts:
+        return self
+
+    async def __anext__(self) -> Attempt:
+        if self._run is None:
+            self._run = await self._supervisor.open_run(self._plan, self._name)
+            self._last = await self._supervisor.first_attempt(self._run, self._plan)
+            return self._last
+        if self._last is None or not self._last.entered:
+            raise UsageError(
+                "an attempt was asked for while the one before was never entered: the loop's body "
+                "is `async with attempt: ...`"
+            )
+        # A body that takes its time to leave may find the recovery done already.
+        if not self._run.recovering and self._last is self._run.current:
+            raise StopAsyncIteration
+        self._last = await self._run.next_attempt()
+        return self._last
+
+
+def _look_every_s(policy: RecoveryPolicy) -> float | None:
+    """Often enough that silence is noticed within a tenth of its deadlines, and never in haste."""
+    deadlines = [each for each in (policy.stall_warning_s, policy.stall_after_s) if each]
+    return max(0.01, min([5.0, *(each / 10 for each in deadlines)])) if deadlines else None
+
+
+def _check_what_is_acted_on(policy: CheckpointPolicy) -> None:
+    """Refuse what would not happen, and say what is noted and not done yet."""
+    if policy.ttl_s is not None:
+        raise UsageError(
+            f"checkpoints.ttl_s={policy.ttl_s:g} is not acted on by this version: leave it out"
+        )
+    given = policy.model_fields_set
+    if given & {"keep_last", "keep_best", "keep_every"} or policy.strategy == "last":
+        logger.warning("what to keep is noted, but this version deletes no checkpoint")

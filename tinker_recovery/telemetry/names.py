@@ -1,0 +1,51 @@
+"""Every span, event and attribute name, in one place, so that dashboards can rely on them."""
+
+from typing import Final
+
+SCOPE: Final = "tinker_recovery"
+"""Instrumentation scope of the tracer, and name of the logger."""
+
+# Spans: one trace per incident, its root first.
+SPAN_RECOVERY: Final = "recovery"
+SPAN_DETECT: Final = "recovery.detect"
+SPAN_BACKOFF: Final = "recovery.backoff"
+SPAN_SELECT: Final = "recovery.select"
+SPAN_VALIDATE: Final = "recovery.validate"
+SPAN_CREATE: Final = "recovery.create_client"
+SPAN_VERIFY: Final = "recovery.verify"
+SPAN_RESUME: Final = "recovery.resume"
+
+# Events, on the span they belong to and in the log.
+EVENT_DETECTED: Final = "recovery.detected"
+EVENT_STARTED: Final = "recovery.started"
+EVENT_CHECKPOINT_SELECTED: Final = "recovery.checkpoint_selected"
+EVENT_CLIENT_CREATED: Final = "recovery.client_created"
+EVENT_COMPLETED: Final = "recovery.completed"
+EVENT_FAILED: Final = "recovery.failed"
+EVENT_EXHAUSTED: Final = "recovery.exhausted"
+EVENT_GAVE_UP: Final = "recovery.gave_up"
+EVENT_STEP_SKIPPED: Final = "recovery.step_skipped"
+EVENT_STALL_WARNING: Final = "recovery.stall_warning"
+EVENT_POLL_ERROR: Final = "recovery.poll_error"
+EVENT_CHECKPOINT_SAVED: Final = "checkpoint.saved"
+EVENT_CHECKPOINT_BAD: Final = "checkpoint.bad"
+EVENT_CHECKPOINT_SAVE_FAILED: Final = "checkpoint.save_failed"
+
+# Attributes.
+RUN: Final = "tinker_recovery.run"
+LINEAGE: Final = "tinker_recovery.lineage"
+RUN_ID: Final = "tinker_recovery.tinker_run_id"
+ATTEMPT: Final = "tinker_recovery.attempt"
+FAULT_KIND: Final = "tinker_recovery.fault.kind"
+FAULT_REASON: Final = "tinker_recovery.fault.reason"
+FAULT_DETECTED_BY: Final = "tinker_recovery.fault.detected_by"
+FAULT_STEP: Final = "tinker_recovery.fault.step"
+SILENT_S: Final = "tinker_recovery.silent_s"
+VERDICT: Final = "tinker_recovery.fault.verdict"
+CHECKPOINT_PATH: Final = "tinker_recovery.checkpoint.path"
+CHECKPOINT_STEP: Final = "tinker_recovery.checkpoint.step"
+REPLAYED_STEPS: Final = "tinker_recovery.replayed_steps"
+RESTORE_OPTIMIZER: Final = "tinker_recovery.restore_optimizer"
+BACKOFF_S: Final = "tinker_recovery.backoff_s"
+REASON: Final = "tinker_recovery.reason"
+ERROR_TYPE: Final = "error.type"

@@ -1,0 +1,193 @@
+"""What can go wrong at the local server: the actions, what they strike, what goes with them.
+
+Two layers. An *engine* fault strikes when a request is about to be executed; a *wire* fault strikes
+when an HTTP request arrives, and decides what becomes of its reply. What the SDK (0.38) makes of
+each, with its own deadlines:
+
+=================  ====================================  ==========================================
+action             what the server does                  what the user of the SDK sees
+=================  ====================================  ==========================================
+engine
+``poison``         the run becomes corrupted; this and   ``RequestFailedError`` for each; with
+                   every later request of it fails, or,  ``quiet`` futures pending for ever, and
+                   if ``quiet``, never finishes          only the run's ``corrupted`` flag tells
+``fail``           this one request fails, without any   ``RequestFailedError``
+                   effect on the weights
+``hang``           this one request never finishes, and  futures pending for ever
+                   none behind it in the same run
+``gone``           this one request is executed, its     ``RetryableException``, which is no
+                   result is lost (HTTP 410 on polls)    ``TinkerError``
+``rollback``       the run goes back to its last         nothing: requests succeed, ``corrupted``
+                   checkpoint, or its beginning, and     stays False, the steps since are lost
+                   carries on
+``fail_session``   the run's session becomes failed:     ``RequestFailedError`` for what is queued,
+                   what is queued fails, new requests    ``APIStatusError`` (410) for new requests;
+                   and heartbeats answer 410             ``search_sessions`` says failed
+``pause``          polls answer try_again with           a pending future, for hours if need be,
+                   ``queue_state``, for ``for_s`` or     with a warning in the log after 15 min;
+                   until released; then all goes on      then the result
+``nan_loss``       this forward_backward reports NaN or  a loss that is NaN or inf; if ``sticky``
+                   inf; if ``sticky`` the weights        every loss from there on is NaN
+                   become NaN too
+``cold_optimizer`` the load succeeds, with optimizer     nothing; the second step after the load
+                   moments at zero                       differs
+``wrong_restore``  the load succeeds, with weights that  nothing; the first loss after the load
+                   are slightly off                      differs a little
+wire
+``status``         answers ``status``, executes nothing  see below
+``drop``           executes, then closes the connection  the SDK retries a submit with the same
+                   without a reply                       seq_id after 0.5 s (a save after 1 s), for
+                                                         300 s; a poll after 1, 2, 4 ... 30 s, for
+                                                         ever
+``slow``           executes, replies ``delay_s`` later   waits; its own timeout is 45 s for a poll,
+                                                         60 s for others, and then it retries
+``truncate``       executes, sends half of the reply,    as ``drop``; with ``silent`` only after its
+                   closes; with ``silent`` it leaves     timeout
+                   the connection open and says no more
+``malformed``      executes, replies nonsense: ``body``  never a retry. ``text``: a bare
+                   is ``text`` (not JSON), ``shape``     ``JSONDecodeError``; ``shape``:
+                   (other JSON) or ``garbage`` (bytes    ``APIResponseValidationError`` of a submit,
+                   called protobuf)                      ``ValueError`` of a polled
+                                                         forward_backward, but *success*, with
+                                                         ``metrics=None``, of a polled optim_step;
+                                                         ``garbage``: ``APIResponseValidationError``
+                                                         of a submit, ``ValueError`` of a poll
+``lost_save``      the save is executed, its reply is    the SDK retries for 300 s, then raises
+                   dropped; retries of it answer 409     ``ConflictError``; the checkpoint exists
+=================  ====================================  ==========================================
+
+What a ``status`` does to the SDK:
+
+- On submits 408, 409, 429 and 5xx are retried for 300 s and more; ``create_session`` and
+  ``create_model`` by its HTTP client alone, ten times within a minute. 402 is waited out in
+  silence, tried again every 5 s for up to 3600 s. Everything else raises at once.
+- On polls (``retrieve_future``) 5xx and 408 are retried for ever without any pause, 429 and a lost
+  connection for ever with pauses of 1, 2, 4 ... 30 s, 402 as above. 410 raises
+  ``RetryableException``, 400 ``ValueError`` after three more tries, the rest, 409 among them,
+  ``ValueError`` with the real error as its cause.
+- On ``session_heartbeat`` 410 ends the heartbeats silently, anything else is a warning in the log
+  after 120 s.
+- On ``save_weights`` 409 says that the name is taken, though it is free.
+- ``retry_after_s`` becomes a Retry-After header, which the SDK obeys up to 60 s where its HTTP
+  client retries: not on polls, and not on saves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Literal, get_args
+
+Request = Literal["create_model", "load_weights", "forward_backward", "optim_step", "save_weights"]
+"""The kinds of request that the service executes."""
+
+Target = Literal[
+    "create_model",
+    "load_weights",
+    "forward_backward",
+    "optim_step",
+    "save_weights",
+    "retrieve_future",
+    "get_info",
+    "training_run",
+    "training_runs",
+    "run_checkpoints",
+    "checkpoints",
+    "weights_info",
+    "delete",
+    "set_ttl",
+    "publish",
+    "unpublish",
+    "create_session",
+    "session_heartbeat",
+    "finish",
+    "session",
+    "sessions",
+    "search_sessions",
+    "config",
+    "dynamic_config",
+    "token",
+    "telemetry",
+    "capabilities",
+    "health",
+]
+"""Every kind of HTTP request, executed or only answered, as counted in ``stats.by_route``."""
+
+EngineAction = Literal[
+    "poison",
+    "fail",
+    "hang",
+    "gone",
+    "rollback",
+    "fail_session",
+    "pause",
+    "nan_loss",
+    "cold_optimizer",
+    "wrong_restore",
+]
+WireAction = Literal["status", "drop", "slow", "truncate", "malformed", "lost_save"]
+Action = Literal[EngineAction, WireAction]
+"""What happens: see the table above."""
+
+Category = Literal["server", "unknown", "user"]
+"""The error category the service reports."""
+
+QueueState = Literal["paused_capacity", "paused_rate_limit"]
+"""Why the service lets requests wait."""
+
+Body = Literal["text", "shape", "garbage"]
+"""The kinds of malformed reply."""
+
+_EXECUTED = get_args(Request)
+_OF_A_RUN = ("forward_backward", "optim_step", "save_weights")
+_ANY = get_args(Target)
+RUNLESS = frozenset(_ANY[_ANY.index("create_session") :]) | {"training_runs", "checkpoints"}
+"""Requests that belong to no one run."""
+
+STATUSES = tuple(int(status) for status in HTTPStatus if status >= HTTPStatus.BAD_REQUEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What goes with an action.
+
+    Attributes:
+        layer: Where it strikes.
+        requests: What it may be asked to strike.
+        default: What it strikes if ``request`` is None.
+        takes: The parameters of its own.
+    """
+
+    layer: Literal["engine", "wire"]
+    requests: tuple[str, ...]
+    default: tuple[str, ...]
+    takes: frozenset[str] = frozenset()
+
+
+def _engine(*takes: str) -> Spec:
+    return Spec("engine", _EXECUTED, _OF_A_RUN, frozenset(takes))
+
+
+def _only(layer: Literal["engine", "wire"], requests: tuple[str, ...], *takes: str) -> Spec:
+    return Spec(layer, requests, requests, frozenset(takes))
+
+
+SPECS: dict[str, Spec] = {
+    "poison": _engine("category", "message", "quiet"),
+    "fail": _engine("category", "message"),
+    "hang": _engine(),
+    "gone": _engine(),
+    "rollback": _only("engine", _OF_A_RUN),
+    "fail_session": _engine("category", "message"),
+    "pause": _engine("queue_state"),
+    "nan_loss": _only("engine", ("forward_backward",), "loss", "sticky"),
+    "cold_optimizer": _only("engine", ("load_weights",)),
+    "wrong_restore": _only("engine", ("load_weights",)),
+    "status": _only("wire", _ANY, "status", "message", "retry_after_s", "polled"),
+    "drop": _only("wire", _ANY, "polled"),
+    "slow": _only("wire", _ANY, "delay_s", "polled"),
+    "truncate": _only("wire", _ANY, "silent", "polled"),
+    "malformed": _only("wire", _ANY, "body", "polled"),
+    "lost_save": _only("wire", ("save_weights",)),
+}
+"""Every action and what goes with it."""

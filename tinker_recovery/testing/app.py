@@ -1,0 +1,288 @@
+"""The routes: HTTP in front of the engine, as the SDK expects it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tinker_recovery.testing.auth import Gate
+from tinker_recovery.testing.control import Control
+from tinker_recovery.testing.engine import Engine
+from tinker_recovery.testing.model import Adam, BigramLora
+from tinker_recovery.testing.reading import Reading, check_ttl
+from tinker_recovery.testing.runs import RequestError, Run, ServiceError
+from tinker_recovery.testing.wire import read_batch, read_request, write_output
+from tinker_recovery.testing.wire_faults import PROTOBUF, WireFaults
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class TinkerApp:
+    """The service's HTTP face.
+
+    Args:
+        engine: The service.
+        gate: Who is let in.
+        wire: What goes wrong on the way.
+        control: The routes for tests.
+        long_poll_s: How long a question for a result waits before it is told to try again.
+    """
+
+    def __init__(
+        self, engine: Engine, gate: Gate, wire: WireFaults, control: Control, *, long_poll_s: float
+    ) -> None:
+        self._engine = engine
+        self._gate = gate
+        self._wire = wire
+        self._control = control
+        self._reading = Reading(engine)
+        self._long_poll_s = long_poll_s
+
+    def starlette(self) -> Starlette:
+        """The ASGI application."""
+        api = "/api/v1"
+        run = api + "/training_runs/{run}"
+        checkpoint = run + "/checkpoints/{kind}/{name}"
+        look, control = self._reading, self._control
+        routes: list[tuple[str, str, Handler]] = [
+            ("GET", api + "/healthz", self._health),
+            ("GET", api + "/get_server_capabilities", self._capabilities),
+            ("POST", api + "/client/config", self._config),
+            ("POST", api + "/client/dynamic_config", self._dynamic_config),
+            ("POST", api + "/auth/token", self._token),
+            ("POST", api + "/telemetry", self._telemetry),
+            ("POST", api + "/create_session", self._create_session),
+            ("POST", api + "/session_heartbeat", self._session_heartbeat),
+            ("POST", api + "/sessions/search", look.search_sessions),
+            ("GET", api + "/sessions", look.sessions),
+            ("GET", api + "/sessions/{session}", look.session),
+            ("POST", api + "/sessions/{session}/finish", self._finish),
+            ("POST", api + "/create_model", self._create_model),
+            ("POST", api + "/load_weights", self._load_weights),
+            ("POST", api + "/get_info", self._get_info),
+            ("POST", api + "/forward_backward", self._forward_backward),
+            ("POST", api + "/optim_step", self._optim_step),
+            ("POST", api + "/save_weights", self._save_weights),
+            ("POST", api + "/retrieve_future", self._retrieve_future),
+            ("POST", api + "/weights_info", look.weights_info),
+            ("GET", api + "/training_runs", look.training_runs),
+            ("GET", run, look.training_run),
+            ("GET", run + "/checkpoints", look.run_checkpoints),
+            ("GET", api + "/checkpoints", look.checkpoints),
+            ("DELETE", checkpoint, look.delete),
+            ("PUT", checkpoint + "/ttl", look.set_ttl),
+            ("POST", checkpoint + "/publish", look.publish),
+            ("DELETE", checkpoint + "/publish", look.unpublish),
+            ("GET", "/testing/faults", control.fired),
+            ("POST", "/testing/faults", control.inject),
+            ("POST", "/testing/release", control.release),
+            ("POST", "/testing/outage", control.outage),
+            ("DELETE", "/testing/outage", control.end_outage),
+            ("POST", "/testing/sessions/{session}/fail", control.fail_session),
+            ("GET", "/testing/runs/{run}/state", control.state),
+            ("GET", "/testing/stats", control.stats),
+        ]
+        return Starlette(
+            routes=[
+                Route(path, self._guarded(handler, path), methods=[method])
+                for method, path, handler in routes
+            ]
+        )
+
+    def _guarded(self, handler: Handler, path: str) -> Handler:
+        name = handler.__name__.removeprefix("_")
+        of_the_service = path.startswith("/api/")
+
+        async def serve(request: Request) -> Response:
+            self._engine.requests[name] += 1
+            try:
+                if of_the_service:
+                    return await self._wire.answer(name, request, answer)
+                return await answer(request)
+            except asyncio.CancelledError:
+                # Only the server's end cancels a request; uvicorn would log it as a failure.
+                return JSONResponse({"detail": "the server is stopping"}, 503)
+
+        async def answer(request: Request) -> Response:
+            try:
+                self._gate.check(request)
+                return await handler(request)
+            except ServiceError as error:
+                headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+                stale = self._gate.jwt and error.status == 401  # noqa: PLR2004 - Unauthorized
+                return JSONResponse(
+                    {"detail": error.message}, error.status, headers=headers if stale else None
+                )
+            except (KeyError, TypeError, ValueError) as error:
+                return JSONResponse({"detail": f"malformed request: {error!r}"}, 422)
+
+        return serve
+
+    # Who and how
+
+    async def _health(self, _: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _capabilities(self, _: Request) -> Response:
+        return JSONResponse({"supported_models": [{"model_name": "Qwen/Qwen3-8B"}]})
+
+    async def _config(self, _: Request) -> Response:
+        return JSONResponse({"pjwt_auth_enabled": self._gate.jwt})
+
+    async def _dynamic_config(self, _: Request) -> Response:
+        return JSONResponse({"refresh_interval_sec": 60})
+
+    async def _token(self, _: Request) -> Response:
+        return JSONResponse({"jwt": self._gate.token()})
+
+    async def _telemetry(self, _: Request) -> Response:
+        return JSONResponse({"status": "accepted"})
+
+    async def _create_session(self, request: Request) -> Response:
+        body = await request.json()
+        session = self._engine.sessions.create(body.get("user_metadata"), body.get("display_name"))
+        return JSONResponse({"session_id": session, "type": "create_session"})
+
+    async def _session_heartbeat(self, request: Request) -> Response:
+        self._engine.sessions.active((await request.json())["session_id"])
+        return JSONResponse({"type": "session_heartbeat"})
+
+    async def _finish(self, request: Request) -> Response:
+        body = await request.json()
+        session = request.path_params["session"]
+        self._engine.sessions.finish(session, body["reason"]["type"], body.get("detail"))
+        return JSONResponse({})
+
+    # Training
+
+    async def _create_model(self, request: Request) -> Response:
+        body = await request.json()
+        lora = body.get("lora_config") or {}
+        seed = lora.get("seed")
+        return _accepted(
+            self._engine.create_run(
+                body["session_id"],
+                body["model_seq_id"],
+                base_model=body["base_model"],
+                rank=int(lora.get("rank", 32)),
+                seed=secrets.randbelow(2**31) if seed is None else int(seed),
+                user_metadata=body.get("user_metadata"),
+            )
+        )
+
+    async def _load_weights(self, request: Request) -> Response:
+        body = await request.json()
+        if body.get("session_id") is None:
+            raise ServiceError(400, "weights are loaded as a run's first request only")
+        return _accepted(
+            self._engine.load_run(
+                body["session_id"],
+                body["model_seq_id"],
+                path=body["path"],
+                optimizer=bool(body["optimizer"]),
+                user_metadata=body.get("user_metadata"),
+            )
+        )
+
+    async def _get_info(self, request: Request) -> Response:
+        run = self._engine.run((await request.json())["model_id"])
+        data = {
+            "arch": "bigram-lora",
+            "model_name": run.facts["base_model"],
+            "tokenizer_id": run.facts["base_model"],
+        }
+        return JSONResponse(
+            {
+                "type": "get_info",
+                "model_id": run.run_id,
+                "model_data": data,
+                "is_lora": True,
+                "lora_rank": run.facts["rank"],
+                "model_name": run.facts["base_model"],
+            }
+        )
+
+    async def _forward_backward(self, request: Request) -> Response:
+        encoding = request.headers.get("content-encoding")
+        try:
+            asked = read_request(await request.body(), encoding)
+        except ValueError as error:
+            raise ServiceError(400, str(error)) from error
+
+        def execute(run: Run) -> bytes:
+            if asked.loss_fn != "cross_entropy":
+                raise RequestError(f"loss_fn={asked.loss_fn!r} is not offered: cross_entropy is")
+            try:
+                batch = read_batch(asked)
+            except ValueError as error:
+                raise RequestError(str(error)) from error
+            return write_output(*_model(run).forward(batch, backward=not asked.forward_only))
+
+        return _accepted(
+            self._engine.submit(asked.model_id, asked.seq_id, "forward_backward", execute)
+        )
+
+    async def _optim_step(self, request: Request) -> Response:
+        body = await request.json()
+        if "adam_params" not in body:
+            raise ServiceError(400, "only Adam is offered")
+        adam = Adam(**body["adam_params"])
+
+        def execute(run: Run) -> dict[str, Any]:
+            _model(run).step(adam)
+            return {"metrics": {}}
+
+        return _accepted(
+            self._engine.submit(body["model_id"], body["seq_id"], "optim_step", execute)
+        )
+
+    async def _save_weights(self, request: Request) -> Response:
+        body = await request.json()
+        run = self._engine.run(body["model_id"])
+        name = body.get("path") or f"checkpoint-{body['seq_id']}"
+        ttl_s = body.get("ttl_seconds")
+        check_ttl(ttl_s)
+
+        def execute(run: Run) -> dict[str, Any]:
+            metadata = body.get("user_metadata")
+            path = self._engine.checkpoints.save(
+                run.run_id, name, _model(run), ttl_s=ttl_s, user_metadata=metadata
+            )
+            return {"path": path, "type": "save_weights"}
+
+        overwrite = bool(body.get("overwrite", False))
+        return _accepted(
+            self._engine.submit_save(run, body["seq_id"], name, execute, overwrite=overwrite)
+        )
+
+    async def _retrieve_future(self, request: Request) -> Response:
+        request_id = (await request.json())["request_id"]
+        promise = self._engine.promise(request_id)
+        await promise.news(self._long_poll_s)
+        if promise.reply is None:
+            state = promise.queue_state
+            return JSONResponse(
+                {"type": "try_again", "request_id": request_id, "queue_state": state}
+            )
+        if promise.gone:
+            raise ServiceError(410, f"the result of {request_id} is gone")
+        if isinstance(promise.reply, bytes):
+            return Response(promise.reply, media_type=PROTOBUF)
+        return JSONResponse(promise.reply)
+
+
+def _model(run: Run) -> BigramLora:
+    if run.model is None:
+        raise RequestError(f"model {run.run_id} is not loaded", "server")
+    return run.model
+
+
+def _accepted(request_id: str) -> Response:
+    return JSONResponse({"request_id": request_id})

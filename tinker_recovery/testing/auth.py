@@ -1,0 +1,71 @@
+"""Who is let in: the API key, or a token made from it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import time
+
+from starlette.requests import Request
+
+from tinker_recovery.testing.runs import ServiceError
+
+_JWT_LIFETIME_S = 3600
+
+
+def _b64(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+class Gate:
+    """Lets in requests with the key, or, where that is asked for, with a token.
+
+    Args:
+        api_key: The key.
+        jwt: Whether it has to be exchanged for a token first.
+    """
+
+    def __init__(self, api_key: str, *, jwt: bool) -> None:
+        self._api_key = api_key
+        self.jwt = jwt
+        self._secret = secrets.token_bytes(16)
+
+    def check(self, request: Request) -> None:
+        """Let pass only who may.
+
+        Raises:
+            ServiceError: 401.
+        """
+        given = request.headers.get("x-api-key", "")
+        path = request.url.path
+        if path.endswith("/healthz"):
+            return
+        by_key = not self.jwt or path.endswith(("/client/config", "/auth/token"))
+        if path.startswith("/testing/") or by_key:
+            allowed = hmac.compare_digest(given.encode(), self._api_key.encode())
+        else:
+            allowed = self._is_token(given)
+        if not allowed:
+            raise ServiceError(401, "missing or invalid API key")
+
+    def token(self) -> str:
+        """A fresh token."""
+        now = int(time.time())
+        claims = {"iss": "local-tinker", "iat": now, "exp": now + _JWT_LIFETIME_S}
+        header = {"alg": "HS256", "typ": "JWT"}
+        body = ".".join(_b64(json.dumps(part).encode()) for part in (header, claims))
+        return f"{body}.{self._sign(body)}"
+
+    def _sign(self, body: str) -> str:
+        return _b64(hmac.digest(self._secret, body.encode(), hashlib.sha256))
+
+    def _is_token(self, given: str) -> bool:
+        body, _, signature = given.rpartition(".")
+        if not hmac.compare_digest(signature.encode(), self._sign(body).encode()):
+            return False
+        claims = body.partition(".")[2]
+        padded = claims + "=" * (-len(claims) % 4)
+        return bool(json.loads(base64.urlsafe_b64decode(padded))["exp"] > time.time())

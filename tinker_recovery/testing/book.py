@@ -1,0 +1,173 @@
+"""The book of faults: the rules still to strike, and the faults that have."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from tinker_recovery.testing.faults import FaultRule
+
+_LOOK_S = 0.005
+"""How often a wait looks at its clock, which may be a test's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class FiredFault:
+    """A fault that has struck.
+
+    Attributes:
+        rule: The rule.
+        run: The Tinker run id; empty if the request belongs to none.
+        step: Optimizer steps contained in its weights; 0 if the request belongs to no run.
+        at: Seconds since the epoch.
+        monotonic: Seconds of the monotonic clock.
+        request: The kind of request that was struck.
+    """
+
+    rule: FaultRule
+    run: str
+    step: int
+    at: float = field(default_factory=time.time)
+    monotonic: float = field(default_factory=time.monotonic)
+    request: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A rule in the book.
+
+    Attributes:
+        rule: The rule.
+        from_: When it may strike first, by the book's clock.
+        left: How often it may still strike; None for no limit.
+        until: When it stops, once it has struck; None for no limit.
+        released: Whether it was taken back.
+    """
+
+    rule: FaultRule
+    from_: float
+    left: int | None
+    until: float | None = None
+    released: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """One strike of a rule, at a time of the book's clock."""
+
+    entry: Entry
+    at: float
+
+    @property
+    def rule(self) -> FaultRule:
+        """The rule that strikes."""
+        return self.entry.rule
+
+
+class FaultBook:
+    """The rules still to strike and the faults that have; safe to use from any thread.
+
+    Args:
+        clock: Seconds, for ``after_s``, ``for_s`` and ``delay_s``.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._lock = threading.Lock()
+        self._entries: list[Entry] = []
+        self._spent: list[Entry] = []
+        self._fired: list[FiredFault] = []
+
+    def add(self, rule: FaultRule) -> None:
+        """One more rule; earlier ones are looked at first."""
+        times = 1 if rule.times is None and rule.for_s is None else rule.times
+        with self._lock:
+            entry = Entry(rule, self.clock() + rule.after_s, times)
+            self._entries = [*self._entries, entry]
+
+    def release(self, rule: FaultRule | None = None) -> None:
+        """Take a rule back, or all of them; what they hold up goes on."""
+        with self._lock:
+            for entry in [*self._entries, *self._spent]:
+                if rule in (None, entry.rule):
+                    entry.released = True
+            self._entries = [entry for entry in self._entries if not entry.released]
+            self._spent = [entry for entry in self._spent if not entry.released]
+
+    def fired(self) -> list[FiredFault]:
+        """What has struck, oldest first."""
+        with self._lock:
+            return list(self._fired)
+
+    def watches_wire(self) -> bool:
+        """Whether any rule looks at requests as they arrive."""
+        return any(entry.rule.layer == "wire" for entry in self._entries)
+
+    def strike(
+        self,
+        layer: str,
+        request: str,
+        run: str | None,
+        step: int | None,
+        *,
+        polled: str | None = None,
+        but_not: Collection[Entry] = (),
+    ) -> Strike | None:
+        """The rule that strikes this request, if one does.
+
+        Args:
+            layer: Where the request is: ``wire`` or ``engine``.
+            request: Its kind.
+            run: The run it belongs to, if it does.
+            step: Optimizer steps in that run's weights.
+            polled: For a poll, the kind of request it asks for.
+            but_not: Entries that have struck this request already.
+        """
+        with self._lock:
+            now = self.clock()
+            self._close(now)
+            for entry in self._entries:
+                rule = entry.rule
+                # An open window is a state of the backend: the step only says when it begins.
+                at_step = entry.until is not None or rule.at_step in (None, step)
+                if (
+                    rule.layer == layer
+                    and entry not in but_not
+                    and now >= entry.from_
+                    and at_step
+                    and rule.matches(request, run, polled)
+                ):
+                    self._use(entry, now)
+                    self._fired.append(FiredFault(rule, run or "", step or 0, request=request))
+                    return Strike(entry, now)
+        return None
+
+    def _close(self, now: float) -> None:
+        if any(entry.until is not None and now >= entry.until for entry in self._entries):
+            self._entries = [
+                entry for entry in self._entries if entry.until is None or now < entry.until
+            ]
+
+    def _use(self, entry: Entry, now: float) -> None:
+        if entry.until is None and entry.rule.for_s is not None:
+            entry.until = now + entry.rule.for_s
+        if entry.left is not None:
+            entry.left -= 1
+            if entry.left == 0:
+                self._entries = [other for other in self._entries if other is not entry]
+                self._spent.append(entry)
+
+    async def over(self, strike: Strike, for_s: float | None = None) -> None:
+        """Wait until a strike is over.
+
+        Args:
+            strike: Which; it is over at once when its rule is released.
+            for_s: Seconds that it lasts; None for the rest of its rule's time.
+        """
+        until = strike.entry.until if for_s is None else strike.at + for_s
+        entry = strike.entry
+        while not entry.released and (until is None or self.clock() < until):  # noqa: ASYNC110 - the clock may be a test's own, and sets no event
+            await asyncio.sleep(_LOOK_S)

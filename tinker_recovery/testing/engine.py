@@ -1,0 +1,375 @@
+"""The service behind the routes: runs executing in order, their futures, and what goes wrong.
+
+Belongs to one event loop; nothing in it is safe to call from another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from tinker_recovery.testing.actions import Request
+from tinker_recovery.testing.book import FaultBook
+from tinker_recovery.testing.checkpoints import Checkpoints
+from tinker_recovery.testing.faults import FaultRule
+from tinker_recovery.testing.making import beginning, rolled_back
+from tinker_recovery.testing.meeting import change, meet
+from tinker_recovery.testing.options import Restart, ServerOptions
+from tinker_recovery.testing.runs import (
+    Job,
+    Promise,
+    Reply,
+    RequestError,
+    Run,
+    RunState,
+    ServiceError,
+)
+from tinker_recovery.testing.sessions import Sessions
+from tinker_recovery.testing.store import DamagedCheckpoint, Store
+
+logger = logging.getLogger(__name__)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+class Engine:
+    """All of the service's state.
+
+    Args:
+        store: What survives.
+        faults: What goes wrong.
+        options: How long things take, and what becomes of earlier runs.
+        wall: Seconds since the epoch, for expiry.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        faults: FaultBook,
+        options: ServerOptions,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._faults = faults
+        self._cold = options.cold_optimizer
+        self._lasts: dict[Request, float] = {
+            "forward_backward": options.step_s,
+            "save_weights": options.save_s,
+            "load_weights": options.load_s,
+        }
+        self.sessions = Sessions(store, wall)
+        self.checkpoints = Checkpoints(store, wall)
+        self.requests: Counter[str] = Counter()
+        self._runs: dict[str, Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._begin_a_life()
+        for facts in store.runs():
+            self._revive(facts, options.restart)
+
+    def _begin_a_life(self) -> None:
+        # Ids of an earlier life of this server must not name a request of this one.
+        self._life = secrets.token_hex(3)
+        self._promises: dict[str, Promise] = {}
+        self._making: dict[str, str] = {}
+        self._saves: dict[str, Promise] = {}
+        self._lost_saves: set[tuple[str, int]] = set()
+
+    # Runs
+
+    def run(self, run_id: str) -> Run:
+        """A run by its id."""
+        if run_id not in self._runs:
+            raise ServiceError(404, f"no training run {run_id!r}")
+        return self._runs[run_id]
+
+    def runs(self) -> list[Run]:
+        """All runs, newest first."""
+        return list(reversed(self._runs.values()))
+
+    def state(self, run_id: str) -> RunState:
+        """What is inside a run."""
+        return self.run(run_id).state()
+
+    def create_run(
+        self,
+        session: str,
+        model_seq_id: int,
+        *,
+        base_model: str,
+        rank: int,
+        seed: int,
+        user_metadata: dict[str, Any] | None,
+    ) -> str:
+        """A fresh run; returns the request whose result is its id."""
+        run_id = self._new_run_id(session, model_seq_id)
+        facts = {"base_model": base_model, "rank": rank, "seed": seed, "parent": None}
+
+        def make(_: list[FaultRule]) -> Reply:
+            self._add_run({"run_id": run_id, "user_metadata": user_metadata, **facts})
+            return {"model_id": run_id, "type": "create_model"}
+
+        return self._make("create_model", run_id, 0, make)
+
+    def load_run(
+        self,
+        session: str,
+        model_seq_id: int,
+        *,
+        path: str,
+        optimizer: bool,
+        user_metadata: dict[str, Any] | None,
+    ) -> str:
+        """A run made from a checkpoint; returns the request whose result says so."""
+        run_id = self._new_run_id(session, model_seq_id)
+
+        def make(effects: list[FaultRule]) -> Reply:
+            actions = {rule.action for rule in effects}
+            facts = {
+                "run_id": run_id,
+                "user_metadata": user_metadata,
+                "parent": path,
+                "seed": 0,
+                "optimizer": optimizer and not self._cold and "cold_optimizer" not in actions,
+                "perturbed": "wrong_restore" in actions,
+            }
+            try:
+                origin = self.run(self.checkpoints.find(path)["run_id"]).facts
+                facts |= {"base_model": origin["base_model"], "rank": origin["rank"]}
+                self._add_run(facts)
+            except (ServiceError, DamagedCheckpoint) as error:
+                raise RequestError(f"cannot load {path}: {error}") from error
+            return {"path": path, "type": "load_weights"}
+
+        return self._make("load_weights", run_id, self.steps_in(path), make)
+
+    def steps_in(self, path: str) -> int:
+        """Optimizer steps contained in a checkpoint; 0 if there is none."""
+        try:
+            return int(self.checkpoints.find(path)["steps"])
+        except ServiceError:
+            return 0
+
+    def _new_run_id(self, session: str, model_seq_id: int) -> str:
+        self.sessions.active(session)
+        return f"{session}:train:{model_seq_id}"
+
+    def _add_run(self, facts: dict[str, Any]) -> None:
+        facts = {**facts, "corrupted": False, "last_request_time": _now()}
+        model = beginning(facts, self.checkpoints)
+        self._store.save_run(facts["run_id"], facts)
+        self._start(Run(facts, model))
+
+    def _start(self, run: Run) -> None:
+        before = self._runs.get(run.run_id)
+        if before is not None and before.worker is not None:
+            before.worker.cancel()
+        self._runs[run.run_id] = run
+        if run.model is not None:
+            run.worker = asyncio.create_task(self._work(run))
+
+    # Lives
+
+    def restart(self, mode: Restart) -> None:
+        """Be the next life of this server: live weights and futures are lost."""
+        self._begin_a_life()
+        for task in self._tasks:
+            task.cancel()
+        for run in list(self._runs.values()):
+            self._revive(run.facts, mode)
+
+    def _revive(self, facts: dict[str, Any], mode: Restart) -> None:
+        model = None
+        if mode == "corrupted":
+            facts = {**facts, "corrupted": True}
+        elif mode == "rollback" and not facts["corrupted"]:
+            model = rolled_back(facts, self.checkpoints)
+        self._start(Run({**facts, "unloaded": mode == "unloaded"}, model, next_seq=None))
+
+    def close(self) -> None:
+        """Stop every worker; what was hanging hangs no more."""
+        for run in self._runs.values():
+            if run.worker is not None:
+                run.worker.cancel()
+
+    # Requests and their futures
+
+    def promise(self, request_id: str) -> Promise:
+        """The future of a request; one of an earlier life has failed."""
+        if request_id in self._promises:
+            return self._promises[request_id]
+        left, _, run_id = request_id.partition("@")
+        if left.startswith(f"request-{self._life}-") or run_id not in self._runs:
+            raise ServiceError(404, f"no request {request_id!r}")
+        promise = Promise("optim_step", run_id)
+        lost = self._runs[run_id].model is None
+        reason = "is not loaded" if lost else "was restarted: the request is lost"
+        promise.fail(f"model {run_id} {reason}", "server")
+        return promise
+
+    def poll_facts(self, request_id: str) -> tuple[str, int, str]:
+        """Of the request a poll asks for: its run, its step, its kind."""
+        promise = self.promise(request_id)
+        step = promise.step
+        if step is None:
+            step = self.run(promise.run_id).step_for(promise.seq_id)
+        return promise.run_id, step, promise.request
+
+    def _promise(self, promise: Promise) -> str:
+        request_id = f"request-{self._life}-{len(self._promises)}@{promise.run_id}"
+        self._promises[request_id] = promise
+        return request_id
+
+    def _make(
+        self, request: Request, run_id: str, step: int, make: Callable[[list[FaultRule]], Reply]
+    ) -> str:
+        if run_id in self._making:
+            return self._making[run_id]
+        promise = Promise(request, run_id, step=step)
+        request_id = self._making[run_id] = self._promise(promise)
+
+        async def work() -> None:
+            await asyncio.sleep(self._lasts.get(request, 0.0))
+            rule, effects = await meet(self._faults, promise)
+            if rule is not None and rule.action == "fail_session":
+                self._fail_session_by(rule, promise)
+            if rule is None or rule.action == "gone":
+                _execute(promise, functools.partial(make, effects), gone=rule is not None)
+            elif rule.action != "hang" and not rule.quiet:
+                promise.fail(rule.message, rule.category)
+
+        task = asyncio.create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return request_id
+
+    def submit(
+        self, run_id: str, seq_id: int, request: Request, execute: Callable[[Run], Reply]
+    ) -> str:
+        """Queue a request of a run; one sent twice is queued once. Returns the request's id.
+
+        Raises:
+            ServiceError: 400 for a seq_id below 1, or a run that is not loaded and does not hide
+                it; 404 for no such run; 410 if its session has finished or failed.
+        """
+        run = self.run(run_id)
+        if seq_id in run.requests:
+            return run.requests[seq_id]
+        if seq_id < 1:
+            raise ServiceError(400, f"seq_id={seq_id!r} is not allowed: 1 or more")
+        self.sessions.active(run_id.partition(":train:")[0])
+        if run.facts.get("unloaded"):
+            raise ServiceError(400, f"model {run_id} is not loaded")
+        promise = Promise(request, run_id, seq_id)
+        request_id = run.requests[seq_id] = self._promise(promise)
+        run.facts["last_request_time"] = _now()
+        if run.worker is None:
+            promise.fail(f"model {run_id} is not loaded", "server")
+        else:
+            run.queue(Job(promise, execute))
+        return request_id
+
+    async def _work(self, run: Run) -> None:
+        """Execute the run's requests in the order of their seq_ids, for ever."""
+        while True:
+            job = await run.next()
+            promise = run.current = job.promise
+            promise.step = run.steps
+            if lasts_s := self._lasts.get(promise.request):
+                await asyncio.sleep(lasts_s)
+            rule = run.poisoned_by
+            if rule is None:
+                rule, effects = await meet(self._faults, promise, run)
+                for effect in effects:
+                    change(run, effect, self.checkpoints)
+            if rule is None or rule.action == "gone":
+                _execute(promise, functools.partial(job.execute, run), gone=rule is not None)
+            else:
+                await self._end(run, promise, rule)
+
+    async def _end(self, run: Run, promise: Promise, rule: FaultRule) -> None:
+        if rule.action == "poison" and run.poisoned_by is None:
+            run.poisoned_by = rule
+            run.facts["corrupted"] = True
+            self._store.save_run(run.run_id, run.facts)
+        if rule.action == "fail_session":
+            self._fail_session_by(rule, promise)
+        if rule.action == "hang" or rule.quiet:
+            await asyncio.Event().wait()
+        promise.fail(rule.message, rule.category)
+
+    # Sessions that fail
+
+    def fail_session(
+        self, session: str, message: str, category: str, reason: dict[str, str]
+    ) -> None:
+        """A session fails: so does all that is queued in its runs, and every request to come."""
+        self.sessions.fail(session, message, category, reason)
+        for run in self._runs.values():
+            if run.run_id.partition(":train:")[0] == session:
+                run.fail_pending(f"session {session} has failed: {message}", category)
+
+    def _fail_session_by(self, rule: FaultRule, promise: Promise) -> None:
+        promise.fail(rule.message, rule.category)
+        request_id = next(key for key, value in self._promises.items() if value is promise)
+        reason = {"type": "request", "request_id": request_id, "request_type": promise.request}
+        session = promise.run_id.partition(":train:")[0]
+        self.fail_session(session, rule.message, rule.category, reason)
+
+    # Saves
+
+    def submit_save(
+        self,
+        run: Run,
+        seq_id: int,
+        name: str,
+        execute: Callable[[Run], Reply],
+        *,
+        overwrite: bool,
+    ) -> str:
+        """Queue a save; see :meth:`submit`.
+
+        Raises:
+            ServiceError: Also 400 for a name with other characters than allowed; 409 if it is
+                taken, by a checkpoint or by a save in the queue, and not to be overwritten.
+        """
+        if (run.run_id, seq_id) in self._lost_saves:
+            raise ServiceError(409, f"a checkpoint named {name!r} exists")
+        if seq_id in run.requests:
+            return run.requests[seq_id]
+        self.checkpoints.check_name(name)
+        path = f"tinker://{run.run_id}/weights/{name}"
+        stored = any(facts["name"] == name for facts in self.checkpoints.of(run.run_id))
+        queued = path in self._saves and not self._saves[path].done
+        if (stored or queued) and not overwrite:
+            raise ServiceError(409, f"a checkpoint named {name!r} exists")
+        request_id = self.submit(run.run_id, seq_id, "save_weights", execute)
+        self._saves[path] = self._promises[request_id]
+        return request_id
+
+    def forget_save(self, run_id: str, seq_id: int) -> None:
+        """Let every retry of this save find its name taken."""
+        self._lost_saves.add((run_id, seq_id))
+
+
+def _execute(promise: Promise, execute: Callable[[], Reply], *, gone: bool) -> None:
+    if promise.done:
+        return  # its session failed while it waited
+    try:
+        promise.keep(execute(), gone=gone)
+    except RequestError as error:
+        promise.fail(error.message, error.category)
+    except ServiceError as error:
+        promise.fail(error.message, "user")
+    except Exception as error:
+        # A defect or a full disk: the service's fault, told to the client, and the run goes on.
+        logger.exception("a request failed inside the local server")
+        promise.fail(f"internal error: {error!r}", "server")

@@ -1,0 +1,172 @@
+"""FaultRule: which request goes wrong, when, how often or how long, and how."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
+
+from tinker_recovery.testing.actions import (
+    RUNLESS,
+    SPECS,
+    STATUSES,
+    Action,
+    Body,
+    Category,
+    QueueState,
+    Request,
+    Spec,
+    Target,
+)
+
+__all__ = ["Action", "Category", "FaultRule", "Request", "Target"]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FaultRule:
+    """One fault to come. Its ``repr`` is the call that makes it.
+
+    Attributes:
+        action: What happens: see the table at the top of :mod:`tinker_recovery.testing.actions`.
+        at_step: Optimizer steps contained in the run's weights when the request's turn comes (for
+            a poll: the turn of the request it asks for); None for any. For ``load_weights`` the
+            steps contained in the checkpoint, for ``create_model`` 0. Together with ``for_s``, the
+            step at which the time begins.
+        request: The kind of request. None for any, except that engine faults strike
+            ``create_model`` and ``load_weights`` only where that is asked for.
+        run: The Tinker run id; None for any.
+        times: How often it strikes. None: once, or, with ``for_s``, as often as it can.
+        category: For ``poison``, ``fail`` and ``fail_session``.
+        message: For ``poison``, ``fail``, ``fail_session`` and ``status``.
+        quiet: For ``poison``: hang instead of failing.
+        for_s: Seconds from its first strike on during which it strikes; None for no limit.
+        after_s: Seconds after its injection before it can strike.
+        status: For ``status``: the HTTP status, 400 or more.
+        retry_after_s: For ``status``: seconds to put into a Retry-After header.
+        polled: For ``retrieve_future``: the kind of request that is polled; None for any.
+        delay_s: For ``slow``: seconds that the reply is held back.
+        silent: For ``truncate``: leave the connection open.
+        body: For ``malformed``: what the reply is.
+        queue_state: For ``pause``: the reason given.
+        loss: For ``nan_loss``: the loss reported.
+        sticky: For ``nan_loss``: whether the weights become NaN too.
+
+    Raises:
+        ValueError: A field is out of its range, or does not go with the action.
+    """
+
+    action: Action
+    at_step: int | None = None
+    request: Target | None = None
+    run: str | None = None
+    times: int | None = None
+    category: Category = "server"
+    message: str = "injected backend failure"
+    quiet: bool = False
+    for_s: float | None = field(default=None, kw_only=True)
+    after_s: float = field(default=0.0, kw_only=True)
+    status: int = field(default=503, kw_only=True)
+    retry_after_s: float | None = field(default=None, kw_only=True)
+    polled: Request | None = field(default=None, kw_only=True)
+    delay_s: float = field(default=0.1, kw_only=True)
+    silent: bool = field(default=False, kw_only=True)
+    body: Body = field(default="text", kw_only=True)
+    queue_state: QueueState = field(default="paused_capacity", kw_only=True)
+    loss: Literal["nan", "inf"] = field(default="nan", kw_only=True)
+    sticky: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._one_of("action", tuple(SPECS))
+        self._one_of("category", get_args(Category))
+        self._one_of("body", get_args(Body))
+        self._one_of("queue_state", get_args(QueueState))
+        self._one_of("loss", ("nan", "inf"))
+        self._one_of("status", STATUSES)
+        for name in ("quiet", "silent", "sticky"):
+            self._one_of(name, (False, True))
+        if self.request is not None:
+            self._one_of("request", self._spec.requests)
+        if self.polled is not None:
+            self._one_of("polled", get_args(Request))
+        self._at_least("at_step", 0, whole=True)
+        self._at_least("times", 1, whole=True)
+        self._at_least("after_s", 0)
+        for name in ("for_s", "delay_s", "retry_after_s"):
+            self._more_than_nothing(name)
+        self._fits_together()
+
+    @property
+    def _spec(self) -> Spec:
+        return SPECS[self.action]
+
+    @property
+    def layer(self) -> Literal["engine", "wire"]:
+        """Where it strikes."""
+        return self._spec.layer
+
+    def _refuse(self, name: str, allowed: str) -> None:
+        raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: {allowed}")
+
+    def _one_of(self, name: str, allowed: tuple[object, ...]) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, str | int | bool) or value not in allowed:
+            self._refuse(name, ", ".join(str(one) for one in allowed))
+
+    def _at_least(self, name: str, least: int, *, whole: bool = False) -> None:
+        value = getattr(self, name)
+        if value is None and name != "after_s":
+            return
+        kinds = int if whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < math.inf:
+            self._refuse(name, f"{least} or more" + (", or None for any" if whole else ""))
+
+    def _more_than_nothing(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None and name != "delay_s":
+            return
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
+            self._refuse(name, "seconds, more than 0")
+
+    def _fits_together(self) -> None:
+        for name in _defaults().keys() & _OWN:
+            if getattr(self, name) != _defaults()[name] and name not in self._spec.takes:
+                takers = ", ".join(repr(key) for key, spec in SPECS.items() if name in spec.takes)
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} does not go with action={self.action!r}: "
+                    f"only {takers}"
+                )
+        if self.polled is not None and self.request != "retrieve_future":
+            raise ValueError(
+                f"polled={self.polled!r} does not go with request={self.request!r}: only "
+                "'retrieve_future'"
+            )
+        for name in ("at_step", "run"):
+            if getattr(self, name) is not None and self.request in RUNLESS:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} does not go with request={self.request!r}, "
+                    "which belongs to no run: only None"
+                )
+
+    def matches(self, request: str, run: str | None, polled: str | None) -> bool:
+        """Whether it is meant for such a request, at some step."""
+        wanted = (self.request,) if self.request is not None else self._spec.default
+        return request in wanted and self.run in (None, run) and self.polled in (None, polled)
+
+    def __repr__(self) -> str:
+        given = [
+            f"{name}={getattr(self, name)!r}"
+            for name, default in _defaults().items()
+            if getattr(self, name) != default
+        ]
+        return f"FaultRule({', '.join([repr(self.action), *given])})"
+
+
+def _defaults() -> dict[str, object]:
+    return {one.name: one.default for one in fields(FaultRule) if one.name != "action"}
+
+
+_OWN = frozenset[str]().union(*(spec.takes for spec in SPECS.values()))

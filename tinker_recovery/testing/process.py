@@ -1,0 +1,217 @@
+"""LocalTinkerProcess: the server in a process of its own, to be killed with real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import anyio
+import anyio.to_thread
+import httpx
+
+from tinker_recovery.testing.actions import Category
+from tinker_recovery.testing.book import FiredFault
+from tinker_recovery.testing.control import check_outage
+from tinker_recovery.testing.faults import FaultRule
+from tinker_recovery.testing.options import Options, ServerOptions
+from tinker_recovery.testing.runs import RunState
+from tinker_recovery.testing.server import RequestStats
+
+_START_S = 30.0
+_LOOK_S = 0.005
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Nothing here is encrypted, and reading the system's certificates takes 30 ms for each client."""
+
+
+class LocalTinkerProcess:
+    """A Tinker service in another process: ``async with LocalTinkerProcess(root) as server:``.
+
+    Args:
+        root: Where runs and checkpoints are kept; they survive :meth:`kill` and :meth:`restart`.
+        options: See :class:`~tinker_recovery.testing.options.Options`: ``api_key``, ``jwt``,
+            ``long_poll_s``, ``step_s``, ``save_s``, ``load_s``, ``restart``, ``cold_optimizer``.
+            ``restart`` says what becomes of the runs when it is killed and started again.
+    """
+
+    def __init__(self, root: Path, **options: Unpack[Options]) -> None:
+        self._options = ServerOptions(**options)
+        self.api_key = self._options.api_key
+        self.base_url = ""
+        """Where it listens; known once it is entered, and the same after a restart."""
+        self._root = root
+        self._port = 0
+        self._process: subprocess.Popen[str] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._end(signal.SIGTERM)
+
+    async def start(self) -> None:
+        """Start it and wait until it accepts connections.
+
+        Raises:
+            RuntimeError: It did not start; it has said why on stderr.
+        """
+        command = [sys.executable, "-m", "tinker_recovery.testing", "--root", str(self._root)]
+        command += ["--port", str(self._port)]
+        # However this process ends, the pipe to the server closes with it, and so the server stops.
+        command += ["--until-stdin-closes"]
+        # The key goes by the environment: a command line is there for every user to read.
+        self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - a fork takes no time worth a thread, and the command is ours
+            command,
+            stdout=subprocess.PIPE,
+            # Its errors show where ours do. In a pipe nobody reads they would fill it and stop it.
+            stderr=None,
+            stdin=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "LOCAL_TINKER_OPTIONS": json.dumps(asdict(self._options))},
+        )
+        printed = self._process.stdout
+        line = ""
+        if printed is not None:
+            with anyio.move_on_after(_START_S):
+                line = await anyio.to_thread.run_sync(printed.readline, abandon_on_cancel=True)
+        if not line.startswith("http"):
+            await self._end(signal.SIGKILL)
+            raise RuntimeError(
+                f"the local Tinker server did not start on root={str(self._root)!r}, "
+                f"port={self._port}: see its own message on stderr"
+            )
+        self.base_url = line.strip()
+        self._port = int(self.base_url.rpartition(":")[2])
+
+    async def stop(self) -> None:
+        """SIGTERM, and wait for its end."""
+        await self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait for its end."""
+        await self._end(signal.SIGKILL)
+
+    async def restart(self) -> None:
+        """Kill it, and start it again on the same folder and port."""
+        await self.kill()
+        await self.start()
+
+    async def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(process.wait)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    async def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        async with self._http() as http:
+            reply = await (http.get(path) if body is None else http.post(path, json=body))
+        reply.raise_for_status()
+        return dict(reply.json())
+
+    def _http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self.base_url,
+            headers={"X-API-Key": self.api_key},
+            timeout=10.0,
+            verify=_NO_TLS,
+        )
+
+    # What goes wrong
+
+    async def inject(self, rule: FaultRule) -> None:
+        """Let something go wrong."""
+        await self._ask("/testing/faults", asdict(rule))
+
+    async def release(self, rule: FaultRule | None = None) -> None:
+        """Take back a rule, or all of them; requests held up by a ``pause`` go on."""
+        await self._ask("/testing/release", {} if rule is None else asdict(rule))
+
+    async def fail_session(
+        self,
+        session_id: str,
+        *,
+        message: str = "injected session failure",
+        category: Category = "server",
+    ) -> None:
+        """A session fails now: all that is queued in its runs, and every request to come."""
+        body = {"message": message, "category": category}
+        await self._ask(f"/testing/sessions/{session_id}/fail", body)
+
+    async def outage(
+        self, for_s: float, *, status: int | None = None, rollback: bool = False
+    ) -> None:
+        """Begin an outage that ends by itself after ``for_s`` seconds; see :meth:`begin_outage`."""
+        check_outage(status, for_s)
+        await self._ask("/testing/outage", {"status": status, "rollback": rollback, "for_s": for_s})
+
+    async def begin_outage(self, *, status: int | None = None, rollback: bool = False) -> None:
+        """Be down, until :meth:`end_outage`; as :meth:`LocalTinker.begin_outage`.
+
+        Unlike :meth:`kill` the process lives on, and with it, unless ``rollback``, the live
+        weights.
+        """
+        check_outage(status, None)
+        await self._ask("/testing/outage", {"status": status, "rollback": rollback})
+
+    async def end_outage(self) -> None:
+        """Be up again, at the same address; returns once it is.
+
+        Raises:
+            RuntimeError: It was not started, or was killed.
+            TimeoutError: It does not come up.
+        """
+        if self._process is None:
+            raise RuntimeError("there is no process: start() it")
+        # By a signal, because nobody is let in by the door.
+        self._process.send_signal(signal.SIGUSR1)
+        with anyio.fail_after(_START_S):
+            while not await self._is_up():  # noqa: ASYNC110 - another process sets no event of ours
+                await anyio.sleep(_LOOK_S)
+
+    async def _is_up(self) -> bool:
+        async with self._http() as http:
+            try:
+                return (await http.get("/api/v1/healthz")).is_success
+            except httpx.TransportError:
+                return False
+
+    # What happened
+
+    async def fired(self) -> list[FiredFault]:
+        """The faults that have struck since it was last started, oldest first."""
+        found = (await self._ask("/testing/faults"))["fired"]
+        return [FiredFault(**{**fault, "rule": FaultRule(**fault["rule"])}) for fault in found]
+
+    async def run_state(self, run_id: str) -> RunState:
+        """What is inside a run."""
+        return RunState(**await self._ask(f"/testing/runs/{run_id}/state"))
+
+    async def stats(self) -> RequestStats:
+        """What was asked since it was last started."""
+        return RequestStats((await self._ask("/testing/stats"))["requests"])
+
+    async def sessions(self) -> dict[str, str]:
+        """Every session: ``active``, ``failed``, or how its client finished it."""
+        return dict((await self._ask("/testing/stats"))["sessions"])
+
+    async def runs(self) -> list[str]:
+        """Every Tinker run id, newest first."""
+        return list((await self._ask("/testing/stats"))["runs"])

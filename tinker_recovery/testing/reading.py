@@ -1,0 +1,201 @@
+"""The routes that look at runs, checkpoints and sessions, and those that keep checkpoints."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tinker_recovery.testing.engine import Engine
+from tinker_recovery.testing.runs import Run, ServiceError
+
+_TTL_S = (3600, 10 * 365 * 24 * 3600)
+
+
+class Reading:
+    """Handlers over an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._checkpoints = engine.checkpoints
+
+    # Runs and checkpoints
+
+    async def training_runs(self, request: Request) -> Response:
+        """All runs, newest first, in pages."""
+        runs = [self._training_run(run) for run in self._engine.runs()]
+        page, cursor = _page(request, runs)
+        return JSONResponse({"training_runs": page, "cursor": cursor})
+
+    async def training_run(self, request: Request) -> Response:
+        """One run."""
+        return JSONResponse(self._training_run(self._engine.run(request.path_params["run"])))
+
+    def _training_run(self, run: Run) -> dict[str, Any]:
+        checkpoints = self._checkpoints.of(run.run_id)
+        return _without_nulls(
+            {
+                "training_run_id": run.run_id,
+                "base_model": run.facts["base_model"],
+                "model_owner": "local",
+                "is_lora": True,
+                "lora_rank": run.facts["rank"],
+                "corrupted": run.corrupted,
+                "last_request_time": run.facts["last_request_time"],
+                "last_checkpoint": _checkpoint(checkpoints[-1]) if checkpoints else None,
+                "user_metadata": run.facts["user_metadata"],
+            }
+        )
+
+    async def run_checkpoints(self, request: Request) -> Response:
+        """The checkpoints of one run."""
+        run = self._engine.run(request.path_params["run"])
+        found = [_checkpoint(facts) for facts in self._checkpoints.of(run.run_id)]
+        return JSONResponse({"checkpoints": found})
+
+    async def checkpoints(self, request: Request) -> Response:
+        """The checkpoints of all runs, in pages."""
+        found = [
+            _checkpoint(facts)
+            for run in self._engine.runs()
+            for facts in reversed(self._checkpoints.of(run.run_id))
+        ]
+        page, cursor = _page(request, found)
+        return JSONResponse({"checkpoints": page, "cursor": cursor})
+
+    async def weights_info(self, request: Request) -> Response:
+        """What a checkpoint needs to be loaded."""
+        facts = self._checkpoints.find((await request.json())["tinker_path"])
+        run = self._engine.run(facts["run_id"])
+        trained = {"train_mlp": True, "train_attn": True, "train_unembed": True}
+        return JSONResponse(
+            {
+                "base_model": run.facts["base_model"],
+                "is_lora": True,
+                "lora_rank": run.facts["rank"],
+                **trained,
+            }
+        )
+
+    # Keeping
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a checkpoint."""
+        self._checkpoints.delete(_path(request))
+        return JSONResponse({})
+
+    async def set_ttl(self, request: Request) -> Response:
+        """Let a checkpoint expire, or not."""
+        ttl_s = (await request.json()).get("ttl_seconds")
+        check_ttl(ttl_s)
+        self._checkpoints.set_ttl(_path(request), ttl_s)
+        return JSONResponse({})
+
+    async def publish(self, request: Request) -> Response:
+        """Let everybody see a checkpoint."""
+        return self._set_public(_path(request), public=True)
+
+    async def unpublish(self, request: Request) -> Response:
+        """Let nobody else see a checkpoint."""
+        return self._set_public(_path(request), public=False)
+
+    def _set_public(self, path: str, *, public: bool) -> Response:
+        if self._checkpoints.find(path)["public"] == public:
+            raise ServiceError(409, f"{path} is {'public' if public else 'private'} already")
+        self._checkpoints.change(path, public=public)
+        return JSONResponse({})
+
+    # Sessions
+
+    async def session(self, request: Request) -> Response:
+        """One session."""
+        session = request.path_params["session"]
+        facts = self._engine.sessions.facts(session)
+        runs = [run.run_id for run in self._runs_of(session)]
+        told = {key: facts[key] for key in ("user_metadata", "display_name")}
+        return JSONResponse({"training_run_ids": runs, "sampler_ids": [], **_without_nulls(told)})
+
+    async def sessions(self, request: Request) -> Response:
+        """The ids of all sessions, newest first."""
+        limit = int(request.query_params.get("limit", 20))
+        offset = int(request.query_params.get("offset", 0))
+        found = list(reversed(self._engine.sessions.states()))
+        return JSONResponse({"sessions": found[offset : offset + limit]})
+
+    async def search_sessions(self, request: Request) -> Response:
+        """Sessions and how they stand, as ``tinker.types.SessionSearchResponse``."""
+        found, cursor = self._engine.sessions.search(await request.json())
+        page = [self._summary(facts) for facts in found]
+        return JSONResponse(_without_nulls({"sessions": page, "next_cursor": cursor}))
+
+    def _summary(self, facts: dict[str, Any]) -> dict[str, Any]:
+        checkpoints = [
+            checkpoint
+            for run in self._runs_of(facts["session_id"])
+            for checkpoint in self._checkpoints.of(run.run_id)
+        ]
+        return _without_nulls(
+            {
+                "session_id": facts["session_id"],
+                "created_at": facts["created_at"],
+                "owner": "local",
+                "project_id": "local",
+                "status": _without_nulls(facts["status"]),
+                "checkpoints_count": len(checkpoints),
+                "display_name": facts["display_name"],
+                "user_metadata": facts["user_metadata"],
+                "checkpoint_storage_bytes": sum(one["size_bytes"] for one in checkpoints),
+            }
+        )
+
+    def _runs_of(self, session: str) -> list[Run]:
+        return [run for run in self._engine.runs() if run.run_id.startswith(f"{session}:train:")]
+
+
+def check_ttl(ttl_s: float | None) -> None:
+    """Let pass only a time that a checkpoint may live.
+
+    Raises:
+        ServiceError: 400.
+    """
+    low, high = _TTL_S
+    if ttl_s is not None and not low <= ttl_s <= high:
+        raise ServiceError(400, f"ttl_seconds={ttl_s!r} is not allowed: {low} to {high}, or null")
+
+
+def _path(request: Request) -> str:
+    found = request.path_params
+    return f"tinker://{found['run']}/{found['kind']}/{found['name']}"
+
+
+def _page(request: Request, every: list[dict[str, Any]]) -> tuple[list[Any], dict[str, int]]:
+    limit = int(request.query_params.get("limit", 20))
+    offset = int(request.query_params.get("offset", 0))
+    if limit < 1 or offset < 0:
+        raise ServiceError(400, f"{limit=}, {offset=} is not allowed: 1 or more, 0 or more")
+    cursor = {"offset": offset, "limit": limit, "total_count": len(every)}
+    return every[offset : offset + limit], cursor
+
+
+def _without_nulls(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _checkpoint(facts: dict[str, Any]) -> dict[str, Any]:
+    expires = facts["expires"]
+    return _without_nulls(
+        {
+            "checkpoint_id": f"weights/{facts['name']}",
+            "checkpoint_type": "training",
+            "time": facts["time"],
+            "tinker_path": facts["path"],
+            "size_bytes": facts["size_bytes"],
+            "public": facts["public"],
+            "user_metadata": facts["user_metadata"],
+            "expires_at": None
+            if expires is None
+            else datetime.fromtimestamp(expires, UTC).isoformat(),
+        }
+    )

@@ -1,0 +1,156 @@
+"""Runs and checkpoints on disk, written so that a kill at any moment loses nothing once said.
+
+A checkpoint is a safetensors file and a JSON file beside it, in the folder ``weights`` of its run.
+The JSON file is written last, names the other and its SHA-256, and is what makes the checkpoint
+exist; so an overwriting save is the old checkpoint or the new one, never half of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from glob import escape as glob_escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint's file is missing, or is not what was saved."""
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all, and on disk when it returns."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Store:
+    """Everything that survives the server.
+
+    Args:
+        root: Its folder; made if it does not exist.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "runs"
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._sessions = root / "sessions"
+        self._sessions.mkdir(exist_ok=True)
+        self._serial = max(
+            (int(facts["serial"]) for run in self._root.iterdir() for facts in self._facts(run)),
+            default=0,
+        )
+
+    def _next(self) -> int:
+        # An order of its own: clocks stand still, files are rewritten.
+        self._serial += 1
+        return self._serial
+
+    def _facts(self, run: Path) -> Iterator[dict[str, Any]]:
+        """Of the run itself, if it is there, and of its checkpoints."""
+        for file in [run / "run.json", *(run / "weights").glob("*.json")]:
+            if file.exists():
+                yield json.loads(file.read_text())
+
+    def save_session(self, session: str, facts: Mapping[str, Any]) -> None:
+        """What a session says of itself."""
+        _write(self._sessions / quote(session, safe=""), json.dumps(facts).encode())
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """What every session says of itself, oldest first."""
+        files = [file for file in self._sessions.iterdir() if file.suffix != ".part"]
+        found = [json.loads(file.read_text()) for file in files]
+        return sorted(found, key=lambda facts: int(facts["order"]))
+
+    def _run(self, run_id: str) -> Path:
+        return self._root / quote(run_id, safe="")
+
+    def save_run(self, run_id: str, facts: Mapping[str, Any]) -> None:
+        """What a run says of itself."""
+        folder = self._run(run_id)
+        (folder / "weights").mkdir(parents=True, exist_ok=True)
+        file = folder / "run.json"
+        serial = json.loads(file.read_text())["serial"] if file.exists() else self._next()
+        _write(file, json.dumps({**facts, "serial": serial}).encode())
+
+    def runs(self) -> Iterator[dict[str, Any]]:
+        """What every run said of itself, oldest first."""
+        files = [folder / "run.json" for folder in self._root.iterdir()]
+        found = [json.loads(file.read_text()) for file in files if file.exists()]
+        yield from sorted(found, key=lambda facts: int(facts["serial"]))
+
+    def save_checkpoint(
+        self,
+        run_id: str,
+        name: str,
+        tensors: Mapping[str, NDArray[Any]],
+        facts: Mapping[str, Any],
+    ) -> int:
+        """Store a checkpoint, in the place of one of that name; returns its size in bytes."""
+        content = safetensors.numpy.save({key: np.array(value) for key, value in tensors.items()})
+        file = self._file(run_id, name)
+        tensors_file = file.with_name(f"{file.stem}.{uuid4().hex[:8]}.safetensors")
+        _write(tensors_file, content)
+        told = {
+            "file": tensors_file.name,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "size_bytes": len(content),
+            "serial": self._next(),
+        }
+        self.save_facts(run_id, name, {**facts, **told})
+        for other in file.parent.glob(f"{glob_escape(file.stem)}.????????.safetensors"):
+            if other != tensors_file:
+                other.unlink()
+        return len(content)
+
+    def _file(self, run_id: str, name: str) -> Path:
+        return self._run(run_id) / "weights" / f"{quote(name, safe='')}.json"
+
+    def save_facts(self, run_id: str, name: str, facts: Mapping[str, Any]) -> None:
+        """What a checkpoint says of itself, replaced."""
+        _write(self._file(run_id, name), json.dumps(facts).encode())
+
+    def checkpoints(self, run_id: str) -> list[dict[str, Any]]:
+        """What the checkpoints of a run say of themselves, oldest first."""
+        found = [
+            json.loads(file.read_text()) for file in (self._run(run_id) / "weights").glob("*.json")
+        ]
+        return sorted(found, key=lambda facts: int(facts["serial"]))
+
+    def tensors(self, run_id: str, facts: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """The contents of a checkpoint, by what it says of itself.
+
+        Raises:
+            DamagedCheckpoint: They are missing, or not what was saved.
+        """
+        try:
+            content = (self._run(run_id) / "weights" / str(facts["file"])).read_bytes()
+        except OSError as error:
+            raise DamagedCheckpoint("its weights are missing") from error
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise DamagedCheckpoint("its weights are damaged: the checksum differs")
+        return dict(safetensors.numpy.load(content))
+
+    def delete_checkpoint(self, run_id: str, name: str) -> None:
+        """Remove a checkpoint; it stops existing first and frees its space then."""
+        file = self._file(run_id, name)
+        file.unlink(missing_ok=True)
+        for tensors_file in file.parent.glob(f"{glob_escape(file.stem)}.????????.safetensors"):
+            tensors_file.unlink()

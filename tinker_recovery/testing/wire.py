@@ -1,0 +1,75 @@
+"""Protobuf in and out, as the SDK packs it (``tinker/proto`` in the SDK)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import zstandard
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
+from tinker.proto import tinker_public_pb2 as pb
+
+from tinker_recovery.testing.model import Datum, Floats
+
+
+def read_request(content: bytes, encoding: str | None) -> Any:
+    """A ForwardBackwardRequest.
+
+    Args:
+        content: The body of the HTTP request.
+        encoding: Its Content-Encoding, if it has one.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    asked = pb.ForwardBackwardRequest()
+    try:
+        if encoding == "zstd":
+            content = zstandard.ZstdDecompressor().decompressobj().decompress(content)
+        asked.ParseFromString(content)
+    except (DecodeError, zstandard.ZstdError) as error:
+        raise ValueError(f"not a ForwardBackwardRequest: {error}") from error
+    return asked
+
+
+def read_batch(request: Any) -> list[Datum]:
+    """The data of a ForwardBackwardRequest.
+
+    Raises:
+        ValueError: A datum has no targets, or targets of another length than its tokens.
+    """
+    batch = []
+    for number, datum in enumerate(request.data):
+        chunks = [np.frombuffer(c.encoded_text.tokens, np.int32) for c in datum.model_input]
+        tokens = np.concatenate(chunks).astype(np.int64) if chunks else np.zeros(0, np.int64)
+        inputs = datum.loss_fn_inputs
+        if "target_tokens" not in inputs:
+            raise ValueError(f"datum {number} has no target_tokens")
+        targets = np.frombuffer(inputs["target_tokens"].dense, np.int64)
+        weights = (
+            np.frombuffer(inputs["weights"].dense, np.float32)
+            if "weights" in inputs
+            else np.ones(len(tokens), np.float32)
+        )
+        if not len(tokens) == len(targets) == len(weights):
+            raise ValueError(
+                f"datum {number} has {len(tokens)} tokens, {len(targets)} targets and "
+                f"{len(weights)} weights: they have to be as many"
+            )
+        batch.append(Datum(tokens, targets, weights))
+    return batch
+
+
+def write_output(loss: float, logprobs: Sequence[Floats]) -> bytes:
+    """A ForwardBackwardOutput: the loss, and each datum's logprobs."""
+    output = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
+    output.metrics["loss:sum"] = loss
+    record = output.loss_fn_outputs.add()
+    record.num_datums = len(logprobs)
+    field = record.fields["logprobs"]
+    field.dtype = pb.DTYPE_FLOAT32
+    field.data = b"".join(one.tobytes() for one in logprobs)
+    ends = np.cumsum([0, *(one.nbytes for one in logprobs)], dtype=np.int64)
+    field.offsets = ends.tobytes()
+    return bytes(output.SerializeToString())

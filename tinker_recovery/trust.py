@@ -1,0 +1,194 @@
+"""Trust: which weights and checkpoints of a run are what they say they are.
+
+A service can lose weights without a word: it is out of reach for a while, comes back with those of
+its last checkpoint, and carries on. What was saved since then, or since any fault began, has the
+wrong step number on it. Here it is kept which checkpoints may be gone back to, and with a canary
+(a small batch of the user's) the weights are asked after each outage.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+from tinker import types
+
+from tinker_recovery.attempt import Attempt, Spawn
+from tinker_recovery.canary import CanaryBook, answer_of
+from tinker_recovery.checkpoints import Segment, on_branch
+from tinker_recovery.errors import FaultError
+from tinker_recovery.faults import ROW, Ear, Fault, Kind
+from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.service.waiting import result_of
+from tinker_recovery.telemetry import names
+
+logger = logging.getLogger(names.SCOPE)
+
+
+class Trust:
+    """What is known of one run's weights and checkpoints.
+
+    Args:
+        run: The run's name, for the log.
+        policy: The user's policy.
+        start_step: Where the run begins.
+        attempts: Every attempt so far, oldest first.
+        spawn: Runs something in the background.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        *,
+        policy: RecoveryPolicy,
+        start_step: int,
+        attempts: Callable[[], Sequence[Attempt]],
+        spawn: Spawn,
+    ) -> None:
+        self.canaries = CanaryBook(policy.canary_tolerance)
+        """What the canary answered at each checkpoint."""
+        self.bad: dict[str, str] = {}
+        """Checkpoints not to be used again, by path, with what is wrong with each."""
+        self._run = run
+        self._has_canary = policy.canary is not None
+        self._attempts = attempts
+        self._spawn = spawn
+        self._limits: dict[str, float] = {}
+        self._stored: dict[str, tuple[str, int]] = {}
+        self._confirmed_step = start_step
+        self._sound_step = start_step
+        self._outage_from: int | None = None
+        self._open_at_outage = 0
+        self._looking = False
+
+    def note_saved(self, step: int) -> None:
+        """A checkpoint of the current attempt is stored, and nothing speaks against it."""
+        self._confirmed_step = max(step, self._confirmed_step)
+
+    def stored_on(self, segment: Segment, limit: float) -> list[str]:
+        """Paths of the checkpoints of a segment that the service said it has stored."""
+        return [
+            path
+            for path, (attempt, step) in self._stored.items()
+            if attempt == segment.attempt and step <= limit and path not in self.bad
+        ]
+
+    def note_path(self, attempt: Attempt, step: int, path: str) -> None:
+        """The service says it has stored a checkpoint here."""
+        self._stored[path] = attempt.id, step
+
+    def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
+        """The canary was run on the weights of a checkpoint."""
+        self.canaries.record(attempt.id, step, answer_of(output))
+
+    def note_resumed(self, start_step: int) -> None:
+        """A new attempt has taken over, on weights that were looked at."""
+        self._outage_from, self._looking = None, False
+        self._confirmed_step = self._sound_step = start_step
+
+    def note_unreachable(self, current: Attempt | None) -> None:
+        """The service could not be reached: what it holds may be older when it comes back."""
+        if self._outage_from is None:
+            self._outage_from = self._confirmed_step
+            self._open_at_outage = 0 if current is None else current.client.look_first()
+
+    def note_reachable(self, current: Attempt) -> None:
+        """The service answers, and calls the run sound; after an outage that is not enough."""
+        self._sound_step = self._confirmed_step
+        if self._outage_from is None or self._looking:
+            return
+        if not self._has_canary:
+            self._outage_from = None
+        elif self._open_at_outage:
+            self._give_up_on(current, self._outage_from)
+        else:
+            self._looking = True
+            self._spawn(functools.partial(self._look, current, self._outage_from))
+
+    async def settle(self, current: Attempt) -> None:
+        """See, before the run is over, whether an outage nobody has looked into changed it."""
+        if self._outage_from is None or not self._has_canary:
+            return
+        if self._open_at_outage:
+            self._give_up_on(current, self._outage_from)
+        else:
+            await self._look(current, self._outage_from)
+
+    def distrust_since(self, fault: Fault, current: Attempt) -> None:
+        """What was saved since the fault began is not what its step number says.
+
+        That counts from the outage before it, if nobody has looked into that yet; what the client
+        knows of its own requests comes on top (``first_doubtful_step``).
+        """
+        steps = [] if self._outage_from is None else [self._outage_from]
+        if fault.ear is Ear.POLL:
+            # It may have begun right after the poll before this one.
+            steps.append(self._sound_step)
+        if fault.row.kind is Kind.LOSS_NOT_FINITE and fault.failed_step is not None:
+            # Weights of one step earlier gave a loss that was finite.
+            steps.append(fault.failed_step - 1)
+        if steps:
+            self._distrust(current, min(steps))
+
+    def trusted_to(self, segment: Segment) -> float:
+        """The last step of a segment whose checkpoints may be gone back to."""
+        limit = self._limits.get(segment.attempt, math.inf)
+        for attempt in self._attempts():
+            if attempt.id == segment.attempt and attempt.faulty:
+                return min(limit, attempt.client.first_doubtful_step)
+        return limit
+
+    def _distrust(self, attempt: Attempt, above_step: float) -> None:
+        self._limits[attempt.id] = min(above_step, self._limits.get(attempt.id, math.inf))
+
+    def _give_up_on(self, current: Attempt, trusted_step: int) -> None:
+        # Whatever was under way may have been applied to older weights since, and then the canary
+        # answers as it never did before. Exact is to go back.
+        self._distrust(current, trusted_step)
+        current.declare(
+            ROW[Kind.ROLLED_BACK],
+            Ear.CANARY,
+            FaultError(
+                f"the service was out of reach with {self._open_at_outage} requests under way, so "
+                "nothing can tell which weights they were applied to",
+                kind=Kind.ROLLED_BACK.value,
+            ),
+        )
+
+    async def _look(self, attempt: Attempt, trusted_step: int) -> None:
+        """After an outage: are the weights still those of the newest step?"""
+        # Only checkpoints known before the outage: what was saved since may be of either state.
+        branch = [at for at in self._known_on_branch() if at[1] <= trusted_step]
+        if attempt.faulty or attempt.closed or (asked := attempt.client.look()) is None:
+            return
+        looking, step = asked
+        try:
+            answer = answer_of(await result_of(looking))
+        except Exception:  # noqa: BLE001 - a request like any other: the call's own ear hears of it
+            return
+        finally:
+            self._looking = False
+        back_to = self.canaries.rolled_back_to(answer, step, branch)
+        if back_to is None:
+            self._outage_from = None
+            return
+        logger.warning(
+            "run %s: %d steps are submitted, and the weights are those of step %d",
+            self._run,
+            step,
+            back_to,
+        )
+        self._distrust(attempt, trusted_step)
+        attempt.declare(ROW[Kind.ROLLED_BACK], Ear.CANARY)
+
+    def _known_on_branch(self) -> list[tuple[str, int]]:
+        attempts = self._attempts()
+        by_run = {each.run_id: each for each in attempts}
+        return [
+            at
+            for segment, limit in on_branch([each.segment for each in attempts])
+            for at in self.canaries.known(by_run[segment.run_id].id)
+            if at[1] <= limit
+        ]
