@@ -29,6 +29,18 @@ def test_saving_the_same_step_again_is_no_progress() -> None:
     assert budget.left == 1
 
 
+def test_a_recovery_from_a_newer_checkpoint_leaves_only_its_own_attempt_spent() -> None:
+    budget = AttemptBudget(3)
+    budget.spend()
+    budget.note_recovered(20)
+    budget.spend()
+    budget.note_recovered(30)
+    assert budget.left == 2
+    budget.spend()
+    budget.note_recovered(30)
+    assert budget.left == 1
+
+
 def test_one_error_is_remembered_once() -> None:
     budget = AttemptBudget(2)
     error = RuntimeError("poisoned")

@@ -7,7 +7,8 @@ class AttemptBudget:
     """Counts recovery attempts that led to no progress.
 
     Progress is a saved checkpoint newer than the one last recovered from: only then has a recovery
-    proved itself, and the count starts again.
+    proved itself, and the count starts again. A fault can overtake the answer to a save, so a
+    newer checkpoint that the service lists counts as well.
     """
 
     def __init__(self, max_attempts: int) -> None:
@@ -43,7 +44,13 @@ class AttemptBudget:
             self._errors.append(error)
 
     def note_recovered(self, step: int) -> None:
-        """A recovery handed over a client that stands at this optimizer step."""
+        """A recovery handed over a client that stands at this optimizer step.
+
+        A step further than the last one was saved in between, heard of or not, so only this
+        recovery's own attempt counts.
+        """
+        if step > self._recovered_to:
+            self._spent = min(self._spent, 1)
         self._recovered_to = step
 
     def note_saved(self, step: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -169,6 +170,7 @@ class Executor:
         self._channel.acknowledge(fault)
 
     async def _recover(self, run: Recoverable, fault: Fault) -> None:
+        await self._look_for_progress(run)
         run.budget.note_error(fault.as_error())
         patience = fault.row.verdict is Verdict.WAIT
         began = self._clock.monotonic()
@@ -211,6 +213,29 @@ class Executor:
                 return
         if run.awaits(fault):  # else the user's own code ended the run meanwhile
             await self._exhausted(run, fault, patience=patience)
+
+    async def _look_for_progress(self, run: Recoverable) -> None:
+        """A fault overtakes the answer to a save: see what is stored before giving a run up."""
+        if run.budget.left > 0:
+            return
+        began = self._clock.monotonic()
+        for tries in itertools.count(1):
+            await self._back_off(run, tries)
+            try:
+                found = await self._restoration(run, ServiceTime(self._clock)).choose()
+            except Exception as error:  # noqa: BLE001 - an unread listing shows no progress; the budget says what follows
+                run.budget.note_error(error)
+                waited_s = self._clock.monotonic() - began
+                if not self._is_patient(error) or waited_s > self._policy.max_wait_s:
+                    return
+            else:
+                if found is not None:
+                    run.budget.note_saved(found.step)
+                return
+
+    def _is_patient(self, error: Exception) -> bool:
+        row = judge(error, Place.CREATE, self._policy.retryable_errors)
+        return row is not None and row.verdict is Verdict.WAIT
 
     async def _refused(self, run: Recoverable, fault: Fault, row: Row) -> None:
         errors = run.budget.errors
@@ -262,9 +287,8 @@ class Executor:
             with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.RUN: run.name}):
                 await self._clock.sleep(delay_s)
 
-    async def _attempt(self, run: Recoverable, fault: Fault) -> None:
-        waiting = ServiceTime(self._clock)
-        restoration = Restoration(
+    def _restoration(self, run: Recoverable, waiting: ServiceTime) -> Restoration:
+        return Restoration(
             run,
             backend=self._backend,
             policy=self._policy,
@@ -272,6 +296,10 @@ class Executor:
             clock=self._clock,
             waiting=waiting,
         )
+
+    async def _attempt(self, run: Recoverable, fault: Fault) -> None:
+        waiting = ServiceTime(self._clock)
+        restoration = self._restoration(run, waiting)
         restored = await restoration.restore()
         taken = False  # until the hand-over the new client is nobody's but ours to close
         try:

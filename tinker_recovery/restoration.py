@@ -168,7 +168,8 @@ class Restoration:
             Exception: Whatever else the service answered.
         """
         while True:
-            checkpoint = await self._choose()
+            checkpoint = await self.choose()
+            self._tell(checkpoint)
             try:
                 connection = await self._connect(checkpoint)
             except Exception as error:
@@ -269,8 +270,25 @@ class Restoration:
                 deadline_s=self._policy.close_timeout_s,
             )
 
-    async def _choose(self) -> CheckpointRecord | None:
-        """The checkpoint to go back to, or None to start over."""
+    def _tell(self, checkpoint: CheckpointRecord | None) -> None:
+        step = self._run.start_step if checkpoint is None else checkpoint.step
+        path = {} if checkpoint is None else {names.CHECKPOINT_PATH: checkpoint.path}
+        self._events.emit(
+            names.EVENT_CHECKPOINT_SELECTED,
+            self._run.name,
+            f"no checkpoint yet: the run starts over at step {step}"
+            if checkpoint is None
+            else f"{checkpoint.path}, at step {step}",
+            {**path, names.CHECKPOINT_STEP: step},
+        )
+
+    async def choose(self) -> CheckpointRecord | None:
+        """The checkpoint to go back to, or None to start over.
+
+        Raises:
+            NoUsableCheckpoint: As :meth:`restore`.
+            StatusError: The listing could not be read, or cannot be right.
+        """
         run = self._run
         refused: list[str] = []
         if self._policy.checkpoint_strategy != "latest":
@@ -303,12 +321,6 @@ class Restoration:
             raise NoUsableCheckpoint(
                 f"run {run.name!r} has checkpoints, and none can be used: {'; '.join(refused)}"
             )
-        self._events.emit(
-            names.EVENT_CHECKPOINT_SELECTED,
-            run.name,
-            f"no checkpoint yet: the run starts over at step {run.start_step}",
-            {names.CHECKPOINT_STEP: run.start_step},
-        )
         return None
 
     def _first_valid(
@@ -323,12 +335,6 @@ class Restoration:
                     span.set_attribute(names.REASON, reason)
                     refused.append(f"{record.path}: {reason}")
                     continue
-                self._events.emit(
-                    names.EVENT_CHECKPOINT_SELECTED,
-                    self._run.name,
-                    f"{record.path}, at step {record.step}",
-                    {names.CHECKPOINT_PATH: record.path, names.CHECKPOINT_STEP: record.step},
-                )
                 return record
         return None
 

@@ -68,6 +68,41 @@ async def test_progress_between_incidents_gives_all_attempts_back(local: LocalTi
     assert clock.slept == []
 
 
+async def test_a_save_whose_answer_the_fault_overtook_is_progress_too(local: LocalTinker) -> None:
+    for step in (5, 10):
+        local.inject(
+            FaultRule(
+                "slow", step, request="retrieve_future", polled="save_weights", delay_s=60, times=9
+            )
+        )
+    for step in (6, 11):
+        local.poison(at_step=step)
+    clock = InstantClock(poll_interval_s=POLL_S)
+    async with _supervisor(clock, max_attempts=1) as supervisor:
+        await supervisor.run(functools.partial(train, steps=13), base_model=MODEL, seed=SEED)
+    steps = [one.checkpoint and one.checkpoint.step for one in supervisor.runs[0].recoveries]
+    assert steps == [5, 10]
+
+
+async def test_the_last_look_for_progress_waits_for_a_listing_that_cannot_be_read(
+    local: LocalTinker,
+) -> None:
+    local.inject(
+        FaultRule("slow", 5, request="retrieve_future", polled="save_weights", delay_s=60, times=9)
+    )
+    local.poison(at_step=3)
+    local.poison(at_step=7)
+
+    def hide_the_listing(*_: object) -> None:
+        local.inject(FaultRule("status", request="run_checkpoints", status=503, times=3))
+
+    clock = InstantClock(poll_interval_s=POLL_S)
+    async with _supervisor(clock, max_attempts=1, on_recovery=hide_the_listing) as supervisor:
+        await supervisor.run(functools.partial(train, steps=9), base_model=MODEL, seed=SEED)
+    assert len(supervisor.runs[0].recoveries) == 2
+    assert clock.slept, "it waited"
+
+
 async def test_a_recovery_that_fails_is_tried_again_after_a_backoff(local: LocalTinker) -> None:
     expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
     local.poison(at_step=7)
