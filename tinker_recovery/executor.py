@@ -222,7 +222,8 @@ class Executor:
         for tries in itertools.count(1):
             await self._back_off(run, tries)
             try:
-                found = await self._restoration(run, ServiceTime(self._clock)).choose()
+                looking = self._restoration(run, ServiceTime(self._clock))
+                found = await looking.choose(only_looking=True)
             except Exception as error:  # noqa: BLE001 - an unread listing shows no progress; the budget says what follows
                 run.budget.note_error(error)
                 waited_s = self._clock.monotonic() - began

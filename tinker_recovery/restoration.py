@@ -6,6 +6,7 @@ to be bad is marked so and the next older is tried; what the service answers oth
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -169,7 +170,6 @@ class Restoration:
         """
         while True:
             checkpoint = await self.choose()
-            self._tell(checkpoint)
             try:
                 connection = await self._connect(checkpoint)
             except Exception as error:
@@ -270,20 +270,11 @@ class Restoration:
                 deadline_s=self._policy.close_timeout_s,
             )
 
-    def _tell(self, checkpoint: CheckpointRecord | None) -> None:
-        step = self._run.start_step if checkpoint is None else checkpoint.step
-        path = {} if checkpoint is None else {names.CHECKPOINT_PATH: checkpoint.path}
-        self._events.emit(
-            names.EVENT_CHECKPOINT_SELECTED,
-            self._run.name,
-            f"no checkpoint yet: the run starts over at step {step}"
-            if checkpoint is None
-            else f"{checkpoint.path}, at step {step}",
-            {**path, names.CHECKPOINT_STEP: step},
-        )
-
-    async def choose(self) -> CheckpointRecord | None:
+    async def choose(self, *, only_looking: bool = False) -> CheckpointRecord | None:
         """The checkpoint to go back to, or None to start over.
+
+        Args:
+            only_looking: Nothing is going to be made from it, so nobody is told.
 
         Raises:
             NoUsableCheckpoint: As :meth:`restore`.
@@ -291,10 +282,11 @@ class Restoration:
         """
         run = self._run
         refused: list[str] = []
+        first_valid = functools.partial(self._first_valid, only_looking=only_looking)
         if self._policy.checkpoint_strategy != "latest":
             with phase(names.SPAN_SELECT), self._waiting:
                 found = [await find_checkpoint(run.reader, self._policy.checkpoint_strategy)]
-            if record := self._first_valid(found, refused):
+            if record := first_valid(found, refused):
                 return record
         else:
             for segment, limit in on_branch(run.segments):
@@ -311,9 +303,9 @@ class Restoration:
                             f"the service lists no checkpoint of Tinker run {segment.run_id}, and "
                             f"has stored {len(known)}, {known[-1]} for one"
                         )
-                if record := self._first_valid(found, refused):
+                if record := first_valid(found, refused):
                     return record
-            if run.root and (record := self._first_valid([run.root], refused)):
+            if run.root and (record := first_valid([run.root], refused)):
                 return record
         # Starting over repeats everything, so it is right only where nothing was ever saved:
         # checkpoints that exist and cannot be used are for a person to look at.
@@ -321,10 +313,24 @@ class Restoration:
             raise NoUsableCheckpoint(
                 f"run {run.name!r} has checkpoints, and none can be used: {'; '.join(refused)}"
             )
+        if not only_looking:
+            self._tell(None)
         return None
 
+    def _tell(self, checkpoint: CheckpointRecord | None) -> None:
+        step = self._run.start_step if checkpoint is None else checkpoint.step
+        path = {} if checkpoint is None else {names.CHECKPOINT_PATH: checkpoint.path}
+        self._events.emit(
+            names.EVENT_CHECKPOINT_SELECTED,
+            self._run.name,
+            f"no checkpoint yet: the run starts over at step {step}"
+            if checkpoint is None
+            else f"{checkpoint.path}, at step {step}",
+            {**path, names.CHECKPOINT_STEP: step},
+        )
+
     def _first_valid(
-        self, found: Sequence[CheckpointRecord], refused: list[str]
+        self, found: Sequence[CheckpointRecord], refused: list[str], *, only_looking: bool
     ) -> CheckpointRecord | None:
         """The first that nothing speaks against; the others' reasons go to ``refused``."""
         for record in found:
@@ -335,6 +341,8 @@ class Restoration:
                     span.set_attribute(names.REASON, reason)
                     refused.append(f"{record.path}: {reason}")
                     continue
+                if not only_looking:
+                    self._tell(record)
                 return record
         return None
 

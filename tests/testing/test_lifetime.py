@@ -29,7 +29,7 @@ async def session(client: httpx.AsyncClient) -> Wire:
 
 async def test_it_stops_at_once_with_requests_open_and_leaves_no_thread_and_no_folder() -> None:
     async with contextlib.AsyncExitStack() as stack:
-        server = LocalTinker()
+        server = LocalTinker(long_poll_s=60)
         async with server:
             client = await stack.enter_async_context(http(server.base_url, server.api_key))
             wire = await session(client)
@@ -47,7 +47,7 @@ async def test_it_stops_at_once_with_requests_open_and_leaves_no_thread_and_no_f
             while server.stats.by_route.get("retrieve_future", 0) < 1 + 5:  # noqa: ASYNC110 - another thread's
                 await anyio.sleep(0.001)
             began = time.monotonic()
-        assert time.monotonic() - began < 0.3
+        assert time.monotonic() - began < 10, "an open question is good for a minute"
     assert "local-tinker" not in [thread.name for thread in threading.enumerate()]
     assert server._root is not None
     assert not server._root.exists()
@@ -136,9 +136,8 @@ async def test_a_fault_is_injected_into_another_process(tmp_path: Path) -> None:
         (fired,) = await server.fired()
         assert (fired.rule, fired.run, fired.step) == (rule, run, 0)
         assert (await server.stats()).by_route["optim_step"] == 1
-        began = time.monotonic()
-        await server.stop()
-        assert time.monotonic() - began < 0.5
+        with anyio.fail_after(10):
+            await server.stop()  # with a connection open that is kept alive
         await server.start()
         async with http(server.base_url, "tml-another") as stranger:
             refused = await stranger.post(f"{server.base_url}/testing/faults", json={})

@@ -155,7 +155,7 @@ async def test_a_batch_the_model_cannot_take_fails_as_the_users_fault(
 
 
 async def test_a_result_that_takes_long_is_asked_for_again() -> None:
-    async with LocalTinker(long_poll_s=0.01, step_s=0.05) as server, a_service(server) as service:
+    async with LocalTinker(long_poll_s=0.01, step_s=0.3) as server, a_service(server) as service:
         client = await fresh(service)
         await train(client, 0, 1)
         assert server.stats.by_route["retrieve_future"] >= 3 + 3
