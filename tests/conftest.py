@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -22,6 +23,11 @@ SDK_LOOP = sdk.get_loop()
 @pytest.fixture(autouse=True)
 def _no_sdk_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_TELEMETRY", "0")
+
+
+@pytest.fixture(autouse=True)
+def _own_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", str(tmp_path / "state"))
 
 
 @pytest.hookimpl

@@ -27,6 +27,7 @@ ROOMS = [
     "mailbox",
     "canary",
     "checkpoints",
+    "journal",
     "faults",
     "service",
     "telemetry",

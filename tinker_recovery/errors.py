@@ -14,6 +14,7 @@
     ├── FaultError                       a fault that nothing raised: it was observed
     │   ├── CorruptedRun                 the service reports the run as corrupted
     │   └── NonFiniteLoss                the loss became NaN or infinite
+    ├── JournalError                     what must survive this process cannot be read or written
     ├── StaleAttempt                     a call through the client of an attempt that is over
     └── RunFailed                        the run is over and was not recovered
         ├── RecoveryExhausted            max_attempts are spent; carries every attempt's error
@@ -84,6 +85,10 @@ class InvalidMetadata(CheckpointError):
 
 class NoUsableCheckpoint(CheckpointError):
     """There is nothing to recover from; the message says what was looked at, and why refused."""
+
+
+class JournalError(TinkerRecoveryError):
+    """The journal cannot be opened, read or written; the message says why and what to do."""
 
 
 class FaultError(TinkerRecoveryError):

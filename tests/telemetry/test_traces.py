@@ -130,7 +130,7 @@ async def test_a_status_that_cannot_be_read_is_told_of_and_the_run_left_alone(
             policy(poll_interval_s=0.01), service=local.service, on_event=told.append
         ) as supervisor:
             assert supervisor._reader is not None
-            monkeypatch.setattr(supervisor._reader._http, "_auth", None)
+            monkeypatch.setattr(supervisor._reader.http._http, "_auth", None)
             async for attempt in supervisor.attempts(base_model=MODEL, name="sft"):
                 async with attempt:
                     while not any(event.name == names.EVENT_POLL_ERROR for event in told):
@@ -165,8 +165,8 @@ async def test_the_api_key_appears_in_no_log_no_span_no_event_and_no_repr(
             repr(caught.value),
             str(caught.value),
             repr(reader),
-            repr(reader._endpoint),
-            repr(reader._http.auth),
+            repr(reader.http.endpoint),
+            repr(reader.http._http.auth),
             repr(vars(supervisor)),
             *(span.to_json() for span in _ours(spans)),
         ]

@@ -1,108 +1,22 @@
-"""The status reader: the service's word on runs and checkpoints, over an HTTP client of its own.
-
-It shares nothing with the SDK, whose one event-loop thread may be the thing that hangs: own
-connections, own deadlines, own retries.
-"""
+"""The status reader: the service's word on runs and checkpoints, over an HTTP client of its own."""
 
 from __future__ import annotations
 
-import functools
-import ssl
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Self, TypeVar
 
-import anyio
 import httpx
-import stamina
-import tinker
 from tinker import types
 
-from tinker_recovery.errors import StatusRefused, StatusUnavailable
+from tinker_recovery.errors import StatusRefused
 from tinker_recovery.service.base import Endpoint
+from tinker_recovery.service.http import ServiceHttp
 
 PAGE = 100
 """Entries asked for in one page, as the SDK's own CLI does."""
 
 _T = TypeVar("_T")
-_LATER = frozenset({408, 409, 425, 429})
-_OUT_OF_REACH = frozenset({502, 503, 504})
-"""What a proxy says for a service that is gone; other codes are a live service's own."""
-
-_JWT_LIFETIME_S = 300.0
-_UNAUTHORIZED = 401
 _NOT_FOUND = 404
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """The one TLS context of the process: reading the certificates takes 30 ms of the loop."""
-    return httpx.create_ssl_context()
-
-
-class _ApiKeyOrJwt(httpx.Auth):
-    """Sends the API key, or a token exchanged for it where the service asks for that.
-
-    Which of the two is asked once (``/client/config``). A token is renewed after five minutes, and
-    at once when it is refused.
-    """
-
-    requires_response_body = True
-
-    def __init__(self, endpoint: Endpoint, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._key = endpoint.api_key.get_secret_value() if endpoint.api_key else ""
-        self._root = f"{endpoint.base_url}/api/v1"
-        self._monotonic = monotonic
-        self._exchange: bool | None = None
-        self._token = ""
-        self._renew_at = 0.0
-
-    def __repr__(self) -> str:
-        return "<_ApiKeyOrJwt>"
-
-    async def async_auth_flow(
-        self, request: httpx.Request
-    ) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        if self._exchange is None:
-            reply = yield self._ask("/client/config", {"sdk_version": tinker.__version__})
-            if not reply.is_success:
-                # Unknown for now: go on with the key, and ask again next time.
-                request.headers["X-API-Key"] = self._key
-                yield request
-                return
-            self._exchange = bool((await _json(reply)).get("pjwt_auth_enabled", False))
-        for renewal in (False, True):
-            if self._exchange and (renewal or self._monotonic() >= self._renew_at):
-                reply = yield self._ask("/auth/token", {})
-                if reply.is_success:
-                    self._token = str((await _json(reply)).get("jwt", ""))
-                    self._renew_at = self._monotonic() + _JWT_LIFETIME_S
-            request.headers["X-API-Key"] = (self._token if self._exchange else "") or self._key
-            reply = yield request
-            if reply.status_code != _UNAUTHORIZED or not self._exchange:
-                return
-
-    def _ask(self, path: str, body: dict[str, str]) -> httpx.Request:
-        headers = {"X-API-Key": self._key}
-        return httpx.Request("POST", self._root + path, json=body, headers=headers)
-
-
-async def _json(reply: httpx.Response) -> dict[str, Any]:
-    await reply.aread()
-    try:
-        body = reply.json()
-    except ValueError as error:
-        raise StatusRefused(
-            f"the service answered {reply.request.url.path} with something that is not JSON",
-            status_code=reply.status_code,
-        ) from error
-    if not isinstance(body, dict):
-        raise StatusRefused(
-            f"the service answered {reply.request.url.path} with {type(body).__name__}, not an "
-            "object",
-            status_code=reply.status_code,
-        )
-    return body
 
 
 class StatusReader:
@@ -125,16 +39,8 @@ class StatusReader:
         timeout_s: float = 10.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._endpoint = endpoint
-        self._timeout_s = timeout_s
-        self._http = httpx.AsyncClient(
-            base_url=f"{endpoint.base_url}/api/v1/",
-            auth=_ApiKeyOrJwt(endpoint),
-            headers=dict(endpoint.headers),
-            timeout=timeout_s,
-            transport=transport,
-            verify=_tls(),
-        )
+        self.http = ServiceHttp(endpoint, timeout_s=timeout_s, transport=transport)
+        """What it asks over; also good for other questions."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -144,7 +50,7 @@ class StatusReader:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self.http.aclose()
 
     async def run(
         self, run_id: str, troubled: Callable[[], object] = lambda: None
@@ -154,7 +60,7 @@ class StatusReader:
         ``troubled`` is called the moment the service is found out of reach, though a further try
         may still make the read good.
         """
-        return await self._ask(
+        return await self.http.ask(
             "GET", f"training_runs/{run_id}", types.TrainingRun.model_validate, troubled=troubled
         )
 
@@ -195,7 +101,7 @@ class StatusReader:
         The SDK calls this search experimental, so a service may not have it.
         """
         session_id = run_id.partition(":train:")[0]
-        reply = await self._ask(
+        reply = await self.http.ask(
             "POST",
             "sessions/search",
             types.SessionSearchResponse.model_validate,
@@ -208,68 +114,20 @@ class StatusReader:
                 return None if status.category == "user" else status.message
         return None
 
-    async def _get(self, path: str, params: dict[str, int], parse: Callable[[Any], _T]) -> _T:
-        return await self._ask("GET", path, parse, params=params)
-
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        parse: Callable[[Any], _T],
-        *,
-        troubled: Callable[[], object] = lambda: None,
-        **request: Any,
-    ) -> _T:
-        if self._endpoint.api_key is None:
-            raise StatusRefused(
-                "no API key to read the run's status with: set TINKER_API_KEY, or pass api_key= to "
-                "the ServiceClient"
+    async def every_checkpoint(self) -> AsyncIterator[types.Checkpoint]:
+        """The checkpoints of all runs, page by page."""
+        offset = 0
+        while True:
+            page = await self._get(
+                "checkpoints",
+                {"limit": PAGE, "offset": offset},
+                types.CheckpointsListResponse.model_validate,
             )
+            for checkpoint in page.checkpoints:
+                yield checkpoint
+            offset += len(page.checkpoints)
+            if not page.checkpoints or page.cursor is None or offset >= page.cursor.total_count:
+                return
 
-        async def once() -> _T:
-            return await self._once(method, path, parse, request, troubled)
-
-        try:
-            with anyio.fail_after(self._timeout_s):
-                return await _patiently(once)
-        except TimeoutError as error:
-            troubled()
-            raise StatusUnavailable(
-                f"reading {path} took longer than {self._timeout_s:g} s"
-            ) from error
-
-    async def _once(
-        self,
-        method: str,
-        path: str,
-        parse: Callable[[Any], _T],
-        request: dict[str, Any],
-        troubled: Callable[[], object],
-    ) -> _T:
-        try:
-            reply = await self._http.request(method, path, **request)
-        except httpx.HTTPError as error:
-            troubled()
-            raise StatusUnavailable(f"reading {path}: {error!r}") from error
-        code = reply.status_code
-        if code in _LATER or code >= httpx.codes.INTERNAL_SERVER_ERROR:
-            if code in _OUT_OF_REACH:
-                troubled()
-            raise StatusUnavailable(f"reading {path}: HTTP {code}", status_code=code)
-        if not reply.is_success:
-            raise StatusRefused(f"reading {path}: HTTP {code}", status_code=code)
-        try:
-            return parse(await _json(reply))
-        except ValueError as error:
-            raise StatusRefused(
-                f"reading {path}: a reply that does not fit: {error}", status_code=code
-            ) from error
-
-
-async def _patiently(read: Callable[[], Awaitable[_T]]) -> _T:
-    async for attempt in stamina.retry_context(
-        on=StatusUnavailable, attempts=3, timeout=None, wait_initial=0.1, wait_max=1.0
-    ):
-        with attempt:
-            return await read()
-    raise AssertionError("stamina either returns or raises")  # pragma: no cover
+    async def _get(self, path: str, params: dict[str, int], parse: Callable[[Any], _T]) -> _T:
+        return await self.http.ask("GET", path, parse, params=params)
