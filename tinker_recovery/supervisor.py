@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import anyio
@@ -26,6 +27,7 @@ from tinker_recovery.channel import FaultChannel
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import UsageError
 from tinker_recovery.executor import Executor
+from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, StateFolder, journal_path
 from tinker_recovery.mailbox import Mailbox
 from tinker_recovery.monitor import Monitor
 from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
@@ -63,7 +65,12 @@ class Supervisor(AsyncContextManagerMixin):
             TINKER_BASE_URL and TINKER_API_KEY, as the SDK does.
         on_event: Called with every :class:`RecoveryEvent`; must be quick, and what it raises is
             logged.
+        journal: The file of what must survive this process; by default one in the user's state
+            folder (see :func:`~tinker_recovery.journal.default_path`), None keeps it in memory.
         clock: Time and chance, for tests.
+
+    Raises:
+        JournalError: On entry: the journal cannot be used.
     """
 
     def __init__(
@@ -72,11 +79,14 @@ class Supervisor(AsyncContextManagerMixin):
         *,
         service: ServiceFactory = tinker.ServiceClient,
         on_event: Callable[[RecoveryEvent], object] | None = None,
+        journal: Path | str | StateFolder | None = STATE_FOLDER,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.policy = RecoveryPolicy(enabled=True) if policy is None else policy
         self._backend: Backend = TinkerBackend(service)
         self._events = EventSink(on_event)
+        self._journal_path = journal_path(journal)
+        self._notebook: Notebook | None = None
         self._clock = clock
         self._channel = FaultChannel()
         self._runs: dict[str, SupervisedRun] = {}
@@ -102,7 +112,9 @@ class Supervisor(AsyncContextManagerMixin):
         _check_what_is_acted_on(self.policy.checkpoints)
         failure: BaseException | None = None
         endpoint = await self._backend.endpoint()
+        journal = Journal(self._journal_path, service=endpoint.base_url)
         async with (
+            Notebook(journal) as self._notebook,
             StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as self._reader,
             anyio.create_task_group() as self._background,
         ):

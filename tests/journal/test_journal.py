@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tinker_recovery.errors import JournalError
-from tinker_recovery.journal import Journal, Notes, default_path
+from tinker_recovery import Supervisor
+from tinker_recovery.errors import JournalError, UsageError
+from tinker_recovery.journal import STATE_FOLDER, Journal, Notes, default_path, journal_path
+from tinker_recovery.testing import LocalTinker
 
 SERVICE = "http://127.0.0.1:1"
 PATH = "tinker://run/weights/step-5"
@@ -151,3 +153,28 @@ def test_its_place_is_the_users_choice_or_the_state_folder(
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_path() == tmp_path / ".local/state/tinker_recovery/journal.sqlite3"
+
+
+def test_a_choice_of_journal_is_a_path_the_state_folder_or_memory(tmp_path: Path) -> None:
+    assert journal_path(tmp_path / "a") == tmp_path / "a"
+    assert journal_path(str(tmp_path)) == tmp_path
+    assert journal_path(STATE_FOLDER) == default_path()
+    assert journal_path(None) is None
+    with pytest.raises(UsageError, match="journal='' is not allowed"):
+        journal_path("")
+
+
+async def test_a_supervisor_whose_journal_cannot_be_used_is_refused_at_entry(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file, and no folder")
+    with pytest.raises(JournalError, match="taken"):
+        async with Supervisor(journal=tmp_path / "taken" / "journal"):
+            pytest.fail("the body ran")
+    assert local.sessions() == {}
+
+
+@pytest.mark.usefixtures("local")
+async def test_a_supervisors_journal_is_the_file_it_was_given(tmp_path: Path) -> None:
+    async with Supervisor(journal=tmp_path / "here"):
+        assert (tmp_path / "here").exists()

@@ -7,6 +7,7 @@ the call returns. It holds no API key and no weights, and losing it loses no tra
 
 from __future__ import annotations
 
+import enum
 import os
 import sqlite3
 import threading
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tinker_recovery.errors import JournalError
+from tinker_recovery.errors import JournalError, UsageError
 
 SCHEMA = 1
 """Version of the tables; a newer one is not touched."""
@@ -42,6 +43,33 @@ def default_path() -> Path:
         return Path(own) / "journal.sqlite3"
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "tinker_recovery" / "journal.sqlite3"
+
+
+class StateFolder(enum.Enum):
+    """The type of :data:`STATE_FOLDER`."""
+
+    DEFAULT = "the journal in the user's state folder"
+
+
+STATE_FOLDER = StateFolder.DEFAULT
+"""Use the journal at :func:`default_path`."""
+
+
+def journal_path(choice: Path | str | StateFolder | None) -> Path | None:
+    """The file that a choice of journal means; None for one in memory.
+
+    Raises:
+        UsageError: It is an empty path.
+    """
+    if choice is None:
+        return None
+    if isinstance(choice, StateFolder):
+        return default_path()
+    if not str(choice):
+        raise UsageError(
+            f"journal={choice!r} is not allowed: the path of a file, or None to keep it in memory"
+        )
+    return Path(choice)
 
 
 @dataclass(frozen=True, slots=True)
