@@ -23,6 +23,7 @@ ROOMS = [
     "monitor",
     "executor",
     "restoration",
+    "choice",
     "channel",
     "mailbox",
     "canary",

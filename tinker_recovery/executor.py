@@ -18,11 +18,12 @@ import anyio
 from tinker_recovery.budget import AttemptBudget
 from tinker_recovery.channel import FaultChannel
 from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.choice import Choice, ServiceTime
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import CheckpointError, RecoveryExhausted, RecoveryRefused
 from tinker_recovery.faults import Fault, Place, Row, Verdict, judge
 from tinker_recovery.policy import Callback, RecoveryPolicy
-from tinker_recovery.restoration import Restorable, Restoration, Restored, ServiceTime
+from tinker_recovery.restoration import Restorable, Restoration, Restored
 from tinker_recovery.service import Backend, SupervisedClient
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import EventSink, names, new_trace, past_span, phase
@@ -222,7 +223,13 @@ class Executor:
         for tries in itertools.count(1):
             await self._back_off(run, tries)
             try:
-                looking = self._restoration(run, ServiceTime(self._clock))
+                looking = Choice(
+                    run,
+                    policy=self._policy,
+                    events=self._events,
+                    clock=self._clock,
+                    waiting=ServiceTime(self._clock),
+                )
                 found = await looking.choose(only_looking=True)
             except Exception as error:  # noqa: BLE001 - an unread listing shows no progress; the budget says what follows
                 run.budget.note_error(error)
@@ -288,8 +295,9 @@ class Executor:
             with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.RUN: run.name}):
                 await self._clock.sleep(delay_s)
 
-    def _restoration(self, run: Recoverable, waiting: ServiceTime) -> Restoration:
-        return Restoration(
+    async def _attempt(self, run: Recoverable, fault: Fault) -> None:
+        waiting = ServiceTime(self._clock)
+        restoration = Restoration(
             run,
             backend=self._backend,
             policy=self._policy,
@@ -297,10 +305,6 @@ class Executor:
             clock=self._clock,
             waiting=waiting,
         )
-
-    async def _attempt(self, run: Recoverable, fault: Fault) -> None:
-        waiting = ServiceTime(self._clock)
-        restoration = self._restoration(run, waiting)
         restored = await restoration.restore()
         taken = False  # until the hand-over the new client is nobody's but ours to close
         try:

@@ -32,7 +32,7 @@ Retryable = type[BaseException] | Callable[[BaseException], bool]
 CANARY_TOKENS = 4096
 """The most tokens a canary may have: it is a look, not a batch."""
 
-_CHECKPOINT_PATH = re.compile(r"tinker://[^/\s]+/weights/[^/\s]+")
+_CHECKPOINT_STRATEGY = re.compile(r"latest|best|step:[0-9]+|tinker://[^/\s]+/weights/[^/\s]+")
 
 
 class _Frozen(BaseModel):
@@ -171,8 +171,10 @@ class RecoveryPolicy(_Frozen):
             Only an outage that a poll meets is looked into, so keep ``poll_interval_s`` below the
             time your service takes to start again.
         canary_tolerance: The largest difference of a logprob that still counts as equal.
-        checkpoint_strategy: ``"latest"``, or a ``tinker://RUN/weights/NAME`` path that every
-            recovery goes back to.
+        checkpoint_strategy: What a recovery goes back to. ``"latest"``: the most steps.
+            ``"best"``: the best by ``checkpoints.best_metric``. ``"step:N"``: the one with N
+            optimizer steps. Or a ``tinker://RUN/weights/NAME`` path. Of the first two, one that
+            turns out to be bad is marked so for good, and the next in order is taken.
         restore_optimizer: True restores the optimizer's moments with the weights, which is what
             makes a recovery exact. False starts the optimizer afresh.
         on_recovery: Called as ``on_recovery(old_client, new_client, checkpoint)`` before the loop
@@ -215,11 +217,12 @@ class RecoveryPolicy(_Frozen):
     @field_validator("checkpoint_strategy")
     @classmethod
     def _strategy_is_known(cls, value: str) -> str:
-        if value == "latest" or _CHECKPOINT_PATH.fullmatch(value):
+        if _CHECKPOINT_STRATEGY.fullmatch(value):
             return value
         raise ValueError(
-            f"checkpoint_strategy={value!r} is not known: use 'latest', or the path of a training "
-            "checkpoint, 'tinker://RUN/weights/NAME'"
+            f"checkpoint_strategy={value!r} is not known: use 'latest', 'best', 'step:N' with a "
+            "number of optimizer steps, or the path of a training checkpoint, "
+            "'tinker://RUN/weights/NAME'"
         )
 
     @model_validator(mode="after")

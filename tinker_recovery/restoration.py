@@ -6,61 +6,27 @@ to be bad is marked so and the next older is tried; what the service answers oth
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
 import tinker
 from tinker.types import RequestErrorCategory
 
-from tinker_recovery.canary import Answer, CanaryBook, answer_of, distance
-from tinker_recovery.checkpoints import (
-    CheckpointRecord,
-    Segment,
-    eligible,
-    objection,
-    on_branch,
-    run_id_of,
-)
+from tinker_recovery.canary import Answer, answer_of, distance
+from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.choice import Choice, Chooser, ServiceTime
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import (
-    DeadlineExceeded,
-    InvalidMetadata,
-    NoUsableCheckpoint,
-    StatusUnavailable,
-)
+from tinker_recovery.errors import DeadlineExceeded, NoUsableCheckpoint
 from tinker_recovery.faults import causes
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.service import Backend, Connection, FromCheckpoint, Origin, StatusReader
+from tinker_recovery.service import Backend, Connection, FromCheckpoint, Origin
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import EventSink, names, phase
 
 
-class TrustedCheckpoints(Protocol):
-    """What is known of a run's weights and checkpoints."""
-
-    canaries: CanaryBook
-    bad: dict[str, str]
-
-    def trusted_to(self, segment: Segment) -> float:
-        """The last step of a segment whose checkpoints may be gone back to."""
-        ...
-
-    def stored_on(self, segment: Segment, limit: float) -> list[str]:
-        """Paths of the checkpoints of a segment that the service said it has stored."""
-        ...
-
-
-class Restorable(Protocol):
+class Restorable(Chooser, Protocol):
     """A run as a restoration sees it."""
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        ...
 
     @property
     def lineage(self) -> str:
@@ -68,49 +34,13 @@ class Restorable(Protocol):
         ...
 
     @property
-    def segments(self) -> Sequence[Segment]:
-        """Every Tinker run it has lived in, oldest first."""
-        ...
-
-    @property
-    def root(self) -> CheckpointRecord | None:
-        """The checkpoint the run was started from by the user, if it was."""
-        ...
-
-    @property
     def origin(self) -> Origin | None:
         """How to start over without any checkpoint; None if that is not possible."""
         ...
 
-    @property
-    def start_step(self) -> int:
-        """The step at which starting over begins."""
+    async def mark_bad(self, path: str, reason: str) -> None:
+        """Never use this checkpoint again, in this process or a later one."""
         ...
-
-    @property
-    def reader(self) -> StatusReader:
-        """Where its checkpoints are listed."""
-        ...
-
-    @property
-    def trust(self) -> TrustedCheckpoints:
-        """What is known of its weights and checkpoints."""
-        ...
-
-
-@dataclass(slots=True)
-class ServiceTime:
-    """Adds up the time spent waiting for the service, so that our own can be told apart."""
-
-    clock: Clock
-    total_s: float = 0.0
-    _began: float = field(default=0.0)
-
-    def __enter__(self) -> None:
-        self._began = self.clock.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.total_s += self.clock.monotonic() - self._began
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +84,8 @@ class Restoration:
         self._backend = backend
         self._policy = policy
         self._events = events
-        self._clock = clock
         self._waiting = waiting
+        self._choice = Choice(run, policy=policy, events=events, clock=clock, waiting=waiting)
 
     async def restore(self) -> Restored:
         """A new client, from the newest checkpoint that nothing speaks against.
@@ -169,13 +99,13 @@ class Restoration:
             Exception: Whatever else the service answered.
         """
         while True:
-            checkpoint = await self.choose()
+            checkpoint = await self._choice.choose()
             try:
                 connection = await self._connect(checkpoint)
             except Exception as error:
                 if checkpoint is None or not _is_refused(error):
                     raise
-                self._mark_bad(checkpoint, f"the service does not load it: {error}")
+                await self._mark_bad(checkpoint, f"the service does not load it: {error}")
                 continue
             answer = None
             kept = False
@@ -187,10 +117,10 @@ class Restoration:
                     await self.discard(connection)
             if checkpoint is None or objected is None:
                 return Restored(connection, checkpoint, answer)
-            self._mark_bad(checkpoint, objected)
+            await self._mark_bad(checkpoint, objected)
 
-    def _mark_bad(self, checkpoint: CheckpointRecord, reason: str) -> None:
-        self._run.trust.bad[checkpoint.path] = reason
+    async def _mark_bad(self, checkpoint: CheckpointRecord, reason: str) -> None:
+        await self._run.mark_bad(checkpoint.path, reason)
         self._events.emit(
             names.EVENT_CHECKPOINT_BAD,
             self._run.name,
@@ -270,82 +200,6 @@ class Restoration:
                 deadline_s=self._policy.close_timeout_s,
             )
 
-    async def choose(self, *, only_looking: bool = False) -> CheckpointRecord | None:
-        """The checkpoint to go back to, or None to start over.
-
-        Args:
-            only_looking: Nothing is going to be made from it, so nobody is told.
-
-        Raises:
-            NoUsableCheckpoint: As :meth:`restore`.
-            StatusError: The listing could not be read, or cannot be right.
-        """
-        run = self._run
-        refused: list[str] = []
-        first_valid = functools.partial(self._first_valid, only_looking=only_looking)
-        if self._policy.checkpoint_strategy != "latest":
-            with phase(names.SPAN_SELECT), self._waiting:
-                found = [await find_checkpoint(run.reader, self._policy.checkpoint_strategy)]
-            if record := first_valid(found, refused):
-                return record
-        else:
-            for segment, limit in on_branch(run.segments):
-                with phase(names.SPAN_SELECT, {names.RUN_ID: segment.run_id}):
-                    with self._waiting:
-                        listed = await list_checkpoints(run.reader, segment.run_id)
-                    trusted = min(limit, run.trust.trusted_to(segment))
-                    found = eligible(segment, trusted, listed)
-                    known = run.trust.stored_on(segment, trusted)
-                    if known and not listed:
-                        # An empty answer for a run that has saved is the service's trouble, and no
-                        # reason to begin again at step 0.
-                        raise StatusUnavailable(
-                            f"the service lists no checkpoint of Tinker run {segment.run_id}, and "
-                            f"has stored {len(known)}, {known[-1]} for one"
-                        )
-                if record := first_valid(found, refused):
-                    return record
-            if run.root and (record := first_valid([run.root], refused)):
-                return record
-        # Starting over repeats everything, so it is right only where nothing was ever saved:
-        # checkpoints that exist and cannot be used are for a person to look at.
-        if refused:
-            raise NoUsableCheckpoint(
-                f"run {run.name!r} has checkpoints, and none can be used: {'; '.join(refused)}"
-            )
-        if not only_looking:
-            self._tell(None)
-        return None
-
-    def _tell(self, checkpoint: CheckpointRecord | None) -> None:
-        step = self._run.start_step if checkpoint is None else checkpoint.step
-        path = {} if checkpoint is None else {names.CHECKPOINT_PATH: checkpoint.path}
-        self._events.emit(
-            names.EVENT_CHECKPOINT_SELECTED,
-            self._run.name,
-            f"no checkpoint yet: the run starts over at step {step}"
-            if checkpoint is None
-            else f"{checkpoint.path}, at step {step}",
-            {**path, names.CHECKPOINT_STEP: step},
-        )
-
-    def _first_valid(
-        self, found: Sequence[CheckpointRecord], refused: list[str], *, only_looking: bool
-    ) -> CheckpointRecord | None:
-        """The first that nothing speaks against; the others' reasons go to ``refused``."""
-        for record in found:
-            with phase(names.SPAN_VALIDATE, {names.CHECKPOINT_PATH: record.path}) as span:
-                now = datetime.fromtimestamp(self._clock.wall(), UTC)
-                reason = self._run.trust.bad.get(record.path) or objection(record, now=now)
-                if reason is not None:
-                    span.set_attribute(names.REASON, reason)
-                    refused.append(f"{record.path}: {reason}")
-                    continue
-                if not only_looking:
-                    self._tell(record)
-                return record
-        return None
-
 
 def _is_refused(error: BaseException) -> bool:
     """Whether the service says that this checkpoint cannot be loaded, now or later."""
@@ -358,35 +212,3 @@ def _is_refused(error: BaseException) -> bool:
         if isinstance(each, tinker.RequestFailedError):
             return each.category is RequestErrorCategory.User
     return False
-
-
-async def list_checkpoints(reader: StatusReader, run_id: str) -> list[CheckpointRecord]:
-    """The checkpoints of one Tinker run that carry our metadata; broken ones are left out."""
-    records = []
-    for listed in await reader.checkpoints(run_id):
-        try:
-            record = CheckpointRecord.from_listing(listed)
-        except InvalidMetadata:
-            continue
-        if record is not None:
-            records.append(record)
-    return records
-
-
-async def find_checkpoint(reader: StatusReader, path: str) -> CheckpointRecord:
-    """One checkpoint by its path.
-
-    Raises:
-        NoUsableCheckpoint: It is not listed, or does not say how many steps it contains.
-        StatusError: The listing could not be read.
-    """
-    for listed in await reader.checkpoints(run_id_of(path)):
-        if listed.tinker_path == path:
-            record = CheckpointRecord.from_listing(listed)
-            if record is None:
-                raise NoUsableCheckpoint(
-                    f"checkpoint {path} does not say how many optimizer steps it contains: it was "
-                    "not saved through a supervised client, so the loop cannot be rewound to it"
-                )
-            return record
-    raise NoUsableCheckpoint(f"checkpoint {path} is not listed by the service")

@@ -12,11 +12,18 @@ from tinker import types
 
 from tinker_recovery.attempt import Attempt, Spawn
 from tinker_recovery.budget import AttemptBudget
-from tinker_recovery.checkpoints import CheckpointRecord, Segment, on_branch
+from tinker_recovery.checkpoints import (
+    CheckpointRecord,
+    DeletionLedger,
+    Segment,
+    WeightsFacts,
+    on_branch,
+)
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import RecoveryLost, RunFailed, StatusError, UsageError
+from tinker_recovery.errors import JournalError, RecoveryLost, RunFailed, StatusError, UsageError
 from tinker_recovery.executor import Recovery
 from tinker_recovery.faults import ROW, Ear, Fault, Kind, Place, Verdict, judge
+from tinker_recovery.journal import Notebook
 from tinker_recovery.mailbox import Mailbox
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.restoration import Restored
@@ -61,6 +68,7 @@ class SupervisedRun:
         settled: Callable[[Fault], Awaitable[None]],
         spawn: Spawn,
         mailbox: Mailbox,
+        notebook: Notebook,
     ) -> None:
         self.mailbox = mailbox
         """Where the client's thread leaves word."""
@@ -92,9 +100,12 @@ class SupervisedRun:
         """Which of its weights and checkpoints are what they say they are."""
         self.history = RunHistory()
         """What its attempts hand on to each other."""
+        self.weights = WeightsFacts()
+        """What the service says its weights are, once it was asked about the run."""
         self.skipped: set[int] = set()
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
         self._backend = backend
+        self._notebook = notebook
         self._events = events
         self._report = report
         self._settled = settled
@@ -139,10 +150,29 @@ class SupervisedRun:
         current = self.current
         if current is None or status.training_run_id != self.watched_run_id:
             return
+        self.weights = WeightsFacts(base_model=status.base_model, lora_rank=status.lora_rank)
         if status.corrupted:
             current.declare(ROW[Kind.CORRUPTED], Ear.POLL)
         else:
             self.trust.note_reachable(current)
+
+    async def read_notes(self) -> None:
+        """Take over what earlier processes noted of the service's checkpoints."""
+        notes = await self._notebook.notes()
+        self.trust.bad.update(notes.bad)
+        self.trust.sizes.update(notes.sizes)
+        ledger = DeletionLedger.from_lines(notes.deletions.values())
+        for path in ledger.doomed(now_s=self.clock.wall()):
+            self.trust.doomed[path] = "its deletion was begun by an earlier process"
+
+    async def mark_bad(self, path: str, reason: str) -> None:
+        """Never use a checkpoint again, in this process or a later one."""
+        self.trust.bad[path] = reason
+        try:
+            await self._notebook.mark_bad(path, reason)
+        except JournalError as error:
+            # This process knows; what matters now is the recovery.
+            logger.error("run %s: %s", self.name, error)  # noqa: TRY400 - the message says it all
 
     def note_session_failed(self, run_id: str, message: str) -> None:
         """The service has failed the session of a run."""

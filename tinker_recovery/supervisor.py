@@ -24,6 +24,7 @@ from tinker_recovery.blocking import (
     run_blocking,
 )
 from tinker_recovery.channel import FaultChannel
+from tinker_recovery.choice import find_checkpoint
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import UsageError
 from tinker_recovery.executor import Executor
@@ -31,7 +32,6 @@ from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, StateFolder
 from tinker_recovery.mailbox import Mailbox
 from tinker_recovery.monitor import Monitor
 from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
-from tinker_recovery.restoration import find_checkpoint
 from tinker_recovery.run import SupervisedRun
 from tinker_recovery.service import Backend, StatusReader, TinkerBackend
 from tinker_recovery.service.base import ServiceFactory
@@ -252,12 +252,17 @@ class Supervisor(AsyncContextManagerMixin):
 
     async def open_run(self, plan: StartPlan, name: str) -> SupervisedRun:
         """Register a run, and find out at which step it starts."""
-        if self._background is None or self._reader is None or self._mailbox is None:
+        if (
+            self._background is None
+            or self._reader is None
+            or self._mailbox is None
+            or self._notebook is None
+        ):
             raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
         root = None
         if plan.parent is not None and plan.start_step is None:
             root = await find_checkpoint(self._reader, plan.parent)
-        if self.policy.checkpoint_strategy != "latest":
+        if self.policy.checkpoint_strategy.startswith("tinker://"):
             # Better refused now than at the first fault, hours later.
             await find_checkpoint(self._reader, self.policy.checkpoint_strategy)
         run = SupervisedRun(
@@ -274,7 +279,9 @@ class Supervisor(AsyncContextManagerMixin):
             settled=self._channel.settled,
             spawn=self._background.start_soon,
             mailbox=self._mailbox,
+            notebook=self._notebook,
         )
+        await run.read_notes()
         self.check_name(name)  # once more: another may have taken it while the service was asked
         self._runs[name] = run
         return run

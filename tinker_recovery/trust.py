@@ -51,6 +51,10 @@ class Trust:
         """What the canary answered at each checkpoint."""
         self.bad: dict[str, str] = {}
         """Checkpoints not to be used again, by path, with what is wrong with each."""
+        self.doomed: dict[str, str] = {}
+        """Checkpoints whose deletion has begun and may have happened, by path."""
+        self.sizes: dict[str, int] = {}
+        """Bytes of each checkpoint when it was first seen, by path."""
         self._run = run
         self._has_canary = policy.canary is not None
         self._attempts = attempts

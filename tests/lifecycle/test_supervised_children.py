@@ -14,7 +14,7 @@ import pytest
 import tinker
 from loops import MODEL, SEED, InstantClock, bare_run, policy, train
 
-from tinker_recovery import Clock, RecoveryEvent, RecoveryPolicy, Supervisor, restoration
+from tinker_recovery import Clock, RecoveryEvent, RecoveryPolicy, Supervisor, choice
 from tinker_recovery.channel import FaultChannel
 from tinker_recovery.faults import Fault
 from tinker_recovery.run import SupervisedRun
@@ -102,9 +102,9 @@ def put(crash: Crash, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TinkerBackend, "connect", crashing)
         return
     owner, name, where = {
-        "before the listing": (restoration, "list_checkpoints", before),
-        "before the validation": (restoration, "objection", before),
-        "after the validation": (restoration, "objection", after),
+        "before the listing": (choice, "list_checkpoints", before),
+        "before the validation": (choice, "check_listing", before),
+        "after the validation": (choice, "check_listing", after),
         "before the hand-over": (SupervisedRun, "take_over", before),
         "after the hand-over": (SupervisedRun, "take_over", after),
         "before the loop runs again": (SupervisedRun, "resume", before),

@@ -1,0 +1,108 @@
+"""Which checkpoint a recovery goes back to, by the policy's choice, and which never again."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loops import ADAM, MODEL, SEED, batch, policy, train
+
+from tinker_recovery import (
+    Attempt,
+    CheckpointPolicy,
+    NoUsableCheckpoint,
+    RecoveryEvent,
+    Supervisor,
+)
+from tinker_recovery.journal import Journal
+from tinker_recovery.testing import FaultRule, LocalTinker
+from tinker_recovery.testing.runs import RunState
+
+STEPS = 9
+LOSSES = [9.0, 8.0, 3.0, 4.0, 5.0, 6.0, 7.0, 2.0, 2.0]
+
+
+async def _train(attempt: Attempt) -> None:
+    for step in range(attempt.start_step, STEPS):
+        attempt.report(loss=LOSSES[step])
+        forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+        await attempt.client.optim_step(ADAM)
+        await forward
+        await attempt.client.drain()
+
+
+async def _starts(local: LocalTinker, **changes: Any) -> list[int]:
+    """Where each attempt began, of a run that saves every step and is poisoned at step 6."""
+    local.poison(at_step=6)
+    given = policy(
+        checkpoints=CheckpointPolicy(save_every=1), backoff_s=0.0, max_backoff_s=0.0, **changes
+    )
+    async with Supervisor(given) as supervisor:
+        await supervisor.run(_train, base_model=MODEL, rank=8, seed=SEED)
+    return [attempt.start_step for attempt in supervisor.runs[0].attempts]
+
+
+async def test_best_goes_back_to_the_lowest_metric_saved(local: LocalTinker) -> None:
+    # Step 3 was saved right after the loss of step 2 was reported.
+    assert await _starts(local, checkpoint_strategy="best") == [0, 3]
+
+
+async def test_a_step_asked_for_is_gone_back_to(local: LocalTinker) -> None:
+    assert await _starts(local, checkpoint_strategy="step:2") == [0, 2]
+
+
+async def test_a_step_never_saved_ends_the_run_with_the_steps_there_are(local: LocalTinker) -> None:
+    with pytest.raises(NoUsableCheckpoint, match=r"no checkpoint at step 7.* 5, 4, 3, 2, 1"):
+        await _starts(local, checkpoint_strategy="step:7")
+
+
+async def test_a_checkpoint_that_restores_wrong_weights_is_never_used_again_by_any_process(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    local.inject(FaultRule("fail", 12, "optim_step"))
+    local.inject(FaultRule("wrong_restore", request="load_weights"))
+    told: list[RecoveryEvent] = []
+    file = tmp_path / "journal"
+    given = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0)
+    async with Supervisor(given, on_event=told.append, journal=file) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=13), base_model=MODEL, rank=8, seed=SEED
+        )
+    (bad,) = (event for event in told if event.name == "checkpoint.bad")
+    path = bad.fields["tinker_recovery.checkpoint.path"]
+    assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [0, 5]
+    with Journal(file, service=local.base_url) as journal:
+        assert list(journal.notes().bad) == [path]
+
+    again = policy(checkpoint_strategy=path, backoff_s=0.0, max_backoff_s=0.0)
+    local.poison(at_step=6)
+    with pytest.raises(NoUsableCheckpoint, match="not the ones that were saved"):
+        async with Supervisor(again, journal=file) as supervisor:
+            await supervisor.run(
+                functools.partial(train, steps=13), base_model=MODEL, rank=8, seed=SEED
+            )
+
+
+async def test_a_checkpoint_whose_size_has_changed_is_passed_over_for_the_next_older(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    file = tmp_path / "journal"
+    states: list[RunState] = []
+
+    def note(event: RecoveryEvent) -> None:
+        path = event.fields.get("tinker_recovery.checkpoint.path")
+        if event.name == "checkpoint.saved" and str(path).endswith("10-" + str(path)[-8:]):
+            # As a keeper that saw it with another size would have noted.
+            supervisor.runs[0].trust.sizes[str(path)] = 7
+
+    local.poison(at_step=12)
+    given = policy(backoff_s=0.0, max_backoff_s=0.0)
+    async with Supervisor(given, on_event=note, journal=file) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=14), base_model=MODEL, rank=8, seed=SEED
+        )
+    states.append(local.run_state(supervisor.runs[0].segments[-1].run_id))
+    assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [0, 5]
+    assert states[0].steps == 14

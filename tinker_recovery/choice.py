@@ -1,0 +1,325 @@
+"""The choice of a checkpoint: list what there is, order it, take the first nothing speaks against.
+
+What to prefer is decided in :mod:`tinker_recovery.checkpoints.selection`; here the service is asked
+for what that needs. The newest segment of the run is listed first, and an older one only if nothing
+on the newer can be used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from tinker_recovery.canary import CanaryBook
+from tinker_recovery.checkpoints import (
+    AtPath,
+    AtStep,
+    CheckpointRecord,
+    Latest,
+    Listed,
+    Segment,
+    Wanted,
+    WeightsFacts,
+    check_listing,
+    check_metadata,
+    check_weights,
+    eligible,
+    first_objection,
+    on_branch,
+    run_id_of,
+    select,
+    wanted,
+)
+from tinker_recovery.clock import Clock
+from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, StatusUnavailable
+from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.service import StatusReader
+from tinker_recovery.service.checkpoint_calls import CheckpointCalls
+from tinker_recovery.telemetry import EventSink, names, phase
+
+logger = logging.getLogger(names.SCOPE)
+
+
+class TrustedCheckpoints(Protocol):
+    """What is known of a run's weights and checkpoints."""
+
+    canaries: CanaryBook
+    bad: dict[str, str]
+    doomed: dict[str, str]
+    sizes: dict[str, int]
+
+    def trusted_to(self, segment: Segment) -> float:
+        """The last step of a segment whose checkpoints may be gone back to."""
+        ...
+
+    def stored_on(self, segment: Segment, limit: float) -> list[str]:
+        """Paths of the checkpoints of a segment that the service said it has stored."""
+        ...
+
+
+class Chooser(Protocol):
+    """A run as the choice of a checkpoint sees it."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        ...
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """Every Tinker run it has lived in, oldest first."""
+        ...
+
+    @property
+    def root(self) -> CheckpointRecord | None:
+        """The checkpoint the run was started from by the user, if it was."""
+        ...
+
+    @property
+    def start_step(self) -> int:
+        """The step at which starting over begins."""
+        ...
+
+    @property
+    def weights(self) -> WeightsFacts:
+        """What the service says its weights are, as far as it was heard."""
+        ...
+
+    @property
+    def reader(self) -> StatusReader:
+        """Where its checkpoints are listed."""
+        ...
+
+    @property
+    def trust(self) -> TrustedCheckpoints:
+        """What is known of its weights and checkpoints."""
+        ...
+
+
+@dataclass(slots=True)
+class ServiceTime:
+    """Adds up the time spent waiting for the service, so that our own can be told apart."""
+
+    clock: Clock
+    total_s: float = 0.0
+    _began: float = field(default=0.0)
+
+    def __enter__(self) -> None:
+        self._began = self.clock.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.total_s += self.clock.monotonic() - self._began
+
+
+class Choice:
+    """One choice; see the module.
+
+    Args:
+        run: Whose checkpoint to choose.
+        policy: The user's policy.
+        events: Where it is told.
+        clock: Time.
+        waiting: Adds up the time spent waiting for the service.
+    """
+
+    def __init__(
+        self,
+        run: Chooser,
+        *,
+        policy: RecoveryPolicy,
+        events: EventSink,
+        clock: Clock,
+        waiting: ServiceTime,
+    ) -> None:
+        self._run = run
+        self._events = events
+        self._clock = clock
+        self._waiting = waiting
+        self._wanted = wanted(
+            policy.checkpoint_strategy,
+            metric=policy.checkpoints.best_metric,
+            mode=policy.checkpoints.best_mode,
+        )
+        self._refused: list[str] = []
+
+    async def choose(self, *, only_looking: bool = False) -> CheckpointRecord | None:
+        """The checkpoint to go back to, or None to start over.
+
+        Args:
+            only_looking: Nothing is going to be made from it, so nobody is told.
+
+        Raises:
+            NoUsableCheckpoint: Checkpoints exist and none of them can be used.
+            StatusError: The listing could not be read, or cannot be right.
+        """
+        self._refused = []
+        async with aclosing(self._in_order()) as lists:
+            async for candidates in lists:
+                for record in candidates:
+                    if await self._is_valid(record, only_looking=only_looking):
+                        return record
+        # Starting over repeats everything, so it is right only where nothing was ever saved:
+        # checkpoints that exist and cannot be used are for a person to look at.
+        if self._refused:
+            raise NoUsableCheckpoint(
+                f"run {self._run.name!r} has checkpoints, and none can be used: "
+                + "; ".join(self._refused)
+            )
+        if not only_looking:
+            self._tell(None)
+        return None
+
+    async def _in_order(self) -> AsyncGenerator[Sequence[CheckpointRecord]]:
+        """What to try, in lists, each asked for only when nothing before it could be used."""
+        run = self._run
+        if isinstance(self._wanted, AtPath):
+            with phase(names.SPAN_SELECT), self._waiting:
+                found = [await find_checkpoint(run.reader, self._wanted.path)]
+            yield found
+            return
+        together: list[CheckpointRecord] = []
+        for segment, limit in on_branch(run.segments):
+            found = await self._on_segment(segment, limit)
+            if isinstance(self._wanted, Latest):
+                yield self._ordered(self._wanted, found)
+            else:
+                together += found
+        if isinstance(self._wanted, Latest):
+            yield self._ordered(self._wanted, [], root=run.root)
+            return
+        candidates = self._ordered(self._wanted, together, root=run.root)
+        if isinstance(self._wanted, AtStep) and not candidates:
+            steps = ", ".join(str(record.step) for record in together) or "none"
+            raise NoUsableCheckpoint(
+                f"run {run.name!r} has no checkpoint at step {self._wanted.step}, which "
+                f"checkpoint_strategy asks for; it has them at: {steps}"
+            )
+        yield candidates
+
+    def _ordered(
+        self, want: Wanted, found: Iterable[CheckpointRecord], root: CheckpointRecord | None = None
+    ) -> Sequence[CheckpointRecord]:
+        trust = self._run.trust
+        chosen = select(
+            want, found, self._run.segments, root=root, bad={**trust.doomed, **trust.bad}
+        )
+        self._refused += [
+            f"{path}: {reason}"
+            for path, reason in chosen.passed_over.items()
+            if path in trust.bad or path in trust.doomed
+        ]
+        return chosen.candidates
+
+    async def _on_segment(self, segment: Segment, limit: float) -> list[CheckpointRecord]:
+        """The checkpoints of one segment that the run may go back to."""
+        run = self._run
+        with phase(names.SPAN_SELECT, {names.RUN_ID: segment.run_id}):
+            with self._waiting:
+                listed = await list_checkpoints(run.reader, segment.run_id)
+            trusted = min(limit, run.trust.trusted_to(segment))
+            known = run.trust.stored_on(segment, trusted)
+            if known and not listed:
+                # An empty answer for a run that has saved is the service's trouble, and no
+                # reason to begin again at step 0.
+                raise StatusUnavailable(
+                    f"the service lists no checkpoint of Tinker run {segment.run_id}, and "
+                    f"has stored {len(known)}, {known[-1]} for one"
+                )
+            self._refused += [
+                f"{each.path}: {each.problem}"
+                for each in listed
+                if each.record is None and each.path in known
+            ]
+            return eligible(segment, trusted, [each.record for each in listed if each.record])
+
+    async def _is_valid(self, record: CheckpointRecord, *, only_looking: bool) -> bool:
+        """Whether nothing speaks against it; what does is noted, and what is chosen is told."""
+        with phase(names.SPAN_VALIDATE, {names.CHECKPOINT_PATH: record.path}) as span:
+            reason = self._objection(record) or await self._weights_objection(record)
+            if reason is None:
+                if not only_looking:
+                    self._tell(record)
+                return True
+            span.set_attribute(names.REASON, reason)
+            self._refused.append(f"{record.path}: {reason}")
+            return False
+
+    def _objection(self, record: CheckpointRecord) -> str | None:
+        trust = self._run.trust
+        if record.path in trust.bad:
+            return trust.bad[record.path]
+        listed = Listed.of(record)
+        now = datetime.fromtimestamp(self._clock.wall(), UTC)
+        against = first_objection(
+            (
+                lambda: check_metadata(listed),
+                lambda: check_listing(
+                    record.path,
+                    {record.path: listed},
+                    now=now,
+                    recorded_size=trust.sizes.get(record.path),
+                ),
+            )
+        )
+        return None if against is None else against.reason
+
+    async def _weights_objection(self, record: CheckpointRecord) -> str | None:
+        """Whether the service says that these weights are of another kind than the run's."""
+        if self._run.weights == WeightsFacts():
+            return None
+        with self._waiting:
+            try:
+                said = await CheckpointCalls(self._run.reader.http).weights_info(record.path)
+            except StatusRefused as error:
+                # A service may not have this call at all; loading the checkpoint tells more.
+                logger.debug("weights_info of %s: %s", record.path, error)
+                return None
+        verdict = check_weights(WeightsFacts.of(said), self._run.weights)
+        return None if verdict.ok else verdict.reason
+
+    def _tell(self, checkpoint: CheckpointRecord | None) -> None:
+        step = self._run.start_step if checkpoint is None else checkpoint.step
+        path: Mapping[str, str] = (
+            {} if checkpoint is None else {names.CHECKPOINT_PATH: checkpoint.path}
+        )
+        self._events.emit(
+            names.EVENT_CHECKPOINT_SELECTED,
+            self._run.name,
+            f"no checkpoint yet: the run starts over at step {step}"
+            if checkpoint is None
+            else f"{checkpoint.path}, at step {step}",
+            {**path, names.CHECKPOINT_STEP: step},
+        )
+
+
+async def list_checkpoints(reader: StatusReader, run_id: str) -> list[Listed]:
+    """The training checkpoints of one Tinker run, read as far as they can be."""
+    return [
+        Listed.read(listed)
+        for listed in await reader.checkpoints(run_id)
+        if listed.checkpoint_type == "training"
+    ]
+
+
+async def find_checkpoint(reader: StatusReader, path: str) -> CheckpointRecord:
+    """One checkpoint by its path.
+
+    Raises:
+        InvalidMetadata: What it says of itself cannot be read.
+        NoUsableCheckpoint: It is not listed, or does not say how many steps it contains.
+        StatusError: The listing could not be read.
+    """
+    for listed in await reader.checkpoints(run_id_of(path)):
+        if listed.tinker_path == path:
+            record = CheckpointRecord.from_listing(listed)
+            if record is None:
+                raise NoUsableCheckpoint(
+                    f"checkpoint {path} does not say how many optimizer steps it contains: it was "
+                    "not saved through a supervised client, so the loop cannot be rewound to it"
+                )
+            return record
+    raise NoUsableCheckpoint(f"checkpoint {path} is not listed by the service")
