@@ -10,8 +10,8 @@ The unmodified tinker SDK is its client. What moto is for AWS, this is for Tinke
 
 Everything that can go wrong is in the table of :mod:`tinker_recovery.testing.actions`; a
 :class:`FaultRule` says when, how often and for how long. A whole outage is
-:meth:`LocalTinker.outage`. Hypothesis draws faults with
-:mod:`tinker_recovery.testing.strategies`.
+:meth:`LocalTinker.outage`; a stored checkpoint is damaged by :meth:`LocalTinker.damage`.
+Hypothesis draws faults with :mod:`tinker_recovery.testing.strategies`.
 
 As a pytest fixture, see :mod:`tinker_recovery.testing.fixtures`; in a process of its own that can
 be killed, :class:`LocalTinkerProcess`; from a shell, ``tinker-recovery serve``.
@@ -29,12 +29,14 @@ except ModuleNotFoundError as error:
     ) from error
 
 from tinker_recovery.testing.book import FiredFault
+from tinker_recovery.testing.damage import Damage
 from tinker_recovery.testing.faults import FaultRule
 from tinker_recovery.testing.options import Options
 from tinker_recovery.testing.process import LocalTinkerProcess
 from tinker_recovery.testing.runs import RunState
 
 __all__ = [
+    "Damage",
     "FaultRule",
     "FiredFault",
     "LocalTinker",

@@ -78,7 +78,14 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal, get_args
 
-Request = Literal["create_model", "load_weights", "forward_backward", "optim_step", "save_weights"]
+Request = Literal[
+    "create_model",
+    "load_weights",
+    "forward_backward",
+    "optim_step",
+    "save_weights",
+    "save_weights_external",
+]
 """The kinds of request that the service executes."""
 
 Target = Literal[
@@ -87,6 +94,7 @@ Target = Literal[
     "forward_backward",
     "optim_step",
     "save_weights",
+    "save_weights_external",
     "retrieve_future",
     "get_info",
     "training_run",
@@ -98,6 +106,8 @@ Target = Literal[
     "set_ttl",
     "publish",
     "unpublish",
+    "external_weights_urls",
+    "download",
     "create_session",
     "session_heartbeat",
     "finish",
@@ -139,7 +149,7 @@ Body = Literal["text", "shape", "garbage"]
 """The kinds of malformed reply."""
 
 _EXECUTED = get_args(Request)
-_OF_A_RUN = ("forward_backward", "optim_step", "save_weights")
+_OF_A_RUN = ("forward_backward", "optim_step", "save_weights", "save_weights_external")
 _ANY = get_args(Target)
 RUNLESS = frozenset(_ANY[_ANY.index("create_session") :]) | {"training_runs", "checkpoints"}
 """Requests that belong to no one run."""

@@ -12,10 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tinker_recovery.testing.auth import Gate
+from tinker_recovery.testing.auth import SIGNED, Gate
 from tinker_recovery.testing.control import Control
 from tinker_recovery.testing.engine import Engine
-from tinker_recovery.testing.model import Adam, BigramLora
+from tinker_recovery.testing.external import Exports
+from tinker_recovery.testing.model import Adam
 from tinker_recovery.testing.reading import Reading, check_ttl
 from tinker_recovery.testing.runs import RequestError, Run, ServiceError
 from tinker_recovery.testing.wire import read_batch, read_request, write_output
@@ -43,6 +44,7 @@ class TinkerApp:
         self._wire = wire
         self._control = control
         self._reading = Reading(engine)
+        self._exports = Exports(engine)
         self._long_poll_s = long_poll_s
 
     def starlette(self) -> Starlette:
@@ -50,7 +52,7 @@ class TinkerApp:
         api = "/api/v1"
         run = api + "/training_runs/{run}"
         checkpoint = run + "/checkpoints/{kind}/{name}"
-        look, control = self._reading, self._control
+        look, control, exports = self._reading, self._control, self._exports
         routes: list[tuple[str, str, Handler]] = [
             ("GET", api + "/healthz", self._health),
             ("GET", api + "/get_server_capabilities", self._capabilities),
@@ -70,6 +72,7 @@ class TinkerApp:
             ("POST", api + "/forward_backward", self._forward_backward),
             ("POST", api + "/optim_step", self._optim_step),
             ("POST", api + "/save_weights", self._save_weights),
+            ("POST", api + "/save_weights_external", exports.save_weights_external),
             ("POST", api + "/retrieve_future", self._retrieve_future),
             ("POST", api + "/weights_info", look.weights_info),
             ("GET", api + "/training_runs", look.training_runs),
@@ -80,6 +83,8 @@ class TinkerApp:
             ("PUT", checkpoint + "/ttl", look.set_ttl),
             ("POST", checkpoint + "/publish", look.publish),
             ("DELETE", checkpoint + "/publish", look.unpublish),
+            ("GET", checkpoint + "/external_weights_urls", exports.external_weights_urls),
+            ("GET", SIGNED + "/{run}/{name}/{file}", exports.download),
             ("GET", "/testing/faults", control.fired),
             ("POST", "/testing/faults", control.inject),
             ("POST", "/testing/release", control.release),
@@ -98,7 +103,7 @@ class TinkerApp:
 
     def _guarded(self, handler: Handler, path: str) -> Handler:
         name = handler.__name__.removeprefix("_")
-        of_the_service = path.startswith("/api/")
+        of_the_service = path.startswith(("/api/", SIGNED))
 
         async def serve(request: Request) -> Response:
             self._engine.requests[name] += 1
@@ -223,7 +228,7 @@ class TinkerApp:
                 batch = read_batch(asked)
             except ValueError as error:
                 raise RequestError(str(error)) from error
-            return write_output(*_model(run).forward(batch, backward=not asked.forward_only))
+            return write_output(*run.loaded().forward(batch, backward=not asked.forward_only))
 
         return _accepted(
             self._engine.submit(asked.model_id, asked.seq_id, "forward_backward", execute)
@@ -236,7 +241,7 @@ class TinkerApp:
         adam = Adam(**body["adam_params"])
 
         def execute(run: Run) -> dict[str, Any]:
-            _model(run).step(adam)
+            run.loaded().step(adam)
             return {"metrics": {}}
 
         return _accepted(
@@ -253,7 +258,7 @@ class TinkerApp:
         def execute(run: Run) -> dict[str, Any]:
             metadata = body.get("user_metadata")
             path = self._engine.checkpoints.save(
-                run.run_id, name, _model(run), ttl_s=ttl_s, user_metadata=metadata
+                run.run_id, name, run.loaded(), ttl_s=ttl_s, user_metadata=metadata
             )
             return {"path": path, "type": "save_weights"}
 
@@ -276,12 +281,6 @@ class TinkerApp:
         if isinstance(promise.reply, bytes):
             return Response(promise.reply, media_type=PROTOBUF)
         return JSONResponse(promise.reply)
-
-
-def _model(run: Run) -> BigramLora:
-    if run.model is None:
-        raise RequestError(f"model {run.run_id} is not loaded", "server")
-    return run.model
 
 
 def _accepted(request_id: str) -> Response:

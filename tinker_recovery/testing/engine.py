@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from tinker_recovery.testing.actions import Request
 from tinker_recovery.testing.book import FaultBook
@@ -64,10 +64,13 @@ class Engine:
         self._lasts: dict[Request, float] = {
             "forward_backward": options.step_s,
             "save_weights": options.save_s,
+            "save_weights_external": options.save_s,
             "load_weights": options.load_s,
         }
         self.sessions = Sessions(store, wall)
-        self.checkpoints = Checkpoints(store, wall)
+        self.checkpoints = Checkpoints(store, wall, lenient=options.lenient)
+        self.wall = wall
+        """Seconds since the epoch, for expiry."""
         self.requests: Counter[str] = Counter()
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -333,9 +336,10 @@ class Engine:
         name: str,
         execute: Callable[[Run], Reply],
         *,
-        overwrite: bool,
+        kind: Literal["weights", "external_weights"] = "weights",
+        overwrite: bool = False,
     ) -> str:
-        """Queue a save; see :meth:`submit`.
+        """Queue a save, or an export; see :meth:`submit`.
 
         Raises:
             ServiceError: Also 400 for a name with other characters than allowed; 409 if it is
@@ -346,12 +350,13 @@ class Engine:
         if seq_id in run.requests:
             return run.requests[seq_id]
         self.checkpoints.check_name(name)
-        path = f"tinker://{run.run_id}/weights/{name}"
-        stored = any(facts["name"] == name for facts in self.checkpoints.of(run.run_id))
+        path = f"tinker://{run.run_id}/{kind}/{name}"
+        stored = any(facts["name"] == name for facts in self.checkpoints.of(run.run_id, kind))
         queued = path in self._saves and not self._saves[path].done
         if (stored or queued) and not overwrite:
             raise ServiceError(409, f"a checkpoint named {name!r} exists")
-        request_id = self.submit(run.run_id, seq_id, "save_weights", execute)
+        request: Request = "save_weights" if kind == "weights" else "save_weights_external"
+        request_id = self.submit(run.run_id, seq_id, request, execute)
         self._saves[path] = self._promises[request_id]
         return request_id
 

@@ -32,6 +32,8 @@ class Options(TypedDict, total=False):
         restart: What becomes of the runs of an earlier life on the same folder.
         cold_optimizer: Whether every load with optimizer leaves the moments at zero, and says
             nothing.
+        lenient: Whether loads do not look at checksums, so that a flipped bit or a NaN loads
+            silently. What cannot be parsed at all fails to load all the same.
     """
 
     api_key: str
@@ -42,6 +44,7 @@ class Options(TypedDict, total=False):
     load_s: float
     restart: Restart
     cold_optimizer: bool
+    lenient: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,7 @@ class ServerOptions:
     load_s: float = 0.0
     restart: Restart = "corrupted"
     cold_optimizer: bool = False
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         if self.restart not in get_args(Restart):

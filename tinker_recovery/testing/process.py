@@ -37,7 +37,8 @@ class LocalTinkerProcess:
     Args:
         root: Where runs and checkpoints are kept; they survive :meth:`kill` and :meth:`restart`.
         options: See :class:`~tinker_recovery.testing.options.Options`: ``api_key``, ``jwt``,
-            ``long_poll_s``, ``step_s``, ``save_s``, ``load_s``, ``restart``, ``cold_optimizer``.
+            ``long_poll_s``, ``step_s``, ``save_s``, ``load_s``, ``restart``, ``cold_optimizer``,
+            ``lenient``.
             ``restart`` says what becomes of the runs when it is killed and started again.
     """
 

@@ -52,7 +52,7 @@ class Reading:
     async def run_checkpoints(self, request: Request) -> Response:
         """The checkpoints of one run."""
         run = self._engine.run(request.path_params["run"])
-        found = [_checkpoint(facts) for facts in self._checkpoints.of(run.run_id)]
+        found = [_checkpoint(facts) for facts in self._checkpoints.every(run.run_id)]
         return JSONResponse({"checkpoints": found})
 
     async def checkpoints(self, request: Request) -> Response:
@@ -60,7 +60,7 @@ class Reading:
         found = [
             _checkpoint(facts)
             for run in self._engine.runs()
-            for facts in reversed(self._checkpoints.of(run.run_id))
+            for facts in reversed(self._checkpoints.every(run.run_id))
         ]
         page, cursor = _page(request, found)
         return JSONResponse({"checkpoints": page, "cursor": cursor})
@@ -134,7 +134,7 @@ class Reading:
         checkpoints = [
             checkpoint
             for run in self._runs_of(facts["session_id"])
-            for checkpoint in self._checkpoints.of(run.run_id)
+            for checkpoint in self._checkpoints.every(run.run_id)
         ]
         return _without_nulls(
             {
@@ -187,8 +187,8 @@ def _checkpoint(facts: dict[str, Any]) -> dict[str, Any]:
     expires = facts["expires"]
     return _without_nulls(
         {
-            "checkpoint_id": f"weights/{facts['name']}",
-            "checkpoint_type": "training",
+            "checkpoint_id": f"{facts['kind']}/{facts['name']}",
+            "checkpoint_type": "training" if facts["kind"] == "weights" else "external",
             "time": facts["time"],
             "tinker_path": facts["path"],
             "size_bytes": facts["size_bytes"],

@@ -158,6 +158,16 @@ class Run:
         """Optimizer steps contained in its weights; 0 if they are lost."""
         return self.model.steps if self.model else 0
 
+    def loaded(self) -> BigramLora:
+        """Its model.
+
+        Raises:
+            RequestError: Its weights are lost.
+        """
+        if self.model is None:
+            raise RequestError(f"model {self.run_id} is not loaded", "server")
+        return self.model
+
     def state(self) -> RunState:
         """What is inside."""
         digests = self.model.digests() if self.model else ("", "")

@@ -22,10 +22,11 @@ import tinker
 from tinker_recovery.testing.actions import Category, Request
 from tinker_recovery.testing.book import FaultBook, FiredFault
 from tinker_recovery.testing.control import check_outage, fail_session
+from tinker_recovery.testing.damage import Damage
 from tinker_recovery.testing.faults import FaultRule
 from tinker_recovery.testing.hosting import Host, listen
 from tinker_recovery.testing.options import Options, ServerOptions
-from tinker_recovery.testing.runs import RunState
+from tinker_recovery.testing.runs import RunState, ServiceError
 
 _T = TypeVar("_T")
 
@@ -61,7 +62,8 @@ class LocalTinker:
         clock: Seconds that ``for_s``, ``after_s`` and ``delay_s`` are counted in; a test may move
             it as it likes.
         options: See :class:`~tinker_recovery.testing.options.Options`: ``api_key``, ``jwt``,
-            ``long_poll_s``, ``step_s``, ``save_s``, ``load_s``, ``restart``, ``cold_optimizer``.
+            ``long_poll_s``, ``step_s``, ``save_s``, ``load_s``, ``restart``, ``cold_optimizer``,
+            ``lenient``.
     """
 
     def __init__(
@@ -198,6 +200,24 @@ class LocalTinker:
     def end_outage(self) -> None:
         """Be up again, at the same address."""
         self._have(lambda host: host.end_outage())
+
+    def damage(self, path: str, how: Damage) -> None:
+        """Let something happen to a stored checkpoint, or export, that the service does not know.
+
+        By itself it refuses to load what was damaged; with the option ``lenient`` it loads whatever
+        can be parsed.
+
+        Args:
+            path: Its ``tinker://`` path.
+            how: One of :data:`~tinker_recovery.testing.damage.Damage`.
+
+        Raises:
+            ValueError: There is no such checkpoint, or no such damage.
+        """
+        try:
+            self._ask(lambda host: host.engine.checkpoints.damage(path, how))
+        except ServiceError as error:
+            raise ValueError(f"path={path!r} is not allowed: {error}") from error
 
     # What happened
 

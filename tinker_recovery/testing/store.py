@@ -1,6 +1,7 @@
 """Runs and checkpoints on disk, written so that a kill at any moment loses nothing once said.
 
-A checkpoint is a safetensors file and a JSON file beside it, in the folder ``weights`` of its run.
+A checkpoint is a safetensors file and a JSON file beside it, in the folder of its kind (``weights``
+or, of an export, ``external_weights``) in that of its run.
 The JSON file is written last, names the other and its SHA-256, and is what makes the checkpoint
 exist; so an overwriting save is the old checkpoint or the new one, never half of each.
 """
@@ -20,6 +21,9 @@ from uuid import uuid4
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
+
+KINDS = ("weights", "external_weights")
+"""The kinds of checkpoint, as they are named in a path."""
 
 
 class DamagedCheckpoint(Exception):
@@ -65,7 +69,8 @@ class Store:
 
     def _facts(self, run: Path) -> Iterator[dict[str, Any]]:
         """Of the run itself, if it is there, and of its checkpoints."""
-        for file in [run / "run.json", *(run / "weights").glob("*.json")]:
+        checkpoints = [file for kind in KINDS for file in (run / kind).glob("*.json")]
+        for file in [run / "run.json", *checkpoints]:
             if file.exists():
                 yield json.loads(file.read_text())
 
@@ -85,7 +90,8 @@ class Store:
     def save_run(self, run_id: str, facts: Mapping[str, Any]) -> None:
         """What a run says of itself."""
         folder = self._run(run_id)
-        (folder / "weights").mkdir(parents=True, exist_ok=True)
+        for kind in KINDS:
+            (folder / kind).mkdir(parents=True, exist_ok=True)
         file = folder / "run.json"
         serial = json.loads(file.read_text())["serial"] if file.exists() else self._next()
         _write(file, json.dumps({**facts, "serial": serial}).encode())
@@ -103,15 +109,15 @@ class Store:
         tensors: Mapping[str, NDArray[Any]],
         facts: Mapping[str, Any],
     ) -> int:
-        """Store a checkpoint, in the place of one of that name; returns its size in bytes."""
+        """Store a checkpoint of the kind it says, in the place of one of that name; its size."""
         content = safetensors.numpy.save({key: np.array(value) for key, value in tensors.items()})
-        file = self._file(run_id, name)
+        file = self._file(run_id, name, facts["kind"])
         tensors_file = file.with_name(f"{file.stem}.{uuid4().hex[:8]}.safetensors")
         _write(tensors_file, content)
         told = {
             "file": tensors_file.name,
             "sha256": hashlib.sha256(content).hexdigest(),
-            "size_bytes": len(content),
+            "size_bytes": len(content) + len(facts.get("config", "").encode()),
             "serial": self._next(),
         }
         self.save_facts(run_id, name, {**facts, **told})
@@ -120,37 +126,57 @@ class Store:
                 other.unlink()
         return len(content)
 
-    def _file(self, run_id: str, name: str) -> Path:
-        return self._run(run_id) / "weights" / f"{quote(name, safe='')}.json"
+    def _file(self, run_id: str, name: str, kind: str) -> Path:
+        return self._run(run_id) / kind / f"{quote(name, safe='')}.json"
+
+    def tensors_file(self, run_id: str, facts: Mapping[str, Any]) -> Path:
+        """The safetensors file of a checkpoint, by what it says of itself."""
+        return self._run(run_id) / str(facts["kind"]) / str(facts["file"])
 
     def save_facts(self, run_id: str, name: str, facts: Mapping[str, Any]) -> None:
         """What a checkpoint says of itself, replaced."""
-        _write(self._file(run_id, name), json.dumps(facts).encode())
+        _write(self._file(run_id, name, facts["kind"]), json.dumps(facts).encode())
 
-    def checkpoints(self, run_id: str) -> list[dict[str, Any]]:
-        """What the checkpoints of a run say of themselves, oldest first."""
-        found = [
-            json.loads(file.read_text()) for file in (self._run(run_id) / "weights").glob("*.json")
-        ]
+    def checkpoints(self, run_id: str, kind: str) -> list[dict[str, Any]]:
+        """What the checkpoints of a run say of themselves, those of one kind, oldest first."""
+        found = [json.loads(file.read_text()) for file in (self._run(run_id) / kind).glob("*.json")]
         return sorted(found, key=lambda facts: int(facts["serial"]))
 
-    def tensors(self, run_id: str, facts: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    def content(self, run_id: str, facts: Mapping[str, Any]) -> bytes:
+        """The bytes of a checkpoint as they are, by what it says of itself.
+
+        Raises:
+            DamagedCheckpoint: They are missing.
+        """
+        try:
+            return self.tensors_file(run_id, facts).read_bytes()
+        except OSError as error:
+            raise DamagedCheckpoint("its weights are missing") from error
+
+    def tensors(
+        self, run_id: str, facts: Mapping[str, Any], *, lenient: bool
+    ) -> dict[str, NDArray[Any]]:
         """The contents of a checkpoint, by what it says of itself.
+
+        Args:
+            run_id: Its run.
+            facts: What it says of itself.
+            lenient: Whether its checksum is not looked at.
 
         Raises:
             DamagedCheckpoint: They are missing, or not what was saved.
         """
-        try:
-            content = (self._run(run_id) / "weights" / str(facts["file"])).read_bytes()
-        except OSError as error:
-            raise DamagedCheckpoint("its weights are missing") from error
-        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+        content = self.content(run_id, facts)
+        if not lenient and hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise DamagedCheckpoint("its weights are damaged: the checksum differs")
-        return dict(safetensors.numpy.load(content))
+        try:
+            return dict(safetensors.numpy.load(content))
+        except safetensors.SafetensorError as error:
+            raise DamagedCheckpoint(f"its weights cannot be read: {error}") from error
 
-    def delete_checkpoint(self, run_id: str, name: str) -> None:
+    def delete_checkpoint(self, run_id: str, name: str, kind: str) -> None:
         """Remove a checkpoint; it stops existing first and frees its space then."""
-        file = self._file(run_id, name)
+        file = self._file(run_id, name, kind)
         file.unlink(missing_ok=True)
         for tensors_file in file.parent.glob(f"{glob_escape(file.stem)}.????????.safetensors"):
-            tensors_file.unlink()
+            tensors_file.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""What can happen to a stored checkpoint's file, done to its bytes. Pure."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+Damage = Literal[
+    "truncated",
+    "trailing_byte",
+    "header_flip",
+    "hole",
+    "zero_tail",
+    "bit_flip",
+    "nan",
+    "deleted",
+    "no_metadata",
+]
+"""What can happen:
+
+- ``truncated``: the last third of the file is missing.
+- ``trailing_byte``: one byte follows the last tensor.
+- ``header_flip``: a bit of the header is flipped, and it is JSON no longer.
+- ``hole``: unused bytes lie between two tensors.
+- ``zero_tail``: the file reads as zeros from the middle of its last weights on, as one does that
+  was being extended when the machine went down.
+- ``bit_flip``: one bit of the weights is flipped, which leaves a number like any other.
+- ``nan``: one of the weights is NaN.
+- ``deleted``: the file is gone, and the checkpoint is still listed.
+- ``no_metadata``: the user_metadata is gone.
+"""
+
+_HOLE = 64
+_WEIGHTS = ("lora_a", "lora_b")
+"""The trained weights, in the order of the file; the rest is the optimizer's."""
+
+
+def damaged(content: bytes, how: Damage) -> bytes:
+    """A safetensors file's bytes after something happened to it.
+
+    Raises:
+        ValueError: There is no such damage to a file.
+    """
+    if how not in _TO_BYTES:
+        raise ValueError(f"how={how!r} is not allowed: {', '.join(get_args(Damage))}")
+    return _TO_BYTES[how](content)
+
+
+def _flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def _header(content: bytes) -> tuple[dict[str, Any], int]:
+    """The header, and where the tensors begin."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:start]), start
+
+
+def _place(content: bytes, tensor: str) -> tuple[int, int]:
+    header, start = _header(content)
+    begin, end = header[tensor]["data_offsets"]
+    return start + begin, start + end
+
+
+def _with_a_hole(content: bytes) -> bytes:
+    header, start = _header(content)
+    end_of_first = min(facts["data_offsets"][1] for facts in header.values())
+    for facts in header.values():
+        begin, end = facts["data_offsets"]
+        if begin >= end_of_first:
+            facts["data_offsets"] = [begin + _HOLE, end + _HOLE]
+    said = json.dumps(header).encode()
+    tensors = content[start:]
+    holed = tensors[:end_of_first] + bytes(_HOLE) + tensors[end_of_first:]
+    return struct.pack("<Q", len(said)) + said + holed
+
+
+def _with_a_zero_tail(content: bytes) -> bytes:
+    begin, end = _place(content, _WEIGHTS[-1])
+    middle = (begin + end) // 2
+    return content[:middle] + bytes(len(content) - middle)
+
+
+def _with_a_nan(content: bytes) -> bytes:
+    at = _place(content, _WEIGHTS[-1])[0]
+    return content[:at] + struct.pack("<f", float("nan")) + content[at + 4 :]
+
+
+_TO_BYTES: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda content: content[: -len(content) // 3],
+    "trailing_byte": lambda content: content + b"\0",
+    "header_flip": lambda content: _flipped(content, 8),
+    "hole": _with_a_hole,
+    "zero_tail": _with_a_zero_tail,
+    # The middle of a float32: off by a hundredth of itself, and otherwise a number like any other.
+    "bit_flip": lambda content: _flipped(content, _place(content, _WEIGHTS[0])[0] + 2),
+    "nan": _with_a_nan,
+}

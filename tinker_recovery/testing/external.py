@@ -1,0 +1,99 @@
+"""The routes of exports: a run's weights as files for others, behind addresses that expire."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tinker_recovery.testing.auth import SIGNED
+from tinker_recovery.testing.engine import Engine
+from tinker_recovery.testing.reading import check_ttl
+from tinker_recovery.testing.runs import Run, ServiceError
+from tinker_recovery.testing.store import DamagedCheckpoint
+
+_SIGNED_S = 3600
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+class Exports:
+    """Handlers over an engine.
+
+    Args:
+        engine: The service.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._secret = secrets.token_bytes(16)
+
+    async def save_weights_external(self, request: Request) -> Response:
+        """Queue an export of a run's weights."""
+        body = await request.json()
+        run = self._engine.run(body["model_id"])
+        name, ttl_s = body["path"], body.get("ttl_seconds")
+        check_ttl(ttl_s)
+        if body.get("age_encryption_recipients"):
+            raise ServiceError(400, "age_encryption_recipients is not offered")
+
+        def execute(run: Run) -> dict[str, Any]:
+            config = {
+                "base_model_name_or_path": run.facts["base_model"],
+                "peft_type": "LORA",
+                "r": run.facts["rank"],
+            }
+            path, size = self._engine.checkpoints.export(
+                run.run_id, name, run.loaded(), ttl_s=ttl_s, config=json.dumps(config)
+            )
+            return {"path": path, "size_bytes": size, "type": "save_weights_external"}
+
+        request_id = self._engine.submit_save(
+            run, body["seq_id"], name, execute, kind="external_weights"
+        )
+        return JSONResponse({"request_id": request_id})
+
+    async def external_weights_urls(self, request: Request) -> Response:
+        """A signed address for each file."""
+        found = request.path_params
+        if found["kind"] != "external_weights":
+            raise ServiceError(400, f"only external weights have addresses, not {found['kind']}")
+        self._engine.checkpoints.find(f"tinker://{found['run']}/external_weights/{found['name']}")
+        expires = int(self._engine.wall()) + _SIGNED_S
+        urls = {}
+        for file in (_WEIGHTS, _CONFIG):
+            place = f"{SIGNED}/{quote(found['run'])}/{found['name']}/{file}"
+            token = self._token(f"{found['run']}/{found['name']}/{file}", expires)
+            urls[file] = (
+                f"{str(request.base_url).rstrip('/')}{place}?expires={expires}&token={token}"
+            )
+        until = datetime.fromtimestamp(expires, UTC).isoformat()
+        return JSONResponse({"urls": urls, "expires": until})
+
+    async def download(self, request: Request) -> Response:
+        """One file, for whoever has its address."""
+        found, query = request.path_params, request.query_params
+        expires = int(query["expires"])
+        expected = self._token(f"{found['run']}/{found['name']}/{found['file']}", expires)
+        if not hmac.compare_digest(expected, query["token"]):
+            raise ServiceError(403, "the signature does not match")
+        if expires <= self._engine.wall():
+            raise ServiceError(403, "the signature has expired")
+        path = f"tinker://{found['run']}/external_weights/{found['name']}"
+        facts = self._engine.checkpoints.find(path)
+        if found["file"] == _CONFIG:
+            return Response(facts["config"], media_type="application/json")
+        try:
+            content = self._engine.checkpoints.content(facts)
+        except DamagedCheckpoint as error:
+            raise ServiceError(404, str(error)) from error
+        return Response(content, media_type="application/octet-stream")
+
+    def _token(self, what: str, expires: int) -> str:
+        return hmac.digest(self._secret, f"{what}?{expires}".encode(), hashlib.sha256).hex()
