@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tinker.lib.internal_client_holder import _internal_client_holder_thread_singleton as sdk
 from virtual import World
 
@@ -114,3 +118,14 @@ async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalTinker]:
 def world() -> World:
     """A clock of its own and children that do as they are told, for a supervision test."""
     return World()
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    """Every span that ended, from a provider of the test's own: a process can set only one."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    yield exporter
+    provider.shutdown()

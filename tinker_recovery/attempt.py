@@ -392,6 +392,7 @@ class Attempt:
             step=self.client.step,
             error=error,
             failed_step=failed_step,
+            silent_s=self.client.silent_s() or 0.0,
         )
         if self._run.policy.enabled:
             self.client.retire(f"the attempt ended by a fault ({row.kind.value})")

@@ -8,7 +8,7 @@ on the newer can be used.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,7 +39,7 @@ from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, StatusUnav
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
-from tinker_recovery.telemetry import EventSink, names, phase
+from tinker_recovery.telemetry import EventSink, names, phase, refuse
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -177,8 +177,9 @@ class Choice:
         """What to try, in lists, each asked for only when nothing before it could be used."""
         run = self._run
         if isinstance(self._wanted, AtPath):
-            with phase(names.SPAN_SELECT), self._waiting:
+            with phase(names.SPAN_SELECT) as span, self._waiting:
                 found = [await find_checkpoint(run.reader, self._wanted.path)]
+                span.set_attribute(names.CHECKPOINTS_FOUND, len(found))
             yield found
             return
         together: list[CheckpointRecord] = []
@@ -217,7 +218,7 @@ class Choice:
     async def _on_segment(self, segment: Segment, limit: float) -> list[CheckpointRecord]:
         """The checkpoints of one segment that the run may go back to."""
         run = self._run
-        with phase(names.SPAN_SELECT, {names.RUN_ID: segment.run_id}):
+        with phase(names.SPAN_SELECT, {names.RUN_ID: segment.run_id}) as span:
             with self._waiting:
                 listed = await list_checkpoints(run.reader, segment.run_id)
             trusted = min(limit, run.trust.trusted_to(segment))
@@ -234,17 +235,19 @@ class Choice:
                 for each in listed
                 if each.record is None and each.path in known
             ]
-            return eligible(segment, trusted, [each.record for each in listed if each.record])
+            found = eligible(segment, trusted, [each.record for each in listed if each.record])
+            span.set_attribute(names.CHECKPOINTS_FOUND, len(found))
+            return found
 
     async def _is_valid(self, record: CheckpointRecord, *, only_looking: bool) -> bool:
         """Whether nothing speaks against it; what does is noted, and what is chosen is told."""
-        with phase(names.SPAN_VALIDATE, {names.CHECKPOINT_PATH: record.path}) as span:
+        with phase(names.SPAN_VALIDATE, as_attributes(record)) as span:
             reason = self._objection(record) or await self._weights_objection(record)
             if reason is None:
                 if not only_looking:
                     self._tell(record)
                 return True
-            span.set_attribute(names.REASON, reason)
+            refuse(span, names.BAD_CHECKPOINT, reason)
             self._refused.append(f"{record.path}: {reason}")
             return False
 
@@ -283,17 +286,21 @@ class Choice:
 
     def _tell(self, checkpoint: CheckpointRecord | None) -> None:
         step = self._run.start_step if checkpoint is None else checkpoint.step
-        path: Mapping[str, str] = (
-            {} if checkpoint is None else {names.CHECKPOINT_PATH: checkpoint.path}
-        )
         self._events.emit(
             names.EVENT_CHECKPOINT_SELECTED,
             self._run.name,
             f"no checkpoint yet: the run starts over at step {step}"
             if checkpoint is None
             else f"{checkpoint.path}, at step {step}",
-            {**path, names.CHECKPOINT_STEP: step},
+            {**as_attributes(checkpoint), names.CHECKPOINT_STEP: step},
         )
+
+
+def as_attributes(checkpoint: CheckpointRecord | None) -> dict[str, str | int]:
+    """A checkpoint as spans and events tell it; nothing where the run starts over."""
+    if checkpoint is None:
+        return {}
+    return {names.CHECKPOINT_PATH: checkpoint.path, names.CHECKPOINT_STEP: checkpoint.step}
 
 
 async def list_checkpoints(reader: StatusReader, run_id: str) -> list[Listed]:

@@ -11,7 +11,7 @@ import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import anyio
 
@@ -26,7 +26,7 @@ from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.restoration import Restorable, Restoration, Restored
 from tinker_recovery.service import Backend, SupervisedClient
 from tinker_recovery.supervision import Child
-from tinker_recovery.telemetry import EventSink, names, new_trace, past_span, phase
+from tinker_recovery.telemetry import EventSink, RunTrace, names, past_span, phase, refuse, trying
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,25 @@ class Recovery:
     service_s: float
 
 
+class Ended(NamedTuple):
+    """How dealing with one fault ended.
+
+    Attributes:
+        outcome: One of ``names.OUTCOMES``.
+        error: What the run was given up with, or was left alone with.
+    """
+
+    outcome: str
+    error: BaseException | None = None
+
+
 class Recoverable(Restorable, Protocol):
     """A run as the Executor sees it."""
+
+    @property
+    def trace(self) -> RunTrace:
+        """Its spans, and how they are linked."""
+        ...
 
     @property
     def budget(self) -> AttemptBudget:
@@ -139,22 +156,27 @@ class Executor:
     async def _handle(self, fault: Fault) -> None:
         run = self._find(fault.run)
         if run is not None and run.awaits(fault):
-            attributes = {
-                names.RUN: run.name,
-                names.LINEAGE: run.lineage,
+            attributes: dict[str, str | int] = {
                 names.RUN_ID: fault.run_id,
+                names.ATTEMPT: fault.attempt,
                 names.FAULT_KIND: fault.row.kind.value,
                 names.FAULT_REASON: fault.row.reason,
                 names.FAULT_DETECTED_BY: fault.ear.value,
                 names.FAULT_STEP: fault.step,
                 names.VERDICT: fault.row.verdict.value,
             }
-            with new_trace(names.SPAN_RECOVERY, attributes, start_ns=fault.detected_ns):
+            # It may have gone unseen since something last made progress.
+            began_ns = fault.detected_ns - int(fault.silent_s * 1e9)
+            with run.trace.recovery(attributes, start_ns=began_ns) as incident:
                 past_span(
                     names.SPAN_DETECT,
-                    {names.FAULT_DETECTED_BY: fault.ear.value},
-                    start_ns=fault.detected_ns,
-                    end_ns=int(self._clock.wall() * 1e9),
+                    {
+                        names.FAULT_DETECTED_BY: fault.ear.value,
+                        names.FAULT_KIND: fault.row.kind.value,
+                        names.SILENT_S: fault.silent_s,
+                    },
+                    start_ns=began_ns,
+                    end_ns=fault.detected_ns,
                 )
                 self._events.emit(
                     names.EVENT_DETECTED,
@@ -162,15 +184,22 @@ class Executor:
                     f"{fault.row.kind.value} at step {fault.step}: {fault.row.reason}",
                     attributes,
                 )
-                if self._policy.enabled and fault.row.verdict is not Verdict.GIVE_UP:
-                    await self._recover(run, fault)
-                else:
-                    await self._call(
-                        self._policy.on_failure, "on_failure", fault.run_id, fault.as_error()
-                    )
+                ended = Ended(names.INTERRUPTED)
+                try:
+                    if self._policy.enabled and fault.row.verdict is not Verdict.GIVE_UP:
+                        ended = await self._recover(run, fault)
+                    else:
+                        ended = Ended(names.OBSERVED, fault.as_error())
+                        await self._call(
+                            self._policy.on_failure, "on_failure", fault.run_id, ended.error
+                        )
+                finally:
+                    incident.set_attribute(names.OUTCOME, ended.outcome)
+                if ended.error is not None:
+                    refuse(incident, type(ended.error).__qualname__, str(ended.error))
         self._channel.acknowledge(fault)
 
-    async def _recover(self, run: Recoverable, fault: Fault) -> None:
+    async def _recover(self, run: Recoverable, fault: Fault) -> Ended:
         await self._look_for_progress(run)
         run.budget.note_error(fault.as_error())
         patience = fault.row.verdict is Verdict.WAIT
@@ -183,17 +212,18 @@ class Executor:
             if waited_s > self._policy.max_wait_s if patience else not number:
                 break
             tries = max(tries + 1, number)
-            await self._back_off(run, tries)
+            await self._back_off(tries)
             self._events.emit(
                 names.EVENT_STARTED,
                 run.name,
                 "trying again after a wait"
                 if patience
                 else f"recovery attempt {number} of {self._policy.max_attempts}",
-                {names.ATTEMPT: tries},
+                {names.TRY: tries},
             )
             try:
-                await self._attempt(run, fault)
+                with trying(tries):
+                    return await self._attempt(run, fault)
             except anyio.get_cancelled_exc_class():
                 if number:
                     # The Executor ends, or has crashed; the next one has the attempt in full.
@@ -202,18 +232,16 @@ class Executor:
             except CheckpointError as error:
                 self._failed(run, tries, error)
                 await self._give_up(run, fault, error)
-                return
+                return Ended(names.NO_CHECKPOINT, error)
             except Exception as error:  # noqa: BLE001 - whatever a service answers costs one attempt, never the run
                 self._failed(run, tries, error)
                 row = judge(error, Place.CREATE, self._policy.retryable_errors)
                 if row is not None and row.verdict is Verdict.GIVE_UP:
-                    await self._refused(run, fault, row)
-                    return
+                    return await self._refused(run, fault, row)
                 patience = row is not None and row.verdict is Verdict.WAIT
-            else:
-                return
-        if run.awaits(fault):  # else the user's own code ended the run meanwhile
-            await self._exhausted(run, fault, patience=patience)
+        if not run.awaits(fault):
+            return Ended(names.ABANDONED)  # the user's own code ended the run meanwhile
+        return await self._exhausted(run, fault, patience=patience)
 
     async def _look_for_progress(self, run: Recoverable) -> None:
         """A fault overtakes the answer to a save: see what is stored before giving a run up."""
@@ -221,7 +249,7 @@ class Executor:
             return
         began = self._clock.monotonic()
         for tries in itertools.count(1):
-            await self._back_off(run, tries)
+            await self._back_off(tries)
             try:
                 looking = Choice(
                     run,
@@ -245,7 +273,7 @@ class Executor:
         row = judge(error, Place.CREATE, self._policy.retryable_errors)
         return row is not None and row.verdict is Verdict.WAIT
 
-    async def _refused(self, run: Recoverable, fault: Fault, row: Row) -> None:
+    async def _refused(self, run: Recoverable, fault: Fault, row: Row) -> Ended:
         errors = run.budget.errors
         refused = RecoveryRefused(
             f"run {run.name!r} cannot be recovered, because {row.reason}: {errors[-1]!r}",
@@ -256,8 +284,9 @@ class Executor:
             names.EVENT_GAVE_UP, run.name, str(refused), {names.FAULT_KIND: row.kind.value}
         )
         await self._give_up(run, fault, refused)
+        return Ended(names.REFUSED, refused)
 
-    async def _exhausted(self, run: Recoverable, fault: Fault, *, patience: bool) -> None:
+    async def _exhausted(self, run: Recoverable, fault: Fault, *, patience: bool) -> Ended:
         errors = run.budget.errors
         spent = (
             f"{self._policy.max_wait_s:g} s of waiting for the service"
@@ -275,6 +304,7 @@ class Executor:
         )
         self._events.emit(names.EVENT_EXHAUSTED, run.name, str(exhausted), {})
         await self._give_up(run, fault, exhausted)
+        return Ended(names.EXHAUSTED, exhausted)
 
     def _failed(self, run: Recoverable, attempt: int, error: Exception) -> None:
         run.budget.note_error(error)
@@ -282,20 +312,20 @@ class Executor:
             names.EVENT_FAILED,
             run.name,
             f"recovery attempt {attempt} failed: {error}",
-            {names.ATTEMPT: attempt, names.ERROR_TYPE: type(error).__qualname__},
+            {names.TRY: attempt, names.ERROR_TYPE: type(error).__qualname__},
         )
 
     async def _give_up(self, run: Recoverable, fault: Fault, error: BaseException) -> None:
         await self._call(self._policy.on_failure, "on_failure", fault.run_id, error)
         run.give_up(error)
 
-    async def _back_off(self, run: Recoverable, attempt: int) -> None:
+    async def _back_off(self, attempt: int) -> None:
         delay_s = self._policy.backoff_before(attempt, self._clock.random())
         if delay_s > 0:
-            with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.RUN: run.name}):
+            with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.TRY: attempt}):
                 await self._clock.sleep(delay_s)
 
-    async def _attempt(self, run: Recoverable, fault: Fault) -> None:
+    async def _attempt(self, run: Recoverable, fault: Fault) -> Ended:
         waiting = ServiceTime(self._clock)
         restoration = Restoration(
             run,
@@ -309,7 +339,7 @@ class Executor:
         taken = False  # until the hand-over the new client is nobody's but ours to close
         try:
             if not run.awaits(fault):
-                return
+                return Ended(names.ABANDONED)
             old, new = run.take_over(restored)
             taken = True
         finally:
@@ -318,7 +348,13 @@ class Executor:
         checkpoint = restored.checkpoint
         with phase(names.SPAN_RESUME) as span:
             replayed = max(0, fault.step - new.step)
-            span.set_attribute(names.REPLAYED_STEPS, replayed)
+            span.set_attributes(
+                {
+                    names.REPLAYED_STEPS: replayed,
+                    names.CHECKPOINT_STEP: new.step,
+                    names.ATTEMPT: fault.attempt + 1,
+                }
+            )
             run.budget.note_recovered(new.step)
             await self._skip_what_faults_again(run, fault)
             await self._call(self._policy.on_recovery, "on_recovery", old, new, checkpoint)
@@ -337,6 +373,7 @@ class Executor:
                 {names.CHECKPOINT_STEP: new.step, names.REPLAYED_STEPS: replayed},
             )
             run.resume(recovery)
+        return Ended(names.RECOVERED)
 
     async def _skip_what_faults_again(self, run: Recoverable, fault: Fault) -> None:
         step = run.step_to_skip()

@@ -370,6 +370,8 @@ class Fault:
         error: The exception, where there was one.
         detected_at: Monotonic seconds.
         detected_ns: Nanoseconds since the epoch, for spans.
+        silent_s: Seconds since anything of the attempt had last made progress: as long as the
+            fault can have gone unseen.
     """
 
     run: str
@@ -382,6 +384,7 @@ class Fault:
     failed_step: int | None = None
     detected_at: float = field(default_factory=time.monotonic)
     detected_ns: int = field(default_factory=time.time_ns)
+    silent_s: float = 0.0
 
     def as_error(self) -> BaseException:
         """The exception behind the fault, or one that says what was observed."""

@@ -15,14 +15,14 @@ from tinker.types import RequestErrorCategory
 
 from tinker_recovery.canary import Answer, answer_of, distance
 from tinker_recovery.checkpoints import CheckpointRecord
-from tinker_recovery.choice import Choice, Chooser, ServiceTime
+from tinker_recovery.choice import Choice, Chooser, ServiceTime, as_attributes
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import DeadlineExceeded, NoUsableCheckpoint
 from tinker_recovery.faults import causes
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.service import Backend, Connection, FromCheckpoint, Origin
 from tinker_recovery.service.waiting import result_of
-from tinker_recovery.telemetry import EventSink, names, phase
+from tinker_recovery.telemetry import EventSink, names, phase, refuse
 
 
 class Restorable(Chooser, Protocol):
@@ -143,12 +143,17 @@ class Restoration:
         told = False
         try:
             with phase(
-                names.SPAN_CREATE, {names.RESTORE_OPTIMIZER: self._policy.restore_optimizer}
-            ):
+                names.SPAN_CREATE,
+                {
+                    **as_attributes(checkpoint),
+                    names.RESTORE_OPTIMIZER: self._policy.restore_optimizer,
+                },
+            ) as span:
                 with self._waiting:
                     connection = await self._backend.connect(
                         origin, deadline_s=self._policy.create_timeout_s
                     )
+                span.set_attribute(names.RUN_ID, connection.run_id)
                 self._events.emit(
                     names.EVENT_CLIENT_CREATED,
                     self._run.name,
@@ -167,7 +172,7 @@ class Restoration:
         """What the canary says on the new client, and what speaks against using it."""
         if self._policy.canary is None:
             return None, None
-        with phase(names.SPAN_VERIFY) as span, self._waiting:
+        with phase(names.SPAN_VERIFY, as_attributes(checkpoint)) as span, self._waiting:
             looking = connection.training.forward(list(self._policy.canary), "cross_entropy")
             try:
                 with anyio.fail_after(self._policy.create_timeout_s):
@@ -187,7 +192,7 @@ class Restoration:
                 "the weights it restores are not the ones that were saved: the canary's logprobs "
                 f"differ by up to {distance(answer, expected):.3g}"
             )
-            span.set_attribute(names.REASON, objected)
+            refuse(span, names.BAD_CHECKPOINT, objected)
             return answer, objected
 
     async def discard(self, connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import secrets
@@ -37,7 +38,7 @@ from tinker_recovery.service import (
     SupervisedClient,
 )
 from tinker_recovery.service.base import CloseStatus
-from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.telemetry import EventSink, RunTrace, names
 from tinker_recovery.trust import Trust
 
 logger = logging.getLogger(names.SCOPE)
@@ -74,6 +75,8 @@ class SupervisedRun:
         """Where the client's thread leaves word."""
         self.name = name
         self.lineage = secrets.token_hex(8)
+        self.trace = RunTrace(name, self.lineage)
+        """Its spans, and how they are linked."""
         self.origin = origin
         self.root = root
         self.start_step = start_step
@@ -115,6 +118,7 @@ class SupervisedRun:
         self._ready: Attempt | None = None
         self._failure: BaseException | None = None
         self._news = anyio.Event()
+        self.trace.started(start_step)
 
     def __repr__(self) -> str:
         return f"<SupervisedRun {self.name!r}, {self.state}, attempt {len(self.attempts)}>"
@@ -296,7 +300,7 @@ class SupervisedRun:
     def begin(self, connection: Connection) -> Attempt:
         """The first attempt, on a client made by the user's own choice of start."""
         attempt = self._attempt(connection, self.root)
-        self.attempts.append(attempt)
+        self._join(attempt)
         if self.origin is None:
             # An adopted client cannot be made again, so it needs something to recover from.
             attempt.client.save(attempt.saver.begin)
@@ -327,7 +331,7 @@ class SupervisedRun:
         """Let the loop run again on the client held ready."""
         if self._ready is None:
             raise UsageError("take_over() comes before resume()")
-        self.attempts.append(self._ready)
+        self._join(self._ready)
         self.recoveries.append(recovery)
         self._ready = None
         self._incident = None
@@ -343,15 +347,25 @@ class SupervisedRun:
         self._failure = error
         self._news.set()
 
+    def _join(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+        self.trace.segment_began(attempt.segment, attempt.number)
+
+    def end(self, error: BaseException | None) -> None:
+        """The run is over: well, or by this error."""
+        self.ended = True
+        step = self.start_step if self.current is None else self.current.client.step
+        self.trace.ended(step=step, recoveries=len(self.recoveries), error=error)
+
     async def next_attempt(self) -> Attempt:
         """Wait for the recovery under way; raises the error the run was given up with."""
         try:
             await self._news.wait()
-        except BaseException:
-            self.ended = True  # whoever waited for it has left, and knows
+        except BaseException as error:
+            self.end(error)  # whoever waited for it has left, and knows
             raise
         if self._failure is not None:
-            self.ended = True
+            self.end(self._failure)
             raise self._failure
         if self.current is None:
             raise UsageError(f"run {self.name!r} has no attempt")
@@ -369,7 +383,7 @@ class SupervisedRun:
             # Whoever is to hear of it hears of it before the error leaves.
             with anyio.move_on_after(2 * self.policy.close_timeout_s):
                 await self._settled(fault)
-        self.ended = True
+        self.end(error)
         status: CloseStatus = "success"
         if error is not None:
             status = "errored" if isinstance(error, Exception) else "interrupted"
@@ -397,6 +411,7 @@ class SupervisedRun:
                 run=self.name,
                 errors=[self._incident.as_error()],
             )
+        self.end(self._failure or asyncio.CancelledError("the supervisor ended"))
         # Whoever still waits for the recovery, in another task, would wait for ever.
         self._news.set()
 

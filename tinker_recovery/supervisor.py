@@ -298,11 +298,11 @@ class Supervisor(AsyncContextManagerMixin):
             )
         except Exception as error:
             if not run.start_failed(error):
-                run.ended = True
+                run.end(error)
                 raise
             return await run.next_attempt()
-        except BaseException:
-            run.ended = True  # cancelled: its name is free again
+        except BaseException as error:
+            run.end(error)  # cancelled: its name is free again
             raise
         return run.begin(connection)
 

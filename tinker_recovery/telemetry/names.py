@@ -15,6 +15,12 @@ SPAN_CREATE: Final = "recovery.create_client"
 SPAN_VERIFY: Final = "recovery.verify"
 SPAN_RESUME: Final = "recovery.resume"
 
+# Short root spans of their own, since one that stays open for days is lost in a crash.
+SPAN_RUN_START: Final = "run.start"
+SPAN_SEGMENT: Final = "run.segment"
+"""A stretch of training begins, on a client of its own."""
+SPAN_RUN_END: Final = "run.end"
+
 # Events, on the span they belong to and in the log.
 EVENT_DETECTED: Final = "recovery.detected"
 EVENT_STARTED: Final = "recovery.started"
@@ -31,21 +37,72 @@ EVENT_CHECKPOINT_SAVED: Final = "checkpoint.saved"
 EVENT_CHECKPOINT_BAD: Final = "checkpoint.bad"
 EVENT_CHECKPOINT_SAVE_FAILED: Final = "checkpoint.save_failed"
 
-# Attributes.
-RUN: Final = "tinker_recovery.run"
-LINEAGE: Final = "tinker_recovery.lineage"
-RUN_ID: Final = "tinker_recovery.tinker_run_id"
-ATTEMPT: Final = "tinker_recovery.attempt"
+# Attributes. A name is never the namespace of another (OpenTelemetry's rule for names).
+RUN: Final = "tinker_recovery.run.name"
+LINEAGE: Final = "tinker_recovery.run.lineage"
+"""Id of the logical run, over all its Tinker runs."""
+RUN_ID: Final = "tinker_recovery.tinker_run.id"
+ATTEMPT: Final = "tinker_recovery.attempt.number"
+"""Which attempt at the loop, from 1."""
+ATTEMPT_ID: Final = "tinker_recovery.attempt.id"
+START_STEP: Final = "tinker_recovery.attempt.start_step"
+TRY: Final = "tinker_recovery.recovery.try"
+"""Which try at recovering from one incident, from 1."""
+OUTCOME: Final = "tinker_recovery.outcome"
+"""How a recovery or a run ended; one of ``OUTCOMES``."""
 FAULT_KIND: Final = "tinker_recovery.fault.kind"
 FAULT_REASON: Final = "tinker_recovery.fault.reason"
 FAULT_DETECTED_BY: Final = "tinker_recovery.fault.detected_by"
 FAULT_STEP: Final = "tinker_recovery.fault.step"
-SILENT_S: Final = "tinker_recovery.silent_s"
 VERDICT: Final = "tinker_recovery.fault.verdict"
+SILENT_S: Final = "tinker_recovery.silent_s"
 CHECKPOINT_PATH: Final = "tinker_recovery.checkpoint.path"
 CHECKPOINT_STEP: Final = "tinker_recovery.checkpoint.step"
-REPLAYED_STEPS: Final = "tinker_recovery.replayed_steps"
-RESTORE_OPTIMIZER: Final = "tinker_recovery.restore_optimizer"
-BACKOFF_S: Final = "tinker_recovery.backoff_s"
+CHECKPOINTS_FOUND: Final = "tinker_recovery.checkpoint.found"
+"""How many candidates a listing gave."""
+REPLAYED_STEPS: Final = "tinker_recovery.recovery.replayed_steps"
+RESTORE_OPTIMIZER: Final = "tinker_recovery.recovery.restore_optimizer"
+BACKOFF_S: Final = "tinker_recovery.recovery.backoff_s"
 REASON: Final = "tinker_recovery.reason"
+STEP: Final = "tinker_recovery.step"
+RECOVERIES: Final = "tinker_recovery.run.recoveries"
+LINK: Final = "tinker_recovery.link"
+"""On a link: what the span it points to is to this one; one of ``LINK_*``."""
 ERROR_TYPE: Final = "error.type"
+
+LINK_PREVIOUS: Final = "previous_recovery"
+LINK_REPLACED: Final = "replaced_segment"
+LINK_LAST_SEGMENT: Final = "last_segment"
+LINK_RUN: Final = "run_start"
+LINK_RECOVERY: Final = "recovered_by"
+LINK_CALLER: Final = "caller"
+
+# How a recovery ended.
+RECOVERED: Final = "recovered"
+EXHAUSTED: Final = "exhausted"
+REFUSED: Final = "refused"
+NO_CHECKPOINT: Final = "no_checkpoint"
+OBSERVED: Final = "observed"
+"""Recovery is off, or the fault is one that is not recovered from."""
+ABANDONED: Final = "abandoned"
+"""The user's own code ended the run meanwhile."""
+FAILED: Final = "failed"
+"""One try that failed; others may follow."""
+INTERRUPTED: Final = "interrupted"
+"""Cancelled: the Supervisor was left, or its Executor crashed and another goes on."""
+COMPLETED: Final = "completed"
+"""A run whose loop came to its end."""
+OUTCOMES: Final = (
+    RECOVERED,
+    EXHAUSTED,
+    REFUSED,
+    NO_CHECKPOINT,
+    OBSERVED,
+    ABANDONED,
+    FAILED,
+    INTERRUPTED,
+    COMPLETED,
+)
+
+BAD_CHECKPOINT: Final = "bad_checkpoint"
+"""``error.type`` of a candidate that something speaks against."""

@@ -1,0 +1,112 @@
+"""What the spans of one run have to do with each other: begin, segments, recoveries, end.
+
+Each is a trace of its own, so that a run of days is on the screen while it lasts; links join them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span, SpanContext
+
+from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.spans import Attributes, caller, mark, new_trace
+
+
+class Stretch(Protocol):
+    """A segment of a run's lineage, as its span tells it."""
+
+    @property
+    def run_id(self) -> str:
+        """The Tinker run id."""
+        ...
+
+    @property
+    def attempt(self) -> str:
+        """Id of the attempt."""
+        ...
+
+    @property
+    def start_step(self) -> int:
+        """Optimizer steps contained in the weights it started with."""
+        ...
+
+    @property
+    def parent(self) -> str | None:
+        """Path of the checkpoint it started from."""
+        ...
+
+
+class RunTrace:
+    """Remembers, for one run, the spans that later ones link to.
+
+    Args:
+        name: The run's name.
+        lineage: Id of the logical run.
+    """
+
+    def __init__(self, name: str, lineage: str) -> None:
+        self._run: Attributes = {names.RUN: name, names.LINEAGE: lineage}
+        self._start: SpanContext = INVALID_SPAN_CONTEXT
+        self._segment: SpanContext = INVALID_SPAN_CONTEXT
+        self._recovery: SpanContext = INVALID_SPAN_CONTEXT
+        self._ended = False
+
+    def started(self, step: int) -> None:
+        """The run begins at this step; to be called where the user's own span is current."""
+        self._start = mark(
+            names.SPAN_RUN_START,
+            {**self._run, names.START_STEP: step},
+            related=[(names.LINK_CALLER, caller())],
+        )
+
+    def segment_began(self, segment: Stretch, number: int) -> None:
+        """An attempt at the loop begins, on a client of its own."""
+        parent = {} if segment.parent is None else {names.CHECKPOINT_PATH: segment.parent}
+        self._segment = mark(
+            names.SPAN_SEGMENT,
+            {
+                **self._run,
+                **parent,
+                names.RUN_ID: segment.run_id,
+                names.ATTEMPT: number,
+                names.ATTEMPT_ID: segment.attempt,
+                names.START_STEP: segment.start_step,
+            },
+            related=[(names.LINK_RUN, self._start), (names.LINK_RECOVERY, self._recovery)],
+        )
+
+    @contextmanager
+    def recovery(self, attributes: Attributes, *, start_ns: int) -> Iterator[Span]:
+        """The root of one incident, linked to the one before and to the segment it replaces."""
+        related = [
+            (names.LINK_PREVIOUS, self._recovery),
+            (names.LINK_REPLACED, self._segment),
+            (names.LINK_RUN, self._start),
+        ]
+        with new_trace(
+            names.SPAN_RECOVERY, {**self._run, **attributes}, start_ns=start_ns, related=related
+        ) as span:
+            self._recovery = span.get_span_context()
+            yield span
+
+    def ended(self, *, step: int, recoveries: int, error: BaseException | None) -> None:
+        """The run is over, at this step; told once."""
+        if self._ended:
+            return
+        self._ended = True
+        outcome = names.COMPLETED
+        if error is not None:
+            outcome = names.FAILED if isinstance(error, Exception) else names.INTERRUPTED
+        mark(
+            names.SPAN_RUN_END,
+            {**self._run, names.OUTCOME: outcome, names.STEP: step, names.RECOVERIES: recoveries},
+            related=[
+                (names.LINK_RUN, self._start),
+                (names.LINK_LAST_SEGMENT, self._segment),
+                (names.LINK_PREVIOUS, self._recovery),
+            ],
+            error=error,
+        )
