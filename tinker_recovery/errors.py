@@ -16,7 +16,10 @@
     │   └── NonFiniteLoss                the loss became NaN or infinite
     ├── JournalError                     what must survive this process cannot be read or written
     ├── StaleAttempt                     a call through the client of an attempt that is over
+    ├── RunFinished                      a run of this name has come to its end before
+    ├── RunHeld                          another process trains the run (on_lease="refuse")
     └── RunFailed                        the run is over and was not recovered
+        ├── LeaseLost                    another process has taken the run over
         ├── RecoveryExhausted            max_attempts are spent; carries every attempt's error
         ├── RecoveryRefused              the service refuses the recovery for good (401, 402, ...)
         └── RecoveryLost                 the loop was left (break, return) while it had to run again
@@ -136,6 +139,44 @@ class StaleAttempt(TinkerRecoveryError):
     """
 
 
+class RunFinished(TinkerRecoveryError):
+    """A run of this name has come to its end before, so there is nothing to train.
+
+    Attributes:
+        run: The run's name.
+        checkpoint: Path of its newest checkpoint; None if it saved none.
+        step: Optimizer steps it had done.
+    """
+
+    def __init__(self, message: str, *, run: str, checkpoint: str | None, step: int) -> None:
+        super().__init__(message)
+        self.run = run
+        self.checkpoint = checkpoint
+        self.step = step
+
+
+class RunHeld(TinkerRecoveryError):
+    """Another process trains the run, and ``on_lease="refuse"`` says not to wait for it.
+
+    Attributes:
+        run: The run's name.
+        pid: The process.
+        host: Its machine.
+        since: Seconds since the epoch at which it took the run.
+        expires: The same, at which it is held to be gone unless it says otherwise.
+    """
+
+    def __init__(
+        self, message: str, *, run: str, pid: int, host: str, since: float, expires: float
+    ) -> None:
+        super().__init__(message)
+        self.run = run
+        self.pid = pid
+        self.host = host
+        self.since = since
+        self.expires = expires
+
+
 class RunFailed(TinkerRecoveryError):
     """The run is over and was not recovered.
 
@@ -150,6 +191,14 @@ class RunFailed(TinkerRecoveryError):
         self.errors = tuple(errors)
         if self.errors:
             self.__cause__ = self.errors[-1]
+
+
+class LeaseLost(RunFailed):
+    """Another process has taken the run over, so this one must not train it any further.
+
+    It happens where the processes cannot see each other (two machines, two containers) and this one
+    gave no sign of life for as long as its lease.
+    """
 
 
 class RecoveryExhausted(RunFailed):

@@ -9,31 +9,13 @@ from __future__ import annotations
 
 import enum
 import os
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tinker_recovery.errors import JournalError, UsageError
-
-SCHEMA = 1
-"""Version of the tables; a newer one is not touched."""
-
-BUSY_S = 10.0
-"""How long a write waits for another process's."""
-
-_TABLES = """
-CREATE TABLE notes (
-    service TEXT NOT NULL,
-    path TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    said TEXT NOT NULL,
-    PRIMARY KEY (service, path, kind)
-) WITHOUT ROWID;
-"""
+from tinker_recovery.errors import UsageError
+from tinker_recovery.journal.database import Database
 
 
 def default_path() -> Path:
@@ -94,8 +76,8 @@ class Notes:
 class Journal:
     """Notes on checkpoints, by service and path.
 
-    Every method may block for up to :data:`BUSY_S` seconds: call it in a worker thread. Methods may
-    be called from any thread, one at a time.
+    Every method may block for up to ``database.BUSY_S`` seconds: call it in a worker thread.
+    Methods may be called from any thread.
 
     Args:
         path: The file, made with its folder when it is not there; None keeps it in memory.
@@ -108,9 +90,9 @@ class Journal:
 
     def __init__(self, path: Path | None, *, service: str) -> None:
         self.path = path
+        self.database = Database(path)
+        """The file, shared with the records of runs."""
         self._service = service
-        self._lock = threading.Lock()
-        self._database: sqlite3.Connection | None = None
 
     def __repr__(self) -> str:
         return f"<Journal {self.path or 'in memory'}>"
@@ -123,15 +105,12 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; a later call opens it again."""
-        with self._lock:
-            if self._database is not None:
-                self._database.close()
-                self._database = None
+        self.database.close()
 
     def notes(self) -> Notes:
         """Everything noted of this service's checkpoints."""
         by_kind: dict[str, dict[str, str]] = {}
-        with self._transaction() as database:
+        with self.database.transaction() as database:
             rows: Iterable[tuple[str, str, str]] = database.execute(
                 "SELECT kind, path, said FROM notes WHERE service = ?", (self._service,)
             )
@@ -167,7 +146,7 @@ class Journal:
 
     def note_sizes(self, sizes: Mapping[str, int]) -> None:
         """Sizes at first sight; one noted before stays as it is."""
-        with self._transaction() as database:
+        with self.database.transaction() as database:
             database.executemany(
                 "INSERT OR IGNORE INTO notes VALUES (?, ?, 'size', ?)",
                 [(self._service, path, str(size)) for path, size in sizes.items()],
@@ -175,84 +154,30 @@ class Journal:
 
     def note_files(self, path: str, said: str) -> None:
         """Checksums of a checkpoint's files at first sight; those noted before stay."""
-        with self._transaction() as database:
+        with self.database.transaction() as database:
             database.execute(
                 "INSERT OR IGNORE INTO notes VALUES (?, ?, 'files', ?)", (self._service, path, said)
             )
 
     def forget(self, paths: Iterable[str]) -> None:
         """Everything noted of checkpoints that are gone for good."""
-        with self._transaction() as database:
+        with self.database.transaction() as database:
             database.executemany(
                 "DELETE FROM notes WHERE service = ? AND path = ?",
                 [(self._service, path) for path in paths],
             )
 
     def _put(self, kind: str, path: str, said: str) -> None:
-        with self._transaction() as database:
+        with self.database.transaction() as database:
             database.execute(
                 "INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?)",
                 (self._service, path, kind, said),
             )
 
     def _drop(self, kind: str, path: str) -> bool:
-        with self._transaction() as database:
+        with self.database.transaction() as database:
             gone = database.execute(
                 "DELETE FROM notes WHERE service = ? AND path = ? AND kind = ?",
                 (self._service, path, kind),
             )
             return gone.rowcount > 0
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                database = self._database or self._open()
-                database.execute("BEGIN IMMEDIATE")
-                try:
-                    yield database
-                except BaseException:
-                    database.execute("ROLLBACK")
-                    raise
-                database.execute("COMMIT")
-            except (sqlite3.Error, OSError) as error:
-                raise JournalError(
-                    f"the journal {self.path or 'in memory'} cannot be used: {error}; check the "
-                    "folder and the disk, or set TINKER_RECOVERY_STATE_DIR to another folder"
-                ) from error
-
-    def _open(self) -> sqlite3.Connection:
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        database = sqlite3.connect(
-            ":memory:" if self.path is None else self.path,
-            timeout=BUSY_S,
-            isolation_level=None,  # transactions are ours to begin and to end
-            check_same_thread=False,
-        )
-        try:
-            # Readers and one writer do not wait for each other, and a commit is on disk.
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
-            self._migrate(database)
-        except BaseException:
-            database.close()
-            raise
-        self._database = database
-        return database
-
-    def _migrate(self, database: sqlite3.Connection) -> None:
-        # Asked inside the transaction: of two processes that come at once, one makes the tables.
-        database.execute("BEGIN IMMEDIATE")
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA:
-            raise JournalError(
-                f"the journal {self.path} has schema {version}, and this version of "
-                f"tinker_recovery knows {SCHEMA}: install a newer one, or set "
-                "TINKER_RECOVERY_STATE_DIR to another folder"
-            )
-        if version < SCHEMA:
-            for statement in filter(str.strip, _TABLES.split(";")):
-                database.execute(statement)
-            database.execute(f"PRAGMA user_version = {SCHEMA}")
-        database.execute("COMMIT")

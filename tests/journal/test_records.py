@@ -1,0 +1,225 @@
+"""What is written of runs, and what another process reads of it: real files, real threads."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tinker_recovery.errors import JournalError, LeaseLost
+from tinker_recovery.journal import Held, Journal, Opening, Recorder, RunRecord
+from tinker_recovery.journal import records as records_module
+from tinker_recovery.journal.reading import read_events, read_run, read_runs
+from tinker_recovery.telemetry import RecoveryEvent, names
+
+SERVICE = "http://127.0.0.1:1"
+KEY = "tml-this-is-a-key"
+
+
+def opening(name: str = "sft", *, named: bool = True) -> Opening:
+    return Opening(
+        service=SERVICE,
+        name=name,
+        named=named,
+        lineage="abc",
+        origin={"way": "base_model", "base_model": "m", "options": {"seed": 7}},
+        policy={"strategy": "steps", "save_every": 5},
+        start_step=0,
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite3"
+
+
+@pytest_asyncio.fixture
+async def recorder(file: Path) -> AsyncIterator[Recorder]:
+    with Journal(file, service=SERVICE) as journal:
+        async with Recorder(journal, service=SERVICE, hide=[KEY]) as recorder:
+            yield recorder
+
+
+async def _open(recorder: Recorder, name: str = "sft") -> RunRecord:
+    record = await recorder.open_run(opening(name))
+    assert isinstance(record, RunRecord)
+    return record
+
+
+async def _written(record: RunRecord) -> None:
+    """Wait until everything put so far is on disk."""
+    await record.ask(lambda _: None)
+
+
+async def test_another_process_reads_a_run_while_it_is_being_written(
+    recorder: Recorder, file: Path
+) -> None:
+    record = await _open(recorder)
+    await record.attempt_begins(1, "a1", "session:train:0", 0, None)
+    record.reported(3, {"loss": 2.5, "lr": 0.1})
+    record.stepped("a1", 6, sound=5, polled=5)
+    record.saved("tinker://session:train:0/weights/x", 5, sound=True)
+    record.fault(("request_failed", "call", 7), "a1", 6.0, recovers=True)
+    told: list[tuple[str, dict[str, str | int]]] = [
+        (names.EVENT_DETECTED, {}),
+        (names.EVENT_STARTED, {}),
+        (
+            names.EVENT_CHECKPOINT_SELECTED,
+            {names.CHECKPOINT_PATH: "tinker://session:train:0/weights/x", names.CHECKPOINT_STEP: 5},
+        ),
+        (names.EVENT_CLIENT_CREATED, {names.RUN_ID: "session-2:train:0"}),
+    ]
+    for name, fields in told:
+        recorder.note_event(RecoveryEvent(name, "sft", "said", fields))
+    await _written(record)
+    run = read_run(file, "sft")
+    assert run is not None
+    assert (run.state, run.live, run.step, run.next_save_step) == ("recovering", True, 6, 10)
+    (incident,) = run.incidents
+    assert (incident.kind, incident.phase, incident.to_step) == ("request_failed", "created", 5)
+    assert [(point.step, point.loss, point.metrics) for point in run.progress] == [
+        (3, 2.5, {"loss": 2.5, "lr": 0.1})
+    ]
+    assert [saved.step for saved in run.checkpoints] == [5]
+    assert next(event.name for event in read_events(file, "sft")) == names.EVENT_DETECTED
+    recorder.note_event(RecoveryEvent(names.EVENT_COMPLETED, "sft", "recovered"))
+    await record.attempt_begins(2, "a2", "session-2:train:0", 5, run.checkpoints[0].path)
+    await record.end("finished")
+    run = read_run(file, "sft", service=SERVICE)
+    assert run is not None
+    assert [each.outcome for each in run.attempts] == ["request_failed", "finished"]
+    assert run.incidents[0].outcome == "recovered"
+    assert (run.state, run.live, run.holder) == ("finished", False, None)
+    assert [each.name for each in read_runs(file)] == ["sft"]
+
+
+async def test_events_are_read_from_where_one_left_off(recorder: Recorder, file: Path) -> None:
+    record = await _open(recorder)
+    for number in range(5):
+        recorder.note_event(RecoveryEvent(names.EVENT_STARTED, "sft", str(number)))
+    recorder.note_event(RecoveryEvent(names.EVENT_POLL_ERROR, "", "of no run"))
+    await _written(record)
+    first = read_events(file, "sft", limit=3)
+    assert [event.message for event in first] == ["2", "3", "4"]
+    assert read_events(file, "sft", after=first[-1].id) == []
+    assert [(event.run, event.message) for event in read_events(file)][-1] == ("", "of no run")
+
+
+async def test_no_more_than_a_couple_of_thousand_losses_are_kept_of_a_run(
+    recorder: Recorder, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinker_recovery.journal.recorder.SAMPLE_S", 0.0)
+    record = await _open(recorder)
+    for step in range(5_000):
+        record.reported(step, {"loss": float(step)})
+    await _written(record)
+    run = read_run(file, "sft")
+    assert run is not None
+    steps = [point.step for point in run.progress]
+    assert len(steps) <= records_module.POINTS
+    assert (steps[0], steps[-1]) == (0, 4_999)
+
+
+async def test_an_api_key_and_a_signature_never_reach_the_file(
+    recorder: Recorder, file: Path
+) -> None:
+    record = await _open(recorder)
+    message = f"refused {KEY}, see https://x/y?X-Amz-Signature=deadbeef&part=1"
+    recorder.note_event(RecoveryEvent(names.EVENT_FAILED, "sft", message, {"said": message}))
+    await record.end("failed", message)
+    (event,) = read_events(file)
+    assert event.message == "refused ***, see https://x/y?X-Amz-Signature=***&part=1"
+    raw = b"".join(each.read_bytes() for each in file.parent.iterdir())
+    assert KEY.encode() not in raw
+    assert b"deadbeef" not in raw
+
+
+async def test_a_run_held_here_is_not_given_to_a_second(recorder: Recorder, file: Path) -> None:
+    await _open(recorder)
+    with Journal(file, service=SERVICE) as journal:
+        async with Recorder(journal, service=SERVICE) as second:
+            held = await second.open_run(opening())
+    assert isinstance(held, Held)
+    assert held.by.lives() is True
+
+
+async def test_a_token_that_is_another_s_by_now_writes_nothing(
+    recorder: Recorder, file: Path
+) -> None:
+    """As after a holder that cannot be seen was given up, and was only asleep."""
+    record = await _open(recorder)
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE leases SET token = token + 1, holder = 'another'")
+    record.saved("tinker://r/weights/late", 5, sound=True)
+    with pytest.raises(LeaseLost, match="taken over by another process"):
+        await record.attempt_begins(1, "a1", "r", 0, None)
+    await record.end("finished")
+    run = read_run(file, "sft")
+    assert run is not None
+    assert (run.state, run.attempts, run.checkpoints) == ("training", (), ())
+
+
+async def test_a_lost_lease_is_noticed_by_the_next_sign_of_life(file: Path) -> None:
+    lost = threading.Event()
+    with Journal(file, service=SERVICE) as journal:
+        async with Recorder(journal, service=SERVICE, beat_s=0.01) as recorder:
+            record = await _open(recorder)
+            record.on_lost = lambda _: lost.set()
+            with closing(sqlite3.connect(file)) as database, database:
+                database.execute("UPDATE leases SET token = token + 1, holder = 'another'")
+            assert lost.wait(5)
+
+
+async def test_what_is_found_of_a_run_says_where_it_stood(recorder: Recorder, file: Path) -> None:
+    record = await _open(recorder)
+    await record.attempt_begins(1, "a1", "session:train:0", 0, None)
+    record.stepped("a1", 8, sound=7, polled=5)
+    record.fault(("request_failed", "call", 8), "a1", 6.0, recovers=True)
+    recorder.note_event(
+        RecoveryEvent(names.EVENT_CLIENT_CREATED, "sft", "made", {names.RUN_ID: "left:train:0"})
+    )
+    await _written(record)
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE leases SET holder = ''")  # as of a process that is dead
+    with Journal(file, service=SERVICE) as journal:
+        async with Recorder(journal, service=SERVICE) as second:
+            again = await _open(second)
+            found = again.found
+            await again.begin(opening(), anew=False)
+    assert found is not None
+    (attempt,) = found.attempts
+    assert (found.step, attempt.sound_step, attempt.trusted_to) == (8, 7, 6.0)
+    assert (attempt.polled_step, attempt.faulty) == (5, True)
+    assert found.leftovers == ("left:train:0",)
+    assert found.origin["options"] == {"seed": 7}
+    run = read_run(file, "sft")
+    assert run is not None
+    assert run.incidents[0].outcome == "cut_off"
+
+
+def test_a_journal_of_the_first_version_is_brought_up_to_date_with_its_notes(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute(
+            "CREATE TABLE notes (service TEXT NOT NULL, path TEXT NOT NULL, kind TEXT NOT NULL, "
+            "said TEXT NOT NULL, PRIMARY KEY (service, path, kind)) WITHOUT ROWID"
+        )
+        database.execute(
+            "INSERT INTO notes VALUES (?, 'tinker://r/weights/p', 'pinned', 'mine')", (SERVICE,)
+        )
+        database.execute("PRAGMA user_version = 1")
+    with pytest.raises(JournalError, match="schema 1, which holds no runs"):
+        read_runs(file)
+    with Journal(file, service=SERVICE) as journal:
+        assert journal.notes().pinned == {"tinker://r/weights/p": "mine"}
+    assert read_runs(file) == []
+
+
+def test_reading_a_journal_that_is_not_there_makes_none(file: Path) -> None:
+    with pytest.raises(JournalError, match="there is no journal at"):
+        read_runs(file)
+    assert not file.exists()

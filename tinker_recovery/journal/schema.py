@@ -1,0 +1,131 @@
+"""The tables of the journal, version by version: each step takes the one before it further.
+
+Times are seconds since the epoch, for people; nothing is decided by them. Steps are optimizer
+steps. What the service knows better (what is stored, and what is in it) is not repeated here.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+_NOTES = """
+CREATE TABLE notes (
+    service TEXT NOT NULL,
+    path TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    said TEXT NOT NULL,
+    PRIMARY KEY (service, path, kind)
+) WITHOUT ROWID
+"""
+
+_RUNS = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
+    service TEXT NOT NULL,
+    name TEXT NOT NULL,
+    named INTEGER NOT NULL,
+    lineage TEXT NOT NULL,
+    origin TEXT NOT NULL,
+    policy TEXT NOT NULL,
+    state TEXT NOT NULL,
+    detail TEXT NOT NULL DEFAULT '',
+    start_step INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    attempts_left INTEGER,
+    created REAL NOT NULL,
+    updated REAL NOT NULL
+);
+CREATE UNIQUE INDEX runs_by_name ON runs (service, name) WHERE named AND state <> 'abandoned';
+
+CREATE TABLE attempts (
+    run INTEGER NOT NULL REFERENCES runs (id),
+    number INTEGER NOT NULL,
+    attempt TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    start_step INTEGER NOT NULL,
+    parent TEXT,
+    started REAL NOT NULL,
+    ended REAL,
+    outcome TEXT,
+    sound_step INTEGER NOT NULL,
+    polled_step INTEGER NOT NULL,
+    trusted_to REAL,
+    PRIMARY KEY (run, number)
+) WITHOUT ROWID;
+
+CREATE TABLE incidents (
+    id INTEGER PRIMARY KEY,
+    run INTEGER NOT NULL REFERENCES runs (id),
+    kind TEXT NOT NULL,
+    detected_by TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    phase TEXT NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0,
+    started REAL NOT NULL,
+    ended REAL,
+    outcome TEXT,
+    checkpoint TEXT,
+    to_step INTEGER,
+    created_run_id TEXT
+);
+CREATE INDEX incidents_by_run ON incidents (run, id);
+
+CREATE TABLE checkpoints (
+    run INTEGER NOT NULL REFERENCES runs (id),
+    path TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    saved REAL NOT NULL,
+    sound INTEGER NOT NULL,
+    PRIMARY KEY (run, path)
+) WITHOUT ROWID;
+
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY,
+    run INTEGER,
+    time REAL NOT NULL,
+    name TEXT NOT NULL,
+    message TEXT NOT NULL,
+    fields TEXT NOT NULL
+);
+CREATE INDEX events_by_run ON events (run, id);
+
+CREATE TABLE progress (
+    run INTEGER NOT NULL REFERENCES runs (id),
+    step INTEGER NOT NULL,
+    time REAL NOT NULL,
+    loss REAL,
+    metrics TEXT NOT NULL,
+    PRIMARY KEY (run, step)
+) WITHOUT ROWID;
+
+CREATE TABLE leases (
+    run INTEGER PRIMARY KEY REFERENCES runs (id),
+    token INTEGER NOT NULL,
+    holder TEXT NOT NULL,
+    beats INTEGER NOT NULL,
+    host TEXT NOT NULL,
+    machine TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    born TEXT NOT NULL,
+    since REAL NOT NULL,
+    expires REAL NOT NULL
+)
+"""
+
+STEPS: Final = (_NOTES, _RUNS)
+"""What makes version n + 1 of version n."""
+
+SCHEMA: Final = len(STEPS)
+"""The version this package writes; a newer one is not touched."""
+
+
+def upgrade(database: sqlite3.Connection, version: int) -> None:
+    """Bring tables of an older version, 0 for an empty file, to :data:`SCHEMA`.
+
+    Inside the caller's transaction: it happens as a whole or not at all.
+    """
+    for step in STEPS[version:]:
+        for statement in filter(str.strip, step.split(";")):
+            database.execute(statement)
+    database.execute(f"PRAGMA user_version = {SCHEMA}")
