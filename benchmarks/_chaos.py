@@ -213,7 +213,7 @@ async def play(schedule: Schedule) -> Outcome:
         )
         for rule in schedule.faults:
             server.inject(rule)
-        supervisor = Supervisor(POLICY)
+        supervisor = Supervisor(POLICY, journal=None)
         gave_up: BaseException | None = None
         violation = ""
         try:
@@ -275,7 +275,7 @@ async def _undisturbed() -> object:
         _known.append(None)  # asked for by itself just below
         async with LocalTinker() as server:
             os.environ.update(TINKER_BASE_URL=server.base_url)
-            async with Supervisor(POLICY) as supervisor:
+            async with Supervisor(POLICY, journal=None) as supervisor:
                 await _train(supervisor, Schedule(0, blocking=False, faults=()), server)
             _known[0] = server.run_state(supervisor.runs[0].segments[-1].run_id)
     return _known[0]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -31,7 +34,15 @@ def arguments(description: str | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under 50 s")
     parser.add_argument("--json", action="store_true", help="print the bars on the last line")
+    keep_no_state()
     return parser.parse_args()
+
+
+def keep_no_state() -> None:
+    """Have every journal written to a folder that goes with the benchmark, and not the user's."""
+    folder = tempfile.TemporaryDirectory(prefix="benchmark-state-")
+    atexit.register(folder.cleanup)
+    os.environ["TINKER_RECOVERY_STATE_DIR"] = folder.name
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -46,10 +46,6 @@ GRACE_S = 0.5
 class Trusted(Protocol):
     """Who looks after what of a run can be trusted, as its attempts see it."""
 
-    def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
-        """The canary was run on the weights of a checkpoint."""
-        ...
-
     async def settle(self, current: Attempt) -> None:
         """See, before the run is over, whether an outage nobody has looked into changed it."""
         ...
@@ -92,6 +88,10 @@ class Owner(Protocol):
 
     def note_save_failed(self, attempt: Attempt, step: int, error: BaseException) -> None:
         """A save did not succeed."""
+        ...
+
+    def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
+        """The canary was run on the weights of a checkpoint."""
         ...
 
     async def is_corrupted(self) -> bool:
@@ -456,7 +456,7 @@ class _Hooks:
         self._attempt.post(self._attempt._loss_bad, step, value)  # noqa: SLF001 - the other half of Attempt
 
     def canary_answered(self, step: int, output: types.ForwardBackwardOutput) -> None:
-        self._attempt.post(self._run.trust.note_canary, self._attempt, step, output)
+        self._attempt.post(self._run.note_canary, self._attempt, step, output)
 
     def step_done(self) -> None:
         self._attempt.saver.step_done()

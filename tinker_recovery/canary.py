@@ -7,9 +7,13 @@ decided elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 from tinker import types
+
+from tinker_recovery.checkpoints import Canary, compare
+from tinker_recovery.errors import UsageError
 
 Answer = tuple[float, ...]
 """The logprobs of every token of the canary, in order."""
@@ -34,8 +38,26 @@ def distance(one: Answer, other: Answer) -> float:
     return widest
 
 
+def fingerprint_of(answer: Answer) -> str | None:
+    """As it is stored with a checkpoint; None if there is nothing to compare with in it."""
+    try:
+        return str(Canary.of(answer))
+    except UsageError:
+        return None
+
+
+def _distance(answer: Answer, fingerprint: Canary) -> float:
+    try:
+        return compare(fingerprint, Canary.of(answer), tolerance=0.0).difference
+    except UsageError:
+        return float("inf")
+
+
 class CanaryBook:
     """What the canary answered at each checkpoint of a run.
+
+    Answers heard by this process are kept whole; of those heard by an earlier one there is a
+    fingerprint, as it was stored with a checkpoint or in the journal.
 
     Args:
         tolerance: The largest distance of two answers that count as equal.
@@ -44,14 +66,35 @@ class CanaryBook:
     def __init__(self, tolerance: float) -> None:
         self._tolerance = tolerance
         self._answers: dict[tuple[str, int], Answer] = {}
+        self._fingerprints: dict[tuple[str, int], Canary] = {}
 
     def record(self, attempt: str, step: int, answer: Answer) -> None:
         """Remember what the weights of an attempt answered at a step."""
         self._answers[attempt, step] = answer
 
-    def expected(self, attempt: str, step: int) -> Answer | None:
-        """What these weights answered before, if they were asked."""
-        return self._answers.get((attempt, step))
+    def learn(self, attempt: str, step: int, said: str) -> None:
+        """Remember the fingerprint of an answer; one that cannot be read is passed over."""
+        with contextlib.suppress(UsageError):
+            self._fingerprints[attempt, step] = Canary.parse(said)
+
+    def expects(self, attempt: str, step: int) -> bool:
+        """Whether it is known what these weights answer."""
+        return (attempt, step) in self._answers or (attempt, step) in self._fingerprints
+
+    def objection(self, answer: Answer, attempt: str, step: int) -> str | None:
+        """Why weights that give this answer are not those, in words; None if nothing says so."""
+        if (known := self._answers.get((attempt, step))) is not None:
+            apart = distance(answer, known)
+        elif (fingerprint := self._fingerprints.get((attempt, step))) is not None:
+            apart = _distance(answer, fingerprint)
+        else:
+            return None
+        if apart <= self._tolerance:
+            return None
+        return (
+            "the weights it restores are not the ones that were saved: the canary's logprobs "
+            f"differ by up to {apart:.3g}"
+        )
 
     def known(self, attempt: str) -> list[tuple[str, int]]:
         """The (attempt, step) of every answer an attempt's weights gave."""

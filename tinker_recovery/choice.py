@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
-from tinker_recovery.canary import CanaryBook
+from tinker_recovery.canary import Answer
 from tinker_recovery.checkpoints import (
     AtPath,
     AtStep,
@@ -33,6 +33,7 @@ from tinker_recovery.checkpoints import (
     run_id_of,
     select,
     wanted,
+    with_canaries,
 )
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, StatusUnavailable
@@ -47,13 +48,24 @@ logger = logging.getLogger(names.SCOPE)
 class TrustedCheckpoints(Protocol):
     """What is known of a run's weights and checkpoints."""
 
-    canaries: CanaryBook
     bad: dict[str, str]
     doomed: dict[str, str]
     sizes: dict[str, int]
 
     def trusted_to(self, segment: Segment) -> float:
         """The last step of a segment whose checkpoints may be gone back to."""
+        ...
+
+    def learn_canaries(self, records: Iterable[CheckpointRecord]) -> None:
+        """Take over what listed checkpoints, and the journal, say that the canary answered."""
+        ...
+
+    def expects(self, checkpoint: CheckpointRecord | None) -> bool:
+        """Whether it is known what the canary says on weights restored from there."""
+        ...
+
+    def objection(self, checkpoint: CheckpointRecord | None, answer: Answer) -> str | None:
+        """Why this answer speaks against weights just restored from there."""
         ...
 
     def stored_on(self, segment: Segment, limit: float) -> list[str]:
@@ -144,6 +156,7 @@ class Choice:
             metric=policy.checkpoints.best_metric,
             mode=policy.checkpoints.best_mode,
         )
+        self._compares = policy.canary is not None and not isinstance(self._wanted, AtPath | AtStep)
         self._refused: list[str] = []
 
     async def choose(self, *, only_looking: bool = False) -> CheckpointRecord | None:
@@ -157,11 +170,18 @@ class Choice:
             StatusError: The listing could not be read, or cannot be right.
         """
         self._refused = []
+        unknown: list[CheckpointRecord] = []
         async with aclosing(self._in_order()) as lists:
             async for candidates in lists:
-                for record in candidates:
-                    if await self._is_valid(record, only_looking=only_looking):
-                        return record
+                known = [record for record in candidates if self._can_be_told(record)]
+                unknown += [record for record in candidates if record not in known]
+                if found := await self._first_valid(known, only_looking=only_looking):
+                    return found
+        if self._may_go_unverified():
+            if found := await self._first_valid(unknown, only_looking=only_looking):
+                return found
+        elif self._refused:
+            self._refused += [f"{each.path}: its canary was never answered" for each in unknown]
         # Starting over repeats everything, so it is right only where nothing was ever saved:
         # checkpoints that exist and cannot be used are for a person to look at.
         if self._refused:
@@ -172,6 +192,29 @@ class Choice:
         if not only_looking:
             self._tell(None)
         return None
+
+    def _can_be_told(self, record: CheckpointRecord) -> bool:
+        """Whether what it restores can be told from wrong weights, or nobody asks for that."""
+        return not self._compares or self._run.trust.expects(record)
+
+    async def _first_valid(
+        self, records: Sequence[CheckpointRecord], *, only_looking: bool
+    ) -> CheckpointRecord | None:
+        for record in records:
+            if await self._is_valid(record, only_looking=only_looking):
+                return record
+        return None
+
+    def _may_go_unverified(self) -> bool:
+        """Whether to take a checkpoint whose restored weights nothing can be compared with.
+
+        A fault can take the canary's answer on the weights just saved with it. Wrong weights could
+        not be told from right ones then, so such a checkpoint comes last: behind starting over,
+        where that can be told, and never once a restore has been seen to go wrong.
+        """
+        trust = self._run.trust
+        seen_bad = any(each.partition(": ")[0] in trust.bad for each in self._refused)
+        return not seen_bad and (bool(self._refused) or not trust.expects(None))
 
     async def _in_order(self) -> AsyncGenerator[Sequence[CheckpointRecord]]:
         """What to try, in lists, each asked for only when nothing before it could be used."""
@@ -235,7 +278,9 @@ class Choice:
                 for each in listed
                 if each.record is None and each.path in known
             ]
-            found = eligible(segment, trusted, [each.record for each in listed if each.record])
+            records = with_canaries([each.record for each in listed if each.record])
+            run.trust.learn_canaries(records)
+            found = eligible(segment, trusted, records)
             span.set_attribute(names.CHECKPOINTS_FOUND, len(found))
             return found
 

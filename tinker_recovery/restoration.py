@@ -13,7 +13,7 @@ import anyio
 import tinker
 from tinker.types import RequestErrorCategory
 
-from tinker_recovery.canary import Answer, answer_of, distance
+from tinker_recovery.canary import Answer, answer_of
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.choice import Choice, Chooser, ServiceTime, as_attributes
 from tinker_recovery.clock import Clock
@@ -181,18 +181,9 @@ class Restoration:
                 raise DeadlineExceeded(
                     "running the canary on a restored client", self._policy.create_timeout_s
                 ) from error
-            expected = (
-                None
-                if checkpoint is None
-                else self._run.trust.canaries.expected(checkpoint.attempt, checkpoint.step)
-            )
-            if expected is None or self._run.trust.canaries.equal(answer, expected):
-                return answer, None
-            objected = (
-                "the weights it restores are not the ones that were saved: the canary's logprobs "
-                f"differ by up to {distance(answer, expected):.3g}"
-            )
-            refuse(span, names.BAD_CHECKPOINT, objected)
+            objected = self._run.trust.objection(checkpoint, answer)
+            if objected is not None:
+                refuse(span, names.BAD_CHECKPOINT, objected)
             return answer, objected
 
     async def discard(self, connection: Connection) -> None:

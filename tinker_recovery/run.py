@@ -165,6 +165,7 @@ class SupervisedRun:
         notes = await self._notebook.notes()
         self.trust.bad.update(notes.bad)
         self.trust.sizes.update(notes.sizes)
+        self.trust.noted_canaries.update(notes.canaries)
         ledger = DeletionLedger.from_lines(notes.deletions.values())
         for path in ledger.doomed(now_s=self.clock.wall()):
             self.trust.doomed[path] = "its deletion was begun by an earlier process"
@@ -236,6 +237,19 @@ class SupervisedRun:
             {names.CHECKPOINT_PATH: path, names.CHECKPOINT_STEP: step},
         )
 
+    def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
+        """The canary was run on the weights of a checkpoint; its path is known by now or never."""
+        self.trust.note_canary(attempt, step, output)
+        path, said = self.trust.path_of(attempt, step), attempt.saver.canary
+        if path is not None and said is not None:
+            self.spawn(functools.partial(self._note_down_canary, path, said[1]))
+
+    async def _note_down_canary(self, path: str, said: str) -> None:
+        try:
+            await self._notebook.note_canary(path, said)
+        except JournalError as error:
+            logger.error("run %s: %s", self.name, error)  # noqa: TRY400 - the message says it all
+
     def note_save_failed(self, attempt: Attempt, step: int, error: BaseException) -> None:
         """A save did not succeed; training goes on. What a fault took with it is no news."""
         if attempt.faulty or attempt.closed:
@@ -301,6 +315,7 @@ class SupervisedRun:
         """The first attempt, on a client made by the user's own choice of start."""
         attempt = self._attempt(connection, self.root)
         self._join(attempt)
+        self.trust.note_began(attempt)
         if self.origin is None:
             # An adopted client cannot be made again, so it needs something to recover from.
             attempt.client.save(attempt.saver.begin)

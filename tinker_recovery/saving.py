@@ -74,6 +74,8 @@ class Saver:
         """The user's own state of the loop, stored with each checkpoint."""
         self.metrics: Mapping[str, float] = {}
         """The newest metrics."""
+        self.canary: tuple[int, str] | None = None
+        """Step and fingerprint of the newest save whose canary has answered."""
         now_s = monotonic()
         ledger = SaveLedger.resumed(start_step, now_s, epoch=epoch)
         for step, metrics in branch:
@@ -123,6 +125,7 @@ class Saver:
             epoch=self.epoch or None,
             metrics=self.metrics,
             loop_state=self.loop_state,
+            previous_canary=self.canary,
             previous_save_s=self._save_s,
         )
 

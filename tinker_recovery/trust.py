@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tinker import types
 
 from tinker_recovery.attempt import Attempt, Spawn
-from tinker_recovery.canary import CanaryBook, answer_of
-from tinker_recovery.checkpoints import Segment, on_branch
+from tinker_recovery.canary import Answer, CanaryBook, answer_of, fingerprint_of
+from tinker_recovery.checkpoints import CheckpointRecord, Segment, on_branch
 from tinker_recovery.errors import FaultError
 from tinker_recovery.faults import ROW, Ear, Fault, Kind
 from tinker_recovery.policy import RecoveryPolicy
@@ -53,12 +53,15 @@ class Trust:
         """Checkpoints not to be used again, by path, with what is wrong with each."""
         self.doomed: dict[str, str] = {}
         """Checkpoints whose deletion has begun and may have happened, by path."""
+        self.noted_canaries: dict[str, str] = {}
+        """What earlier processes noted of the canary's answers: fingerprints, by path."""
         self.sizes: dict[str, int] = {}
         """Bytes of each checkpoint when it was first seen, by path."""
         self._run = run
         self._has_canary = policy.canary is not None
         self._attempts = attempts
         self._spawn = spawn
+        self._began: tuple[str | None, str, int] | None = None
         self._limits: dict[str, float] = {}
         self._stored: dict[str, tuple[str, int]] = {}
         self._confirmed_step = start_step
@@ -66,6 +69,10 @@ class Trust:
         self._outage_from: int | None = None
         self._open_at_outage = 0
         self._looking = False
+
+    def note_began(self, attempt: Attempt) -> None:
+        """The run begins with this attempt, afresh or from the checkpoint the user named."""
+        self._began = attempt.segment.parent, attempt.id, attempt.start_step
 
     def note_saved(self, step: int) -> None:
         """A checkpoint of the current attempt is stored, and nothing speaks against it."""
@@ -83,9 +90,26 @@ class Trust:
         """The service says it has stored a checkpoint here."""
         self._stored[path] = attempt.id, step
 
+    def path_of(self, attempt: Attempt, step: int) -> str | None:
+        """Where the service said it stored the save of an attempt at a step."""
+        at = attempt.id, step
+        return next((path for path, stored in self._stored.items() if stored == at), None)
+
+    def learn_canaries(self, records: Iterable[CheckpointRecord]) -> None:
+        """Take over what listed checkpoints, and the journal, say that the canary answered."""
+        for record in records:
+            said = record.canary or self.noted_canaries.get(record.path)
+            if said is not None:
+                self.canaries.learn(record.attempt, record.step, said)
+
     def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
         """The canary was run on the weights of a checkpoint."""
-        self.canaries.record(attempt.id, step, answer_of(output))
+        answer = answer_of(output)
+        self.canaries.record(attempt.id, step, answer)
+        fingerprint = fingerprint_of(answer)
+        if fingerprint is not None:
+            # The next checkpoint tells of it, so that any later process can compare.
+            attempt.saver.canary = step, fingerprint
 
     def note_resumed(self, start_step: int) -> None:
         """A new attempt has taken over, on weights that were looked at."""
@@ -119,6 +143,27 @@ class Trust:
             self._give_up_on(current, self._outage_from)
         else:
             await self._look(current, self._outage_from)
+
+    def expects(self, checkpoint: CheckpointRecord | None) -> bool:
+        """Whether it is known what the canary says on weights restored from there."""
+        at = self._answered_at(checkpoint)
+        return at is not None and self.canaries.expects(*at)
+
+    def objection(self, checkpoint: CheckpointRecord | None, answer: Answer) -> str | None:
+        """Why this answer speaks against weights just restored from there; None if it does not.
+
+        Args:
+            checkpoint: What they were restored from; None if the run started over.
+            answer: What the canary said.
+        """
+        at = self._answered_at(checkpoint)
+        return None if at is None else self.canaries.objection(answer, *at)
+
+    def _answered_at(self, checkpoint: CheckpointRecord | None) -> tuple[str, int] | None:
+        if checkpoint is None or (self._began is not None and checkpoint.path == self._began[0]):
+            # Where the run began is known by what its first client answered before any step.
+            return None if self._began is None else self._began[1:]
+        return checkpoint.attempt, checkpoint.step
 
     def distrust_since(self, fault: Fault, current: Attempt) -> None:
         """What was saved since the fault began is not what its step number says.

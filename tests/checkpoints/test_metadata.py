@@ -58,7 +58,7 @@ def test_everything_a_resume_needs_comes_back_from_a_listing_alone(
         loop_state=loop_state,
         epoch=epoch,
         previous_save_s=previous_save_s,
-        canary="1:ab:AA==",
+        previous_canary=(3, "1:ab:AA=="),
     )
     assert all(isinstance(value, str) for value in said.values())
     record = _read(json.loads(json.dumps(said)))
@@ -68,7 +68,8 @@ def test_everything_a_resume_needs_comes_back_from_a_listing_alone(
         assert read == value or (math.isnan(read) and math.isnan(value))
     assert record.loop_state == loop_state
     assert (record.epoch, record.previous_save_s) == (epoch, previous_save_s)
-    assert record.canary == "1:ab:AA=="
+    assert record.previous_canary == (3, "1:ab:AA==")
+    assert record.canary is None, "what its own canary says is told by a later checkpoint"
 
 
 def test_a_metric_that_is_not_finite_is_spelled_out_and_survives() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loops import ADAM, MODEL, SEED, batch, policy, train
+import tinker
+from loops import ADAM, MODEL, SEED, bare_run, batch, policy, train
 
 from tinker_recovery import (
     Attempt,
@@ -16,6 +17,8 @@ from tinker_recovery import (
     RecoveryEvent,
     Supervisor,
 )
+from tinker_recovery.checkpoints import with_canaries
+from tinker_recovery.choice import list_checkpoints
 from tinker_recovery.journal import Journal
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing.runs import RunState
@@ -106,3 +109,42 @@ async def test_a_checkpoint_whose_size_has_changed_is_passed_over_for_the_next_o
     states.append(local.run_state(supervisor.runs[0].segments[-1].run_id))
     assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [0, 5]
     assert states[0].steps == 14
+
+
+@pytest.mark.parametrize(
+    ("lost_at", "starts"), [(10, [0, 5]), (5, [0, 0])], ids=["an older is", "none is"]
+)
+async def test_a_checkpoint_the_canary_never_answered_for_is_not_trusted_where_another_is(
+    local: LocalTinker, lost_at: int, starts: list[int]
+) -> None:
+    """The fault takes the canary's pass behind the save, and then the restore goes wrong."""
+    undisturbed = local.run_state(await bare_run(tinker.ServiceClient(), steps=13))
+    local.inject(FaultRule("fail", lost_at, "forward_backward"))
+    local.inject(FaultRule("wrong_restore", lost_at, "load_weights", times=9))
+    given = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0)
+    async with Supervisor(given) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=13), base_model=MODEL, rank=8, seed=SEED
+        )
+    run = supervisor.runs[0]
+    assert [attempt.start_step for attempt in run.attempts] == starts
+    assert local.run_state(run.segments[-1].run_id) == undisturbed
+
+
+async def test_what_the_canary_answered_is_told_by_the_next_checkpoint_and_the_journal(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    given = policy(canary=tuple(batch(3)))
+    async with Supervisor(given, journal=tmp_path / "journal") as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=11), base_model=MODEL, rank=8, seed=SEED
+        )
+        run = supervisor.runs[0]
+        listed = await list_checkpoints(run.reader, run.segments[0].run_id)
+    records = [each.record for each in listed if each.record is not None]
+    found = {each.step: each for each in with_canaries(records)}
+    with Journal(tmp_path / "journal", service=local.base_url) as journal:
+        noted = journal.notes().canaries
+    assert sorted(found) == [5, 10, 11]
+    assert found[5].canary == noted[found[5].path]
+    assert found[10].canary is None or found[10].canary == noted[found[10].path]

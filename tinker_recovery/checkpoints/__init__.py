@@ -35,6 +35,7 @@ from tinker_recovery.checkpoints.record import (
     SavedBy,
     checkpoint_metadata,
     run_id_of,
+    with_canaries,
 )
 from tinker_recovery.checkpoints.renewal import Renewal, renewals
 from tinker_recovery.checkpoints.retention import (
@@ -156,5 +157,6 @@ __all__ = [
     "schedule_of",
     "select",
     "wanted",
+    "with_canaries",
     "young_daly_s",
 ]

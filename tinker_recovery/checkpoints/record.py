@@ -7,7 +7,7 @@ so any machine with the API key can read it back from a listing alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
@@ -57,7 +57,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
     epoch: int | None = None,
     metrics: Mapping[str, float] | None = None,
     loop_state: object = None,
-    canary: str | None = None,
+    previous_canary: tuple[int, str] | None = None,
     previous_save_s: float | None = None,
 ) -> dict[str, str]:
     """The ``user_metadata`` to save with a checkpoint. What is None is left out.
@@ -71,7 +71,8 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         epoch: Epochs completed.
         metrics: The newest metrics, by name.
         loop_state: The user's own state of the loop, as JSON can hold it.
-        canary: Fingerprint of a forward pass, see ``checkpoints.canary``.
+        previous_canary: Step and fingerprint (see ``checkpoints.canary``) of the newest save of
+            this attempt whose canary has answered; its own is asked behind it and not known yet.
         previous_save_s: Seconds the save before this one took; its own is not known yet.
 
     Raises:
@@ -87,7 +88,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         "epoch": None if epoch is None else str(epoch),
         "metrics": encode_metrics(metrics) if metrics else None,
         "loop_state": None if loop_state is None else encode_loop_state(loop_state),
-        "canary": canary,
+        "previous_canary": None if previous_canary is None else _at_step(*previous_canary),
         "previous_save_s": None if previous_save_s is None else repr(float(previous_save_s)),
     }
     return {PREFIX + key: value for key, value in fields.items() if value is not None}
@@ -111,7 +112,9 @@ class CheckpointRecord(BaseModel):
         epoch: Epochs completed, where the loop said.
         metrics: The newest metrics when it was saved; values may be NaN or infinite.
         loop_state: The user's own state of the loop, or None.
-        canary: Fingerprint of a forward pass, or None.
+        canary: Fingerprint of a forward pass on its weights, or None. Told by a later checkpoint of
+            the same attempt, see :func:`with_canaries`.
+        previous_canary: What it tells of an earlier one: its step and fingerprint.
         previous_save_s: Seconds the save before it took, or None.
     """
 
@@ -132,6 +135,7 @@ class CheckpointRecord(BaseModel):
     metrics: Mapping[str, float] = Field(default_factory=dict)
     loop_state: Any = None
     canary: str | None = None
+    previous_canary: tuple[int, str] | None = None
     previous_save_s: float | None = None
 
     @classmethod
@@ -164,7 +168,9 @@ class CheckpointRecord(BaseModel):
                 epoch=_count("epoch", fields["epoch"]) if "epoch" in fields else None,
                 metrics=decode_metrics(fields.get("metrics", "{}")),
                 loop_state=decode_loop_state(fields.get("loop_state", "null")),
-                canary=fields.get("canary"),
+                previous_canary=(
+                    _of_step(fields["previous_canary"]) if "previous_canary" in fields else None
+                ),
                 previous_save_s=(
                     float(fields["previous_save_s"]) if "previous_save_s" in fields else None
                 ),
@@ -174,6 +180,31 @@ class CheckpointRecord(BaseModel):
                 f"checkpoint {listed.tinker_path} carries metadata of tinker_recovery that cannot "
                 f"be read ({error!r}); it is not used for recovery"
             ) from error
+
+
+def with_canaries(records: Iterable[CheckpointRecord]) -> list[CheckpointRecord]:
+    """The same records in the same order, each with the fingerprint that another tells of it."""
+    records = list(records)
+    told = {
+        (record.attempt, record.previous_canary[0]): record.previous_canary[1]
+        for record in records
+        if record.previous_canary is not None
+    }
+    return [
+        record.model_copy(update={"canary": canary})
+        if (canary := told.get((record.attempt, record.step))) is not None
+        else record
+        for record in records
+    ]
+
+
+def _at_step(step: int, said: str) -> str:
+    return f"{step}:{said}"
+
+
+def _of_step(said: str) -> tuple[int, str]:
+    step, _, rest = said.partition(":")
+    return _count("previous_canary", step), rest
 
 
 def _aware(date: datetime) -> datetime:

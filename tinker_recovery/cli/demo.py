@@ -132,6 +132,7 @@ class _Demo:
         with tempfile.TemporaryDirectory() as root, _quiet_logs():
             async with LocalTinkerProcess(root=Path(root), step_s=self.pace) as server:
                 os.environ.update(
+                    TINKER_RECOVERY_STATE_DIR=root,
                     TINKER_BASE_URL=server.base_url,
                     TINKER_API_KEY=server.api_key,
                     TINKER_TELEMETRY="0",

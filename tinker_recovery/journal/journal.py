@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -64,6 +64,7 @@ class Notes:
         deletions: The newest line of each deletion, as its ledger writes it.
         sizes: Bytes at first sight.
         files: Checksums at first sight, as whoever took them writes them.
+        canaries: Fingerprints of what the canary answered on their weights.
     """
 
     pinned: Mapping[str, str]
@@ -71,6 +72,7 @@ class Notes:
     deletions: Mapping[str, str]
     sizes: Mapping[str, int]
     files: Mapping[str, str]
+    canaries: Mapping[str, str] = field(default_factory=dict)
 
 
 class Journal:
@@ -122,6 +124,7 @@ class Journal:
             deletions=by_kind.get("deletion", {}),
             sizes={path: int(said) for path, said in by_kind.get("size", {}).items()},
             files=by_kind.get("files", {}),
+            canaries=by_kind.get("canary", {}),
         )
 
     def pin(self, path: str, reason: str = "pinned by the user") -> None:
@@ -158,6 +161,10 @@ class Journal:
             database.execute(
                 "INSERT OR IGNORE INTO notes VALUES (?, ?, 'files', ?)", (self._service, path, said)
             )
+
+    def note_canary(self, path: str, said: str) -> None:
+        """The fingerprint of what the canary answered on a checkpoint's weights."""
+        self._put("canary", path, said)
 
     def forget(self, paths: Iterable[str]) -> None:
         """Everything noted of checkpoints that are gone for good."""

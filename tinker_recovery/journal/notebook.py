@@ -57,6 +57,10 @@ class Notebook(AbstractAsyncContextManager["Notebook"]):
         """Sizes at first sight; one noted before stays as it is."""
         await self._do(lambda: self._journal.note_sizes(sizes))
 
+    async def note_canary(self, path: str, said: str) -> None:
+        """The fingerprint of what the canary answered on a checkpoint's weights."""
+        await self._do(lambda: self._journal.note_canary(path, said))
+
     async def forget(self, paths: list[str]) -> None:
         """Everything noted of checkpoints that are gone for good."""
         await self._do(lambda: self._journal.forget(paths))
