@@ -103,7 +103,7 @@ class Restoration:
             try:
                 connection = await self._connect(checkpoint)
             except Exception as error:
-                if checkpoint is None or not _is_refused(error):
+                if checkpoint is None or not is_refused(error):
                     raise
                 await self._mark_bad(checkpoint, f"the service does not load it: {error}")
                 continue
@@ -197,7 +197,7 @@ class Restoration:
             )
 
 
-def _is_refused(error: BaseException) -> bool:
+def is_refused(error: BaseException) -> bool:
     """Whether the service says that this checkpoint cannot be loaded, now or later."""
     for each in causes(error):
         if isinstance(

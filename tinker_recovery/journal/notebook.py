@@ -61,6 +61,10 @@ class Notebook(AbstractAsyncContextManager["Notebook"]):
         """The fingerprint of what the canary answered on a checkpoint's weights."""
         await self._do(lambda: self._journal.note_canary(path, said))
 
+    async def note_files(self, path: str, said: str) -> None:
+        """Checksums of a checkpoint's files at first sight; those noted before stay."""
+        await self._do(lambda: self._journal.note_files(path, said))
+
     async def forget(self, paths: list[str]) -> None:
         """Everything noted of checkpoints that are gone for good."""
         await self._do(lambda: self._journal.forget(paths))

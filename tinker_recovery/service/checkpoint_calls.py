@@ -1,10 +1,29 @@
-"""What is asked of the service about one stored checkpoint: delete it, change its lifetime."""
+"""What is asked of the service about one stored checkpoint: delete it, where its files are."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import SecretStr, ValidationError
 from tinker import types
 
 from tinker_recovery.service.http import ServiceHttp
+
+
+@dataclass(frozen=True, slots=True)
+class SignedFiles:
+    """Where the files of an export are. Whoever has an address can read the file: keep them secret.
+
+    Attributes:
+        urls: The address of each file, by its path in the export.
+        expires: When the addresses stop working.
+    """
+
+    urls: Mapping[str, SecretStr]
+    expires: datetime
 
 
 class CheckpointCalls:
@@ -37,6 +56,26 @@ class CheckpointCalls:
             types.WeightsInfoResponse.model_validate,
             json={"tinker_path": path},
         )
+
+    async def signed_files(self, path: str) -> SignedFiles:
+        """Where the files of an export are, by its ``tinker://RUN/external_weights/NAME`` path.
+
+        Raises:
+            StatusError: The service does not say.
+        """
+        return await self._http.ask("GET", f"{_route(path)}/external_weights_urls", _signed_files)
+
+
+def _signed_files(said: Any) -> SignedFiles:
+    try:
+        reply = types.ExternalWeightsUrlsResponse.model_validate(said)
+    except ValidationError:
+        reply = None
+    if reply is None:
+        # Not from within the handler: pydantic's error quotes what it was given, addresses and all.
+        raise ValueError("it is no map of signed addresses with a date")
+    expires = reply.expires if reply.expires.tzinfo else reply.expires.replace(tzinfo=UTC)
+    return SignedFiles({name: SecretStr(url) for name, url in reply.urls.items()}, expires)
 
 
 def _route(path: str) -> str:

@@ -29,7 +29,7 @@ _UNAUTHORIZED = 401
 
 
 @functools.cache
-def _tls() -> ssl.SSLContext:
+def tls() -> ssl.SSLContext:
     """The one TLS context of the process: reading the certificates takes 30 ms of the loop."""
     return httpx.create_ssl_context()
 
@@ -123,7 +123,7 @@ class ServiceHttp:
             headers=dict(endpoint.headers),
             timeout=timeout_s,
             transport=transport,
-            verify=_tls(),
+            verify=tls(),
         )
 
     async def aclose(self) -> None:
