@@ -26,7 +26,16 @@ from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.restoration import Restorable, Restoration, Restored
 from tinker_recovery.service import Backend, SupervisedClient
 from tinker_recovery.supervision import Child
-from tinker_recovery.telemetry import EventSink, RunTrace, names, past_span, phase, refuse, trying
+from tinker_recovery.telemetry import (
+    EventSink,
+    RunTrace,
+    names,
+    past_span,
+    phase,
+    redact,
+    refuse,
+    trying,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +285,7 @@ class Executor:
     async def _refused(self, run: Recoverable, fault: Fault, row: Row) -> Ended:
         errors = run.budget.errors
         refused = RecoveryRefused(
-            f"run {run.name!r} cannot be recovered, because {row.reason}: {errors[-1]!r}",
+            redact(f"run {run.name!r} cannot be recovered, because {row.reason}: {errors[-1]!r}"),
             run=run.name,
             errors=errors,
         )
@@ -298,7 +307,7 @@ class Executor:
         exhausted = RecoveryExhausted(
             f"run {run.name!r} was given up after {spent}; the last fault was "
             f"{fault.row.kind.value} at step {step}; what went wrong, in order: "
-            + "; ".join(f"({n}) {error!r}" for n, error in enumerate(errors, 1)),
+            + redact("; ".join(f"({n}) {error!r}" for n, error in enumerate(errors, 1))),
             run=run.name,
             errors=errors,
         )

@@ -11,6 +11,8 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.redaction import redact, redact_value
+from tinker_recovery.telemetry.spans import record
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -61,12 +63,13 @@ class EventSink:
         self, name: str, run: str, message: str, fields: Mapping[str, AttributeValue] | None = None
     ) -> None:
         """Tell of one event. Call it on the event loop's thread."""
-        event = RecoveryEvent(name, run, message, fields or {})
+        told = {key: redact_value(value) for key, value in (fields or {}).items()}
+        event = RecoveryEvent(name, run, redact(message), told)
         logger.log(
             _LEVELS[name],
             "run %s: %s",
             run or "-",
-            message,
+            event.message,
             extra={"event": name, "fields": dict(event.fields)},
         )
         trace.get_current_span().add_event(name, {**event.fields, names.RUN: run})
@@ -80,4 +83,4 @@ class EventSink:
     def callback_failed(self, name: str, error: BaseException) -> None:
         """A callback of the user's raised: into the log and onto the span, and no further."""
         logger.error("%s raised; recovery goes on", name, exc_info=error)
-        trace.get_current_span().record_exception(error, {names.REASON: f"{name} raised"})
+        record(trace.get_current_span(), error, {names.REASON: f"{name} raised"})

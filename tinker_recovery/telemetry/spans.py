@@ -8,6 +8,7 @@ short root span whose context is remembered, and which the recoveries link to.
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.redaction import redact
 
 Attributes = Mapping[str, AttributeValue]
 
@@ -53,13 +55,24 @@ def fail(span: Span, error: BaseException) -> None:
     """End a span as an error; an exception other than a cancellation is recorded on it."""
     refuse(span, type(error).__qualname__, str(error))
     if not isinstance(error, asyncio.CancelledError):
-        span.record_exception(error)
+        record(span, error)
+
+
+def record(span: Span, error: BaseException, attributes: Attributes | None = None) -> None:
+    """Put an exception on a span, without the secrets it may quote."""
+    if not span.is_recording():
+        return
+    told = {
+        "exception.message": redact(str(error)),
+        "exception.stacktrace": redact("".join(traceback.format_exception(error))),
+    }
+    span.record_exception(error, {**told, **(attributes or {})})
 
 
 def refuse(span: Span, error_type: str, reason: str) -> None:
     """End a span as an error that no exception stands for: a candidate that was turned down."""
     span.set_attribute(names.ERROR_TYPE, error_type)
-    span.set_status(Status(StatusCode.ERROR, reason))
+    span.set_status(Status(StatusCode.ERROR, redact(reason)))
 
 
 def caller() -> SpanContext:

@@ -1,0 +1,310 @@
+"""Export over OTLP, on the wire: what a collector is told, and what happens without one."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anyio.to_thread
+import pytest
+from _receiver import RECEIVERS, Received, grpc_receiver, http_receiver
+from loops import MODEL, SEED, InstantClock, bare_run, batch, policy, train
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.util._once import Once
+
+from tinker_recovery import RecoveryExhausted, Supervisor, UsageError
+from tinker_recovery.telemetry import configure_tracing, names
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 12
+TOKEN = "sekret-token-of-the-collector"  # noqa: S105 - made up
+CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
+
+
+@pytest.fixture
+def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in which nobody has set a tracer provider yet; put back in the end."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+
+
+@pytest.fixture(params=["grpc", "http/protobuf"])
+def receiver(request: pytest.FixtureRequest) -> Iterator[tuple[str, Received]]:
+    with RECEIVERS[request.param]() as received:
+        yield request.param, received
+
+
+def _named(spans: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [span for span in spans if span["name"] == name]
+
+
+@pytest.mark.usefixtures("no_provider")
+async def test_a_collector_is_told_one_incident_whole(
+    local: LocalTinker, receiver: tuple[str, Received], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, parents, links, attributes, status and resource, as they were on the wire."""
+    protocol, received = receiver
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=lab")
+    export = configure_tracing(
+        received.endpoint,
+        protocol=protocol,  # type: ignore[arg-type]  # one of the two, as the fixture says
+        service_name="my-training",
+        headers={"Authorization": f"Bearer {TOKEN}"},
+    )
+    local.poison(at_step=7)
+    local.inject(FaultRule("fail", request="load_weights"))
+    clock = InstantClock(poll_interval_s=30.0)
+    async with Supervisor(policy(canary=batch(3)), clock=clock.clock) as supervisor:
+        await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL, name="sft")
+    assert await anyio.to_thread.run_sync(export.shutdown)
+    (run,) = supervisor.runs
+    assert received.headers["authorization"] == f"Bearer {TOKEN}"
+    spans = [span for span in received.spans() if span["scope"] == names.SCOPE]
+
+    for span in spans:
+        assert span["resource"]["service.name"] == "my-training"
+        assert span["resource"]["deployment.environment.name"] == "lab"
+        assert span["resource"]["telemetry.sdk.language"] == "python"
+        assert span["end"] >= span["start"]
+    (root,) = _named(spans, "recovery")
+    children = [span for span in spans if span["trace"] == root["trace"] and span is not root]
+    assert [span["name"] for span in children] == [
+        "recovery.detect",
+        "recovery.select",
+        "recovery.validate",
+        "recovery.create_client",
+        "recovery.backoff",
+        "recovery.select",
+        "recovery.validate",
+        "recovery.create_client",
+        "recovery.verify",
+        "recovery.resume",
+    ]
+    assert root["parent"] == ""
+    assert {span["parent"] for span in children} == {root["id"]}
+    assert [span["name"] for span in spans if span["error"]] == ["recovery.create_client"]
+    assert children[3]["error"]
+    assert children[3]["attributes"]["error.type"] == "RequestFailedError"
+    assert "exception" in children[3]["events"]
+
+    first, second = run.segments
+    (start,) = _named(spans, "run.start")
+    old, new = _named(spans, "run.segment")
+    (end,) = _named(spans, "run.end")
+    assert root["links"] == {"replaced_segment": old["id"], "run_start": start["id"]}
+    assert new["links"] == {"run_start": start["id"], "recovered_by": root["id"]}
+    assert end["links"] == {
+        "run_start": start["id"],
+        "last_segment": new["id"],
+        "previous_recovery": root["id"],
+    }
+    assert root["attributes"] == {
+        "tinker_recovery.run.name": "sft",
+        "tinker_recovery.run.lineage": run.lineage,
+        "tinker_recovery.tinker_run.id": first.run_id,
+        "tinker_recovery.attempt.number": 1,
+        "tinker_recovery.fault.kind": "request_failed",
+        "tinker_recovery.fault.reason": root["attributes"]["tinker_recovery.fault.reason"],
+        "tinker_recovery.fault.detected_by": "call",
+        "tinker_recovery.fault.step": 8,
+        "tinker_recovery.fault.verdict": "recover",
+        "tinker_recovery.outcome": "recovered",
+    }
+    assert children[7]["attributes"] == {
+        "tinker_recovery.recovery.try": 2,
+        "tinker_recovery.checkpoint.path": second.parent,
+        "tinker_recovery.checkpoint.step": 5,
+        "tinker_recovery.recovery.restore_optimizer": True,
+        "tinker_recovery.tinker_run.id": second.run_id,
+    }
+    assert children[9]["attributes"] == {
+        "tinker_recovery.recovery.try": 2,
+        "tinker_recovery.recovery.replayed_steps": 3,
+        "tinker_recovery.checkpoint.step": 5,
+        "tinker_recovery.attempt.number": 2,
+    }
+
+
+@pytest.mark.usefixtures("no_provider")
+async def test_training_is_the_same_with_the_collector_down(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    import tinker  # noqa: PLC0415 - beside its only use
+
+    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    local.poison(at_step=7)
+    with configure_tracing(CLOSED, headers={"x-key": TOKEN}, flush_s=0.1):
+        async with Supervisor(policy()) as supervisor:
+            await supervisor.run(
+                functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
+            )
+    assert local.run_state(supervisor.runs[0].segments[-1].run_id) == expected
+    assert "were not all delivered to http://127.0.0.1:9 (grpc)" in caplog.text
+    assert TOKEN not in caplog.text
+
+
+_PROCESS = """
+import gc, sys, time
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
+from tinker_recovery.telemetry import configure_tracing
+
+configure_tracing(sys.argv[1], protocol=sys.argv[2], flush_s=0.5)
+tracer = trace.get_tracer("test")
+for _ in range(6000):
+    tracer.start_span("many").end()
+spans = sum(isinstance(each, ReadableSpan) for each in gc.get_objects())
+print(spans, time.time(), flush=True)
+"""
+
+
+def test_without_a_collector_the_queue_is_bounded_and_the_process_exits_within_its_deadline() -> (
+    None
+):
+    """Where nothing listens, and where something listens and never answers; gRPC and HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, contextlib.ExitStack() as stack:
+        mute = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        started = [
+            stack.enter_context(
+                subprocess.Popen(  # noqa: S603 - our own program
+                    [sys.executable, "-c", _PROCESS, endpoint, protocol],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for endpoint in (CLOSED, mute)
+            for protocol in RECEIVERS
+        ]
+        for process in started:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            process.wait(timeout=20)
+            spans, at = line.split()
+            assert process.returncode == 0
+            # What the SDK queues at most, and the batch that is on its way.
+            assert int(spans) <= 2048 + 512
+            # Its 0.5 s, and the interpreter's own end on a busy machine.
+            assert time.time() - float(at) < 0.5 + 3.0
+
+
+def test_a_process_that_ends_delivers_what_it_has() -> None:
+    program = (
+        "import sys; from opentelemetry import trace\n"
+        "from tinker_recovery.telemetry import configure_tracing\n"
+        "configure_tracing(); trace.get_tracer('test').start_span('last words').end()"
+    )
+    with http_receiver() as received:
+        done = subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, "-c", program],
+            env=os.environ
+            | {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint,
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+                "OTEL_EXPORTER_OTLP_HEADERS": f"api-key={TOKEN}",
+                "OTEL_SERVICE_NAME": "from-the-environment",
+            },
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    (span,) = received.spans()
+    assert span["name"] == "last words"
+    assert span["resource"]["service.name"] == "from-the-environment"
+    assert received.headers["api-key"] == TOKEN
+    assert done.stderr == ""
+
+
+def test_a_provider_of_the_users_gets_our_exporter_and_outlives_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider = TracerProvider(resource=Resource({"service.name": "theirs"}), shutdown_on_exit=False)
+    theirs = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(theirs))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    with grpc_receiver() as received:
+        with configure_tracing(received.endpoint, service_name="ours"):
+            trace.get_tracer("test").start_span("both").end()
+        trace.get_tracer("test").start_span("theirs alone").end()
+    assert [span["name"] for span in received.spans()] == ["both"]
+    assert [span.name for span in theirs.get_finished_spans()] == ["both", "theirs alone"]
+    assert "the traces are those of service 'theirs', and not of 'ours'" in caplog.text
+    provider.shutdown()
+
+
+@pytest.mark.usefixtures("no_provider")
+def test_a_second_export_in_one_process_works_once_the_first_is_shut_down() -> None:
+    for _ in range(2):
+        with grpc_receiver() as received, configure_tracing(received.endpoint) as export:
+            trace.get_tracer("test").start_span("one").end()
+            assert export.flush()
+            assert [span["name"] for span in received.spans()] == ["one"]
+            assert export.shutdown()
+            assert export.shutdown(), "once shut down, the call does nothing"
+
+
+@pytest.mark.usefixtures("no_provider")
+@pytest.mark.parametrize(
+    "variable", [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")]
+)
+def test_the_environment_can_turn_it_off(
+    monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str]
+) -> None:
+    monkeypatch.setenv(*variable)
+    with configure_tracing() as export:
+        assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+        assert "turned off" in repr(export)
+
+
+@pytest.mark.usefixtures("no_provider")
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tinker_recovery.telemetry as package  # noqa: PLC0415 - beside its only use
+
+    monkeypatch.setitem(sys.modules, "tinker_recovery.telemetry.otlp_pipeline", None)
+    monkeypatch.delattr(package, "otlp_pipeline", raising=False)
+    with pytest.raises(UsageError, match=r'pip install "tinker-recovery\[otel\]"'):
+        configure_tracing()
+
+
+@pytest.mark.usefixtures("no_provider")
+async def test_no_header_of_the_collectors_and_no_api_key_leaves_by_any_other_way(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Through a run that is given up, with errors that quote the key and a signed address."""
+    caplog.set_level("DEBUG")
+    signed = "https://store/x?X-Amz-Signature=0123abcd"
+    local.poison(at_step=7)
+    local.inject(
+        FaultRule(
+            "fail",
+            request="load_weights",
+            times=3,
+            message=f"denied for {local.api_key} at {signed}",
+        )
+    )
+    with grpc_receiver() as received:
+        with configure_tracing(received.endpoint, headers={"x-key": TOKEN}) as export:
+            with pytest.raises(RecoveryExhausted) as caught:
+                async with Supervisor(
+                    policy(), clock=InstantClock(poll_interval_s=30.0).clock
+                ) as supervisor:
+                    await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
+            shown = repr(export) + repr(vars(export)) + str(caught.value)
+        assert received.headers["x-key"] == TOKEN
+    ours = [record.getMessage() for record in caplog.records if "tinker_reco" in record.name]
+    told = shown + "".join(ours) + "".join(map(str, received.traces))
+    assert "X-Amz-Signature=***" in told
+    for secret in (TOKEN, local.api_key, "0123abcd"):
+        assert secret not in told
