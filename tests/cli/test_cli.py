@@ -11,6 +11,7 @@ import sys
 
 import httpx
 import pytest
+from _receiver import http_receiver
 
 from tinker_recovery.cli.plot import Mark, axis, curve, replays
 from tinker_recovery.faults import TABLE
@@ -45,6 +46,25 @@ def test_the_demo_ends_with_identical_weights_and_says_so_in_one_json_object() -
     assert len(said["detection_s"]) == len(said["handover_s"]) == 2
     assert all(0 <= seconds < 10 for seconds in said["detection_s"] + said["handover_s"])
     assert "loss, undisturbed" in done.stderr, "the picture is for people, beside the data"
+
+
+def test_the_demo_sends_its_traces_to_a_collector_and_says_where_to_look() -> None:
+    with http_receiver() as received:
+        done = _run(
+            *("demo", "--steps", "10", "--poison", "4", "--save-every", "3", "--pace", "0"),
+            *("--otlp", received.endpoint, "--otlp-protocol", "http/protobuf"),
+        )
+    assert done.returncode == 0, done.stderr
+    assert "service 'tinker-recovery-demo'" in done.stdout.replace("\n", " ")
+    assert "http://localhost:16686" in done.stdout.replace("\n", " ")
+    (recovery,) = (span for span in received.spans() if span["name"] == "recovery")
+    assert recovery["resource"]["service.name"] == "tinker-recovery-demo"
+
+
+def test_an_address_that_is_none_is_refused_before_the_demo_starts() -> None:
+    done = _run("demo", "--otlp", "localhost:4317")
+    assert done.returncode == 2
+    assert "http://HOST:PORT" in done.stderr
 
 
 def test_a_wrong_option_is_refused_with_the_value_and_status_2() -> None:

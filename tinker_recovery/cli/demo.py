@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _MODEL = "Qwen/Qwen3-8B"
 _SEED = 20251204
+_SERVICE = "tinker-recovery-demo"
 _POLL_S = 0.25
 _CURVE_WIDTH, _CURVE_HEIGHT = 64, 7
 
@@ -87,9 +88,26 @@ class Outcome:
     type=click.FloatRange(0, 10),
     help="Seconds each step takes at the server, so that there is something to watch.",
 )
+@click.option(
+    "--otlp",
+    metavar="ENDPOINT",
+    help="Send the traces to a collector, as in --otlp http://localhost:4317 for Jaeger.",
+)
+@click.option(
+    "--otlp-protocol",
+    type=click.Choice(["grpc", "http/protobuf"]),
+    help="Default: grpc, and http/protobuf where the port is 4318.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
 def command(
-    steps: int, poisonings: tuple[int, ...], save_every: int, pace: float, *, as_json: bool
+    steps: int,
+    poisonings: tuple[int, ...],
+    save_every: int,
+    pace: float,
+    otlp: str | None,
+    otlp_protocol: Literal["grpc", "http/protobuf"] | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Watch a training loop get poisoned, recover, and end with the same weights.
 
@@ -110,10 +128,36 @@ def command(
         if step >= steps:
             raise click.BadParameter(f"{step} is not below --steps {steps}", param_hint="--poison")
     console = Console(stderr=as_json, soft_wrap=False)
-    outcome = asyncio.run(_Demo(console, steps, sorted(chosen), save_every, pace).play())
+    with _traced(console, otlp, otlp_protocol):
+        outcome = asyncio.run(_Demo(console, steps, sorted(chosen), save_every, pace).play())
     if as_json:
         click.echo(json.dumps(asdict(outcome)))
     sys.exit(0 if outcome.good else 1)
+
+
+@contextlib.contextmanager
+def _traced(
+    console: Console, endpoint: str | None, protocol: Literal["grpc", "http/protobuf"] | None
+) -> Iterator[None]:
+    """Export the traces meanwhile, if an endpoint is given, and say where to find them."""
+    if endpoint is None:
+        yield
+        return
+    from tinker_recovery import UsageError
+    from tinker_recovery.telemetry import configure_tracing
+
+    try:
+        export = configure_tracing(endpoint, protocol=protocol, service_name=_SERVICE)
+    except UsageError as error:
+        raise click.BadParameter(str(error), param_hint="--otlp") from error
+    yield
+    if export.shutdown() and not export.lost:
+        console.print(
+            f"\nTraces sent to {export.endpoint}: service {_SERVICE!r}, operation 'recovery'. "
+            "Jaeger shows them at http://localhost:16686."
+        )
+    else:
+        console.print(f"\n[red]No collector took the traces at {export.endpoint}.[/]")
 
 
 @dataclass(slots=True)
