@@ -37,7 +37,7 @@ from tinker_recovery.service import Backend, StatusReader, TinkerBackend
 from tinker_recovery.service.base import ServiceFactory
 from tinker_recovery.start import StartOptions, StartPlan, plan_start
 from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
-from tinker_recovery.telemetry import EventSink, RecoveryEvent, names
+from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -114,6 +114,7 @@ class Supervisor(AsyncContextManagerMixin):
         endpoint = await self._backend.endpoint()
         journal = Journal(self._journal_path, service=endpoint.base_url)
         async with (
+            self._events.streams,
             Notebook(journal) as self._notebook,
             StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as self._reader,
             anyio.create_task_group() as self._background,
@@ -174,6 +175,7 @@ class Supervisor(AsyncContextManagerMixin):
             max_restarts=10,
             max_seconds=60.0,
             backoff=Backoff(initial_s=0.1, max_s=5.0),
+            on_event=self._events.tree,
             monotonic=self._clock.monotonic,
             sleep=self._clock.sleep,
             random=self._clock.random,
@@ -198,6 +200,26 @@ class Supervisor(AsyncContextManagerMixin):
         name = plan.name or f"run-{secrets.token_hex(3)}"
         self.check_name(name)
         return _Attempts(self, plan, name)
+
+    def events(self, *, buffer: int = 1024) -> EventStream:
+        """What happens from now on, as a stream for ``async for``; each call is one consumer.
+
+        It gives :class:`RecoveryEvent`, the tree's ``SupervisionEvent`` and, where a consumer was
+        too slow, ``EventsDropped`` in place of the oldest; nothing ever waits for a consumer. It
+        ends when the Supervisor is left, so its task belongs around the Supervisor and not inside::
+
+            async with anyio.create_task_group() as group, Supervisor(policy) as supervisor:
+                group.start_soon(show, supervisor.events())
+
+        Args:
+            buffer: How many events may wait to be read.
+
+        Raises:
+            UsageError: ``buffer`` is less than 1.
+        """
+        if buffer < 1:
+            raise UsageError(f"buffer={buffer!r} is not allowed: 1 or more")
+        return self._events.streams.new(buffer)
 
     def check_name(self, name: str) -> None:
         """Refuse the name of a run under way."""

@@ -64,7 +64,7 @@ async def test_every_event_is_flat_attributes_of_plain_values(world: World) -> N
     }
     for event in world.events:
         flat = event.as_attributes()
-        assert flat["supervision.event"] == event.name
+        assert flat["event.name"] == event.name
         assert flat["supervision.child"] == event.child
         assert all(type(value) in (str, int, float, bool) for value in flat.values())
 
@@ -77,7 +77,7 @@ async def test_a_crash_report_names_supervisor_context_reason_and_offender(world
     reports = [event for event in world.events if isinstance(event, CrashReport)]
     assert [report.as_attributes() for report in reports] == [
         {
-            "supervision.event": "supervision.crash_report",
+            "event.name": "supervision.crash_report",
             "supervision.supervisor": "tree",
             "supervision.child": "kid",
             "supervision.incarnation": incarnation,

@@ -34,8 +34,11 @@ class SupervisionEvent:
     at: float
 
     def as_attributes(self) -> dict[str, Attribute]:
-        """The event as a flat mapping, for log records and spans; what is None is left out."""
-        flat: dict[str, Attribute] = {"supervision.event": self.name}
+        """The event as a flat mapping, for log records and spans; what is None is left out.
+
+        Every key has a dot in it, so none can be one of a ``logging.LogRecord``'s own.
+        """
+        flat: dict[str, Attribute] = {"event.name": self.name}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, BaseException):

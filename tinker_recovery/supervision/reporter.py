@@ -100,31 +100,31 @@ class Reporter:
 
     def crash(self, life: Life, context: Context, reason: BaseException) -> None:
         """A child went wrong."""
-        if logger.isEnabledFor(logging.ERROR):
-            logger.error(
-                "supervisor %s: child %s (incarnation %d), %s: %r",
-                self._supervisor,
-                life.id,
-                life.incarnation,
-                context.replace("_", " "),
-                reason,
-                exc_info=reason,
-            )
-        if self._listener is not None:
-            spec = life.record.spec
-            self._tell(
-                CrashReport(
-                    supervisor=self._supervisor,
-                    child=life.id,
-                    incarnation=life.incarnation,
-                    at=self._now(),
-                    context=context,
-                    reason=reason,
-                    restart=spec.restart,
-                    shutdown=spec.shutdown,
-                    type=spec.type,
-                )
-            )
+        if self._listener is None and not logger.isEnabledFor(logging.ERROR):
+            return
+        spec = life.record.spec
+        report = CrashReport(
+            supervisor=self._supervisor,
+            child=life.id,
+            incarnation=life.incarnation,
+            at=self._now(),
+            context=context,
+            reason=reason,
+            restart=spec.restart,
+            shutdown=spec.shutdown,
+            type=spec.type,
+        )
+        logger.error(
+            "supervisor %s: child %s (incarnation %d), %s: %r",
+            self._supervisor,
+            life.id,
+            life.incarnation,
+            context.replace("_", " "),
+            reason,
+            exc_info=reason,
+            extra=report.as_attributes(),
+        )
+        self._tell(report)
 
     def scheduled(self, record: Record, delay_s: float, restarts: Callable[[], int]) -> None:
         """A child will be started again."""
@@ -144,6 +144,14 @@ class Reporter:
     def stop_timed_out(self, life: Life, *, abandoned: bool) -> None:
         """A child did not stop in time."""
         now = self._now()
+        event = StopTimedOut(
+            supervisor=self._supervisor,
+            child=life.id,
+            incarnation=life.incarnation,
+            at=now,
+            waited_s=now - life.stopping_at,
+            abandoned=abandoned,
+        )
         logger.error(
             "supervisor %s: child %s (incarnation %d) did not stop within %.3g s; %s",
             self._supervisor,
@@ -153,33 +161,27 @@ class Reporter:
             "it ignores cancellation and is left behind, still running"
             if abandoned
             else "it is cancelled again",
+            extra=event.as_attributes(),
         )
-        if self._listener is not None:
-            self._tell(
-                StopTimedOut(
-                    supervisor=self._supervisor,
-                    child=life.id,
-                    incarnation=life.incarnation,
-                    at=now,
-                    waited_s=now - life.stopping_at,
-                    abandoned=abandoned,
-                )
-            )
+        self._tell(event)
 
     def escalated(self, offender: Record | None, error: BaseException, restarts: int) -> None:
         """The supervisor gave up."""
-        logger.error("supervisor %s stops its children and gives up: %s", self._supervisor, error)
-        if self._listener is not None:
-            self._tell(
-                Escalated(
-                    supervisor=self._supervisor,
-                    child="" if offender is None else offender.spec.id,
-                    incarnation=0 if offender is None else offender.incarnations,
-                    at=self._now(),
-                    error=error,
-                    restarts=restarts,
-                )
-            )
+        event = Escalated(
+            supervisor=self._supervisor,
+            child="" if offender is None else offender.spec.id,
+            incarnation=0 if offender is None else offender.incarnations,
+            at=self._now(),
+            error=error,
+            restarts=restarts,
+        )
+        logger.error(
+            "supervisor %s stops its children and gives up: %s",
+            self._supervisor,
+            error,
+            extra=event.as_attributes(),
+        )
+        self._tell(event)
 
     def came_back(self, life: Life, error: BaseException | None) -> None:
         """A child that had been abandoned has ended after all; nothing depends on it any more."""

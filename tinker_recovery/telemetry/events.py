@@ -1,20 +1,29 @@
-"""Events: each goes to the log, to the current span, and to the user's listener."""
+"""Events: each goes to the log, the current span, the user's listener and the streams."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
+from tinker_recovery.supervision import (
+    ChildExited,
+    ChildReady,
+    ChildRestarted,
+    ChildStarted,
+    RestartScheduled,
+    SupervisionEvent,
+)
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.record import RecoveryEvent
 from tinker_recovery.telemetry.redaction import redact, redact_value
 from tinker_recovery.telemetry.spans import record
+from tinker_recovery.telemetry.stream import Streams
 
 logger = logging.getLogger(names.SCOPE)
+tree_logger = logging.getLogger(f"{names.SCOPE}.supervision")
 
 _LEVELS: Mapping[str, int] = {
     names.EVENT_DETECTED: logging.WARNING,
@@ -34,30 +43,27 @@ _LEVELS: Mapping[str, int] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RecoveryEvent:
-    """Something that happened to a run.
-
-    Attributes:
-        name: One of ``telemetry.names.EVENT_*``.
-        run: The run's name; empty where it concerns no single run.
-        message: The event in words.
-        fields: Attributes by their telemetry name; plain values, no secrets.
-        time: Seconds since the epoch.
-    """
-
-    name: str
-    run: str
-    message: str
-    fields: Mapping[str, AttributeValue] = field(default_factory=dict)
-    time: float = field(default_factory=time.time)
+# Of the tree's events, those its Reporter does not log itself.
+_TREE_LEVELS: Mapping[type[SupervisionEvent], int] = {
+    ChildStarted: logging.DEBUG,
+    ChildReady: logging.DEBUG,
+    ChildExited: logging.DEBUG,
+    RestartScheduled: logging.WARNING,
+    ChildRestarted: logging.INFO,
+}
 
 
 class EventSink:
-    """Sends each event to the log, the current span and the listener, and never raises."""
+    """Sends each event to the log, the current span, the listener and the streams; never raises.
+
+    In the log an event is a message for people with ``extra`` for machines: its attributes by
+    their telemetry names (:mod:`~tinker_recovery.telemetry.names`), each a key with a dot in it.
+    """
 
     def __init__(self, listener: Callable[[RecoveryEvent], object] | None = None) -> None:
         self._listener = listener
+        self.streams = Streams()
+        """Where events are read from."""
 
     def emit(
         self, name: str, run: str, message: str, fields: Mapping[str, AttributeValue] | None = None
@@ -70,15 +76,32 @@ class EventSink:
             "run %s: %s",
             run or "-",
             event.message,
-            extra={"event": name, "fields": dict(event.fields)},
+            extra=event.as_attributes(),
         )
         trace.get_current_span().add_event(name, {**event.fields, names.RUN: run})
+        self.streams.put(event)
         if self._listener is None:
             return
         try:
             self._listener(event)
         except Exception:
             logger.exception("on_event raised for %s; recovery goes on", name)
+
+    def tree(self, event: SupervisionEvent) -> None:
+        """Tell of something in the supervision tree; its listener."""
+        level = _TREE_LEVELS.get(type(event))
+        if level is not None and tree_logger.isEnabledFor(level):
+            told = {key: redact_value(value) for key, value in event.as_attributes().items()}
+            tree_logger.log(
+                level,
+                "supervisor %s: child %s (incarnation %d): %s",
+                event.supervisor,
+                event.child,
+                event.incarnation,
+                event.name.removeprefix("supervision.").replace(".", " ").replace("_", " "),
+                extra=told,
+            )
+        self.streams.put(event)
 
     def callback_failed(self, name: str, error: BaseException) -> None:
         """A callback of the user's raised: into the log and onto the span, and no further."""

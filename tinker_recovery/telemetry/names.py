@@ -38,6 +38,8 @@ EVENT_CHECKPOINT_BAD: Final = "checkpoint.bad"
 EVENT_CHECKPOINT_SAVE_FAILED: Final = "checkpoint.save_failed"
 
 # Attributes. A name is never the namespace of another (OpenTelemetry's rule for names).
+EVENT: Final = "event.name"
+"""In log records: which event it is."""
 RUN: Final = "tinker_recovery.run.name"
 LINEAGE: Final = "tinker_recovery.run.lineage"
 """Id of the logical run, over all its Tinker runs."""
