@@ -22,6 +22,8 @@ ROOMS = [
     "attempt",
     "saving",
     "monitor",
+    "look",
+    "polling",
     "executor",
     "restoration",
     "choice",

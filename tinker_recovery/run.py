@@ -34,6 +34,7 @@ from tinker_recovery.service import (
     Connection,
     FromCheckpoint,
     Origin,
+    RunStatus,
     StatusReader,
     SupervisedClient,
 )
@@ -149,10 +150,10 @@ class SupervisedRun:
         current = self.current
         return None if self.ended or self._incident or current is None else current.run_id
 
-    def note_status(self, status: types.TrainingRun) -> None:
+    def note_status(self, status: RunStatus) -> None:
         """What the service says of the run; an answer about an earlier attempt is passed over."""
         current = self.current
-        if current is None or status.training_run_id != self.watched_run_id:
+        if current is None or status.run_id != self.watched_run_id:
             return
         self.weights = WeightsFacts(base_model=status.base_model, lora_rank=status.lora_rank)
         if status.corrupted:

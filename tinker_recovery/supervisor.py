@@ -122,7 +122,7 @@ class Supervisor(AsyncContextManagerMixin):
             self._mailbox = Mailbox()
             self._background.start_soon(self._mailbox.serve)
             try:
-                async with self._tree():
+                async with self._tree(self._reader):
                     yield self
             except anyio.get_cancelled_exc_class():
                 raise
@@ -138,10 +138,11 @@ class Supervisor(AsyncContextManagerMixin):
         if failure is not None:
             raise failure
 
-    def _tree(self) -> SupervisionTree:
+    def _tree(self, reader: StatusReader) -> SupervisionTree:
         policy = self.policy
         monitor = Monitor(
             lambda: self.runs,
+            reader=reader,
             interval_s=policy.poll_interval_s,
             look_every_s=_look_every_s(policy),
             events=self._events,

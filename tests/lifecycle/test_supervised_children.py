@@ -151,7 +151,10 @@ async def recover_once(
         )
     (run,) = supervisor.runs
     assert local.run_state(run.segments[-1].run_id) == UNDISTURBED[0]
-    assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+    starts = [attempt.start_step for attempt in run.attempts]
+    # Where only a poll tells, what was saved since the last good one is not trusted, and on a busy
+    # machine the loop may come to the fault before any.
+    assert starts == [0, 5] or (quiet and starts == [0, 0])
     assert len(run.recoveries) == 1, "the fault was handled exactly once"
     assert not supervisor._channel._waiting
     assert not supervisor._channel._in_hand, "and nothing of it is left in hand"

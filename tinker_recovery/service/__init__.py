@@ -12,7 +12,7 @@ from tinker_recovery.service.base import (
     SaveRequest,
 )
 from tinker_recovery.service.client import ClientHooks, SupervisedClient
-from tinker_recovery.service.status import StatusReader
+from tinker_recovery.service.status import RunStatus, StatusReader
 
 __all__ = [
     "Backend",
@@ -23,6 +23,7 @@ __all__ = [
     "FromCallable",
     "FromCheckpoint",
     "Origin",
+    "RunStatus",
     "SaveRequest",
     "StatusReader",
     "SupervisedClient",

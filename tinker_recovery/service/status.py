@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import httpx
 from tinker import types
@@ -15,8 +15,56 @@ from tinker_recovery.service.http import ServiceHttp
 PAGE = 100
 """Entries asked for in one page, as the SDK's own CLI does."""
 
+FAILED_PAGE = 200
+"""Sessions asked for in one page of the search, the most it gives."""
+
 _T = TypeVar("_T")
 _NOT_FOUND = 404
+
+
+class RunStatus(NamedTuple):
+    """What a watcher needs of a run's status.
+
+    Attributes:
+        run_id: The Tinker run id.
+        corrupted: Whether the service says that its weights can no longer be trusted.
+        base_model: What it is trained on; None if the service does not say.
+        lora_rank: Its LoRA rank, where it has one.
+    """
+
+    run_id: str
+    corrupted: bool
+    base_model: str | None = None
+    lora_rank: int | None = None
+
+    @classmethod
+    def of(cls, run: types.TrainingRun) -> Self:
+        """Of the SDK's own model of a run."""
+        return cls(run.training_run_id, run.corrupted, run.base_model, run.lora_rank)
+
+
+class RunPage(NamedTuple):
+    """One page of the list of runs.
+
+    Attributes:
+        runs: Newest first, as the service orders them.
+        total: Entries of the whole list.
+    """
+
+    runs: list[RunStatus]
+    total: int
+
+
+class FailedPage(NamedTuple):
+    """One page of the sessions that failed for a reason of the service's own.
+
+    Attributes:
+        failed: Session id to reason.
+        next_cursor: What to ask for the next page with; None for the last.
+    """
+
+    failed: dict[str, str]
+    next_cursor: dict[str, Any] | None
 
 
 class StatusReader:
@@ -62,6 +110,37 @@ class StatusReader:
         """
         return await self.http.ask(
             "GET", f"training_runs/{run_id}", types.TrainingRun.model_validate, troubled=troubled
+        )
+
+    async def run_page(self, offset: int, troubled: Callable[[], object] = lambda: None) -> RunPage:
+        """One page of the list of runs, from an offset on; no more of each than its status.
+
+        ``troubled`` as in :meth:`run`.
+        """
+        return await self.http.ask(
+            "GET",
+            "training_runs",
+            _run_page,
+            troubled=troubled,
+            params={"limit": PAGE, "offset": offset},
+        )
+
+    async def failed_sessions(
+        self,
+        cursor: dict[str, Any] | None = None,
+        troubled: Callable[[], object] = lambda: None,
+    ) -> FailedPage:
+        """One page of the caller's failed sessions, those created last first.
+
+        The SDK calls this search experimental, so a service may not have it.
+        """
+        query = {"statuses": [{"type": "failed"}], "limit": FAILED_PAGE}
+        return await self.http.ask(
+            "POST",
+            "sessions/search",
+            _failed_page,
+            troubled=troubled,
+            json=query if cursor is None else {**query, "cursor": cursor},
         )
 
     async def runs(self) -> AsyncIterator[types.TrainingRun]:
@@ -131,3 +210,41 @@ class StatusReader:
 
     async def _get(self, path: str, params: dict[str, int], parse: Callable[[Any], _T]) -> _T:
         return await self.http.ask("GET", path, parse, params=params)
+
+
+def _run_page(reply: dict[str, Any]) -> RunPage:
+    # Not by the SDK's models: they would build dates and checkpoints of ten thousand runs in each
+    # look, which is most of its cost, and most fields of each are passed over.
+    try:
+        runs = [_run_status(run) for run in reply["training_runs"]]
+        total = reply["cursor"]["total_count"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{error!r} in a page of runs") from error
+    if type(total) is not int:
+        raise ValueError(f"total_count={total!r} is not a number")
+    return RunPage(runs, total)
+
+
+def _run_status(run: dict[str, Any]) -> RunStatus:
+    run_id, corrupted = run["training_run_id"], run.get("corrupted", False)
+    # A word that is not understood must not pass for "it is fine".
+    if type(run_id) is not str or type(corrupted) is not bool:
+        raise ValueError(f"training_run_id={run_id!r}, corrupted={corrupted!r}")
+    base_model, rank = run.get("base_model"), run.get("lora_rank")
+    return RunStatus(
+        run_id,
+        corrupted,
+        base_model if type(base_model) is str else None,
+        rank if type(rank) is int else None,
+    )
+
+
+def _failed_page(reply: Any) -> FailedPage:
+    page = types.SessionSearchResponse.model_validate(reply)
+    failed = {
+        session.session_id: session.status.message
+        for session in page.sessions
+        if isinstance(session.status, types.SessionFailed) and session.status.category != "user"
+    }
+    cursor = page.next_cursor
+    return FailedPage(failed, None if cursor is None else cursor.model_dump(mode="json"))

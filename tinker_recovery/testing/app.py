@@ -91,6 +91,8 @@ class TinkerApp:
             ("POST", "/testing/outage", control.outage),
             ("DELETE", "/testing/outage", control.end_outage),
             ("POST", "/testing/sessions/{session}/fail", control.fail_session),
+            ("POST", "/testing/runs", control.add_runs),
+            ("POST", "/testing/runs/corrupt", control.corrupt),
             ("GET", "/testing/runs/{run}/state", control.state),
             ("GET", "/testing/stats", control.stats),
         ]

@@ -94,6 +94,16 @@ class Control:
         fail_session(self._engine, session, asked["message"], asked["category"])
         return JSONResponse({})
 
+    async def add_runs(self, request: Request) -> Response:
+        """Runs that are listed and nothing else: ``count`` and ``saved``."""
+        asked = await request.json()
+        return JSONResponse({"runs": self._engine.add_runs(asked["count"], saved=asked["saved"])})
+
+    async def corrupt(self, request: Request) -> Response:
+        """Corrupt the ``runs`` of these ids."""
+        self._engine.corrupt((await request.json())["runs"])
+        return JSONResponse({})
+
     async def state(self, request: Request) -> Response:
         """What is inside a run."""
         return JSONResponse(asdict(self._engine.state(request.path_params["run"])))

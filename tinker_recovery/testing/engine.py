@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -170,6 +170,43 @@ class Engine:
         model = beginning(facts, self.checkpoints)
         self._store.save_run(facts["run_id"], facts)
         self._start(Run(facts, model))
+
+    def add_runs(self, count: int, *, saved: bool) -> list[str]:
+        """So many runs that are listed and nothing else, each in a session of its own; their ids.
+
+        They have no weights, so they cost next to nothing, and a restart forgets them. ``saved``
+        gives each a checkpoint, with no optimizer step in it, from which it can be loaded.
+        """
+        added = []
+        for _ in range(count):
+            facts: dict[str, Any] = {
+                "run_id": f"{self.sessions.create(stored=False)}:train:0",
+                "base_model": "Qwen/Qwen3-8B",
+                "rank": 8,
+                "seed": 0,
+                "parent": None,
+                "user_metadata": None,
+                "corrupted": False,
+                "last_request_time": _now(),
+            }
+            run = self._runs[facts["run_id"]] = Run(facts, None)
+            if saved:
+                model = beginning(facts, self.checkpoints)
+                self.checkpoints.save(run.run_id, "listed", model, ttl_s=None, user_metadata=None)
+            added.append(run.run_id)
+        return added
+
+    def corrupt(self, run_ids: Sequence[str]) -> None:
+        """These runs are corrupted from now on, and say so when asked."""
+        for run_id in run_ids:
+            self.run(run_id).facts["corrupted"] = True
+
+    def delete_run(self, run_id: str) -> None:
+        """A run is listed no more, and what asks for it is told that there is none."""
+        run = self.run(run_id)
+        if run.worker is not None:
+            run.worker.cancel()
+        del self._runs[run_id]
 
     def _start(self, run: Run) -> None:
         before = self._runs.get(run.run_id)

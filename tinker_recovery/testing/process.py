@@ -8,6 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -155,6 +156,14 @@ class LocalTinkerProcess:
         """A session fails now: all that is queued in its runs, and every request to come."""
         body = {"message": message, "category": category}
         await self._ask(f"/testing/sessions/{session_id}/fail", body)
+
+    async def add_runs(self, count: int, *, saved: bool = False) -> list[str]:
+        """So many runs that are listed and nothing else; see :meth:`LocalTinker.add_runs`."""
+        return list((await self._ask("/testing/runs", {"count": count, "saved": saved}))["runs"])
+
+    async def corrupt(self, run_ids: Sequence[str]) -> None:
+        """These runs are corrupted from now on, and say so when asked."""
+        await self._ask("/testing/runs/corrupt", {"runs": list(run_ids)})
 
     async def outage(
         self, for_s: float, *, status: int | None = None, rollback: bool = False

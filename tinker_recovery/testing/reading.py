@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from tinker_recovery.testing.engine import Engine
 from tinker_recovery.testing.runs import Run, ServiceError
 
+_T = TypeVar("_T")
 _TTL_S = (3600, 10 * 365 * 24 * 3600)
 
 
@@ -25,8 +26,8 @@ class Reading:
 
     async def training_runs(self, request: Request) -> Response:
         """All runs, newest first, in pages."""
-        runs = [self._training_run(run) for run in self._engine.runs()]
-        page, cursor = _page(request, runs)
+        runs, cursor = _page(request, self._engine.runs())
+        page = [self._training_run(run) for run in runs]
         return JSONResponse({"training_runs": page, "cursor": cursor})
 
     async def training_run(self, request: Request) -> Response:
@@ -170,7 +171,7 @@ def _path(request: Request) -> str:
     return f"tinker://{found['run']}/{found['kind']}/{found['name']}"
 
 
-def _page(request: Request, every: list[dict[str, Any]]) -> tuple[list[Any], dict[str, int]]:
+def _page(request: Request, every: list[_T]) -> tuple[list[_T], dict[str, int]]:
     limit = int(request.query_params.get("limit", 20))
     offset = int(request.query_params.get("offset", 0))
     if limit < 1 or offset < 0:

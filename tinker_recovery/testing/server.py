@@ -177,6 +177,26 @@ class LocalTinker:
         """A session fails now: all that is queued in its runs, and every request to come."""
         self._ask(lambda host: fail_session(host.engine, session_id, message, category))
 
+    def add_runs(self, count: int, *, saved: bool = False) -> list[str]:
+        """So many runs that are listed and nothing else; their Tinker run ids, oldest first.
+
+        Each is in a session of its own and has no weights, so thousands cost next to nothing. They
+        last as long as the server.
+
+        Args:
+            count: How many.
+            saved: Whether each has a checkpoint it can be loaded from.
+        """
+        return self._ask(lambda host: host.engine.add_runs(count, saved=saved))
+
+    def corrupt(self, run_ids: Sequence[str]) -> None:
+        """These runs are corrupted from now on, and say so when asked."""
+        self._ask(lambda host: host.engine.corrupt(run_ids))
+
+    def delete_run(self, run_id: str) -> None:
+        """A run is listed no more, and what asks for it is told that there is none."""
+        self._ask(lambda host: host.engine.delete_run(run_id))
+
     def outage(self, for_s: float, *, status: int | None = None, rollback: bool = False) -> None:
         """Begin an outage that ends by itself after ``for_s`` seconds; see :meth:`begin_outage`."""
         check_outage(status, for_s)

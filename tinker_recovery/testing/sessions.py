@@ -26,8 +26,14 @@ class Sessions:
         self._wall = wall
         self._facts: dict[str, Facts] = {facts["session_id"]: facts for facts in store.sessions()}
 
-    def create(self, user_metadata: Facts | None = None, display_name: str | None = None) -> str:
-        """A new session's id."""
+    def create(
+        self,
+        user_metadata: Facts | None = None,
+        display_name: str | None = None,
+        *,
+        stored: bool = True,
+    ) -> str:
+        """A new session's id; one that is not ``stored`` is gone after a restart."""
         session = f"session-{secrets.token_hex(6)}"
         self._facts[session] = {
             "session_id": session,
@@ -37,7 +43,8 @@ class Sessions:
             "user_metadata": user_metadata or {},
             "display_name": display_name,
         }
-        self._store.save_session(session, self._facts[session])
+        if stored:
+            self._store.save_session(session, self._facts[session])
         return session
 
     def states(self) -> dict[str, str]:

@@ -1,0 +1,199 @@
+"""One look at many runs, on the real server: by pages, and at whoever was on none of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import httpx
+import pytest
+import pytest_asyncio
+import stamina
+from pydantic import SecretStr
+
+from tinker_recovery import RecoveryEvent, StatusRefused
+from tinker_recovery.clock import SYSTEM_CLOCK
+from tinker_recovery.look import Looker
+from tinker_recovery.service import Endpoint, RunStatus, StatusReader
+from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_between_tries() -> Iterator[None]:
+    with stamina.set_testing(True, attempts=3):
+        yield
+
+
+class Heard:
+    """A watched run, and what the look told it."""
+
+    def __init__(self, run_id: str) -> None:
+        self.name = run_id
+        self.watched_run_id: str | None = run_id
+        self.statuses: list[bool] = []
+        self.failed: list[str] = []
+        self.unreachable = 0
+
+    def note_status(self, status: RunStatus) -> None:
+        assert status.run_id == self.name
+        self.statuses.append(status.corrupted)
+        if status.corrupted:
+            self.watched_run_id = None
+
+    def note_session_failed(self, run_id: str, message: str) -> None:
+        assert run_id == self.name
+        self.failed.append(message)
+
+    def note_unreachable(self) -> None:
+        self.unreachable += 1
+
+    def check_silence(self) -> None:
+        pass
+
+
+class Fleet:
+    """Looks at runs of a server."""
+
+    def __init__(self, server: LocalTinker, reader: StatusReader) -> None:
+        self.server = server
+        self.events: list[RecoveryEvent] = []
+        self.looker = Looker(
+            reader, spread_s=0.0, events=EventSink(self.events.append), clock=SYSTEM_CLOCK
+        )
+
+    async def look(self, runs: list[Heard], *, brisk: bool = False) -> dict[str, int]:
+        """Look once; returns what was asked of the server for it."""
+        before = self.server.stats.by_route
+        self.faults = await self.looker.look(
+            {run.name: run for run in runs}, lambda: None, brisk=brisk
+        )
+        asked = self.server.stats.by_route
+        return {
+            route: asked[route] - before.get(route, 0)
+            for route in ("training_runs", "training_run", "search_sessions")
+            if asked.get(route, 0) > before.get(route, 0)
+        }
+
+
+@pytest_asyncio.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with (
+        LocalTinker() as server,
+        StatusReader(Endpoint(server.base_url, SecretStr(server.api_key))) as reader,
+    ):
+        yield Fleet(server, reader)
+
+
+async def test_many_runs_are_read_by_pages_and_no_further_than_the_last_of_them(
+    fleet: Fleet,
+) -> None:
+    old = fleet.server.add_runs(500)
+    runs = [Heard(run_id) for run_id in fleet.server.add_runs(250)]
+    fleet.server.corrupt([runs[0].name, old[0]])
+    assert await fleet.look(runs) == {"training_runs": 3, "search_sessions": 1}
+    assert [run.statuses for run in runs] == [[True], *[[False]] * 249]
+    assert fleet.faults == 1
+    assert not fleet.events
+
+
+async def test_a_few_runs_are_asked_for_one_by_one(fleet: Fleet) -> None:
+    fleet.server.add_runs(500)
+    runs = [Heard(run_id) for run_id in fleet.server.add_runs(3)]
+    assert await fleet.look(runs) == {"training_run": 3, "search_sessions": 3}
+
+
+async def test_a_run_on_no_page_is_asked_for_by_itself_and_a_404_is_waited_out(
+    fleet: Fleet,
+) -> None:
+    runs = [Heard(run_id) for run_id in fleet.server.add_runs(120)]
+    fleet.server.delete_run(runs[7].name)
+    assert await fleet.look(runs) == {
+        "training_runs": 2,
+        "training_run": 1,
+        "search_sessions": 1,
+    }
+    assert [run.name for run in runs if not run.statuses] == [runs[7].name]
+    assert fleet.faults == 0
+    (event,) = fleet.events
+    assert (event.name, event.fields[names.RUNS]) == (names.EVENT_POLL_ERROR, 1)
+
+
+async def test_failed_sessions_are_found_among_thousands_in_one_question(fleet: Fleet) -> None:
+    runs = [Heard(run_id) for run_id in fleet.server.add_runs(60)]
+    fleet.server.fail_session(runs[3].name.partition(":")[0], message="the node is gone")
+    fleet.server.fail_session(runs[4].name.partition(":")[0], category="user")
+    assert await fleet.look(runs) == {"training_runs": 1, "search_sessions": 1}
+    assert {run.name: run.failed for run in runs if run.failed} == {
+        runs[3].name: ["the node is gone"]
+    }
+
+
+async def test_failed_sessions_beyond_what_one_look_reads_are_read_in_the_next(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinker_recovery.service.status.FAILED_PAGE", 2)
+    monkeypatch.setattr("tinker_recovery.look._FAILED_PAGES", 3)
+    runs = [Heard(run_id) for run_id in fleet.server.add_runs(20)]
+    for run in runs:
+        fleet.server.fail_session(run.name.partition(":")[0])
+    for _ in range(5):
+        assert (await fleet.look(runs))["search_sessions"] <= 3
+    assert all(run.failed for run in runs)
+
+
+@pytest.mark.parametrize("count", [3, 60])
+async def test_a_service_without_the_search_is_not_asked_for_it_again(
+    fleet: Fleet, count: int
+) -> None:
+    runs = [Heard(run_id) for run_id in fleet.server.add_runs(count)]
+    fleet.server.inject(FaultRule("status", request="search_sessions", status=404, for_s=60.0))
+    assert "search_sessions" in await fleet.look(runs)
+    assert "search_sessions" not in await fleet.look(runs)
+
+
+async def test_a_page_that_cannot_be_read_ends_the_look_and_is_told_of_once(fleet: Fleet) -> None:
+    runs = [Heard(run_id) for run_id in fleet.server.add_runs(250)]
+    fleet.server.inject(FaultRule("status", request="training_runs", status=503, for_s=60.0))
+    assert await fleet.look(runs) == {"training_runs": 3}, "one page, three tries"
+    assert fleet.looker.out_of_reach
+    assert not any(run.statuses or run.failed for run in runs)
+    assert all(run.unreachable for run in runs)
+    (event,) = fleet.events
+    assert (event.name, event.fields[names.RUNS]) == (names.EVENT_POLL_ERROR, 250)
+    fleet.server.release()
+    await fleet.look(runs)
+    assert all(run.statuses == [False] for run in runs)
+    assert not fleet.looker.out_of_reach
+
+
+async def test_a_brisk_look_takes_a_few_requests_whatever_it_does_not_show(fleet: Fleet) -> None:
+    new = fleet.server.add_runs(1000)
+    asked = await fleet.look([Heard(run_id) for run_id in [*new, "unlisted"]], brisk=True)
+    assert asked == {"training_runs": 8}
+
+
+async def test_what_a_page_says_in_words_not_understood_is_refused_and_not_taken_for_good() -> None:
+    def answering(run: object, total: object = 1) -> Callable[[httpx.Request], httpx.Response]:
+        def answer(request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("/client/config"):
+                return httpx.Response(200, json={})
+            cursor = {"offset": 0, "limit": 100, "total_count": total}
+            return httpx.Response(200, json={"training_runs": [run], "cursor": cursor})
+
+        return answer
+
+    endpoint = Endpoint("http://127.0.0.1:1", SecretStr("tml-x"))
+    good = {"training_run_id": "r", "corrupted": True}
+    for run, total in [
+        ({"training_run_id": "r", "corrupted": "yes"}, 1),
+        ({"training_run_id": 7}, 1),
+        ({}, 1),
+        ("r", 1),
+        (good, None),
+    ]:
+        transport = httpx.MockTransport(answering(run, total))
+        async with StatusReader(endpoint, transport=transport) as reader:
+            with pytest.raises(StatusRefused, match="does not fit"):
+                await reader.run_page(0)
+    async with StatusReader(endpoint, transport=httpx.MockTransport(answering(good))) as reader:
+        assert await reader.run_page(0) == ([("r", True, None, None)], 1)
