@@ -25,6 +25,8 @@ ROOMS = [
     "look",
     "polling",
     "executor",
+    "keeper",
+    "housekeeping",
     "restoration",
     "choice",
     "channel",

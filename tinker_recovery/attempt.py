@@ -159,6 +159,7 @@ class Attempt:
             loop_state=checkpoint.loop_state if checkpoint else None,
             history=run.history,
             branch=run.saved_below(start_step),
+            ttl_s=run.policy.checkpoints.ttl_s,
             monotonic=run.clock.monotonic,
         )
         """When its client saves."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -49,8 +49,9 @@ class CheckpointPolicy(_Frozen):
     The strategy says when. ``"last"`` and ``"all"`` name the two ends of keeping, and save at the
     rhythm of ``"steps"``: a run that saved at its end alone would have nothing to recover from.
 
-    What to keep and delete is decided here and not acted on yet: a Supervisor of this version
-    deletes nothing, and refuses ``ttl_s``.
+    What to keep is acted on while the run trains: what no rule keeps is deleted, of the saves this
+    schedule made and no others. Never deleted, whatever the rules say, are the newest valid one,
+    the one recovered from, pinned and published ones, and anything not known to be ours.
 
     Attributes:
         strategy: ``"steps"``: every ``save_every`` optimizer steps. ``"epoch"``: every
@@ -63,10 +64,13 @@ class CheckpointPolicy(_Frozen):
         save_every: Optimizer steps (or epochs) between two checkpoints, counted from the run's
             step 0. Under ``"epoch"`` the default is 1.
         save_every_s: Also save once so many seconds have passed since the last save; None for not.
+        save_at_steps: Also save at these steps.
         save_at_end: Also save the last step of the loop.
         keep_last: How many of the newest checkpoints are kept. 0 needs another rule that keeps.
         keep_best: How many of the best are kept, under ``save_best``.
         keep_every: Checkpoints at a multiple of so many steps are kept for ever; None for none.
+        keep_if: Also keep those for which this function of a
+            :class:`~tinker_recovery.CheckpointRecord` is true. While it raises, nothing is deleted.
         save_best: Whether the best among the saved are kept. It makes no additional save: that is
             ``strategy="best"``.
         best_metric: The metric that ``save_best`` and ``"best"`` compare.
@@ -86,10 +90,12 @@ class CheckpointPolicy(_Frozen):
     strategy: Literal["steps", "epoch", "best", "last", "all", "auto"] = "steps"
     save_every: Annotated[int, Field(ge=1)] = 100
     save_every_s: Seconds | None = None
+    save_at_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
     save_at_end: bool = True
     keep_last: Annotated[int, Field(ge=0)] = 5
     keep_best: Annotated[int, Field(ge=1)] = 1
     keep_every: Annotated[int, Field(ge=1)] | None = None
+    keep_if: Callable[[Any], bool] | None = None
     save_best: bool = True
     best_metric: Annotated[str, Field(min_length=1)] = "loss"
     best_mode: Literal["min", "max"] = "min"
@@ -112,10 +118,11 @@ class CheckpointPolicy(_Frozen):
 
     @model_validator(mode="after")
     def _something_is_kept(self) -> Self:
-        if self.keep_last == 0 and not self.save_best and self.keep_every is None:
+        others = (self.keep_every, self.keep_if)
+        if self.keep_last == 0 and not self.save_best and others == (None, None):
             raise ValueError(
-                "keep_last=0 with save_best=False and no keep_every would keep nothing: keep at "
-                "least one, or choose another rule"
+                "keep_last=0 with save_best=False and no keep_every or keep_if would keep nothing: "
+                "keep at least one, or choose another rule"
             )
         if self.keep_last == 0 and self.strategy == "last":
             raise ValueError(

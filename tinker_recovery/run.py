@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import anyio
 from tinker import types
@@ -71,6 +71,7 @@ class SupervisedRun:
         spawn: Spawn,
         mailbox: Mailbox,
         notebook: Notebook,
+        changed: Callable[[SupervisedRun], None],
     ) -> None:
         self.mailbox = mailbox
         """Where the client's thread leaves word."""
@@ -110,6 +111,7 @@ class SupervisedRun:
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
         self._backend = backend
         self._notebook = notebook
+        self._changed = changed
         self._events = events
         self._report = report
         self._settled = settled
@@ -168,8 +170,34 @@ class SupervisedRun:
         self.trust.sizes.update(notes.sizes)
         self.trust.noted_canaries.update(notes.canaries)
         ledger = DeletionLedger.from_lines(notes.deletions.values())
-        for path in ledger.doomed(now_s=self.clock.wall()):
-            self.trust.doomed[path] = "its deletion was begun by an earlier process"
+        self.note_doomed(ledger.doomed(now_s=self.clock.wall()))
+
+    def is_pending(self, record: CheckpointRecord) -> bool:
+        """Whether the metric that this checkpoint is to be judged by is still to come.
+
+        It is stored with the next save at the earliest, so until then it is not known to be worse
+        than others.
+        """
+        current, policy = self.current, self.policy.checkpoints
+        return (
+            policy.save_best
+            and policy.best_metric not in record.metrics
+            and current is not None
+            and not self.ended
+            and record.attempt == current.id
+            and record.step == max(self._steps_saved(current.id), default=0)
+        )
+
+    def _steps_saved(self, attempt: str) -> list[int]:
+        return [step for of, step in self.history.saved if of == attempt]
+
+    def note_doomed(self, paths: Collection[str]) -> None:
+        """These checkpoints may be gone at any moment: nothing may rely on them."""
+        self.trust.doomed = dict.fromkeys(paths, "its deletion was begun")
+
+    def note_sizes(self, sizes: Mapping[str, int]) -> None:
+        """The size of each checkpoint at first sight."""
+        self.trust.sizes.update(sizes)
 
     async def mark_bad(self, path: str, reason: str) -> None:
         """Never use a checkpoint again, in this process or a later one."""
@@ -231,6 +259,7 @@ class SupervisedRun:
         if attempt is self.current and sound:
             self.budget.note_saved(step)
             self.trust.note_saved(step)
+        self._changed(self)
         self._events.emit(
             names.EVENT_CHECKPOINT_SAVED,
             self.name,
@@ -354,6 +383,7 @@ class SupervisedRun:
         resumed = self.attempts[-1]
         self.trust.note_resumed(resumed.start_step)
         self._news.set()
+        self._changed(self)
         if resumed.fault is not None:
             # It failed before anyone trained on it, in the user's own callback perhaps.
             self.fault_declared(resumed.fault)

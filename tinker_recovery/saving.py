@@ -42,6 +42,7 @@ class Saver:
         loop_state: The user's own state that was stored with them.
         history: Shared by the attempts of the run.
         branch: The saves the attempt descends from, so that "better than every save" goes on.
+        ttl_s: Lifetime of each save in seconds; None for no end.
         monotonic: Time.
     """
 
@@ -57,6 +58,7 @@ class Saver:
         loop_state: object,
         history: RunHistory,
         branch: Iterable[tuple[int, Mapping[str, float]]],
+        ttl_s: float | None,
         monotonic: Callable[[], float],
     ) -> None:
         self._attempt = attempt
@@ -64,6 +66,7 @@ class Saver:
         self._lineage = lineage
         self._parent = parent
         self._history = history
+        self._ttl_s = None if ttl_s is None else int(ttl_s)
         self._monotonic = monotonic
         self._lock = threading.RLock()
         self._step_done_at = monotonic()
@@ -103,7 +106,7 @@ class Saver:
         """A save of this step, whether or not it is due; it counts as in flight from now on."""
         with self._lock:
             request = SaveRequest(
-                f"step-{step:08d}-{self._attempt}", self.metadata(step, "schedule")
+                f"step-{step:08d}-{self._attempt}", self.metadata(step, "schedule"), self._ttl_s
             )
             self._ledger = self._ledger.began(
                 step=step, now_s=self._monotonic(), epoch=self.epoch, metrics=self.metrics

@@ -28,10 +28,12 @@ from tinker_recovery.choice import find_checkpoint
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import UsageError
 from tinker_recovery.executor import Executor
+from tinker_recovery.housekeeping import Housekeeping
 from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, StateFolder, journal_path
+from tinker_recovery.keeper import Keeper
 from tinker_recovery.mailbox import Mailbox
 from tinker_recovery.monitor import Monitor
-from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
+from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.run import SupervisedRun
 from tinker_recovery.service import Backend, StatusReader, TinkerBackend
 from tinker_recovery.service.base import ServiceFactory
@@ -87,6 +89,7 @@ class Supervisor(AsyncContextManagerMixin):
         self._events = EventSink(on_event)
         self._journal_path = journal_path(journal)
         self._notebook: Notebook | None = None
+        self._keeper: Keeper | None = None
         self._clock = clock
         self._channel = FaultChannel()
         self._runs: dict[str, SupervisedRun] = {}
@@ -109,7 +112,6 @@ class Supervisor(AsyncContextManagerMixin):
                 "recovery is off (enabled=False): faults are observed and reported, and the run "
                 "is left as it is"
             )
-        _check_what_is_acted_on(self.policy.checkpoints)
         failure: BaseException | None = None
         endpoint = await self._backend.endpoint()
         journal = Journal(self._journal_path, service=endpoint.base_url)
@@ -119,11 +121,13 @@ class Supervisor(AsyncContextManagerMixin):
             StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as self._reader,
             anyio.create_task_group() as self._background,
         ):
+            self._keeper = self._make_keeper(self._reader, self._notebook)
             self._mailbox = Mailbox()
             self._background.start_soon(self._mailbox.serve)
             try:
-                async with self._tree(self._reader):
+                async with self._tree(self._reader, self._keeper):
                     yield self
+                    await self._keeper.settle(self.policy.close_timeout_s)
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
@@ -138,7 +142,22 @@ class Supervisor(AsyncContextManagerMixin):
         if failure is not None:
             raise failure
 
-    def _tree(self, reader: StatusReader) -> SupervisionTree:
+    def _make_keeper(self, reader: StatusReader, notebook: Notebook) -> Keeper:
+        house = Housekeeping(
+            reader=reader,
+            notebook=notebook,
+            policy=self.policy.checkpoints,
+            events=self._events,
+            clock=self._clock,
+        )
+        return Keeper(
+            house,
+            look_every_s=self.policy.poll_interval_s,
+            events=self._events,
+            clock=self._clock,
+        )
+
+    def _tree(self, reader: StatusReader, keeper: Keeper) -> SupervisionTree:
         policy = self.policy
         monitor = Monitor(
             lambda: self.runs,
@@ -171,6 +190,7 @@ class Supervisor(AsyncContextManagerMixin):
                     # What it may have to close when it is stopped has this deadline of its own.
                     shutdown=policy.close_timeout_s + SHUTDOWN_MARGIN_S,
                 ),
+                ChildSpec(id="keeper", start=keeper.serve),
             ],
             name="tinker-recovery",
             max_restarts=10,
@@ -280,6 +300,7 @@ class Supervisor(AsyncContextManagerMixin):
             or self._reader is None
             or self._mailbox is None
             or self._notebook is None
+            or self._keeper is None
         ):
             raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
         root = None
@@ -303,6 +324,7 @@ class Supervisor(AsyncContextManagerMixin):
             spawn=self._background.start_soon,
             mailbox=self._mailbox,
             notebook=self._notebook,
+            changed=self._keeper.ask,
         )
         await run.read_notes()
         self.check_name(name)  # once more: another may have taken it while the service was asked
@@ -364,14 +386,3 @@ def _look_every_s(policy: RecoveryPolicy) -> float | None:
     """Often enough that silence is noticed within a tenth of its deadlines, and never in haste."""
     deadlines = [each for each in (policy.stall_warning_s, policy.stall_after_s) if each]
     return max(0.01, min([5.0, *(each / 10 for each in deadlines)])) if deadlines else None
-
-
-def _check_what_is_acted_on(policy: CheckpointPolicy) -> None:
-    """Refuse what would not happen, and say what is noted and not done yet."""
-    if policy.ttl_s is not None:
-        raise UsageError(
-            f"checkpoints.ttl_s={policy.ttl_s:g} is not acted on by this version: leave it out"
-        )
-    given = policy.model_fields_set
-    if given & {"keep_last", "keep_best", "keep_every"} or policy.strategy == "last":
-        logger.warning("what to keep is noted, but this version deletes no checkpoint")

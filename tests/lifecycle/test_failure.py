@@ -94,7 +94,8 @@ async def test_the_last_look_for_progress_waits_for_a_listing_that_cannot_be_rea
     local.poison(at_step=7)
 
     def hide_the_listing(*_: object) -> None:
-        local.inject(FaultRule("status", request="run_checkpoints", status=503, times=3))
+        # The Keeper asks as well, and takes its share of them.
+        local.inject(FaultRule("status", request="run_checkpoints", status=503, times=6))
 
     clock = InstantClock(poll_interval_s=POLL_S)
     async with _supervisor(clock, max_attempts=1, on_recovery=hide_the_listing) as supervisor:

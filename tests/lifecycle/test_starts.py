@@ -11,7 +11,6 @@ import tinker
 from loops import MODEL, SEED, bare_run, policy, train
 
 from tinker_recovery import (
-    CheckpointPolicy,
     NoUsableCheckpoint,
     Supervisor,
     UsageError,
@@ -250,9 +249,3 @@ async def test_entering_a_supervisor_twice_is_refused(local: LocalTinker) -> Non
     async with supervisor:
         with pytest.raises(BaseException, match="already"):
             await supervisor.__aenter__()
-
-
-async def test_what_this_version_would_not_act_on_is_refused_before_anything_starts() -> None:
-    with pytest.raises(UsageError, match="ttl_s=86400 is not acted on by this version"):
-        async with Supervisor(policy(checkpoints=CheckpointPolicy(ttl_s=86_400.0))):
-            pytest.fail("the body never runs")

@@ -68,7 +68,8 @@ async def test_a_checkpoint_that_restores_wrong_weights_is_never_used_again_by_a
     local.inject(FaultRule("wrong_restore", request="load_weights"))
     told: list[RecoveryEvent] = []
     file = tmp_path / "journal"
-    given = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0)
+    kept = CheckpointPolicy(strategy="all", save_every=5)
+    given = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0, checkpoints=kept)
     async with Supervisor(given, on_event=told.append, journal=file) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=13), base_model=MODEL, rank=8, seed=SEED

@@ -86,8 +86,12 @@ class Deletion:
 
         A clock set back since it failed does not put it off: waiting is a courtesy to the service.
         """
-        delay_s = min(MAX_RETRY_S, RETRY_S * 2.0 ** min(self.failures - 1, 64))
-        return not self.at_s <= now_s < self.at_s + delay_s
+        return not self.at_s <= now_s < self.retry_at_s
+
+    @property
+    def retry_at_s(self) -> float:
+        """When a failed one is to be tried again, in seconds since the epoch."""
+        return self.at_s + min(MAX_RETRY_S, RETRY_S * 2.0 ** min(self.failures - 1, 64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from tinker_recovery.checkpoints.retention import (
     KeepAny,
     KeepBest,
     KeepEvery,
+    KeepIf,
     KeepLast,
     KeepPinned,
     Retention,
@@ -18,6 +19,7 @@ from tinker_recovery.checkpoints.retention import (
 from tinker_recovery.checkpoints.schedule import (
     AnyOf,
     AtEnd,
+    AtSteps,
     EveryEpochs,
     EverySeconds,
     EverySteps,
@@ -32,6 +34,8 @@ def schedule_of(policy: CheckpointPolicy) -> Schedule:
     schedules: list[Schedule] = [_main(policy)]
     if policy.save_every_s is not None:
         schedules.append(EverySeconds(policy.save_every_s))
+    if policy.save_at_steps:
+        schedules.append(AtSteps(policy.save_at_steps))
     if policy.save_at_end:
         schedules.append(AtEnd())
     return schedules[0] if len(schedules) == 1 else AnyOf(*schedules)
@@ -71,6 +75,8 @@ def retention_of(policy: CheckpointPolicy, *, pinned: Collection[str] = ()) -> R
         rules.append(KeepBest(policy.keep_best, policy.best_metric, policy.best_mode))
     if policy.keep_every is not None:
         rules.append(KeepEvery(policy.keep_every))
+    if policy.keep_if is not None:
+        rules.append(KeepIf(policy.keep_if))
     if pinned:
         rules.append(KeepPinned(frozenset(pinned)))
     return KeepAny(*rules)

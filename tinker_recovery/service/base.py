@@ -92,10 +92,12 @@ class SaveRequest:
     Attributes:
         name: Unique within the Tinker run.
         metadata: The ``user_metadata`` to store with it.
+        ttl_s: Its lifetime in whole seconds; None for no end.
     """
 
     name: str
     metadata: dict[str, str]
+    ttl_s: int | None = None
 
 
 CloseStatus = Literal["success", "errored", "interrupted"]

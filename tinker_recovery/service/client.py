@@ -239,7 +239,9 @@ class SupervisedClient:
                 self._queue(request)
 
     def _queue(self, request: SaveRequest) -> None:
-        saving = self._training.save_state(request.name, user_metadata=request.metadata)
+        saving = self._training.save_state(
+            request.name, ttl_seconds=request.ttl_s, user_metadata=request.metadata
+        )
         self._watch("save_state", saving, None, functools.partial(self._save_ended, self._step))
         # Behind the save and before whatever comes next: these weights, and no others.
         self._look(record=True)

@@ -40,6 +40,11 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_CHECKPOINT_BAD: logging.ERROR,
     names.EVENT_CHECKPOINT_SAVED: logging.DEBUG,
     names.EVENT_CHECKPOINT_SAVE_FAILED: logging.WARNING,
+    names.EVENT_CHECKPOINT_DELETED: logging.INFO,
+    names.EVENT_CHECKPOINT_DELETE_FAILED: logging.WARNING,
+    names.EVENT_CHECKPOINT_RENEWED: logging.INFO,
+    names.EVENT_CHECKPOINT_RENEWAL_FAILED: logging.WARNING,
+    names.EVENT_HOUSEKEEPING_FAILED: logging.WARNING,
 }
 
 

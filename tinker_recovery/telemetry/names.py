@@ -36,6 +36,11 @@ EVENT_POLL_ERROR: Final = "recovery.poll_error"
 EVENT_CHECKPOINT_SAVED: Final = "checkpoint.saved"
 EVENT_CHECKPOINT_BAD: Final = "checkpoint.bad"
 EVENT_CHECKPOINT_SAVE_FAILED: Final = "checkpoint.save_failed"
+EVENT_CHECKPOINT_DELETED: Final = "checkpoint.deleted"
+EVENT_CHECKPOINT_DELETE_FAILED: Final = "checkpoint.delete_failed"
+EVENT_CHECKPOINT_RENEWED: Final = "checkpoint.renewed"
+EVENT_CHECKPOINT_RENEWAL_FAILED: Final = "checkpoint.renewal_failed"
+EVENT_HOUSEKEEPING_FAILED: Final = "checkpoint.housekeeping_failed"
 
 # Attributes. A name is never the namespace of another (OpenTelemetry's rule for names).
 EVENT: Final = "event.name"

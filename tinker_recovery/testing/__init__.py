@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from tinker_recovery.testing.book import FiredFault
+from tinker_recovery.testing.checkpoints import StoredCheckpoint
 from tinker_recovery.testing.damage import Damage
 from tinker_recovery.testing.faults import FaultRule
 from tinker_recovery.testing.options import Options
@@ -44,5 +45,6 @@ __all__ = [
     "Options",
     "RequestStats",
     "RunState",
+    "StoredCheckpoint",
     "serve",
 ]

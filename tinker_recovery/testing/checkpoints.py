@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +16,27 @@ from tinker_recovery.testing.store import KINDS, DamagedCheckpoint, Store
 Facts = dict[str, Any]
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheckpoint:
+    """One checkpoint as the service has it, for tests to look at.
+
+    Attributes:
+        path: Its ``tinker://`` path.
+        steps: Optimizer steps in it.
+        size_bytes: Its size.
+        expires: Seconds since the epoch at which it goes; None for never.
+        public: Whether it was published.
+        user_metadata: What was stored with it.
+    """
+
+    path: str
+    steps: int
+    size_bytes: int
+    expires: float | None
+    public: bool
+    user_metadata: dict[str, str] | None
 
 
 class Checkpoints:
@@ -98,6 +120,15 @@ class Checkpoints:
         """A run's checkpoints of every kind, oldest first."""
         found = [facts for kind in KINDS for facts in self.of(run_id, kind)]
         return sorted(found, key=lambda facts: int(facts["serial"]))
+
+    def stored(self, run_id: str) -> list[StoredCheckpoint]:
+        """The training checkpoints of a run, for tests, oldest first."""
+        names = StoredCheckpoint.__slots__
+        return [
+            StoredCheckpoint(**{name: facts[name] for name in names})
+            for facts in self.of(run_id)
+            if facts["path"].startswith(f"tinker://{run_id}/weights/")
+        ]
 
     def find(self, path: str) -> Facts:
         """One checkpoint by its path.

@@ -21,6 +21,7 @@ import tinker
 
 from tinker_recovery.testing.actions import Category, Request
 from tinker_recovery.testing.book import FaultBook, FiredFault
+from tinker_recovery.testing.checkpoints import StoredCheckpoint
 from tinker_recovery.testing.control import check_outage, fail_session
 from tinker_recovery.testing.damage import Damage
 from tinker_recovery.testing.faults import FaultRule
@@ -258,6 +259,14 @@ class LocalTinker:
     def runs(self) -> list[str]:
         """Every Tinker run id, newest first."""
         return self._ask(lambda host: [run.run_id for run in host.engine.runs()])
+
+    def checkpoints(self, run_id: str) -> list[StoredCheckpoint]:
+        """The training checkpoints stored of a run, oldest first."""
+        return self._ask(lambda host: host.engine.checkpoints.stored(run_id))
+
+    def publish(self, path: str) -> None:
+        """Publish a checkpoint, as its owner might."""
+        self._ask(lambda host: host.engine.checkpoints.change(path, public=True))
 
     def run_state(self, run_id: str) -> RunState:
         """What is inside a run."""

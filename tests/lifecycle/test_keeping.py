@@ -1,0 +1,216 @@
+"""What is kept, deleted and renewed while a run trains, at a real service."""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tinker
+from loops import ADAM, MODEL, SEED, bare_run, batch, policy, train, until
+
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
+from tinker_recovery.clock import Clock
+from tinker_recovery.journal import Journal
+from tinker_recovery.keeper import Keeper
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 12
+
+
+def _steps(local: LocalTinker, *run_ids: str) -> list[int]:
+    """The steps of the checkpoints that the service has of these runs."""
+    return sorted(each.steps for run_id in run_ids for each in local.checkpoints(run_id))
+
+
+async def _run(
+    checkpoints: CheckpointPolicy, *, steps: int = STEPS, journal: Path | None = None, **more: Any
+) -> tuple[Supervisor, list[RecoveryEvent]]:
+    events: list[RecoveryEvent] = []
+    given = policy(checkpoints=checkpoints, backoff_s=0.0, max_backoff_s=0.0)
+    async with Supervisor(given, on_event=events.append, journal=journal, **more) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=steps), base_model=MODEL, rank=8, seed=SEED
+        )
+    return supervisor, events
+
+
+async def test_the_last_ones_are_left_and_the_others_are_gone_when_the_supervisor_ends(
+    local: LocalTinker,
+) -> None:
+    supervisor, events = await _run(CheckpointPolicy(save_every=2, keep_last=3))
+    (segment,) = supervisor.runs[0].segments
+    assert _steps(local, segment.run_id) == [8, 10, 12]
+    deleted = [event for event in events if event.name == "checkpoint.deleted"]
+    assert len(deleted) == 3
+    assert "no rule keeps it" in deleted[0].message
+
+
+async def test_the_last_ones_are_counted_over_every_tinker_run_the_run_has_lived_in(
+    local: LocalTinker,
+) -> None:
+    undisturbed = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    local.poison(at_step=7)
+    supervisor, _ = await _run(CheckpointPolicy(save_every=2, keep_last=2))
+    (run,) = supervisor.runs
+    first, second = run.segments
+    assert _steps(local, first.run_id, second.run_id) == [
+        second.start_step,  # what the newest attempt began from is never deleted
+        10,
+        12,
+    ]
+    assert local.run_state(second.run_id) == undisturbed
+
+
+async def test_what_a_rule_keeps_stays_and_so_does_what_the_user_saved_or_published(
+    local: LocalTinker,
+) -> None:
+    async def training(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            attempt.report(loss=abs(step - 3.0))
+            forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+            await forward
+            await attempt.client.drain()
+            if step == 1:
+                stored = {each.steps: each.path for each in local.checkpoints(attempt.run_id)}
+                local.publish(stored[2])
+            if step == 6:
+                await attempt.client.save_state("mine")
+
+    given = policy(
+        checkpoints=CheckpointPolicy(
+            save_every=1, keep_last=1, keep_every=5, keep_if=lambda record: record.step == 8
+        )
+    )
+    async with Supervisor(given, journal=None) as supervisor:
+        await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
+    found = _steps(local, supervisor.runs[0].segments[0].run_id)
+    # 2 is published, 4 the best, 5 and 10 multiples, 7 the user's own, 8 by the predicate, 12 last.
+    assert found == [2, 4, 5, 7, 8, 10, 12]
+
+
+async def test_a_pinned_checkpoint_stays(local: LocalTinker, tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+
+    def pin_the_first(event: RecoveryEvent) -> None:
+        path = str(event.fields.get("tinker_recovery.checkpoint.path"))
+        if event.name == "checkpoint.saved" and "step-00000003" in path:
+            with Journal(file, service=local.base_url) as journal:
+                journal.pin(path)
+
+    given = policy(checkpoints=CheckpointPolicy(save_every=1, keep_last=1, save_best=False))
+    async with Supervisor(given, journal=file, on_event=pin_the_first) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
+        )
+    found = _steps(local, supervisor.runs[0].segments[0].run_id)
+    assert found == [3, 12]
+
+
+async def test_a_deletion_that_fails_disturbs_nothing_and_is_told_once_and_tried_again(
+    local: LocalTinker,
+) -> None:
+    local.inject(FaultRule("status", request="delete", status=500, times=2))
+    wall = [time.time()]
+    clock = Clock(wall=lambda: wall[0])
+    events: list[RecoveryEvent] = []
+    given = policy(
+        checkpoints=CheckpointPolicy(save_every=4, keep_last=1, save_best=False),
+        poll_interval_s=0.05,
+    )
+
+    def failures() -> list[str]:
+        return [e.message for e in events if e.name == "checkpoint.delete_failed"]
+
+    async def training(attempt: Attempt) -> None:
+        await train(attempt, steps=STEPS)
+        await until(lambda: len(failures()) == 2)
+        wall[0] += 31.0  # the retry's delay
+        await until(lambda: len(local.checkpoints(attempt.run_id)) == 1)
+
+    async with Supervisor(given, on_event=events.append, journal=None, clock=clock) as supervisor:
+        await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
+    assert "500" in failures()[0]
+    assert len(failures()) == 2
+
+
+async def test_an_answer_404_is_success(local: LocalTinker) -> None:
+    """The request is carried out and its answer lost; asked again, the checkpoint is gone."""
+    local.inject(FaultRule("drop", request="delete", times=1))
+    supervisor, events = await _run(CheckpointPolicy(save_every=6, keep_last=1, save_best=False))
+    found = _steps(local, supervisor.runs[0].segments[0].run_id)
+    assert found == [12]
+    assert not supervisor.runs[0].trust.bad
+    assert [event.name for event in events if "delete" in event.name] in (
+        ["checkpoint.delete_failed"],
+        ["checkpoint.deleted"],
+    )
+
+
+@pytest.mark.parametrize("request_kind", ["run_checkpoints", "weights_info"])
+async def test_where_the_service_does_not_answer_nothing_is_deleted_and_training_goes_on(
+    local: LocalTinker, request_kind: Any
+) -> None:
+    local.inject(FaultRule("status", request=request_kind, status=403, for_s=60.0))
+    supervisor, events = await _run(CheckpointPolicy(save_every=3, keep_last=1))
+    assert _steps(local, supervisor.runs[0].segments[0].run_id) == [3, 6, 9, 12]
+    told = [event.name for event in events if event.name == "checkpoint.housekeeping_failed"]
+    assert bool(told) is (request_kind == "run_checkpoints")
+
+
+async def test_a_predicate_that_raises_deletes_nothing(local: LocalTinker) -> None:
+    def broken(record: object) -> bool:
+        raise ZeroDivisionError(record)
+
+    supervisor, events = await _run(CheckpointPolicy(save_every=3, keep_last=1, keep_if=broken))
+    assert _steps(local, supervisor.runs[0].segments[0].run_id) == [3, 6, 9, 12]
+    assert any("ZeroDivisionError" in str(event.fields) for event in events)
+
+
+async def test_saves_live_as_long_as_the_policy_says_and_the_recovery_point_is_renewed(
+    local: LocalTinker,
+) -> None:
+    wall = [time.time()]
+    clock = Clock(wall=lambda: wall[0])
+    events: list[RecoveryEvent] = []
+    given = policy(
+        checkpoints=CheckpointPolicy(save_every=6, ttl_s=7200, save_at_end=False),
+        poll_interval_s=0.02,
+    )
+
+    async def training(attempt: Attempt) -> None:
+        await train(attempt, steps=STEPS)
+        ends = {each.steps: each.expires for each in local.checkpoints(attempt.run_id)}
+        assert all(end and 7100 < end - time.time() <= 7200 for end in ends.values())
+        # An hour and a bit later the newest has less than half of its life left; the other may go.
+        await until(lambda: bool(supervisor._keeper and supervisor._keeper._next_at))
+        wall[0] += 3700.0
+        await until(lambda: any(event.name == "checkpoint.renewed" for event in events))
+        later = {each.steps: each.expires for each in local.checkpoints(attempt.run_id)}
+        assert later[6] == ends[6]
+        assert (later[12] or 0) > (ends[12] or 0)
+
+    async with Supervisor(given, on_event=events.append, journal=None, clock=clock) as supervisor:
+        await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
+
+
+async def test_a_keeper_that_crashes_is_restarted_and_holds_its_round(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashes: list[bool] = []
+    rounds = Keeper._rounds
+
+    async def crash_once(keeper: Keeper) -> None:
+        if not crashes:
+            crashes.append(True)
+            raise OSError("the Keeper's own bug")
+        await rounds(keeper)
+
+    monkeypatch.setattr(Keeper, "_rounds", crash_once)
+    supervisor, _ = await _run(CheckpointPolicy(save_every=2, keep_last=2, save_best=False))
+    assert crashes
+    found = _steps(local, supervisor.runs[0].segments[0].run_id)
+    assert found == [10, 12]
