@@ -14,6 +14,7 @@ ROOMS = [
     "__init__",
     "supervisor",
     "by_hand",
+    "doctor",
     "verification",
     "run",
     "blocking",

@@ -184,6 +184,11 @@ class RecoveryPolicy(_Frozen):
             turns out to be bad is marked so for good, and the next in order is taken.
         restore_optimizer: True restores the optimizer's moments with the weights, which is what
             makes a recovery exact. False starts the optimizer afresh.
+        verify_optimizer: Find out, once for each service and in the background of the first run
+            with a ``base_model``, whether a restore with optimizer is real (see ``tinker-recovery
+            doctor``), and warn if it is not: in the log, and as the event
+            ``recovery.optimizer_not_restored``. Costs four sessions and a few hundred tokens;
+            training does not wait for it.
         on_recovery: Called as ``on_recovery(old_client, new_client, checkpoint)`` before the loop
             runs again; ``checkpoint`` is None when the run starts over.
         on_failure: Called as ``on_failure(run_id, error)`` when a run is given up.
@@ -214,6 +219,7 @@ class RecoveryPolicy(_Frozen):
     canary_tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
     checkpoint_strategy: str = "latest"
     restore_optimizer: bool = True
+    verify_optimizer: bool = False
     on_recovery: Callback | None = None
     on_failure: Callback | None = None
     checkpoints: CheckpointPolicy = CheckpointPolicy()

@@ -26,6 +26,7 @@ from tinker_recovery.blocking import (
 from tinker_recovery.channel import FaultChannel
 from tinker_recovery.choice import find_checkpoint
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
+from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
 from tinker_recovery.executor import Executor
 from tinker_recovery.housekeeping import Housekeeping
@@ -35,7 +36,7 @@ from tinker_recovery.mailbox import Mailbox
 from tinker_recovery.monitor import Monitor
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.run import SupervisedRun
-from tinker_recovery.service import Backend, StatusReader, TinkerBackend
+from tinker_recovery.service import Backend, FromBaseModel, StatusReader, TinkerBackend
 from tinker_recovery.service.base import ServiceFactory
 from tinker_recovery.start import StartOptions, StartPlan, plan_start
 from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
@@ -90,6 +91,7 @@ class Supervisor(AsyncContextManagerMixin):
         self._journal_path = journal_path(journal)
         self._notebook: Notebook | None = None
         self._keeper: Keeper | None = None
+        self._optimizer_check: OptimizerCheck | None = None
         self._clock = clock
         self._channel = FaultChannel()
         self._runs: dict[str, SupervisedRun] = {}
@@ -122,6 +124,13 @@ class Supervisor(AsyncContextManagerMixin):
             anyio.create_task_group() as self._background,
         ):
             self._keeper = self._make_keeper(self._reader, self._notebook)
+            self._optimizer_check = OptimizerCheck(
+                backend=self._backend,
+                reader=self._reader,
+                notebook=self._notebook,
+                events=self._events,
+                close_s=self.policy.close_timeout_s,
+            )
             self._mailbox = Mailbox()
             self._background.start_soon(self._mailbox.serve)
             try:
@@ -301,6 +310,7 @@ class Supervisor(AsyncContextManagerMixin):
             or self._mailbox is None
             or self._notebook is None
             or self._keeper is None
+            or self._optimizer_check is None
         ):
             raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
         root = None
@@ -329,6 +339,8 @@ class Supervisor(AsyncContextManagerMixin):
         await run.read_notes()
         self.check_name(name)  # once more: another may have taken it while the service was asked
         self._runs[name] = run
+        if self.policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
+            self._background.start_soon(self._optimizer_check.run, plan.origin)
         return run
 
     async def first_attempt(self, run: SupervisedRun, plan: StartPlan) -> Attempt:

@@ -8,6 +8,7 @@ import click
 
 _COMMANDS = {
     "demo": "Watch a real training loop get poisoned, recover, and end with the same weights.",
+    "doctor": "Find out whether the service really restores the optimizer.",
     "faults": "Show every way a run can go bad, and what is done about it.",
     "serve": "Run the local Tinker server, for trying things out and for tests.",
 }

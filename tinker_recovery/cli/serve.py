@@ -20,7 +20,12 @@ import click
 @click.option(
     "--api-key", default="tml-local-key", show_default=True, help="The key clients have to send."
 )
-def command(host: str, port: int, root: Path | None, api_key: str) -> None:
+@click.option(
+    "--cold-optimizer",
+    is_flag=True,
+    help="Let every restore leave the optimizer cold, and say nothing.",
+)
+def command(host: str, port: int, root: Path | None, api_key: str, *, cold_optimizer: bool) -> None:
     r"""Run the local Tinker server until Ctrl-C.
 
     It speaks the Tinker API to the unmodified SDK, with a small real model behind it. Point a loop
@@ -41,7 +46,14 @@ def command(host: str, port: int, root: Path | None, api_key: str) -> None:
         )
 
     try:
-        serve(root=root, host=host, port=port, api_key=api_key, ready=ready)
+        serve(
+            root=root,
+            host=host,
+            port=port,
+            ready=ready,
+            api_key=api_key,
+            cold_optimizer=cold_optimizer,
+        )
     except OSError as error:
         raise click.ClickException(
             f"cannot listen on {host}:{port} ({error.strerror}): choose another --port"

@@ -65,6 +65,8 @@ class Notes:
         sizes: Bytes at first sight.
         files: Checksums at first sight, as whoever took them writes them.
         canaries: Fingerprints of what the canary answered on their weights.
+        optimizer: What speaks against the service's restores with optimizer, by version of the SDK
+            and not by path; empty where it was looked into and nothing does.
     """
 
     pinned: Mapping[str, str]
@@ -73,6 +75,7 @@ class Notes:
     sizes: Mapping[str, int]
     files: Mapping[str, str]
     canaries: Mapping[str, str] = field(default_factory=dict)
+    optimizer: Mapping[str, str] = field(default_factory=dict)
 
 
 class Journal:
@@ -125,6 +128,7 @@ class Journal:
             sizes={path: int(said) for path, said in by_kind.get("size", {}).items()},
             files=by_kind.get("files", {}),
             canaries=by_kind.get("canary", {}),
+            optimizer=by_kind.get("optimizer", {}),
         )
 
     def pin(self, path: str, reason: str = "pinned by the user") -> None:
@@ -165,6 +169,10 @@ class Journal:
     def note_canary(self, path: str, said: str) -> None:
         """The fingerprint of what the canary answered on a checkpoint's weights."""
         self._put("canary", path, said)
+
+    def note_optimizer(self, sdk: str, against: str) -> None:
+        """What speaks against the service's restores with optimizer; empty if nothing does."""
+        self._put("optimizer", sdk, against)
 
     def forget(self, paths: Iterable[str]) -> None:
         """Everything noted of checkpoints that are gone for good."""

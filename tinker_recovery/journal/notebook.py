@@ -65,6 +65,10 @@ class Notebook(AbstractAsyncContextManager["Notebook"]):
         """Checksums of a checkpoint's files at first sight; those noted before stay."""
         await self._do(lambda: self._journal.note_files(path, said))
 
+    async def note_optimizer(self, sdk: str, against: str) -> None:
+        """What speaks against the service's restores with optimizer; empty if nothing does."""
+        await self._do(lambda: self._journal.note_optimizer(sdk, against))
+
     async def forget(self, paths: list[str]) -> None:
         """Everything noted of checkpoints that are gone for good."""
         await self._do(lambda: self._journal.forget(paths))

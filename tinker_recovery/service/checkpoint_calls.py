@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import anyio
 from pydantic import SecretStr, ValidationError
 from tinker import types
 
 from tinker_recovery.service.http import ServiceHttp
+
+_AGAIN_S = 0.5
+_OK, _NOT_OK, _NOT_FOUND = 200, 300, 404
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,20 @@ class CheckpointCalls:
     async def delete(self, path: str) -> int | None:
         """Ask once for its deletion; the HTTP status, or None if no answer came in time."""
         return await self._http.tell("DELETE", _route(path))
+
+    async def remove(self, path: str, *, deadline_s: float) -> str | None:
+        """Ask for its deletion until it is gone; what stood in the way after a deadline, or None.
+
+        One that is not there is gone.
+        """
+        status: int | None = None
+        with anyio.move_on_after(deadline_s):
+            while True:
+                status = await self.delete(path)
+                if status is not None and (status == _NOT_FOUND or _OK <= status < _NOT_OK):
+                    return None
+                await anyio.sleep(_AGAIN_S)
+        return "no answer" if status is None else f"HTTP {status}"
 
     async def set_ttl(self, path: str, ttl_s: int | None) -> int | None:
         """Let it expire so many whole seconds from now, or never; the HTTP status, or None."""

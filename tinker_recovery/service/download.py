@@ -20,8 +20,9 @@ import stamina
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import StatusRefused, StatusUnavailable
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls, SignedFiles
-from tinker_recovery.service.export import EXPORT_TTL_S, Limits
+from tinker_recovery.service.export import Limits
 from tinker_recovery.service.http import tls
+from tinker_recovery.service.temporary import TTL_S
 
 CHUNK = 1 << 20
 """Bytes written at a time."""
@@ -141,7 +142,7 @@ class Download:
         now = datetime.fromtimestamp(self._clock.wall(), UTC)
         if not even_so and now < signed.expires - RENEW_BEFORE:
             return signed
-        await self._calls.set_ttl(self._path, EXPORT_TTL_S)
+        await self._calls.set_ttl(self._path, TTL_S)
         return await self._calls.signed_files(self._path)
 
     async def _stream(self, http: httpx.AsyncClient, name: str, url: str, place: Path) -> None:

@@ -8,29 +8,14 @@ optimizer's moments.
 
 from __future__ import annotations
 
-import logging
 import secrets
-from collections.abc import AsyncGenerator
-from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields
-from typing import Any
 
-import anyio
-
-from tinker_recovery.errors import DeadlineExceeded, UsageError
-from tinker_recovery.service.base import Backend, CloseStatus, Connection, FromCheckpoint
+from tinker_recovery.errors import UsageError
+from tinker_recovery.service.base import Backend, Connection, FromCheckpoint
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
-from tinker_recovery.service.waiting import ended, result_of
-from tinker_recovery.telemetry.names import SCOPE
-
-logger = logging.getLogger(SCOPE)
-
-EXPORT_TTL_S = 3600
-"""The shortest the service allows: an export nobody could delete is gone after that."""
-
-_AGAIN_S = 0.5
-_OK, _NOT_OK, _NOT_FOUND = 200, 300, 404
+from tinker_recovery.service.temporary import TTL_S, opened, stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,74 +48,29 @@ class Limits:
                 raise UsageError(f"{each.name}={value!r} is not allowed: seconds, above 0")
 
 
-@asynccontextmanager
-async def loaded(path: str, backend: Backend, *, limits: Limits) -> AsyncGenerator[Connection]:
-    """A checkpoint's weights in a session of their own, finished on the way out, whatever happens.
-
-    Raises:
-        DeadlineExceeded: It took longer than ``limits.load_s``.
-        Exception: Whatever the service answered.
-    """
-    origin = FromCheckpoint(path, optimizer=False)
-    connection = await backend.connect(origin, deadline_s=limits.load_s)
-    how: CloseStatus = "interrupted"
-    try:
-        yield connection
-        how = "success"
-    except Exception:
-        how = "errored"
-        raise
-    finally:
-        with anyio.CancelScope(shield=True):
-            await backend.close(
-                connection, how, "a checkpoint was looked at", deadline_s=limits.close_s
-            )
+def loaded(
+    path: str, backend: Backend, *, limits: Limits
+) -> AbstractAsyncContextManager[Connection]:
+    """A checkpoint's weights in a session of their own; see :func:`opened`."""
+    return opened(
+        FromCheckpoint(path, optimizer=False),
+        backend,
+        purpose="a checkpoint was looked at",
+        deadline_s=limits.load_s,
+        close_s=limits.close_s,
+    )
 
 
-@asynccontextmanager
-async def exported(
+def exported(
     connection: Connection, calls: CheckpointCalls, *, limits: Limits
-) -> AsyncGenerator[str]:
-    """An export of a session's weights, by its path; deleted on the way out, whatever happens.
-
-    Being cancelled while the service still writes it waits, up to ``limits.close_s``, for that to
-    end: what is not there yet cannot be deleted.
-
-    Raises:
-        DeadlineExceeded: It took longer than ``limits.export_s``.
-        Exception: Whatever the service answered.
-    """
+) -> AbstractAsyncContextManager[str]:
+    """An export of a session's weights, by its path; see :func:`stored`."""
     name = f"verify-{secrets.token_hex(4)}"
-    future = connection.training.save_weights_external(name, ttl_seconds=EXPORT_TTL_S)
-    saving: Future[Any] = future.future()
-    try:
-        try:
-            with anyio.fail_after(limits.export_s):
-                saved = await result_of(saving)
-        except TimeoutError as error:
-            raise DeadlineExceeded("exporting a checkpoint's weights", limits.export_s) from error
-        yield str(saved.path)
-    finally:
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(limits.close_s):
-                await ended(saving)
-            stored = saving.done() and not saving.cancelled() and saving.exception() is None
-            path = f"tinker://{connection.run_id}/external_weights/{name}"
-            await _delete(str(saving.result().path) if stored else path, calls, limits)
-
-
-async def _delete(path: str, calls: CheckpointCalls, limits: Limits) -> None:
-    status: int | None = None
-    with anyio.move_on_after(limits.close_s):
-        while True:
-            status = await calls.delete(path)
-            if status is not None and (_OK <= status < _NOT_OK or status == _NOT_FOUND):
-                return
-            await anyio.sleep(_AGAIN_S)
-    logger.warning(
-        "the temporary export %s could not be deleted (%s): the service deletes it by itself, %d s "
-        "after it was made",
-        path,
-        "no answer" if status is None else f"HTTP {status}",
-        EXPORT_TTL_S,
+    future = connection.training.save_weights_external(name, ttl_seconds=TTL_S)
+    return stored(
+        future.future(),
+        f"tinker://{connection.run_id}/external_weights/{name}",
+        calls,
+        deadline_s=limits.export_s,
+        close_s=limits.close_s,
     )

@@ -1,0 +1,74 @@
+"""``tinker-recovery doctor``, run as a user runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import anyio
+import pytest
+from click.testing import CliRunner
+
+from tinker_recovery.cli import main
+from tinker_recovery.cli.doctor import _STATUS, _for_machines, _for_people
+from tinker_recovery.doctor import Diagnosis, Finding, Report
+from tinker_recovery.testing import LocalTinker
+
+
+async def _run(local: LocalTinker, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    env = {**os.environ, "TINKER_BASE_URL": local.base_url, "TINKER_API_KEY": local.api_key}
+    command = [sys.executable, "-m", "tinker_recovery.cli", "doctor", *arguments]
+    with anyio.fail_after(50):
+        return await anyio.run_process(command, env=env, check=False)
+
+
+def test_what_was_found_is_said_in_plain_words_with_the_distances_it_rests_on() -> None:
+    found = Diagnosis(Finding.WITHIN_NOISE, "It comes back.", 1.0, 0.0, 0.5, 0.01, 0.0, math.inf)
+    report = Report("http://x", "0.38.0", "m", 8, 4, 1e-3, found)
+    shown = _for_people(report)
+    assert shown.startswith("It comes back.\n\nLogprobs at http://x, tinker 0.38.0, m, rank 8")
+    assert "with the optimizer, off by      0.01" in shown
+    said = _for_machines(report)
+    assert (said["finding"], said["real"], said["noise_after"]) == ("within_noise", True, None)
+    assert json.loads(json.dumps(said)) == said
+    assert {finding: _STATUS[finding.real] for finding in Finding} == {
+        Finding.EXACT: 0,
+        Finding.WITHIN_NOISE: 0,
+        Finding.INEXACT: 1,
+        Finding.COLD: 1,
+        Finding.WEIGHTS_CHANGED: 1,
+        Finding.CANNOT_TELL: 3,
+    }
+
+
+async def test_a_cold_restore_is_status_1_and_one_json_object() -> None:
+    async with LocalTinker(cold_optimizer=True) as local:
+        done = await _run(local, "--json", "--steps", "3", "--rank", "4")
+        assert done.returncode == 1, done.stderr
+        said = json.loads(done.stdout.splitlines()[-1])
+        assert (said["finding"], said["real"]) == ("cold", False)
+        assert said["restored_off"] == said["optimizer_part"] > 0
+        assert (said["base_url"], said["rank"], said["steps"]) == (local.base_url, 4, 3)
+        assert b"s] resuming with optimizer, one step" in done.stderr
+        assert "active" not in local.sessions().values()
+        assert local.api_key not in done.stdout.decode() + done.stderr.decode()
+
+
+async def test_a_service_out_of_reach_is_status_3_within_seconds() -> None:
+    async with LocalTinker() as local:
+        pass
+    done = await _run(local, "--json")
+    assert done.returncode == 3, done.stderr
+    assert "reading training_runs" in json.loads(done.stdout)["error"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--steps", "1"], ["--rank", "0"], ["--timeout", "0"], ["--timeout", "x"]]
+)
+def test_a_wrong_option_is_status_2(arguments: list[str]) -> None:
+    done = CliRunner().invoke(main, ["doctor", *arguments])
+    assert done.exit_code == 2
+    assert arguments[1] in done.output

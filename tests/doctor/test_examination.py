@@ -1,0 +1,222 @@
+"""The experiment, at services whose restores are known."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+import stamina
+from loops import MODEL, SEED, policy, train, until
+from pydantic import SecretStr
+
+from tinker_recovery import (
+    Attempt,
+    DeadlineExceeded,
+    RecoveryEvent,
+    StatusRefused,
+    StatusUnavailable,
+    Supervisor,
+    UsageError,
+)
+from tinker_recovery.doctor import Finding, Plan, examine
+from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
+from tinker_recovery.telemetry import names
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+
+@asynccontextmanager
+async def reading(local: LocalTinker, key: str | None = None) -> AsyncIterator[StatusReader]:
+    endpoint = Endpoint(local.base_url, SecretStr(key or local.api_key))
+    async with StatusReader(endpoint, timeout_s=2.0) as reader:
+        yield reader
+
+
+async def found(local: LocalTinker, said: list[str] | None = None, **plan: float) -> Finding:
+    """What is found, after a look that nothing is left."""
+    progress = print if said is None else said.append
+    async with reading(local) as reader:
+        report = await examine(
+            Plan(base_model=MODEL, **plan),  # type: ignore[arg-type]  # by name
+            backend=TinkerBackend(local.service),
+            reader=reader,
+            progress=progress,
+        )
+        await nothing_is_left(local, reader)
+    return report.diagnosis.finding
+
+
+async def nothing_is_left(local: LocalTinker, reader: StatusReader) -> None:
+    assert [each async for each in reader.every_checkpoint()] == []
+    assert "active" not in local.sessions().values()
+
+
+async def test_a_service_that_restores_to_the_bit_is_found_exact(local: LocalTinker) -> None:
+    said: list[str] = []
+    assert await found(local, said) is Finding.EXACT
+    assert len(local.sessions()) == 4
+    assert [one for one in said if "resuming" in one] == [
+        "resuming with optimizer, one step",
+        "resuming with optimizer, again, one step",
+        "resuming with weights only, one step",
+    ]
+
+
+async def test_a_service_whose_restores_are_silently_cold_is_caught() -> None:
+    async with LocalTinker(cold_optimizer=True) as local:
+        assert await found(local) is Finding.COLD
+
+
+@pytest.mark.parametrize(
+    ("action", "times", "finding"),
+    [
+        ("cold_optimizer", 1, Finding.COLD),
+        ("wrong_restore", 3, Finding.WEIGHTS_CHANGED),
+    ],
+)
+async def test_one_wrong_restore_is_enough_and_so_are_all_of_them(
+    local: LocalTinker, action: str, times: int, finding: Finding
+) -> None:
+    local.inject(FaultRule(action, request="load_weights", times=times))  # type: ignore[arg-type]  # pytest's parameters
+    assert await found(local) is finding
+
+
+async def test_where_nothing_can_be_told_more_steps_and_larger_ones_are_tried(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinker_recovery.doctor.examination.ROUNDS", 2)
+    said: list[str] = []
+    # So small a rate changes no logprob at all.
+    assert await found(local, said, learning_rate=1e-12, steps=2) is Finding.CANNOT_TELL
+    assert [one for one in said if one.startswith("training")] == [
+        "training 2 steps at learning rate 1e-12",
+        "training 4 steps at learning rate 4e-12",
+    ]
+
+
+@pytest.mark.parametrize("phase", ["creating", "going on", "resuming with optimizer"])
+async def test_nothing_is_left_by_an_examination_that_is_cancelled(phase: str) -> None:
+    async with LocalTinker(save_s=0.05, load_s=0.05) as local, reading(local) as reader:
+        there = anyio.Event()
+
+        def progress(said: str) -> None:
+            if phase in said:
+                there.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(
+                lambda: examine(
+                    Plan(base_model=MODEL),
+                    backend=TinkerBackend(local.service),
+                    reader=reader,
+                    progress=progress,
+                )
+            )
+            await there.wait()
+            await anyio.sleep(0.02)
+            group.cancel_scope.cancel()
+        assert group.cancel_scope.cancelled_caught
+        await nothing_is_left(local, reader)
+
+
+async def test_what_stands_in_the_way_is_an_error_and_nothing_is_left(local: LocalTinker) -> None:
+    local.inject(FaultRule("hang", request="optim_step"))
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match="the examination took longer"):
+        await found(local, timeout_s=0.5, close_s=0.3)
+    assert time.monotonic() - began < 5
+    async with reading(local) as reader:
+        await nothing_is_left(local, reader)
+    with pytest.raises(StatusRefused, match="HTTP 401"):
+        async with reading(local, "tml-another") as reader:
+            await examine(
+                Plan(base_model=MODEL), backend=TinkerBackend(local.service), reader=reader
+            )
+    local.begin_outage()
+    with stamina.set_testing(True, attempts=2), pytest.raises(StatusUnavailable):
+        await found(local)
+    local.end_outage()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rank", 0), ("steps", 1), ("learning_rate", 0.0), ("timeout_s", -1.0)]
+)
+def test_a_plan_that_cannot_be_is_refused_with_the_value(field: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"{field}={value}"):
+        Plan(base_model=MODEL, **{field: value})  # type: ignore[arg-type]  # by name
+
+
+# By a Supervisor
+
+
+async def _supervised(local: LocalTinker, wait_for: str | None, runs: int = 1) -> list[str]:
+    """Train with ``verify_optimizer``; the warnings there were."""
+    warnings: list[str] = []
+
+    def listen(event: RecoveryEvent) -> None:
+        if event.name == names.EVENT_OPTIMIZER_NOT_RESTORED:
+            warnings.append(event.message)
+
+    async def loop(attempt: Attempt) -> None:
+        await train(attempt, steps=3)
+        if wait_for == "warning":
+            await until(lambda: bool(warnings))
+        elif wait_for is not None:
+            await until(lambda: wait_for in _log.text)
+
+    async with Supervisor(policy(verify_optimizer=True), on_event=listen) as supervisor:
+        for number in range(runs):
+            await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED, name=f"r{number}")
+    for run in supervisor.runs:
+        assert local.run_state(run.segments[-1].run_id).steps == 3
+    return warnings
+
+
+_log: pytest.LogCaptureFixture
+
+
+@pytest.fixture(autouse=True)
+def _hear(caplog: pytest.LogCaptureFixture) -> None:
+    global _log  # noqa: PLW0603 - the log of this test
+    caplog.set_level(logging.INFO)
+    _log = caplog
+
+
+async def test_a_supervisor_warns_of_a_cold_service_once_and_knows_it_ever_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with LocalTinker(cold_optimizer=True) as local:
+        monkeypatch.setenv("TINKER_BASE_URL", local.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", local.api_key)
+        (warning,) = await _supervised(local, "warning", runs=2)
+        assert "The optimizer does not come back" in warning
+        assert len(local.sessions()) == 2 + 4
+        (again,) = await _supervised(local, "warning")
+        assert again == warning
+        assert len(local.sessions()) == 2 + 4 + 1, "it was not examined again"
+        assert "active" not in local.sessions().values()
+
+
+async def test_a_supervisor_is_silent_where_the_optimizer_comes_back(local: LocalTinker) -> None:
+    assert await _supervised(local, "comes back, exactly") == []
+    assert len(local.sessions()) == 1 + 4
+
+
+async def test_a_check_that_fails_says_so_in_the_log_and_training_goes_on(
+    local: LocalTinker,
+) -> None:
+    local.inject(FaultRule("fail", request="load_weights"))
+    assert await _supervised(local, "it could not be found out whether the optimizer") == []
+
+
+async def test_a_run_that_ends_first_ends_the_check_and_leaves_nothing(local: LocalTinker) -> None:
+    local.inject(FaultRule("pause", request="load_weights", for_s=5.0))
+    began = time.monotonic()
+    assert await _supervised(local, None) == []
+    assert time.monotonic() - began < 4
+    async with reading(local) as reader:
+        left = [each async for each in reader.every_checkpoint()]
+        assert [each.tinker_path for each in left if "doctor" in each.tinker_path] == []

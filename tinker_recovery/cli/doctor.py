@@ -1,0 +1,144 @@
+"""``tinker-recovery doctor``: does the configured service give the optimizer back?"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from tinker_recovery.doctor import Plan, Report
+
+_UNKNOWN, _INTERRUPTED = 3, 130
+_STATUS = {True: 0, False: 1, None: _UNKNOWN}
+
+
+@click.command()
+@click.option(
+    "--base-model", default="Qwen/Qwen3-8B", show_default=True, help="The model to train."
+)
+@click.option("--rank", default=8, show_default=True, type=click.IntRange(1), help="LoRA rank.")
+@click.option(
+    "--steps",
+    default=4,
+    show_default=True,
+    type=click.IntRange(2, 1000),
+    help="Steps before the checkpoint; more make the optimizer's part stand out.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    default=900.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds for the whole; cleaning up comes on top, in parts of 10 s at most.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
+def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json: bool) -> None:
+    r"""Find out whether the service really restores the optimizer.
+
+    A restore "with optimizer" that leaves the optimizer cold raises nothing and looks like any
+    other: the weights are right, and every update after it is another one. So this trains a few
+    steps, saves, and goes on from there in three ways, each by the same single step: live, resumed
+    with optimizer, and resumed with weights only. What they answer to a fixed batch before and
+    after it tells which is which; how much the service differs from itself is measured as well.
+
+    It examines the service that TINKER_BASE_URL and TINKER_API_KEY name, as the SDK reads them.
+    Costs four sessions and a few hundred tokens, three times that if at first nothing can be told.
+    Its checkpoint is deleted and its sessions are finished at the end, Ctrl-C included.
+
+    \b
+    Try it where the answer is known:
+        tinker-recovery serve
+        tinker-recovery serve --cold-optimizer
+
+    Exit status: 0 if the optimizer comes back, exactly or within the service's own noise; 1 if it
+    does not, or not exactly, or if the weights come back changed; 2 for a wrong option; 3 if it
+    could not be found out, for the service was out of reach, or too noisy; 130 after Ctrl-C.
+    """
+    from tinker_recovery.doctor import Plan
+
+    plan = Plan(
+        base_model=base_model,
+        rank=rank,
+        steps=steps,
+        timeout_s=timeout_s,
+        close_s=min(10.0, timeout_s / 2),
+    )
+    try:
+        report = asyncio.run(_examine(plan))
+    except KeyboardInterrupt:
+        _leave(_INTERRUPTED, "Interrupted.", {"error": "interrupted"}, as_json)
+    except Exception as error:  # noqa: BLE001 - whatever a service answers instead is the reason it was not found out
+        _leave(_UNKNOWN, f"It could not be found out: {error}", {"error": str(error)}, as_json)
+    else:
+        finding = report.diagnosis.finding
+        _leave(_STATUS[finding.real], _for_people(report), _for_machines(report), as_json)
+
+
+def _leave(status: int, words: str, facts: dict[str, object], as_json: bool) -> None:  # noqa: FBT001 - the user's own switch, handed on
+    click.echo(json.dumps(facts) if as_json else words)
+    if any(not thread.daemon for thread in threading.enumerate()[1:]):
+        # The SDK is still trying, in a thread that nothing can stop, to reach a service that is
+        # gone; leaving in the ordinary way would wait minutes for it. All that is ours is closed.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+async def _examine(plan: Plan) -> Report:
+    from tinker_recovery.doctor import examine
+    from tinker_recovery.service import StatusReader, TinkerBackend
+
+    began = time.monotonic()
+
+    def progress(said: str) -> None:
+        click.echo(f"[{time.monotonic() - began:6.1f} s] {said}", err=True)
+
+    backend = TinkerBackend()
+    async with StatusReader(await backend.endpoint()) as reader:
+        return await examine(plan, backend=backend, reader=reader, progress=progress)
+
+
+def _for_people(report: Report) -> str:
+    found = report.diagnosis
+    rows = {
+        "one step moves the answers by": found.one_step,
+        "restored weights are off by": found.weights_off,
+        "after one step, without the optimizer, off by": found.optimizer_part,
+        "after one step, with the optimizer, off by": found.restored_off,
+        "the service's own noise": max(found.noise_before, found.noise_after),
+    }
+    lines = [f"  {name:<48}{value:.3g}" for name, value in rows.items()]
+    about = (
+        f"{report.base_url}, tinker {report.sdk}, {report.base_model}, rank {report.rank}, "
+        f"{report.steps} steps at {report.learning_rate:g}"
+    )
+    return "\n".join([found.words, "", f"Logprobs at {about}:", *lines])
+
+
+def _for_machines(report: Report) -> dict[str, object]:
+    """Infinite distances have no word in JSON: they are null."""
+    found = asdict(report.diagnosis)
+    finding = report.diagnosis.finding
+    numbers = {
+        name: value if value < float("inf") else None
+        for name, value in found.items()
+        if isinstance(value, float)
+    }
+    about = {name: value for name, value in asdict(report).items() if name != "diagnosis"}
+    return {
+        "finding": finding.value,
+        "real": finding.real,
+        "words": report.diagnosis.words,
+        **numbers,
+        **about,
+    }
