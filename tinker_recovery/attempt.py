@@ -82,8 +82,8 @@ class Owner(Protocol):
         """The saves of the run's branch up to a step, with their metrics."""
         ...
 
-    def note_saved(self, attempt: Attempt, step: int, path: str) -> None:
-        """A checkpoint is stored."""
+    def note_saved(self, attempt: Attempt, step: int, path: str, took_s: float | None) -> None:
+        """A checkpoint is stored; ``took_s`` is what it took, where that was measured."""
         ...
 
     def note_save_failed(self, attempt: Attempt, step: int, error: BaseException) -> None:
@@ -463,8 +463,8 @@ class _Hooks:
         self._attempt.saver.step_done()
 
     def saved(self, step: int, path: str) -> None:
-        self._attempt.saver.stored(step)
-        self._attempt.post(self._run.note_saved, self._attempt, step, path)
+        took_s = self._attempt.saver.stored(step)
+        self._attempt.post(self._run.note_saved, self._attempt, step, path, took_s)
 
     def save_failed(self, step: int, error: BaseException) -> None:
         if self._attempt.saver.failed(step):

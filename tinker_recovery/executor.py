@@ -28,7 +28,8 @@ from tinker_recovery.service import Backend, SupervisedClient
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import (
     EventSink,
-    RunTrace,
+    RunTelemetry,
+    metrics,
     names,
     past_span,
     phase,
@@ -75,8 +76,8 @@ class Recoverable(Restorable, Protocol):
     """A run as the Executor sees it."""
 
     @property
-    def trace(self) -> RunTrace:
-        """Its spans, and how they are linked."""
+    def telemetry(self) -> RunTelemetry:
+        """Its spans, and its figures."""
         ...
 
     @property
@@ -176,7 +177,7 @@ class Executor:
             }
             # It may have gone unseen since something last made progress.
             began_ns = fault.detected_ns - int(fault.silent_s * 1e9)
-            with run.trace.recovery(attributes, start_ns=began_ns) as incident:
+            with run.telemetry.recovery(attributes, start_ns=began_ns) as incident:
                 past_span(
                     names.SPAN_DETECT,
                     {
@@ -191,7 +192,7 @@ class Executor:
                     names.EVENT_DETECTED,
                     run.name,
                     f"{fault.row.kind.value} at step {fault.step}: {fault.row.reason}",
-                    attributes,
+                    {**attributes, names.SILENT_S: fault.silent_s},
                 )
                 ended = Ended(names.INTERRUPTED)
                 try:
@@ -204,6 +205,12 @@ class Executor:
                         )
                 finally:
                     incident.set_attribute(names.OUTCOME, ended.outcome)
+                    metrics.recovered(
+                        kind=fault.row.kind.value,
+                        outcome=ended.outcome,
+                        duration_s=self._clock.monotonic() - fault.detected_at,
+                        error=ended.error,
+                    )
                 if ended.error is not None:
                     refuse(incident, type(ended.error).__qualname__, str(ended.error))
         self._channel.acknowledge(fault)

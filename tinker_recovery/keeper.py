@@ -15,7 +15,7 @@ import anyio
 from tinker_recovery.clock import Clock
 from tinker_recovery.housekeeping import Housekeeping, Kept
 from tinker_recovery.supervision import Child
-from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.telemetry import EventSink, metrics, names
 
 GAP_S = 1.0
 """Seconds between two rounds, so that a run that saves at every step is not listed at each."""
@@ -104,6 +104,7 @@ class Keeper:
         try:
             done = await self._house.tidy(run)
             next_at = done.next_at
+            metrics.kept(run.name, done.kept)
         except Exception as error:  # noqa: BLE001 - an unread listing, a full disk, the user's own predicate: training goes on, and nothing was deleted
             next_at = self._clock.wall() + RETRY_S
             self._events.emit(

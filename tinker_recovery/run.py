@@ -39,7 +39,7 @@ from tinker_recovery.service import (
     SupervisedClient,
 )
 from tinker_recovery.service.base import CloseStatus
-from tinker_recovery.telemetry import EventSink, RunTrace, names
+from tinker_recovery.telemetry import EventSink, RunTelemetry, names
 from tinker_recovery.trust import Trust
 
 logger = logging.getLogger(names.SCOPE)
@@ -77,8 +77,8 @@ class SupervisedRun:
         """Where the client's thread leaves word."""
         self.name = name
         self.lineage = secrets.token_hex(8)
-        self.trace = RunTrace(name, self.lineage)
-        """Its spans, and how they are linked."""
+        self.telemetry = RunTelemetry(name, self.lineage, clock.monotonic)
+        """Its spans, and its figures."""
         self.origin = origin
         self.root = root
         self.start_step = start_step
@@ -121,7 +121,7 @@ class SupervisedRun:
         self._ready: Attempt | None = None
         self._failure: BaseException | None = None
         self._news = anyio.Event()
-        self.trace.started(start_step)
+        self.telemetry.started(start_step)
 
     def __repr__(self) -> str:
         return f"<SupervisedRun {self.name!r}, {self.state}, attempt {len(self.attempts)}>"
@@ -251,7 +251,7 @@ class SupervisedRun:
         except StatusError:
             return False
 
-    def note_saved(self, attempt: Attempt, step: int, path: str) -> None:
+    def note_saved(self, attempt: Attempt, step: int, path: str, took_s: float | None) -> None:
         """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
         self.trust.note_path(attempt, step, path)
         # A save queued behind a request that failed is stored all the same, and is no progress.
@@ -264,7 +264,11 @@ class SupervisedRun:
             names.EVENT_CHECKPOINT_SAVED,
             self.name,
             f"{path}, at step {step}",
-            {names.CHECKPOINT_PATH: path, names.CHECKPOINT_STEP: step},
+            {
+                names.CHECKPOINT_PATH: path,
+                names.CHECKPOINT_STEP: step,
+                **({} if took_s is None else {names.SAVE_S: took_s}),
+            },
         )
 
     def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
@@ -298,6 +302,7 @@ class SupervisedRun:
         current = self.current
         if self.policy.enabled and fault.row.verdict is not Verdict.GIVE_UP:
             self._incident = fault
+            self.telemetry.stopped()
             self._news = anyio.Event()
             self._count(fault)
             self.history.evidence = self.history.evidence.failed()
@@ -395,13 +400,13 @@ class SupervisedRun:
 
     def _join(self, attempt: Attempt) -> None:
         self.attempts.append(attempt)
-        self.trace.segment_began(attempt.segment, attempt.number)
+        self.telemetry.segment_began(attempt.segment, attempt.number, attempt.saver.steps_done)
 
     def end(self, error: BaseException | None) -> None:
         """The run is over: well, or by this error."""
         self.ended = True
         step = self.start_step if self.current is None else self.current.client.step
-        self.trace.ended(step=step, recoveries=len(self.recoveries), error=error)
+        self.telemetry.ended(step=step, recoveries=len(self.recoveries), error=error)
 
     async def next_attempt(self) -> Attempt:
         """Wait for the recovery under way; raises the error the run was given up with."""

@@ -71,6 +71,7 @@ class Saver:
         self._lock = threading.RLock()
         self._step_done_at = monotonic()
         self._save_s: float | None = None
+        self._steps_done = 0
         self.epoch = epoch
         """Epochs completed."""
         self.loop_state = loop_state
@@ -132,18 +133,23 @@ class Saver:
             previous_save_s=self._save_s,
         )
 
-    def stored(self, step: int) -> None:
-        """A save of this step is stored."""
+    def steps_done(self) -> int:
+        """Optimizer steps complete."""
+        return self._steps_done
+
+    def stored(self, step: int) -> float | None:
+        """A save of this step is stored; the seconds it took, unless it is the user's own."""
         with self._lock:
             saving = self._ledger.in_flight
             if saving is None or saving.step != step:
-                return  # the user's own
+                return None  # the user's own
             now_s = self._monotonic()
             # From the end of the step before it: what it waited in the queue is no cost of saving.
             self._save_s = now_s - max(saving.began_s, self._step_done_at)
             self._history.evidence = self._history.evidence.saved(self._save_s)
             self._history.saved[self._attempt, step] = saving.metrics
             self._ledger = self._ledger.stored(step)
+            return self._save_s
 
     def failed(self, step: int) -> bool:
         """A save of this step failed; whether that is worth a word (the first of a row is)."""
@@ -157,6 +163,7 @@ class Saver:
     def step_done(self) -> None:
         """An optimizer step is complete."""
         with self._lock:
+            self._steps_done += 1
             now_s = self._monotonic()
             self._history.evidence = self._history.evidence.stepped(now_s - self._step_done_at)
             self._step_done_at = now_s

@@ -7,14 +7,16 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anyio.to_thread
 import pytest
 from _receiver import RECEIVERS, Received, grpc_receiver, http_receiver
 from loops import MODEL, SEED, InstantClock, bare_run, batch, policy, train
 from opentelemetry import trace
+from opentelemetry.metrics import _internal as metrics_api
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -22,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.util._once import Once
 
 from tinker_recovery import RecoveryExhausted, Supervisor, UsageError
-from tinker_recovery.telemetry import configure_tracing, names
+from tinker_recovery.telemetry import configure_metrics, configure_tracing, metrics, names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -32,9 +34,11 @@ CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 @pytest.fixture
 def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in which nobody has set a tracer provider yet; put back in the end."""
+    """A process in which nobody has set a provider yet; put back in the end."""
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+    monkeypatch.setattr(metrics_api, "_METER_PROVIDER", None)
+    monkeypatch.setattr(metrics_api, "_METER_PROVIDER_SET_ONCE", Once())
 
 
 @pytest.fixture(params=["grpc", "http/protobuf"])
@@ -245,6 +249,45 @@ def test_a_second_export_in_one_process_works_once_the_first_is_shut_down() -> N
             assert [span["name"] for span in received.spans()] == ["one"]
             assert export.shutdown()
             assert export.shutdown(), "once shut down, the call does nothing"
+
+
+@pytest.mark.usefixtures("no_provider")
+def test_metrics_go_out_at_an_interval_and_once_more_at_the_end(
+    receiver: tuple[str, Received],
+) -> None:
+    protocol, received = receiver
+    with configure_metrics(
+        received.endpoint,
+        protocol=protocol,  # type: ignore[arg-type]  # one of the two, as the fixture says
+        service_name="my-training",
+        headers={"x-key": TOKEN},
+        interval_s=3600.0,
+    ) as export:
+        metrics.kept("sft", 7)
+        assert export.flush()
+        assert len(received.metrics) == 1
+        metrics.kept("sft", 6)
+        with pytest.raises(UsageError, match="a meter provider is set already"):
+            configure_metrics(received.endpoint)
+    assert received.headers["x-key"] == TOKEN
+    (resource,) = received.metrics[-1].resource_metrics
+    assert "my-training" in str(resource.resource)
+    told = {metric.name: metric for scope in resource.scope_metrics for metric in scope.metrics}
+    (point,) = told["tinker_recovery.checkpoint.kept"].gauge.data_points
+    assert point.as_int == 6
+
+
+@pytest.mark.usefixtures("no_provider")
+@pytest.mark.parametrize("protocol", RECEIVERS)
+def test_metrics_without_a_collector_end_within_their_deadline(
+    protocol: Literal["grpc", "http/protobuf"], caplog: pytest.LogCaptureFixture
+) -> None:
+    export = configure_metrics(CLOSED, protocol=protocol)
+    metrics.kept("sft", 1)
+    began = time.monotonic()
+    assert not export.shutdown(0.2)
+    assert time.monotonic() - began < 0.2 + 2.0
+    assert "the last metrics were not all delivered" in caplog.text
 
 
 @pytest.mark.usefixtures("no_provider")

@@ -19,7 +19,7 @@ from tinker_recovery.telemetry.events import EventSink
 from tinker_recovery.telemetry.otlp import Export, configure_metrics, configure_tracing
 from tinker_recovery.telemetry.record import RecoveryEvent
 from tinker_recovery.telemetry.redaction import redact
-from tinker_recovery.telemetry.run_trace import RunTrace
+from tinker_recovery.telemetry.run_telemetry import RunTelemetry
 from tinker_recovery.telemetry.spans import past_span, phase, refuse, trying
 from tinker_recovery.telemetry.stream import Event, EventsDropped, EventStream
 
@@ -30,7 +30,7 @@ __all__ = [
     "EventsDropped",
     "Export",
     "RecoveryEvent",
-    "RunTrace",
+    "RunTelemetry",
     "configure_metrics",
     "configure_tracing",
     "past_span",

@@ -16,7 +16,7 @@ from tinker_recovery.supervision import (
     RestartScheduled,
     SupervisionEvent,
 )
-from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry import metrics, names
 from tinker_recovery.telemetry.record import RecoveryEvent
 from tinker_recovery.telemetry.redaction import redact, redact_value
 from tinker_recovery.telemetry.spans import record
@@ -85,6 +85,7 @@ class EventSink:
             extra=event.as_attributes(),
         )
         trace.get_current_span().add_event(name, {**event.fields, names.RUN: run})
+        metrics.count(event)
         self.streams.put(event)
         if self._listener is None:
             return

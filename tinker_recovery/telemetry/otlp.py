@@ -28,7 +28,7 @@ class Pipeline(Protocol):
         ...
 
     def force_flush(self, timeout_millis: int) -> bool:
-        """Send what there is; whether that was done in time."""
+        """Send what there is; whether it was delivered in time."""
         ...
 
     def close(self, limit_s: float) -> bool:
@@ -63,11 +63,11 @@ class Export:
 
     @property
     def lost(self) -> int:
-        """Spans the collector did not take so far."""
+        """Spans, or collections of metrics, that the collector did not take so far."""
         return 0 if self._pipeline is None else self._pipeline.lost
 
     def flush(self, deadline_s: float | None = None) -> bool:
-        """Send what is waiting; whether that was done in time (default: ``flush_s``)."""
+        """Send what is waiting; whether it was delivered in time (default: ``flush_s``)."""
         limit_s = self._flush_s if deadline_s is None else deadline_s
         return self._pipeline is None or self._pipeline.force_flush(int(limit_s * 1e3))
 

@@ -9,20 +9,30 @@ past it the exporter is shut down, which ends its retries.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from tinker_recovery.errors import UsageError
+from tinker_recovery.telemetry import names
 from tinker_recovery.telemetry.otlp_target import Target
+
+logger = logging.getLogger(names.SCOPE)
 
 _DEFAULT_SERVICE = "tinker-recovery"
 
@@ -42,6 +52,8 @@ class Parked:
             work, done = item
             try:
                 work()
+            except Exception:
+                logger.exception("the export to a collector failed")
             finally:
                 done.set()
 
@@ -102,8 +114,10 @@ class SpanPipeline(SpanProcessor):
             self._batches.on_end(span)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Send what is queued; whether that was done in time."""
-        return self._closed or self._parked.do(self._batches.force_flush, timeout_millis / 1e3)
+        """Send what is queued; whether it was delivered in time."""
+        before = self.lost
+        in_time = self._closed or self._parked.do(self._batches.force_flush, timeout_millis / 1e3)
+        return in_time and self.lost == before
 
     def close(self, limit_s: float) -> bool:
         """Send what is queued, and end; whether everything was delivered in time."""
@@ -122,15 +136,45 @@ class SpanPipeline(SpanProcessor):
         self.close(30.0)
 
 
+class _MetricDelivery(MetricExporter):
+    """As :class:`_Delivery`, for metrics."""
+
+    def __init__(self, exporter: MetricExporter) -> None:
+        # What the reader asks an exporter for.
+        super().__init__(exporter._preferred_temporality, exporter._preferred_aggregation)  # noqa: SLF001 - there is no other way to wrap one
+        self._exporter = exporter
+        self._closed = threading.Event()
+        self.lost = 0
+
+    def export(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
+    ) -> MetricExportResult:
+        result = MetricExportResult.FAILURE
+        if not self._closed.is_set():
+            result = self._exporter.export(metrics_data, timeout_millis, **kwargs)
+        if result is not MetricExportResult.SUCCESS:
+            self.lost += 1
+        return result
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        del kwargs
+        if not self._closed.is_set():
+            self._closed.set()
+            self._exporter.shutdown(timeout_millis)
+
+
 class MetricPipeline:
     """Metrics at an interval to a collector; nothing is queued, so nothing can pile up."""
 
     def __init__(
         self, exporter: MetricExporter, interval_s: float | None, resource: Resource
     ) -> None:
-        self._exporter = exporter
+        self._delivery = _MetricDelivery(exporter)
         reader = PeriodicExportingMetricReader(
-            exporter, export_interval_millis=None if interval_s is None else interval_s * 1e3
+            self._delivery, export_interval_millis=None if interval_s is None else interval_s * 1e3
         )
         self.provider = MeterProvider(
             metric_readers=[reader], resource=resource, shutdown_on_exit=False
@@ -138,24 +182,29 @@ class MetricPipeline:
         self._parked = Parked("tinker-recovery-metrics")
         self._closed = False
 
-    lost = 0
+    @property
+    def lost(self) -> int:
+        """Collections the collector did not take."""
+        return self._delivery.lost
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Collect and send now; whether that was done in time."""
-        return self._closed or self._parked.do(
+        """Collect and send now; whether that was delivered in time."""
+        before = self.lost
+        in_time = self._closed or self._parked.do(
             lambda: self.provider.force_flush(timeout_millis), timeout_millis / 1e3
         )
+        return in_time and self.lost == before
 
     def close(self, limit_s: float) -> bool:
-        """Collect and send once more, and end; whether that was done in time."""
+        """Collect and send once more, and end; whether that was delivered in time."""
         if self._closed:
             return True
         self._closed = True
-        in_time = self._parked.do(lambda: self.provider.shutdown(limit_s * 1e3), limit_s)
-        if not in_time:
-            self._exporter.shutdown()
+        before = self._delivery.lost
+        in_time = self._parked.do(self.provider.shutdown, limit_s)
+        self._delivery.shutdown()
         self._parked.end(0.0 if not in_time else 1.0)
-        return in_time
+        return in_time and self._delivery.lost == before
 
 
 def _resource(service_name: str | None) -> Resource:

@@ -1,17 +1,18 @@
-"""What the spans of one run have to do with each other: begin, segments, recoveries, end.
+"""One run as telemetry sees it: its begin, segments, recoveries and end, in spans and figures.
 
 Each is a trace of its own, so that a run of days is on the screen while it lasts; links join them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span, SpanContext
 
-from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry import metrics, names
+from tinker_recovery.telemetry.figures import RunFigures
 from tinker_recovery.telemetry.spans import Attributes, caller, mark, new_trace
 
 
@@ -39,15 +40,19 @@ class Stretch(Protocol):
         ...
 
 
-class RunTrace:
-    """Remembers, for one run, the spans that later ones link to.
+class RunTelemetry:
+    """Remembers, for one run, the spans that later ones link to, and keeps its figures.
 
     Args:
         name: The run's name.
         lineage: Id of the logical run.
+        monotonic: Time.
     """
 
-    def __init__(self, name: str, lineage: str) -> None:
+    def __init__(self, name: str, lineage: str, monotonic: Callable[[], float]) -> None:
+        self.figures = RunFigures(monotonic)
+        """Steps and goodput."""
+        self._name = name
         self._run: Attributes = {names.RUN: name, names.LINEAGE: lineage}
         self._start: SpanContext = INVALID_SPAN_CONTEXT
         self._segment: SpanContext = INVALID_SPAN_CONTEXT
@@ -56,14 +61,16 @@ class RunTrace:
 
     def started(self, step: int) -> None:
         """The run begins at this step; to be called where the user's own span is current."""
+        metrics.run_began(self._name, self.figures)
         self._start = mark(
             names.SPAN_RUN_START,
             {**self._run, names.START_STEP: step},
             related=[(names.LINK_CALLER, caller())],
         )
 
-    def segment_began(self, segment: Stretch, number: int) -> None:
-        """An attempt at the loop begins, on a client of its own."""
+    def segment_began(self, segment: Stretch, number: int, done: Callable[[], int]) -> None:
+        """An attempt at the loop begins, on a client of its own; ``done`` counts its steps."""
+        self.figures.segment_began(segment.start_step, done)
         parent = {} if segment.parent is None else {names.CHECKPOINT_PATH: segment.parent}
         self._segment = mark(
             names.SPAN_SEGMENT,
@@ -77,6 +84,10 @@ class RunTrace:
             },
             related=[(names.LINK_RUN, self._start), (names.LINK_RECOVERY, self._recovery)],
         )
+
+    def stopped(self) -> None:
+        """A fault ended the attempt that trained."""
+        self.figures.stopped()
 
     @contextmanager
     def recovery(self, attributes: Attributes, *, start_ns: int) -> Iterator[Span]:
@@ -97,6 +108,8 @@ class RunTrace:
         if self._ended:
             return
         self._ended = True
+        self.figures.ended()
+        metrics.run_ended(self._name, self.figures)
         outcome = names.COMPLETED
         if error is not None:
             outcome = names.FAILED if isinstance(error, Exception) else names.INTERRUPTED

@@ -1,0 +1,84 @@
+"""A run's figures: what was done, what had to be done again, and what of its time was of use."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinker_recovery.telemetry.figures import RunFigures, Stretch, goodput
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_run_that_was_never_disturbed_is_all_of_use() -> None:
+    assert goodput([Stretch(0, 50, math.inf, 10.0)], 10.0) == 1.0
+
+
+def test_before_the_first_step_there_is_nothing_to_tell() -> None:
+    assert goodput([], 10.0) is None
+    assert goodput([Stretch(0, 0, math.inf, 10.0)], 10.0) is None
+    assert goodput([Stretch(0, 5, math.inf, 0.0)], 0.0) is None
+
+
+def test_steps_done_again_and_the_time_of_the_recovery_are_lost() -> None:
+    """100 s training 10 steps, 20 s recovering to step 5, 80 s for 8 more."""
+    clock = _Clock()
+    figures = RunFigures(clock)
+    figures.segment_began(0, lambda: 10)
+    clock.now += 100.0
+    figures.stopped()
+    clock.now += 20.0
+    done = [0]
+    figures.segment_began(5, lambda: done[0])
+    assert figures.read().replayed == 5
+    done[0] = 8
+    clock.now += 80.0
+    figures.ended()
+    clock.now += 1000.0
+    read = figures.read()
+    assert (read.done, read.replayed) == (18, 5)
+    assert read.goodput == pytest.approx((50.0 + 80.0) / 200.0)
+
+
+def test_a_recovery_to_before_the_last_segment_takes_all_of_that_one() -> None:
+    figures = RunFigures(_Clock())
+    figures.segment_began(0, lambda: 10)
+    figures.segment_began(8, lambda: 4)
+    figures.segment_began(6, lambda: 1)
+    assert (figures.read().done, figures.read().replayed) == (15, 4 + 4)
+
+
+@given(
+    segments=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=6),
+    busy_s=st.floats(0.0, 1e4),
+    idle_s=st.floats(0.0, 1e4),
+)
+def test_what_is_kept_is_never_more_than_was_done_and_goodput_is_a_share(
+    segments: list[tuple[int, int]], busy_s: float, idle_s: float
+) -> None:
+    clock = _Clock()
+    figures = RunFigures(clock)
+    top = 0
+    for start, done in segments:
+        start = min(start, top)  # noqa: PLW2901 - a run goes back, never ahead
+        figures.segment_began(start, functools.partial(int, done))
+        clock.now += busy_s
+        figures.stopped()
+        clock.now += idle_s
+        top = start + done
+    figures.ended()
+    read = figures.read()
+    assert read.done == sum(done for _, done in segments)
+    # What the last segment ends with is all in the weights, and nothing else is.
+    assert read.done - read.replayed == top
+    assert read.goodput is None or 0.0 <= read.goodput <= 1.0

@@ -1,0 +1,159 @@
+"""What is measured, through the real OpenTelemetry SDK."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from loops import MODEL, InstantClock, policy, train
+from opentelemetry.metrics import _internal as api
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryExhausted, Supervisor
+from tinker_recovery.telemetry import metrics, names
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 12
+
+
+class _Meter:
+    """Reads everything that is measured now."""
+
+    def __init__(self, reader: InMemoryMetricReader) -> None:
+        self._reader = reader
+
+    def metrics(self) -> dict[str, Any]:
+        data = self._reader.get_metrics_data()
+        if data is None:
+            return {}
+        return {
+            metric.name: metric
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            if scope.scope.name == names.SCOPE
+            for metric in scope.metrics
+        }
+
+    def points(self, name: str, **by: object) -> list[Any]:
+        """The points of a metric, of one run if it is told by run."""
+        metric = self.metrics().get(name)
+        every = [] if metric is None else list(metric.data.data_points)
+        return [point for point in every if by.items() <= _said(point).items()]
+
+
+def _said(point: Any) -> dict[str, Any]:
+    """A point's attributes, without our prefix."""
+    return {
+        key.removeprefix("tinker_recovery.").replace(".", "_"): value
+        for key, value in point.attributes.items()
+    }
+
+
+@pytest.fixture
+def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Meter]:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
+    monkeypatch.setattr(api, "_METER_PROVIDER", provider)
+    yield _Meter(reader)
+    provider.shutdown()
+
+
+async def test_a_run_with_a_recovery_in_numbers(local: LocalTinker, meter: _Meter) -> None:
+    local.poison(at_step=7)
+    given = policy(checkpoints=CheckpointPolicy(save_every=5, keep_last=1))
+    active: list[int] = []
+
+    async def loop(attempt: Attempt) -> None:
+        active.extend(point.value for point in meter.points(metrics.RUN_ACTIVE))
+        await train(attempt, steps=STEPS)
+
+    async with Supervisor(given) as supervisor:
+        await supervisor.run(loop, base_model=MODEL, name="in-numbers")
+    (duration,) = meter.points(metrics.RECOVERY_DURATION)
+    assert _said(duration) == {"fault_kind": "request_failed", "outcome": "recovered"}
+    (recovery,) = supervisor.runs[0].recoveries
+    assert duration.count == 1
+    assert 0 < duration.sum < 60
+    (tried,) = meter.points(metrics.RECOVERY_ATTEMPT)
+    assert (tried.value, _said(tried)) == (1, {"outcome": "recovered"})
+    (lag,) = meter.points(metrics.DETECTION_LAG)
+    assert _said(lag) == {"fault_kind": "request_failed", "fault_detected_by": "call"}
+    assert lag.sum < 1.0
+    (done,) = meter.points(metrics.STEP_DONE, run_name="in-numbers")
+    (replayed,) = meter.points(metrics.STEP_REPLAYED, run_name="in-numbers")
+    assert done.value == STEPS + replayed.value
+    # The poisoned step was submitted and never completed.
+    assert replayed.value == recovery.replayed_steps - 1
+    (share,) = meter.points(metrics.RUN_GOODPUT, run_name="in-numbers")
+    assert 0.0 < share.value < 1.0
+    (save,) = meter.points(metrics.SAVE_DURATION)
+    assert save.count == 3
+    (kept,) = meter.points(metrics.CHECKPOINT_KEPT)
+    (deleted,) = meter.points(metrics.CHECKPOINT_DELETED)
+    assert kept.value + deleted.value == 3
+    assert deleted.value >= 1
+    assert _said(kept) == _said(deleted) == {"run_name": "in-numbers"}
+    assert active == [1, 1]
+    assert [point.value for point in meter.points(metrics.RUN_ACTIVE)] == [0]
+
+
+async def test_a_run_given_up_and_polls_that_fail_are_told_by_the_type_of_their_error(
+    local: LocalTinker, meter: _Meter
+) -> None:
+    local.poison(at_step=7)
+    local.inject(FaultRule("fail", request="load_weights", times=3))
+    clock = InstantClock(poll_interval_s=30.0)
+    with pytest.raises(RecoveryExhausted):
+        async with Supervisor(policy(), clock=clock.clock) as supervisor:
+            supervisor._events.emit(
+                names.EVENT_POLL_ERROR, "sft", "", {names.ERROR_TYPE: "StatusUnavailable"}
+            )
+            supervisor._events.emit(
+                names.EVENT_CHECKPOINT_SAVE_FAILED, "sft", "", {names.ERROR_TYPE: "ConflictError"}
+            )
+            await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
+    (duration,) = meter.points(metrics.RECOVERY_DURATION)
+    assert _said(duration)["outcome"] == "exhausted"
+    assert duration.attributes["error.type"] == "RecoveryExhausted"
+    (tried,) = meter.points(metrics.RECOVERY_ATTEMPT)
+    assert tried.value == 3
+    assert dict(tried.attributes) == {
+        names.OUTCOME: "failed",
+        "error.type": "RequestFailedError",
+    }
+    (poll,) = meter.points(metrics.POLL_ERROR)
+    assert (poll.value, dict(poll.attributes)) == (1, {"error.type": "StatusUnavailable"})
+    (save,) = meter.points(metrics.SAVE_ERROR)
+    assert (save.value, dict(save.attributes)) == (1, {"error.type": "ConflictError"})
+    assert local.api_key not in str(meter.metrics())
+
+
+async def test_two_runs_of_one_name_are_one_series_that_never_goes_down(
+    local: LocalTinker, meter: _Meter
+) -> None:
+    counts = []
+    for _ in range(2):
+        async with Supervisor(policy()) as supervisor:
+            await supervisor.run(
+                functools.partial(train, steps=2), base_model=MODEL, name="same-name"
+            )
+        (done,) = meter.points(metrics.STEP_DONE, run_name="same-name")
+        counts.append(done.value)
+    assert counts == [2, 4]
+    assert local.runs()
+
+
+async def test_the_names_and_units_follow_the_conventions(meter: _Meter) -> None:
+    metrics.kept("sft", 3)
+    metrics.recovered(kind="poisoned", outcome="recovered", duration_s=1.0, error=None)
+    instruments = metrics._instruments()
+    assert instruments.provider is api._METER_PROVIDER
+    for name, metric in meter.metrics().items():
+        assert re.fullmatch(r"tinker_recovery(\.[a-z_]+)+", name)
+        assert not name.endswith("s")
+        assert metric.unit in {"s", "1"} or re.fullmatch(r"\{[a-z]+[^s]\}", metric.unit)
+        assert metric.description.endswith(".")

@@ -1,0 +1,128 @@
+"""The figures of a run: steps done, steps lost, and goodput. No OpenTelemetry in here.
+
+Nothing is added up while the loop runs; whoever wants the figures asks for them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Stretch:
+    """One attempt at the loop, as far as goodput is concerned.
+
+    Attributes:
+        start_step: Optimizer steps in the weights it started with.
+        done: Optimizer steps it completed.
+        kept_to: The step at which the run branched off from it; infinite while it did not.
+        busy_s: Seconds it trained.
+    """
+
+    start_step: int
+    done: int
+    kept_to: float
+    busy_s: float
+
+    @property
+    def kept(self) -> int:
+        """How many of its steps are still in the run's weights."""
+        return int(max(0, min(self.start_step + self.done, self.kept_to) - self.start_step))
+
+    @property
+    def useful_s(self) -> float:
+        """The share of its time that went into those."""
+        return self.busy_s * self.kept / self.done if self.done else 0.0
+
+
+def goodput(stretches: Sequence[Stretch], elapsed_s: float) -> float | None:
+    """The share of a run's time that went into steps that are still in its weights, 0 to 1.
+
+    Recoveries, waits and steps that were done again count as lost. None before the first step.
+    """
+    if elapsed_s <= 0 or not any(each.done for each in stretches):
+        return None
+    return min(1.0, sum(each.useful_s for each in stretches) / elapsed_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A run in numbers.
+
+    Attributes:
+        done: Optimizer steps completed, by all its attempts.
+        replayed: Those among them that had to be done again.
+        goodput: See :func:`goodput`.
+    """
+
+    done: int
+    replayed: int
+    goodput: float | None
+
+
+class RunFigures:
+    """Keeps the times and steps of one run. Told by the event loop, read from any thread.
+
+    Args:
+        monotonic: Time.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._began = monotonic()
+        self._ended: float | None = None
+        self._past: list[Stretch] = []
+        self._start_step = 0
+        self._done: Callable[[], int] = lambda: 0
+        self._since: float | None = None
+        self._busy_s = 0.0
+        self._lock = threading.Lock()
+
+    def segment_began(self, start_step: int, done: Callable[[], int]) -> None:
+        """An attempt starts training at this step; ``done`` counts what it has completed."""
+        with self._lock:
+            self._close()
+            for stretch in self._past:
+                stretch.kept_to = min(stretch.kept_to, start_step)
+            self._start_step, self._done = start_step, done
+            self._since, self._busy_s = self._monotonic(), 0.0
+
+    def stopped(self) -> None:
+        """A fault ended the attempt's training."""
+        with self._lock:
+            if self._since is not None:
+                self._busy_s += self._monotonic() - self._since
+                self._since = None
+
+    def ended(self) -> None:
+        """The run is over; its figures stay what they are now, and nothing of it is held."""
+        self.stopped()
+        with self._lock:
+            self._close()
+            self._ended = self._monotonic()
+
+    def _close(self) -> None:
+        current = self._current()
+        if current is not None:
+            self._past.append(current)
+        self._done = lambda: 0
+
+    def _current(self) -> Stretch | None:
+        done = self._done()
+        running_s = 0.0 if self._since is None else self._monotonic() - self._since
+        busy_s = self._busy_s + running_s
+        return Stretch(self._start_step, done, math.inf, busy_s) if done else None
+
+    def read(self) -> Figures:
+        """The figures as they are now."""
+        with self._lock:
+            current = self._current()
+            stretches = self._past if current is None else [*self._past, current]
+            elapsed_s = (self._monotonic() if self._ended is None else self._ended) - self._began
+            done = sum(each.done for each in stretches)
+            return Figures(
+                done, done - sum(each.kept for each in stretches), goodput(stretches, elapsed_s)
+            )
