@@ -1,7 +1,8 @@
 """The Executor: takes a fault and brings the run back. It only recovers; it never detects.
 
 A recovery that fails is tried again after a backoff, until the run's budget is spent. A service
-that asks for patience is waited for instead, and one that refuses for good ends the run.
+that asks for patience is waited for instead, and one that refuses for good ends the run. So many
+recoveries at once as the policy allows; many runs that fail alike are one incident.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from tinker_recovery.choice import Choice, ServiceTime
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import CheckpointError, RecoveryExhausted, RecoveryRefused
 from tinker_recovery.faults import Fault, Place, Row, Verdict, judge
+from tinker_recovery.mass import MassTeller
+from tinker_recovery.places import Place as Slot
+from tinker_recovery.places import Places
 from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.restoration import Restorable, Restoration, Restored
 from tinker_recovery.service import Backend, SupervisedClient
@@ -119,6 +123,7 @@ class Executor:
         policy: The user's policy.
         events: Where progress is told.
         clock: Time and chance.
+        watched: How many runs there are.
     """
 
     def __init__(
@@ -130,6 +135,7 @@ class Executor:
         policy: RecoveryPolicy,
         events: EventSink,
         clock: Clock,
+        watched: Callable[[], int],
     ) -> None:
         self._channel = channel
         self._find = find
@@ -137,15 +143,34 @@ class Executor:
         self._policy = policy
         self._events = events
         self._clock = clock
+        self._watched = watched
+        self._begin()
+
+    def _begin(self) -> None:
+        policy = self._policy
+        self._places = Places(
+            policy.max_concurrent_recoveries,
+            backoff_s=lambda failed: policy.backoff_before(failed + 1, self._clock.random()),
+            sleep=self._clock.sleep,
+        )
+        self._mass = MassTeller(
+            self._places,
+            watched=self._watched,
+            poll_interval_s=policy.poll_interval_s,
+            events=self._events,
+            clock=self._clock,
+        )
 
     async def serve(self, child: Child) -> None:
         """Recover for ever; a child of the supervision tree.
 
         What an earlier incarnation left in hand when it died is delivered again first.
         """
+        self._begin()
         self._channel.deliver_again()
         child.started()
         async with anyio.create_task_group() as group:
+            group.start_soon(self._places.serve)
             while True:
                 fault = await self._channel.take()
                 group.start_soon(self._keep, fault, group.cancel_scope)
@@ -166,6 +191,7 @@ class Executor:
     async def _handle(self, fault: Fault) -> None:
         run = self._find(fault.run)
         if run is not None and run.awaits(fault):
+            self._mass.began(fault)
             attributes: dict[str, str | int] = {
                 names.RUN_ID: fault.run_id,
                 names.ATTEMPT: fault.attempt,
@@ -211,12 +237,13 @@ class Executor:
                         duration_s=self._clock.monotonic() - fault.detected_at,
                         error=ended.error,
                     )
+                self._mass.ended(fault, recovered=ended.outcome == names.RECOVERED)
                 if ended.error is not None:
                     refuse(incident, type(ended.error).__qualname__, str(ended.error))
         self._channel.acknowledge(fault)
 
     async def _recover(self, run: Recoverable, fault: Fault) -> Ended:
-        await self._look_for_progress(run)
+        await self._look_for_progress(run, fault)
         run.budget.note_error(fault.as_error())
         patience = fault.row.verdict is Verdict.WAIT
         began = self._clock.monotonic()
@@ -228,18 +255,12 @@ class Executor:
             if waited_s > self._policy.max_wait_s if patience else not number:
                 break
             tries = max(tries + 1, number)
-            await self._back_off(tries)
-            self._events.emit(
-                names.EVENT_STARTED,
-                run.name,
-                "trying again after a wait"
-                if patience
-                else f"recovery attempt {number} of {self._policy.max_attempts}",
-                {names.TRY: tries},
+            place = self._places.place(
+                left=run.budget.left, detected_at=fault.detected_at, tries=tries
             )
             try:
-                with trying(tries):
-                    return await self._attempt(run, fault)
+                await self._back_off(tries)
+                return await self._try(run, fault, place, number)
             except anyio.get_cancelled_exc_class():
                 if number:
                     # The Executor ends, or has crashed; the next one has the attempt in full.
@@ -255,11 +276,15 @@ class Executor:
                 if row is not None and row.verdict is Verdict.GIVE_UP:
                     return await self._refused(run, fault, row)
                 patience = row is not None and row.verdict is Verdict.WAIT
+                if place.blamed and number:
+                    # Time is what a backend's failure costs, and no attempt of the run's.
+                    run.budget.refund()
+                patience |= place.blamed
         if not run.awaits(fault):
             return Ended(names.ABANDONED)  # the user's own code ended the run meanwhile
         return await self._exhausted(run, fault, patience=patience)
 
-    async def _look_for_progress(self, run: Recoverable) -> None:
+    async def _look_for_progress(self, run: Recoverable, fault: Fault) -> None:
         """A fault overtakes the answer to a save: see what is stored before giving a run up."""
         if run.budget.left > 0:
             return
@@ -274,7 +299,8 @@ class Executor:
                     clock=self._clock,
                     waiting=ServiceTime(self._clock),
                 )
-                found = await looking.choose(only_looking=True)
+                async with self._places.place(left=0, detected_at=fault.detected_at, tries=tries):
+                    found = await looking.choose(only_looking=True)
             except Exception as error:  # noqa: BLE001 - an unread listing shows no progress; the budget says what follows
                 run.budget.note_error(error)
                 waited_s = self._clock.monotonic() - began
@@ -340,6 +366,33 @@ class Executor:
         if delay_s > 0:
             with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.TRY: attempt}):
                 await self._clock.sleep(delay_s)
+
+    async def _try(self, run: Recoverable, fault: Fault, place: Slot, number: int) -> Ended:
+        """One try, once there is a place for it; it may say something of the service, too."""
+        tries = place.ticket.tries
+        async with place:
+            if not run.awaits(fault):
+                return Ended(names.ABANDONED)
+            self._events.emit(
+                names.EVENT_STARTED,
+                run.name,
+                f"recovery attempt {number} of {self._policy.max_attempts}"
+                if number
+                else "trying again after a wait",
+                {names.TRY: tries},
+            )
+            try:
+                with trying(tries):
+                    ended = await self._attempt(run, fault)
+            except CheckpointError:
+                raise
+            except Exception as error:
+                row = judge(error, Place.CREATE, self._policy.retryable_errors)
+                if row is None or row.verdict is not Verdict.GIVE_UP:
+                    place.failed()
+                raise
+            place.succeeded()
+            return ended
 
     async def _attempt(self, run: Recoverable, fault: Fault) -> Ended:
         waiting = ServiceTime(self._clock)

@@ -158,6 +158,9 @@ class RecoveryPolicy(_Frozen):
             capacity) before it is given up. Such waits spend no attempt.
         backoff_jitter: Each delay is lengthened by a random share of up to this much (0.1 is 10 %),
             never shortened, so that many runs of one incident do not come back in step.
+        max_concurrent_recoveries: The most recoveries at once. Those with the fewest attempts left
+            go first, and of equals the one whose fault is the oldest; one that backs off holds no
+            place. When many runs fail alike, one goes ahead and the others follow it.
         retryable_errors: Exception classes, or predicates over an exception, that are recovered
             from as well, whoever raised them. They are asked before the table of faults.
         poll_interval_s: Seconds between two reads of a run's status.
@@ -208,6 +211,7 @@ class RecoveryPolicy(_Frozen):
     backoff_type: Literal["exponential", "linear", "constant"] = "exponential"
     max_wait_s: Seconds = 3600.0
     backoff_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1
+    max_concurrent_recoveries: Annotated[int, Field(ge=1)] = 8
     retryable_errors: tuple[Retryable, ...] = ()
     poll_interval_s: Seconds = 30.0
     stall_after_s: Seconds | None = 900.0

@@ -183,6 +183,7 @@ class Supervisor(AsyncContextManagerMixin):
             policy=policy,
             events=self._events,
             clock=self._clock,
+            watched=lambda: sum(not run.ended for run in self._runs.values()),
         )
         return SupervisionTree(
             [

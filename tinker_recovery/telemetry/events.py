@@ -39,6 +39,8 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_POLL_ERROR: logging.WARNING,
     names.EVENT_OPTIMIZER_NOT_RESTORED: logging.WARNING,
     names.EVENT_CHECKPOINT_BAD: logging.ERROR,
+    names.EVENT_MASS_FAILURE: logging.ERROR,
+    names.EVENT_MASS_OVER: logging.WARNING,
     names.EVENT_CHECKPOINT_SAVED: logging.DEBUG,
     names.EVENT_CHECKPOINT_SAVE_FAILED: logging.WARNING,
     names.EVENT_CHECKPOINT_DELETED: logging.INFO,
@@ -48,6 +50,8 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_HOUSEKEEPING_FAILED: logging.WARNING,
 }
 
+
+_GIVEN_UP = frozenset({names.EVENT_EXHAUSTED, names.EVENT_GAVE_UP})
 
 # Of the tree's events, those its Reporter does not log itself.
 _TREE_LEVELS: Mapping[type[SupervisionEvent], int] = {
@@ -68,6 +72,8 @@ class EventSink:
 
     def __init__(self, listener: Callable[[RecoveryEvent], object] | None = None) -> None:
         self._listener = listener
+        self.hushed: set[str] = set()
+        """Runs of which the log tells all together; by themselves only if one is given up."""
         self.streams = Streams()
         """Where events are read from."""
 
@@ -77,8 +83,11 @@ class EventSink:
         """Tell of one event. Call it on the event loop's thread."""
         told = {key: redact_value(value) for key, value in (fields or {}).items()}
         event = RecoveryEvent(name, run, redact(message), told)
+        level = _LEVELS[name]
+        if run in self.hushed and name not in _GIVEN_UP:
+            level = logging.DEBUG
         logger.log(
-            _LEVELS[name],
+            level,
             "run %s: %s",
             run or "-",
             event.message,
