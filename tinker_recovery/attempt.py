@@ -60,7 +60,6 @@ class Owner(Protocol):
     mailbox: Mailbox
     clock: Clock
     spawn: Spawn
-    metrics: dict[str, float]
     skipped: set[int]
     history: RunHistory
 
@@ -80,6 +79,14 @@ class Owner(Protocol):
 
     def saved_below(self, step: int) -> list[tuple[int, Mapping[str, float]]]:
         """The saves of the run's branch up to a step, with their metrics."""
+        ...
+
+    def note_report(self, attempt: Attempt, metrics: Mapping[str, float]) -> None:
+        """What the loop reports."""
+        ...
+
+    def note_step_done(self, attempt: Attempt) -> None:
+        """An optimizer step is complete."""
         ...
 
     def note_saved(self, attempt: Attempt, step: int, path: str, took_s: float | None) -> None:
@@ -207,7 +214,7 @@ class Attempt:
 
         With ``guard_loss``, a ``loss`` that is NaN or infinite is a fault.
         """
-        self._run.metrics = dict(metrics)
+        self._run.note_report(self, metrics)
         self.saver.metrics = {**self.saver.metrics, **metrics}
         loss = metrics.get("loss")
         if loss is not None and self._run.policy.guard_loss and not math.isfinite(loss):
@@ -461,6 +468,7 @@ class _Hooks:
 
     def step_done(self) -> None:
         self._attempt.saver.step_done()
+        self._run.note_step_done(self._attempt)
 
     def saved(self, step: int, path: str) -> None:
         took_s = self._attempt.saver.stored(step)

@@ -63,6 +63,8 @@ class Kind(StrEnum):
     CLIENT_CLOSED = "client_closed"
     CANCELLED = "cancelled"
     REQUEST_BROKE = "request_broke"
+    PROCESS_LOST = "process_lost"
+    LEASE_LOST = "lease_lost"
 
 
 class Verdict(StrEnum):
@@ -89,6 +91,8 @@ class Ear(StrEnum):
     """Submitted work made no progress within the policy's deadline."""
     CANARY = "canary"
     """The canary's answer is not the one these weights gave before."""
+    JOURNAL = "journal"
+    """The journal says so: of a process before this one, or of another one beside it."""
 
 
 class Place(StrEnum):
@@ -212,6 +216,19 @@ TABLE: tuple[Row, ...] = (
         "the loss became NaN or infinite, so the weights may be ruined (guard_loss is on)",
         "a result, or attempt.report(loss=...), that is not finite",
         _is(NonFiniteLoss),
+    ),
+    Row(
+        Kind.PROCESS_LOST,
+        Verdict.RECOVER,
+        "the process that trained the run ended before the run did; what it did since its last "
+        "checkpoint is repeated",
+        "a run of this name in the journal that has not come to its end",
+    ),
+    Row(
+        Kind.LEASE_LOST,
+        Verdict.GIVE_UP,
+        "another process has taken the run over, and two must not train it",
+        "the run's lease in the journal is another's",
     ),
     Row(
         Kind.MODEL_MISSING,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import anyio
@@ -20,14 +19,23 @@ from tinker_recovery.checkpoints import (
     WeightsFacts,
     on_branch,
 )
+from tinker_recovery.chronicle import Chronicle
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import JournalError, RecoveryLost, RunFailed, StatusError, UsageError
+from tinker_recovery.errors import (
+    JournalError,
+    LeaseLost,
+    RecoveryLost,
+    RunFailed,
+    StatusError,
+    UsageError,
+)
 from tinker_recovery.executor import Recovery
 from tinker_recovery.faults import ROW, Ear, Fault, Kind, Place, Verdict, judge
-from tinker_recovery.journal import Notebook
+from tinker_recovery.journal import Notebook, RunRecord
 from tinker_recovery.mailbox import Mailbox
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.restoration import Restored
+from tinker_recovery.resumption import Standing, finish_sessions
 from tinker_recovery.saving import RunHistory
 from tinker_recovery.service import (
     Backend,
@@ -72,11 +80,13 @@ class SupervisedRun:
         mailbox: Mailbox,
         notebook: Notebook,
         changed: Callable[[SupervisedRun], None],
+        record: RunRecord,
+        standing: Standing | None = None,
     ) -> None:
         self.mailbox = mailbox
         """Where the client's thread leaves word."""
         self.name = name
-        self.lineage = secrets.token_hex(8)
+        self.lineage = record.lineage
         self.telemetry = RunTelemetry(name, self.lineage, clock.monotonic)
         """Its spans, and its figures."""
         self.origin = origin
@@ -109,6 +119,9 @@ class SupervisedRun:
         """What the service says its weights are, once it was asked about the run."""
         self.skipped: set[int] = set()
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
+        self.standing = standing
+        """Where it stood when another process trained it; None if it begins here."""
+        self._chronicle = Chronicle(self, record)
         self._backend = backend
         self._notebook = notebook
         self._changed = changed
@@ -121,6 +134,9 @@ class SupervisedRun:
         self._ready: Attempt | None = None
         self._failure: BaseException | None = None
         self._news = anyio.Event()
+        if standing is not None:
+            self.trust.take_over(standing.limits, standing.stored)
+            self.history.saved.update(standing.saved)
         self.telemetry.started(start_step)
 
     def __repr__(self) -> str:
@@ -139,7 +155,8 @@ class SupervisedRun:
     @property
     def segments(self) -> Sequence[Segment]:
         """Every Tinker run it has lived in, oldest first."""
-        return [attempt.segment for attempt in self.attempts]
+        earlier = () if self.standing is None else self.standing.segments
+        return [*earlier, *(attempt.segment for attempt in self.attempts)]
 
     @property
     def state(self) -> str:
@@ -260,6 +277,7 @@ class SupervisedRun:
             self.budget.note_saved(step)
             self.trust.note_saved(step)
         self._changed(self)
+        self._chronicle.saved(attempt, step, path, sound=sound)
         self._events.emit(
             names.EVENT_CHECKPOINT_SAVED,
             self.name,
@@ -311,6 +329,7 @@ class SupervisedRun:
                 self.spawn(functools.partial(self._retire, current))
         elif self.policy.enabled and current is not None and current.blocking:
             self.spawn(functools.partial(self._retire, current))
+        self._chronicle.fault(fault, recovers=self._incident is fault)
         self._report(fault)
 
     def _count(self, fault: Fault) -> None:
@@ -368,6 +387,53 @@ class SupervisedRun:
         self.fault_declared(Fault(self.name, 0, "", row, Ear.START, self.start_step, error))
         return True
 
+    def go_on(self) -> None:
+        """Have the run recovered that another process left behind, as from any other fault."""
+        if self.standing is None:
+            raise UsageError(f"run {self.name!r} begins here: there is nothing to go on with")
+        last = self.standing.segments[-1]
+        self.spawn(functools.partial(finish_sessions, self.reader, self.standing.sessions))
+        row = ROW[Kind.PROCESS_LOST]
+        number = len(self.standing.segments)
+        self.fault_declared(
+            Fault(self.name, number, last.run_id, row, Ear.JOURNAL, self.standing.step)
+        )
+
+    def lease_lost(self, error: LeaseLost) -> None:
+        """Another process has taken the run: nothing may be trained here any more."""
+        current = self.current
+        if self._incident is None and current is not None:
+            current.declare(ROW[Kind.LEASE_LOST], Ear.JOURNAL, error)
+        else:
+            self.give_up(error)
+
+    def note_report(self, attempt: Attempt, metrics: Mapping[str, float]) -> None:
+        """What the loop reports; from the loop's own thread."""
+        self.metrics = dict(metrics)
+        self._chronicle.reported(attempt, metrics)
+
+    def note_step_done(self, attempt: Attempt) -> None:
+        """An optimizer step is complete; from the SDK's thread, after every step."""
+        self._chronicle.stepped(attempt)
+
+    async def written_down(self, attempt: Attempt) -> Attempt:
+        """The attempt, once the journal knows of it: nobody may train what no restart would find.
+
+        Raises:
+            LeaseLost: The run is another process's by now.
+        """
+        try:
+            await self._chronicle.begins(attempt)
+        except BaseException as error:
+            await self.over(error)
+            raise
+        return attempt
+
+    async def over(self, error: BaseException | None) -> None:
+        """The run is over: well, or by this error; the journal is told, its lease given back."""
+        self.end(error)
+        await self._chronicle.ends(error)
+
     def take_over(self, restored: Restored) -> tuple[SupervisedClient | None, SupervisedClient]:
         """Hold a recovered client ready; returns the old client and the new one."""
         if self._ready is not None:
@@ -413,14 +479,14 @@ class SupervisedRun:
         try:
             await self._news.wait()
         except BaseException as error:
-            self.end(error)  # whoever waited for it has left, and knows
+            await self.over(error)  # whoever waited for it has left, and knows
             raise
         if self._failure is not None:
-            self.end(self._failure)
+            await self.over(self._failure)
             raise self._failure
         if self.current is None:
             raise UsageError(f"run {self.name!r} has no attempt")
-        return self.current
+        return await self.written_down(self.current)
 
     @property
     def recovering(self) -> bool:
@@ -439,6 +505,7 @@ class SupervisedRun:
         if error is not None:
             status = "errored" if isinstance(error, Exception) else "interrupted"
         await self._close(attempt, status, "" if error is None else type(error).__name__)
+        await self._chronicle.ends(error)
 
     async def abandon(self) -> None:
         """The Supervisor ends: close whatever is still open. Never raises an Exception."""
@@ -462,7 +529,7 @@ class SupervisedRun:
                 run=self.name,
                 errors=[self._incident.as_error()],
             )
-        self.end(self._failure or asyncio.CancelledError("the supervisor ended"))
+        await self.over(self._failure or asyncio.CancelledError("the supervisor ended"))
         # Whoever still waits for the recovery, in another task, would wait for ever.
         self._news.set()
 
@@ -515,7 +582,7 @@ class SupervisedRun:
     def _attempt(self, connection: Connection, checkpoint: CheckpointRecord | None) -> Attempt:
         return Attempt(
             self,
-            len(self.attempts) + 1,
+            len(self.segments) + 1,
             connection,
             checkpoint,
             start_step=self.start_step if checkpoint is None else checkpoint.step,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, TypedDict
 
 import tinker
 from tinker import types
@@ -45,7 +45,13 @@ class StartOptions(TypedDict, total=False):
     """The user's own way to make a client from a fresh ServiceClient, sync or async."""
 
     name: str
-    """The run's name in logs, spans and reports; unique among the runs under way."""
+    """The run's name in logs, spans and reports; unique among the runs under way.
+
+    With a name of its own, a run whose process died goes on where it stood when the same command
+    is run again."""
+    on_lease: Literal["wait", "refuse"]
+    """What to do if another process trains the run of this name: wait until it is over (default),
+    or raise :class:`RunHeld`, which says who does."""
     start_step: int
     """Optimizer steps already in the weights; default 0, or what the checkpoint says of itself."""
     adopt_service: tinker.ServiceClient
@@ -71,12 +77,30 @@ class StartPlan:
         origin: How to make the first client, and to start over; None for an adopted one.
         adopted: The user's own client, if that is what was given.
         start_step: The step the user gave; None to ask the checkpoint.
+        on_lease: What to do if another process trains the run.
+        described: How it starts, as the journal keeps it: no secrets, and nothing of
+            ``user_metadata``.
+        seed_is_drawn: Whether the seed was drawn here, because none was given.
     """
 
     name: str | None
     origin: Origin | None
     adopted: Connection | None
     start_step: int | None
+    on_lease: Literal["wait", "refuse"]
+    described: Mapping[str, Any]
+    seed_is_drawn: bool
+
+    def with_seed(self, seed: int) -> Self:
+        """The same start with the seed that was drawn when the run was begun."""
+        if not isinstance(self.origin, FromBaseModel):
+            return self
+        options = {**self.origin.options, "seed": seed}
+        return replace(
+            self,
+            origin=FromBaseModel(self.origin.base_model, options),
+            described={**self.described, "seed": seed},
+        )
 
     @property
     def parent(self) -> str | None:
@@ -117,8 +141,35 @@ def plan_start(given: StartOptions, *, restore_optimizer: bool) -> StartPlan:
     name = options.get("name")
     if name is not None and (not isinstance(name, str) or not name.strip()):
         raise UsageError(f"name={name!r} is not allowed: a text that is not empty")
+    on_lease = options.get("on_lease", "wait")
+    if on_lease not in ("wait", "refuse"):
+        raise UsageError(f"on_lease={on_lease!r} is not allowed: 'wait' or 'refuse'")
     origin, adopted = _ways_in(way, options, restore_optimizer=restore_optimizer)
-    return StartPlan(name, origin, adopted, start_step)
+    return StartPlan(
+        name,
+        origin,
+        adopted,
+        start_step,
+        on_lease,
+        _described(way, options[way], origin),
+        way == "base_model" and options.get("seed") is None,
+    )
+
+
+def _described(way: str, value: Any, origin: Origin | None) -> dict[str, Any]:
+    described: dict[str, Any] = {"way": way}
+    if isinstance(origin, FromBaseModel):
+        described["base_model"] = origin.base_model
+        for key, option in origin.options.items():
+            if key == "optimizer":
+                described[key] = option.model_dump(mode="json")
+            elif key != "user_metadata":
+                described[key] = option
+    elif isinstance(origin, FromCheckpoint):
+        described["from_checkpoint"] = origin.path
+    elif way == "start":
+        described["start"] = getattr(value, "__qualname__", type(value).__qualname__)
+    return described
 
 
 def _ways_in(

@@ -30,14 +30,22 @@ from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
 from tinker_recovery.executor import Executor
 from tinker_recovery.housekeeping import Housekeeping
-from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, StateFolder, journal_path
+from tinker_recovery.journal import (
+    STATE_FOLDER,
+    Journal,
+    Notebook,
+    Recorder,
+    StateFolder,
+    journal_path,
+)
 from tinker_recovery.keeper import Keeper
 from tinker_recovery.mailbox import Mailbox
 from tinker_recovery.monitor import Monitor
+from tinker_recovery.opening import OpenedRun, open_run
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.run import SupervisedRun
 from tinker_recovery.service import Backend, FromBaseModel, StatusReader, TinkerBackend
-from tinker_recovery.service.base import ServiceFactory
+from tinker_recovery.service.base import Endpoint, ServiceFactory
 from tinker_recovery.start import StartOptions, StartPlan, plan_start
 from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
@@ -45,6 +53,9 @@ from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, nam
 logger = logging.getLogger(names.SCOPE)
 
 _T = TypeVar("_T")
+
+BEAT_S = 10.0
+"""How often the leases on runs are renewed; they last three times as long."""
 
 SHUTDOWN_MARGIN_S = 5.0
 """How much longer the Executor has for stopping than the longest thing it does then."""
@@ -87,14 +98,17 @@ class Supervisor(AsyncContextManagerMixin):
     ) -> None:
         self.policy = RecoveryPolicy(enabled=True) if policy is None else policy
         self._backend: Backend = TinkerBackend(service)
-        self._events = EventSink(on_event)
+        self._on_event = on_event
+        self._events = EventSink(self._heard)
         self._journal_path = journal_path(journal)
         self._notebook: Notebook | None = None
         self._keeper: Keeper | None = None
         self._optimizer_check: OptimizerCheck | None = None
+        self._recorder: Recorder | None = None
         self._clock = clock
         self._channel = FaultChannel()
         self._runs: dict[str, SupervisedRun] = {}
+        self._opening: set[str] = set()
         self._background: TaskGroup | None = None
         self._reader: StatusReader | None = None
         self._mailbox: Mailbox | None = None
@@ -120,6 +134,9 @@ class Supervisor(AsyncContextManagerMixin):
         async with (
             self._events.streams,
             Notebook(journal) as self._notebook,
+            Recorder(
+                journal, service=endpoint.base_url, hide=secrets_of(endpoint), beat_s=BEAT_S
+            ) as self._recorder,
             StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as self._reader,
             anyio.create_task_group() as self._background,
         ):
@@ -150,6 +167,12 @@ class Supervisor(AsyncContextManagerMixin):
             failure = failure or run.lost
         if failure is not None:
             raise failure
+
+    def _heard(self, event: RecoveryEvent) -> None:
+        if self._recorder is not None:
+            self._recorder.note_event(event)
+        if self._on_event is not None:
+            self._on_event(event)
 
     def _make_keeper(self, reader: StatusReader, notebook: Notebook) -> Keeper:
         house = Housekeeping(
@@ -255,7 +278,7 @@ class Supervisor(AsyncContextManagerMixin):
     def check_name(self, name: str) -> None:
         """Refuse the name of a run under way."""
         known = self._runs.get(name)
-        if known is not None and not known.ended:
+        if name in self._opening or (known is not None and not known.ended):
             raise UsageError(
                 f"name={name!r} is the name of a run under way: choose another, names are unique"
             )
@@ -312,57 +335,84 @@ class Supervisor(AsyncContextManagerMixin):
             or self._notebook is None
             or self._keeper is None
             or self._optimizer_check is None
+            or self._recorder is None
         ):
             raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
-        root = None
-        if plan.parent is not None and plan.start_step is None:
-            root = await find_checkpoint(self._reader, plan.parent)
-        if self.policy.checkpoint_strategy.startswith("tinker://"):
-            # Better refused now than at the first fault, hours later.
-            await find_checkpoint(self._reader, self.policy.checkpoint_strategy)
-        run = SupervisedRun(
-            name,
-            origin=plan.origin,
-            root=root,
-            start_step=root.step if root is not None else plan.start_step or 0,
-            policy=self.policy,
-            backend=self._backend,
-            reader=self._reader,
-            events=self._events,
-            clock=self._clock,
-            report=self._channel.put,
-            settled=self._channel.settled,
-            spawn=self._background.start_soon,
-            mailbox=self._mailbox,
-            notebook=self._notebook,
-            changed=self._keeper.ask,
-        )
-        await run.read_notes()
-        self.check_name(name)  # once more: another may have taken it while the service was asked
-        self._runs[name] = run
+        self.check_name(name)
+        self._opening.add(name)  # others may be asked for a while
+        opened: OpenedRun | None = None
+        try:
+            if self.policy.checkpoint_strategy.startswith("tinker://"):
+                # Better refused now than at the first fault, hours later.
+                await find_checkpoint(self._reader, self.policy.checkpoint_strategy)
+            opened = await open_run(
+                self._recorder, self._reader, plan, name, policy=self.policy, clock=self._clock
+            )
+            run = self._runs[name] = SupervisedRun(
+                name,
+                origin=opened.plan.origin,
+                root=opened.root,
+                start_step=opened.start_step,
+                policy=self.policy,
+                backend=self._backend,
+                reader=self._reader,
+                events=self._events,
+                clock=self._clock,
+                report=self._channel.put,
+                settled=self._channel.settled,
+                spawn=self._background.start_soon,
+                mailbox=self._mailbox,
+                notebook=self._notebook,
+                changed=self._keeper.ask,
+                record=opened.record,
+                standing=opened.standing,
+            )
+            await run.read_notes()
+        except BaseException:
+            self._runs.pop(name, None)
+            if opened is not None:
+                await opened.record.end(None)
+            raise
+        finally:
+            self._opening.discard(name)
         if self.policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
             self._background.start_soon(self._optimizer_check.run, plan.origin)
         return run
 
     async def first_attempt(self, run: SupervisedRun, plan: StartPlan) -> Attempt:
         """The first client of a run; a fault on the way is recovered from like any other."""
+        standing = run.standing
+        # An adopted client that was never saved cannot be remade, and the same code made another.
+        if standing is not None and (
+            plan.adopted is None or standing.saved or standing.segments[-1].parent
+        ):
+            if plan.adopted is not None:
+                # What the same code made anew; the run goes on from what it has saved.
+                await self._backend.close(
+                    plan.adopted,
+                    "interrupted",
+                    "the run goes on from its checkpoint",
+                    deadline_s=self.policy.close_timeout_s,
+                )
+            run.go_on()
+            return await run.next_attempt()
         if plan.adopted is not None:
-            return run.begin(plan.adopted)
-        if plan.origin is None:
+            return await run.written_down(run.begin(plan.adopted))
+        if run.origin is None:
             raise UsageError("a run without an origin has to be adopted")
         try:
             connection = await self._backend.connect(
-                plan.origin, deadline_s=self.policy.create_timeout_s
+                run.origin, deadline_s=self.policy.create_timeout_s
             )
         except Exception as error:
             if not run.start_failed(error):
-                run.end(error)
+                await run.over(error)
                 raise
             return await run.next_attempt()
         except BaseException as error:
-            run.end(error)  # cancelled: its name is free again
+            await run.over(error)  # cancelled: its name is free again
             raise
-        return run.begin(connection)
+        return await run.written_down(run.begin(connection))
 
 
 class _Attempts:
@@ -393,6 +443,12 @@ class _Attempts:
             raise StopAsyncIteration
         self._last = await self._run.next_attempt()
         return self._last
+
+
+def secrets_of(endpoint: Endpoint) -> list[str]:
+    """What lets someone in at the service, and so must not be written anywhere."""
+    key = endpoint.api_key
+    return [*([] if key is None else [key.get_secret_value()]), *endpoint.headers.values()]
 
 
 def _look_every_s(policy: RecoveryPolicy) -> float | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tinker import types
 
@@ -73,6 +73,22 @@ class Trust:
     def note_began(self, attempt: Attempt) -> None:
         """The run begins with this attempt, afresh or from the checkpoint the user named."""
         self._began = attempt.segment.parent, attempt.id, attempt.start_step
+
+    def take_over(self, limits: Mapping[str, float], stored: Mapping[str, tuple[str, int]]) -> None:
+        """Take over what an earlier process knew: limits by attempt, what is stored by path."""
+        self._limits.update(limits)
+        self._stored.update(stored)
+
+    @property
+    def sound_to(self) -> float:
+        """The last step that no outage speaks against; infinite while there is none."""
+        outage_from = self._outage_from
+        return math.inf if outage_from is None else outage_from
+
+    @property
+    def polled_step(self) -> int:
+        """The newest step saved when the service last called the run sound."""
+        return self._sound_step
 
     def note_saved(self, step: int) -> None:
         """A checkpoint of the current attempt is stored, and nothing speaks against it."""

@@ -63,7 +63,7 @@ async def test_another_process_reads_a_run_while_it_is_being_written(
     await record.attempt_begins(1, "a1", "session:train:0", 0, None)
     record.reported(3, {"loss": 2.5, "lr": 0.1})
     record.stepped("a1", 6, sound=5, polled=5)
-    record.saved("tinker://session:train:0/weights/x", 5, sound=True)
+    record.saved("a1", "tinker://session:train:0/weights/x", 5, sound=True)
     record.fault(("request_failed", "call", 7), "a1", 6.0, recovers=True)
     told: list[tuple[str, dict[str, str | int]]] = [
         (names.EVENT_DETECTED, {}),
@@ -155,7 +155,7 @@ async def test_a_token_that_is_another_s_by_now_writes_nothing(
     record = await _open(recorder)
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE leases SET token = token + 1, holder = 'another'")
-    record.saved("tinker://r/weights/late", 5, sound=True)
+    record.saved("a1", "tinker://r/weights/late", 5, sound=True)
     with pytest.raises(LeaseLost, match="taken over by another process"):
         await record.attempt_begins(1, "a1", "r", 0, None)
     await record.end("finished")

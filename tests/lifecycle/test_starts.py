@@ -12,6 +12,7 @@ from loops import MODEL, SEED, bare_run, policy, train
 
 from tinker_recovery import (
     NoUsableCheckpoint,
+    RunFinished,
     Supervisor,
     UsageError,
     recover_from_checkpoint,
@@ -203,7 +204,8 @@ async def test_two_runs_of_one_name_are_refused_while_the_first_is_under_way(
             async with attempt:
                 with pytest.raises(UsageError, match="name='one'"):
                     supervisor.attempts(base_model=MODEL, name="one")
-        await supervisor.run(functools.partial(train, steps=1), base_model=MODEL, name="one")
+        with pytest.raises(RunFinished, match="'one' has come to its end before"):
+            await supervisor.run(functools.partial(train, steps=1), base_model=MODEL, name="one")
 
 
 async def test_two_runs_at_once_recover_each_by_itself(local: LocalTinker) -> None:

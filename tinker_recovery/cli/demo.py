@@ -212,7 +212,7 @@ class _Demo:
             max_attempts=max(3, len(self.poisonings)),
             checkpoints=CheckpointPolicy(save_every=self.save_every),
         )
-        async with Supervisor(policy) as supervisor:
+        async with Supervisor(policy, journal=None) as supervisor:
 
             async def train(attempt: Attempt) -> None:
                 story.state = "training"

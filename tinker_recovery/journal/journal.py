@@ -176,10 +176,16 @@ class Journal:
 
     def forget(self, paths: Iterable[str]) -> None:
         """Everything noted of checkpoints that are gone for good."""
+        gone = list(paths)
         with self.database.transaction() as database:
             database.executemany(
                 "DELETE FROM notes WHERE service = ? AND path = ?",
-                [(self._service, path) for path in paths],
+                [(self._service, path) for path in gone],
+            )
+            database.executemany(
+                "UPDATE checkpoints SET gone = 1 WHERE path = ? "
+                "AND run IN (SELECT id FROM runs WHERE service = ?)",
+                [(path, self._service) for path in gone],
             )
 
     def _put(self, kind: str, path: str, said: str) -> None:

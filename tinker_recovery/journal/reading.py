@@ -92,12 +92,14 @@ class CheckpointView:
         step: Optimizer steps in it.
         saved: Seconds since the epoch.
         sound: Whether everything before it had succeeded.
+        gone: Whether it was deleted since, by whoever keeps the run's checkpoints.
     """
 
     path: str
     step: int
     saved: float
     sound: bool
+    gone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +327,7 @@ def _history(database: sqlite3.Connection, run: int) -> dict[str, Any]:
         (run,),
     )
     checkpoints = database.execute(
-        "SELECT path, step, saved, sound FROM checkpoints WHERE run = ? ORDER BY step, saved",
+        "SELECT path, step, saved, sound, gone FROM checkpoints WHERE run = ? ORDER BY step, saved",
         (run,),
     )
     progress = database.execute(
@@ -335,8 +337,8 @@ def _history(database: sqlite3.Connection, run: int) -> dict[str, Any]:
         "attempts": tuple(AttemptView(*row) for row in attempts),
         "incidents": tuple(IncidentView(*row) for row in incidents),
         "checkpoints": tuple(
-            CheckpointView(path, step, saved, bool(sound))
-            for path, step, saved, sound in checkpoints
+            CheckpointView(path, step, saved, bool(sound), bool(gone))
+            for path, step, saved, sound, gone in checkpoints
         ),
         "progress": tuple(
             ProgressPoint(step, time, loss, json.loads(metrics))

@@ -105,7 +105,15 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         if isinstance(taken, Held):
             return taken
         run, token, found, points = taken
-        record = RunRecord(self, opening.name, run, token, found, points)
+        record = RunRecord(
+            self,
+            opening.name,
+            found.lineage if found else opening.lineage,
+            run,
+            token,
+            found,
+            points,
+        )
         with self._lock:
             self._records[run] = record
         return record
@@ -184,6 +192,8 @@ class RunRecord:
     """What is written of one run, by whoever holds it. From any thread, unless it is awaited.
 
     Attributes:
+        name: Its name.
+        lineage: Id of the logical run, in all its checkpoints.
         id: The journal's number for it.
         token: Its lease's token.
         found: What was written of it before; None for a new run.
@@ -193,12 +203,14 @@ class RunRecord:
         self,
         recorder: Recorder,
         name: str,
+        lineage: str,
         run: int,
         token: int,
         found: Found | None,
         points: int,
     ) -> None:
         self.name = name
+        self.lineage = lineage
         self.id = run
         self.token = token
         self.found = found
@@ -307,21 +319,27 @@ class RunRecord:
             soon=True,
         )
 
-    def saved(self, path: str, step: int, *, sound: bool) -> None:
-        """A checkpoint is stored."""
+    def saved(self, attempt: str, path: str, step: int, *, sound: bool) -> None:
+        """A checkpoint is stored; ``sound`` if everything before it is known to have succeeded."""
         now = self._recorder.wall()
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute(
-                "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, 0)",
                 (self.id, path, step, now, sound),
             )
+            if sound:
+                connection.execute(
+                    "UPDATE attempts SET sound_step = max(sound_step, ?) WHERE run = ? "
+                    "AND attempt = ? AND ended IS NULL",
+                    (step, self.id, attempt),
+                )
             connection.execute("UPDATE runs SET updated = ? WHERE id = ?", (now, self.id))
 
         self.put(write, soon=True)
 
-    def stepped_is_due(self) -> bool:
-        """Whether :meth:`stepped` would write; asked after every step, so it does nothing else."""
+    def is_due(self) -> bool:
+        """Whether it is time for :meth:`stepped`; asked after every step, so it does no more."""
         return time.monotonic() - self._stepped_at >= SAMPLE_S
 
     def stepped(self, attempt: str, step: int, *, sound: int, polled: int) -> None:
@@ -364,14 +382,20 @@ class RunRecord:
 
         self.put(write)
 
-    async def end(self, state: str, detail: str = "") -> None:
-        """The run is over for good, or for now; its lease is given back. Never raises."""
+    async def end(self, state: str | None, detail: str = "") -> None:
+        """The run is over for good, or for now; its lease is given back. Never raises.
+
+        Args:
+            state: Where it stands; None leaves that as it is.
+            detail: Why, in words.
+        """
         if self._over:
             return
         now, detail = self._recorder.wall(), self._recorder.redact(detail)
 
         def write(connection: sqlite3.Connection) -> None:
-            records.end_run(connection, self.id, state, detail, now)
+            if state is not None:
+                records.end_run(connection, self.id, state, detail, now)
             lease.release(connection, self.id, self.token)
 
         try:

@@ -91,7 +91,7 @@ class Found:
         step: Optimizer steps known to be done.
         attempts: Oldest first.
         leftovers: Tinker run ids of clients that a recovery made and did not hand over.
-        final: Path of its newest sound checkpoint.
+        stored: Its checkpoints that are sound and not deleted, by step: path and step.
     """
 
     lineage: str
@@ -102,7 +102,7 @@ class Found:
     step: int
     attempts: tuple[FoundAttempt, ...]
     leftovers: tuple[str, ...]
-    final: str | None
+    stored: tuple[tuple[str, int], ...]
 
 
 def number_of(connection: sqlite3.Connection, opening: Opening) -> int | None:
@@ -144,8 +144,8 @@ def find(connection: sqlite3.Connection, run: int) -> Found:
     ).fetchone()
     attempts = connection.execute(
         "SELECT attempt, run_id, start_step, parent, ended IS NOT NULL, sound_step, polled_step, "
-        "trusted_to, outcome IS NOT NULL AND outcome <> 'finished' FROM attempts WHERE run = ? "
-        "ORDER BY number",
+        "trusted_to, coalesce(outcome, 'process_lost') NOT IN ('finished', 'failed', 'stopped', "
+        "'process_lost') FROM attempts WHERE run = ? ORDER BY number",
         (run,),
     ).fetchall()
     made = connection.execute(
@@ -153,11 +153,11 @@ def find(connection: sqlite3.Connection, run: int) -> Found:
         "AND created_run_id IS NOT NULL",
         (run,),
     ).fetchall()
-    final = connection.execute(
-        "SELECT path FROM checkpoints WHERE run = ? AND sound ORDER BY step DESC, saved DESC "
-        "LIMIT 1",
+    stored = connection.execute(
+        "SELECT path, step FROM checkpoints WHERE run = ? AND sound AND NOT gone "
+        "ORDER BY step, saved",
         (run,),
-    ).fetchone()
+    ).fetchall()
     return Found(
         lineage,
         json.loads(origin),
@@ -172,7 +172,7 @@ def find(connection: sqlite3.Connection, run: int) -> Found:
             for attempt, run_id, at, parent, ended, sound, polled, trusted, faulty in attempts
         ),
         tuple(run_id for (run_id,) in made),
-        None if final is None else final[0],
+        tuple((path, at) for path, at in stored),
     )
 
 

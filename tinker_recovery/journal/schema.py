@@ -77,8 +77,11 @@ CREATE TABLE checkpoints (
     step INTEGER NOT NULL,
     saved REAL NOT NULL,
     sound INTEGER NOT NULL,
+    gone INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (run, path)
 ) WITHOUT ROWID;
+
+CREATE INDEX checkpoints_by_path ON checkpoints (path);
 
 CREATE TABLE events (
     id INTEGER PRIMARY KEY,

@@ -1,0 +1,331 @@
+"""A run whose process died goes on where it stood: same code, same command, no flags.
+
+A process is stood in for by a Supervisor of its own, and its death by what the journal would say
+then; real processes and real kills are in tests/chaos/test_kill.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import tinker
+from loops import ADAM, MODEL, SEED, bare_run, batch, policy, train, until
+
+from tinker_recovery import (
+    Attempt,
+    CheckpointPolicy,
+    LeaseLost,
+    RunFinished,
+    RunHeld,
+    Supervisor,
+    UsageError,
+)
+from tinker_recovery.journal import default_path
+from tinker_recovery.journal.reading import read_run
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 22
+START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft-42"}
+
+
+class _Died(BaseException):
+    """Nothing of ours catches it, as nothing catches SIGKILL."""
+
+
+async def _train_until(step: int, **start: Any) -> Supervisor:
+    """A process that dies when it has done so many steps; returns what is left of it."""
+
+    async def dying(attempt: Attempt) -> None:
+        await train(attempt, steps=step)
+        raise _Died
+
+    with pytest.raises(_Died):
+        async with Supervisor(policy()) as supervisor:
+            await supervisor.run(dying, **{**START, **start})
+    return supervisor
+
+
+def _forget_the_end() -> None:
+    """Leave the journal as a killed process would have: it never said that it ended."""
+    with closing(sqlite3.connect(default_path())) as database, database:
+        database.execute("UPDATE runs SET state = 'training', detail = ''")
+        database.execute("UPDATE attempts SET ended = NULL, outcome = NULL")
+        database.execute("UPDATE leases SET holder = 'dead', pid = 4194305")
+
+
+async def _go_on(**start: Any) -> Supervisor:
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(functools.partial(train, steps=STEPS), **{**START, **start})
+    return supervisor
+
+
+async def test_the_same_command_goes_on_from_the_newest_checkpoint_to_the_same_weights(
+    local: LocalTinker,
+) -> None:
+    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    await _train_until(12)
+    _forget_the_end()
+    supervisor = await _go_on()
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [10]
+    assert [attempt.number for attempt in run.attempts] == [2]
+    assert [recovery.fault.row.kind for recovery in run.recoveries] == ["process_lost"]
+    assert local.run_state(run.segments[-1].run_id) == expected
+    written = read_run(default_path(), "sft-42")
+    assert written is not None
+    assert written.state == "finished"
+    assert [each.outcome for each in written.attempts] == ["process_lost", "finished"]
+    assert [each.lineage for each in supervisor.runs] == [written.lineage]
+
+
+async def test_what_the_loop_keeps_with_its_checkpoints_is_there_again(local: LocalTinker) -> None:
+    del local
+
+    async def dying(attempt: Attempt) -> None:
+        for step in range(12):
+            attempt.loop_state = {"next": step + 1}
+            attempt.report(loss=1.0 / (step + 1))
+            attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+            if step % 3 == 0:
+                attempt.end_epoch()
+        raise _Died
+
+    with pytest.raises(_Died):
+        async with Supervisor(policy()) as supervisor:
+            await supervisor.run(dying, **START)
+    seen: list[object] = []
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(**START):
+            async with attempt:
+                assert attempt.checkpoint is not None
+                seen += [attempt.start_step, attempt.loop_state, attempt.epoch]
+                assert attempt.checkpoint.metrics == {"loss": 0.1}
+    assert seen == [10, {"next": 10}, 3]
+
+
+async def test_a_run_that_had_saved_nothing_starts_over_with_the_seed_that_was_drawn(
+    local: LocalTinker,
+) -> None:
+    first = await _train_until(3, seed=None)
+    _forget_the_end()
+    second = await _go_on(seed=None)
+    before, after = (each.runs[0].origin for each in (first, second))
+    assert before == after
+    assert [attempt.start_step for attempt in second.runs[0].attempts] == [0]
+    assert local.run_state(second.runs[0].segments[-1].run_id).steps == STEPS
+
+
+async def test_a_run_that_came_to_its_end_says_so_and_how_to_start_anew(
+    local: LocalTinker,
+) -> None:
+    await _go_on()
+    with pytest.raises(RunFinished, match=r"at step 22.*choose another name.*abandon") as caught:
+        await _go_on()
+    assert caught.value.checkpoint is not None
+    assert "weights/step-00000022" in caught.value.checkpoint
+    assert len(local.sessions()) == 1, "nothing was opened for it"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"base_model": "other"}, r"base_model='other' .* base_model='Qwen/Qwen3-8B'"),
+        ({"rank": 16}, "rank=16 is not how run 'sft-42' was begun, which is rank=8"),
+        ({"seed": 8}, "seed=8 .* seed=7"),
+        ({"start_step": 4}, "start_step=4 .* start_step=0"),
+    ],
+)
+async def test_other_arguments_than_it_was_begun_with_are_refused_with_both_values(
+    local: LocalTinker, given: dict[str, Any], said: str
+) -> None:
+    await _train_until(6)
+    sessions = len(local.sessions())
+    with pytest.raises(UsageError, match=said):
+        await _go_on(**given)
+    assert len(local.sessions()) == sessions
+    await _go_on()  # and the run is as it was
+
+
+async def test_a_start_that_failed_may_be_corrected(local: LocalTinker) -> None:
+    local.inject(FaultRule("fail", request="create_model", category="user", message="no model"))
+    with pytest.raises(tinker.RequestFailedError, match="no model"):
+        await _go_on(base_model="typo")
+    await _go_on()
+
+
+async def test_a_run_without_a_name_is_not_gone_on_with(local: LocalTinker) -> None:
+    await _train_until(12, name=None)
+    _forget_the_end()
+    supervisor = await _go_on(name=None)
+    assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [0]
+    assert len(local.runs()) == 2
+
+
+async def test_a_recovery_cut_off_before_the_hand_over_is_taken_up_again(
+    local: LocalTinker,
+) -> None:
+    """The process dies between the new client and the hand-over."""
+    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    local.poison(at_step=13)
+    left = anyio.Event()
+
+    async def stuck(*_: object) -> None:
+        left.set()
+        await anyio.sleep_forever()
+
+    async def run() -> None:
+        async with Supervisor(policy(on_recovery=stuck)) as supervisor:
+            await supervisor.run(functools.partial(train, steps=STEPS), **START)
+
+    running = asyncio.create_task(run())
+    await left.wait()
+    journal = default_path()
+    await until(lambda: _phase(journal) == "created")
+    with _as_it_lies(journal):
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    supervisor = await _go_on()
+    assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [10]
+    assert local.run_state(supervisor.runs[0].segments[-1].run_id) == expected
+    written = read_run(journal, "sft-42")
+    assert written is not None
+    assert [each.outcome for each in written.incidents] == ["cut_off", "recovered"]
+
+
+def _phase(journal: Path) -> str:
+    run = read_run(journal, "sft-42")
+    return run.incidents[-1].phase if run is not None and run.incidents else ""
+
+
+@contextmanager
+def _as_it_lies(journal: Path) -> Iterator[None]:
+    """Whatever is written inside is as if it had never been."""
+    with closing(sqlite3.connect(":memory:")) as kept:
+        with closing(sqlite3.connect(journal)) as database:
+            database.backup(kept)
+        yield
+        with closing(sqlite3.connect(journal)) as database:
+            kept.backup(database)
+            database.execute("UPDATE leases SET pid = 4194305")
+            database.commit()
+
+
+async def test_what_a_fault_casts_doubt_on_is_not_gone_back_to_by_the_next_process(
+    local: LocalTinker,
+) -> None:
+    """The loss of step 14 is reported late, when the save of step 15 is stored already."""
+    del local
+
+    async def doomed(attempt: Attempt) -> None:
+        await train(attempt, steps=16)
+        attempt.post(attempt._loss_bad, 14, float("nan"))
+        await anyio.sleep_forever()
+
+    guarded = policy(guard_loss=True, max_attempts=1, backoff_s=3600, max_backoff_s=3600)
+    async with Supervisor(guarded) as supervisor:
+        with anyio.move_on_after(10) as scope:
+
+            async def train_once(attempt: Attempt) -> None:
+                if attempt.number > 1:
+                    scope.cancel()
+                    await anyio.sleep_forever()
+                await doomed(attempt)
+
+            await supervisor.run(train_once, **START)
+    with closing(sqlite3.connect(default_path())) as database, database:
+        # As if it had been killed right behind the fault, before anything came of it.
+        database.execute("DELETE FROM attempts WHERE number > 1")
+        database.execute("UPDATE incidents SET ended = NULL, outcome = NULL")
+    supervisor = await _go_on()
+    assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [10]
+
+
+async def test_a_second_process_waits_until_the_first_is_done_and_says_so(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    del local
+    held, go = anyio.Event(), anyio.Event()
+
+    async def slowly(attempt: Attempt) -> None:
+        held.set()
+        await go.wait()
+        await train(attempt, steps=5)
+
+    async def first() -> None:
+        async with Supervisor(policy()) as supervisor:
+            await supervisor.run(slowly, **START)
+
+    running = asyncio.create_task(first())
+    await held.wait()
+    with pytest.raises(RunHeld, match=r"being trained by process \d+ on") as caught:
+        await _go_on(on_lease="refuse")
+    assert caught.value.pid > 0
+    assert caught.value.expires > caught.value.since
+    with caplog.at_level(logging.WARNING):
+        waiting = asyncio.create_task(_go_on())
+        await until(lambda: "this process waits until that is over" in caplog.text)
+    go.set()
+    await running
+    with pytest.raises(RunFinished):
+        await waiting
+
+
+async def test_losing_the_lease_ends_the_attempt_with_an_error_that_says_why(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del local
+    monkeypatch.setattr("tinker_recovery.supervisor.BEAT_S", 0.02)
+    seen: list[type[BaseException]] = []
+
+    async def robbed(attempt: Attempt) -> None:
+        await train(attempt, steps=3)
+        with closing(sqlite3.connect(default_path())) as database, database:
+            database.execute("UPDATE leases SET token = token + 1, holder = 'another'")
+        try:
+            await anyio.sleep_forever()
+        except BaseException as error:
+            seen.append(type(error))
+            raise
+
+    with pytest.raises(LeaseLost, match="'sft-42' has been taken over by another process"):
+        async with Supervisor(policy()) as supervisor:
+            await supervisor.run(robbed, **START)
+    assert seen == [asyncio.CancelledError]
+    written = read_run(default_path(), "sft-42")
+    assert written is not None
+    assert written.state == "training", "it is the other's now, and nothing more was written"
+
+
+async def test_best_goes_on_being_the_best_of_all_processes(local: LocalTinker) -> None:
+    del local
+    best = policy(checkpoints=CheckpointPolicy(strategy="best", save_at_end=False))
+
+    async def losing(attempt: Attempt, losses: dict[int, float], *, dies: bool) -> None:
+        for step in range(attempt.start_step, max(losses) + 1):
+            attempt.report(loss=losses[step])
+            attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+        if dies:
+            raise _Died
+
+    with pytest.raises(_Died):
+        async with Supervisor(best) as supervisor:
+            losses = {0: 5.0, 1: 2.0, 2: 3.0}
+            await supervisor.run(functools.partial(losing, losses=losses, dies=True), **START)
+    async with Supervisor(best) as supervisor:
+        losses = {2: 4.0, 3: 1.0}
+        await supervisor.run(functools.partial(losing, losses=losses, dies=False), **START)
+    written = read_run(default_path(), "sft-42")
+    assert written is not None
+    assert [saved.step for saved in written.checkpoints] == [1, 2, 4]

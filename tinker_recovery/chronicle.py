@@ -1,0 +1,143 @@
+"""The Chronicle: what of a run is written down for a later process, and when.
+
+Before an attempt trains, the journal knows of it. What casts doubt on a checkpoint is written at
+once; how far everything is known to have succeeded, now and then, and with each checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Protocol
+
+from tinker_recovery.attempt import Attempt
+from tinker_recovery.budget import AttemptBudget
+from tinker_recovery.checkpoints import Segment
+from tinker_recovery.errors import LeaseLost
+from tinker_recovery.faults import Fault
+from tinker_recovery.journal import RunRecord
+from tinker_recovery.mailbox import Mailbox
+
+
+class Doubts(Protocol):
+    """What is known of a run's checkpoints, as it is written down."""
+
+    @property
+    def sound_to(self) -> float:
+        """The last step that no outage speaks against."""
+        ...
+
+    @property
+    def polled_step(self) -> int:
+        """The newest step saved when the service last called the run sound."""
+        ...
+
+    def trusted_to(self, segment: Segment) -> float:
+        """The last step of a segment whose checkpoints may be gone back to."""
+        ...
+
+
+class Chronicled(Protocol):
+    """A run as its chronicle sees it."""
+
+    mailbox: Mailbox
+
+    @property
+    def current(self) -> Attempt | None:
+        """The newest attempt."""
+        ...
+
+    @property
+    def trust(self) -> Doubts:
+        """What is known of its checkpoints."""
+        ...
+
+    @property
+    def budget(self) -> AttemptBudget:
+        """Attempts left."""
+        ...
+
+    def lease_lost(self, error: LeaseLost) -> None:
+        """Another process has taken the run."""
+        ...
+
+
+class Chronicle:
+    """Writes down one run.
+
+    Args:
+        run: The run.
+        record: Its place in the journal.
+    """
+
+    def __init__(self, run: Chronicled, record: RunRecord) -> None:
+        self._run = run
+        self._record = record
+        self._written: Attempt | None = None
+        record.attempts_left = lambda: run.budget.left
+        record.on_lost = lambda error: run.mailbox.post(functools.partial(run.lease_lost, error))
+
+    async def begins(self, attempt: Attempt) -> None:
+        """An attempt is about to train; returns when the journal knows.
+
+        Raises:
+            LeaseLost: The run is another process's by now.
+        """
+        if attempt is self._written:
+            return
+        self._written = attempt
+        segment = attempt.segment
+        await self._record.attempt_begins(
+            attempt.number, attempt.id, segment.run_id, segment.start_step, segment.parent
+        )
+
+    def fault(self, fault: Fault, *, recovers: bool) -> None:
+        """A fault is declared."""
+        current = self._run.current
+        trusted_to = float("inf")
+        if current is not None:
+            trusted_to = min(
+                self._run.trust.trusted_to(current.segment), current.client.first_doubtful_step
+            )
+        self._record.fault(
+            (fault.row.kind.value, fault.ear.value, fault.step),
+            None if current is None else current.id,
+            trusted_to,
+            recovers=recovers,
+        )
+
+    def saved(self, attempt: Attempt, step: int, path: str, *, sound: bool) -> None:
+        """A checkpoint is stored."""
+        sound = sound and step <= self._run.trust.sound_to
+        self._record.saved(attempt.id, path, step, sound=sound)
+
+    def stepped(self, attempt: Attempt) -> None:
+        """An optimizer step is complete; written now and then. From the SDK's thread."""
+        if self._record.is_due() and not attempt.faulty:
+            self._write_position(attempt)
+
+    def _write_position(self, attempt: Attempt) -> None:
+        submitted = attempt.client.step
+        done = int(min(submitted, attempt.client.first_doubtful_step))
+        self._record.stepped(
+            attempt.id,
+            done,
+            sound=int(min(done, self._run.trust.sound_to)),
+            polled=self._run.trust.polled_step,
+        )
+
+    def reported(self, attempt: Attempt, metrics: Mapping[str, float]) -> None:
+        """What the loop reports, about the step whose results it has just seen."""
+        self._record.reported(max(attempt.start_step, attempt.client.reported_step), metrics)
+
+    async def ends(self, error: BaseException | None) -> None:
+        """The run is over: well, by an error, or stopped from outside. Never raises."""
+        current = self._run.current
+        if current is not None and not current.faulty:
+            self._write_position(current)
+        if error is None:
+            await self._record.end("finished")
+        elif isinstance(error, Exception):
+            await self._record.end("failed", f"{type(error).__name__}: {error}")
+        else:
+            await self._record.end("stopped", type(error).__name__)

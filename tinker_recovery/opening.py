@@ -1,0 +1,230 @@
+"""Opening a run: its lease is taken, and what an earlier process left of it is found."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import anyio
+
+from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.choice import find_checkpoint
+from tinker_recovery.clock import Clock
+from tinker_recovery.errors import NoUsableCheckpoint, RunFinished, RunHeld, UsageError
+from tinker_recovery.journal import Found, Held, Opening, Recorder, RunRecord
+from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.resumption import Standing, standing_of
+from tinker_recovery.service import StatusReader
+from tinker_recovery.start import StartPlan
+from tinker_recovery.telemetry import names
+
+logger = logging.getLogger(names.SCOPE)
+
+LOOK_S = 0.5
+"""How often a run that another process trains is asked for again."""
+
+TELL_S = 60.0
+"""How often the log says that it is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """A run that is this process's to train.
+
+    Attributes:
+        record: Its place in the journal, and its lease.
+        plan: How it starts, with the seed it was begun with.
+        root: The checkpoint the user started it from, if they did.
+        start_step: The step it begins at.
+        standing: Where an earlier process left it; None if it begins here.
+    """
+
+    record: RunRecord
+    plan: StartPlan
+    root: CheckpointRecord | None
+    start_step: int
+    standing: Standing | None
+
+
+async def open_run(
+    recorder: Recorder,
+    reader: StatusReader,
+    plan: StartPlan,
+    name: str,
+    *,
+    policy: RecoveryPolicy,
+    clock: Clock,
+) -> OpenedRun:
+    """Take a run for this process, and see where it stands.
+
+    Raises:
+        JournalError: The journal cannot be written.
+        RunHeld: Another process trains it, and it is not to be waited for.
+        RunFinished: It has come to its end before.
+        UsageError: It was begun with other arguments.
+        CheckpointError: What it is to start from is not there.
+        StatusError: The service cannot be read.
+    """
+    opening = Opening(
+        service=recorder.service,
+        name=name,
+        # A run that is only observed is not recovered, and so not gone on with either.
+        named=plan.name is not None and policy.enabled,
+        lineage=secrets.token_hex(8),
+        origin=plan.described,
+        policy=_in_part(policy),
+        start_step=plan.start_step or 0,
+    )
+    record = await take_run(recorder, opening, plan.on_lease)
+    try:
+        found = record.found
+        if found is None:
+            return await _begun(record, opening, reader, plan)
+        check_not_finished(name, found)
+        if plan.seed_is_drawn and "seed" in found.origin:
+            plan = plan.with_seed(found.origin["seed"])
+        if not found.attempts:
+            return await _begun(record, opening, reader, plan)
+        start_step = found.start_step if plan.start_step is None else plan.start_step
+        check_same_start(
+            name,
+            {**found.origin, "start_step": found.start_step},
+            {**plan.described, "start_step": start_step},
+        )
+        standing = await standing_of(found, reader, policy, clock)
+        root = await _root(reader, plan, found)
+        await record.begin(opening, anew=False)
+        logger.warning(
+            "run %s: an earlier process left it %s at step %d; it is gone on with here",
+            name,
+            found.state,
+            found.step,
+        )
+        return OpenedRun(record, plan, root, found.start_step, standing)
+    except BaseException:
+        await record.end(None)
+        raise
+
+
+async def _begun(
+    record: RunRecord, opening: Opening, reader: StatusReader, plan: StartPlan
+) -> OpenedRun:
+    """A run that begins here."""
+    root = None
+    if plan.parent is not None and plan.start_step is None:
+        root = await find_checkpoint(reader, plan.parent)
+    start_step = root.step if root is not None else opening.start_step
+    if root is not None or record.found is not None:
+        await record.begin(replace(opening, start_step=start_step), anew=True)
+    return OpenedRun(record, plan, root, start_step, None)
+
+
+async def _root(reader: StatusReader, plan: StartPlan, found: Found) -> CheckpointRecord | None:
+    """What the user started it from, if that is still there: a run that has saved needs it not."""
+    if plan.parent is None or plan.start_step is not None:
+        return None
+    try:
+        return await find_checkpoint(reader, plan.parent)
+    except NoUsableCheckpoint as error:
+        if not found.stored:
+            raise
+        logger.warning("what the run was started from is gone: %s", error)
+        return None
+
+
+def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:
+    return {
+        "enabled": policy.enabled,
+        "max_attempts": policy.max_attempts,
+        "poll_interval_s": policy.poll_interval_s,
+        "stall_after_s": policy.stall_after_s,
+        "restore_optimizer": policy.restore_optimizer,
+        "checkpoint_strategy": policy.checkpoint_strategy,
+        "strategy": policy.checkpoints.strategy,
+        "save_every": policy.checkpoints.save_every,
+    }
+
+
+async def take_run(
+    recorder: Recorder, opening: Opening, on_lease: Literal["wait", "refuse"]
+) -> RunRecord:
+    """Take a run for this process; waits for another that trains it, or refuses to.
+
+    Raises:
+        JournalError: The journal cannot be written.
+        RunHeld: Another process trains it, and it is not to be waited for.
+    """
+    seen: Held | None = None
+    told_at = -math.inf
+    while True:
+        taken = await recorder.open_run(opening, seen)
+        if isinstance(taken, RunRecord):
+            if seen is not None:
+                logger.info("run %s: it is free now, and is gone on with here", opening.name)
+            return taken
+        if on_lease == "refuse":
+            raise RunHeld(
+                f"run {opening.name!r} is being trained by {taken.by}: two must not train it; "
+                'wait for it (on_lease="wait"), end it, or choose another name',
+                run=opening.name,
+                pid=taken.by.pid,
+                host=taken.by.host,
+                since=taken.by.since,
+                expires=taken.by.expires,
+            )
+        if time.monotonic() - told_at >= TELL_S:
+            told_at = time.monotonic()
+            logger.warning(
+                "run %s is being trained by %s; this process waits until that is over",
+                opening.name,
+                taken.by,
+            )
+        seen = taken
+        await anyio.sleep(LOOK_S)
+
+
+def check_not_finished(name: str, found: Found) -> None:
+    """Refuse a run that has come to its end.
+
+    Raises:
+        RunFinished: It has.
+    """
+    if found.state != "finished":
+        return
+    path = found.stored[-1][0] if found.stored else None
+    raise RunFinished(
+        f"run {name!r} has come to its end before, at step {found.step}; its newest checkpoint is "
+        f"{path or 'none: it saved nothing'}. To train anew choose another name, or forget this "
+        f"run (tinker-recovery abandon {name}); to train on from there, start a new run with "
+        "from_checkpoint=",
+        run=name,
+        checkpoint=path,
+        step=found.step,
+    )
+
+
+def check_same_start(name: str, recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run as another one.
+
+    Raises:
+        UsageError: An argument is not the one the run was begun with; names it and both values.
+    """
+    for key in sorted({*recorded, *given}, key=lambda key: (key != "way", key)):
+        # A lambda of the same code may have another name today.
+        if key != "start" and recorded.get(key) != given.get(key):
+            raise _other(name, key, recorded.get(key), given.get(key))
+
+
+def _other(name: str, key: str, before: object, now: object) -> UsageError:
+    given = f"a start by {now}=" if key == "way" else f"{key}={now!r}"
+    begun = f"{before}=" if key == "way" else f"{key}={before!r}"
+    return UsageError(
+        f"{given} is not how run {name!r} was begun, which is {begun}: go on with the same "
+        "arguments, choose another name, or forget that run "
+        f"(tinker-recovery abandon {name})"
+    )
