@@ -96,6 +96,7 @@ class Chronicle:
         current = self._run.current
         trusted_to = float("inf")
         if current is not None:
+            self._write_position(current)
             trusted_to = min(
                 self._run.trust.trusted_to(current.segment), current.client.first_doubtful_step
             )

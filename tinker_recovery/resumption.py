@@ -79,7 +79,10 @@ def trusted_limit(
         )
         vouched = by_schedule[1] if len(by_schedule) > 1 else attempt.sound_step
         limit = float(max(attempt.sound_step, vouched))
-    return min(limit, attempt.polled_step) if corrupted else limit
+        if corrupted:
+            # Nobody had noticed, so it may have begun right after the last look.
+            limit = min(limit, attempt.polled_step)
+    return limit
 
 
 async def standing_of(

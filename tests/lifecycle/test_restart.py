@@ -315,7 +315,8 @@ async def test_best_goes_on_being_the_best_of_all_processes(local: LocalTinker) 
         for step in range(attempt.start_step, max(losses) + 1):
             attempt.report(loss=losses[step])
             attempt.client.forward_backward(batch(step), "cross_entropy")
-            await attempt.client.optim_step(ADAM)
+            attempt.client.optim_step(ADAM)
+            await attempt.client.drain()  # each save is stored before the next is thought of
         if dies:
             raise _Died
 

@@ -334,7 +334,10 @@ class RunRecord:
                     "AND attempt = ? AND ended IS NULL",
                     (step, self.id, attempt),
                 )
-            connection.execute("UPDATE runs SET updated = ? WHERE id = ?", (now, self.id))
+            connection.execute(
+                "UPDATE runs SET step = max(step, ?), updated = ? WHERE id = ?",
+                (step if sound else 0, now, self.id),
+            )
 
         self.put(write, soon=True)
 
