@@ -52,9 +52,7 @@ def _saved(*steps: int) -> list[CheckpointRecord]:
     [
         pytest.param(_attempt(sound=10), (5, 10), 10, id="what the journal calls sound"),
         pytest.param(_attempt(sound=5), (5, 10), 5, id="the newest, of which nothing is known"),
-        pytest.param(
-            _attempt(sound=0), (5, 10, 15), 10, id="saved again behind it"
-        ),
+        pytest.param(_attempt(sound=0), (5, 10, 15), 10, id="saved again behind it"),
         pytest.param(_attempt(sound=14), (5, 10), 14, id="no save since"),
         pytest.param(_attempt(), (), 0, id="nothing saved"),
     ],
