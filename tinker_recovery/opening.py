@@ -73,8 +73,8 @@ async def open_run(
     opening = Opening(
         service=recorder.service,
         name=name,
-        # A run that is only observed is not recovered, and so not gone on with either.
-        named=plan.name is not None and policy.enabled,
+        # What is only observed is not recovered, and so not gone on with either.
+        named=plan.name is not None and policy.enabled and recorder.persistent,
         lineage=secrets.token_hex(8),
         origin=plan.described,
         policy=_in_part(policy),

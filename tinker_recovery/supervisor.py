@@ -80,7 +80,8 @@ class Supervisor(AsyncContextManagerMixin):
         on_event: Called with every :class:`RecoveryEvent`; must be quick, and what it raises is
             logged.
         journal: The file of what must survive this process; by default one in the user's state
-            folder (see :func:`~tinker_recovery.journal.default_path`), None keeps it in memory.
+            folder (see :func:`~tinker_recovery.journal.default_path`), None keeps it in memory,
+            and then no run is gone on with by its name.
         clock: Time and chance, for tests.
 
     Raises:

@@ -137,7 +137,7 @@ async def test_two_runs_of_one_name_are_one_series_that_never_goes_down(
 ) -> None:
     counts = []
     for _ in range(2):
-        async with Supervisor(policy()) as supervisor:
+        async with Supervisor(policy(), journal=None) as supervisor:
             await supervisor.run(
                 functools.partial(train, steps=2), base_model=MODEL, name="same-name"
             )
