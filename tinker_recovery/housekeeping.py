@@ -82,6 +82,11 @@ class Kept(Protocol):
         ...
 
     @property
+    def protected(self) -> Mapping[str, str]:
+        """Path to reason, of what must not be deleted for a reason of the run's own."""
+        ...
+
+    @property
     def recovering(self) -> bool:
         """Whether a recovery may be reading any of its checkpoints just now."""
         ...
@@ -203,6 +208,7 @@ class Housekeeping:
                 segments=run.segments,
                 valid=valid,
                 bad=notes.bad,
+                protected=run.protected,
                 pending=[record.path for record in records if run.is_pending(record)],
                 doomed=doomed,
                 delete_user_saves=self._policy.delete_user_saves,

@@ -38,6 +38,10 @@ class Restorable(Chooser, Protocol):
         """How to start over without any checkpoint; None if that is not possible."""
         ...
 
+    async def refresh_notes(self) -> None:
+        """Take over what other processes noted meanwhile, deletions begun too; never raises."""
+        ...
+
     async def mark_bad(self, path: str, reason: str) -> None:
         """Never use this checkpoint again, in this process or a later one."""
         ...
@@ -98,6 +102,7 @@ class Restoration:
             DeadlineExceeded: The service did not finish in time.
             Exception: Whatever else the service answered.
         """
+        await self._run.refresh_notes()
         while True:
             checkpoint = await self._choice.choose()
             try:

@@ -181,13 +181,26 @@ class SupervisedRun:
             self.trust.note_reachable(current)
 
     async def read_notes(self) -> None:
-        """Take over what earlier processes noted of the service's checkpoints."""
+        """Take over what other processes noted of the service's checkpoints, before or meanwhile.
+
+        Raises:
+            JournalError: The journal cannot be used.
+        """
         notes = await self._notebook.notes()
         self.trust.bad.update(notes.bad)
         self.trust.sizes.update(notes.sizes)
         self.trust.noted_canaries.update(notes.canaries)
         ledger = DeletionLedger.from_lines(notes.deletions.values())
         self.note_doomed(ledger.doomed(now_s=self.clock.wall()))
+
+    @property
+    def protected(self) -> Mapping[str, str]:
+        """What must not be deleted: what the clients of now were made from."""
+        return {
+            attempt.checkpoint.path: "a client was made from it"
+            for attempt in (self.current, self._ready)
+            if attempt is not None and attempt.checkpoint is not None
+        }
 
     def is_pending(self, record: CheckpointRecord) -> bool:
         """Whether the metric that this checkpoint is to be judged by is still to come.
@@ -215,6 +228,13 @@ class SupervisedRun:
     def note_sizes(self, sizes: Mapping[str, int]) -> None:
         """The size of each checkpoint at first sight."""
         self.trust.sizes.update(sizes)
+
+    async def refresh_notes(self) -> None:
+        """The same, where a journal that cannot be read must not stand in the way."""
+        try:
+            await self.read_notes()
+        except JournalError as error:
+            logger.error("run %s: %s", self.name, error)  # noqa: TRY400 - the message says it all
 
     async def mark_bad(self, path: str, reason: str) -> None:
         """Never use a checkpoint again, in this process or a later one."""

@@ -25,7 +25,14 @@ from tinker_recovery.checkpoints.evidence import Evidence
 from tinker_recovery.checkpoints.files import FileFacts, inspect_file
 from tinker_recovery.checkpoints.interval import AutoInterval, young_daly_s
 from tinker_recovery.checkpoints.ledger import InFlight, SaveLedger
-from tinker_recovery.checkpoints.lineage import Branch, Place, Segment, eligible, on_branch
+from tinker_recovery.checkpoints.lineage import (
+    Branch,
+    Place,
+    Segment,
+    eligible,
+    on_branch,
+    segments_of,
+)
 from tinker_recovery.checkpoints.metadata import JSON_LIMIT
 from tinker_recovery.checkpoints.pacing import TokenBucket
 from tinker_recovery.checkpoints.policies import retention_of, schedule_of
@@ -155,6 +162,7 @@ __all__ = [
     "retention_of",
     "run_id_of",
     "schedule_of",
+    "segments_of",
     "select",
     "wanted",
     "with_canaries",

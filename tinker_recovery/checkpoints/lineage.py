@@ -8,8 +8,10 @@ rolling back from step 1660 to 1615, the old segment's checkpoint 1640 belongs t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 from tinker_recovery.checkpoints.record import CheckpointRecord, run_id_of
@@ -67,6 +69,43 @@ def eligible(
     ]
     # Two saves of one step hold the same state; the path makes the order total.
     return sorted(own, key=lambda record: (record.step, record.path), reverse=True)
+
+
+_STEP_IN_NAME = re.compile(r"/weights/step-([0-9]+)-")
+
+
+def segments_of(records: Iterable[CheckpointRecord]) -> list[Segment]:
+    """The segments of one lineage as its checkpoints tell of them, oldest first.
+
+    For whoever has nothing but the service's listing. An attempt that saved nothing is not in it,
+    so what the newest one says may be behind the times: the run may have gone back since.
+
+    Where an attempt began is what its parent checkpoint says; if that is gone, what its name says,
+    or at the latest the first step it saved itself.
+
+    Args:
+        records: Checkpoints of one lineage, in any order.
+    """
+    by_path = {record.path: record for record in records}
+    of: dict[tuple[str, str], list[CheckpointRecord]] = {}
+    for record in by_path.values():
+        of.setdefault((record.run_id, record.attempt), []).append(record)
+    found: list[tuple[datetime, Segment]] = []
+    for (run_id, attempt), own in of.items():
+        first = min(own, key=lambda record: (record.time, record.path))
+        began = _began(first.parent, by_path)
+        start = min(record.step for record in own) if began is None else began
+        found.append((first.time, Segment(run_id, attempt, start, first.parent)))
+    return [segment for _, segment in sorted(found, key=lambda each: (each[0], each[1].attempt))]
+
+
+def _began(parent: str | None, by_path: Mapping[str, CheckpointRecord]) -> int | None:
+    if parent is None:
+        return 0
+    if parent in by_path:
+        return by_path[parent].step
+    named = _STEP_IN_NAME.search(parent)
+    return None if named is None else int(named[1])
 
 
 @dataclass(frozen=True, slots=True)

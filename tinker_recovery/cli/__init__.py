@@ -7,6 +7,7 @@ import importlib
 import click
 
 _COMMANDS = {
+    "checkpoints": "List, verify, prune, pin and unpin the checkpoints that the service stores.",
     "demo": "Watch a real training loop get poisoned, recover, and end with the same weights.",
     "doctor": "Find out whether the service really restores the optimizer.",
     "faults": "Show every way a run can go bad, and what is done about it.",

@@ -45,6 +45,14 @@ class Notebook(AbstractAsyncContextManager["Notebook"]):
         """Everything noted of this service's checkpoints."""
         return await self._do(self._journal.notes)
 
+    async def pin(self, path: str, reason: str) -> None:
+        """Keep a checkpoint for ever."""
+        await self._do(lambda: self._journal.pin(path, reason))
+
+    async def unpin(self, path: str) -> bool:
+        """Take the pin back; whether there was one."""
+        return await self._do(lambda: self._journal.unpin(path))
+
     async def mark_bad(self, path: str, reason: str) -> None:
         """Never recover from this checkpoint again."""
         await self._do(lambda: self._journal.mark_bad(path, reason))

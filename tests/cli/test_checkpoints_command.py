@@ -1,0 +1,174 @@
+"""``tinker-recovery checkpoints``, on a real service."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import anyio.to_thread
+import pytest
+from click.testing import CliRunner, Result
+from loops import MODEL, SEED, policy, train
+
+from tinker_recovery import CheckpointPolicy, Supervisor
+from tinker_recovery.cli import main
+from tinker_recovery.journal import STATE_FOLDER, Journal, journal_path
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+
+async def _trained(name: str | None = None, *, journal: object = STATE_FOLDER) -> Supervisor:
+    """A run that has kept its checkpoints at 2, 4, 6, 8 and 10, in the default journal."""
+    given = policy(checkpoints=CheckpointPolicy(strategy="all", save_every=2))
+    async with Supervisor(given, journal=journal) as supervisor:  # type: ignore[arg-type]  # passed through
+        options: dict[str, Any] = {} if name is None else {"name": name}
+        await supervisor.run(
+            functools.partial(train, steps=10), base_model=MODEL, rank=8, seed=SEED, **options
+        )
+    return supervisor
+
+
+async def _call(*arguments: str) -> Result:
+    def call() -> Result:
+        return CliRunner().invoke(main, ["checkpoints", *arguments], catch_exceptions=False)
+
+    return await anyio.to_thread.run_sync(call)
+
+
+async def _json(*arguments: str, expect: int = 0) -> Any:
+    result = await _call(*arguments, "--json")
+    assert result.exit_code == expect, result.output
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def _paths(local: LocalTinker, supervisor: Supervisor) -> dict[int, str]:
+    run_id = supervisor.runs[0].segments[0].run_id
+    return {each.steps: each.path for each in local.checkpoints(run_id)}
+
+
+async def test_list_shows_what_each_checkpoint_says_of_itself(local: LocalTinker) -> None:
+    supervisor = await _trained()
+    rows = await _json("list")
+    assert [row["step"] for row in rows] == [10, 8, 6, 4, 2]
+    assert {row["lineage"] for row in rows} == {supervisor.runs[0].lineage}
+    assert await _json("list", "--lineage", "no-such") == []
+    assert len(await _json("list", "--run", supervisor.runs[0].segments[0].run_id)) == 5
+    shown = (await _call("list")).output
+    assert "5 checkpoints" in shown
+    assert "kB" in shown
+    local.damage(_paths(local, supervisor)[4], "no_metadata")
+    assert max(row["problem"] or "" for row in await _json("list")) == (
+        "it carries no metadata of ours"
+    )
+
+
+@pytest.mark.usefixtures("local")
+async def test_a_run_is_found_by_its_name_and_options_that_contradict_are_refused() -> None:
+    await _trained("sft-42")
+    await _trained("other")
+    assert len(await _json("list", "--run", "sft-42")) == 5
+    both = await _call("list", "--run", "x", "--all")
+    assert both.exit_code == 2
+    assert "--run and --all do not go together" in both.output
+    none = await _call("prune", "--yes")
+    assert none.exit_code == 2
+    assert "--run, --lineage, or --all" in none.output
+
+
+async def test_verify_says_what_speaks_against_each_and_exits_1(local: LocalTinker) -> None:
+    supervisor = await _trained()
+    paths = _paths(local, supervisor)
+    good = await _json("verify", "--all")
+    assert [each["ok"] for each in good] == [True] * 5
+    assert [verdict["level"] for verdict in good[0]["verdicts"]] == [
+        "metadata",
+        "listing",
+        "weights",
+    ]
+    local.damage(paths[6], "no_metadata")
+    found = {each["path"]: each["ok"] for each in await _json("verify", "--all", expect=1)}
+    assert [path for path, ok in found.items() if not ok] == [paths[6]]
+    shown = await _call("verify", paths[6], paths[8])
+    assert shown.exit_code == 1
+    assert "BAD" in shown.output
+    assert "2 checkpoints, 1 not to be trusted" in shown.output
+
+
+async def test_verify_deep_reads_the_bytes_and_leaves_nothing_at_the_service(
+    local: LocalTinker,
+) -> None:
+    supervisor = await _trained()
+    paths = _paths(local, supervisor)
+    (whole,) = await _json("verify", paths[10], "--deep")
+    assert whole["verdicts"][-1]["level"] == "bytes"
+    local.damage(paths[10], "truncated")
+    (cut,) = await _json("verify", paths[10], "--deep", expect=1)
+    assert not cut["ok"]
+    assert "active" not in local.sessions().values()
+
+
+async def test_prune_shows_first_and_deletes_only_what_no_rule_keeps(local: LocalTinker) -> None:
+    supervisor = await _trained()
+    paths = _paths(local, supervisor)
+    assert (await _call("pin", paths[2])).exit_code == 0
+    plan = await _json("prune", "--all", "--keep-last", "2", "--dry-run")
+    assert [row["step"] for row in plan["to_delete"]] == [4, 6]
+    assert plan["deleted"] == []
+    assert len(_paths(local, supervisor)) == 5
+    unasked = await _call("prune", "--all", "--keep-last", "2")
+    assert unasked.exit_code == 2
+    assert "--yes" in unasked.output
+    done = await _json("prune", "--all", "--keep-last", "2", "--yes")
+    assert sorted(done["deleted"]) == sorted([paths[4], paths[6]])
+    assert done["bytes_freed"] > 0
+    assert sorted(_paths(local, supervisor)) == [2, 8, 10]
+    assert (await _call("unpin", paths[2])).exit_code == 0
+    shown = await _call("prune", "--all", "--keep-last", "2", "--yes")
+    assert "1 to delete" in shown.output
+    assert sorted(_paths(local, supervisor)) == [8, 10]
+
+
+async def test_prune_leaves_alone_what_another_machine_may_still_be_training(
+    local: LocalTinker,
+) -> None:
+    supervisor = await _trained(journal=None)  # this machine's journal knows nothing of it
+    plan = await _json("prune", "--all", "--keep-last", "1", "--yes")
+    assert plan["to_delete"] == []
+    assert len(_paths(local, supervisor)) == 5
+
+
+async def test_a_deletion_that_fails_is_told_with_exit_status_1_and_done_by_the_next(
+    local: LocalTinker,
+) -> None:
+    supervisor = await _trained()
+    local.inject(FaultRule("status", request="delete", status=500, times=1))
+    failed = await _json("prune", "--all", "--keep-last", "4", "--yes", expect=1)
+    assert [each["path"] for each in failed["failed"]] == [_paths(local, supervisor)[2]]
+    assert "500" in failed["failed"][0]["reason"]
+
+
+async def test_pins_of_what_is_not_there_are_refused_and_nothing_is_pinned(
+    local: LocalTinker,
+) -> None:
+    supervisor = await _trained()
+    path = _paths(local, supervisor)[2]
+    wrong = await _call("pin", path, path + "x")
+    assert wrong.exit_code == 1
+    assert "is not listed" in wrong.output
+    assert (await _call("unpin", path)).exit_code == 1
+    with Journal(journal_path(STATE_FOLDER), service=local.base_url) as journal:
+        assert journal.notes().pinned == {}
+    malformed = await _call("pin", "step-5")
+    assert malformed.exit_code == 2
+    assert "tinker://RUN/weights/NAME" in malformed.output
+
+
+async def test_a_service_out_of_reach_is_exit_status_3_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("TINKER_API_KEY", "tml-secret")
+    result = await _call("list")
+    assert result.exit_code == 3
+    assert "reading checkpoints" in result.output
+    assert "tml-secret" not in result.output

@@ -1,0 +1,216 @@
+"""``tinker-recovery checkpoints prune``: delete what no rule keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tinker_recovery.cli.checkpoints.scope import (
+    Scope,
+    as_json_option,
+    scope_of,
+    scope_options,
+    size_in_words,
+)
+
+if TYPE_CHECKING:
+    from tinker_recovery.cli.checkpoints.stock import StoredLineage
+    from tinker_recovery.housekeeping import Done, Outlook
+
+
+@click.command()
+@scope_options
+@click.option("--keep-last", default=5, show_default=True, type=click.IntRange(0))
+@click.option("--keep-best", default=1, show_default=True, type=click.IntRange(0))
+@click.option("--best-metric", default="loss", show_default=True, help="What --keep-best compares.")
+@click.option(
+    "--best-mode",
+    default="min",
+    show_default=True,
+    type=click.Choice(["min", "max"]),
+    help="Whether a smaller or a larger metric is better.",
+)
+@click.option("--keep-every", type=click.IntRange(1), help="Keep multiples of so many steps.")
+@click.option(
+    "--delete-user-saves", is_flag=True, help="Also those the loop saved by itself, by save_state."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would go, and why the others stay.")
+@click.option("--yes", is_flag=True, help="Do not ask before deleting.")
+@as_json_option
+def prune(  # noqa: PLR0913 - its options
+    run: str | None,
+    lineage: str | None,
+    keep_last: int,
+    keep_best: int,
+    best_metric: str,
+    best_mode: str,
+    keep_every: int | None,
+    *,
+    everything: bool,
+    delete_user_saves: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Delete what no rule keeps, lineage by lineage.
+
+    Never deleted, whatever the options say: the newest valid checkpoint of a lineage, the one it
+    was recovered from, pinned and published ones, what tinker_recovery did not save, and all of a
+    run that is being trained, which its own Supervisor looks after. Of a run that this machine's
+    journal does not know, what was saved within the last day.
+
+    Each deletion is written to the journal before it is asked for; interrupted, it is finished by
+    the next prune or by the run's Supervisor.
+
+    Exit status: 0; 1 if a deletion did not succeed; 2 for a wrong option, or where --yes is needed;
+    3 if the service or the journal could not be read.
+    """
+    from pydantic import ValidationError
+
+    from tinker_recovery.policy import CheckpointPolicy
+
+    scope = scope_of(run, lineage, everything=everything, needed=True)
+    try:
+        policy = CheckpointPolicy.model_validate(
+            {
+                "keep_last": keep_last,
+                "save_best": keep_best > 0,
+                "keep_best": max(1, keep_best),
+                "best_metric": best_metric,
+                "best_mode": best_mode,
+                "keep_every": keep_every,
+                "delete_user_saves": delete_user_saves,
+            }
+        )
+    except ValidationError as error:
+        raise click.UsageError(error.errors()[0]["msg"]) from error
+    if not (dry_run or yes or sys.stdin.isatty()):
+        raise click.UsageError("there is no terminal to ask at: give --yes, or --dry-run to look")
+    report = asyncio.run(_prune(scope, policy, dry_run=dry_run, ask=not yes, quiet=as_json))
+    if as_json:
+        click.echo(json.dumps(report))
+    sys.exit(1 if report["failed"] else 0)
+
+
+async def _prune(
+    scope: Scope, policy: Any, *, dry_run: bool, ask: bool, quiet: bool
+) -> dict[str, Any]:
+    from tinker_recovery.cli.checkpoints.stock import open_stock
+    from tinker_recovery.clock import SYSTEM_CLOCK
+    from tinker_recovery.housekeeping import Housekeeping
+    from tinker_recovery.telemetry import EventSink
+
+    async with open_stock() as stock:
+        house = Housekeeping(
+            reader=stock.reader,
+            notebook=stock.notebook,
+            policy=policy,
+            events=EventSink(),
+            clock=SYSTEM_CLOCK,
+            keeps_alive=False,
+        )
+        lineages = await stock.lineages(await stock.listed(scope))
+        looks = [(each, await house.look(each)) for each in lineages if each.trained_by is None]
+        busy = [each for each in lineages if each.trained_by is not None]
+        if not quiet:
+            _print_plans(looks, busy)
+        doomed = [row for _, look in looks for row in look.plan.deletions]
+        report: dict[str, Any] = {
+            "dry_run": dry_run,
+            "deleted": [],
+            "failed": [],
+            "to_delete": [
+                {
+                    "path": row.path,
+                    "step": row.step,
+                    "size_bytes": row.size_bytes,
+                    "reason": row.reason,
+                }
+                for row in doomed
+            ],
+            "kept": sum(len(look.plan.kept) for _, look in looks),
+            "bytes_freed": 0,
+            "left_alone": [
+                {"lineage": each.lineage, "name": each.name, "trained_by": each.trained_by}
+                for each in busy
+            ],
+        }
+        if dry_run or not doomed:
+            return report
+        if ask and not click.confirm(f"Delete these {len(doomed)}?", err=True):
+            return report
+        await _carry_out(house, [each for each, _ in looks], len(doomed), report)
+        return report
+
+
+async def _carry_out(
+    house: Any, lineages: Sequence[StoredLineage], total: int, report: dict[str, Any]
+) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    gone: dict[str, int | None] = {}
+    failed: dict[str, str] = {}
+    console = Console(stderr=True)
+    steps = iter(track(range(total), "deleting", console=console, disable=not sys.stderr.isatty()))
+
+    def tell(done: Done) -> None:
+        if len({**gone, **done.deleted}) <= total:
+            next(steps, None)
+
+    for lineage in lineages:
+        done = await house.tidy(lineage, tell)
+        gone.update(done.deleted)
+        failed.update(done.failed)
+    for _ in steps:
+        break
+    report["deleted"] = list(gone)
+    report["failed"] = [{"path": path, "reason": reason} for path, reason in failed.items()]
+    report["bytes_freed"] = sum(size or 0 for size in gone.values())
+    console.print(
+        f"{len(gone)} deleted, {size_in_words(report['bytes_freed'])} freed"
+        + (f", {len(failed)} could not be deleted and will be tried again" if failed else "")
+    )
+
+
+def _print_plans(
+    looks: Sequence[tuple[StoredLineage, Outlook]], busy: Sequence[StoredLineage]
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for lineage, look in looks:
+        table = Table(
+            "",
+            "step",
+            "size",
+            "path",
+            "why",
+            box=None,
+            header_style="bold",
+            title=f"run {lineage.name}",
+            title_justify="left",
+        )
+        for row in look.plan.rows:
+            table.add_row(
+                "[red]delete[/]" if row.delete else "[green]keep[/]",
+                "-" if row.step is None else str(row.step),
+                size_in_words(row.size_bytes),
+                row.path,
+                row.reason,
+            )
+        console.print(table)
+    for lineage in busy:
+        console.print(
+            f"run {lineage.name} is left alone: it is being trained by {lineage.trained_by}, "
+            "which keeps its checkpoints itself"
+        )
+    rows = [row for _, look in looks for row in look.plan.deletions]
+    freed = sum(row.size_bytes or 0 for row in rows)
+    console.print(f"\n{len(rows)} to delete, which frees {size_in_words(freed)}")

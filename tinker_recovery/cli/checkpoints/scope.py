@@ -1,0 +1,70 @@
+"""The options that ``list``, ``verify`` and ``prune`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+_Command = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which checkpoints are meant; with nothing set, all.
+
+    Attributes:
+        run: A Tinker run id, or the name of a run in the journal.
+        lineage: Id of a logical run, or the beginning of one.
+    """
+
+    run: str | None = None
+    lineage: str | None = None
+
+
+def scope_options(command: _Command) -> _Command:
+    """The options that say which checkpoints are meant."""
+    for option in (
+        click.option("--all", "everything", is_flag=True, help="All checkpoints of the account."),
+        click.option("--lineage", help="Those of one logical run, by its id or its beginning."),
+        click.option("--run", help="Those of one Tinker run id, or of a run by its name."),
+    ):
+        command = option(command)
+    return command
+
+
+as_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON on the last line."
+)
+
+
+def scope_of(run: str | None, lineage: str | None, *, everything: bool, needed: bool) -> Scope:
+    """The scope that the options give.
+
+    Raises:
+        click.UsageError: They do not go together, or one is needed and none is given.
+    """
+    given = [
+        name
+        for name, value in (("--run", run), ("--lineage", lineage), ("--all", everything))
+        if value
+    ]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} do not go together: give one")
+    if needed and not given:
+        raise click.UsageError("say which checkpoints: --run, --lineage, or --all")
+    return Scope(run, lineage)
+
+
+def size_in_words(size: int | None) -> str:
+    """Bytes for people."""
+    if size is None:
+        return "?"
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:  # noqa: PLR2004 - what the units mean
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
