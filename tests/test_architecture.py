@@ -38,6 +38,7 @@ ROOMS = [
     "choice",
     "channel",
     "mailbox",
+    "interruption",
     "canary",
     "checkpoints",
     "journal",

@@ -24,6 +24,7 @@ from tinker_recovery.checkpoints.metadata import encode_loop_state
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import NonFiniteLoss, StaleAttempt, UsageError
 from tinker_recovery.faults import ROW, Ear, Fault, Kind, Place, Row, Verdict, causes, judge
+from tinker_recovery.interruption import Interruption
 from tinker_recovery.mailbox import Mailbox
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.saving import RunHistory, Saver
@@ -62,6 +63,7 @@ class Owner(Protocol):
     spawn: Spawn
     skipped: set[int]
     history: RunHistory
+    interruption: Interruption
 
     @property
     def trust(self) -> Trusted:
@@ -176,6 +178,7 @@ class Attempt:
             start_step=start_step,
             canary=run.policy.canary,
             guard_loss=run.policy.guard_loss,
+            stopping=lambda: run.interruption.requested,
             monotonic=run.clock.monotonic,
         )
         """The client to train with; has TrainingClient's surface."""
@@ -298,6 +301,8 @@ class Attempt:
                 type(seen) if seen else None, seen, seen.__traceback__ if seen else None
             )
         )
+        if seen is not None and not ours:
+            await self.save_before_leaving()
         swallow = ours or seen is None or await self._is_incident(seen)
         fault = self._fault if self._run.policy.enabled else None
         doomed = fault is not None and fault.row.verdict is Verdict.GIVE_UP
@@ -312,6 +317,41 @@ class Attempt:
         if drained is not None and not swallow:
             raise drained
         return swallow
+
+    async def save_before_leaving(self) -> None:
+        """A signal has asked the process to stop: save the last step, within the policy's limit.
+
+        Does nothing if none has, or if the attempt is in no state to be saved. Never raises.
+        """
+        limit_s = self._run.policy.checkpoints.save_on_stop_s
+        if limit_s is None or not self._run.interruption.requested or self.closed:
+            return
+        with anyio.CancelScope(shield=True), anyio.move_on_after(limit_s) as waiting:
+            try:
+                # Once more after the first wait: a save in flight holds this one back.
+                for _ in range(2):
+                    if self._fault is not None or self.client.errors:
+                        return
+                    self.client.save(self.saver.last)
+                    if self.client.open_requests:
+                        logger.warning(
+                            "run %s: stopping; step %d is saved first, for %g s at most. A second "
+                            "Ctrl-C does not wait for it",
+                            self._run.name,
+                            self.client.step,
+                            limit_s,
+                        )
+                    await self.client.drain()
+                    self._run.mailbox.deliver()
+            except Exception as error:  # noqa: BLE001 - whatever the service answers, the process was asked to stop
+                logger.warning("run %s: its last step is not saved: %s", self._run.name, error)
+        if waiting.cancelled_caught:
+            logger.warning(
+                "run %s: step %d was not saved within %g s",
+                self._run.name,
+                self.client.step,
+                limit_s,
+            )
 
     async def _is_incident(self, error: BaseException) -> bool:
         """Whether what left the body is a fault to recover from; declares it if it is news."""

@@ -22,6 +22,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from typing_extensions import Unpack
 
 from tinker_recovery.attempt import Attempt
+from tinker_recovery.interruption import Interruption
 from tinker_recovery.start import StartOptions
 from tinker_recovery.telemetry import names
 
@@ -80,6 +81,7 @@ async def run_blocking(
         result = await elsewhere(body)
     except anyio.get_cancelled_exc_class():
         with anyio.CancelScope(shield=True):
+            await attempt.save_before_leaving()
             await attempt.interrupt()
             with anyio.move_on_after(limit_s) as waited:
                 if begun:
@@ -118,9 +120,12 @@ class BlockingSupervisor(Generic[_S]):
         supervisor: _S,
         context: AbstractAsyncContextManager[Any],
         run_elsewhere: RunElsewhere,
+        interruption: Interruption,
     ) -> None:
         self.supervisor = supervisor
         self._run_elsewhere = run_elsewhere
+        self._interruption = interruption
+        self._hearing = interruption.heard_here()
         self._opening = start_blocking_portal("asyncio")
         self._portal: BlockingPortal = self._opening.__enter__()
         self._inside: AbstractContextManager[Any] = self._portal.wrap_async_context_manager(context)
@@ -130,6 +135,7 @@ class BlockingSupervisor(Generic[_S]):
             # With the error, or the thread would wait for an end that nobody announces.
             self._opening.__exit__(type(error), error, error.__traceback__)
             raise
+        self._hearing.__enter__()
 
     def close(self, *exc_info: Any) -> bool | None:
         """Leave the supervisor, and end its thread."""
@@ -137,6 +143,7 @@ class BlockingSupervisor(Generic[_S]):
             return self._inside.__exit__(*exc_info)
         finally:
             self._opening.__exit__(None, None, None)
+            self._hearing.__exit__(None, None, None)
 
     def run(self, train: Callable[[Attempt], _T], **start: Unpack[StartOptions]) -> _T:
         """Run ``train(attempt)`` until one attempt comes to its end; returns what that returned.

@@ -66,6 +66,8 @@ class CheckpointPolicy(_Frozen):
         save_every_s: Also save once so many seconds have passed since the last save; None for not.
         save_at_steps: Also save at these steps.
         save_at_end: Also save the last step of the loop.
+        save_on_stop_s: Stopped by Ctrl-C or SIGTERM, save the last step first, for so many seconds
+            at most; None for not. A second signal does not wait for it.
         keep_last: How many of the newest checkpoints are kept. 0 needs another rule that keeps.
         keep_best: How many of the best are kept, under ``save_best``.
         keep_every: Checkpoints at a multiple of so many steps are kept for ever; None for none.
@@ -92,6 +94,7 @@ class CheckpointPolicy(_Frozen):
     save_every_s: Seconds | None = None
     save_at_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
     save_at_end: bool = True
+    save_on_stop_s: Seconds | None = 30.0
     keep_last: Annotated[int, Field(ge=0)] = 5
     keep_best: Annotated[int, Field(ge=1)] = 1
     keep_every: Annotated[int, Field(ge=1)] | None = None

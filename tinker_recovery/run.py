@@ -31,6 +31,7 @@ from tinker_recovery.errors import (
 )
 from tinker_recovery.executor import Recovery
 from tinker_recovery.faults import ROW, Ear, Fault, Kind, Place, Verdict, judge
+from tinker_recovery.interruption import Interruption
 from tinker_recovery.journal import Notebook, RunRecord
 from tinker_recovery.mailbox import Mailbox
 from tinker_recovery.policy import RecoveryPolicy
@@ -80,11 +81,14 @@ class SupervisedRun:
         mailbox: Mailbox,
         notebook: Notebook,
         changed: Callable[[SupervisedRun], None],
+        interruption: Interruption,
         record: RunRecord,
         standing: Standing | None = None,
     ) -> None:
         self.mailbox = mailbox
         """Where the client's thread leaves word."""
+        self.interruption = interruption
+        """Whether a signal has asked the process to stop."""
         self.name = name
         self.lineage = record.lineage
         self.telemetry = RunTelemetry(name, self.lineage, clock.monotonic)

@@ -103,6 +103,13 @@ class Saver:
                 return None
             return self.begin(step)
 
+    def last(self, step: int) -> SaveRequest | None:
+        """A save of this step whatever the schedule says, unless it is stored or under way."""
+        with self._lock:
+            if self._ledger.in_flight is not None or step <= self._ledger.last_step:
+                return None
+            return self.begin(step)
+
     def begin(self, step: int) -> SaveRequest:
         """A save of this step, whether or not it is due; it counts as in flight from now on."""
         with self._lock:

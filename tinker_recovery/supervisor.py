@@ -30,6 +30,7 @@ from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
 from tinker_recovery.executor import Executor
 from tinker_recovery.housekeeping import Housekeeping
+from tinker_recovery.interruption import Interruption
 from tinker_recovery.journal import (
     STATE_FOLDER,
     Journal,
@@ -106,6 +107,7 @@ class Supervisor(AsyncContextManagerMixin):
         self._keeper: Keeper | None = None
         self._optimizer_check: OptimizerCheck | None = None
         self._recorder: Recorder | None = None
+        self._interruption = Interruption()
         self._clock = clock
         self._channel = FaultChannel()
         self._runs: dict[str, SupervisedRun] = {}
@@ -129,8 +131,14 @@ class Supervisor(AsyncContextManagerMixin):
                 "recovery is off (enabled=False): faults are observed and reported, and the run "
                 "is left as it is"
             )
-        failure: BaseException | None = None
         endpoint = await self._backend.endpoint()
+        with self._interruption.heard_by_task():
+            async with self._entered(endpoint):
+                yield self
+
+    @asynccontextmanager
+    async def _entered(self, endpoint: Endpoint) -> AsyncGenerator[None]:
+        failure: BaseException | None = None
         journal = Journal(self._journal_path, service=endpoint.base_url)
         async with (
             self._events.streams,
@@ -153,7 +161,7 @@ class Supervisor(AsyncContextManagerMixin):
             self._background.start_soon(self._mailbox.serve)
             try:
                 async with self._tree(self._reader, self._keeper):
-                    yield self
+                    yield
                     await self._keeper.settle(self.policy.close_timeout_s)
             except anyio.get_cancelled_exc_class():
                 raise
@@ -320,7 +328,7 @@ class Supervisor(AsyncContextManagerMixin):
         return outcome[0]
 
     def __enter__(self) -> BlockingSupervisor[Supervisor]:
-        self._blocking = BlockingSupervisor(self, self, self.run_elsewhere)
+        self._blocking = BlockingSupervisor(self, self, self.run_elsewhere, self._interruption)
         return self._blocking
 
     def __exit__(self, *exc_info: object) -> bool | None:
@@ -365,6 +373,7 @@ class Supervisor(AsyncContextManagerMixin):
                 mailbox=self._mailbox,
                 notebook=self._notebook,
                 changed=self._keeper.ask,
+                interruption=self._interruption,
                 record=opened.record,
                 standing=opened.standing,
             )

@@ -99,6 +99,7 @@ class SupervisedClient:
         start_step: int,
         canary: Sequence[types.Datum] | None = None,
         guard_loss: bool = False,
+        stopping: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._training = training
@@ -106,6 +107,7 @@ class SupervisedClient:
         self._step = start_step
         self._canary = None if canary is None else list(canary)
         self._guard_loss = guard_loss
+        self._stopping = stopping
         self._lock = threading.Lock()
         self._open: dict[Future[Any], int | None] = {}
         self._retired: str | None = None
@@ -396,7 +398,8 @@ class SupervisedClient:
         return SupervisedFuture(plain, self._is_over, self._has_seen)
 
     def _is_over(self) -> bool:
-        return self._retired is not None
+        # A request cancelled on the way out would leave a gap that the last save waits behind.
+        return self._retired is not None or self._stopping()
 
     def _request_ended(
         self,

@@ -23,7 +23,7 @@ class SupervisedFuture(APIFuture[_T]):
 
     Args:
         future: The SDK's.
-        over: Whether the client has been retired by a fault.
+        over: Whether the client has been retired by a fault, or the process is to stop.
         seen: Told what a wait for the result raises.
     """
 
