@@ -1,0 +1,136 @@
+"""What saving costs the loop: a save behind every step, against never saving.
+
+Three supervised loops, two batches ahead, on one local server in a process of its own: one never
+saves, one saves behind every step, and one saves behind every step at a service that answers each
+save two seconds late. The Keeper looks after what they save, as always: it lists, and deletes what
+is too much. Blocks of steps alternate between the loops in random order, and a ratio is the median
+over rounds of (saving / never saving) within the round.
+
+A step takes 0.1 s at the server, a tenth of a quick real one; a save is really written to disk and
+is executed in its turn, so what the service itself spends on it is part of the figure.
+
+    python benchmarks/checkpointing.py [--quick] [--json]
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections import deque
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+from _report import Bar, arguments, bars, table
+from tinker import types
+
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, SupervisedClient, Supervisor
+from tinker_recovery.testing import FaultRule, LocalTinkerProcess
+
+ADAM = types.AdamParams(learning_rate=1e-3)
+DEPTH = 2
+BLOCK = 8
+STEP_S = 0.1
+SLOW_S = 2.0
+LIMIT = 1.05
+LOOPS = {"never": 10**9, "every step": 1, "every step, slow save": 1}
+
+
+def batch() -> list[types.Datum]:
+    """One batch of ordinary size."""
+    tokens = [(offset * 7) % 50 for offset in range(129)]
+    targets = types.TensorData(data=tokens[1:], dtype="int64", shape=[128])
+    return [
+        types.Datum(
+            model_input=types.ModelInput.from_ints(tokens[:-1]),
+            loss_fn_inputs={"target_tokens": targets},
+        )
+    ]
+
+
+async def block(client: SupervisedClient, data: list[types.Datum]) -> float:
+    """Seconds for one block of steps, from the first submission to the last result."""
+    began = time.perf_counter()
+    pending: deque[tuple[Any, Any]] = deque()
+    for _ in range(BLOCK):
+        pending.append((client.forward_backward(data, "cross_entropy"), client.optim_step(ADAM)))
+        while len(pending) > DEPTH:
+            forward, update = pending.popleft()
+            await forward
+            await update
+    for forward, update in pending:
+        await forward
+        await update
+    return time.perf_counter() - began
+
+
+async def main(*, quick: bool) -> list[Bar]:
+    """Measure, print the table, return the bars."""
+    rounds = 10 if quick else 40
+    data = batch()
+    times: dict[str, list[float]] = {name: [] for name in LOOPS}
+    saved: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="checkpointing-") as folder:
+        async with (
+            LocalTinkerProcess(root=Path(folder), step_s=STEP_S) as server,
+            AsyncExitStack() as stack,
+        ):
+            os.environ.update(
+                TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key, TINKER_TELEMETRY="0"
+            )
+            attempts: dict[str, Attempt] = {}
+            for name, every in LOOPS.items():
+                given = CheckpointPolicy(save_every=every, save_at_end=False)
+                policy = RecoveryPolicy(enabled=True, checkpoints=given)
+                supervisor = await stack.enter_async_context(Supervisor(policy))
+                attempt = await anext(supervisor.attempts(base_model="bench", rank=8, seed=1))
+                attempts[name] = await stack.enter_async_context(attempt)
+            slow = attempts["every step, slow save"]
+            await server.inject(
+                FaultRule(
+                    "slow",
+                    request="retrieve_future",
+                    polled="save_weights",
+                    run=slow.run_id,
+                    delay_s=SLOW_S,
+                    times=10**6,
+                )
+            )
+            for attempt in attempts.values():
+                await block(attempt.client, data)
+            for _ in range(rounds):
+                for name in random.sample(list(LOOPS), len(LOOPS)):
+                    times[name].append(await block(attempts[name].client, data))
+            await server.release()
+            saved = {name: len(attempt._run.history.saved) for name, attempt in attempts.items()}  # noqa: SLF001 - what it has counted itself
+    ratios = {
+        name: statistics.median(
+            mine / never for mine, never in zip(seconds, times["never"], strict=True)
+        )
+        for name, seconds in times.items()
+    }
+    steps = BLOCK * (rounds + 1)
+    rows = [
+        [
+            name,
+            f"{statistics.median(seconds) / BLOCK * 1e3:.1f} ms",
+            f"{ratios[name]:.4f}",
+            f"{saved[name]} of {steps}",
+        ]
+        for name, seconds in times.items()
+    ]
+    table([f"save ({rounds} rounds of {BLOCK} steps)", "a step", "over never", "saves"], rows)
+    return [
+        Bar("every step over never", ratios["every step"], LIMIT),
+        Bar("slow save (2 s) over never", ratios["every step, slow save"], LIMIT),
+    ]
+
+
+if __name__ == "__main__":
+    given_ = arguments(__doc__)
+    measured = anyio.run(lambda: main(quick=given_.quick))
+    bars("checkpointing", measured, as_json=given_.json)
