@@ -42,12 +42,13 @@ from tinker_recovery.checkpoints import (
 from tinker_recovery.checkpoints.deletion import SETTLE_S
 from tinker_recovery.choice import list_checkpoints
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import StatusRefused
+from tinker_recovery.errors import StatusRefused, UsageError
 from tinker_recovery.journal import Notebook, Notes
 from tinker_recovery.policy import CheckpointPolicy
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.verification import Verifier
 
 _LOOKS = 100
 """Most looks in one round; each carries out what is known for sure, so a round ends anyway."""
@@ -93,6 +94,10 @@ class Kept(Protocol):
 
     def is_pending(self, record: CheckpointRecord) -> bool:
         """Whether the metric that this checkpoint is to be judged by is still to come."""
+        ...
+
+    async def mark_bad(self, path: str, reason: str) -> None:
+        """Never use this checkpoint again, in this process or a later one."""
         ...
 
     def note_doomed(self, paths: Collection[str]) -> None:
@@ -152,6 +157,7 @@ class Housekeeping:
         events: Where it is told.
         clock: Time.
         keeps_alive: Whether lifetimes are renewed; not by a round that a person asked for once.
+        verifier: What ``policy.verify_deep`` looks at bytes with; needed where that is on.
     """
 
     def __init__(
@@ -163,6 +169,7 @@ class Housekeeping:
         events: EventSink,
         clock: Clock,
         keeps_alive: bool = True,
+        verifier: Verifier | None = None,
     ) -> None:
         self._reader = reader
         self._calls = CheckpointCalls(reader.http)
@@ -171,6 +178,8 @@ class Housekeeping:
         self._events = events
         self._clock = clock
         self._keeps_alive = keeps_alive
+        self._verifier = verifier
+        self._whole: set[str] = set()
         rate = policy.max_deletes_per_s
         self._bucket = TokenBucket(rate, burst=max(1, math.ceil(rate * _FRESH_S)))
         self._weights: dict[str, WeightsFacts | None] = {}
@@ -351,7 +360,11 @@ class Housekeeping:
                     recorded_size=notes.sizes.get(record.path),
                 ),
             )
-            if all(check.ok for check in checks) and await self._fits(run, record):
+            if (
+                all(check.ok for check in checks)
+                and await self._fits(run, record)
+                and await self._is_whole(run, record)
+            ):
                 found.append(record.path)
                 if record.expires_at is None or record.expires_at > self._now() + self._lasting():
                     break
@@ -369,6 +382,20 @@ class Housekeeping:
                 self._weights[record.path] = WeightsFacts.of(said)
         facts = self._weights[record.path]
         return facts is not None and check_weights(facts, run.weights).ok
+
+    async def _is_whole(self, run: Kept, record: CheckpointRecord) -> bool:
+        """Whether its bytes were looked at and found whole, where the policy asks for that."""
+        if not self._policy.verify_deep or record.path in self._whole:
+            return True
+        if self._verifier is None:
+            raise UsageError("verify_deep needs a verifier: pass verifier= to Housekeeping")
+        verdicts = await self._verifier.verify(record.path, deep=True, lineage=run.lineage)
+        against = [verdict.reason for verdict in verdicts if not verdict.ok]
+        if against:
+            await run.mark_bad(record.path, "; ".join(against))
+            return False
+        self._whole.add(record.path)
+        return True
 
     def _lasting(self) -> timedelta:
         """How long a checkpoint has to live on to be relied on as the only copy.

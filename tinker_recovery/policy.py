@@ -79,6 +79,9 @@ class CheckpointPolicy(_Frozen):
         best_mode: Whether a smaller (``"min"``) or larger (``"max"``) metric is better.
         ttl_s: Lifetime of each checkpoint in seconds, an hour to ten years; None for no end. The
             one a recovery would go back to is renewed.
+        verify_deep: Whether a checkpoint has to be found whole, byte by byte, before others are
+            deleted because it exists. Costs a session and a download for each that is relied on;
+            without it the service's word counts: listed, of the size first seen, not expiring.
         delete_user_saves: Whether saves the loop asked for by itself may be deleted, too.
         max_deletes_per_s: Most deletions a second.
         auto_mtbf_s: Under ``"auto"``: mean seconds between two failures, believed before any was
@@ -103,6 +106,7 @@ class CheckpointPolicy(_Frozen):
     best_metric: Annotated[str, Field(min_length=1)] = "loss"
     best_mode: Literal["min", "max"] = "min"
     ttl_s: Annotated[float, Field(ge=3600, le=10 * 365 * 86_400)] | None = None
+    verify_deep: bool = False
     delete_user_saves: bool = False
     max_deletes_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     auto_mtbf_s: Seconds = 12 * 3600.0

@@ -50,6 +50,7 @@ from tinker_recovery.service.base import Endpoint, ServiceFactory
 from tinker_recovery.start import StartOptions, StartPlan, plan_start
 from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
+from tinker_recovery.verification import Verifier
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -190,6 +191,7 @@ class Supervisor(AsyncContextManagerMixin):
             policy=self.policy.checkpoints,
             events=self._events,
             clock=self._clock,
+            verifier=Verifier(self._backend, reader, notebook, clock=self._clock),
         )
         return Keeper(
             house,

@@ -131,6 +131,9 @@ class StoredLineage:
         del record
         return False
 
+    async def mark_bad(self, path: str, reason: str) -> None:
+        """Nothing is marked by these commands."""
+
     def note_doomed(self, paths: Collection[str]) -> None:
         """Nobody here relies on any."""
 
