@@ -63,7 +63,7 @@ class SupervisedRun:
     Lives above the Monitor and the Executor, so a crash of either loses nothing of it.
     """
 
-    def __init__(  # noqa: PLR0913 - its collaborators, by name
+    def __init__(  # noqa: PLR0913, PLR0915 - its collaborators, by name
         self,
         name: str,
         *,

@@ -183,3 +183,11 @@ async def test_a_service_out_of_reach_is_exit_status_3_and_says_why(
     assert result.exit_code == 3
     assert "reading checkpoints" in result.output
     assert "tml-secret" not in result.output
+
+
+@pytest.mark.usefixtures("local")
+async def test_a_run_that_the_journal_knows_is_found_by_its_name() -> None:
+    await _trained("sft-42")
+    await _trained("other")
+    assert len(await _json("list", "--run", "sft-42")) == 5
+    assert len(await _json("list")) == 10
