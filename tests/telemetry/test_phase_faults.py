@@ -1,0 +1,191 @@
+"""A fault in each phase of a recovery, as its trace tells it: the phase ends as an error."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+
+import anyio
+import pytest
+from loops import MODEL, InstantClock, batch, policy, train, until
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from told import failed, incident, named, only, ours, says
+
+from tinker_recovery import RecoveryEvent, RecoveryRefused, Supervisor
+from tinker_recovery.telemetry import names
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 12
+AT_DETECTION = {
+    "select": FaultRule("malformed", request="run_checkpoints"),
+    "create_client": FaultRule("fail", request="load_weights"),
+}
+
+
+async def _recovered(
+    local: LocalTinker, note: Callable[[RecoveryEvent], object], at_step: int = 7
+) -> None:
+    local.inject(FaultRule("fail", at_step, "optim_step"))
+    clock = InstantClock(poll_interval_s=30.0)
+    given = policy(canary=batch(3))
+    async with Supervisor(given, on_event=note, clock=clock.clock) as supervisor:
+        await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
+
+
+@pytest.mark.parametrize(
+    ("phase", "error_type"),
+    [("select", "StatusRefused"), ("create_client", "RequestFailedError")],
+)
+async def test_a_phase_that_fails_ends_as_an_error_and_the_next_try_is_in_the_same_trace(
+    local: LocalTinker, spans: InMemorySpanExporter, phase: str, error_type: str
+) -> None:
+    def note(event: RecoveryEvent) -> None:
+        if event.name == names.EVENT_DETECTED:
+            local.inject(AT_DETECTION[phase])
+
+    await _recovered(local, note)
+    root = only(ours(spans), names.SPAN_RECOVERY)
+    tries = named(incident(ours(spans), root), f"recovery.{phase}")
+    assert [failed(span) for span in tries] == [True, False]
+    assert says(tries[0])[names.ERROR_TYPE] == error_type
+    assert [says(span)[names.TRY] for span in tries] == [1, 2]
+    assert [event.name for event in tries[0].events] == ["exception"]
+    assert not failed(root), "the incident as a whole went well"
+
+
+async def test_a_candidate_that_is_turned_down_ends_as_an_error_and_the_next_has_its_own_span(
+    local: LocalTinker, spans: InMemorySpanExporter
+) -> None:
+    def note(event: RecoveryEvent) -> None:
+        if event.name == names.EVENT_DETECTED:
+            # Smaller than when it was stored: cut off.
+            trust = supervisor.runs[0].trust
+            path = str(supervisor.runs[0].segments[0].run_id)
+            newest = [each.path for each in local.checkpoints(path)][-1]
+            trust.sizes[newest] = 1
+
+    local.inject(FaultRule("fail", 11, "optim_step"))
+    async with Supervisor(policy(), on_event=note) as supervisor:
+        await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
+    root = only(ours(spans), names.SPAN_RECOVERY)
+    first, second = named(incident(ours(spans), root), names.SPAN_VALIDATE)
+    assert failed(first)
+    assert says(first)[names.ERROR_TYPE] == names.BAD_CHECKPOINT
+    assert says(first)[names.CHECKPOINT_STEP] == 10
+    assert first.status.description
+    assert not failed(second)
+    assert says(second)[names.CHECKPOINT_STEP] == 5
+
+
+async def test_a_canary_that_fails_or_answers_otherwise_ends_verify_as_an_error(
+    local: LocalTinker, spans: InMemorySpanExporter
+) -> None:
+    """The first new client fails the canary, the second restores other weights than were saved."""
+    made = 0
+
+    def note(event: RecoveryEvent) -> None:
+        nonlocal made
+        if event.name == names.EVENT_CLIENT_CREATED:
+            made += 1
+            if made == 1:
+                local.inject(FaultRule("fail", 10, "forward_backward"))
+        if event.name == names.EVENT_FAILED:
+            local.inject(FaultRule("wrong_restore"))
+
+    await _recovered(local, note, at_step=11)
+    root = only(ours(spans), names.SPAN_RECOVERY)
+    verified = named(incident(ours(spans), root), names.SPAN_VERIFY)
+    assert [failed(span) for span in verified] == [True, True, False]
+    assert says(verified[0])[names.ERROR_TYPE] == "RequestFailedError"
+    assert says(verified[1])[names.ERROR_TYPE] == names.BAD_CHECKPOINT
+    assert "the canary's logprobs differ" in str(verified[1].status.description)
+
+
+class _Stuck:
+    """Gets a recovery stuck in one phase, and says when it is."""
+
+    def __init__(self, local: LocalTinker, phase: str) -> None:
+        self.phase = phase
+        self.reached = anyio.Event()
+        self._local = local
+
+    def note(self, event: RecoveryEvent) -> None:
+        rules = {
+            "select": FaultRule("slow", request="run_checkpoints", delay_s=30.0),
+            "create_client": FaultRule("hang", request="load_weights"),
+            "backoff": FaultRule("fail", request="load_weights"),
+        }
+        if event.name == names.EVENT_DETECTED and self.phase in rules:
+            self._local.inject(rules[self.phase])
+        if event.name == names.EVENT_CLIENT_CREATED and self.phase == "verify":
+            self._local.inject(FaultRule("hang", 5, "forward_backward"))
+        if event.name == names.EVENT_FAILED:
+            self.reached.set()
+
+    async def resume(self, *_: object) -> None:
+        if self.phase == "resume":
+            await self.hang()
+
+    async def hang(self, *_: object) -> None:
+        self.reached.set()
+        await anyio.sleep_forever()
+
+    def is_stuck(self) -> bool:
+        stuck_at = {"slow", "hang"}
+        return self.reached.is_set() or any(
+            fault.rule.action in stuck_at for fault in self._local.fired
+        )
+
+
+@pytest.mark.parametrize(
+    "phase", ["select", "validate", "create_client", "verify", "resume", "backoff"]
+)
+async def test_a_phase_that_is_cancelled_ends_as_an_error_and_so_does_the_incident(
+    local: LocalTinker,
+    spans: InMemorySpanExporter,
+    phase: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The SDK by itself leaves such a span without a status, as if nothing had happened."""
+    stuck = _Stuck(local, phase)
+    local.inject(FaultRule("fail", 7, "optim_step"))
+    given = policy(canary=batch(3), on_recovery=stuck.resume, backoff_s=60.0)
+    if phase == "validate":
+        # What it asks the service, housekeeping asks as well.
+        monkeypatch.setattr("tinker_recovery.choice.Choice._weights_objection", stuck.hang)
+
+    async def run() -> None:
+        async with Supervisor(given, on_event=stuck.note) as supervisor:
+            await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
+
+    running = asyncio.create_task(run())
+    await until(stuck.is_stuck)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    root = only(ours(spans), names.SPAN_RECOVERY)
+    cut_short = named(incident(ours(spans), root), f"recovery.{phase}")[-1]
+    end = only(ours(spans), names.SPAN_RUN_END)
+    for span in (cut_short, root, end):
+        assert failed(span)
+        assert says(span)[names.ERROR_TYPE] == "CancelledError"
+    assert says(root)[names.OUTCOME] == says(end)[names.OUTCOME] == names.INTERRUPTED
+
+
+async def test_an_incident_that_trying_again_cannot_change_ends_as_an_error_at_once(
+    local: LocalTinker, spans: InMemorySpanExporter
+) -> None:
+    def note(event: RecoveryEvent) -> None:
+        if event.name == names.EVENT_DETECTED:
+            local.inject(FaultRule("status", request="run_checkpoints", status=403))
+
+    with pytest.raises(RecoveryRefused):
+        await _recovered(local, note)
+    root = only(ours(spans), names.SPAN_RECOVERY)
+    select = only(incident(ours(spans), root), names.SPAN_SELECT)
+    assert failed(select)
+    assert says(select)[names.ERROR_TYPE] == "StatusRefused"
+    assert failed(root)
+    assert says(root)[names.OUTCOME] == names.REFUSED
+    assert says(root)[names.ERROR_TYPE] == "RecoveryRefused"
