@@ -139,6 +139,27 @@ async def test_a_collector_is_told_one_incident_whole(
 
 
 @pytest.mark.usefixtures("no_provider")
+@pytest.mark.parametrize("requests", [False, True])
+async def test_the_sdks_own_requests_are_left_out_unless_asked_for_or_part_of_a_users_span(
+    local: LocalTinker, *, requests: bool
+) -> None:
+    """Four traces of one request a step would bury the others."""
+    with grpc_receiver() as received:
+        with configure_tracing(received.endpoint, requests=requests):
+            tracer = trace.get_tracer("the user's")
+            with tracer.start_as_current_span("mine") as mine:
+                tracer.start_span("POST", kind=trace.SpanKind.CLIENT).end()
+            async with Supervisor(policy()) as supervisor:
+                await supervisor.run(functools.partial(train, steps=2), base_model=MODEL)
+        posts = _named(received.spans(), "POST")
+        nested = [span for span in posts if span["parent"]]
+    assert [span["parent"] for span in nested] == [f"{mine.get_span_context().span_id:016x}"]
+    assert bool(len(posts) - len(nested)) is requests
+    assert _named(received.spans(), "run.segment")
+    assert local.runs()
+
+
+@pytest.mark.usefixtures("no_provider")
 async def test_training_is_the_same_with_the_collector_down(
     local: LocalTinker, caplog: pytest.LogCaptureFixture
 ) -> None:

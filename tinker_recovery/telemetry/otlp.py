@@ -111,6 +111,7 @@ def configure_tracing(
     protocol: Literal["grpc", "http/protobuf"] | None = None,
     service_name: str | None = None,
     headers: Mapping[str, str] | None = None,
+    requests: bool = False,
     flush_s: float = FLUSH_S,
 ) -> Export:
     """Send the traces of this process to a collector over OTLP.
@@ -131,6 +132,8 @@ def configure_tracing(
         protocol: Default gRPC; HTTP where the port is 4318.
         service_name: The name the traces are found under; default ``tinker-recovery``.
         headers: Sent with each export, for credentials; shown nowhere.
+        requests: Also trace the HTTP requests of the Tinker SDK that belong to no span of yours.
+            They are four a step, each a trace of its own, and cost a step several per cent.
         flush_s: How long the end of the process waits for the last export, in seconds.
 
     Raises:
@@ -144,7 +147,7 @@ def configure_tracing(
         from tinker_recovery.telemetry import otlp_pipeline  # noqa: PLC0415 - needs the extra
 
         set_already = otlp_pipeline.service_of_provider()
-        pipeline = otlp_pipeline.trace_to(target, service_name)
+        pipeline = otlp_pipeline.trace_to(target, service_name, requests=requests)
     except ImportError as error:
         raise _not_installed("configure_tracing", error) from error
     if set_already is not None and service_name not in {None, set_already}:

@@ -27,6 +27,9 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import Link, SpanKind, TraceState
+from opentelemetry.util.types import Attributes
 
 from tinker_recovery.errors import UsageError
 from tinker_recovery.telemetry import names
@@ -91,10 +94,45 @@ class _Delivery(SpanExporter):
             self._exporter.shutdown()
 
 
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+_REQUESTS = "pyqwest"
+"""Scope of the Tinker SDK's HTTP client. It makes a trace of each request, four a step, which costs
+the step several per cent and buries every other trace in a list."""
+
+
+class _NoLoneRequests(Sampler):
+    """Samples as another, but for HTTP requests that belong to nothing."""
+
+    def __init__(self, other: Sampler) -> None:
+        self._other = other
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        if kind is SpanKind.CLIENT and name in _METHODS:
+            parent = trace.get_current_span(parent_context).get_span_context()
+            if not parent.is_valid:
+                return SamplingResult(Decision.DROP, None, trace_state)
+        return self._other.should_sample(
+            parent_context, trace_id, name, kind, attributes, links, trace_state
+        )
+
+    def get_description(self) -> str:
+        return f"NoLoneRequests{{{self._other.get_description()}}}"
+
+
 class SpanPipeline(SpanProcessor):
     """Spans in batches to a collector: a bounded queue whose oldest is dropped, one thread."""
 
-    def __init__(self, exporter: SpanExporter) -> None:
+    def __init__(self, exporter: SpanExporter, *, requests: bool) -> None:
+        self._requests = requests
         self._delivery = _Delivery(exporter)
         self._batches = BatchSpanProcessor(self._delivery)
         self._parked = Parked("tinker-recovery-spans")
@@ -110,7 +148,7 @@ class SpanPipeline(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue it. Silent once closed: the provider may be the user's, and live on."""
-        if not self._closed:
+        if not self._closed and (self._requests or not _is_lone_request(span)):
             self._batches.on_end(span)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -134,6 +172,11 @@ class SpanPipeline(SpanProcessor):
     def shutdown(self) -> None:
         """By the provider; one of the user's own may be shut down before we are."""
         self.close(30.0)
+
+
+def _is_lone_request(span: ReadableSpan) -> bool:
+    scope = span.instrumentation_scope
+    return span.parent is None and scope is not None and scope.name == _REQUESTS
 
 
 class _MetricDelivery(MetricExporter):
@@ -217,7 +260,7 @@ def _resource(service_name: str | None) -> Resource:
     return resource
 
 
-def trace_to(target: Target, service_name: str | None) -> SpanPipeline:
+def trace_to(target: Target, service_name: str | None, *, requests: bool) -> SpanPipeline:
     """Export every span of the process from now on.
 
     Raises:
@@ -226,7 +269,10 @@ def trace_to(target: Target, service_name: str | None) -> SpanPipeline:
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):
         ours = TracerProvider(resource=_resource(service_name), shutdown_on_exit=False)
-        pipeline = SpanPipeline(_span_exporter(target))
+        if not requests:
+            # Around the one that OTEL_TRACES_SAMPLER names, before any tracer has it.
+            ours.sampler = _NoLoneRequests(ours.sampler)
+        pipeline = SpanPipeline(_span_exporter(target), requests=requests)
         ours.add_span_processor(pipeline)
         trace.set_tracer_provider(ours)
         return pipeline
@@ -235,7 +281,7 @@ def trace_to(target: Target, service_name: str | None) -> SpanPipeline:
             f"a tracer provider is set already, {type(provider).__qualname__}, and takes no "
             "further exporter: leave configure_tracing() out, or call it before the other is set"
         )
-    pipeline = SpanPipeline(_span_exporter(target))
+    pipeline = SpanPipeline(_span_exporter(target), requests=requests)
     provider.add_span_processor(pipeline)
     return pipeline
 

@@ -1,0 +1,40 @@
+"""A process that trains blocks of steps on request, with tracing exported or without an SDK.
+
+A process has one tracer provider for good, so each contestant of ``step_overhead.py`` is one of its
+own. Every line on stdin asks for a block; the answer is the seconds it took.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import anyio
+import anyio.to_thread
+from step_overhead import block, policy
+
+from tinker_recovery import Supervisor
+from tinker_recovery.telemetry import configure_tracing
+
+
+async def main(endpoint: str | None) -> None:
+    """Serve until stdin is closed."""
+    export = None
+    if endpoint is not None:
+        # Sent while the block runs, so that its cost falls on the block and not on the pause.
+        os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "20"
+        export = configure_tracing(endpoint, service_name="step-overhead")
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model="bench", rank=8, seed=1):
+            async with attempt:
+                while await anyio.to_thread.run_sync(sys.stdin.readline):
+                    seconds = await block(attempt.client)
+                    if export is not None:
+                        await anyio.to_thread.run_sync(export.flush)
+                    print(seconds, flush=True)
+    if export is not None:
+        await anyio.to_thread.run_sync(export.shutdown)
+
+
+if __name__ == "__main__":
+    anyio.run(main, sys.argv[1] if len(sys.argv) > 1 else None)
