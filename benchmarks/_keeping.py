@@ -23,7 +23,7 @@ from tinker_recovery.choice import ServiceTime
 from tinker_recovery.clock import Clock
 from tinker_recovery.housekeeping import Housekeeping
 from tinker_recovery.journal import Journal, Notebook
-from tinker_recovery.restoration import Restoration
+from tinker_recovery.restoration import Restoration, Tools
 from tinker_recovery.service import Connection, FromBaseModel, Origin, StatusReader, TinkerBackend
 from tinker_recovery.telemetry import EventSink
 from tinker_recovery.testing import Damage, FaultRule, LocalTinker
@@ -306,14 +306,10 @@ class _World:
 
     async def fault(self) -> None:
         """The run is recovered from a checkpoint, by the real restoration."""
-        restoration = Restoration(
-            self.run,
-            backend=self._backend,
-            policy=self.policy,
-            events=self._events,
-            clock=self._clock,
-            waiting=ServiceTime(self._clock),
+        tools = Tools(
+            self._backend, self.policy, self._events, self._clock, ServiceTime(self._clock)
         )
+        restoration = Restoration(self.run, tools)
         had = self.good()
         try:
             restored = await restoration.restore()

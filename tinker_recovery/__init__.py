@@ -50,6 +50,7 @@ from tinker_recovery.service import SupervisedClient
 from tinker_recovery.start import StartOptions
 from tinker_recovery.supervisor import Supervisor
 from tinker_recovery.telemetry import RecoveryEvent
+from tinker_recovery.watch import Watch
 
 __all__ = [
     "Attempt",
@@ -86,5 +87,6 @@ __all__ = [
     "Supervisor",
     "TinkerRecoveryError",
     "UsageError",
+    "Watch",
     "recover_from_checkpoint",
 ]

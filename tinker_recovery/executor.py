@@ -19,7 +19,7 @@ import anyio
 from tinker_recovery.budget import AttemptBudget
 from tinker_recovery.channel import FaultChannel
 from tinker_recovery.checkpoints import CheckpointRecord
-from tinker_recovery.choice import Choice, ServiceTime
+from tinker_recovery.choice import ServiceTime
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import CheckpointError, RecoveryExhausted, RecoveryRefused
 from tinker_recovery.faults import Fault, Place, Row, Verdict, judge
@@ -27,8 +27,8 @@ from tinker_recovery.mass import MassTeller
 from tinker_recovery.places import Place as Slot
 from tinker_recovery.places import Places
 from tinker_recovery.policy import Callback, RecoveryPolicy
-from tinker_recovery.restoration import Restorable, Restoration, Restored
-from tinker_recovery.service import Backend, SupervisedClient
+from tinker_recovery.restoration import Restored, Tools
+from tinker_recovery.service import Backend, Connection
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import (
     EventSink,
@@ -76,8 +76,46 @@ class Ended(NamedTuple):
     error: BaseException | None = None
 
 
-class Recoverable(Restorable, Protocol):
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """A new client that is held ready.
+
+    Attributes:
+        callback: Who is told before anything runs on it.
+        told: What the callback is called with.
+        step: Optimizer steps in its weights; None if its checkpoint does not say.
+        progress: A number that is larger for a newer checkpoint of the same run.
+    """
+
+    callback: Callback | None
+    told: tuple[object, ...]
+    step: int | None
+    progress: int
+
+
+class Restores(Protocol):
+    """One try to bring a run's state back."""
+
+    async def restore(self) -> Restored:
+        """A new client, from the newest checkpoint that nothing speaks against."""
+        ...
+
+    async def progress(self) -> int | None:
+        """How far the run has come by what is stored, as in :attr:`HandOver.progress`."""
+        ...
+
+    async def discard(self, connection: Connection) -> None:
+        """Close a client that is not going to be used; never raises an Exception."""
+        ...
+
+
+class Recoverable(Protocol):
     """A run as the Executor sees it."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        ...
 
     @property
     def telemetry(self) -> RunTelemetry:
@@ -97,8 +135,12 @@ class Recoverable(Restorable, Protocol):
         """Whether this fault still has to be recovered from."""
         ...
 
-    def take_over(self, restored: Restored) -> tuple[SupervisedClient | None, SupervisedClient]:
-        """Hold the new client ready; returns the old and the new one. Nothing runs yet.
+    def restoration(self, tools: Tools) -> Restores:
+        """One try to bring it back."""
+        ...
+
+    def take_over(self, restored: Restored) -> HandOver:
+        """Hold the new client ready. Nothing runs yet.
 
         A client held ready before, by a recovery that died, is closed.
         """
@@ -292,23 +334,17 @@ class Executor:
         for tries in itertools.count(1):
             await self._back_off(tries)
             try:
-                looking = Choice(
-                    run,
-                    policy=self._policy,
-                    events=self._events,
-                    clock=self._clock,
-                    waiting=ServiceTime(self._clock),
-                )
+                looking = run.restoration(self._tools())
                 async with self._places.place(left=0, detected_at=fault.detected_at, tries=tries):
-                    found = await looking.choose(only_looking=True)
+                    progress = await looking.progress()
             except Exception as error:  # noqa: BLE001 - an unread listing shows no progress; the budget says what follows
                 run.budget.note_error(error)
                 waited_s = self._clock.monotonic() - began
                 if not self._is_patient(error) or waited_s > self._policy.max_wait_s:
                     return
             else:
-                if found is not None:
-                    run.budget.note_saved(found.step)
+                if progress is not None:
+                    run.budget.note_saved(progress)
                 return
 
     def _is_patient(self, error: Exception) -> bool:
@@ -394,52 +430,50 @@ class Executor:
             place.succeeded()
             return ended
 
-    async def _attempt(self, run: Recoverable, fault: Fault) -> Ended:
-        waiting = ServiceTime(self._clock)
-        restoration = Restoration(
-            run,
-            backend=self._backend,
-            policy=self._policy,
-            events=self._events,
-            clock=self._clock,
-            waiting=waiting,
+    def _tools(self) -> Tools:
+        return Tools(
+            self._backend, self._policy, self._events, self._clock, ServiceTime(self._clock)
         )
+
+    async def _attempt(self, run: Recoverable, fault: Fault) -> Ended:
+        tools = self._tools()
+        restoration = run.restoration(tools)
         restored = await restoration.restore()
         taken = False  # until the hand-over the new client is nobody's but ours to close
         try:
             if not run.awaits(fault):
                 return Ended(names.ABANDONED)
-            old, new = run.take_over(restored)
+            new = run.take_over(restored)
             taken = True
         finally:
             if not taken:
                 await restoration.discard(restored.connection)
         checkpoint = restored.checkpoint
         with phase(names.SPAN_RESUME) as span:
-            replayed = max(0, fault.step - new.step)
+            replayed = 0 if new.step is None else max(0, fault.step - new.step)
+            at = {} if new.step is None else {names.CHECKPOINT_STEP: new.step}
             span.set_attributes(
-                {
-                    names.REPLAYED_STEPS: replayed,
-                    names.CHECKPOINT_STEP: new.step,
-                    names.ATTEMPT: fault.attempt + 1,
-                }
+                {**at, names.REPLAYED_STEPS: replayed, names.ATTEMPT: fault.attempt + 1}
             )
-            run.budget.note_recovered(new.step)
+            run.budget.note_recovered(new.progress)
             await self._skip_what_faults_again(run, fault)
-            await self._call(self._policy.on_recovery, "on_recovery", old, new, checkpoint)
+            await self._call(new.callback, "on_recovery", *new.told)
             recovery = Recovery(
                 fault=fault,
                 checkpoint=checkpoint,
                 replayed_steps=replayed,
                 attempt=fault.attempt + 1,
                 handed_over_at=self._clock.monotonic(),
-                service_s=waiting.total_s,
+                service_s=tools.waiting.total_s,
             )
             self._events.emit(
                 names.EVENT_COMPLETED,
                 run.name,
-                f"recovered: the loop goes on from step {new.step}, {replayed} steps are replayed",
-                {names.CHECKPOINT_STEP: new.step, names.REPLAYED_STEPS: replayed},
+                "recovered: a client at a step unknown to us is handed over"
+                if new.step is None
+                else f"recovered: the loop goes on from step {new.step}, {replayed} steps are "
+                "replayed",
+                {**at, names.REPLAYED_STEPS: replayed},
             )
             run.resume(recovery)
         return Ended(names.RECOVERED)

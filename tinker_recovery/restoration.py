@@ -11,6 +11,7 @@ from typing import Protocol
 
 import anyio
 import tinker
+from tinker import types
 from tinker.types import RequestErrorCategory
 
 from tinker_recovery.canary import Answer, answer_of
@@ -55,18 +56,20 @@ class Restored:
         connection: The client, with its session.
         checkpoint: What it was made from; None if the run starts over.
         answer: What the canary says on it, where there is one.
+        listed: The checkpoint as the service lists it, for a run that is trained elsewhere.
     """
 
     connection: Connection
     checkpoint: CheckpointRecord | None
     answer: Answer | None
+    listed: types.Checkpoint | None = None
 
 
-class Restoration:
-    """One try; see the module.
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a restoration is done with.
 
-    Args:
-        run: Whose state to bring back.
+    Attributes:
         backend: Creates clients.
         policy: The user's policy.
         events: Where progress is told.
@@ -74,22 +77,35 @@ class Restoration:
         waiting: Adds up the time spent waiting for the service.
     """
 
-    def __init__(
-        self,
-        run: Restorable,
-        *,
-        backend: Backend,
-        policy: RecoveryPolicy,
-        events: EventSink,
-        clock: Clock,
-        waiting: ServiceTime,
-    ) -> None:
+    backend: Backend
+    policy: RecoveryPolicy
+    events: EventSink
+    clock: Clock
+    waiting: ServiceTime
+
+
+class Restoration:
+    """One try; see the module.
+
+    Args:
+        run: Whose state to bring back.
+        tools: What it is done with.
+    """
+
+    def __init__(self, run: Restorable, tools: Tools) -> None:
         self._run = run
-        self._backend = backend
-        self._policy = policy
-        self._events = events
-        self._waiting = waiting
-        self._choice = Choice(run, policy=policy, events=events, clock=clock, waiting=waiting)
+        self._tools = tools
+        self._backend = tools.backend
+        self._policy = tools.policy
+        self._events = tools.events
+        self._waiting = tools.waiting
+        self._choice = Choice(
+            run,
+            policy=tools.policy,
+            events=tools.events,
+            clock=tools.clock,
+            waiting=tools.waiting,
+        )
 
     async def restore(self) -> Restored:
         """A new client, from the newest checkpoint that nothing speaks against.
@@ -191,15 +207,30 @@ class Restoration:
                 refuse(span, names.BAD_CHECKPOINT, objected)
             return answer, objected
 
+    async def progress(self) -> int | None:
+        """How far the run has come by what is stored: the step it would go back to.
+
+        Raises:
+            NoUsableCheckpoint: As :meth:`restore`.
+            StatusError: The listing could not be read.
+        """
+        found = await self._choice.choose(only_looking=True)
+        return None if found is None else found.step
+
     async def discard(self, connection: Connection) -> None:
         """Close a client that is not going to be used; never raises an Exception."""
-        with anyio.CancelScope(shield=True):
-            await self._backend.close(
-                connection,
-                "interrupted",
-                "the recovery it was made for did not complete",
-                deadline_s=self._policy.close_timeout_s,
-            )
+        await discard(connection, self._tools)
+
+
+async def discard(connection: Connection, tools: Tools) -> None:
+    """Close a client that is not going to be used; never raises an Exception."""
+    with anyio.CancelScope(shield=True):
+        await tools.backend.close(
+            connection,
+            "interrupted",
+            "the recovery it was made for did not complete",
+            deadline_s=tools.policy.close_timeout_s,
+        )
 
 
 def is_refused(error: BaseException) -> bool:

@@ -29,13 +29,13 @@ from tinker_recovery.errors import (
     StatusError,
     UsageError,
 )
-from tinker_recovery.executor import Recovery
+from tinker_recovery.executor import HandOver, Recovery
 from tinker_recovery.faults import ROW, Ear, Fault, Kind, Place, Verdict, judge
 from tinker_recovery.interruption import Interruption
 from tinker_recovery.journal import Notebook, RunRecord
 from tinker_recovery.mailbox import Mailbox
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.restoration import Restored
+from tinker_recovery.restoration import Restoration, Restored, Tools
 from tinker_recovery.resumption import Standing, finish_sessions
 from tinker_recovery.saving import RunHistory
 from tinker_recovery.service import (
@@ -45,7 +45,6 @@ from tinker_recovery.service import (
     Origin,
     RunStatus,
     StatusReader,
-    SupervisedClient,
 )
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.telemetry import EventSink, RunTelemetry, names
@@ -458,14 +457,24 @@ class SupervisedRun:
         self.end(error)
         await self._chronicle.ends(error)
 
-    def take_over(self, restored: Restored) -> tuple[SupervisedClient | None, SupervisedClient]:
-        """Hold a recovered client ready; returns the old client and the new one."""
+    def restoration(self, tools: Tools) -> Restoration:
+        """One try to bring it back."""
+        return Restoration(self, tools)
+
+    def take_over(self, restored: Restored) -> HandOver:
+        """Hold a recovered client ready."""
         if self._ready is not None:
             self.spawn(functools.partial(self._retire, self._ready))
         ready = self._ready = self._attempt(restored.connection, restored.checkpoint)
         if restored.answer is not None:
             self.trust.canaries.record(ready.id, ready.start_step, restored.answer)
-        return self.current.client if self.current else None, ready.client
+        old = self.current.client if self.current else None
+        return HandOver(
+            callback=self.policy.on_recovery,
+            told=(old, ready.client, restored.checkpoint),
+            step=ready.client.step,
+            progress=ready.client.step,
+        )
 
     def resume(self, recovery: Recovery) -> None:
         """Let the loop run again on the client held ready."""

@@ -43,7 +43,7 @@ from tinker_recovery.keeper import Keeper
 from tinker_recovery.mailbox import Mailbox
 from tinker_recovery.monitor import Monitor
 from tinker_recovery.opening import OpenedRun, open_run
-from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.run import SupervisedRun
 from tinker_recovery.service import Backend, FromBaseModel, StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
@@ -51,6 +51,7 @@ from tinker_recovery.start import StartOptions, StartPlan, plan_start
 from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
 from tinker_recovery.verification import Verifier
+from tinker_recovery.watch import Watch, Watches
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -116,6 +117,7 @@ class Supervisor(AsyncContextManagerMixin):
         self._background: TaskGroup | None = None
         self._reader: StatusReader | None = None
         self._mailbox: Mailbox | None = None
+        self._watches: Watches | None = None
         self._blocking: BlockingSupervisor[Supervisor] | None = None
 
     @property
@@ -158,10 +160,18 @@ class Supervisor(AsyncContextManagerMixin):
                 events=self._events,
                 close_s=self.policy.close_timeout_s,
             )
+            self._watches = Watches(
+                policy=self.policy,
+                backend=self._backend,
+                reader=self._reader,
+                clock=self._clock,
+                report=self._channel.put,
+                spawn=self._background.start_soon,
+            )
             self._mailbox = Mailbox()
             self._background.start_soon(self._mailbox.serve)
             try:
-                async with self._tree(self._reader, self._keeper):
+                async with self._tree(self._reader, self._keeper, self._watches):
                     yield
                     await self._keeper.settle(self.policy.close_timeout_s)
             except anyio.get_cancelled_exc_class():
@@ -171,6 +181,7 @@ class Supervisor(AsyncContextManagerMixin):
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._close_runs()
+                    await self._watches.aclose()
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
                 self._background.cancel_scope.cancel()
         for run in self.runs:
@@ -200,10 +211,10 @@ class Supervisor(AsyncContextManagerMixin):
             clock=self._clock,
         )
 
-    def _tree(self, reader: StatusReader, keeper: Keeper) -> SupervisionTree:
+    def _tree(self, reader: StatusReader, keeper: Keeper, watches: Watches) -> SupervisionTree:
         policy = self.policy
         monitor = Monitor(
-            lambda: self.runs,
+            lambda: [*self._runs.values(), *watches],
             reader=reader,
             interval_s=policy.poll_interval_s,
             look_every_s=_look_every_s(policy),
@@ -212,12 +223,12 @@ class Supervisor(AsyncContextManagerMixin):
         )
         executor = Executor(
             channel=self._channel,
-            find=self._runs.get,
+            find=lambda name: self._runs.get(name) or watches.find(name),
             backend=self._backend,
             policy=policy,
             events=self._events,
             clock=self._clock,
-            watched=lambda: sum(not run.ended for run in self._runs.values()),
+            watched=lambda: len(watches) + sum(not run.ended for run in self._runs.values()),
         )
         return SupervisionTree(
             [
@@ -265,6 +276,43 @@ class Supervisor(AsyncContextManagerMixin):
         name = plan.name or f"run-{secrets.token_hex(3)}"
         self.check_name(name)
         return _Attempts(self, plan, name)
+
+    def watch(self, run_id: str, *, on_recovery: Callback) -> Watch:
+        """Watch a run that is trained elsewhere, by its status alone.
+
+        When the service calls it corrupted, or has failed its session, a client is made in a new
+        session, from the newest checkpoint that was stored while the run was last seen to be well
+        and that nothing speaks against, and handed over. So many at once as the policy allows; a
+        canary and ``checkpoint_strategy`` do not apply. Of a run that cannot be recovered
+        ``policy.on_failure`` is told.
+
+        It costs no task and well under 4 KB, so there can be thousands.
+
+        Args:
+            run_id: The Tinker run id, ``training_client.model_id``.
+            on_recovery: Called as ``on_recovery(old_run_id, client, checkpoint)``, sync or async,
+                and within ``policy.close_timeout_s``: start the training elsewhere. ``client`` is
+                a ``tinker.TrainingClient``, open until its run is recovered again, until
+                ``await watch.aclose()`` or the end of the Supervisor. ``checkpoint`` is a
+                ``tinker.types.Checkpoint``; ``CheckpointRecord.from_listing(checkpoint)`` gives its
+                step, if a supervised client saved it.
+
+        Returns:
+            The watch, to look at or to cancel. It follows the run made by a recovery.
+
+        Raises:
+            UsageError: An argument is of the wrong kind, the run is watched or supervised here
+                already, or the Supervisor is not entered.
+        """
+        if self._watches is None:
+            raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
+        for run in self._runs.values():
+            if run_id in (run.name, run.watched_run_id):
+                raise UsageError(
+                    f"run_id={run_id!r} is run {run.name!r} of this Supervisor, which looks after "
+                    "it already"
+                )
+        return self._watches.add(run_id, on_recovery)
 
     def events(self, *, buffer: int = 1024) -> EventStream:
         """What happens from now on, as a stream for ``async for``; each call is one consumer.

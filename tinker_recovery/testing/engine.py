@@ -191,6 +191,7 @@ class Engine:
             }
             run = self._runs[facts["run_id"]] = Run(facts, None)
             if saved:
+                self._store.save_run(run.run_id, facts)
                 model = beginning(facts, self.checkpoints)
                 self.checkpoints.save(run.run_id, "listed", model, ttl_s=None, user_metadata=None)
             added.append(run.run_id)
