@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -19,6 +20,10 @@ from tinker.lib.internal_client_holder import _internal_client_holder_thread_sin
 from virtual import World
 
 from tinker_recovery.testing import LocalTinker
+
+# How long an example takes says more of the machine and who shares it than of the code.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 # The SDK's one loop thread serves the process and never ends; it is not ours to stop.
 SDK_LOOP = sdk.get_loop()

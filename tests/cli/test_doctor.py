@@ -72,3 +72,10 @@ def test_a_wrong_option_is_status_2(arguments: list[str]) -> None:
     done = CliRunner().invoke(main, ["doctor", *arguments])
     assert done.exit_code == 2
     assert arguments[1] in done.output
+
+
+def test_help_says_what_it_does_what_it_costs_and_what_the_exit_status_means() -> None:
+    done = CliRunner().invoke(main, ["doctor", "--help"])
+    assert done.exit_code == 0
+    for word in ("resumed with weights only", "Costs four sessions", "Exit status: 0 if"):
+        assert word in " ".join(done.output.split())

@@ -152,7 +152,9 @@ def test_a_plan_that_cannot_be_is_refused_with_the_value(field: str, value: floa
 # By a Supervisor
 
 
-async def _supervised(local: LocalTinker, wait_for: str | None, runs: int = 1) -> list[str]:
+async def _supervised(
+    local: LocalTinker, wait_for: str | None, names_of_runs: str = "a"
+) -> list[str]:
     """Train with ``verify_optimizer``; the warnings there were."""
     warnings: list[str] = []
 
@@ -168,8 +170,8 @@ async def _supervised(local: LocalTinker, wait_for: str | None, runs: int = 1) -
             await until(lambda: wait_for in _log.text)
 
     async with Supervisor(policy(verify_optimizer=True), on_event=listen) as supervisor:
-        for number in range(runs):
-            await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED, name=f"r{number}")
+        for name in names_of_runs:
+            await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED, name=name)
     for run in supervisor.runs:
         assert local.run_state(run.segments[-1].run_id).steps == 3
     return warnings
@@ -191,10 +193,10 @@ async def test_a_supervisor_warns_of_a_cold_service_once_and_knows_it_ever_after
     async with LocalTinker(cold_optimizer=True) as local:
         monkeypatch.setenv("TINKER_BASE_URL", local.base_url)
         monkeypatch.setenv("TINKER_API_KEY", local.api_key)
-        (warning,) = await _supervised(local, "warning", runs=2)
+        (warning,) = await _supervised(local, "warning", "ab")
         assert "The optimizer does not come back" in warning
         assert len(local.sessions()) == 2 + 4
-        (again,) = await _supervised(local, "warning")
+        (again,) = await _supervised(local, "warning", "c")
         assert again == warning
         assert len(local.sessions()) == 2 + 4 + 1, "it was not examined again"
         assert "active" not in local.sessions().values()

@@ -19,6 +19,7 @@ import pytest
 import stamina
 import tinker
 from loops import ADAM, MODEL, SEED, batch
+from opentelemetry import context
 from pydantic import SecretStr
 
 from tinker_recovery import StatusError, StatusRefused, StatusUnavailable, UsageError
@@ -407,6 +408,25 @@ async def test_addresses_about_to_expire_are_signed_again(local: LocalTinker) ->
     async with a_desk(local, clock=late) as desk:
         assert (await desk.bytes(path)).ok
     assert local.stats.by_route["external_weights_urls"] == 3, "once, and once for each file"
+
+
+async def test_whoever_traces_http_requests_is_asked_to_pass_over_the_downloads(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = await saved(local, rank=8)
+    asked: dict[str, object] = {}
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def look(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        asked[request.url.path] = context.get_value(context._SUPPRESS_HTTP_INSTRUMENTATION_KEY)
+        return await send(self, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", look)
+    async with a_desk(local) as desk:
+        assert (await desk.bytes(path)).ok
+    signed = [suppressed for url, suppressed in asked.items() if url.startswith("/signed/")]
+    assert signed == [True, True]
+    assert asked["/api/v1/weights_info"] is None
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", ".", "", "a/../../x", "a/../.."])

@@ -1,7 +1,8 @@
 """The files of an export, downloaded one by one from their signed addresses.
 
-An address is a secret: with it anybody can read the weights. So none is put into an error or a log,
-and what httpx would write of a request is kept out of the log while one is under way.
+An address is a secret: with it anybody can read the weights. So none is put into an error, a log
+or a span: what httpx would write of a request is kept out of the log while one is under way, and
+whoever traces every HTTP request of the process is asked to pass over these.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import anyio
 import httpx
 import stamina
+from opentelemetry import context
 
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import StatusRefused, StatusUnavailable
@@ -39,6 +41,10 @@ _LATER = frozenset({408, 425, 429})
 _NOT_SIGNED = frozenset({400, 401, 403})
 """What object stores say of an address that has expired."""
 
+_UNTRACED = str(
+    # As the instrumentations read it; the API has no public name for it.
+    getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
+)
 _LOGGERS = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
 _secret: ContextVar[bool] = ContextVar("_secret", default=False)
 
@@ -49,15 +55,17 @@ def _may_be_logged(_: logging.LogRecord) -> bool:
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """Keep the requests of this task out of the log; those of others stay in it."""
+    """Keep the requests of this task out of logs and traces; those of others stay in them."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(
             _may_be_logged
         )  # once: the same filter is not added twice
     token = _secret.set(True)
+    traced = context.attach(context.set_value(_UNTRACED, True))  # noqa: FBT003 - the value of a key
     try:
         yield
     finally:
+        context.detach(traced)
         _secret.reset(token)
 
 
