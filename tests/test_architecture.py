@@ -51,6 +51,7 @@ ROOMS = [
     "policy",
     "errors",
     "clock",
+    "restarts",
     "supervision",
     "testing",
 ]

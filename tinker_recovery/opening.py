@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import os
 import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import anyio
@@ -197,6 +200,11 @@ def check_not_finished(name: str, found: Found) -> None:
     if found.state != "finished":
         return
     path = found.stored[-1][0] if found.stored else None
+    runner = os.environ.get("TINKER_RECOVERY_TELL_RUNNER")
+    if runner:
+        # `tinker-recovery run` would take the error for a crash, and start the script again.
+        with contextlib.suppress(OSError):
+            Path(runner).touch()
     raise RunFinished(
         f"run {name!r} has come to its end before, at step {found.step}; its newest checkpoint is "
         f"{path or 'none: it saved nothing'}. To train anew choose another name, or forget this "

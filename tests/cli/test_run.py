@@ -1,0 +1,122 @@
+"""``tinker-recovery run``, on real scripts in real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tinker_recovery.cli import main
+
+QUICK = ["--backoff-s", "0.01", "--max-backoff-s", "0.02"]
+
+Script = Callable[[str], Path]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    def write(body: str) -> Path:
+        path = tmp_path / "train.py"
+        head = "import os, pathlib, signal, sys, time\n"
+        head += f"lives = pathlib.Path({str(tmp_path)!r}, 'lives')\n"
+        head += "life = len(lives.read_text()) + 1 if lives.exists() else 1\n"
+        head += "lives.write_text('x' * life)\n"
+        path.write_text(head + textwrap.dedent(body))
+        return path
+
+    return write
+
+
+def _run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["run", *QUICK, *arguments])
+    return done.exit_code, done.stderr
+
+
+def _lives(path: Path) -> int:
+    return len((path.parent / "lives").read_text())
+
+
+def test_a_script_that_crashes_is_started_again_until_it_is_done(script: Script) -> None:
+    path = script("sys.exit(0 if life == 3 else 7)")
+    status, said = _run("--", sys.executable, str(path))
+    assert (status, _lives(path)) == (0, 3)
+    assert "ended with status 7 after 0 s; restart 1 of 3" in said
+
+
+def test_one_that_is_killed_every_time_is_given_up_with_the_status_of_a_kill(
+    script: Script,
+) -> None:
+    path = script("os.kill(os.getpid(), signal.SIGKILL)")
+    status, said = _run("--max-restarts", "2", "--json", "--", sys.executable, str(path))
+    assert (status, _lives(path)) == (137, 3)
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert lines[-1]["said"].startswith("died of SIGKILL after 0 s: 2 restarts in a row")
+
+
+@pytest.mark.parametrize(("code", "lives"), [("sys.exit(2)", 1), ("sys.exit(0)", 1)])
+def test_done_and_a_usage_error_are_not_restarted(script: Script, code: str, lives: int) -> None:
+    path = script(code)
+    status, _ = _run("--", sys.executable, str(path))
+    assert (status, _lives(path)) == (0 if "0" in code else 2, lives)
+
+
+def test_a_run_that_came_to_its_end_before_is_not_started_again(script: Script) -> None:
+    path = script("pathlib.Path(os.environ['TINKER_RECOVERY_TELL_RUNNER']).touch(); sys.exit(1)")
+    status, said = _run("--", sys.executable, str(path))
+    assert (status, _lives(path)) == (1, 1)
+    assert "had come to its end before" in said
+
+
+def test_options_behind_the_command_are_the_scripts_own(script: Script) -> None:
+    path = script("sys.exit(0 if sys.argv[1:] == ['--json', '--lr', '1e-4'] else 3)")
+    assert _run("--max-restarts", "0", sys.executable, str(path), "--json", "--lr", "1e-4")[0] == 0
+
+
+def test_a_command_that_is_not_there_or_cannot_be_executed_says_so(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("no program")
+    assert _run("--", str(tmp_path / "nothing"))[0] == 127
+    assert _run("--", str(tmp_path / "plain"))[0] == 126
+
+
+def test_limits_that_contradict_each_other_are_refused() -> None:
+    done = CliRunner().invoke(main, ["run", "--backoff-s", "9", "--max-backoff-s", "1", "--", "x"])
+    assert done.exit_code == 2
+    assert "--max-backoff-s 1 is below --backoff-s 9" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_ends_it_without_a_restart(
+    script: Script, number: signal.Signals
+) -> None:
+    path = script(
+        f"""
+        signal.signal({int(number)}, lambda *_: sys.exit(40))
+        print("ready", flush=True)
+        time.sleep(30)
+        """
+    )
+    command = [sys.executable, "-m", "tinker_recovery.cli", "run", *QUICK, "--"]
+    with subprocess.Popen(  # noqa: S603 - our own command
+        [*command, sys.executable, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    ) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "ready\n"
+            running.send_signal(number)
+            _, said = running.communicate(timeout=20)
+        finally:
+            running.kill()
+    assert running.returncode == 40
+    assert "it was told to end" in said
+    assert _lives(path) == 1

@@ -1,0 +1,188 @@
+"""``tinker-recovery run``: a training script, started again when it crashes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from tinker_recovery.restarts import Ending, RestartRule, Stop
+from tinker_recovery.supervision import Backoff
+
+NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
+"""What a shell makes of it."""
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="Restarts in a row before giving up.",
+)
+@click.option(
+    "--backoff-s",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Seconds before the second restart in a row; doubles with each further one. "
+    "The first is at once.",
+)
+@click.option(
+    "--max-backoff-s",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Upper limit of that.",
+)
+@click.option(
+    "--healthy-after-s",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="A script that ran for so long had got going: the count begins again.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Tell of it in JSON, a line for each thing.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def command(
+    *,
+    max_restarts: int,
+    backoff_s: float,
+    max_backoff_s: float,
+    healthy_after_s: float,
+    as_json: bool,
+    command: tuple[str, ...],
+) -> None:
+    r"""Run a training script, and start it again when it crashes.
+
+    \b
+        tinker-recovery run -- python train.py --lr 1e-4
+
+    A run with a name of its own (name= in the script) goes on where it stood, so a crash, a kill
+    or an out-of-memory costs the steps since its last checkpoint and nothing else.
+
+    Signals (INT, TERM, HUP, QUIT, USR1, USR2) are passed on to the script. It is not started again
+    after one of those that end it, after status 0 or 2 (done; arguments it refuses), if it died of
+    INT, TERM, HUP or PIPE, or if its run had come to its end before.
+
+    \b
+    Exit status: the script's own, as it ended last; 128 + N if it died of signal N; 127 if there
+    is no such command, 126 if it cannot be executed; 2 for a wrong option.
+    """
+    if max_backoff_s < backoff_s:
+        raise click.UsageError(
+            f"--max-backoff-s {max_backoff_s:g} is below --backoff-s {backoff_s:g}: it limits it "
+            "from above"
+        )
+    rule = RestartRule(max_restarts, Backoff(backoff_s, max_backoff_s), healthy_after_s)
+    sys.exit(_Runner(command, as_json=as_json).run(rule))
+
+
+class _Runner:
+    """Runs a command, again and again."""
+
+    def __init__(self, command: Sequence[str], *, as_json: bool) -> None:
+        self._command = command
+        self._as_json = as_json
+        self._child: subprocess.Popen[bytes] | None = None
+        self._ended_by: int | None = None
+        self._woken = threading.Event()
+
+    def run(self, rule: RestartRule) -> int:
+        """Until it is done, or not worth another try; returns the exit status."""
+        restarts = 0
+        with self._signals():
+            while True:
+                ending = self._once()
+                if isinstance(ending, int):
+                    return ending
+                then = rule.after(ending, restarts, random.random())  # noqa: S311 - jitter, no secret
+                said = f"{ending} after {ending.lived_s:.0f} s"
+                if isinstance(then, Stop):
+                    if ending.code:
+                        self._tell(f"{said}: {then.reason}")
+                    return ending.status
+                restarts = then.number
+                soon = f" in {then.delay_s:.1f} s" if then.delay_s else ""
+                self._tell(f"{said}; restart {restarts} of {rule.max_restarts}{soon}")
+                self._woken.wait(then.delay_s)
+                if self._ended_by is not None:
+                    return SIGNALLED + self._ended_by
+
+    def _once(self) -> Ending | int:
+        """One life of the script: how it ended, or the status if it could not be started."""
+        with tempfile.TemporaryDirectory() as scratch:
+            told = Path(scratch) / "finished"
+            began = time.monotonic()
+            try:
+                self._child = subprocess.Popen(  # noqa: S603 - what the user asks to be run
+                    self._command, env={**os.environ, "TINKER_RECOVERY_TELL_RUNNER": str(told)}
+                )
+            except FileNotFoundError:
+                self._tell(f"there is no command {self._command[0]!r}")
+                return NOT_FOUND
+            except OSError as error:
+                self._tell(f"{self._command[0]!r} cannot be executed: {error}")
+                return NOT_EXECUTABLE
+            if self._ended_by is not None:
+                self._child.send_signal(self._ended_by)  # it came while there was no child yet
+            code = self._child.wait()
+            self._child = None
+            return Ending(
+                code,
+                time.monotonic() - began,
+                told_to_end=self._ended_by is not None,
+                finished_before=told.exists(),
+            )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+        before = {
+            each: signal.signal(each, self._on_signal)
+            for each in (*ends, signal.SIGUSR1, signal.SIGUSR2)
+        }
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number not in (signal.SIGUSR1, signal.SIGUSR2):
+            self._ended_by = number
+            self._woken.set()
+        child = self._child
+        if child is not None and not _terminal_sent(number):
+            child.send_signal(number)
+
+    def _tell(self, said: str) -> None:
+        name = " ".join(self._command)
+        if self._as_json:
+            click.echo(json.dumps({"command": list(self._command), "said": said}), err=True)
+        else:
+            click.echo(f"tinker-recovery: {name}: {said}", err=True)
+
+
+def _terminal_sent(number: int) -> bool:
+    """Whether a terminal sends this signal to the script as well: it must not get it twice."""
+    if number not in (signal.SIGINT, signal.SIGQUIT):
+        return False
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
