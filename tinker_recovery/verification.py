@@ -52,6 +52,11 @@ from tinker_recovery.telemetry.names import SCOPE
 logger = logging.getLogger(SCOPE)
 
 DEFAULT_LIMITS = Limits()
+
+ASKED = 2
+"""How often the service is asked to load a checkpoint before its refusal counts: a verdict may be
+what a checkpoint is given up for."""
+
 _NOT_FOUND = 404
 _SUFFIX = ".safetensors"
 
@@ -137,7 +142,8 @@ class Verifier:
         where the service does not tell. ``canary`` and ``bytes`` load the checkpoint into a session
         of its own, and ``bytes`` downloads its weights into a temporary folder. They are left out
         when the listing or the weights object, and ``canary`` where no fingerprint is known. What
-        the service refuses to load is an objection at ``bytes``, or without ``deep`` at ``canary``.
+        the service refuses to load, asked twice, is an objection at ``bytes``, or without ``deep``
+        at ``canary``.
 
         An objection at ``bytes`` is found twice, in two sessions, before it counts: an export can
         be damaged on its way as well. Checksums are noted when a checkpoint is first found whole,
@@ -262,15 +268,18 @@ class _Look:
         self._progress = progress
 
     async def load(self, stack: AsyncExitStack) -> Connection | str:
-        """A session with the checkpoint's weights; or why the service does not load them."""
-        self._progress(Progress("loading"))
-        loading = loaded(self._path, self._means.backend, limits=self._means.limits)
-        try:
-            return await stack.enter_async_context(loading)
-        except Exception as error:
-            if is_refused(error):
-                return f"the service does not load it: {error}"
-            raise _as_status(f"{self._path} could not be loaded", error) from error
+        """A session with the checkpoint's weights; or why the service, asked twice, refuses."""
+        refusals: list[Exception] = []
+        while len(refusals) < ASKED:
+            self._progress(Progress("loading"))
+            loading = loaded(self._path, self._means.backend, limits=self._means.limits)
+            try:
+                return await stack.enter_async_context(loading)
+            except Exception as error:
+                if not is_refused(error):
+                    raise _as_status(f"{self._path} could not be loaded", error) from error
+                refusals.append(error)
+        return f"the service does not load it: {refusals[-1]}"
 
     async def bytes(self, connection: Connection, stack: AsyncExitStack) -> Verdict:
         """What its files say; an objection is looked into once more, in another session."""

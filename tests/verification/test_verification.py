@@ -392,6 +392,8 @@ async def test_a_service_that_fails_to_load_for_reasons_of_its_own_is_an_error(
         local.inject(FaultRule("fail", request="load_weights"))
         with pytest.raises(StatusUnavailable, match="could not be loaded"):
             await desk.verify(path, deep=True)
+        local.inject(FaultRule("fail", request="load_weights", category="user"))
+        assert (await desk.bytes(path)).ok, "one refusal may have other reasons"
         local.inject(FaultRule("fail", request="save_weights_external"))
         with pytest.raises(StatusUnavailable, match="could not be exported"):
             await desk.verify(path, deep=True)
