@@ -22,7 +22,7 @@ from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.choice import ServiceTime
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import CheckpointError, RecoveryExhausted, RecoveryRefused
-from tinker_recovery.faults import Fault, Place, Row, Verdict, judge
+from tinker_recovery.faults import Fault, Kind, Place, Row, Verdict, judge
 from tinker_recovery.mass import MassTeller
 from tinker_recovery.places import Place as Slot
 from tinker_recovery.places import Places
@@ -419,7 +419,10 @@ class Executor:
             )
             try:
                 with trying(tries):
-                    ended = await self._attempt(run, fault)
+                    # Where calls have just failed for want of a service, the SDK would try to open
+                    # a session for minutes; likewise where a try has failed already.
+                    ahead = tries == 1 and fault.row.kind is not Kind.UNAVAILABLE
+                    ended = await self._attempt(run, fault, ahead=ahead)
             except CheckpointError:
                 raise
             except Exception as error:
@@ -430,13 +433,13 @@ class Executor:
             place.succeeded()
             return ended
 
-    def _tools(self) -> Tools:
+    def _tools(self, *, ahead: bool = False) -> Tools:
         return Tools(
-            self._backend, self._policy, self._events, self._clock, ServiceTime(self._clock)
+            self._backend, self._policy, self._events, self._clock, ServiceTime(self._clock), ahead
         )
 
-    async def _attempt(self, run: Recoverable, fault: Fault) -> Ended:
-        tools = self._tools()
+    async def _attempt(self, run: Recoverable, fault: Fault, *, ahead: bool) -> Ended:
+        tools = self._tools(ahead=ahead)
         restoration = run.restoration(tools)
         restored = await restoration.restore()
         taken = False  # until the hand-over the new client is nobody's but ours to close

@@ -7,7 +7,7 @@ to be bad is marked so and the next older is tried; what the service answers oth
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import tinker
@@ -75,6 +75,8 @@ class Tools:
         events: Where progress is told.
         clock: Time.
         waiting: Adds up the time spent waiting for the service.
+        ahead: Whether to open the new session while the checkpoint is being chosen. Not worth it
+            where the service has just been out of reach: the SDK would try for minutes.
     """
 
     backend: Backend
@@ -82,6 +84,7 @@ class Tools:
     events: EventSink
     clock: Clock
     waiting: ServiceTime
+    ahead: bool = False
 
 
 class Restoration:
@@ -99,6 +102,7 @@ class Restoration:
         self._policy = tools.policy
         self._events = tools.events
         self._waiting = tools.waiting
+        self._ahead = tools.ahead
         self._choice = Choice(
             run,
             policy=tools.policy,
@@ -119,14 +123,25 @@ class Restoration:
             Exception: Whatever else the service answered.
         """
         await self._run.refresh_notes()
+        # A session takes a while to open, and does not depend on what is chosen meanwhile.
+        opening = self._backend.open_ahead() if self._ahead else None
+        try:
+            chosen = await self._choice.choose()
+        except BaseException:
+            if opening is not None:
+                await self._backend.discard(opening)
+            raise
+        return await self._restore_from(chosen, opening)
+
+    async def _restore_from(self, checkpoint: CheckpointRecord | None, opening: Any) -> Restored:
         while True:
-            checkpoint = await self._choice.choose()
             try:
-                connection = await self._connect(checkpoint)
+                connection = await self._connect(checkpoint, opening)
             except Exception as error:
                 if checkpoint is None or not is_refused(error):
                     raise
                 await self._mark_bad(checkpoint, f"the service does not load it: {error}")
+                checkpoint, opening = await self._choice.choose(), None
                 continue
             answer = None
             kept = False
@@ -139,6 +154,7 @@ class Restoration:
             if checkpoint is None or objected is None:
                 return Restored(connection, checkpoint, answer)
             await self._mark_bad(checkpoint, objected)
+            checkpoint, opening = await self._choice.choose(), None
 
     async def _mark_bad(self, checkpoint: CheckpointRecord, reason: str) -> None:
         await self._run.mark_bad(checkpoint.path, reason)
@@ -149,13 +165,15 @@ class Restoration:
             {names.CHECKPOINT_PATH: checkpoint.path, names.REASON: reason},
         )
 
-    async def _connect(self, checkpoint: CheckpointRecord | None) -> Connection:
+    async def _connect(self, checkpoint: CheckpointRecord | None, opening: Any) -> Connection:
         origin = (
             self._run.origin
             if checkpoint is None
             else FromCheckpoint(checkpoint.path, optimizer=self._policy.restore_optimizer)
         )
         if origin is None:
+            if opening is not None:
+                await self._backend.discard(opening)
             raise NoUsableCheckpoint(
                 f"run {self._run.name!r} was adopted, so it cannot be started over, and it has no "
                 "checkpoint yet"
@@ -172,7 +190,7 @@ class Restoration:
             ) as span:
                 with self._waiting:
                     connection = await self._backend.connect(
-                        origin, deadline_s=self._policy.create_timeout_s
+                        origin, deadline_s=self._policy.create_timeout_s, opening=opening
                     )
                 span.set_attribute(names.RUN_ID, connection.run_id)
                 self._events.emit(

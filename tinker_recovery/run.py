@@ -294,6 +294,7 @@ class SupervisedRun:
     def note_saved(self, attempt: Attempt, step: int, path: str, took_s: float | None) -> None:
         """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
         self.trust.note_path(attempt, step, path)
+        self._keep_canary(attempt, step)
         # A save queued behind a request that failed is stored all the same, and is no progress.
         sound = not attempt.faulty and step <= attempt.client.first_doubtful_step
         if attempt is self.current and sound:
@@ -313,11 +314,16 @@ class SupervisedRun:
         )
 
     def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
-        """The canary was run on the weights of a checkpoint; its path is known by now or never."""
+        """The canary was run on the weights of a checkpoint."""
         self.trust.note_canary(attempt, step, output)
-        path, said = self.trust.path_of(attempt, step), attempt.saver.canary
+        self._keep_canary(attempt, step)
+
+    def _keep_canary(self, attempt: Attempt, step: int) -> None:
+        """Note down what the canary answered, once both its answer and the path are known."""
+        path = self.trust.path_of(attempt, step)
+        said = self.trust.fingerprints.get((attempt.id, step))
         if path is not None and said is not None:
-            self.spawn(functools.partial(self._note_down_canary, path, said[1]))
+            self.spawn(functools.partial(self._note_down_canary, path, said))
 
     async def _note_down_canary(self, path: str, said: str) -> None:
         try:

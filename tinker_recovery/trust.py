@@ -53,6 +53,8 @@ class Trust:
         """Checkpoints not to be used again, by path, with what is wrong with each."""
         self.doomed: dict[str, str] = {}
         """Checkpoints whose deletion has begun and may have happened, by path."""
+        self.fingerprints: dict[tuple[str, int], str] = {}
+        """What the canary answered at the (attempt, step) of each save of this process."""
         self.noted_canaries: dict[str, str] = {}
         """What earlier processes noted of the canary's answers: fingerprints, by path."""
         self.sizes: dict[str, int] = {}
@@ -126,6 +128,7 @@ class Trust:
         if fingerprint is not None:
             # The next checkpoint tells of it, so that any later process can compare.
             attempt.saver.canary = step, fingerprint
+            self.fingerprints[attempt.id, step] = fingerprint
 
     def note_resumed(self, start_step: int) -> None:
         """A new attempt has taken over, on weights that were looked at."""

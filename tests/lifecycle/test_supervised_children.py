@@ -94,10 +94,15 @@ def put(crash: Crash, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
         # Not the first client, which the Supervisor makes itself.
         connect = TinkerBackend.connect
 
-        async def crashing(backend: TinkerBackend, origin: Origin, *, deadline_s: float) -> Any:
+        async def crashing(backend: TinkerBackend, origin: Origin, **options: Any) -> Any:
             if isinstance(origin, FromCheckpoint):
-                crash()
-            return await connect(backend, origin, deadline_s=deadline_s)
+                try:
+                    crash()
+                except BaseException:
+                    if options.get("opening") is not None:
+                        await backend.discard(options["opening"])
+                    raise
+            return await connect(backend, origin, **options)
 
         monkeypatch.setattr(TinkerBackend, "connect", crashing)
         return

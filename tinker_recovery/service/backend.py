@@ -1,9 +1,4 @@
-"""The SDK adapter: clients created and closed with deadlines of our own.
-
-Two facts of the SDK shape it. The first call of a ServiceClient blocks its thread for as long as
-the service takes to open a session, so it runs in a worker thread. And such a thread cannot be
-stopped, only abandoned; so whoever abandons it leaves word, and the thread closes what it made.
-"""
+"""The SDK adapter: clients created and closed with deadlines of our own."""
 
 from __future__ import annotations
 
@@ -11,8 +6,6 @@ import asyncio
 import inspect
 import logging
 import os
-import threading
-from concurrent.futures import Future
 from typing import Any
 
 import anyio
@@ -28,61 +21,14 @@ from tinker_recovery.service.base import (
     CloseStatus,
     Connection,
     Endpoint,
-    FromBaseModel,
-    FromCallable,
-    FromCheckpoint,
     Origin,
     ServiceFactory,
 )
+from tinker_recovery.service.opening import Opening
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
-
-
-class _Opening:
-    """A ServiceClient being opened in a thread that may outlive the wish for it."""
-
-    def __init__(self, factory: ServiceFactory) -> None:
-        self._factory = factory
-        self._lock = threading.Lock()
-        self._abandoned = False
-        self.begun = False
-        """Whether the thread has begun; once abandoned it never does."""
-        self.out: Future[None] = Future()
-        """Done once the thread has come out."""
-        # Running from the start, so that whoever stops waiting for it cannot cancel it.
-        self.out.set_running_or_notify_cancel()
-        self.service: tinker.ServiceClient | None = None
-        self.creation: Future[Any] | None = None
-        """The submitted creation, where the SDK gave a future of it."""
-
-    def run(self, origin: Origin) -> Any:
-        """In a worker thread: open the session and submit the creation; returns its future."""
-        with self._lock:
-            if self._abandoned:
-                return None
-            self.begun = True
-        try:
-            self.service = self._factory()
-            return _submit(self.service, origin)
-        finally:
-            self._come_out()
-
-    def _come_out(self) -> None:
-        # Closing a ServiceClient that is still opening its session does nothing, so a thread that
-        # was abandoned has to do it when it comes out.
-        with self._lock:
-            self.out.set_result(None)
-            abandoned = self._abandoned
-        if abandoned and self.service is not None:
-            self.service.close("interrupted", "abandoned while it was being created")
-
-    def abandon(self) -> tinker.ServiceClient | None:
-        """Nobody wants it any more; returns what to close, or leaves that to the thread."""
-        with self._lock:
-            self._abandoned = True
-            return self.service if self.out.done() else None
 
 
 NOTICE_S = 15.0
@@ -90,18 +36,6 @@ NOTICE_S = 15.0
 
 ABANDON_S = 2.0
 """How long whoever gives up a creation waits for its thread, and then for its session's end."""
-
-
-def _submit(service: tinker.ServiceClient, origin: Origin) -> Any:
-    match origin:
-        case FromBaseModel(base_model, options):
-            return service.create_lora_training_client(base_model, **options)
-        case FromCheckpoint(path, optimizer=True):
-            return service.create_training_client_from_state_with_optimizer(path)
-        case FromCheckpoint(path):
-            return service.create_training_client_from_state(path)
-        case FromCallable(start):
-            return start(service)
 
 
 def endpoint_of(service: tinker.ServiceClient) -> Endpoint:
@@ -137,36 +71,33 @@ class TinkerBackend:
         service = await anyio.to_thread.run_sync(self._factory, abandon_on_cancel=True)
         return endpoint_of(service)
 
-    async def connect(self, origin: Origin, *, deadline_s: float) -> Connection:
+    def open_ahead(self) -> Opening:
+        """Begin to open a session; see :meth:`Backend.open_ahead`."""
+        return Opening(self._factory)
+
+    async def discard(self, opening: Opening) -> None:
+        """Close a session opened ahead; see :meth:`Backend.discard`."""
+        with anyio.CancelScope(shield=True):
+            await _give_up(opening)
+
+    async def connect(
+        self, origin: Origin, *, deadline_s: float, opening: Opening | None = None
+    ) -> Connection:
         """A new client in a new session; see :meth:`Backend.connect`."""
-        opening = _Opening(self._factory)
+        opening = opening or self.open_ahead()
         # A service that is out of reach looks like one that is slow, for as long as the SDK tries.
         notice = asyncio.get_running_loop().call_later(
             NOTICE_S, _still_waiting, origin, deadline_s - NOTICE_S
         )
         try:
+            opening.submit(origin)
             with anyio.fail_after(deadline_s):
-                pending = await anyio.to_thread.run_sync(
-                    opening.run, origin, abandon_on_cancel=True
-                )
+                pending = await asyncio.wrap_future(opening.submitted)
                 training = await _outcome(pending, opening)
             _check_client(training)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                # Mostly it is about to come out, and then nothing at all is left behind.
-                with anyio.move_on_after(ABANDON_S if opening.begun else 0.0):
-                    await asyncio.wrap_future(opening.out)
-                service = opening.abandon()
-                if service is not None:
-                    await _close(
-                        service,
-                        "interrupted",
-                        "its training client could not be created",
-                        deadline_s=ABANDON_S,
-                    )
-                # Only now: a request cancelled in the moment it fails has the SDK log a traceback.
-                if opening.creation is not None:
-                    opening.creation.cancel()
+                await _give_up(opening)
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded(f"creating a client by {origin!r}", deadline_s) from error
             raise
@@ -192,7 +123,25 @@ def _still_waiting(origin: Origin, left_s: float) -> None:
     )
 
 
-async def _outcome(pending: Any, opening: _Opening) -> Any:
+async def _give_up(opening: Opening) -> None:
+    opening.release()
+    # Mostly the thread is about to come out, and then nothing at all is left behind.
+    with anyio.move_on_after(ABANDON_S):
+        await asyncio.wrap_future(opening.out)
+    service = opening.abandon()
+    if service is not None:
+        await _close(
+            service,
+            "interrupted",
+            "its training client could not be created",
+            deadline_s=ABANDON_S,
+        )
+    # Only now: a request cancelled in the moment it fails has the SDK log a traceback.
+    if opening.creation is not None:
+        opening.creation.cancel()
+
+
+async def _outcome(pending: Any, opening: Opening) -> Any:
     """What a submitted creation ends as; being cancelled here does not cancel the creation."""
     if not isinstance(pending, APIFuture):
         return await pending if inspect.isawaitable(pending) else pending

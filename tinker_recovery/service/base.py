@@ -111,8 +111,21 @@ class Backend(Protocol):
         """Where the service is, for whoever reads its status without the SDK."""
         ...
 
-    async def connect(self, origin: Origin, *, deadline_s: float) -> Connection:
-        """A new client in a new session.
+    def open_ahead(self) -> Any:
+        """Begin to open a session for a :meth:`connect` to come; returns at once.
+
+        To be given to :meth:`connect` or to :meth:`discard`, once.
+        """
+        ...
+
+    async def discard(self, opening: Any) -> None:
+        """Close a session that was opened ahead and is not needed; never raises an Exception."""
+        ...
+
+    async def connect(
+        self, origin: Origin, *, deadline_s: float, opening: Any = None
+    ) -> Connection:
+        """A new client in a new session, or in the one that was opened ahead.
 
         Cancelling it, or its deadline, leaves no session behind: what was created is closed.
 
