@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import tinker
+from tinker import types
 
 from tinker_recovery import CheckpointPolicy, CheckpointRecord, NoUsableCheckpoint, RecoveryPolicy
 from tinker_recovery.checkpoints import Segment, WeightsFacts, checkpoint_metadata
@@ -34,6 +35,14 @@ _T = TypeVar("_T")
 HOUR_S = 3600.0
 LINEAGE = "mine"
 DAMAGES: tuple[Damage, ...] = get_args(Damage)
+DATA = [
+    types.Datum(
+        model_input=types.ModelInput.from_ints(list(range(60))),
+        loss_fn_inputs={
+            "target_tokens": types.TensorData(data=list(range(1, 61)), dtype="int64", shape=[60])
+        },
+    )
+]
 ORIGIN = FromBaseModel("m", {"rank": 4, "seed": 1})
 
 
@@ -254,6 +263,10 @@ class _World:
         self.branch = {path for path in self.branch if self.steps[path] <= self.step}
         self._connections.append(connection)
         self._alive = connection
+        if checkpoint is None:
+            # Fresh weights are half zeros, and a tail of zeros would be no damage to them.
+            await connection.training.forward_backward(DATA, "cross_entropy")
+            await connection.training.optim_step(types.AdamParams(learning_rate=0.1))
 
     async def save(self) -> None:
         assert self._alive is not None  # noqa: S101 - begun before anything else
