@@ -252,19 +252,29 @@ def read_events(
     Raises:
         JournalError: The file is not there, or cannot be read.
     """
-    wanted = "" if name is None else "AND events.run IN (SELECT id FROM runs WHERE name = ?)"
     with _reading(path) as database:
-        rows = database.execute(
-            "SELECT events.id, coalesce(runs.name, ''), events.time, events.name, message, fields "  # noqa: S608 - nothing of anyone's in it
-            "FROM events LEFT JOIN runs ON runs.id = events.run "
-            f"WHERE events.id > ? {wanted} ORDER BY events.id DESC LIMIT ?",
-            (after, *([] if name is None else [name]), limit),
-        ).fetchall()
+        rows: list[tuple[Any, ...]] = []
+        if name is None:
+            rows += database.execute(f"{_EVENTS} ORDER BY events.id DESC LIMIT ?", (after, limit))
+        else:
+            # One run after the other, each by its index: a quiet one is not looked for among all.
+            for (run,) in database.execute(
+                "SELECT id FROM runs WHERE name = ?", (name,)
+            ).fetchall():
+                rows += database.execute(
+                    f"{_EVENTS} AND events.run = ? ORDER BY events.id DESC LIMIT ?",
+                    (after, run, limit),
+                )
     return [
         EventView(id_, run, time, event, message, json.loads(fields))
-        for id_, run, time, event, message, fields in reversed(rows)
+        for id_, run, time, event, message, fields in sorted(rows)[-limit:]
     ]
 
+
+_EVENTS = (
+    "SELECT events.id, coalesce(runs.name, ''), events.time, events.name, message, fields "
+    "FROM events LEFT JOIN runs ON runs.id = events.run WHERE events.id > ?"
+)
 
 _RUNS = (
     "SELECT runs.id, service, name, named, lineage, origin, policy, state, detail, start_step, "

@@ -52,6 +52,7 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         service: Base URL of the service.
         hide: Texts that must not be written, an API key for one.
         wall: Seconds since the epoch.
+        monotonic: Seconds of a clock that only runs forward.
         beat_s: How often the leases are renewed.
     """
 
@@ -62,6 +63,7 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         service: str,
         hide: Sequence[str] = (),
         wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         beat_s: float = lease.BEAT_S,
     ) -> None:
         self.service = service
@@ -69,10 +71,12 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         """Whether another process can find what is written."""
         self.redact = redactor(hide)
         self.wall = wall
+        self._monotonic = monotonic
         self._database = journal.database
         self._holder = secrets.token_hex(8)
         self._lock = threading.Lock()
         self._records: dict[int, RunRecord] = {}
+        self._by_name: dict[str, RunRecord] = {}
         self.writer = Writer(self._database, beat=self._beat, beat_every_s=beat_s)
 
     async def __aenter__(self) -> Self:
@@ -115,7 +119,7 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
             points,
         )
         with self._lock:
-            self._records[run] = record
+            self._records[run] = self._by_name[record.name] = record
         return record
 
     def _take(
@@ -127,7 +131,7 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         if run is None:
             run = records.insert_run(connection, opening, now)
         taken = lease.take(
-            connection, run, holder=self._holder, here=here, seen=seen, now=time.monotonic()
+            connection, run, holder=self._holder, here=here, seen=seen, now=self._monotonic()
         )
         if isinstance(taken, Held):
             return taken
@@ -142,10 +146,7 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
     def note_event(self, event: RecoveryEvent) -> None:
         """An event of a run, or of none."""
         with self._lock:
-            # The newest of a name: one may have been trained under it before.
-            record = next(
-                (each for each in reversed(self._records.values()) if each.name == event.run), None
-            )
+            record = self._by_name.get(event.run)
         event = replace(
             event,
             message=self.redact(event.message),
@@ -166,6 +167,8 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         """A run is over."""
         with self._lock:
             self._records.pop(record.id, None)
+            if self._by_name.get(record.name) is record:
+                del self._by_name[record.name]
 
     def _beat(self) -> None:
         """On the writer's thread, now and then: a sign of life, and a look who holds what."""

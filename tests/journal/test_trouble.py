@@ -1,0 +1,278 @@
+"""A journal in trouble: full disks, torn files, other writers, clocks that go back."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tinker
+from loops import MODEL, SEED, bare_run, policy, train
+from test_records import SERVICE, opening
+
+from tinker_recovery import Attempt, JournalError, Supervisor
+from tinker_recovery.journal import Held, Journal, Recorder, RunRecord, default_path
+from tinker_recovery.journal.holder import Holder
+from tinker_recovery.journal.lease import LEASE_S, may_take
+from tinker_recovery.journal.reading import read_events, read_run
+from tinker_recovery.telemetry import RecoveryEvent, names
+from tinker_recovery.testing import LocalTinker
+
+STEPS = 22
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite3"
+
+
+@contextmanager
+def _full(journal: Journal) -> Iterator[None]:
+    """A disk with no room left: SQLite itself refuses to grow the file, with the error of one."""
+    connection = journal.database._database
+    assert connection is not None
+    with journal.database._lock:
+        connection.execute("CREATE TABLE IF NOT EXISTS filler (bytes BLOB)")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+    yield
+    with journal.database._lock:
+        connection.execute("PRAGMA max_page_count = 1000000")
+
+
+def _many(recorder: Recorder) -> None:
+    for number in range(500):
+        recorder.note_event(RecoveryEvent(names.EVENT_STARTED, "sft", f"{number} " + "x" * 500))
+
+
+async def test_a_full_disk_is_told_of_once_and_nothing_is_lost_that_still_fits_later(
+    file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinker_recovery.journal.writer.RETRY_S", (0.01, 0.02))
+    with Journal(file, service=SERVICE) as journal:
+        async with Recorder(journal, service=SERVICE) as recorder:
+            record = await recorder.open_run(opening())
+            assert isinstance(record, RunRecord)
+            with _full(journal):
+                _many(recorder)
+                assert await record.ask(lambda _: "written") is None
+                await record.attempt_begins(1, "a1", "r", 0, None)  # told, and training goes on
+            await record.ask(lambda _: None)
+    told = [each.message for each in caplog.records if each.levelno == logging.ERROR]
+    assert len(told) == 1
+    assert "disk is full" in told[0]
+    assert "Training goes on" in told[0]
+    assert "can be written again; 0 lines were lost" in caplog.text
+    assert len(read_events(file, limit=10_000)) == 500
+
+
+async def test_a_disk_that_fills_up_while_training_changes_nothing_of_the_training(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    local.poison(at_step=13)
+    supervisor = Supervisor(policy())
+
+    async def filling(attempt: Attempt) -> None:
+        recorder = supervisor._recorder
+        assert recorder is not None
+        database = recorder._database._database
+        assert database is not None
+        if attempt.number == 1:
+            database.execute("PRAGMA query_only = 1")  # every write fails from here on
+        await train(attempt, steps=STEPS)
+
+    async with supervisor:
+        await supervisor.run(filling, base_model=MODEL, rank=8, seed=SEED, name="sft")
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 10]
+    assert local.run_state(run.segments[-1].run_id) == expected
+    assert caplog.text.count("Training goes on") == 1
+    # And the same command finds it again, and replays what nobody wrote down.
+    with closing(sqlite3.connect(default_path())) as database, database:
+        database.execute("UPDATE leases SET pid = 4194305")
+    async with Supervisor(policy()) as again:
+        await again.run(
+            functools.partial(train, steps=STEPS),
+            base_model=MODEL,
+            rank=8,
+            seed=SEED,
+            name="sft",
+        )
+    assert local.run_state(again.runs[0].segments[-1].run_id) == expected
+
+
+async def test_a_journal_that_cannot_be_used_at_all_is_refused_before_anything_starts(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file, where a folder should be")
+    with pytest.raises(JournalError, match=r"cannot be used.*another folder"):
+        async with Supervisor(policy(), journal=tmp_path / "taken" / "journal.sqlite3"):
+            pytest.fail("the body never runs")
+    read_only = Path("/proc/tinker_recovery/journal.sqlite3")
+    with pytest.raises(JournalError, match=r"cannot be used.*another folder"):
+        async with Supervisor(policy(), journal=read_only):
+            pytest.fail("the body never runs")
+    assert not local.sessions()
+
+
+_WRITES = """
+import asyncio, itertools, pathlib, sys
+from tinker_recovery.journal import Journal, Opening, Recorder
+from tinker_recovery.telemetry import RecoveryEvent
+async def main():
+    file, name = sys.argv[1:]
+    with Journal(pathlib.Path(file), service="s") as journal:
+        async with Recorder(journal, service="s") as recorder:
+            record = await recorder.open_run(Opening("s", name, True, "l", {}, {}, 0))
+            for number in itertools.count():
+                recorder.note_event(RecoveryEvent("e", name, str(number)))
+                await record.ask(lambda _: None)
+                print(number, flush=True)
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def _writing(file: Path, name: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-c", _WRITES, str(file), name], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _told(process: subprocess.Popen[str], count: int) -> list[int]:
+    assert process.stdout is not None
+    return [int(process.stdout.readline()) for _ in range(count)]
+
+
+def test_two_processes_write_at_once_and_one_killed_and_torn_in_the_middle_loses_no_word(
+    file: Path,
+) -> None:
+    with _writing(file, "left") as left, _writing(file, "right") as right:
+        told = {"left": _told(left, 20), "right": _told(right, 20)}
+        left.send_signal(signal.SIGKILL)
+        right.send_signal(signal.SIGKILL)
+    for name, numbers in told.items():
+        run = read_run(file, name)
+        assert run is not None
+        assert not run.live, "its process is dead, and that is seen at once"
+        seen = {int(event.message) for event in read_events(file, name, limit=100_000)}
+        assert set(numbers) <= seen
+    # What a power cut leaves of the last write: half a page of it.
+    wal = file.with_name(file.name + "-wal")
+    os.truncate(wal, wal.stat().st_size - 2_000)
+    before = len(read_events(file, limit=100_000))
+    with Journal(file, service="s") as journal:
+        journal.pin("tinker://r/weights/a")
+    assert len(read_events(file, limit=100_000)) == before >= 38
+
+
+def test_a_file_damaged_in_the_middle_says_so_and_what_to_do_and_is_left_as_it_is(
+    file: Path,
+) -> None:
+    with Journal(file, service=SERVICE) as journal:
+        for number in range(300):
+            journal.pin(f"tinker://r/weights/{number}", "x" * 100)
+    content = bytearray(file.read_bytes())
+    content[4096:-4096] = b"\xff" * (len(content) - 8192)
+    file.write_bytes(content)
+    said = r"the file is damaged.*Nothing in it was changed.*mv .*found again by their name"
+    with pytest.raises(JournalError, match=said), Journal(file, service=SERVICE) as journal:
+        journal.notes()
+    with pytest.raises(JournalError, match=said):
+        read_run(file, "sft")
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("lives", "silent_s", "taken"),
+    [
+        (True, 1e9, False),
+        (False, 0.0, True),
+        (None, LEASE_S - 0.1, False),
+        (None, LEASE_S, True),
+    ],
+)
+def test_a_run_is_taken_from_the_dead_and_from_those_silent_for_a_whole_lease(
+    *, lives: bool | None, silent_s: float, taken: bool
+) -> None:
+    held = Held(Holder("h", "m", 1, "1", 0.0, 0.0), 3, 7, unchanged_since=100.0)
+    assert may_take(held, now=100.0 + silent_s, lives=lives) is taken
+
+
+def _held(answer: Held | RunRecord) -> Held:
+    assert isinstance(answer, Held)
+    return answer
+
+
+async def test_no_clock_that_is_set_hands_a_run_to_two_processes(file: Path) -> None:
+    """The holder is on another machine; the clock here is years ahead, then years behind."""
+    moment, wall = [0.0], [time.time()]
+
+    def recorder(journal: Journal) -> Recorder:
+        return Recorder(journal, service=SERVICE, wall=lambda: wall[0], monotonic=lambda: moment[0])
+
+    with Journal(file, service=SERVICE) as one, Journal(file, service=SERVICE) as other:
+        async with recorder(one) as first, recorder(other) as second:
+            record = await first.open_run(opening())
+            assert isinstance(record, RunRecord)
+            with closing(sqlite3.connect(file)) as database, database:
+                database.execute("UPDATE leases SET machine = 'elsewhere'")
+            held: Held | None = None
+            for years in (0, 10, -10):
+                wall[0] = time.time() + years * 365 * 86_400
+                held = _held(await second.open_run(opening(), held))
+            moment[0] = LEASE_S - 1
+            first._beat()  # a sign of life, just in time
+            held = _held(await second.open_run(opening(), held))
+            moment[0] += LEASE_S
+            taken = await second.open_run(opening(), held)
+            assert isinstance(taken, RunRecord)
+            assert taken.token == record.token + 1
+            record.saved("a", "tinker://r/weights/late", 5, sound=True)
+            await record.end("finished")  # of one that was only asleep: nothing comes of it
+    run = read_run(file, "sft")
+    assert run is not None
+    assert (run.state, run.checkpoints) == ("training", ())
+
+
+def test_a_process_id_that_is_used_again_is_not_the_holder() -> None:
+    here = Holder.here(now=0.0, lease_s=LEASE_S)
+    assert here.lives() is True
+    assert replace(here, born="1").lives() is False
+    assert replace(here, pid=4194305).lives() is False
+    assert replace(here, machine="elsewhere").lives() is None
+
+
+def test_many_threads_of_many_supervisors_take_each_run_once(file: Path) -> None:
+    """Sixteen at once: each run has one holder, and the others are told of it."""
+    import asyncio  # noqa: PLC0415 - each thread has a loop of its own
+
+    def take(_: int) -> list[bool]:
+        async def all_runs() -> list[bool]:
+            with Journal(file, service=SERVICE) as journal:
+                async with Recorder(journal, service=SERVICE) as recorder:
+                    got = [await recorder.open_run(opening(f"run-{n}")) for n in range(3)]
+                    return [isinstance(each, RunRecord) for each in got]
+
+        return asyncio.run(all_runs())
+
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(take, range(16)))
+    assert [sum(column) for column in zip(*answers, strict=True)] == [1, 1, 1]
