@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 
 from tinker import types
 
-from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, Supervisor
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, RunFinished, Supervisor
 
 ADAM = types.AdamParams(learning_rate=1e-2)
 
@@ -59,4 +60,8 @@ if __name__ == "__main__":
     arguments.add_argument("--steps", type=int, default=40)
     arguments.add_argument("--model", default="Qwen/Qwen3-8B")
     given = arguments.parse_args()
-    main(given.steps, given.model)
+    try:
+        main(given.steps, given.model)
+    except RunFinished as finished:
+        # The same command goes on with a run that was cut short; this one has come to its end.
+        sys.exit(str(finished))

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from collections import deque
 
 from tinker import APIFuture, types
 
-from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, Supervisor
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, RunFinished, Supervisor
 
 ADAM = types.AdamParams(learning_rate=1e-2)
 
@@ -69,4 +70,8 @@ if __name__ == "__main__":
     arguments.add_argument("--depth", type=int, action="append")
     arguments.add_argument("--model", default="Qwen/Qwen3-8B")
     given = arguments.parse_args()
-    asyncio.run(main(given.steps, given.depth or [1, 2], given.model))
+    try:
+        asyncio.run(main(given.steps, given.depth or [1, 2], given.model))
+    except RunFinished as finished:
+        # The same command goes on with a run that was cut short; this one has come to its end.
+        sys.exit(str(finished))
