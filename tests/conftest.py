@@ -130,6 +130,9 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     """Every span that ended, from a provider of the test's own: a process can set only one."""
     provider = TracerProvider(shutdown_on_exit=False)
     exporter = InMemorySpanExporter()
+    # A request of the SDK's that is collected ends its span, wherever the collector strikes: inside
+    # this lock as well.
+    exporter._lock = threading.RLock()  # type: ignore[assignment]  # a lock all the same
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
     yield exporter
