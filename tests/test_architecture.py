@@ -34,6 +34,7 @@ ROOMS = [
     "keeper",
     "housekeeping",
     "verification",
+    "rediscovery",
     "resumption",
     "elsewhere",
     "restoration",

@@ -56,6 +56,7 @@ class Owner(Protocol):
     """The run, as its attempts see it."""
 
     name: str
+    given_name: str | None
     lineage: str
     policy: RecoveryPolicy
     mailbox: Mailbox
@@ -162,6 +163,7 @@ class Attempt:
             attempt=self.id,
             schedule=schedule_of(run.policy.checkpoints),
             lineage=run.lineage,
+            run_name=run.given_name,
             parent=self.segment.parent,
             start_step=start_step,
             epoch=checkpoint.epoch or 0 if checkpoint else 0,

@@ -21,6 +21,7 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.errors import NoUsableCheckpoint, RunFinished, RunHeld, UsageError
 from tinker_recovery.journal import Found, Held, Opening, Recorder, RunRecord
 from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.rediscovery import QUIET_S, find_at_service, until_quiet
 from tinker_recovery.resumption import Standing, standing_of
 from tinker_recovery.service import StatusReader
 from tinker_recovery.start import StartPlan
@@ -85,6 +86,8 @@ async def open_run(
     )
     record = await take_run(recorder, opening, plan.on_lease)
     try:
+        if opening.named and (record.found is None or not record.found.attempts):
+            await _look_at_service(record, reader, plan, clock)
         found = record.found
         if found is None:
             return await _begun(record, opening, reader, plan)
@@ -112,6 +115,31 @@ async def open_run(
     except BaseException:
         await record.end(None)
         raise
+
+
+async def _look_at_service(
+    record: RunRecord, reader: StatusReader, plan: StartPlan, clock: Clock
+) -> None:
+    """Take over a run that this journal does not know, if the service does."""
+    rediscovered = await find_at_service(reader, record.name, known=await record.known_lineages())
+    if rediscovered is None:
+        return
+    found, said = rediscovered
+    begun = {
+        **plan.described,
+        **{key: value for key, value in said.items() if key in plan.described},
+    }
+    check_same_start(record.name, begun, plan.described)
+    last = found.attempts[-1].run_id
+    await until_quiet(reader, record.name, last, quiet_s=QUIET_S, monotonic=clock.monotonic)
+    await record.rebuild(replace(found, origin=dict(plan.described)))
+    logger.warning(
+        "run %s is not in this journal, and has checkpoints at the service: %d attempts were put "
+        "together from what those say, the newest of them at step %d",
+        record.name,
+        len(found.attempts),
+        found.step,
+    )
 
 
 async def _begun(

@@ -89,6 +89,8 @@ class SupervisedRun:
         self.interruption = interruption
         """Whether a signal has asked the process to stop."""
         self.name = name
+        self.given_name = record.given_name
+        """The same, if the user gave it and the run is to be found again by it."""
         self.lineage = record.lineage
         self.telemetry = RunTelemetry(name, self.lineage, clock.monotonic)
         """Its spans, and its figures."""

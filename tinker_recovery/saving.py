@@ -36,6 +36,7 @@ class Saver:
         attempt: The attempt's id, part of every name.
         schedule: When to save.
         lineage: The logical run.
+        run_name: The name the user gave it, if they did.
         parent: Path of the checkpoint the attempt started from.
         start_step: Optimizer steps it started with.
         epoch: Epochs completed in them.
@@ -52,6 +53,7 @@ class Saver:
         attempt: str,
         schedule: SaveSchedule,
         lineage: str,
+        run_name: str | None,
         parent: str | None,
         start_step: int,
         epoch: int,
@@ -64,6 +66,7 @@ class Saver:
         self._attempt = attempt
         self._schedule = schedule
         self._lineage = lineage
+        self._run_name = run_name
         self._parent = parent
         self._history = history
         self._ttl_s = None if ttl_s is None else int(ttl_s)
@@ -130,6 +133,7 @@ class Saver:
         return checkpoint_metadata(
             step=step,
             lineage=self._lineage,
+            run_name=self._run_name,
             attempt=self._attempt,
             parent=self._parent,
             saved_by=asked_by,

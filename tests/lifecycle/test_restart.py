@@ -330,3 +330,60 @@ async def test_best_goes_on_being_the_best_of_all_processes(local: LocalTinker) 
     written = read_run(default_path(), "sft-42")
     assert written is not None
     assert [saved.step for saved in written.checkpoints] == [1, 2, 4]
+
+
+async def test_a_run_whose_journal_is_lost_is_found_again_by_its_name_at_the_service(
+    local: LocalTinker,
+) -> None:
+    """Another machine, a container without a disk, a damaged file that was moved away."""
+    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    local.poison(at_step=8)
+    first = await _train_until(12)
+    for each in default_path().parent.iterdir():
+        each.unlink()
+    with pytest.raises(UsageError, match="rank=16 is not how run 'sft-42' was begun"):
+        await _go_on(rank=16)
+    supervisor = await _go_on()
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [10]
+    assert run.lineage == first.runs[0].lineage
+    assert [each.start_step for each in run.segments] == [0, 5, 10]
+    assert local.run_state(run.segments[-1].run_id) == expected
+    # A name nobody has used begins afresh, and so does one that is not to be remembered.
+    other = await _go_on(name="another")
+    assert [attempt.start_step for attempt in other.runs[0].attempts] == [0]
+    async with Supervisor(policy(), journal=None) as forgetful:
+        await forgetful.run(functools.partial(train, steps=3), **START)
+    assert [attempt.start_step for attempt in forgetful.runs[0].attempts] == [0]
+
+
+async def test_a_run_that_only_the_service_knows_is_left_alone_while_another_trains_it(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two machines: no lease can tell, so what the service hears does."""
+    del local
+    monkeypatch.setattr("tinker_recovery.opening.QUIET_S", 0.3)
+    under_way, begun = anyio.Event(), []
+
+    async def slowly(attempt: Attempt) -> None:
+        for step in range(40):
+            attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+            await anyio.sleep(0.02)
+            if step == 6:
+                under_way.set()
+        begun.append("the first is done")
+
+    async def there() -> None:
+        async with Supervisor(policy(), journal=tmp_path / "there.sqlite3") as supervisor:
+            await supervisor.run(slowly, **START)
+
+    async def here(attempt: Attempt) -> None:
+        begun.append(f"here from {attempt.start_step}")
+
+    running = asyncio.create_task(there())
+    await under_way.wait()
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(here, **START)
+    await running
+    assert begun[0] == "the first is done"

@@ -54,6 +54,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
     attempt: str,
     parent: str | None,
     saved_by: SavedBy,
+    run_name: str | None = None,
     epoch: int | None = None,
     metrics: Mapping[str, float] | None = None,
     loop_state: object = None,
@@ -68,6 +69,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         attempt: Id of the attempt that saves it.
         parent: Path of the checkpoint that attempt started from, or None if it began afresh.
         saved_by: Who asked for the save.
+        run_name: The name the user gave the run, by which it is found again.
         epoch: Epochs completed.
         metrics: The newest metrics, by name.
         loop_state: The user's own state of the loop, as JSON can hold it.
@@ -85,6 +87,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         "step": str(step),
         "saved_by": saved_by,
         "parent": parent,
+        "run_name": run_name,
         "epoch": None if epoch is None else str(epoch),
         "metrics": encode_metrics(metrics) if metrics else None,
         "loop_state": None if loop_state is None else encode_loop_state(loop_state),
@@ -109,6 +112,7 @@ class CheckpointRecord(BaseModel):
         size_bytes: Its size, where the service says.
         expires_at: When the service will delete it; None for never.
         public: Whether it was published.
+        run_name: The name the user gave the run, or None.
         epoch: Epochs completed, where the loop said.
         metrics: The newest metrics when it was saved; values may be NaN or infinite.
         loop_state: The user's own state of the loop, or None.
@@ -131,6 +135,7 @@ class CheckpointRecord(BaseModel):
     size_bytes: int | None
     expires_at: datetime | None
     public: bool
+    run_name: str | None = None
     epoch: int | None = None
     metrics: Mapping[str, float] = Field(default_factory=dict)
     loop_state: Any = None
@@ -165,6 +170,7 @@ class CheckpointRecord(BaseModel):
                 size_bytes=listed.size_bytes,
                 expires_at=listed.expires_at and _aware(listed.expires_at),
                 public=listed.public,
+                run_name=fields.get("run_name"),
                 epoch=_count("epoch", fields["epoch"]) if "epoch" in fields else None,
                 metrics=decode_metrics(fields.get("metrics", "{}")),
                 loop_state=decode_loop_state(fields.get("loop_state", "null")),

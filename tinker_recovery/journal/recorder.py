@@ -111,7 +111,7 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         run, token, found, points = taken
         record = RunRecord(
             self,
-            opening.name,
+            opening,
             found.lineage if found else opening.lineage,
             run,
             token,
@@ -205,14 +205,16 @@ class RunRecord:
     def __init__(
         self,
         recorder: Recorder,
-        name: str,
+        opening: Opening,
         lineage: str,
         run: int,
         token: int,
         found: Found | None,
         points: int,
     ) -> None:
-        self.name = name
+        self.name = opening.name
+        self.given_name = opening.name if opening.named else None
+        """The same, if it is to be gone on with by it."""
         self.lineage = lineage
         self.id = run
         self.token = token
@@ -288,6 +290,39 @@ class RunRecord:
         await self.ask(
             lambda connection: records.begin_again(connection, self.id, opening, now, anew=anew)
         )
+
+    async def known_lineages(self) -> set[str]:
+        """Ids of every logical run this journal knows, the forgotten ones too."""
+        known = await self.ask(
+            lambda connection: connection.execute("SELECT lineage FROM runs").fetchall()
+        )
+        return {lineage for (lineage,) in known or []}
+
+    async def rebuild(self, found: Found) -> None:
+        """Take over what the service alone knew of the run."""
+        now = self._recorder.wall()
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE runs SET lineage = ?, start_step = ?, step = ? WHERE id = ?",
+                (found.lineage, found.start_step, found.step, self.id),
+            )
+            for number, each in enumerate(found.attempts, 1):
+                told = (number, each.attempt, each.run_id, each.start_step, each.parent)
+                records.insert_attempt(connection, self.id, told, now)
+                connection.execute(
+                    "UPDATE attempts SET sound_step = ?, polled_step = ? WHERE run = ? "
+                    "AND number = ?",
+                    (each.sound_step, each.polled_step, self.id, number),
+                )
+            for path, step in found.stored:
+                connection.execute(
+                    "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, 1, 0)",
+                    (self.id, path, step, now),
+                )
+
+        await self.ask(write)
+        self.lineage, self.found = found.lineage, found
 
     async def attempt_begins(
         self, number: int, attempt: str, run_id: str, start_step: int, parent: str | None

@@ -193,6 +193,20 @@ class StatusReader:
                 return None if status.category == "user" else status.message
         return None
 
+    async def session_over(self, run_id: str) -> bool:
+        """Whether the session of a run was finished by its client, or failed."""
+        session_id = run_id.partition(":train:")[0]
+        reply = await self.http.ask(
+            "POST",
+            "sessions/search",
+            types.SessionSearchResponse.model_validate,
+            json={"session_id": session_id, "limit": 1},
+        )
+        return any(
+            session.session_id == session_id and not isinstance(session.status, types.SessionActive)
+            for session in reply.sessions
+        )
+
     async def every_checkpoint(self) -> AsyncIterator[types.Checkpoint]:
         """The checkpoints of all runs, page by page."""
         offset = 0
