@@ -16,6 +16,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from poisoned_run import leave_a_journal
 from tinker.lib.internal_client_holder import _internal_client_holder_thread_singleton as sdk
 from virtual import World
 
@@ -117,6 +118,14 @@ async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalTinker]:
         yield server
         open_sessions = [key for key, state in server.sessions().items() if state == "active"]
         assert not open_sessions, f"sessions left open at the service: {open_sessions}"
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a journal, and of its events as lines, that one run left; only to be read."""
+    folder = tmp_path_factory.mktemp("written")
+    asyncio.run(leave_a_journal(folder))
+    return folder
 
 
 @pytest.fixture

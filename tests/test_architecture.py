@@ -11,6 +11,7 @@ import tinker_recovery
 
 ROOMS = [
     "cli",
+    "report",
     "__init__",
     "supervisor",
     "by_hand",

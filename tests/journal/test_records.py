@@ -14,7 +14,9 @@ import pytest_asyncio
 from tinker_recovery.errors import JournalError, LeaseLost
 from tinker_recovery.journal import Held, Journal, Opening, Recorder, RunRecord
 from tinker_recovery.journal import records as records_module
+from tinker_recovery.journal.glance import read_glances
 from tinker_recovery.journal.reading import read_events, read_run, read_runs
+from tinker_recovery.journal.recorder import SAMPLES_AT_ONCE
 from tinker_recovery.telemetry import RecoveryEvent, names
 
 SERVICE = "http://127.0.0.1:1"
@@ -223,3 +225,57 @@ def test_reading_a_journal_that_is_not_there_makes_none(file: Path) -> None:
     with pytest.raises(JournalError, match="there is no journal at"):
         read_runs(file)
     assert not file.exists()
+
+
+async def test_a_checkpoint_that_was_deleted_is_gone_from_then_on(
+    recorder: Recorder, file: Path
+) -> None:
+    record = await _open(recorder)
+    path = "tinker://session:train:0/weights/x"
+    await record.attempt_begins(1, "a1", "session:train:0", 0, None)
+    for name in ("x", "y"):
+        record.saved("a1", f"tinker://session:train:0/weights/{name}", 5, sound=True)
+    recorder.note_event(
+        RecoveryEvent(names.EVENT_CHECKPOINT_DELETED, "sft", "why", {names.CHECKPOINT_PATH: path})
+    )
+    await _written(record)
+    run = read_run(file, "sft")
+    assert run is not None
+    assert [(each.path[-1], each.gone) for each in run.checkpoints] == [("x", True), ("y", False)]
+
+
+async def test_of_a_short_run_every_loss_is_kept_and_of_a_long_one_a_sample(
+    recorder: Recorder, file: Path
+) -> None:
+    record = await _open(recorder)
+    for step in range(SAMPLES_AT_ONCE + 100):
+        record.reported(step, {"loss": 1.0})
+    await _written(record)
+    run = read_run(file, "sft")
+    assert run is not None
+    steps = [each.step for each in run.progress]
+    assert steps[:SAMPLES_AT_ONCE] == list(range(SAMPLES_AT_ONCE))
+    assert len(steps) < SAMPLES_AT_ONCE + 50
+
+
+async def test_many_runs_are_read_at_one_glance_with_the_newest_of_each(
+    recorder: Recorder, file: Path
+) -> None:
+    record, _ = await _open(recorder), await _open(recorder, "other")
+    await record.attempt_begins(1, "a1", "session:train:0", 0, None)
+    for step in range(5):
+        record.reported(step, {"loss": float(step)})
+    for step in (5, 10):
+        record.saved("a1", f"tinker://session:train:0/weights/{step}", step, sound=True)
+        recorder.note_event(RecoveryEvent(names.EVENT_CHECKPOINT_SAVED, "sft", f"at {step}"))
+    await _written(record)
+    glances = {each.run.name: each for each in read_glances(file, losses=3)}
+    assert glances.keys() == {"sft", "other"}
+    sft, other = glances["sft"], glances["other"]
+    assert (sft.attempts, sft.recoveries, sft.losses) == (1, 0, (2.0, 3.0, 4.0))
+    assert sft.checkpoint is not None
+    assert sft.checkpoint.step == 10
+    assert sft.event is not None
+    assert sft.event.message == "at 10"
+    assert (other.attempts, other.losses, other.checkpoint, other.event) == (0, (), None, None)
+    assert [each.run.name for each in read_glances(file, "other")] == ["other"]

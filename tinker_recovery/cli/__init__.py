@@ -11,8 +11,10 @@ _COMMANDS = {
     "demo": "Watch a real training loop get poisoned, recover, and end with the same weights.",
     "doctor": "Find out whether the service really restores the optimizer.",
     "faults": "Show every way a run can go bad, and what is done about it.",
+    "report": "Write one page about a run: curve, incidents, lineage, figures, events.",
     "run": "Run a training script, and start it again when it crashes.",
     "serve": "Run the local Tinker server, for trying things out and for tests.",
+    "watch": "Watch runs while they train: state, step, loss, recoveries, checkpoints.",
 }
 
 

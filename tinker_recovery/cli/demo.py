@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _MODEL = "Qwen/Qwen3-8B"
 _SEED = 20251204
 _SERVICE = "tinker-recovery-demo"
+_CALM, _POISONED = "undisturbed", "poisoned"
 _POLL_S = 0.25
 _CURVE_WIDTH, _CURVE_HEIGHT = 64, 7
 
@@ -37,6 +38,7 @@ _CURVE_WIDTH, _CURVE_HEIGHT = 64, 7
 class Story:
     """What one run looked like while it happened."""
 
+    name: str
     title: str
     losses: dict[int, float] = field(default_factory=dict)
     step: int = 0
@@ -98,18 +100,34 @@ class Outcome:
     type=click.Choice(["grpc", "http/protobuf"]),
     help="Default: grpc, and http/protobuf where the port is 4318.",
 )
+@click.option(
+    "--keep",
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the journal in this folder, for watch (meanwhile, or after) and report.",
+)
+@click.option(
+    "--report",
+    "page",
+    metavar="FILE.html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the poisoned run's report to this file.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
-def command(
+def command(  # noqa: PLR0913 - one argument for each option
     steps: int,
     poisonings: tuple[int, ...],
     save_every: int,
     pace: float,
     otlp: str | None,
     otlp_protocol: Literal["grpc", "http/protobuf"] | None,
+    folder: Path | None,
+    page: Path | None,
     *,
     as_json: bool,
 ) -> None:
-    """Watch a training loop get poisoned, recover, and end with the same weights.
+    r"""Watch a training loop get poisoned, recover, and end with the same weights.
 
     Starts a local Tinker server in a process of its own and trains one run twice with the real
     Tinker SDK: once undisturbed, once with the backend poisoned on the way. Every second poisoning
@@ -119,6 +137,13 @@ def command(
     Needs: pip install "tinker-recovery[demo]". Takes about ten seconds. Nothing leaves this
     machine.
 
+    \b
+    Look at it in pictures:
+        tinker-recovery demo --report demo.html
+        tinker-recovery demo --keep demo --pace 0.3
+        tinker-recovery watch --journal demo    (meanwhile, in another terminal)
+        tinker-recovery report poisoned --journal demo -o demo.html
+
     Exit status: 0 if weights and optimizer are identical; 1 if not; 2 for a wrong option.
     """
     from rich.console import Console
@@ -127,9 +152,12 @@ def command(
     for step in chosen:
         if step >= steps:
             raise click.BadParameter(f"{step} is not below --steps {steps}", param_hint="--poison")
+    if page is not None and not page.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {page.parent}", param_hint="--report")
     console = Console(stderr=as_json, soft_wrap=False)
-    with _traced(console, otlp, otlp_protocol):
-        outcome = asyncio.run(_Demo(console, steps, sorted(chosen), save_every, pace).play())
+    with _traced(console, otlp, otlp_protocol), _state_folder(folder) as state:
+        outcome = asyncio.run(_Demo(console, steps, sorted(chosen), save_every, pace).play(state))
+        _show(console, state, folder, page)
     if as_json:
         click.echo(json.dumps(asdict(outcome)))
     sys.exit(0 if outcome.good else 1)
@@ -160,6 +188,32 @@ def _traced(
         console.print(f"\n[red]No collector took the traces at {export.endpoint}.[/]")
 
 
+@contextlib.contextmanager
+def _state_folder(kept: Path | None) -> Iterator[Path]:
+    """Where the journal goes: the user's folder, or one that is gone afterwards."""
+    if kept is not None:
+        yield kept
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _show(console: Console, state: Path, kept: Path | None, page: Path | None) -> None:
+    """Write the report, if one is wanted, and say what can be looked at."""
+    from tinker_recovery.cli.report import write_report
+    from tinker_recovery.journal.journal import JOURNAL_FILE
+
+    if page is not None:
+        write_report(state / JOURNAL_FILE, _POISONED, page)
+        console.print(f"\nThe report: {page}", soft_wrap=True)
+    if kept is not None:
+        console.print(
+            f"\nLook at it: tinker-recovery watch --journal {kept}\n"
+            f"            tinker-recovery report {_POISONED} --journal {kept} -o report.html",
+            soft_wrap=True,
+        )
+
+
 @dataclass(slots=True)
 class _Demo:
     console: Console
@@ -168,15 +222,15 @@ class _Demo:
     save_every: int
     pace: float
 
-    async def play(self) -> Outcome:
-        """The whole demo; prints as it goes."""
+    async def play(self, state: Path) -> Outcome:
+        """The whole demo; prints as it goes, and keeps its journal in a folder."""
         from tinker_recovery.testing import LocalTinkerProcess
 
-        calm, rough = Story("undisturbed"), Story("poisoned, supervised")
+        calm, rough = Story(_CALM, "undisturbed"), Story(_POISONED, "poisoned, supervised")
         with tempfile.TemporaryDirectory() as root, _quiet_logs():
             async with LocalTinkerProcess(root=Path(root), step_s=self.pace) as server:
                 os.environ.update(
-                    TINKER_RECOVERY_STATE_DIR=root,
+                    TINKER_RECOVERY_STATE_DIR=str(state),
                     TINKER_BASE_URL=server.base_url,
                     TINKER_API_KEY=server.api_key,
                     TINKER_TELEMETRY="0",
@@ -212,7 +266,7 @@ class _Demo:
             max_attempts=max(3, len(self.poisonings)),
             checkpoints=CheckpointPolicy(save_every=self.save_every),
         )
-        async with Supervisor(policy, journal=None) as supervisor:
+        async with Supervisor(policy) as supervisor:
 
             async def train(attempt: Attempt) -> None:
                 story.state = "training"
@@ -222,7 +276,7 @@ class _Demo:
                     story.recoveries = attempt.number - 1
                     refresh()
 
-            await supervisor.run(train, base_model=_MODEL, rank=8, seed=_SEED, name=story.title)
+            await supervisor.run(train, base_model=_MODEL, rank=8, seed=_SEED, name=story.name)
             story.state = "done"
             refresh()
             (run,) = supervisor.runs
@@ -300,6 +354,7 @@ async def _one_step(attempt: Attempt, step: int) -> float:
     update = attempt.client.optim_step(types.AdamParams(learning_rate=3e-2))
     loss = (await forward).metrics["loss:sum"]
     await update
+    attempt.report(loss=loss)
     return float(loss)
 
 

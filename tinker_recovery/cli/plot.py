@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_BARS = "▁▂▃▄▅▆▇█"
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BLANK = 0x2800
 
@@ -42,21 +43,37 @@ def curve(values: Sequence[float], *, width: int, height: int) -> list[str]:
     return ["".join(chr(_BLANK + cell) for cell in line) for line in grid]
 
 
-def axis(steps: int, *, width: int) -> str:
-    """The step axis: 0, a tick at each quarter, and the last step."""
-    line = [" "] * (width + len(str(steps)))
+def axis(steps: int, *, width: int, first: int = 0) -> str:
+    """The step axis: the first step, a tick at each quarter, and the last step."""
+    line = [" "] * (width + len(str(first + steps)))
     for quarter in range(5):
-        label = str(steps * quarter // 4)
+        label = str(first + steps * quarter // 4)
         start = min(quarter * (width - 1) // 4, len(line) - len(label))
         line[start : start + len(label)] = label
     return "".join(line).rstrip()
 
 
-def replays(marks: Sequence[Mark], steps: int, *, width: int) -> list[str]:
-    """One line for each recovery: an arrow from where it struck back to where the loop went on."""
+def replays(marks: Sequence[Mark], steps: int, *, width: int, first: int = 0) -> list[str]:
+    """One line for each recovery: an arrow from where it struck back to where the loop went on.
+
+    Marks are counted from the first step of the axis, and told as they are.
+    """
     lines = []
     for mark in marks:
         start, end = (round(step * (width - 1) / max(1, steps)) for step in (mark.back_to, mark.at))
         arrow = "✗" if start == end else "◄" + "─" * (end - start - 1) + "✗"
-        lines.append(" " * start + arrow + f" step {mark.at} → {mark.back_to}")
+        told = f" step {first + mark.at} → {first + mark.back_to}"
+        lines.append(" " * start + arrow + told)
     return lines
+
+
+def sparkline(values: Sequence[float], *, width: int) -> str:
+    """The newest values as bars, one character each, scaled to fill the height of a line."""
+    newest = values[-width:] if width else ()
+    if not newest:
+        return ""
+    # Halved, or the distance between two huge values is infinite.
+    halves = [each / 2 for each in newest]
+    low, span = min(halves), max(halves) - min(halves)
+    top = len(_BARS) - 1
+    return "".join(_BARS[round((each - low) / span * top) if span else 0] for each in halves)

@@ -17,14 +17,17 @@ from typing import Self
 from tinker_recovery.errors import UsageError
 from tinker_recovery.journal.database import Database
 
+JOURNAL_FILE = "journal.sqlite3"
+"""The journal's name in its folder."""
+
 
 def default_path() -> Path:
     """``$TINKER_RECOVERY_STATE_DIR``, or ``tinker_recovery`` in the user's state folder."""
     own = os.environ.get("TINKER_RECOVERY_STATE_DIR")
     if own:
-        return Path(own) / "journal.sqlite3"
+        return Path(own) / JOURNAL_FILE
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "tinker_recovery" / "journal.sqlite3"
+    return Path(state) / "tinker_recovery" / JOURNAL_FILE
 
 
 class StateFolder(enum.Enum):

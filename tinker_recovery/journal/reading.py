@@ -104,7 +104,7 @@ class CheckpointView:
 
 @dataclass(frozen=True, slots=True)
 class ProgressPoint:
-    """What the loop reported at a step; sampled, at most one a second.
+    """What the loop reported at a step; sampled: one a second, after a few hundred at will.
 
     Attributes:
         step: The loop's step.
@@ -210,10 +210,10 @@ def read_runs(path: Path) -> list[RunView]:
     Raises:
         JournalError: The file is not there, or cannot be read.
     """
-    with _reading(path) as database:
+    with open_to_read(path) as database:
         return [
-            _run(row)
-            for row in database.execute(f"{_RUNS} ORDER BY runs.updated DESC, runs.id DESC")
+            run_from(row)
+            for row in database.execute(f"{RUNS} ORDER BY runs.updated DESC, runs.id DESC")
         ]
 
 
@@ -228,14 +228,14 @@ def read_run(path: Path, name: str, *, service: str | None = None) -> RunView | 
     Raises:
         JournalError: The file is not there, or cannot be read.
     """
-    with _reading(path) as database:
+    with open_to_read(path) as database:
         # One picture: nothing of it changes between the questions.
         database.execute("BEGIN")
         row = database.execute(
-            f"{_RUNS} WHERE name = ? AND (? IS NULL OR service = ?) ORDER BY runs.id DESC LIMIT 1",
+            f"{RUNS} WHERE name = ? AND (? IS NULL OR service = ?) ORDER BY runs.id DESC LIMIT 1",
             (name, service, service),
         ).fetchone()
-        return None if row is None else _run(row, database)
+        return None if row is None else run_from(row, database)
 
 
 def read_events(
@@ -252,7 +252,7 @@ def read_events(
     Raises:
         JournalError: The file is not there, or cannot be read.
     """
-    with _reading(path) as database:
+    with open_to_read(path) as database:
         rows: list[tuple[Any, ...]] = []
         if name is None:
             rows += database.execute(f"{_EVENTS} ORDER BY events.id DESC LIMIT ?", (after, limit))
@@ -276,15 +276,21 @@ _EVENTS = (
     "FROM events LEFT JOIN runs ON runs.id = events.run WHERE events.id > ?"
 )
 
-_RUNS = (
+RUNS = (
     "SELECT runs.id, service, name, named, lineage, origin, policy, state, detail, start_step, "
     "step, attempts_left, created, updated, host, machine, pid, born, since, expires "
     "FROM runs LEFT JOIN leases ON leases.run = runs.id AND leases.holder <> ''"
 )
+"""What :func:`run_from` reads."""
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
+    """The journal, opened for reading alone.
+
+    Raises:
+        JournalError: The file is not there, or cannot be read; from the body as well.
+    """
     if not path.exists():
         raise JournalError(
             f"there is no journal at {path}: nothing has been trained here yet, or "
@@ -307,7 +313,8 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
         raise explained(error, path) from error
 
 
-def _run(row: tuple[Any, ...], database: sqlite3.Connection | None = None) -> RunView:
+def run_from(row: tuple[Any, ...], database: sqlite3.Connection | None = None) -> RunView:
+    """The run of a row of :data:`RUNS`; with its history if there is a database to read it from."""
     run, service, name, named, lineage, origin, policy, *rest = row
     *told, host, machine, pid, born, since, expires = rest
     holder = None if host is None else Holder(host, machine, pid, born, since, expires)

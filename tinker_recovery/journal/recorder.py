@@ -43,6 +43,9 @@ CLOSE_S = 10.0
 SAMPLE_S = 1.0
 """Progress is written at most this often."""
 
+SAMPLES_AT_ONCE = 200
+"""So many of the reported losses may come faster than that: a short run is drawn whole."""
+
 
 class Recorder(AbstractAsyncContextManager["Recorder"]):
     """Writes down the runs of one Supervisor; entering it begins, leaving it writes the rest.
@@ -224,7 +227,8 @@ class RunRecord:
         """Told, on the writer's thread, when another process has taken the run."""
         self._recorder = recorder
         self._points = points
-        self._sampled_at = self._stepped_at = -math.inf
+        self._stepped_at = -math.inf
+        self._sampled_at, self._samples = time.monotonic(), float(SAMPLES_AT_ONCE)
         self._lost = False
         self._over = False
 
@@ -405,9 +409,12 @@ class RunRecord:
     def reported(self, step: int, metrics: Mapping[str, float]) -> None:
         """What the loop reported, sampled."""
         moment = time.monotonic()
-        if moment - self._sampled_at < SAMPLE_S:
-            return
+        earned = (moment - self._sampled_at) / SAMPLE_S if SAMPLE_S else math.inf
+        self._samples = min(SAMPLES_AT_ONCE, self._samples + earned)
         self._sampled_at = moment
+        if self._samples < 1:
+            return
+        self._samples -= 1
         self._points += 1
         thin = self._points > records.POINTS
         if thin:

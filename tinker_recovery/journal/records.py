@@ -271,6 +271,11 @@ def note_event(connection: sqlite3.Connection, run: int | None, event: RecoveryE
         "INSERT INTO events (run, time, name, message, fields) VALUES (?, ?, ?, ?, ?)",
         (run, event.time, event.name, event.message, json.dumps(dict(event.fields), default=str)),
     )
+    if event.name == names.EVENT_CHECKPOINT_DELETED:
+        connection.execute(
+            "UPDATE checkpoints SET gone = 1 WHERE run = ? AND path = ?",
+            (run, event.fields.get(names.CHECKPOINT_PATH)),
+        )
     phase, outcome = _PHASES.get(event.name), _OUTCOMES.get(event.name)
     if run is None or (phase is None and outcome is None):
         return

@@ -17,7 +17,7 @@ Every name is in one place, :mod:`~tinker_recovery.telemetry.names`, and no secr
 
 from tinker_recovery.telemetry.events import EventSink
 from tinker_recovery.telemetry.otlp import Export, configure_metrics, configure_tracing
-from tinker_recovery.telemetry.record import RecoveryEvent
+from tinker_recovery.telemetry.record import RecoveryEvent, from_json_line, json_line
 from tinker_recovery.telemetry.redaction import redact
 from tinker_recovery.telemetry.run_telemetry import RunTelemetry
 from tinker_recovery.telemetry.spans import past_span, phase, refuse, trying
@@ -33,6 +33,8 @@ __all__ = [
     "RunTelemetry",
     "configure_metrics",
     "configure_tracing",
+    "from_json_line",
+    "json_line",
     "past_span",
     "phase",
     "redact",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,3 +36,47 @@ class RecoveryEvent:
         Every key has a dot in it, so none can be one of a ``logging.LogRecord``'s own.
         """
         return {names.EVENT: self.name, names.RUN: self.run, **self.fields}
+
+
+def json_line(event: RecoveryEvent) -> str:
+    """The event as one line of JSON, for ``tinker-recovery watch --events`` and whoever reads it.
+
+    An object of ``name``, ``run``, ``time``, ``message`` and ``fields``, without the line's end::
+
+        Supervisor(policy, on_event=lambda event: print(json_line(event), file=log, flush=True))
+    """
+    told = {
+        "name": event.name,
+        "run": event.run,
+        "time": event.time,
+        "message": event.message,
+        "fields": dict(event.fields),
+    }
+    return json.dumps(told, default=str)
+
+
+def from_json_line(line: str | bytes) -> RecoveryEvent:
+    """The event of a line that :func:`json_line` made.
+
+    Raises:
+        ValueError: It is not such a line; the message says why.
+    """
+    try:
+        told = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("JSON nested without end") from error
+    expected: dict[str, type | tuple[type, ...]] = {
+        "name": str,
+        "run": str,
+        "time": (int, float),
+        "message": str,
+        "fields": dict,
+    }
+    if not isinstance(told, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - a line's content, not an argument's type
+    for name, kind in expected.items():
+        if not isinstance(told.get(name), kind):
+            raise ValueError(f"{name} is missing or not what it should be")  # noqa: TRY004 - as above
+    return RecoveryEvent(
+        told["name"], told["run"], told["message"], told["fields"], float(told["time"])
+    )

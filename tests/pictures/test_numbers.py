@@ -1,0 +1,191 @@
+"""Scales, thinning, lineages and figures: pure, and so tried with everything there is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from poisoned_run import STEPS, read_back
+
+from tinker_recovery.cli.plot import sparkline
+from tinker_recovery.journal.reading import RunView
+from tinker_recovery.report import duration, figures_of
+from tinker_recovery.report.figures import replayed
+from tinker_recovery.report.lineage import Segment, branches, lineage
+from tinker_recovery.report.scales import Scale, spread, thin, ticks, time_ticks
+from tinker_recovery.report.words import age
+
+quick = settings(max_examples=50)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+points = st.lists(st.tuples(st.integers(0, 10_000), finite), min_size=1, max_size=200).map(
+    lambda told: [(float(x), y) for x, y in sorted(dict(told).items())]
+)
+
+
+@quick
+@given(finite, finite, st.integers(1, 20))
+def test_ticks_lie_within_rise_and_are_not_too_many(one: float, other: float, about: int) -> None:
+    low, high = sorted((one, other))
+    places = ticks(low, high, about)
+    assert 1 <= len(places) <= 2 * about + 3
+    assert all(before < after for before, after in itertools.pairwise(places))
+    slack = 1e-9 * max(abs(low), abs(high))
+    assert all(low - slack <= each <= high + slack for each in places)
+
+
+def test_ticks_are_round() -> None:
+    assert ticks(59.04, 149.9, 4) == [60, 80, 100, 120, 140]
+    assert ticks(0, 60, 8) == [0, 10, 20, 30, 40, 50, 60]
+    assert ticks(3, 3) == [3]
+    assert ticks(0, math.inf) == []
+
+
+@quick
+@given(st.floats(0, 1e9), st.integers(1, 12))
+def test_times_begin_at_zero_and_are_not_too_many(seconds: float, about: int) -> None:
+    places = time_ticks(seconds, about)
+    assert places[0] == 0
+    assert len(places) <= 2 * about + 3
+    assert places[-1] <= seconds * (1 + 1e-9)
+
+
+def test_times_are_those_that_clocks_have() -> None:
+    assert time_ticks(290, 5) == [0, 60, 120, 180, 240]
+    assert time_ticks(5 * 3600, 5) == [0, 3600, 7200, 10800, 14400, 18000]
+    assert time_ticks(3 * 86400, 3) == [0, 86400, 2 * 86400, 3 * 86400]
+
+
+@quick
+@given(finite, finite, finite)
+def test_every_value_has_its_place_in_the_picture(low: float, high: float, value: float) -> None:
+    assert 0 <= Scale(low, high, 0, 100)(value) <= 100
+
+
+@quick
+@given(points, st.integers(1, 60))
+def test_thinning_keeps_the_ends_and_every_spike(
+    told: list[tuple[float, float]], columns: int
+) -> None:
+    kept = thin(told, columns)
+    assert len(kept) <= 4 * columns
+    assert (kept[0], kept[-1]) == (told[0], told[-1])
+    assert kept == sorted(set(kept))
+    assert set(kept) <= set(told)
+    losses = [loss for _, loss in told]
+    assert {min(losses), max(losses)} <= {loss for _, loss in kept}
+
+
+@quick
+@given(st.integers(1, 2000), st.integers(1, 100))
+def test_a_spread_takes_the_ends_and_no_more_than_it_may(count: int, most: int) -> None:
+    places = spread(count, most)
+    assert len(places) == min(count, most)
+    assert places == sorted(set(places))
+    assert places[-1] == count - 1
+    assert places[0] == 0 or most == 1
+
+
+@quick
+@given(st.lists(finite, max_size=100), st.integers(0, 20))
+def test_a_sparkline_is_as_wide_as_there_are_values_and_room(
+    values: list[float], width: int
+) -> None:
+    drawn = sparkline(values, width=width)
+    assert len(drawn) == min(len(values), width)
+    if drawn and min(values[-width:]) / 2 < max(values[-width:]) / 2:
+        assert {"▁", "█"} <= set(drawn)
+
+
+@pytest.fixture
+def run(written: Path) -> RunView:
+    return read_back(written)[0]
+
+
+def _segment(number: int, parent: int | None, start: int, end: int) -> Segment:
+    return Segment(
+        number, f"r{number}", start, end, end, parent, None, None, (), float(number), float(number)
+    )
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Segment]:
+    """Attempts that each begin afresh, or from a step that an earlier one came to."""
+    segments: list[Segment] = []
+    for number in range(1, draw(st.integers(1, 12)) + 1):
+        parent = draw(st.sampled_from([None, *segments]))
+        start = 0 if parent is None else draw(st.integers(parent.start_step, parent.end_step))
+        end = start + draw(st.integers(0, 30))
+        segments.append(_segment(number, parent.number if parent else None, start, end))
+    return segments
+
+
+@quick
+@given(histories())
+def test_what_a_run_still_has_is_one_unbroken_line_to_where_it_stands(
+    segments: list[Segment],
+) -> None:
+    cut = branches(segments)
+    assert [each.number for each in cut] == [each.number for each in segments]
+    assert all(each.start_step <= each.kept_to <= each.end_step for each in cut)
+    by_number = {each.number: each for each in cut}
+    line, current = [cut[-1]], cut[-1]
+    while current.parent is not None:
+        current = by_number[current.parent]
+        line.append(current)
+    assert cut[-1].kept_to == cut[-1].end_step
+    # Every step of the line is kept once, and nothing else is.
+    kept = sorted(step for each in cut for step in range(each.start_step, each.kept_to))
+    assert kept == list(range(line[-1].start_step, cut[-1].end_step))
+
+
+def test_the_lineage_of_a_real_run_ends_at_its_last_step(run: RunView) -> None:
+    segments = lineage(run)
+    assert [each.parent for each in segments] == [None, 1, 2]
+    assert [each.outcome is None for each in segments] == [False, False, False]
+    assert segments[-1].end_step == STEPS
+    assert [each.start_step for each in segments[1:]] == [each.to_step for each in run.incidents]
+    assert [each.kept_to for each in segments[:-1]] == [each.start_step for each in segments[1:]]
+    assert [each.end_step for each in segments[:-1]] == [each.step for each in run.incidents]
+
+
+def test_the_figures_of_a_real_run_add_up(run: RunView) -> None:
+    figures = figures_of(run)
+    assert figures.replayed_steps == sum(replayed(each) for each in run.incidents) > 0
+    assert figures.goodput is not None
+    assert figures.lost_s is not None
+    assert figures.lost_s == pytest.approx((1 - figures.goodput) * figures.elapsed_s)
+    assert figures.lost_s >= figures.replaying_s
+    assert sum(figures.handover_s) == pytest.approx(figures.recovering_s)
+    assert figures.checkpoints == len(run.checkpoints)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (None, "-"),
+        (-1, "0 ms"),
+        (0.25, "250 ms"),
+        (9.4, "9.4 s"),
+        (9.97, "10 s"),
+        (59.6, "1 min 00 s"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (90_000, "1 d 01 h"),
+    ],
+)
+def test_lengths_of_time_are_told_in_two_units(seconds: float | None, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_ages_are_told_in_one() -> None:
+    assert [age(each) for each in (-3, 5.4, 59.4, 61, 7300)] == [
+        "0 s",
+        "5 s",
+        "59 s",
+        "1 min",
+        "2 h",
+    ]

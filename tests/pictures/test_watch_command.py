@@ -1,0 +1,202 @@
+"""``watch``: what it shows of a journal and of a stream of events, and how it is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from poisoned_run import EVENTS, NAME, STEPS
+
+from tinker_recovery.cli import main
+from tinker_recovery.cli.watch.rows import Row, after
+from tinker_recovery.journal.journal import JOURNAL_FILE
+from tinker_recovery.telemetry import RecoveryEvent, from_json_line, json_line, names
+
+COMMAND = [sys.executable, "-m", "tinker_recovery.cli", "watch"]
+
+
+def _watch(*arguments: str, given: str | None = None) -> tuple[int, str, str]:
+    done = CliRunner(env={"COLUMNS": "130"}).invoke(main, ["watch", *arguments], input=given)
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_one_look_shows_where_each_run_stands(written: Path) -> None:
+    status, shown, _ = _watch("--journal", str(written), "--once")
+    assert status == 0
+    assert re.search(rf"finished +{STEPS} +\S+ +[▁-█]+ +2 +{STEPS}, \d+ \S+ ago", shown)
+    assert f"saved at step {STEPS}" in shown
+
+
+def test_one_run_is_shown_with_its_curve_its_attempts_incidents_and_events(written: Path) -> None:
+    status, shown, _ = _watch(NAME, "--journal", str(written), "--once")
+    assert status == 0
+    assert "⠉" in shown, "a curve"
+    assert shown.count("◄") + shown.count("✗ step") >= 2, "an arrow for each recovery"
+    assert re.search(r"3 +\d+ +step-0+\d+-\w+ +finished", shown), "the last attempt"
+    assert shown.count("recovered ") >= 2
+    assert "recovered: the loop goes on from step" in shown
+
+
+def test_for_machines_one_look_is_one_array(written: Path) -> None:
+    status, said, _ = _watch("--journal", str(written), "--once", "--json")
+    (row,) = json.loads(said)
+    assert status == 0
+    assert (row["run"], row["state"], row["step"], row["recoveries"]) == (
+        NAME,
+        "finished",
+        STEPS,
+        2,
+    )
+    assert (row["checkpoint_step"], row["next_save_step"]) == (STEPS, None)
+    assert isinstance(row["loss"], float)
+    assert row["event"]["name"] == names.EVENT_CHECKPOINT_SAVED
+
+
+def test_what_is_not_there_is_said_with_status_3(written: Path, tmp_path: Path) -> None:
+    for arguments, said in (
+        (["--journal", str(tmp_path)], "there is no journal at"),
+        (["sft", "--journal", str(written)], "has no run 'sft'; it has: <script>"),
+        (["--events", str(tmp_path / "none")], "No such file"),
+    ):
+        status, _, errors = _watch(*arguments, "--once")
+        assert status == 3, errors
+        assert said in errors
+    status, _, errors = _watch("--events", "-", "--journal", str(written))
+    assert status == 2
+    assert "do not go together" in errors
+
+
+def test_a_process_that_was_killed_is_told_from_one_that_trains(
+    written: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / JOURNAL_FILE
+    shutil.copy(written / JOURNAL_FILE, file)
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE runs SET state = 'training'")
+        database.execute("UPDATE leases SET holder = 'dead', pid = 4194305")
+    _, said, _ = _watch("--journal", str(file), "--once", "--json")
+    assert json.loads(said)[0]["state"] == "dead process"
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE leases SET machine = 'of another'")
+    _, said, _ = _watch("--journal", str(file), "--once", "--json")
+    (row,) = json.loads(said)
+    assert (row["state"], row["next_save_step"]) == ("training", STEPS + 5 - STEPS % 5)
+
+
+def test_events_of_another_process_are_shown_as_they_come_and_end_with_their_stream(
+    written: Path,
+) -> None:
+    lines = (written / EVENTS).read_text() + "not an event\n\n"
+    status, said, errors = _watch("--events", "-", "--once", "--json", given=lines)
+    (row,) = json.loads(said)
+    assert (status, row["run"], row["recoveries"], row["step"]) == (0, NAME, 2, STEPS)
+    status, said, errors = _watch("--events", "-", "--interval", "0.05", given=lines)
+    assert status == 0
+    assert "training, step" in said
+    assert "1 lines were no events" in errors
+    status, shown, _ = _watch(NAME, "--events", str(written / EVENTS), "--once")
+    assert status == 0
+    assert "recovered: the loop goes on from step" in shown
+    assert _watch("sft", "--events", "-", "--once", given=lines)[1].strip() == "no runs yet"
+
+
+def _read_until(read: Callable[[], str], wanted: str, limit_s: float = 20) -> str:
+    shown, deadline = "", time.monotonic() + limit_s
+    while wanted not in shown and time.monotonic() < deadline:
+        shown += read()
+    assert wanted in shown
+    return shown
+
+
+def test_in_a_terminal_it_shows_changes_as_they_are_written_and_ctrl_c_leaves_with_status_0(
+    written: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / JOURNAL_FILE
+    shutil.copy(written / JOURNAL_FILE, file)
+    ours, its = pty.openpty()
+    watching = subprocess.Popen(  # noqa: S603 - our own command
+        [*COMMAND, "--journal", str(file), "--interval", "0.05"],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        env={**os.environ, "COLUMNS": "130", "LINES": "30", "TERM": "xterm"},
+    )
+    os.close(its)
+
+    def read() -> str:
+        ready, _, _ = select.select([ours], [], [], 1)
+        return os.read(ours, 65536).decode(errors="replace") if ready else ""
+
+    try:
+        _read_until(read, "finished")
+        with closing(sqlite3.connect(file)) as database, database:
+            database.execute("UPDATE runs SET state = 'failed', step = 777")
+        assert "777" in _read_until(read, "failed")
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(timeout=10) == 0
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(ours)
+
+
+attributes = st.dictionaries(
+    st.text(max_size=9), st.text(max_size=9) | st.integers() | st.booleans()
+)
+happened = st.builds(
+    RecoveryEvent,
+    name=st.sampled_from(
+        [names.EVENT_DETECTED, names.EVENT_COMPLETED, names.EVENT_EXHAUSTED, "another"]
+    ),
+    run=st.sampled_from(["a", "b", ""]),
+    message=st.text(max_size=20),
+    fields=attributes,
+    time=st.floats(0, 1e10),
+)
+
+
+@settings(max_examples=50)
+@given(happened)
+def test_an_event_is_the_same_after_it_was_a_line(event: RecoveryEvent) -> None:
+    line = json_line(event)
+    assert "\n" not in line
+    assert from_json_line(line) == event
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=40) | st.text(max_size=40) | happened.map(lambda e: json_line(e)[:-1]))
+def test_a_line_that_is_no_event_is_refused_and_nothing_else_happens(line: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        from_json_line(line)
+
+
+@settings(max_examples=20)
+@given(st.lists(happened, min_size=1, max_size=8))
+def test_a_row_of_events_counts_recoveries_and_tells_the_newest(
+    told: list[RecoveryEvent],
+) -> None:
+    row: Row | None = None
+    for event in told:
+        row = after(row, event)
+    assert row is not None
+    assert row.recoveries == sum(each.name == names.EVENT_COMPLETED for each in told)
+    assert row.newest is not None
+    assert row.newest.time == told[-1].time
+    if told[-1].name == names.EVENT_EXHAUSTED:
+        assert row.state == "failed"

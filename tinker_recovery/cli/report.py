@@ -1,0 +1,89 @@
+"""``tinker-recovery report``: a run as one page to look at, to keep and to send."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tinker_recovery.cli.source import journal_file, journal_option, refuse
+
+if TYPE_CHECKING:
+    from tinker_recovery.report import RunFigures
+
+_EVENTS = 2000
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE.html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write the page; replaced if it is there.",
+)
+@journal_option
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+def command(run: str, output: Path, journal: Path | None, *, as_json: bool) -> None:
+    r"""Write one page about RUN: curve, incidents, lineage, figures, events.
+
+    The page is a single file of HTML that loads nothing from anywhere: open it, keep it, send it,
+    print it. It shows the loss with its recoveries and the steps done again, what went wrong and
+    when, which checkpoint began what, and the figures. RUN is the name given to the run; of several
+    of that name, the newest. It may still be training. No key and no signed address is in the page.
+
+    \b
+    Try it:
+        tinker-recovery demo --keep demo
+        tinker-recovery report poisoned --journal demo -o poisoned.html
+
+    Exit status: 0; 2 for a wrong option; 3 if there is no such journal or run, or the page cannot
+    be written.
+    """
+    path = journal_file(journal)
+    figures = write_report(path, run, output)
+    if as_json:
+        click.echo(json.dumps({"run": run, "report": str(output), **asdict(figures)}))
+    else:
+        click.echo(f"{output}: open it in a browser")
+
+
+def write_report(journal: Path, name: str, output: Path) -> RunFigures:
+    """Write the page, whole or not at all; leaves the command with status 3 if it cannot."""
+    from tinker_recovery.errors import JournalError
+    from tinker_recovery.journal.reading import read_events, read_run, read_runs
+    from tinker_recovery.report import figures_of, plain, render
+
+    try:
+        run = read_run(journal, name)
+        if run is None:
+            known = sorted({plain(each.name) for each in read_runs(journal)})
+            refuse(
+                f"the journal {journal} has no run {plain(name)!r}; it has: "
+                f"{', '.join(known) or 'none'}"
+            )
+        events = [
+            each
+            for each in read_events(journal, name, limit=_EVENTS)
+            if run.created - 1 <= each.time
+        ]
+    except JournalError as error:
+        refuse(str(error))
+    page = render(run, events, now=time.time())
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        part.write_text(page, encoding="utf-8")
+        part.replace(output)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        refuse(f"{output} cannot be written: {error.strerror or error}; choose another -o")
+    sys.stdout.flush()
+    return figures_of(run)

@@ -1,0 +1,101 @@
+"""A run in numbers, as far as the journal has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinker_recovery.journal.reading import IncidentView, RunView
+from tinker_recovery.report.lineage import Segment, lineage
+from tinker_recovery.telemetry.figures import Stretch, goodput
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """The figures of a run. Times are in seconds; None where nothing is known yet.
+
+    Attributes:
+        steps: Optimizer steps in its weights.
+        attempts: Attempts at the loop.
+        attempts_left: Recoveries it may still try.
+        incidents: Faults.
+        recoveries: Those that were recovered from.
+        replayed_steps: Steps that had to be done again.
+        elapsed_s: From its start to its newest sign of life.
+        recovering_s: From the detection of a fault to the hand-over of a new client, together.
+        replaying_s: Spent on steps that had to be done again.
+        lost_s: Of ``elapsed_s``, all that is in no step the run still has: recoveries, replays,
+            starts, and the time in which no process trained it.
+        goodput: The rest, as a share of ``elapsed_s``: 0 to 1.
+        handover_s: Of each recovery, from the detection to the hand-over.
+        checkpoints: Checkpoints stored, deleted ones included.
+        checkpoints_deleted: Those that are deleted.
+    """
+
+    steps: int
+    attempts: int
+    attempts_left: int | None
+    incidents: int
+    recoveries: int
+    replayed_steps: int
+    elapsed_s: float
+    recovering_s: float
+    replaying_s: float
+    lost_s: float | None
+    goodput: float | None
+    handover_s: tuple[float, ...]
+    checkpoints: int
+    checkpoints_deleted: int
+
+
+def replayed(incident: IncidentView) -> int:
+    """Steps that a recovery had to do again; 0 if there was none."""
+    if incident.outcome != "recovered" or incident.to_step is None:
+        return 0
+    return max(0, incident.step - incident.to_step)
+
+
+def figures_of(run: RunView, segments: Sequence[Segment] | None = None) -> RunFigures:
+    """The figures of a run with its history.
+
+    Args:
+        run: The run, as :func:`~tinker_recovery.journal.reading.read_run` gives it.
+        segments: Its lineage, if it is known already.
+    """
+    segments = lineage(run) if segments is None else segments
+    stretches = [
+        Stretch(
+            start_step=each.start_step,
+            done=each.end_step - each.start_step,
+            kept_to=math.inf if each.kept_to == each.end_step else each.kept_to,
+            busy_s=max(0.0, each.ended - each.started),
+        )
+        for each in segments
+    ]
+    elapsed_s = max(0.0, run.updated - run.created)
+    good = goodput(stretches, elapsed_s)
+    handover_s = tuple(
+        incident.ended - incident.started
+        for incident in run.incidents
+        if incident.outcome == "recovered" and incident.ended is not None
+    )
+    return RunFigures(
+        steps=run.step,
+        attempts=len(run.attempts),
+        attempts_left=run.attempts_left,
+        incidents=len(run.incidents),
+        recoveries=len(handover_s),
+        replayed_steps=sum(each.done - each.kept for each in stretches),
+        elapsed_s=elapsed_s,
+        recovering_s=sum(
+            max(0.0, (run.updated if each.ended is None else each.ended) - each.started)
+            for each in run.incidents
+        ),
+        replaying_s=sum(each.busy_s - each.useful_s for each in stretches if each.done),
+        lost_s=None if good is None else (1 - good) * elapsed_s,
+        goodput=good,
+        handover_s=handover_s,
+        checkpoints=len(run.checkpoints),
+        checkpoints_deleted=sum(each.gone for each in run.checkpoints),
+    )

@@ -1,0 +1,53 @@
+"""HTML from values: whatever is not markup of our own becomes text, without secrets, escaped."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Final
+
+from tinker_recovery.report.words import plain
+
+_VOID: Final = frozenset({"br", "input", "meta"})
+
+Attribute = str | float | bool | None
+
+
+class Markup(str):
+    """Text that is HTML already, because it was made by :func:`tag`."""
+
+    __slots__ = ()
+
+
+def text(value: object) -> Markup:
+    """A value as HTML: markup as it is, anything else as text that does nothing."""
+    if isinstance(value, Markup):
+        return value
+    return Markup(escape(plain(str(value)), quote=True))
+
+
+def joined(*values: object) -> Markup:
+    """Several after one another."""
+    return Markup("".join(map(text, values)))
+
+
+def tag(name: str, /, *content: object, **attributes: Attribute) -> Markup:
+    """An element of HTML or SVG.
+
+    Args:
+        name: Its name; a constant of ours.
+        *content: What is in it; escaped unless it is markup.
+        **attributes: By name, ``_`` for ``-``, and one at the end is dropped (``class_``). None
+            and False leave one out; True has no value; numbers lose needless digits.
+    """
+    told = [name]
+    for key, value in attributes.items():
+        key = key.removesuffix("_").replace("_", "-")  # noqa: PLW2901 - Python's spelling becomes HTML's
+        if value is None or value is False:
+            continue
+        told.append(key if value is True else f'{key}="{_value(value)}"')
+    opened = f"<{' '.join(told)}>"
+    return Markup(opened) if name in _VOID else Markup(f"{opened}{joined(*content)}</{name}>")
+
+
+def _value(value: Attribute) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else text(value)

@@ -1,0 +1,170 @@
+"""The page: everything about one run, whole without a script and without a network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+
+from tinker_recovery.journal.reading import EventView, RunView
+from tinker_recovery.report.curve import loss_section
+from tinker_recovery.report.figures import RunFigures, figures_of
+from tinker_recovery.report.html import Markup, joined, tag
+from tinker_recovery.report.lineage import lineage
+from tinker_recovery.report.looks import SCRIPT, STYLE
+from tinker_recovery.report.tables import folded, table
+from tinker_recovery.report.timeline import timeline_section
+from tinker_recovery.report.tree import tree_section
+from tinker_recovery.report.words import duration, event_in_words, moment, number, standing
+
+_OPEN_EVENTS = 40
+"""So many events are shown at once; more are folded."""
+
+_TONES = {
+    "finished": "good",
+    "training": "good",
+    "recovering": "wait",
+    "stopped": "wait",
+    "abandoned": "wait",
+}
+
+
+def render(run: RunView, events: Sequence[EventView], *, now: float) -> str:
+    """A run as one page of HTML that loads nothing from anywhere.
+
+    Args:
+        run: With its history, as :func:`~tinker_recovery.journal.reading.read_run` gives it.
+        events: Its events, oldest first.
+        now: Seconds since the epoch, of when it was read.
+    """
+    segments = lineage(run)
+    figures = figures_of(run, segments)
+    style, script = Markup(STYLE), Markup(SCRIPT)
+    # Whatever slipped through the escaping could still neither run nor call anywhere.
+    policy = (
+        f"default-src 'none'; style-src '{_digest(STYLE)}'; script-src '{_digest(SCRIPT)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=Markup(policy)),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("title", f"{run.name}: report"),
+        tag("style", style),
+    )
+    body = tag(
+        "body",
+        tag("a", "To the figures", href="#figures", class_="skip"),
+        _header(run),
+        tag(
+            "main",
+            _tiles(figures),
+            _section("loss", "Loss", tag("figure", loss_section(run))),
+            _section("incidents", "Incidents", tag("figure", timeline_section(run, segments))),
+            _section("lineage", "Lineage", tag("figure", tree_section(run, segments))),
+            _section("figures", "Figures", _figures(figures)),
+            _section("events", "Events", _events(events, run.created)),
+            tag("footer", f"Read from the journal at {moment(now)} by tinker-recovery report."),
+        ),
+        tag("script", script),
+    )
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _digest(source: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
+
+
+def _section(name: str, title: str, *content: object) -> Markup:
+    heading = tag("h2", title, id=f"{name}-heading")
+    return tag("section", heading, *content, id=name, aria_labelledby=f"{name}-heading")
+
+
+def _header(run: RunView) -> Markup:
+    state = standing(run)
+    detail = tag("p", run.detail, class_="about") if run.detail else ""
+    if state == "dead process":
+        detail = tag(
+            "p",
+            f"The process that trained it is gone{f' ({run.holder})' if run.holder else ''}. "
+            "Run the same command again: it goes on from its newest checkpoint.",
+            class_="about",
+        )
+    model = run.origin.get("base_model")
+    return tag(
+        "header",
+        tag("h1", run.name, " ", tag("span", state, class_=f"state {_TONES.get(state, 'bad')}")),
+        tag(
+            "p",
+            f"{model}, " if model else "",
+            f"{moment(run.created)} to {moment(run.updated)}, at {run.service}, "
+            f"lineage {run.lineage}",
+            class_="about",
+        ),
+        detail,
+    )
+
+
+def _tiles(figures: RunFigures) -> Markup:
+    tiles = (
+        ("steps", number(figures.steps)),
+        ("recoveries", number(figures.recoveries)),
+        ("steps done again", number(figures.replayed_steps)),
+        ("time lost", duration(figures.lost_s)),
+        ("goodput", _share(figures.goodput)),
+    )
+    return tag(
+        "dl",
+        *(tag("div", tag("dt", name), tag("dd", said)) for name, said in tiles),
+        class_="tiles",
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _figures(figures: RunFigures) -> Markup:
+    kept = figures.checkpoints - figures.checkpoints_deleted
+    rows = [
+        ("optimizer steps in the weights", number(figures.steps)),
+        ("attempts at the loop", number(figures.attempts)),
+        ("recoveries it may still try", _or_none(figures.attempts_left)),
+        ("faults", number(figures.incidents)),
+        ("recoveries", number(figures.recoveries)),
+        ("from detection to hand-over, each", ", ".join(map(duration, figures.handover_s)) or "-"),
+        ("steps done again", number(figures.replayed_steps)),
+        ("time, from start to newest sign of life", duration(figures.elapsed_s)),
+        ("time in recoveries", duration(figures.recovering_s)),
+        ("time in steps done again", duration(figures.replaying_s)),
+        ("time lost: all that is in no step of the run", duration(figures.lost_s)),
+        ("goodput: the rest of the time, as a share", _share(figures.goodput)),
+        ("checkpoints kept", number(kept)),
+        ("checkpoints deleted", number(figures.checkpoints_deleted)),
+    ]
+    return table("Figures", ("what", "value"), rows, numeric=(1,))
+
+
+def _or_none(value: int | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _events(events: Sequence[EventView], since: float) -> Markup:
+    if not events:
+        return tag("p", "Nothing was told of it yet.")
+    rows = [
+        (
+            moment(each.time, beside=since),
+            event_in_words(each.name, each.message, each.fields),
+            each.name,
+        )
+        for each in reversed(events)
+    ]
+    heads = ("time", "what happened", "event")
+    newest = table("Events, the newest first", heads, rows[:_OPEN_EVENTS])
+    if len(rows) <= _OPEN_EVENTS:
+        return newest
+    rest = rows[_OPEN_EVENTS:]
+    return joined(newest, folded(f"{len(rest)} older", table("Older events", heads, rest)))

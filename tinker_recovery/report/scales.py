@@ -1,0 +1,107 @@
+"""From values to places: scales, ticks and thinning. Nothing here knows of HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A straight line from the values ``low`` to ``high`` to the places ``start`` to ``end``."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """The place of a value; one outside is put at the nearer end."""
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.0
+        return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
+
+
+def ticks(low: float, high: float, about: int = 6) -> list[float]:
+    """Round values between two, ``about`` so many, rising; at least one if they are finite."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return []
+    if not high > low:
+        return [low]
+    step = _round_step((high - low) / max(1, about))
+    if not step or not math.isfinite(step):
+        return [low]
+    return _multiples(step, low, high) or [low]
+
+
+_TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200)
+_DAY = 86400
+
+
+def time_ticks(seconds: float, about: int = 6) -> list[float]:
+    """Times from 0 up to a length of time, at steps that clocks have."""
+    if not (math.isfinite(seconds) and seconds > 0):
+        return [0.0]
+    wanted = seconds / max(1, about)
+    if wanted <= 1:
+        return ticks(0.0, seconds, about)
+    if wanted > _TIME_STEPS[-1]:
+        step = max(1.0, _round_step(wanted / _DAY)) * _DAY
+    else:
+        step = float(next(each for each in _TIME_STEPS if each >= wanted))
+    return _multiples(step, 0.0, seconds)
+
+
+def thin(points: Sequence[Point], columns: int) -> list[Point]:
+    """At most four points for each of so many columns, which draw the same line.
+
+    Of each column its first, last, lowest and highest stay, so that no spike is lost.
+
+    Args:
+        points: With their first coordinates rising.
+        columns: At least one.
+    """
+    if len(points) <= 4 * columns:
+        return list(points)
+    low, high = points[0][0], points[-1][0]
+    scale = Scale(low, high, 0, columns)
+    buckets: dict[int, list[Point]] = {}
+    for point in points:
+        buckets.setdefault(min(columns - 1, int(scale(point[0]))), []).append(point)
+    kept = []
+    for _, bucket in sorted(buckets.items()):
+        told = {
+            0,
+            len(bucket) - 1,
+            min(range(len(bucket)), key=lambda place: bucket[place][1]),
+            max(range(len(bucket)), key=lambda place: bucket[place][1]),
+        }
+        kept += [bucket[place] for place in sorted(told)]
+    return kept
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of the places 0 to ``count - 1``, even, the first and the last included."""
+    if count <= most:
+        return list(range(count))
+    if most == 1:
+        return [count - 1]
+    return sorted({round(place * (count - 1) / (most - 1)) for place in range(most)})
+
+
+def _round_step(step: float) -> float:
+    """The step of 1, 2 or 5 times a power of ten that is nearest, in proportion."""
+    if not 0 < step < math.inf:
+        return 0.0
+    power = 10.0 ** math.floor(math.log10(step))
+    return min(
+        (power * each for each in (1, 2, 5, 10)), key=lambda each: abs(math.log(each / step))
+    )
+
+
+def _multiples(step: float, low: float, high: float) -> list[float]:
+    # Counted, and not added up: a sum drifts, and for huge values it never moves.
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [place * step for place in range(first, min(last, first + 100) + 1)]

@@ -1,0 +1,155 @@
+"""When the run trained, when it recovered, and what each incident was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tinker_recovery.journal.reading import IncidentView, RunView
+from tinker_recovery.report.figures import replayed
+from tinker_recovery.report.html import Markup, joined, tag
+from tinker_recovery.report.lineage import Segment
+from tinker_recovery.report.scales import Scale, time_ticks
+from tinker_recovery.report.svg import across, chart, key, mark, numbered, percent
+from tinker_recovery.report.tables import table
+from tinker_recovery.report.words import counted, duration, moment
+
+_TOP, _LANE, _BAR = 28, 30, 16
+_LANES = ("trains", "recovers", "saves")
+_BOTTOM = _TOP + _LANE * len(_LANES)
+
+_OUTCOMES = {
+    "recovered": "recovered",
+    "given_up": "given up",
+    "cut_off": "its process ended meanwhile",
+    "ended": "not recovered from",
+    None: "under way",
+}
+
+
+def timeline_section(run: RunView, segments: Sequence[Segment]) -> Markup:
+    """The timeline, and the table of incidents."""
+    elapsed_s = max(run.updated - run.created, 0.001)
+    x = Scale(run.created, run.created + elapsed_s, 0, 100)
+    recovering_s = sum(_ended(run, each) - each.started for each in run.incidents)
+    description = (
+        f"{duration(elapsed_s)} from {moment(run.created)} on: "
+        f"{counted(len(run.attempts), 'attempt')}, {counted(len(run.incidents), 'fault')}, "
+        f"{duration(recovering_s)} in recoveries. The table below tells the same."
+    )
+    return joined(
+        chart(
+            "time",
+            "Time: training, recoveries, saves",
+            description,
+            _BOTTOM + 28,
+            across(
+                [(x(run.created + each), _since(each)) for each in time_ticks(elapsed_s)],
+                top=_TOP,
+                bottom=_BOTTOM,
+            ),
+            *(
+                tag("text", name, x=-8, y=_middle(lane) + 4, class_="level")
+                for lane, name in enumerate(_LANES)
+            ),
+            *(_trained(each, x) for each in segments),
+            _recovered(run, x),
+            *(
+                tag(
+                    "line",
+                    x1=percent(x(each.saved)),
+                    x2=percent(x(each.saved)),
+                    y1=_middle(2) - _BAR / 2,
+                    y2=_middle(2) + _BAR / 2,
+                    class_="save gone" if each.gone else "save",
+                )
+                for each in run.checkpoints
+            ),
+        ),
+        key(
+            ("kept", "steps the run still has"),
+            ("again", "steps done again"),
+            ("recovery", "recovering"),
+            ("save", "checkpoint stored"),
+        ),
+        _incidents(run),
+    )
+
+
+def _since(seconds: float) -> str:
+    if seconds < 60:  # noqa: PLR2004 - seconds in a minute
+        return f"{seconds:g} s" if seconds else "0"
+    return duration(seconds).removesuffix(" 00 s").removesuffix(" 00 min").removesuffix(" 00 h")
+
+
+def _middle(lane: int) -> float:
+    return _TOP + lane * _LANE + _LANE / 2
+
+
+def _ended(run: RunView, incident: IncidentView) -> float:
+    return max(incident.started, run.updated if incident.ended is None else incident.ended)
+
+
+def _bar(x: Scale, begin: float, end: float, lane: int, kind: str, words: str) -> Markup:
+    return tag(
+        "rect",
+        tag("title", words),
+        x=percent(x(begin)),
+        width=percent(x(end) - x(begin)),
+        y=_middle(lane) - _BAR / 2,
+        height=_BAR,
+        class_=kind,
+    )
+
+
+def _trained(segment: Segment, x: Scale) -> Markup:
+    """A segment's bar, the part at its end that was done again set apart."""
+    done = segment.end_step - segment.start_step
+    share = (segment.kept_to - segment.start_step) / done if done else 1.0
+    turn = segment.started + share * (segment.ended - segment.started)
+    words = f"attempt {segment.number}: steps {segment.start_step} to {segment.end_step}"
+    bars = [_bar(x, segment.started, turn, 0, "kept", words)] if share else []
+    if share < 1:
+        again = f"{words}, those from {segment.kept_to} on done again"
+        bars.append(_bar(x, turn, segment.ended, 0, "again", again))
+    return joined(*bars)
+
+
+def _recovered(run: RunView, x: Scale) -> Markup:
+    places = [x(each.started) for each in run.incidents]
+    bars = []
+    for index, (incident, shown) in enumerate(zip(run.incidents, numbered(places), strict=True), 1):
+        ended = _ended(run, incident)
+        words = f"{index}: {incident.kind}, {_OUTCOMES.get(incident.outcome, incident.outcome)}"
+        words = f"{words}, {duration(ended - incident.started)}"
+        bars.append(_bar(x, incident.started, ended, 1, "recovery", words))
+        if shown:
+            bars.append(mark(x(incident.started), 14, index, words))
+    return joined(*bars)
+
+
+def _incidents(run: RunView) -> Markup:
+    if not run.incidents:
+        return tag("p", "Nothing went wrong.")
+    rows = [
+        (
+            index,
+            moment(each.started, beside=run.created),
+            each.kind,
+            each.detected_by,
+            each.step,
+            "-" if each.to_step is None else each.to_step,
+            replayed(each),
+            each.tries,
+            duration(None if each.ended is None else each.ended - each.started),
+            _OUTCOMES.get(each.outcome, each.outcome),
+        )
+        for index, each in enumerate(run.incidents, 1)
+    ]
+    heads = ("no.", "detected", "fault", "noticed by", "at step", "back to", "done again", "tries")
+    return table(
+        "Incidents",
+        (*heads, "until handed over", "outcome"),
+        rows,
+        numeric=(0, 4, 5, 6, 7, 8),
+        name="incident",
+    )

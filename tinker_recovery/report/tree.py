@@ -1,0 +1,159 @@
+"""The checkpoints of a run as a tree: one row for each attempt, branching off where it began."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tinker_recovery.journal.reading import CheckpointView, RunView
+from tinker_recovery.report.html import Markup, joined, tag
+from tinker_recovery.report.lineage import Segment
+from tinker_recovery.report.scales import Scale, spread, ticks
+from tinker_recovery.report.svg import across, chart, key, percent
+from tinker_recovery.report.tables import folded, table
+from tinker_recovery.report.words import checkpoint_name, counted, moment, number
+
+_TOP, _ROW = 8, 36
+_MOST_ROWS, _MOST_MARKS = 60, 80
+
+
+def tree_section(run: RunView, segments: Sequence[Segment]) -> Markup:
+    """The tree, and all its checkpoints as a table."""
+    if not segments:
+        return tag("p", "Nothing was trained yet.")
+    shown = segments[-_MOST_ROWS:]
+    rows = {each.number: _TOP + _ROW * n + _ROW / 2 for n, each in enumerate(shown)}
+    last = max(run.start_step + 1, *(each.end_step for each in segments))
+    x = Scale(min(run.start_step, *(each.start_step for each in segments)), last, 0, 100)
+    bottom = _TOP + _ROW * len(shown)
+    sources = {each.origin for each in segments if each.origin}
+    gone = sum(each.gone for each in run.checkpoints)
+    description = (
+        f"{counted(len(segments), 'attempt')} and {counted(len(run.checkpoints), 'checkpoint')}, "
+        f"{gone} of them deleted. The run stands at step {run.step}. "
+        "The tables below tell the same."
+    )
+    left_out = len(segments) - len(shown)
+    return joined(
+        chart(
+            "tree",
+            "Checkpoints, and what began from which",
+            description,
+            bottom + 28,
+            across(
+                [(x(each), number(each)) for each in ticks(x.low, last, 8)],
+                top=_TOP,
+                bottom=bottom,
+            ),
+            *(_branch(each, x, rows) for each in shown),
+            *(_marks(each, x, rows[each.number], sources) for each in shown),
+        ),
+        tag("p", f"The first {left_out} attempts are in the table alone.") if left_out else "",
+        key(
+            ("kept", "steps the run still has"),
+            ("lost", "turned away from"),
+            ("source", "began something"),
+            ("gone", "deleted"),
+        ),
+        _attempts(segments),
+        folded("All checkpoints as a table", _checkpoints(run, segments)),
+    )
+
+
+def _branch(segment: Segment, x: Scale, rows: dict[int, float]) -> Markup:
+    y = rows[segment.number]
+    start, kept, end = (
+        percent(x(step)) for step in (segment.start_step, segment.kept_to, segment.end_step)
+    )
+    parts = [
+        tag("text", f"attempt {segment.number}", x=-8, y=y - 1, class_="level"),
+        tag("text", ending(segment), x=-8, y=y + 12, class_="level small"),
+    ]
+    above = None if segment.parent is None else rows.get(segment.parent)
+    if above is not None:
+        kind = "branch kept" if segment.kept_to > segment.start_step else "branch lost"
+        parts.append(tag("line", x1=start, x2=start, y1=above, y2=y, class_=kind))
+    if segment.kept_to > segment.start_step:
+        parts.append(tag("line", x1=start, x2=kept, y1=y, y2=y, class_="branch kept"))
+    if segment.end_step > segment.kept_to:
+        words = f"steps {segment.kept_to} to {segment.end_step}: turned away from"
+        lost = tag("title", words)
+        parts.append(tag("line", lost, x1=kept, x2=end, y1=y, y2=y, class_="branch lost"))
+    return joined(*parts)
+
+
+def _marks(segment: Segment, x: Scale, y: float, sources: set[str]) -> Markup:
+    """The checkpoints of a row; of very many only some, and all that something began from."""
+    own = segment.checkpoints
+    some = {own[n].path for n in spread(len(own), _MOST_MARKS)}
+    marks = []
+    for each in own:
+        if each.path not in some and each.path not in sources:
+            continue
+        words = f"step {each.step}, {_said(segment, each, sources)}"
+        kinds = ["saved", "kept" if segment.keeps(each) else "lost"]
+        kinds += ["source"] if each.path in sources else []
+        kinds += ["gone"] if each.gone else []
+        marks.append(
+            tag(
+                "circle",
+                tag("title", words),
+                cx=percent(x(each.step)),
+                cy=y,
+                r=6 if each.path in sources else 4.5,
+                class_=" ".join(kinds),
+            )
+        )
+    return joined(*marks)
+
+
+def ending(segment: Segment) -> str:
+    """How an attempt ended."""
+    return "goes on" if segment.outcome is None else segment.outcome.replace("_", " ")
+
+
+def _said(segment: Segment, checkpoint: CheckpointView, sources: set[str]) -> str:
+    said = ["in the run's past" if segment.keeps(checkpoint) else "turned away from"]
+    said += ["something began from it"] if checkpoint.path in sources else []
+    said += ["deleted"] if checkpoint.gone else []
+    return ", ".join(said)
+
+
+def _origin(segment: Segment) -> str:
+    if segment.origin is None:
+        return "afresh"
+    of = "" if segment.parent is None else f" of attempt {segment.parent}"
+    return f"{checkpoint_name(segment.origin)}{of}"
+
+
+def _attempts(segments: Sequence[Segment]) -> Markup:
+    rows = [
+        (
+            each.number,
+            f"{each.start_step} to {each.end_step}",
+            _origin(each),
+            each.kept_to - each.start_step,
+            each.end_step - each.kept_to,
+            len(each.checkpoints),
+            ending(each),
+        )
+        for each in segments
+    ]
+    heads = ("attempt", "steps", "began from", "still there", "turned away from", "saves", "end")
+    return table("Attempts", heads, rows, numeric=(0, 3, 4, 5))
+
+
+def _checkpoints(run: RunView, segments: Sequence[Segment]) -> Markup:
+    sources = {each.origin for each in segments if each.origin}
+    by_path = {each.path: segment for segment in segments for each in segment.checkpoints}
+    rows = [
+        (
+            each.path,
+            each.step,
+            moment(each.saved, beside=run.created),
+            _said(by_path[each.path], each, sources)
+            if each.path in by_path
+            else "of no attempt known here",
+        )
+        for each in run.checkpoints
+    ]
+    return table("Checkpoints", ("path", "step", "saved", "what became of it"), rows, numeric=(1,))

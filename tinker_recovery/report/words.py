@@ -1,0 +1,90 @@
+"""What a run's records say, in words for people."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tinker_recovery.journal.reading import RunView
+from tinker_recovery.telemetry import names, redact
+
+_UNITS = ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s"))
+"""Each unit and the next smaller one, in seconds, and their names."""
+
+
+def plain(text: str) -> str:
+    """A text of anyone's on one line, without secrets and without what steers a terminal."""
+    return "".join(each if each.isprintable() else " " for each in redact(text))
+
+
+def standing(run: RunView) -> str:
+    """Where a run stands; ``dead process`` if whoever trained it is gone and never said so."""
+    if run.state in ("training", "recovering") and not run.live:
+        return "dead process"
+    return run.state
+
+
+def duration(seconds: float | None) -> str:
+    """A length of time, in the two largest of its units."""
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{max(0.0, seconds) * 1000:.0f} ms"
+    if seconds < 9.95:  # noqa: PLR2004 - what one decimal shows as 10.0 is shown without one
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, low, large, small in _UNITS:
+        if whole >= unit:
+            return f"{whole // unit} {large} {whole % unit // low:02} {small}"
+    return f"{whole} s"
+
+
+def age(seconds: float) -> str:
+    """A length of time in its largest unit, for a place that is looked at again and again."""
+    return f"{max(0.0, seconds):.0f} s" if seconds < 60 else " ".join(duration(seconds).split()[:2])  # noqa: PLR2004 - seconds in a minute
+
+
+def moment(seconds: float, beside: float | None = None) -> str:
+    """A time of day where the reader is, with its date unless it is that of another beside it."""
+    date, at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)).split(" ")
+    if beside is not None and time.strftime("%Y-%m-%d", time.localtime(beside)) == date:
+        return at
+    return f"{date} {at}"
+
+
+def checkpoint_name(path: str) -> str:
+    """The last part of a checkpoint's path, which tells it from the others of its run."""
+    return path.rsplit("/", 1)[-1]
+
+
+def number(value: float) -> str:
+    """A number with the digits that a person reads."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e12 else f"{value:.4g}"  # noqa: PLR2004 - as many digits as fit
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and what it counts."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+_BRIEFLY: Mapping[str, str] = {
+    names.EVENT_CHECKPOINT_SAVED: "saved at step {step}",
+    names.EVENT_CHECKPOINT_SELECTED: "goes back to the checkpoint at step {step}",
+}
+"""Events that say no more than this."""
+
+
+def event_in_words(name: str, message: str, fields: Mapping[str, Any]) -> str:
+    """An event on one line: what happened, without paths where the step says as much."""
+    step = fields.get(names.CHECKPOINT_STEP)
+    brief = _BRIEFLY.get(name)
+    if brief and step is not None and names.CHECKPOINT_PATH in fields:
+        return plain(brief.format(step=step))
+    path = fields.get(names.CHECKPOINT_PATH)
+    if isinstance(path, str) and path:
+        message = message.replace(path, checkpoint_name(path))
+    return plain(message) or plain(name)
