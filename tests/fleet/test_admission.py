@@ -174,7 +174,7 @@ def test_a_handful_of_runs_is_no_mass_failure_and_neither_are_failures_far_apart
 def test_in_a_large_fleet_a_few_failures_at_a_time_are_everyday_life() -> None:
     failures = MassFailures(10.0)
     found = [
-        failures.began(f"r{number}", "corrupted", now=0.0, watched=1000) is not None
+        failures.began(f"r{number}", "corrupted", now=0.0, watched=8000) is not None
         for number in range(25)
     ]
     assert found == [False] * 19 + [True] + [False] * 5
