@@ -22,6 +22,7 @@ ROOMS = [
     "opening",
     "start",
     "chronicle",
+    "noted",
     "trust",
     "attempt",
     "saving",

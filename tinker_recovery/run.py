@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
-from tinker import types
 
 from tinker_recovery.attempt import Attempt, Spawn
 from tinker_recovery.budget import AttemptBudget
 from tinker_recovery.checkpoints import (
     CheckpointRecord,
-    DeletionLedger,
     Segment,
     WeightsFacts,
     on_branch,
@@ -22,7 +20,6 @@ from tinker_recovery.checkpoints import (
 from tinker_recovery.chronicle import Chronicle
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import (
-    JournalError,
     LeaseLost,
     RecoveryLost,
     RunFailed,
@@ -34,6 +31,7 @@ from tinker_recovery.faults import ROW, Ear, Fault, Kind, Place, Verdict, judge
 from tinker_recovery.interruption import Interruption
 from tinker_recovery.journal import Notebook, RunRecord
 from tinker_recovery.mailbox import Mailbox
+from tinker_recovery.noted import NotedCheckpoints
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.restoration import Restoration, Restored, Tools
 from tinker_recovery.resumption import Standing, finish_sessions
@@ -56,13 +54,13 @@ CLOSE_BEHIND_S = 0.25
 """How long closing a client hit by a fault stands back for the one that replaces it."""
 
 
-class SupervisedRun:
+class SupervisedRun(NotedCheckpoints):
     """One logical run: where it began, every Tinker run it has lived in, and where it stands.
 
     Lives above the Monitor and the Executor, so a crash of either loses nothing of it.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0915 - its collaborators, by name
+    def __init__(  # noqa: PLR0913 - its collaborators, by name
         self,
         name: str,
         *,
@@ -88,7 +86,14 @@ class SupervisedRun:
         """Where the client's thread leaves word."""
         self.interruption = interruption
         """Whether a signal has asked the process to stop."""
-        self.name = name
+        trust = Trust(
+            name,
+            policy=policy,
+            start_step=start_step,
+            attempts=lambda: self.attempts,
+            spawn=spawn,
+        )
+        super().__init__(name, trust=trust, notebook=notebook, clock=clock, spawn=spawn)
         self.given_name = record.given_name
         """The same, if the user gave it and the run is to be found again by it."""
         self.lineage = record.lineage
@@ -108,16 +113,6 @@ class SupervisedRun:
         """What the loop reported last."""
         self.ended = False
         """Whether the run is over, well or not."""
-        self.clock = clock
-        self.spawn = spawn
-        self.trust = Trust(
-            name,
-            policy=policy,
-            start_step=start_step,
-            attempts=lambda: self.attempts,
-            spawn=spawn,
-        )
-        """Which of its weights and checkpoints are what they say they are."""
         self.history = RunHistory()
         """What its attempts hand on to each other."""
         self.weights = WeightsFacts()
@@ -128,7 +123,6 @@ class SupervisedRun:
         """Where it stood when another process trained it; None if it begins here."""
         self._chronicle = Chronicle(self, record)
         self._backend = backend
-        self._notebook = notebook
         self._changed = changed
         self._events = events
         self._report = report
@@ -185,19 +179,6 @@ class SupervisedRun:
         else:
             self.trust.note_reachable(current)
 
-    async def read_notes(self) -> None:
-        """Take over what other processes noted of the service's checkpoints, before or meanwhile.
-
-        Raises:
-            JournalError: The journal cannot be used.
-        """
-        notes = await self._notebook.notes()
-        self.trust.bad.update(notes.bad)
-        self.trust.sizes.update(notes.sizes)
-        self.trust.noted_canaries.update(notes.canaries)
-        ledger = DeletionLedger.from_lines(notes.deletions.values())
-        self.note_doomed(ledger.doomed(now_s=self.clock.wall()))
-
     @property
     def protected(self) -> Mapping[str, str]:
         """What must not be deleted: what the clients of now were made from."""
@@ -225,30 +206,6 @@ class SupervisedRun:
 
     def _steps_saved(self, attempt: str) -> list[int]:
         return [step for of, step in self.history.saved if of == attempt]
-
-    def note_doomed(self, paths: Collection[str]) -> None:
-        """These checkpoints may be gone at any moment: nothing may rely on them."""
-        self.trust.doomed = dict.fromkeys(paths, "its deletion was begun")
-
-    def note_sizes(self, sizes: Mapping[str, int]) -> None:
-        """The size of each checkpoint at first sight."""
-        self.trust.sizes.update(sizes)
-
-    async def refresh_notes(self) -> None:
-        """The same, where a journal that cannot be read must not stand in the way."""
-        try:
-            await self.read_notes()
-        except JournalError as error:
-            logger.error("run %s: %s", self.name, error)  # noqa: TRY400 - the message says it all
-
-    async def mark_bad(self, path: str, reason: str) -> None:
-        """Never use a checkpoint again, in this process or a later one."""
-        self.trust.bad[path] = reason
-        try:
-            await self._notebook.mark_bad(path, reason)
-        except JournalError as error:
-            # This process knows; what matters now is the recovery.
-            logger.error("run %s: %s", self.name, error)  # noqa: TRY400 - the message says it all
 
     def note_session_failed(self, run_id: str, message: str) -> None:
         """The service has failed the session of a run."""
@@ -296,7 +253,7 @@ class SupervisedRun:
     def note_saved(self, attempt: Attempt, step: int, path: str, took_s: float | None) -> None:
         """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
         self.trust.note_path(attempt, step, path)
-        self._keep_canary(attempt, step)
+        self.keep_canary(attempt, step)
         # A save queued behind a request that failed is stored all the same, and is no progress.
         sound = not attempt.faulty and step <= attempt.client.first_doubtful_step
         if attempt is self.current and sound:
@@ -314,24 +271,6 @@ class SupervisedRun:
                 **({} if took_s is None else {names.SAVE_S: took_s}),
             },
         )
-
-    def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
-        """The canary was run on the weights of a checkpoint."""
-        self.trust.note_canary(attempt, step, output)
-        self._keep_canary(attempt, step)
-
-    def _keep_canary(self, attempt: Attempt, step: int) -> None:
-        """Note down what the canary answered, once both its answer and the path are known."""
-        path = self.trust.path_of(attempt, step)
-        said = self.trust.fingerprints.get((attempt.id, step))
-        if path is not None and said is not None:
-            self.spawn(functools.partial(self._note_down_canary, path, said))
-
-    async def _note_down_canary(self, path: str, said: str) -> None:
-        try:
-            await self._notebook.note_canary(path, said)
-        except JournalError as error:
-            logger.error("run %s: %s", self.name, error)  # noqa: TRY400 - the message says it all
 
     def note_save_failed(self, attempt: Attempt, step: int, error: BaseException) -> None:
         """A save did not succeed; training goes on. What a fault took with it is no news."""
