@@ -7,14 +7,17 @@ import importlib
 import click
 
 _COMMANDS = {
+    "abandon": "Forget a run, so that its name begins anew.",
     "checkpoints": "List, verify, prune, pin and unpin the checkpoints that the service stores.",
     "demo": "Watch a real training loop get poisoned, recover, and end with the same weights.",
     "doctor": "Find out whether the service really restores the optimizer.",
     "faults": "Show every way a run can go bad, and what is done about it.",
     "report": "Write one page about a run: curve, incidents, lineage, figures, events.",
     "run": "Run a training script, and start it again when it crashes.",
+    "runs": "List the runs that the journal knows.",
     "serve": "Run the local Tinker server, for trying things out and for tests.",
     "watch": "Watch runs while they train: state, step, loss, recoveries, checkpoints.",
+    "show": "Show the history of one run.",
 }
 
 

@@ -1,0 +1,82 @@
+"""``runs``, ``show`` and ``abandon``: what the journal knows, for people and for machines."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+
+import pytest
+from click.testing import CliRunner, Result
+from loops import MODEL, policy, train
+
+from tinker_recovery import LeaseLost, Supervisor
+from tinker_recovery.cli import main
+from tinker_recovery.testing import LocalTinker
+
+
+def _cli(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+async def test_a_run_is_listed_shown_and_forgotten_and_its_name_begins_anew(
+    local: LocalTinker,
+) -> None:
+    local.poison(at_step=7)
+    loop = functools.partial(train, steps=12)
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(loop, base_model=MODEL, name="sft-42")
+        await supervisor.run(functools.partial(train, steps=1), base_model=MODEL)
+    (run,) = json.loads(_cli("runs", "--json").stdout)
+    assert (run["run"], run["state"], run["step"], run["pid"]) == ("sft-42", "finished", 12, None)
+    assert len(json.loads(_cli("runs", "--all", "--json").stdout)) == 2
+    assert "sft-42" in _cli("runs").stdout
+    shown = json.loads(_cli("show", "sft-42", "--json").stdout)
+    assert [each["outcome"] for each in shown["attempts"]] == ["request_failed", "finished"]
+    assert [(each["step"], each["to_step"]) for each in shown["incidents"]] == [(8, 5)]
+    assert [each["step"] for each in shown["checkpoints"]] == [5, 10, 12]
+    for_people = _cli("show", "sft-42").stdout
+    assert "finished, at step 12" in for_people
+    assert "recovery.completed" in for_people
+    assert json.loads(_cli("abandon", "sft-42", "--json").stdout) == {
+        "run": "sft-42",
+        "was": "finished",
+        "checkpoints_kept": 3,
+    }
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(loop, base_model=MODEL, name="sft-42")
+    assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [0]
+
+
+async def test_a_run_that_is_being_trained_is_forgotten_only_by_force_and_then_ends(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del local
+    monkeypatch.setattr("tinker_recovery.supervisor.BEAT_S", 0.02)
+    with pytest.raises(LeaseLost):
+        async with Supervisor(policy()) as supervisor:
+            async for attempt in supervisor.attempts(base_model=MODEL, name="sft-42"):
+                async with attempt:
+                    held = await asyncio.to_thread(_cli, "abandon", "sft-42")
+                    assert held.exit_code == 4
+                    assert "is being trained by process" in held.stderr
+                    forced = await asyncio.to_thread(_cli, "abandon", "sft-42", "--force")
+                    assert forced.exit_code == 0
+                    await asyncio.Event().wait()
+
+
+def test_what_is_not_there_is_said_with_an_exit_status_of_its_own() -> None:
+    for arguments in (["runs"], ["show", "x"], ["abandon", "x"]):
+        done = _cli(*arguments)
+        assert done.exit_code == 3
+        assert "there is no journal at" in done.stderr
+
+
+async def test_a_run_nobody_knows_is_status_1(local: LocalTinker) -> None:
+    del local
+    async with Supervisor(policy()):
+        pass
+    for command in ("show", "abandon"):
+        done = _cli(command, "nobody")
+        assert done.exit_code == 1
+        assert "there is no run 'nobody'" in done.stderr
