@@ -42,6 +42,7 @@ def test_ticks_are_round() -> None:
     assert ticks(0, 60, 8) == [0, 10, 20, 30, 40, 50, 60]
     assert ticks(3, 3) == [3]
     assert ticks(0, math.inf) == []
+    assert ticks(0, 5e-324) == [0]
 
 
 @quick

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tinker_recovery.journal.reading import RunView
 from tinker_recovery.report.html import Markup, joined, tag
 from tinker_recovery.report.scales import Point, Scale, spread, thin, ticks
-from tinker_recovery.report.svg import across, chart, key, mark, numbered, percent
+from tinker_recovery.report.svg import across, chart, key, mark, percent, rooms
 from tinker_recovery.report.tables import folded, table
 from tinker_recovery.report.words import counted, number
 
@@ -106,13 +106,13 @@ def _replays(run: RunView, x: Scale) -> Markup:
 def _marks(run: RunView, x: Scale) -> Markup:
     places = [x(each.step) for each in run.incidents]
     marks = []
-    for index, (incident, shown) in enumerate(zip(run.incidents, numbered(places), strict=True), 1):
+    for index, (incident, room) in enumerate(zip(run.incidents, rooms(places), strict=True), 1):
         at = percent(x(incident.step))
         marks.append(tag("line", x1=at, x2=at, y1=_TOP, y2=_HEIGHT, class_="fault"))
-        if shown:
+        if room is not None:
             back = "" if incident.to_step is None else f", back to step {incident.to_step}"
             words = f"{index}: {incident.kind} at step {incident.step}{back}"
-            marks.append(mark(x(incident.step), 12, index, words))
+            marks.append(mark(x(incident.step), 12, index, words, room))
     return joined(*marks)
 
 

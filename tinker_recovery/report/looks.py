@@ -45,10 +45,9 @@ figure { margin: 0; }
 figcaption { color: var(--soft); font-size: .85rem; }
 .chart { display: block; overflow: visible; font-size: 12px; margin: 4px 0 0 60px;
   width: calc(100% - 76px); }
-.chart.tree { margin-left: 88px; width: calc(100% - 104px); }
+.chart.tree { margin-left: 124px; width: calc(100% - 140px); }
 .chart text { fill: var(--soft); font-variant-numeric: tabular-nums; }
 .chart .tick { text-anchor: middle; } .chart .level { text-anchor: end; }
-.chart .small { font-size: 11px; }
 .grid { stroke: var(--rule); stroke-width: 1; }
 .line { fill: none; stroke: var(--kept); stroke-width: 1.8; vector-effect: non-scaling-stroke;
   stroke-linejoin: round; }
@@ -94,7 +93,7 @@ th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var
   vertical-align: top; }
 thead th { color: var(--soft); font-weight: 500; }
 tbody th { font-weight: 500; }
-tbody th:not(:nth-last-child(2)) { white-space: nowrap; }
+.dense td, .dense th, tbody th:not(:nth-last-child(2)) { white-space: nowrap; }
 thead th { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 tr:target { background: color-mix(in srgb, var(--again) 22%, transparent); }
@@ -105,6 +104,7 @@ footer { color: var(--soft); font-size: .85rem; padding: 4px 0 28px; }
   section { padding: 12px; }
   .spare { display: none; }
   .chart { margin-left: 56px; width: calc(100% - 66px); }
+  .chart.tree { margin-left: 116px; width: calc(100% - 126px); }
 }
 @media print {
   :root { color-scheme: light; --page: #fff; --card: #fff; --text: #000; --soft: #444;

@@ -89,7 +89,12 @@ def _header(run: RunView) -> Markup:
         detail = tag(
             "p",
             f"The process that trained it is gone{f' ({run.holder})' if run.holder else ''}. "
-            "Run the same command again: it goes on from its newest checkpoint.",
+            + (
+                "Run the same command again: it goes on from its newest checkpoint."
+                if run.named
+                else "It was given no name=, so nothing goes on with it by itself: start another "
+                "with from_checkpoint=, and the newest path below."
+            ),
             class_="about",
         )
     model = run.origin.get("base_model")
@@ -144,7 +149,7 @@ def _figures(figures: RunFigures) -> Markup:
         ("checkpoints kept", number(kept)),
         ("checkpoints deleted", number(figures.checkpoints_deleted)),
     ]
-    return table("Figures", ("what", "value"), rows, numeric=(1,))
+    return table("Figures", ("what", "value"), rows, numeric=(1,), prose=True)
 
 
 def _or_none(value: int | None) -> str:
@@ -163,8 +168,10 @@ def _events(events: Sequence[EventView], since: float) -> Markup:
         for each in reversed(events)
     ]
     heads = ("time", "what happened", "event")
-    newest = table("Events, the newest first", heads, rows[:_OPEN_EVENTS])
+    newest = table("Events, the newest first", heads, rows[:_OPEN_EVENTS], prose=True)
     if len(rows) <= _OPEN_EVENTS:
         return newest
     rest = rows[_OPEN_EVENTS:]
-    return joined(newest, folded(f"{len(rest)} older", table("Older events", heads, rest)))
+    return joined(
+        newest, folded(f"{len(rest)} older", table("Older events", heads, rest, prose=True))
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,7 +94,7 @@ def spread(count: int, most: int) -> list[int]:
 
 def _round_step(step: float) -> float:
     """The step of 1, 2 or 5 times a power of ten that is nearest, in proportion."""
-    if not 0 < step < math.inf:
+    if not sys.float_info.min <= step < math.inf:
         return 0.0
     power = 10.0 ** math.floor(math.log10(step))
     return min(

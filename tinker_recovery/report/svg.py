@@ -55,7 +55,7 @@ def across(places: Sequence[tuple[float, str]], *, top: float, bottom: float) ->
     return joined(*lines)
 
 
-def mark(place: float, y: float, number: int, words: str) -> Markup:
+def mark(place: float, y: float, number: int, words: str, room: str) -> Markup:
     """The number of an incident, in a circle, with what it was on hovering."""
     at = percent(place)
     return tag(
@@ -63,17 +63,27 @@ def mark(place: float, y: float, number: int, words: str) -> Markup:
         tag("title", words),
         tag("circle", cx=at, cy=y, r=8),
         tag("text", str(number), x=at, y=y + 3.5),
-        class_="mark",
+        class_=f"mark {room}".strip(),
     )
 
 
-def numbered(places: Sequence[float], apart: float = 2.6) -> list[bool]:
-    """Which of some marks have room for their number, from the first on."""
-    shown, last = [], float("-inf")
+def rooms(places: Sequence[float]) -> list[str | None]:
+    """Whether marks have room for their number: None, or ``spare`` if a narrow page has none."""
+    shown: list[str | None] = []
+    last = last_narrow = float("-inf")
     for place in places:
-        shown.append(abs(place - last) >= apart)
-        last = place if shown[-1] else last
+        if abs(place - last) < _APART:
+            shown.append(None)
+            continue
+        last = place
+        narrow = abs(place - last_narrow) >= _NARROW_APART
+        last_narrow = place if narrow else last_narrow
+        shown.append("" if narrow else "spare")
     return shown
+
+
+_APART, _NARROW_APART = 1.8, 6.5
+"""Per cent that a circle takes of a wide page, and of a narrow one."""
 
 
 def key(*entries: tuple[str, str]) -> Markup:

@@ -14,6 +14,7 @@ def table(
     *,
     numeric: Sequence[int] = (),
     name: str | None = None,
+    prose: bool = False,
 ) -> Markup:
     """A table that scrolls by itself where the page is too narrow for it.
 
@@ -22,6 +23,7 @@ def table(
         heads: Of its columns.
         rows: Their cells, each row's first of them its name.
         numeric: Columns set flush right.
+        prose: Its cells may be broken into lines.
         name: Begins the id of each row, its number at the end.
     """
 
@@ -46,6 +48,7 @@ def table(
             tag("caption", caption),
             tag("thead", tag("tr", *(cell("th", n, each, "col") for n, each in enumerate(heads)))),
             tag("tbody", *body),
+            class_=None if prose else "dense",
         ),
         class_="scrolls",
         tabindex=0,

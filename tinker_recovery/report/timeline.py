@@ -9,7 +9,7 @@ from tinker_recovery.report.figures import replayed
 from tinker_recovery.report.html import Markup, joined, tag
 from tinker_recovery.report.lineage import Segment
 from tinker_recovery.report.scales import Scale, time_ticks
-from tinker_recovery.report.svg import across, chart, key, mark, numbered, percent
+from tinker_recovery.report.svg import across, chart, key, mark, percent, rooms
 from tinker_recovery.report.tables import table
 from tinker_recovery.report.words import counted, duration, moment
 
@@ -67,7 +67,7 @@ def timeline_section(run: RunView, segments: Sequence[Segment]) -> Markup:
         ),
         key(
             ("kept", "steps the run still has"),
-            ("again", "steps done again"),
+            ("again", "steps that had to be done again"),
             ("recovery", "recovering"),
             ("save", "checkpoint stored"),
         ),
@@ -117,13 +117,13 @@ def _trained(segment: Segment, x: Scale) -> Markup:
 def _recovered(run: RunView, x: Scale) -> Markup:
     places = [x(each.started) for each in run.incidents]
     bars = []
-    for index, (incident, shown) in enumerate(zip(run.incidents, numbered(places), strict=True), 1):
+    for index, (incident, room) in enumerate(zip(run.incidents, rooms(places), strict=True), 1):
         ended = _ended(run, incident)
         words = f"{index}: {incident.kind}, {_OUTCOMES.get(incident.outcome, incident.outcome)}"
         words = f"{words}, {duration(ended - incident.started)}"
         bars.append(_bar(x, incident.started, ended, 1, "recovery", words))
-        if shown:
-            bars.append(mark(x(incident.started), 14, index, words))
+        if room is not None:
+            bars.append(mark(x(incident.started), 14, index, words, room))
     return joined(*bars)
 
 

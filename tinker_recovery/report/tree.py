@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from tinker_recovery.journal.reading import CheckpointView, RunView
 from tinker_recovery.report.html import Markup, joined, tag
 from tinker_recovery.report.lineage import Segment
-from tinker_recovery.report.scales import Scale, spread, ticks
+from tinker_recovery.report.scales import Scale, ticks
 from tinker_recovery.report.svg import across, chart, key, percent
 from tinker_recovery.report.tables import folded, table
 from tinker_recovery.report.words import checkpoint_name, counted, moment, number
 
-_TOP, _ROW = 8, 36
-_MOST_ROWS, _MOST_MARKS = 60, 80
+_TOP, _ROW, _LOW_ROW = 8, 28, 20
+_FEW_ROWS, _MOST_ROWS = 12, 60
+_APART = 0.8
+"""Per cent that a checkpoint's circle takes of the width."""
 
 
 def tree_section(run: RunView, segments: Sequence[Segment]) -> Markup:
@@ -21,10 +23,11 @@ def tree_section(run: RunView, segments: Sequence[Segment]) -> Markup:
     if not segments:
         return tag("p", "Nothing was trained yet.")
     shown = segments[-_MOST_ROWS:]
-    rows = {each.number: _TOP + _ROW * n + _ROW / 2 for n, each in enumerate(shown)}
+    row = _ROW if len(shown) <= _FEW_ROWS else _LOW_ROW
+    rows = {each.number: _TOP + row * n + row / 2 for n, each in enumerate(shown)}
     last = max(run.start_step + 1, *(each.end_step for each in segments))
     x = Scale(min(run.start_step, *(each.start_step for each in segments)), last, 0, 100)
-    bottom = _TOP + _ROW * len(shown)
+    bottom = _TOP + row * len(shown)
     sources = {each.origin for each in segments if each.origin}
     gone = sum(each.gone for each in run.checkpoints)
     description = (
@@ -65,8 +68,7 @@ def _branch(segment: Segment, x: Scale, rows: dict[int, float]) -> Markup:
         percent(x(step)) for step in (segment.start_step, segment.kept_to, segment.end_step)
     )
     parts = [
-        tag("text", f"attempt {segment.number}", x=-8, y=y - 1, class_="level"),
-        tag("text", ending(segment), x=-8, y=y + 12, class_="level small"),
+        tag("text", f"{segment.number}: {ending(segment)}", x=-8, y=y + 4, class_="level"),
     ]
     above = None if segment.parent is None else rows.get(segment.parent)
     if above is not None:
@@ -83,12 +85,14 @@ def _branch(segment: Segment, x: Scale, rows: dict[int, float]) -> Markup:
 
 def _marks(segment: Segment, x: Scale, y: float, sources: set[str]) -> Markup:
     """The checkpoints of a row; of very many only some, and all that something began from."""
-    own = segment.checkpoints
-    some = {own[n].path for n in spread(len(own), _MOST_MARKS)}
     marks = []
-    for each in own:
-        if each.path not in some and each.path not in sources:
+    last = float("inf")
+    # From the end on: of those that would lie on one another, the newest is seen.
+    for each in reversed(segment.checkpoints):
+        place = x(each.step)
+        if last - place < _APART and each.path not in sources:
             continue
+        last = place
         words = f"step {each.step}, {_said(segment, each, sources)}"
         kinds = ["saved", "kept" if segment.keeps(each) else "lost"]
         kinds += ["source"] if each.path in sources else []
@@ -97,7 +101,7 @@ def _marks(segment: Segment, x: Scale, y: float, sources: set[str]) -> Markup:
             tag(
                 "circle",
                 tag("title", words),
-                cx=percent(x(each.step)),
+                cx=percent(place),
                 cy=y,
                 r=6 if each.path in sources else 4.5,
                 class_=" ".join(kinds),

@@ -25,14 +25,16 @@ _STYLES = {
     "failed": "bold red",
     "abandoned": "dim",
 }
+_WIDE, _WORDS = 110, 90
+"""Characters that it takes to show all columns, and the newest event."""
 _HISTORY = 5
 """So many attempts, incidents and the like of one run are shown, the newest."""
 
 
 def overview(rows: Sequence[Row], *, now: float, width: int) -> RenderableType:
     """Every run in a line of a table."""
-    table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
-    wide = width >= 110  # noqa: PLR2004 - the columns left out below need so many
+    wide, words = width >= _WIDE, width >= _WORDS
+    table = Table(box=None, header_style="bold", pad_edge=False, expand=words)
     table.add_column("run", no_wrap=True, overflow="ellipsis", max_width=28)
     table.add_column("state", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
@@ -42,7 +44,8 @@ def overview(rows: Sequence[Row], *, now: float, width: int) -> RenderableType:
     if wide:
         table.add_column("next", justify="right", no_wrap=True)
         table.add_column("left", justify="right", no_wrap=True)
-    table.add_column("newest event", no_wrap=True, overflow="ellipsis", ratio=1)
+    if words:
+        table.add_column("newest event", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
         table.add_row(
             Text(plain(row.run)),
@@ -52,7 +55,7 @@ def overview(rows: Sequence[Row], *, now: float, width: int) -> RenderableType:
             Text(str(row.recoveries), "yellow" if row.recoveries else "dim"),
             _saved(row, now),
             *([_count(row.next_save_step), _left(row)] if wide else []),
-            Text("" if row.newest is None else row.newest.words, "dim"),
+            *([Text("" if row.newest is None else row.newest.words, "dim")] if words else []),
         )
     return table if rows else Text("no runs yet", "dim")
 
@@ -99,6 +102,8 @@ def _left(row: Row) -> Text:
 def _loss(row: Row, width: int) -> Text:
     if not row.losses:
         return Text("-", "dim")
+    if not width:
+        return Text(f"{row.losses[-1]:.4g}")
     return Text.assemble(f"{row.losses[-1]:<8.4g} ", (sparkline(row.losses, width=width), "blue"))
 
 
