@@ -99,7 +99,7 @@ async def watching(
     ):
         reader = supervisor._reader  # noqa: SLF001 - what the Supervisor's own Monitor reads with
         assert reader is not None  # noqa: S101 - it is entered
-        looker = Looker(reader, spread_s=0.0, events=EventSink(), clock=SYSTEM_CLOCK)
+        looker = Looker(reader, interval_s=0.0, events=EventSink(), clock=SYSTEM_CLOCK)
 
         async def ask(run_id: str) -> bool:
             reply = await http.get(f"/api/v1/training_runs/{run_id}")

@@ -9,7 +9,7 @@ import anyio
 
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import StatusError, StatusUnavailable
-from tinker_recovery.polling import FEW, Census, Sweep
+from tinker_recovery.polling import FEW, SPREAD, SPREAD_REST, Census, Sweep
 from tinker_recovery.service import RunStatus, StatusReader
 from tinker_recovery.service.status import PAGE
 from tinker_recovery.telemetry import EventSink, names
@@ -61,16 +61,18 @@ class Looker:
 
     Args:
         reader: Where to ask.
-        spread_s: Seconds over which the requests for many runs are spread.
+        interval_s: Seconds between two looks, over a part of which the requests for many runs are
+            spread; 0 for as fast as they go.
         events: Where read failures are told.
         clock: Time.
     """
 
     def __init__(
-        self, reader: StatusReader, *, spread_s: float, events: EventSink, clock: Clock
+        self, reader: StatusReader, *, interval_s: float, events: EventSink, clock: Clock
     ) -> None:
         self._reader = reader
-        self._spread_s = spread_s
+        self._interval_s = interval_s
+        self._first = True
         self._events = events
         self._clock = clock
         self._census: Census | None = None
@@ -168,8 +170,11 @@ class Looker:
         questions are no help to it.
         """
         sweep = Sweep(watched, self._census, page=PAGE)
-        if not await self._pages(sweep, watched, answered, self._spread_s):
+        # The first is not spread: nobody has been looked at before it.
+        spread_s = 0.0 if self._first else self._interval_s * SPREAD
+        if not await self._pages(sweep, watched, answered, spread_s):
             return
+        self._first = False
         self._census = sweep.census()
         missing = {run_id: watched[run_id] for run_id in sweep.missing()}
         if await self._rest(missing, answered):
@@ -244,7 +249,7 @@ class Looker:
                     break
                 group.start_soon(read, run_id, run, slot)
                 if len(missing) > FEW:
-                    await self._clock.sleep(self._spread_s / 2 / len(missing))
+                    await self._clock.sleep(self._interval_s * SPREAD_REST / len(missing))
         if errors:
             # One word for all of them: one that is not known yet is among them in every look.
             told = f"{len(errors)} runs are left alone, the last because of: {errors[-1]}"

@@ -8,7 +8,7 @@ import anyio
 
 from tinker_recovery.clock import Clock
 from tinker_recovery.look import Looker, Watched, by_run_id
-from tinker_recovery.polling import SPREAD, Pace
+from tinker_recovery.polling import Pace
 from tinker_recovery.service import StatusReader
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import EventSink
@@ -79,7 +79,7 @@ class Monitor:
         """What looks, with nothing remembered yet."""
         return Looker(
             self._reader,
-            spread_s=self._interval_s * SPREAD,
+            interval_s=self._interval_s,
             events=self._events,
             clock=self._clock,
         )

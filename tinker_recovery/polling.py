@@ -31,8 +31,11 @@ BRISK = 4
 SOONER = 30
 """How many times sooner a service that is out of reach is asked again."""
 
-SPREAD = 0.5
-"""The share of an interval that the requests of one look are spread over."""
+SPREAD = 0.2
+"""The share of an interval that the pages of one look are spread over."""
+
+SPREAD_REST = 0.1
+"""And what is asked for one by one behind them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,7 @@ class Pace:
         self._began = 0.0
         self._brisk_looks = 0
         self._incident = False
+        self._many = False
         self._known: set[str] = set()
         self._new: set[str] = set()
 
@@ -172,6 +176,10 @@ class Pace:
             # it.
             return self._interval_s / SOONER
         whole_s = self._interval_s * (1.0 - JITTER * random)
+        if self._many:
+            # Whoever comes last in a look that is spread must not be later than the interval, and
+            # that also where the look before was over sooner, or did not know of it.
+            whole_s *= 1.0 - SPREAD - SPREAD_REST
         if self._full_at is None:
             return whole_s
         # From beginning to beginning, so that a slow service does not stretch the interval.
@@ -189,11 +197,14 @@ class Pace:
         self._began = now
         if self._full_at is not None and self._is_brisk and not self._incident:
             slowest_s = self._interval_s * (1.0 - JITTER)
+            if self._many:
+                slowest_s *= 1.0 - SPREAD - SPREAD_REST
             new = self._new.intersection(watched)
             if new and now < self._full_at + slowest_s:
                 self._brisk_looks += 1
                 return new
         self._full_at = now
+        self._many = len(watched) > FEW
         self._brisk_looks = 0
         self._new = set(watched) - self._known
         self._known = set(watched)

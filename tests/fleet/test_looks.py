@@ -58,7 +58,7 @@ class Fleet:
         self.server = server
         self.events: list[RecoveryEvent] = []
         self.looker = Looker(
-            reader, spread_s=0.0, events=EventSink(self.events.append), clock=SYSTEM_CLOCK
+            reader, interval_s=0.0, events=EventSink(self.events.append), clock=SYSTEM_CLOCK
         )
 
     async def look(self, runs: list[Heard], *, brisk: bool = False) -> dict[str, int]:

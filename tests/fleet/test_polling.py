@@ -14,6 +14,8 @@ from tinker_recovery.polling import (
     RENEW_AFTER,
     SLACK,
     SOONER,
+    SPREAD,
+    SPREAD_REST,
     Census,
     Pace,
     Sweep,
@@ -187,6 +189,16 @@ def test_a_quiet_fleet_is_looked_at_once_in_an_interval_and_near_an_incident_fou
     pace.end(faults=1)
     assert pace.wait_s(40.0, 0.0, out_of_reach=False) == 10.0
     assert pace.begin(50.0, []) is None
+
+
+def test_many_runs_are_looked_at_so_often_that_the_last_of_a_look_is_not_late_either() -> None:
+    pace = Pace(30.0)
+    pace.begin(30.0, [str(run) for run in range(100)])
+    pace.end(faults=0)
+    for _ in range(BRISK - 1):
+        pace.begin(30.0, ["0"])
+    wait_s = pace.wait_s(30.0, 0.0, out_of_reach=False)
+    assert math.isclose(wait_s + 30.0 * (SPREAD + SPREAD_REST), 30.0)
 
 
 @pytest.mark.parametrize(("chance", "expected"), [(0.0, 30.0), (0.5, 28.5)])
