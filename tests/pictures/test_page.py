@@ -164,7 +164,7 @@ def test_runs_without_losses_attempts_or_events_have_a_page_too(run: RunView) ->
 
 def test_a_run_whose_process_was_killed_says_what_to_do(run: RunView) -> None:
     words = " ".join(_Page(render(replace(run, state="training"), [], now=0)).words)
-    assert "dead process" in words
+    assert "dead" in words
     assert "Run the same command again" in words
 
 
@@ -189,13 +189,15 @@ def test_report_says_which_runs_there_are_if_it_is_asked_for_another(
     written: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "page.html"
-    for arguments, said in (
-        (["sft", "--journal", str(written), "-o", str(out)], "alert('sft')"),
-        (["sft", "--journal", str(tmp_path / "none"), "-o", str(out)], "there is no journal at"),
-        (["sft", "-o", str(out)], "TINKER_RECOVERY_STATE_DIR"),
-        ([NAME, "--journal", str(written), "-o", str(tmp_path / "no" / "x")], "choose another -o"),
+    journal, nowhere = ["--journal", str(written)], str(tmp_path / "no" / "x")
+    for status, arguments, said in (
+        (1, ["sft", *journal, "-o", str(out)], "alert('sft')"),
+        (1, [NAME, "--service", "http://another", *journal, "-o", str(out)], "has no run"),
+        (3, ["sft", "--journal", nowhere, "-o", str(out)], "there is no journal at"),
+        (3, ["sft", "-o", str(out)], "TINKER_RECOVERY_STATE_DIR"),
+        (3, [NAME, *journal, "-o", nowhere], "choose another -o"),
     ):
         done = CliRunner().invoke(main, ["report", *arguments])
-        assert done.exit_code == 3, done.output
+        assert done.exit_code == status, done.output
         assert said in done.stderr
         assert not out.exists()

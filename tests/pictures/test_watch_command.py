@@ -68,14 +68,14 @@ def test_for_machines_one_look_is_one_array(written: Path) -> None:
     assert row["event"]["name"] == names.EVENT_CHECKPOINT_SAVED
 
 
-def test_what_is_not_there_is_said_with_status_3(written: Path, tmp_path: Path) -> None:
-    for arguments, said in (
-        (["--journal", str(tmp_path)], "there is no journal at"),
-        (["sft", "--journal", str(written)], "has no run 'sft'; it has: <script>"),
-        (["--events", str(tmp_path / "none")], "No such file"),
+def test_what_is_not_there_is_said_and_what_is_too(written: Path, tmp_path: Path) -> None:
+    for expected, arguments, said in (
+        (3, ["--journal", str(tmp_path)], "there is no journal at"),
+        (1, ["sft", "--journal", str(written)], "has no run 'sft'; it has: <script>"),
+        (3, ["--events", str(tmp_path / "none")], "No such file"),
     ):
         status, _, errors = _watch(*arguments, "--once")
-        assert status == 3, errors
+        assert status == expected, errors
         assert said in errors
     status, _, errors = _watch("--events", "-", "--journal", str(written))
     assert status == 2
@@ -91,7 +91,7 @@ def test_a_process_that_was_killed_is_told_from_one_that_trains(
         database.execute("UPDATE runs SET state = 'training'")
         database.execute("UPDATE leases SET holder = 'dead', pid = 4194305")
     _, said, _ = _watch("--journal", str(file), "--once", "--json")
-    assert json.loads(said)[0]["state"] == "dead process"
+    assert json.loads(said)[0]["state"] == "dead"
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE leases SET machine = 'of another'")
     _, said, _ = _watch("--journal", str(file), "--once", "--json")

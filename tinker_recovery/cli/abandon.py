@@ -8,16 +8,16 @@ from pathlib import Path
 
 import click
 
-NO_SUCH_RUN, UNREADABLE, HELD = 1, 3, 4
+from tinker_recovery.cli.source import NO_SUCH_RUN, UNREADABLE, journal_file, journal_option
+
+HELD = 4
 
 
 @click.command()
 @click.argument("run")
 @click.option("--service", help="Base URL of its service, if several know a run of that name.")
 @click.option("--force", is_flag=True, help="Even if a process trains it: that one then ends.")
-@click.option(
-    "--journal", type=click.Path(path_type=Path), help="The journal, if not the default one."
-)
+@journal_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     *, run: str, service: str | None, force: bool, journal: Path | None, as_json: bool
@@ -31,11 +31,10 @@ def command(
     journal cannot be used; 4 if a process trains it (--force).
     """
     from tinker_recovery.errors import JournalError, RunHeld
-    from tinker_recovery.journal import default_path
     from tinker_recovery.journal.forgetting import abandon
 
     try:
-        forgotten = abandon(journal or default_path(), run, service=service, even_if_held=force)
+        forgotten = abandon(journal_file(journal), run, service=service, even_if_held=force)
     except JournalError as error:
         click.echo(str(error), err=True)
         sys.exit(UNREADABLE)

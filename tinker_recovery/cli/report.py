@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.source import journal_file, journal_option, refuse
+from tinker_recovery.cli.source import (
+    journal_file,
+    journal_option,
+    no_such_run,
+    refuse,
+    service_option,
+)
 
 if TYPE_CHECKING:
     from tinker_recovery.report import RunFigures
@@ -31,8 +37,11 @@ _EVENTS = 2000
     help="Where to write the page; replaced if it is there.",
 )
 @journal_option
+@service_option
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-def command(run: str, output: Path, journal: Path | None, *, as_json: bool) -> None:
+def command(
+    run: str, output: Path, journal: Path | None, service: str | None, *, as_json: bool
+) -> None:
     r"""Write one page about RUN: curve, incidents, lineage, figures, events.
 
     The page is a single file of HTML that loads nothing from anywhere: open it, keep it, send it,
@@ -45,31 +54,29 @@ def command(run: str, output: Path, journal: Path | None, *, as_json: bool) -> N
         tinker-recovery demo --keep demo
         tinker-recovery report poisoned --journal demo -o poisoned.html
 
-    Exit status: 0; 2 for a wrong option; 3 if there is no such journal or run, or the page cannot
-    be written.
+    Exit status: 0; 1 if there is no such run; 2 for a wrong option; 3 if the journal cannot be read
+    or the page cannot be written.
     """
     path = journal_file(journal)
-    figures = write_report(path, run, output)
+    figures = write_report(path, run, output, service=service)
     if as_json:
         click.echo(json.dumps({"run": run, "report": str(output), **asdict(figures)}))
     else:
         click.echo(f"{output}: open it in a browser")
 
 
-def write_report(journal: Path, name: str, output: Path) -> RunFigures:
-    """Write the page, whole or not at all; leaves the command with status 3 if it cannot."""
+def write_report(
+    journal: Path, name: str, output: Path, *, service: str | None = None
+) -> RunFigures:
+    """Write the page, whole or not at all; leaves the command if it cannot."""
     from tinker_recovery.errors import JournalError
-    from tinker_recovery.journal.reading import read_events, read_run, read_runs
-    from tinker_recovery.report import figures_of, plain, render
+    from tinker_recovery.journal.reading import read_events, read_run
+    from tinker_recovery.report import figures_of, render
 
     try:
-        run = read_run(journal, name)
+        run = read_run(journal, name, service=service)
         if run is None:
-            known = sorted({plain(each.name) for each in read_runs(journal)})
-            refuse(
-                f"the journal {journal} has no run {plain(name)!r}; it has: "
-                f"{', '.join(known) or 'none'}"
-            )
+            no_such_run(journal, name)
         events = [
             each
             for each in read_events(journal, name, limit=_EVENTS)

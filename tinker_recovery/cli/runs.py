@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tinker_recovery.cli.source import UNREADABLE, journal_file, journal_option
+
 if TYPE_CHECKING:
     from tinker_recovery.journal.reading import RunView
-
-UNREADABLE = 3
 
 
 @click.command()
 @click.option("--all", "all_", is_flag=True, help="Those without a name of their own, too.")
-@click.option(
-    "--journal", type=click.Path(path_type=Path), help="The journal, if not the default one."
-)
+@journal_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def command(*, all_: bool, journal: Path | None, as_json: bool) -> None:
     """List the runs this machine's journal knows, the most recently alive first.
@@ -34,11 +32,10 @@ def command(*, all_: bool, journal: Path | None, as_json: bool) -> None:
     from rich.table import Table
 
     from tinker_recovery.errors import JournalError
-    from tinker_recovery.journal import default_path
     from tinker_recovery.journal.reading import read_runs
 
     try:
-        runs = [run for run in read_runs(journal or default_path()) if run.named or all_]
+        runs = [run for run in read_runs(journal_file(journal)) if run.named or all_]
     except JournalError as error:
         click.echo(str(error), err=True)
         sys.exit(UNREADABLE)
@@ -47,14 +44,8 @@ def command(*, all_: bool, journal: Path | None, as_json: bool) -> None:
         return
     table = Table("run", "state", "step", "last sign of life", "service")
     for run in runs:
-        table.add_row(run.name, state_of(run), str(run.step), _ago(run.updated), run.service)
+        table.add_row(run.name, run.standing, str(run.step), _ago(run.updated), run.service)
     Console().print(table)
-
-
-def state_of(run: RunView) -> str:
-    """Its state, for people: a run under way whose process is gone is dead."""
-    at_work = run.state in ("training", "recovering")
-    return "dead" if at_work and not run.live else run.state
 
 
 def in_short(run: RunView) -> dict[str, Any]:
@@ -62,7 +53,7 @@ def in_short(run: RunView) -> dict[str, Any]:
     holder = run.holder if run.live else None
     return {
         "run": run.name,
-        "state": state_of(run),
+        "state": run.standing,
         "detail": run.detail,
         "step": run.step,
         "next_save_step": run.next_save_step,

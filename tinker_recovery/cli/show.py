@@ -11,21 +11,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.runs import in_short, state_of
+from tinker_recovery.cli.runs import in_short
+from tinker_recovery.cli.source import (
+    NO_SUCH_RUN,
+    UNREADABLE,
+    journal_file,
+    journal_option,
+    service_option,
+)
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.reading import EventView, RunView
 
-NO_SUCH_RUN, UNREADABLE = 1, 3
-
 
 @click.command()
 @click.argument("run")
-@click.option("--service", help="Base URL of its service, if several know a run of that name.")
+@service_option
 @click.option("--events", type=click.IntRange(0), default=20, show_default=True, help="How many.")
-@click.option(
-    "--journal", type=click.Path(path_type=Path), help="The journal, if not the default one."
-)
+@journal_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     *, run: str, service: str | None, events: int, journal: Path | None, as_json: bool
@@ -38,10 +41,9 @@ def command(
     read.
     """
     from tinker_recovery.errors import JournalError
-    from tinker_recovery.journal import default_path
     from tinker_recovery.journal.reading import read_events, read_run
 
-    path = journal or default_path()
+    path = journal_file(journal)
     try:
         view = read_run(path, run, service=service)
         newest = read_events(path, run, limit=events) if events else []
@@ -70,7 +72,7 @@ def _show(view: RunView, events: list[EventView]) -> None:
 
     console = Console()
     detail = f": {view.detail}" if view.detail else ""
-    console.print(f"run {view.name}  {state_of(view)}{detail}, at step {view.step}", markup=False)
+    console.print(f"run {view.name}  {view.standing}{detail}, at step {view.step}", markup=False)
     console.print(f"lineage {view.lineage} at {view.service}", markup=False)
     if view.holder is not None and view.live:
         console.print(f"trained by {view.holder}", markup=False)

@@ -1,4 +1,4 @@
-"""Which journal ``watch`` and ``report`` look at."""
+"""Which journal a command looks at, and how it leaves where there is nothing to see."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from typing import NoReturn
 
 import click
 
-UNREADABLE = 3
-"""Exit status where there is nothing to read."""
+NO_SUCH_RUN, UNREADABLE = 1, 3
+"""Exit statuses."""
 
 journal_option = click.option(
     "--journal",
     metavar="PATH",
     type=click.Path(path_type=Path),
     help="The journal, or its folder. Default: that of TINKER_RECOVERY_STATE_DIR.",
+)
+
+service_option = click.option(
+    "--service",
+    metavar="URL",
+    help="Base URL of its service, if several know a run of that name. Default: the newest run.",
 )
 
 
@@ -28,7 +34,16 @@ def journal_file(choice: Path | None) -> Path:
     return choice / JOURNAL_FILE if choice.is_dir() else choice
 
 
-def refuse(why: str) -> NoReturn:
+def refuse(why: str, status: int = UNREADABLE) -> NoReturn:
     """Leave, for there is nothing to read, or nowhere to write."""
     click.echo(f"Error: {why}", err=True)
-    raise SystemExit(UNREADABLE)
+    raise SystemExit(status)
+
+
+def no_such_run(journal: Path, name: str) -> NoReturn:
+    """Leave, for the journal has no such run; says which it has."""
+    from tinker_recovery.journal.reading import read_runs
+    from tinker_recovery.report import plain
+
+    known = ", ".join(sorted({plain(each.name) for each in read_runs(journal)})) or "none"
+    refuse(f"the journal {journal} has no run {plain(name)!r}; it has: {known}", NO_SUCH_RUN)

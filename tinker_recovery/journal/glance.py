@@ -37,12 +37,15 @@ class Glance:
     event: EventView | None
 
 
-def read_glances(path: Path, name: str | None = None, *, losses: int = 60) -> list[Glance]:
+def read_glances(
+    path: Path, name: str | None = None, *, service: str | None = None, losses: int = 60
+) -> list[Glance]:
     """Every run in a journal, or those of one name, the one most recently alive first.
 
     Args:
         path: The journal.
         name: Of the runs wanted; None for all.
+        service: Base URL of their service; None for any.
         losses: How many of the newest losses.
 
     Raises:
@@ -52,8 +55,9 @@ def read_glances(path: Path, name: str | None = None, *, losses: int = 60) -> li
         # One picture: nothing of it changes between the questions.
         database.execute("BEGIN")
         rows = database.execute(
-            f"{RUNS} WHERE ? IS NULL OR name = ? ORDER BY runs.updated DESC, runs.id DESC",
-            (name, name),
+            f"{RUNS} WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR service = ?2) "
+            "ORDER BY runs.updated DESC, runs.id DESC",
+            (name, service),
         ).fetchall()
         glances = []
         for row in rows:

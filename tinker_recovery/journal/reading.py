@@ -196,6 +196,12 @@ class RunView:
         return at_work and self.holder is not None and self.holder.lives() is not False
 
     @property
+    def standing(self) -> str:
+        """Its state, for people; ``dead`` if its process is gone and never said how it ended."""
+        at_work = self.state in ("training", "recovering")
+        return "dead" if at_work and not self.live else self.state
+
+    @property
     def next_save_step(self) -> int | None:
         """The step of the next save, where the policy fixes it; None elsewhere."""
         every = self.policy.get("save_every")

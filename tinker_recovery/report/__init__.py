@@ -6,7 +6,7 @@ freed of secrets where it becomes HTML (:mod:`~tinker_recovery.report.html`), wh
 
 from tinker_recovery.report.figures import RunFigures, figures_of
 from tinker_recovery.report.page import render
-from tinker_recovery.report.words import duration, event_in_words, plain, standing
+from tinker_recovery.report.words import duration, event_in_words, plain
 
 __all__ = [
     "RunFigures",
@@ -15,5 +15,4 @@ __all__ = [
     "figures_of",
     "plain",
     "render",
-    "standing",
 ]

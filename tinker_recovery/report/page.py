@@ -15,7 +15,7 @@ from tinker_recovery.report.looks import SCRIPT, STYLE
 from tinker_recovery.report.tables import folded, table
 from tinker_recovery.report.timeline import timeline_section
 from tinker_recovery.report.tree import tree_section
-from tinker_recovery.report.words import duration, event_in_words, moment, number, standing
+from tinker_recovery.report.words import duration, event_in_words, moment, number
 
 _OPEN_EVENTS = 40
 """So many events are shown at once; more are folded."""
@@ -83,9 +83,9 @@ def _section(name: str, title: str, *content: object) -> Markup:
 
 
 def _header(run: RunView) -> Markup:
-    state = standing(run)
+    state = run.standing
     detail = tag("p", run.detail, class_="about") if run.detail else ""
-    if state == "dead process":
+    if state == "dead":
         detail = tag(
             "p",
             f"The process that trained it is gone{f' ({run.holder})' if run.holder else ''}. "

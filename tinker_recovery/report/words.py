@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tinker_recovery.journal.reading import RunView
 from tinker_recovery.telemetry import names, redact
 
 _UNITS = ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s"))
@@ -17,13 +16,6 @@ _UNITS = ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s"))
 def plain(text: str) -> str:
     """A text of anyone's on one line, without secrets and without what steers a terminal."""
     return "".join(each if each.isprintable() else " " for each in redact(text))
-
-
-def standing(run: RunView) -> str:
-    """Where a run stands; ``dead process`` if whoever trained it is gone and never said so."""
-    if run.state in ("training", "recovering") and not run.live:
-        return "dead process"
-    return run.state
 
 
 def duration(seconds: float | None) -> str:

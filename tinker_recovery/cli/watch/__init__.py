@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.source import journal_file, journal_option, refuse
+from tinker_recovery.cli.source import (
+    journal_file,
+    journal_option,
+    no_such_run,
+    refuse,
+    service_option,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,6 +31,7 @@ _PAGE = 60
 @click.command()
 @click.argument("run", required=False)
 @journal_option
+@service_option
 @click.option(
     "--events",
     metavar="FILE",
@@ -48,6 +55,7 @@ _PAGE = 60
 def command(
     run: str | None,
     journal: Path | None,
+    service: str | None,
     events: str | None,
     interval_s: float,
     *,
@@ -63,7 +71,7 @@ def command(
     event and change.
 
     States: training, recovering, stopped (interrupted; the same command goes on with it), dead
-    process (killed; the same), finished, failed, abandoned.
+    (killed; the same), finished, failed, abandoned.
 
     \b
     Try it:
@@ -74,8 +82,8 @@ def command(
     Supervisor(on_event=lambda event: print(json_line(event), file=log, flush=True)). Events tell
     less than a journal: no losses, and no end.
 
-    Exit status: 0, after Ctrl-C too; 2 for a wrong option; 3 if there is no journal, file or run of
-    that name, or it cannot be read.
+    Exit status: 0, after Ctrl-C too; 1 if there is no such run; 2 for a wrong option; 3 if the
+    journal or the file cannot be read.
     """
     from rich.console import Console
 
@@ -85,7 +93,7 @@ def command(
         raise click.UsageError("--events and --journal do not go together: give one")
     console = Console()
     try:
-        source = _source(run, journal, events, once=once)
+        source = _source(run, journal, service, events, once=once)
         if once:
             _print_once(source, console, run, as_json=as_json)
         elif as_json:
@@ -104,19 +112,18 @@ def command(
         refuse(f"{events}: {error.strerror or error}")
 
 
-def _source(run: str | None, journal: Path | None, events: str | None, *, once: bool) -> Source:
+def _source(
+    run: str | None, journal: Path | None, service: str | None, events: str | None, *, once: bool
+) -> Source:
     from tinker_recovery.cli.watch.sources import EventsSource, JournalSource
-    from tinker_recovery.journal.reading import read_runs
-    from tinker_recovery.report import plain
+    from tinker_recovery.journal.reading import read_run
 
     if events is not None:
         return EventsSource(events, run, wait=once)
     path = journal_file(journal)
-    known = {each.name for each in read_runs(path)}
-    if run is not None and run not in known:
-        told = ", ".join(sorted(map(plain, known))) or "none"
-        refuse(f"the journal {path} has no run {plain(run)!r}; it has: {told}")
-    return JournalSource(path, run)
+    if run is not None and read_run(path, run, service=service) is None:
+        no_such_run(path, run)
+    return JournalSource(path, run, service)
 
 
 def _print_once(source: Source, console: Console, run: str | None, *, as_json: bool) -> None:

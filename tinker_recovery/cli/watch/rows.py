@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tinker_recovery.journal.glance import Glance
-from tinker_recovery.report import event_in_words, standing
+from tinker_recovery.report import event_in_words
 from tinker_recovery.telemetry import RecoveryEvent, names
 
 
@@ -27,7 +27,7 @@ class Row:
 
     Attributes:
         run: Its name.
-        state: ``training``, ``recovering``, ``stopped``, ``dead process``, ``finished``,
+        state: ``training``, ``recovering``, ``stopped``, ``dead``, ``finished``,
             ``failed``, ``abandoned``.
         step: Optimizer steps done.
         losses: The newest reported losses.
@@ -60,7 +60,7 @@ class Row:
     def of(cls, glance: Glance) -> Row:
         """The row of a run in a journal."""
         run, event, stored = glance.run, glance.event, glance.checkpoint
-        state = standing(run)
+        state = run.standing
         return cls(
             run=run.name,
             state=state,

@@ -45,6 +45,7 @@ class JournalSource:
     Args:
         path: Its file.
         run: The name of the one run wanted; None for all.
+        service: Base URL of the service whose runs are wanted; None for all.
 
     Raises:
         JournalError: From any call: it is not there, or cannot be read.
@@ -52,13 +53,13 @@ class JournalSource:
 
     ended = False
 
-    def __init__(self, path: Path, run: str | None) -> None:
-        self._path, self._run = path, run
+    def __init__(self, path: Path, run: str | None, service: str | None = None) -> None:
+        self._path, self._run, self._service = path, run, service
         self._seen = 0
 
     def rows(self) -> list[Row]:
         """See :class:`Source`; of several runs of the one name wanted, the newest."""
-        glances = read_glances(self._path, self._run)
+        glances = read_glances(self._path, self._run, service=self._service)
         if self._run is not None:
             glances = sorted(glances, key=lambda each: each.run.id)[-1:]
         return [Row.of(each) for each in glances]
@@ -72,7 +73,7 @@ class JournalSource:
 
     def detail(self) -> RunView | None:
         """See :class:`Source`."""
-        return None if self._run is None else read_run(self._path, self._run)
+        return None if self._run is None else read_run(self._path, self._run, service=self._service)
 
 
 class EventsSource:

@@ -21,7 +21,7 @@ _STYLES = {
     "recovering": "bold yellow",
     "finished": "cyan",
     "stopped": "yellow",
-    "dead process": "bold red",
+    "dead": "bold red",
     "failed": "bold red",
     "abandoned": "dim",
 }
@@ -66,6 +66,8 @@ def detail(
     """One run with what happened to it, as far as there is room."""
     parts: list[RenderableType] = [_head(row, now)]
     if run is not None:
+        # An earlier run of that name is another's story.
+        events = [each for each in events if each.time >= run.created - 1]
         parts += [Text(), *_curve(run, min(width - 12, 100)), Text(), *_history(run)]
     room = max(3, height - sum(_lines(each) for each in parts) - 4)
     parts += [Text(), Text("events", "bold"), *(_event(each) for each in events[-room:])]
