@@ -220,9 +220,9 @@ async def test_a_status_that_cannot_be_read_is_told_of_and_the_run_left_alone(
         async with Supervisor(
             policy(poll_interval_s=0.01), service=local.service, on_event=told.append
         ) as supervisor:
-            assert supervisor._reader is not None
-            monkeypatch.setattr(supervisor._reader.http._http, "_auth", None)
             async for attempt in supervisor.attempts(base_model=MODEL, name="sft"):
+                assert supervisor._reader is not None
+                monkeypatch.setattr(supervisor._reader.http._http, "_auth", None)
                 async with attempt:
                     while not any(event.name == names.EVENT_POLL_ERROR for event in told):
                         await train(attempt, steps=attempt.client.step + 1)
