@@ -97,7 +97,7 @@ async def watching(
         Supervisor(quiet) as supervisor,
         httpx.AsyncClient(base_url=server.base_url, headers=headers, timeout=60.0) as http,
     ):
-        reader = supervisor._reader  # noqa: SLF001 - what the Supervisor's own Monitor reads with
+        reader = supervisor.household.reader  # what the Supervisor's own Monitor reads with
         assert reader is not None  # noqa: S101 - it is entered
         looker = Looker(reader, interval_s=0.0, events=EventSink(), clock=SYSTEM_CLOCK)
 

@@ -14,6 +14,7 @@ ROOMS = [
     "report",
     "__init__",
     "supervisor",
+    "household",
     "by_hand",
     "doctor",
     "run",

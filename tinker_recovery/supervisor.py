@@ -12,7 +12,6 @@ from typing import Any, TypeVar, overload
 import anyio
 import tinker
 from anyio import AsyncContextManagerMixin
-from anyio.abc import TaskGroup
 from typing_extensions import Unpack
 
 from tinker_recovery.attempt import Attempt
@@ -23,13 +22,9 @@ from tinker_recovery.blocking import (
     is_async,
     run_blocking,
 )
-from tinker_recovery.channel import FaultChannel
-from tinker_recovery.choice import find_checkpoint
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
-from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
-from tinker_recovery.executor import Executor
-from tinker_recovery.housekeeping import Housekeeping
+from tinker_recovery.household import Household
 from tinker_recovery.interruption import Interruption
 from tinker_recovery.journal import (
     STATE_FOLDER,
@@ -39,19 +34,13 @@ from tinker_recovery.journal import (
     StateFolder,
     journal_path,
 )
-from tinker_recovery.keeper import Keeper
-from tinker_recovery.mailbox import Mailbox
-from tinker_recovery.monitor import Monitor
-from tinker_recovery.opening import OpenedRun, open_run
 from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.run import SupervisedRun
-from tinker_recovery.service import Backend, FromBaseModel, StatusReader, TinkerBackend
+from tinker_recovery.service import Backend, StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
 from tinker_recovery.start import StartOptions, StartPlan, plan_start
-from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
-from tinker_recovery.verification import Verifier
-from tinker_recovery.watch import Watch, Watches
+from tinker_recovery.watch import Watch
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -59,9 +48,6 @@ _T = TypeVar("_T")
 
 BEAT_S = 10.0
 """How often the leases on runs are renewed; they last three times as long."""
-
-SHUTDOWN_MARGIN_S = 5.0
-"""How much longer the Executor has for stopping than the longest thing it does then."""
 
 
 class Supervisor(AsyncContextManagerMixin):
@@ -105,29 +91,30 @@ class Supervisor(AsyncContextManagerMixin):
         self._on_event = on_event
         self._events = EventSink(self._heard)
         self._journal_path = journal_path(journal)
-        self._notebook: Notebook | None = None
-        self._keeper: Keeper | None = None
-        self._optimizer_check: OptimizerCheck | None = None
-        self._recorder: Recorder | None = None
         self._interruption = Interruption()
         self._clock = clock
-        self._channel = FaultChannel()
-        self._runs: dict[str, SupervisedRun] = {}
-        self._opening: set[str] = set()
-        self._background: TaskGroup | None = None
-        self._reader: StatusReader | None = None
-        self._mailbox: Mailbox | None = None
-        self._watches: Watches | None = None
+        self._household: Household | None = None
         self._blocking: BlockingSupervisor[Supervisor] | None = None
 
     @property
     def runs(self) -> list[SupervisedRun]:
         """Every run since entry, oldest first."""
-        return list(self._runs.values())
+        return [] if self._household is None else list(self._household.runs.values())
+
+    @property
+    def household(self) -> Household:
+        """What lives from entry to exit.
+
+        Raises:
+            UsageError: The Supervisor is not entered.
+        """
+        if self._household is None:
+            raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
+        return self._household
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Supervisor]:
-        if self._background is not None:
+        if self._household is not None:
             raise UsageError("this Supervisor is already entered: make one for each `async with`")
         if not self.policy.enabled:
             logger.warning(
@@ -145,122 +132,49 @@ class Supervisor(AsyncContextManagerMixin):
         journal = Journal(self._journal_path, service=endpoint.base_url)
         async with (
             self._events.streams,
-            Notebook(journal) as self._notebook,
+            Notebook(journal) as notebook,
             Recorder(
                 journal, service=endpoint.base_url, hide=secrets_of(endpoint), beat_s=BEAT_S
-            ) as self._recorder,
-            StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as self._reader,
-            anyio.create_task_group() as self._background,
+            ) as recorder,
+            StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as reader,
+            anyio.create_task_group() as background,
         ):
-            self._keeper = self._make_keeper(self._reader, self._notebook)
-            self._optimizer_check = OptimizerCheck(
-                backend=self._backend,
-                reader=self._reader,
-                notebook=self._notebook,
-                events=self._events,
-                close_s=self.policy.close_timeout_s,
-            )
-            self._watches = Watches(
+            household = self._household = Household(
                 policy=self.policy,
                 backend=self._backend,
-                reader=self._reader,
+                reader=reader,
+                notebook=notebook,
+                recorder=recorder,
+                background=background,
+                events=self._events,
+                interruption=self._interruption,
                 clock=self._clock,
-                report=self._channel.put,
-                spawn=self._background.start_soon,
             )
-            self._mailbox = Mailbox()
-            self._background.start_soon(self._mailbox.serve)
+            background.start_soon(household.mailbox.serve)
             try:
-                async with self._tree(self._reader, self._keeper, self._watches):
+                async with household.tree():
                     yield
-                    await self._keeper.settle(self.policy.close_timeout_s)
+                    await household.keeper.settle(self.policy.close_timeout_s)
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
                 failure = error
             finally:
                 with anyio.CancelScope(shield=True):
-                    await self._close_runs()
-                    await self._watches.aclose()
+                    await household.close_runs()
+                    await household.watches.aclose()
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
-                self._background.cancel_scope.cancel()
+                background.cancel_scope.cancel()
         for run in self.runs:
             failure = failure or run.lost
         if failure is not None:
             raise failure
 
     def _heard(self, event: RecoveryEvent) -> None:
-        if self._recorder is not None:
-            self._recorder.note_event(event)
+        if self._household is not None:
+            self._household.recorder.note_event(event)
         if self._on_event is not None:
             self._on_event(event)
-
-    def _make_keeper(self, reader: StatusReader, notebook: Notebook) -> Keeper:
-        house = Housekeeping(
-            reader=reader,
-            notebook=notebook,
-            policy=self.policy.checkpoints,
-            events=self._events,
-            clock=self._clock,
-            verifier=Verifier(self._backend, reader, notebook, clock=self._clock),
-        )
-        return Keeper(
-            house,
-            look_every_s=self.policy.poll_interval_s,
-            events=self._events,
-            clock=self._clock,
-        )
-
-    def _tree(self, reader: StatusReader, keeper: Keeper, watches: Watches) -> SupervisionTree:
-        policy = self.policy
-        monitor = Monitor(
-            lambda: [*self._runs.values(), *watches],
-            reader=reader,
-            interval_s=policy.poll_interval_s,
-            look_every_s=_look_every_s(policy),
-            events=self._events,
-            clock=self._clock,
-        )
-        executor = Executor(
-            channel=self._channel,
-            find=lambda name: self._runs.get(name) or watches.find(name),
-            backend=self._backend,
-            policy=policy,
-            events=self._events,
-            clock=self._clock,
-            watched=lambda: len(watches) + sum(not run.ended for run in self._runs.values()),
-        )
-        return SupervisionTree(
-            [
-                ChildSpec(
-                    id="monitor",
-                    start=monitor.serve,
-                    # Its longest silence is one interval or one read; past both and another read
-                    # it hangs.
-                    heartbeat_s=policy.poll_interval_s + 2 * policy.status_timeout_s,
-                ),
-                ChildSpec(
-                    id="executor",
-                    start=executor.serve,
-                    # What it may have to close when it is stopped has this deadline of its own.
-                    shutdown=policy.close_timeout_s + SHUTDOWN_MARGIN_S,
-                ),
-                ChildSpec(id="keeper", start=keeper.serve),
-            ],
-            name="tinker-recovery",
-            max_restarts=10,
-            max_seconds=60.0,
-            backoff=Backoff(initial_s=0.1, max_s=5.0),
-            on_event=self._events.tree,
-            monotonic=self._clock.monotonic,
-            sleep=self._clock.sleep,
-            random=self._clock.random,
-        )
-
-    async def _close_runs(self) -> None:
-        async with anyio.create_task_group() as group:
-            for run in self.runs:
-                group.start_soon(run.abandon)
 
     def attempts(self, **start: Unpack[StartOptions]) -> AsyncIterator[Attempt]:
         """The attempts of one run, for ``async for``; ends when one comes to its end.
@@ -274,7 +188,8 @@ class Supervisor(AsyncContextManagerMixin):
         """
         plan = plan_start(start, restore_optimizer=self.policy.restore_optimizer)
         name = plan.name or f"run-{secrets.token_hex(3)}"
-        self.check_name(name)
+        if self._household is not None:
+            self._household.check_name(name)
         return _Attempts(self, plan, name)
 
     def watch(self, run_id: str, *, on_recovery: Callback) -> Watch:
@@ -304,15 +219,14 @@ class Supervisor(AsyncContextManagerMixin):
             UsageError: An argument is of the wrong kind, the run is watched or supervised here
                 already, or the Supervisor is not entered.
         """
-        if self._watches is None:
-            raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
-        for run in self._runs.values():
+        watches = self.household.watches
+        for run in self.runs:
             if run_id in (run.name, run.watched_run_id):
                 raise UsageError(
                     f"run_id={run_id!r} is run {run.name!r} of this Supervisor, which looks after "
                     "it already"
                 )
-        return self._watches.add(run_id, on_recovery)
+        return watches.add(run_id, on_recovery)
 
     def events(self, *, buffer: int = 1024) -> EventStream:
         """What happens from now on, as a stream for ``async for``; each call is one consumer.
@@ -333,14 +247,6 @@ class Supervisor(AsyncContextManagerMixin):
         if buffer < 1:
             raise UsageError(f"buffer={buffer!r} is not allowed: 1 or more")
         return self._events.streams.new(buffer)
-
-    def check_name(self, name: str) -> None:
-        """Refuse the name of a run under way."""
-        known = self._runs.get(name)
-        if name in self._opening or (known is not None and not known.ended):
-            raise UsageError(
-                f"name={name!r} is the name of a run under way: choose another, names are unique"
-            )
 
     @overload
     async def run(
@@ -385,95 +291,6 @@ class Supervisor(AsyncContextManagerMixin):
         blocking, self._blocking = self._blocking, None
         return None if blocking is None else blocking.close(*exc_info)
 
-    async def open_run(self, plan: StartPlan, name: str) -> SupervisedRun:
-        """Register a run, and find out at which step it starts."""
-        if (
-            self._background is None
-            or self._reader is None
-            or self._mailbox is None
-            or self._notebook is None
-            or self._keeper is None
-            or self._optimizer_check is None
-            or self._recorder is None
-        ):
-            raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
-        self.check_name(name)
-        self._opening.add(name)  # others may be asked for a while
-        opened: OpenedRun | None = None
-        try:
-            if self.policy.checkpoint_strategy.startswith("tinker://"):
-                # Better refused now than at the first fault, hours later.
-                await find_checkpoint(self._reader, self.policy.checkpoint_strategy)
-            opened = await open_run(
-                self._recorder, self._reader, plan, name, policy=self.policy, clock=self._clock
-            )
-            run = self._runs[name] = SupervisedRun(
-                name,
-                origin=opened.plan.origin,
-                root=opened.root,
-                start_step=opened.start_step,
-                policy=self.policy,
-                backend=self._backend,
-                reader=self._reader,
-                events=self._events,
-                clock=self._clock,
-                report=self._channel.put,
-                settled=self._channel.settled,
-                spawn=self._background.start_soon,
-                mailbox=self._mailbox,
-                notebook=self._notebook,
-                changed=self._keeper.ask,
-                interruption=self._interruption,
-                record=opened.record,
-                standing=opened.standing,
-            )
-            await run.read_notes()
-        except BaseException:
-            self._runs.pop(name, None)
-            if opened is not None:
-                await opened.record.end(None)
-            raise
-        finally:
-            self._opening.discard(name)
-        if self.policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
-            self._background.start_soon(self._optimizer_check.run, plan.origin)
-        return run
-
-    async def first_attempt(self, run: SupervisedRun, plan: StartPlan) -> Attempt:
-        """The first client of a run; a fault on the way is recovered from like any other."""
-        standing = run.standing
-        # An adopted client that was never saved cannot be remade, and the same code made another.
-        if standing is not None and (
-            plan.adopted is None or standing.saved or standing.segments[-1].parent
-        ):
-            if plan.adopted is not None:
-                # What the same code made anew; the run goes on from what it has saved.
-                await self._backend.close(
-                    plan.adopted,
-                    "interrupted",
-                    "the run goes on from its checkpoint",
-                    deadline_s=self.policy.close_timeout_s,
-                )
-            run.go_on()
-            return await run.next_attempt()
-        if plan.adopted is not None:
-            return await run.written_down(run.begin(plan.adopted))
-        if run.origin is None:
-            raise UsageError("a run without an origin has to be adopted")
-        try:
-            connection = await self._backend.connect(
-                run.origin, deadline_s=self.policy.create_timeout_s
-            )
-        except Exception as error:
-            if not run.start_failed(error):
-                await run.over(error)
-                raise
-            return await run.next_attempt()
-        except BaseException as error:
-            await run.over(error)  # cancelled: its name is free again
-            raise
-        return await run.written_down(run.begin(connection))
-
 
 class _Attempts:
     """The iterator behind ``supervisor.attempts(...)``."""
@@ -490,8 +307,8 @@ class _Attempts:
 
     async def __anext__(self) -> Attempt:
         if self._run is None:
-            self._run = await self._supervisor.open_run(self._plan, self._name)
-            self._last = await self._supervisor.first_attempt(self._run, self._plan)
+            self._run = await self._supervisor.household.open_run(self._plan, self._name)
+            self._last = await self._supervisor.household.first_attempt(self._run, self._plan)
             return self._last
         if self._last is None or not self._last.entered:
             raise UsageError(
@@ -509,9 +326,3 @@ def secrets_of(endpoint: Endpoint) -> list[str]:
     """What lets someone in at the service, and so must not be written anywhere."""
     key = endpoint.api_key
     return [*([] if key is None else [key.get_secret_value()]), *endpoint.headers.values()]
-
-
-def _look_every_s(policy: RecoveryPolicy) -> float | None:
-    """Often enough that silence is noticed within a tenth of its deadlines, and never in haste."""
-    deadlines = [each for each in (policy.stall_warning_s, policy.stall_after_s) if each]
-    return max(0.01, min([5.0, *(each / 10 for each in deadlines)])) if deadlines else None

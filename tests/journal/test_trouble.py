@@ -86,7 +86,7 @@ async def test_a_disk_that_fills_up_while_training_changes_nothing_of_the_traini
     supervisor = Supervisor(policy())
 
     async def filling(attempt: Attempt) -> None:
-        recorder = supervisor._recorder
+        recorder = supervisor.household.recorder
         assert recorder is not None
         database = recorder._database._database
         assert database is not None

@@ -186,7 +186,7 @@ async def test_saves_live_as_long_as_the_policy_says_and_the_recovery_point_is_r
         ends = {each.steps: each.expires for each in local.checkpoints(attempt.run_id)}
         assert all(end and 7100 < end - time.time() <= 7200 for end in ends.values())
         # An hour and a bit later the newest has less than half of its life left; the other may go.
-        await until(lambda: bool(supervisor._keeper and supervisor._keeper._next_at))
+        await until(lambda: bool(supervisor.household.keeper._next_at))
         wall[0] += 3700.0
         await until(lambda: any(event.name == "checkpoint.renewed" for event in events))
         later = {each.steps: each.expires for each in local.checkpoints(attempt.run_id)}

@@ -161,8 +161,8 @@ async def recover_once(
     # machine the loop may come to the fault before any.
     assert starts == [0, 5] or (quiet and starts == [0, 0])
     assert len(run.recoveries) == 1, "the fault was handled exactly once"
-    assert not supervisor._channel._waiting
-    assert not supervisor._channel._in_hand, "and nothing of it is left in hand"
+    assert not supervisor.household._channel._waiting
+    assert not supervisor.household._channel._in_hand, "and nothing of it is left in hand"
     return supervisor, events
 
 

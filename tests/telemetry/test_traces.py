@@ -221,8 +221,7 @@ async def test_a_status_that_cannot_be_read_is_told_of_and_the_run_left_alone(
             policy(poll_interval_s=0.01), service=local.service, on_event=told.append
         ) as supervisor:
             async for attempt in supervisor.attempts(base_model=MODEL, name="sft"):
-                assert supervisor._reader is not None
-                monkeypatch.setattr(supervisor._reader.http._http, "_auth", None)
+                monkeypatch.setattr(supervisor.household.reader.http._http, "_auth", None)
                 async with attempt:
                     while not any(event.name == names.EVENT_POLL_ERROR for event in told):
                         await train(attempt, steps=attempt.client.step + 1)
@@ -246,7 +245,7 @@ async def test_the_api_key_appears_in_no_log_no_span_no_event_and_no_repr(
         async with Supervisor(
             policy(poll_interval_s=0.01), on_event=told.append, clock=clock.clock
         ) as supervisor:
-            reader = supervisor._reader
+            reader = supervisor.household.reader
             await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
     assert reader is not None
     shown = "\n".join(
