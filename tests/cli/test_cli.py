@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 
+import click
 import httpx
 import pytest
 from _receiver import http_receiver
+from click.testing import CliRunner
 
+from tinker_recovery.cli import main
 from tinker_recovery.cli.plot import Mark, axis, curve, replays
 from tinker_recovery.faults import TABLE
 
@@ -91,6 +94,20 @@ def test_help_says_what_a_command_does_and_its_exit_status(arguments: list[str])
     assert "Usage: " in done.stdout
     if arguments:
         assert "Exit status" in done.stdout
+
+
+def test_the_lines_of_an_example_stay_lines_in_every_help() -> None:
+    context = click.Context(main)
+    commands = [main.get_command(context, name) for name in main.list_commands(context)]
+    for command in commands:
+        assert command is not None
+        each_of_them = command.commands.values() if isinstance(command, click.Group) else ()
+        for each in (command, *each_of_them):
+            told = each.get_help(click.Context(each, info_name=each.name))
+            assert "\\b" not in told
+            assert "\b" not in told
+    shown = CliRunner().invoke(main, ["doctor", "--help"]).output
+    assert "\n      tinker-recovery serve\n      tinker-recovery serve --cold-optimizer\n" in shown
 
 
 def test_serve_says_how_to_reach_it_and_stops_cleanly_on_ctrl_c() -> None:

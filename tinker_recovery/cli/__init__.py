@@ -31,11 +31,24 @@ class _Lazy(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command = importlib.import_module(f"tinker_recovery.cli.{cmd_name}").command
-        return command if isinstance(command, click.Command) else None
+        return _laid_out(command) if isinstance(command, click.Command) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         with formatter.section("Commands"):
             formatter.write_dl(sorted(_COMMANDS.items()))
+
+
+def _laid_out(command: click.Command) -> click.Command:
+    r"""Have click leave the lines as they are below a line that says ``\b``.
+
+    It looks for the character itself, which a docstring, raw as it has to be, cannot hold.
+    """
+    if command.help:
+        command.help = command.help.replace("\\b\n", "\b\n")
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            _laid_out(each)
+    return command
 
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
