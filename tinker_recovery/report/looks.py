@@ -110,7 +110,11 @@ footer { color: var(--soft); font-size: .85rem; padding: 4px 0 28px; }
   :root { color-scheme: light; --page: #fff; --card: #fff; --text: #000; --soft: #444;
     --rule: #ccc; --kept: #1f6feb; --again: #e0a03a; --recovery: #b5462f; --lost: #777;
     --link: #000; --good: #000; --bad: #000; --wait: #000; }
-  section, .tiles div { break-inside: avoid; border-color: #ccc; }
+  figure > svg, .tiles div, tr { break-inside: avoid; }
+  .scrolls { overflow: visible; }
+  table { font-size: 8pt; }
+  .dense td, .dense th, tbody th:not(:nth-last-child(2)) { white-space: normal; }
+  th, td { padding-right: 8px; }
   .readout, .skip { display: none !important; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
