@@ -156,6 +156,32 @@ def test_in_a_terminal_it_shows_changes_as_they_are_written_and_ctrl_c_leaves_wi
         os.close(ours)
 
 
+def test_ctrl_c_ends_it_while_it_waits_for_an_event(written: Path) -> None:
+    watching = subprocess.Popen(  # noqa: S603 - our own command
+        [*COMMAND, "--events", "-", "--interval", "0.05"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdin is not None
+    assert watching.stdout is not None
+    try:
+        of_no_run = json_line(RecoveryEvent(names.EVENT_MASS_OVER, "", "it is over"))
+        watching.stdin.write((written / EVENTS).read_text() + of_no_run + "\n")
+        watching.stdin.flush()
+        shown = ""
+        while "training, step" not in shown:
+            shown += watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        rest, errors = watching.communicate(timeout=10)
+    finally:
+        watching.kill()
+        watching.wait()
+    assert (watching.returncode, errors) == (0, "")
+    assert "-: training" not in shown + rest, "what concerns no single run is none"
+
+
 attributes = st.dictionaries(
     st.text(max_size=9), st.text(max_size=9) | st.integers() | st.booleans()
 )

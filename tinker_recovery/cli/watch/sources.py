@@ -16,6 +16,7 @@ from tinker_recovery.journal.glance import read_glances
 from tinker_recovery.journal.reading import RunView, read_events, read_run
 from tinker_recovery.telemetry import from_json_line
 
+_CHUNK = 65536
 _EVENTS = 500
 """So many events are kept for show."""
 
@@ -124,7 +125,9 @@ class EventsSource:
                 self.not_events += 1
                 continue
             if self._run in (None, event.run):
-                row = self._rows[event.run] = after(self._rows.get(event.run), event)
+                row = after(self._rows.get(event.run), event)
+                if event.run:  # or it concerns no single one
+                    self._rows[event.run] = row
                 if row.newest is not None:
                     self._news.append(row.newest)
 
@@ -159,8 +162,15 @@ class _Input:
             thread.join()
 
     def _fill(self) -> None:
-        for line in sys.stdin.buffer:
-            self._lines.put(line.decode(errors="replace"))
+        # Unbuffered where it can be: an interpreter that ends takes the buffer's lock, and dies of
+        # it while a thread waits inside.
+        given = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+        rest = b""
+        while chunk := given.read(_CHUNK):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._lines.put(line.decode(errors="replace"))
+        self._lines.put(rest.decode(errors="replace"))
         self._lines.put(None)
 
     def read(self) -> tuple[Sequence[str], bool]:
