@@ -164,8 +164,14 @@ class BlockingSupervisor(Generic[_S]):
                 raise error
             return result
 
-        running = self._portal.start_task_soon(self._run_elsewhere, train, here, start)
-        running.add_done_callback(lambda _: todo.put(None))
+        async def run_and_tell() -> Any:
+            # The future is done the moment it is cancelled; this is, once all has been closed.
+            try:
+                return await self._run_elsewhere(train, here, start)
+            finally:
+                todo.put(None)
+
+        running = self._portal.start_task_soon(run_and_tell)
         try:
             while (item := todo.get()) is not None:
                 function, done = item

@@ -104,7 +104,7 @@ import logging, sys
 logging.basicConfig()
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from loops import ADAM, MODEL, SEED, batch, policy
-from tinker_recovery import Supervisor
+from tinker_recovery import CheckpointPolicy, Supervisor
 
 def train(attempt):
 {train}
@@ -153,7 +153,11 @@ async def test_ctrl_c_ends_a_script_without_asyncio(local: LocalTinker, where: s
         local.inject(FaultRule("hang", 3, "optim_step", times=9))
     else:
         loop = "\n    import time\n    while True: time.sleep(0.01)\n"
-    script = _script(loop).replace("stall_after_s=0.5", "stall_after_s=None")
+    # A service that hangs would be waited for to save the last step, for 30 s and not for ever.
+    script = _script(loop).replace(
+        "stall_after_s=0.5",
+        "stall_after_s=None, checkpoints=CheckpointPolicy(save_on_stop_s=0.3)",
+    )
     with process(["-c", script]) as running:
         await until(lambda: bool(local.runs()))
         if where == "in-a-result":

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tinker
-from loops import ADAM, MODEL, SEED, bare_run, batch, policy, train, until
+from loops import ADAM, MODEL, SEED, bare_run, batch, loop, policy, train, until
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
 from tinker_recovery.clock import Clock
@@ -95,17 +95,18 @@ async def test_what_a_rule_keeps_stays_and_so_does_what_the_user_saved_or_publis
 async def test_a_pinned_checkpoint_stays(local: LocalTinker, tmp_path: Path) -> None:
     file = tmp_path / "journal"
 
-    def pin_the_first(event: RecoveryEvent) -> None:
-        path = str(event.fields.get("tinker_recovery.checkpoint.path"))
-        if event.name == "checkpoint.saved" and "step-00000003" in path:
-            with Journal(file, service=local.base_url) as journal:
-                journal.pin(path)
+    async def training(attempt: Attempt) -> None:
+        await train(attempt, steps=3)
+        await attempt.client.drain()
+        # The newest of all, so no round of the Keeper takes it before it is pinned.
+        (*_, newest) = local.checkpoints(attempt.run_id)
+        with Journal(file, service=local.base_url) as journal:
+            journal.pin(newest.path)
+        await loop(attempt.client, 3, STEPS, 0)
 
-    given = policy(checkpoints=CheckpointPolicy(save_every=1, keep_last=1, save_best=False))
-    async with Supervisor(given, journal=file, on_event=pin_the_first) as supervisor:
-        await supervisor.run(
-            functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
-        )
+    given = policy(checkpoints=CheckpointPolicy(save_every=3, keep_last=1, save_best=False))
+    async with Supervisor(given, journal=file) as supervisor:
+        await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
     found = _steps(local, supervisor.runs[0].segments[0].run_id)
     assert found == [3, 12]
 

@@ -90,6 +90,8 @@ class LocalTinker:
         self._temporary: str | None = None
         self._thread: threading.Thread | None = None
         self._running: Future[tuple[asyncio.AbstractEventLoop, Host]] = Future()
+        # From the start, so that whoever is cancelled while waiting for it does not cancel it.
+        self._running.set_running_or_notify_cancel()
 
     async def __aenter__(self) -> Self:
         if self._thread is not None:
@@ -103,7 +105,12 @@ class LocalTinker:
             target=asyncio.run, args=(self._main(listener),), name="local-tinker", daemon=True
         )
         self._thread.start()
-        await asyncio.wrap_future(self._running)
+        try:
+            await asyncio.wrap_future(self._running)
+        except asyncio.CancelledError:
+            # Nobody is going to leave what was never entered.
+            await self._end()
+            raise
         return self
 
     async def __aexit__(
@@ -112,9 +119,12 @@ class LocalTinker:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        loop, host = self._running.result()
-        loop.call_soon_threadsafe(host.stop)
+        await self._end()
+
+    async def _end(self) -> None:
         with anyio.CancelScope(shield=True):
+            loop, host = await asyncio.wrap_future(self._running)
+            loop.call_soon_threadsafe(host.stop)
             if self._thread is not None:
                 await anyio.to_thread.run_sync(self._thread.join)
         if self._temporary is not None:
