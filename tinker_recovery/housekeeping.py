@@ -50,10 +50,10 @@ from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.telemetry import EventSink, names
 from tinker_recovery.verification import Verifier
 
-_LOOKS = 100
-"""Most looks in one round; each carries out what is known for sure, so a round ends anyway."""
+_LOOKS = 10_000
+"""Most looks in one round; each brings something further, so a round ends anyway."""
 
-_FRESH_S = 5.0
+_FRESH_S = 2.0
 """Deletions decided by one look are asked for within this long, or by a newer look."""
 
 _NO_SUCH_ROUTE = frozenset({405, 501})
@@ -282,6 +282,9 @@ class Housekeeping:
                 ledger = await self._write(run, ledger, command.entry)
                 continue
             await self._pace()
+            # A pin may have been set since the look, by a command in another process.
+            if command.path in (await self._notebook.notes()).pinned:
+                return
             # Nothing is awaited between this look and the request: a recovery that begins later
             # finds the path among the doomed.
             if run.recovering or self._clock.monotonic() - began > _FRESH_S:

@@ -13,6 +13,7 @@ from loops import ADAM, MODEL, SEED, bare_run, batch, loop, policy, train, until
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
 from tinker_recovery.clock import Clock
+from tinker_recovery.housekeeping import Housekeeping
 from tinker_recovery.journal import Journal
 from tinker_recovery.keeper import Keeper
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -109,6 +110,29 @@ async def test_a_pinned_checkpoint_stays(local: LocalTinker, tmp_path: Path) -> 
         await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
     found = _steps(local, supervisor.runs[0].segments[0].run_id)
     assert found == [3, 12]
+
+
+async def test_a_pin_set_while_a_round_is_under_way_still_counts(
+    local: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set by another process after the round has looked, and before it asks for the deletion."""
+    file = tmp_path / "journal"
+    pace = Housekeeping._pace
+    pinned: list[str] = []
+
+    async def pin_and_pace(house: Housekeeping) -> None:
+        if not pinned:
+            (run_id,) = local.runs()
+            pinned.append(local.checkpoints(run_id)[0].path)
+            with Journal(file, service=local.base_url) as journal:
+                journal.pin(pinned[0])
+        await pace(house)
+
+    monkeypatch.setattr(Housekeeping, "_pace", pin_and_pace)
+    await _run(CheckpointPolicy(save_every=4, keep_last=1, save_best=False), journal=file)
+    (run_id,) = local.runs()
+    assert pinned
+    assert pinned[0] in [each.path for each in local.checkpoints(run_id)]
 
 
 async def test_a_deletion_that_fails_disturbs_nothing_and_is_told_once_and_tried_again(
