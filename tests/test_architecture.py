@@ -52,6 +52,7 @@ ROOMS = [
     "service",
     "telemetry",
     "budget",
+    "settings",
     "policy",
     "errors",
     "clock",

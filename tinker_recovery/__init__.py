@@ -47,6 +47,7 @@ from tinker_recovery.faults import Fault
 from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
 from tinker_recovery.run import SupervisedRun
 from tinker_recovery.service import SupervisedClient
+from tinker_recovery.settings import policy_from_settings
 from tinker_recovery.start import StartOptions
 from tinker_recovery.supervisor import Supervisor
 from tinker_recovery.telemetry import RecoveryEvent
@@ -88,5 +89,6 @@ __all__ = [
     "TinkerRecoveryError",
     "UsageError",
     "Watch",
+    "policy_from_settings",
     "recover_from_checkpoint",
 ]

@@ -9,6 +9,7 @@ import click
 _COMMANDS = {
     "abandon": "Forget a run, so that its name begins anew.",
     "checkpoints": "List, verify, prune, pin and unpin the checkpoints that the service stores.",
+    "config": "Show every setting, and where its value came from.",
     "demo": "Watch a real training loop get poisoned, recover, and end with the same weights.",
     "doctor": "Find out whether the service really restores the optimizer.",
     "faults": "Show every way a run can go bad, and what is done about it.",

@@ -1,0 +1,117 @@
+"""``tinker-recovery config``: the settings, and where each came from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tinker_recovery.settings import Resolved
+
+
+@click.group()
+def command() -> None:
+    """Look at the settings that policy_from_settings() makes a policy of."""
+
+
+@command.command()
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The TOML file to read. Default: TINKER_RECOVERY_CONFIG, or the nearest pyproject.toml.",
+)
+@click.option(
+    "--set",
+    "given",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Try a value out, as checkpoints.save_every=50. May be given again.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(*, config: Path | None, given: tuple[str, ...], as_json: bool) -> None:
+    r"""Show every setting, its value, and where that came from.
+
+    \b
+    flag       --set checkpoints.save_every=50
+    variable   TINKER_RECOVERY_CHECKPOINTS_SAVE_EVERY=50
+    file       save_every = 50 in [tool.tinker_recovery.checkpoints] of the nearest pyproject.toml,
+               or in [checkpoints] of the file that TINKER_RECOVERY_CONFIG or --config names
+    default    none of these
+
+    The first of them counts. "none" is a value, where there may be none; a list is 10,20 or, in a
+    file, [10, 20]. In a program, policy_from_settings(enabled=True) makes a policy of them, and
+    what is said there comes before all; RecoveryPolicy() reads none.
+
+    Exit status: 0; 2 for a wrong option, and if a setting is not known, or its value not allowed.
+    """
+    from tinker_recovery.errors import UsageError
+    from tinker_recovery.settings import find_table, resolve
+
+    try:
+        table = find_table(os.environ, config=config)
+        resolved = resolve(_flags(given), os.environ, table)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
+    path = None if table is None else table.path
+    if as_json:
+        click.echo(json.dumps({"file": path and str(path), "settings": _rows(resolved)}))
+        return
+    _show(resolved, path)
+
+
+def _flags(given: tuple[str, ...]) -> dict[str, str]:
+    flags = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {each!r} is not allowed: NAME=VALUE")
+        flags[name.strip()] = value
+    return flags
+
+
+def _rows(resolved: Resolved) -> list[dict[str, Any]]:
+    from tinker_recovery.settings import SETTINGS
+
+    return [
+        {
+            "name": name,
+            "value": setting.value_in(resolved.policy),
+            "source": resolved.sources[name].kind,
+            "where": resolved.sources[name].where,
+            "variable": setting.variable,
+        }
+        for name, setting in SETTINGS.items()
+    ]
+
+
+def _show(resolved: Resolved, path: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold")
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("from", overflow="fold")
+    for row in _rows(resolved):
+        source = resolved.sources[row["name"]]
+        style = "dim" if source.kind == "default" else "bold"
+        cells = (row["name"], _in_words(row["value"]), str(source))
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"\nfile: {path or 'none'}", markup=False, soft_wrap=True)
+
+
+def _in_words(value: object) -> str:
+    """A value as one would write it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "(empty)"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
