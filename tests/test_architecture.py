@@ -15,6 +15,7 @@ ROOMS = [
     "__init__",
     "supervisor",
     "household",
+    "left",
     "by_hand",
     "doctor",
     "run",

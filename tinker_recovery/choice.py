@@ -159,6 +159,11 @@ class Choice:
         self._compares = policy.canary is not None and not isinstance(self._wanted, AtPath | AtStep)
         self._refused: list[str] = []
 
+    @property
+    def refused(self) -> Sequence[str]:
+        """What was passed over by the newest choice: path and reason of each."""
+        return tuple(self._refused)
+
     async def choose(self, *, only_looking: bool = False) -> CheckpointRecord | None:
         """The checkpoint to go back to, or None to start over.
 

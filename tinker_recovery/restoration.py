@@ -6,6 +6,7 @@ to be bad is marked so and the next older is tried; what the service answers oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -224,6 +225,11 @@ class Restoration:
             if objected is not None:
                 refuse(span, names.BAD_CHECKPOINT, objected)
             return answer, objected
+
+    @property
+    def passed_over(self) -> Sequence[str]:
+        """What would have come before the checkpoint chosen, and what speaks against each."""
+        return self._choice.refused
 
     async def progress(self) -> int | None:
         """How far the run has come by what is stored: the step it would go back to.

@@ -13,6 +13,7 @@ _COMMANDS = {
     "demo": "Watch a real training loop get poisoned, recover, and end with the same weights.",
     "doctor": "Find out whether the service really restores the optimizer.",
     "faults": "Show every way a run can go bad, and what is done about it.",
+    "recover": "See that a run's newest valid checkpoint restores, and how to go on from it.",
     "report": "Write one page about a run: curve, incidents, lineage, figures, events.",
     "run": "Run a training script, and start it again when it crashes.",
     "runs": "List the runs that the journal knows.",

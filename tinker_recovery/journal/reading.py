@@ -19,6 +19,7 @@ from urllib.parse import quote
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal.database import BUSY_S, check_version, explained
 from tinker_recovery.journal.holder import Holder
+from tinker_recovery.journal.records import Found, find
 from tinker_recovery.journal.schema import SCHEMA
 
 State = Literal["training", "recovering", "stopped", "finished", "failed", "abandoned"]
@@ -242,6 +243,31 @@ def read_run(path: Path, name: str, *, service: str | None = None) -> RunView | 
             (name, service, service),
         ).fetchone()
         return None if row is None else run_from(row, database)
+
+
+def read_left(path: Path, name: str, *, service: str) -> tuple[RunView, Found] | None:
+    """A run as it was left, for whoever wants to know what a restart would find; or None.
+
+    Args:
+        path: The journal.
+        name: The run's name, or the id of a Tinker run it has lived in.
+        service: Base URL of its service.
+
+    Raises:
+        JournalError: The file is not there, or cannot be read.
+    """
+    with open_to_read(path) as database:
+        database.execute("BEGIN")
+        meant = database.execute(
+            "SELECT id FROM runs WHERE service = ?1 AND (name = ?2 OR id IN "
+            "(SELECT run FROM attempts WHERE run_id = ?2)) "
+            "ORDER BY name = ?2 DESC, id DESC LIMIT 1",
+            (service, name),
+        ).fetchone()
+        if meant is None:
+            return None
+        row = database.execute(f"{RUNS} WHERE runs.id = ?", meant).fetchone()
+        return run_from(row), find(database, *meant)
 
 
 def read_events(

@@ -1,0 +1,189 @@
+"""``tinker-recovery recover``, on a real service: what restores, and how to go on from it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import pytest
+import tinker
+from click.testing import CliRunner, Result
+from loops import MODEL, SEED, loop, policy, train
+
+from tinker_recovery import Attempt, CheckpointPolicy, Supervisor
+from tinker_recovery.cli import main
+from tinker_recovery.journal import default_path
+from tinker_recovery.testing import LocalTinker
+
+
+async def _recover(*arguments: str) -> Result:
+    def call() -> Result:
+        return CliRunner().invoke(main, ["recover", *arguments], catch_exceptions=False)
+
+    return await anyio.to_thread.run_sync(call)
+
+
+async def _json(*arguments: str, expect: int = 0) -> Any:
+    result = await _recover(*arguments, "--json")
+    assert result.exit_code == expect, result.output
+    return json.loads(result.stdout)
+
+
+async def _crashes(attempt: Attempt) -> None:
+    await train(attempt, steps=5)
+    raise ValueError("a bug of the loop's own")
+
+
+async def _left_run() -> str:
+    """A run with checkpoints at 2 and 4 that ended by an error of its own; its Tinker run id."""
+    given = policy(checkpoints=CheckpointPolicy(save_every=2, keep_last=9))
+    with pytest.raises(ValueError, match="a bug"):
+        async with Supervisor(given) as supervisor:
+            await supervisor.run(_crashes, base_model=MODEL, rank=8, seed=SEED, name="sft-42")
+    return supervisor.runs[0].segments[0].run_id
+
+
+def _paths(local: LocalTinker, run_id: str) -> dict[int, str]:
+    return {each.steps: each.path for each in local.checkpoints(run_id)}
+
+
+def _written() -> list[str]:
+    """All that stands in the journal."""
+    with closing(sqlite3.connect(default_path())) as database:
+        return list(database.iterdump())
+
+
+async def test_the_newest_valid_checkpoint_is_restored_and_told_and_nothing_else_changes(
+    local: LocalTinker,
+) -> None:
+    run_id = await _left_run()
+    paths, before = _paths(local, run_id), _written()
+    newest = max(paths)
+    told = await _json("sft-42")
+    assert (told["restored"], told["checkpoint"], told["step"]) == (True, paths[newest], newest)
+    assert (told["base_model"], told["lora_rank"], told["optimizer"]) == (MODEL, 8, True)
+    assert told["run_id"] not in ("", run_id)
+    assert told["resumes"]
+    assert told["go_on"] == f'supervisor.attempts(from_checkpoint="{paths[newest]}")'
+    # It was a session of its own, and is over; the fixture looks at all of them.
+    session = told["run_id"].partition(":train:")[0]
+    assert local.sessions()[session] not in ("active", "interrupted")
+    shown = (await _recover(run_id)).stdout
+    assert f"checkpoint   {paths[newest]}, step {newest}" in shown
+    assert "run the command that began 'sft-42' again" in shown
+    assert (_written(), _paths(local, run_id)) == (before, paths)
+
+
+async def test_one_that_does_not_load_is_passed_over_and_if_none_does_it_is_status_1(
+    local: LocalTinker,
+) -> None:
+    run_id = await _left_run()
+    paths, before = _paths(local, run_id), _written()
+    *older, newest = sorted(paths)
+    local.damage(paths[newest], "truncated")
+    told = await _json("sft-42")
+    assert told["step"] == older[-1]
+    (passed,) = told["passed_over"]
+    assert passed.startswith(f"{paths[newest]}: ")
+    assert "the service does not load it" in passed
+    named = await _json("sft-42", "--checkpoint", paths[newest], expect=1)
+    assert not named["restored"]
+    assert "the service does not load it" in named["reason"]
+    for step in older:
+        local.damage(paths[step], "truncated")
+    none = await _recover("sft-42")
+    assert none.exit_code == 1
+    assert "has checkpoints, and none can be used" in none.stderr
+    # A verdict for good is for a recovery to make.
+    assert _written() == before
+
+
+async def test_a_checkpoint_can_be_named_and_the_optimizer_left_out(local: LocalTinker) -> None:
+    run_id = await _left_run()
+    paths = _paths(local, run_id)
+    told = await _json("sft-42", "--checkpoint", paths[2], "--weights-only")
+    assert (told["step"], told["optimizer"], told["resumes"]) == (2, False, False)
+    assert told["go_on"] == f'await recover_from_checkpoint("{paths[2]}", restore_optimizer=False)'
+    whole = local.run_state((await _json("sft-42", "--checkpoint", paths[2]))["run_id"])
+    alone = local.run_state(told["run_id"])
+    assert (whole.steps, whole.parent, alone.parent) == (2, paths[2], paths[2])
+    assert whole.weights_digest == alone.weights_digest
+    assert whole.optimizer_digest != alone.optimizer_digest
+
+
+async def test_a_run_the_journal_does_not_know_is_found_at_the_service(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_id = await _left_run()
+    monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", str(tmp_path / "another"))
+    by_name, by_id = await _json("sft-42"), await _json(run_id)
+    assert by_name["checkpoint"] == by_id["checkpoint"] == _paths(local, run_id)[by_name["step"]]
+    assert (by_name["resumes"], by_id["resumes"]) == (True, False)
+    assert not (tmp_path / "another").exists()
+
+
+async def test_of_a_run_that_was_not_supervised_a_checkpoint_has_to_be_named(
+    local: LocalTinker,
+) -> None:
+    del local
+    service = tinker.ServiceClient()
+    pending = await anyio.to_thread.run_sync(
+        lambda: service.create_lora_training_client(MODEL, rank=8, seed=SEED)
+    )
+    client = await pending
+    await loop(client, 0, 1, 0)
+    path = (await client.save_state("mine")).path
+    run_id = str(client.model_id)
+    await service.close("success")
+    unnamed = await _json(run_id, expect=1)
+    assert "give one (--checkpoint PATH)" in unnamed["reason"]
+    told = await _json(run_id, "--checkpoint", path)
+    assert (told["checkpoint"], told["step"]) == (path, None)
+    assert "start_step=" in told["go_on"]
+
+
+async def test_a_run_that_is_being_trained_is_refused_unless_a_checkpoint_is_only_looked_at(
+    local: LocalTinker,
+) -> None:
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL, rank=8, name="sft-42"):
+            async with attempt:
+                await train(attempt, steps=1)
+                path = (await attempt.client.save_state("mine")).path
+                held = await _json("sft-42", expect=1)
+                assert "is being trained by process" in held["reason"]
+                assert (await _json("sft-42", "--checkpoint", path))["step"] == 1
+    assert "active" not in local.sessions().values()
+
+
+async def test_what_is_wrong_is_status_2_and_what_cannot_be_read_is_status_3(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Supervisor(policy()) as supervisor:
+        loop_ = functools.partial(train, steps=1)
+        for name in ("one", "other"):
+            await supervisor.run(loop_, base_model=MODEL, rank=8, name=name)
+    path = local.checkpoints(supervisor.runs[0].segments[0].run_id)[0].path
+    for arguments, status, said in (
+        (["nobody"], 2, "there is no run 'nobody'"),
+        (["nobody:train:0"], 2, "does not know a Tinker run"),
+        (["one", "--checkpoint", "step-1"], 2, "is not of the form"),
+        (["other", "--checkpoint", path], 2, "is no checkpoint of run 'other'"),
+        (["one", "--journal", "nowhere.sqlite"], 3, "there is no journal at nowhere.sqlite"),
+    ):
+        done = await _recover(*arguments)
+        assert (done.exit_code, done.stdout) == (status, "")
+        assert said in done.stderr
+    monkeypatch.setenv("TINKER_RECOVERY_STATUS_TIMEOUT_S", "0")
+    refused = await _recover("one")
+    assert refused.exit_code == 2
+    assert "from variable TINKER_RECOVERY_STATUS_TIMEOUT_S" in refused.stderr
+    monkeypatch.setenv("TINKER_RECOVERY_STATUS_TIMEOUT_S", "0.3")
+    monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9")
+    away = await _recover("nobody:train:0")
+    assert away.exit_code == 3
