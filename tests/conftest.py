@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -74,6 +75,18 @@ def sdk_tasks() -> list[asyncio.Task[object]]:
     return asyncio.run_coroutine_threadsafe(look(), SDK_LOOP).result()
 
 
+def _is_async(item: pytest.Item) -> bool:
+    return inspect.iscoroutinefunction(getattr(item, "obj", None))
+
+
+@pytest.hookimpl
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the tasks of every async test counted; the others need no event loop for that."""
+    for item in items:
+        if _is_async(item) and isinstance(item, pytest.Function):
+            item.fixturenames.insert(0, "no_task_is_left")
+
+
 _BEFORE = pytest.StashKey[tuple[int, int]]()
 
 
@@ -92,14 +105,17 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     """
     yield
     threads, tasks = item.stash[_BEFORE]
-    gc.collect()
+    if _is_async(item) or len(_threads()) > threads:
+        # What survives this one need not be walked again after the next.
+        gc.collect()
+        gc.freeze()
     left_threads = _settled(lambda: len(_threads()), threads)
     assert left_threads <= threads, f"threads left: {_threads()}"
     left_tasks = _settled(lambda: len(sdk_tasks()), tasks)
     assert left_tasks <= tasks, f"tasks left on the SDK's loop: {sdk_tasks()}"
 
 
-@pytest_asyncio.fixture(autouse=True)
+@pytest_asyncio.fixture
 async def no_task_is_left() -> AsyncIterator[None]:
     """After each async test: no task on its loop that was not there before."""
     before = set(asyncio.all_tasks())

@@ -26,7 +26,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whatever_goes_wrong_the_weights_are_right_or_the_error_says_why_not(part: int) -> None:
     @seed(part)
     @settings(
-        max_examples=6,
+        max_examples=4,
         deadline=None,
         database=None,
         phases=[Phase.generate],

@@ -77,8 +77,8 @@ def test_a_wrong_option_is_refused_with_the_value_and_status_2() -> None:
 
 
 def test_the_table_of_faults_is_printed_from_the_code_for_people_and_for_machines() -> None:
-    done = _run("faults", "--json")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, ["faults", "--json"])
+    assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
     assert [row["kind"] for row in rows] == [row.kind.value for row in TABLE]
     assert {row["verdict"] for row in rows} == {"recover", "wait", "give_up"}
@@ -89,11 +89,11 @@ def test_the_table_of_faults_is_printed_from_the_code_for_people_and_for_machine
 
 @pytest.mark.parametrize("arguments", [[], ["demo"], ["faults"], ["serve"], ["run"]])
 def test_help_says_what_a_command_does_and_its_exit_status(arguments: list[str]) -> None:
-    done = _run(*arguments, "--help")
-    assert done.returncode == 0
-    assert "Usage: " in done.stdout
+    done = CliRunner().invoke(main, [*arguments, "--help"])
+    assert done.exit_code == 0
+    assert "Usage: " in done.output
     if arguments:
-        assert "Exit status" in done.stdout
+        assert "Exit status" in done.output
 
 
 def test_the_lines_of_an_example_stay_lines_in_every_help() -> None:
