@@ -34,13 +34,8 @@ async def test_the_example_survives_a_poisoned_backend(local: LocalTinker, examp
     assert "done: 20 steps, 1 recoveries" in done.stdout
     assert "Traceback" not in done.stderr
     assert local.run_state(local.runs()[0]).steps == 20
-
-
-async def test_an_example_that_is_run_again_says_that_its_run_is_over(local: LocalTinker) -> None:
-    (minimal,) = (example for example in EXAMPLES if example.stem == "minimal")
-    await anyio.to_thread.run_sync(_run, minimal)
-    again = await anyio.to_thread.run_sync(_run, minimal)
-    assert again.returncode == 1
-    assert "come to its end before, at step 20" in again.stderr
-    assert "Traceback" not in again.stderr
-    assert len(local.runs()) == 1
+    if example.stem == "minimal":
+        again = await anyio.to_thread.run_sync(_run, example)
+        assert again.returncode == 1
+        assert "come to its end before, at step 20" in again.stderr
+        assert "Traceback" not in again.stderr
