@@ -123,10 +123,10 @@ class Restoration:
             DeadlineExceeded: The service did not finish in time.
             Exception: Whatever else the service answered.
         """
-        await self._run.refresh_notes()
         # A session takes a while to open, and does not depend on what is chosen meanwhile.
         opening = self._backend.open_ahead() if self._ahead else None
         try:
+            await self._run.refresh_notes()
             chosen = await self._choice.choose()
         except BaseException:
             if opening is not None:
