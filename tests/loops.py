@@ -18,6 +18,7 @@ import tinker
 from tinker import types
 
 from tinker_recovery import Attempt, CheckpointPolicy, Clock, RecoveryPolicy
+from tinker_recovery.testing import LocalTinker, RunState
 
 ADAM = types.AdamParams(learning_rate=5e-2)
 MODEL = "Qwen/Qwen3-8B"
@@ -72,6 +73,20 @@ async def bare_run(server_service: tinker.ServiceClient, *, steps: int) -> str:
     finally:
         await service.close("success")
     return str(client.model_id)
+
+
+_UNDISTURBED: dict[int, RunState] = {}
+
+
+async def undisturbed_state(local: LocalTinker, *, steps: int) -> RunState:
+    """What a run of so many steps ends with on the bare SDK if nothing goes wrong.
+
+    The same on every server, so it is trained once for each number of steps.
+    """
+    if steps not in _UNDISTURBED:
+        run_id = await bare_run(local.service(), steps=steps)
+        _UNDISTURBED[steps] = local.run_state(run_id)
+    return _UNDISTURBED[steps]
 
 
 class InstantClock:

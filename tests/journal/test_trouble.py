@@ -17,8 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tinker
-from loops import MODEL, SEED, bare_run, policy, train
+from loops import MODEL, SEED, policy, train, undisturbed_state
 from test_records import SERVICE, opening
 
 from tinker_recovery import Attempt, JournalError, Supervisor
@@ -81,7 +80,7 @@ async def test_a_full_disk_is_told_of_once_and_nothing_is_lost_that_still_fits_l
 async def test_a_disk_that_fills_up_while_training_changes_nothing_of_the_training(
     local: LocalTinker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=13)
     supervisor = Supervisor(policy())
 

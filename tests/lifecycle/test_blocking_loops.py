@@ -11,8 +11,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
-import tinker
-from loops import ADAM, MODEL, SEED, bare_run, batch, interrupted, policy, process, until
+from loops import ADAM, MODEL, SEED, batch, interrupted, policy, process, undisturbed_state, until
 
 from tinker_recovery import Attempt, Supervisor
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -42,7 +41,7 @@ def blocking(attempt: Attempt) -> str:
 async def test_a_plain_function_is_recovered_wherever_it_blocks(
     local: LocalTinker, rule: FaultRule
 ) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(rule)
     async with Supervisor(policy(stall_after_s=0.4, poll_interval_s=0.05)) as supervisor:
         result = await supervisor.run(blocking, base_model=MODEL, rank=8, seed=SEED)
@@ -126,7 +125,7 @@ _LOOP = f"""
 
 
 async def test_a_script_without_asyncio_is_recovered(local: LocalTinker) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("hang", 7, "optim_step"))
     done = await anyio.to_thread.run_sync(
         lambda: subprocess.run(  # noqa: S603 - our own script

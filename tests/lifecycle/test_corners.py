@@ -11,7 +11,18 @@ import anyio
 import anyio.to_thread
 import pytest
 import tinker
-from loops import ADAM, MODEL, SEED, bare_run, batch, interrupted, policy, process, train, until
+from loops import (
+    ADAM,
+    MODEL,
+    SEED,
+    batch,
+    interrupted,
+    policy,
+    process,
+    train,
+    undisturbed_state,
+    until,
+)
 
 from tinker_recovery import (
     Attempt,
@@ -35,7 +46,7 @@ def quick(**changes: Any) -> Any:
 
 
 async def _expected(local: LocalTinker) -> object:
-    return local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    return await undisturbed_state(local, steps=STEPS)
 
 
 async def test_a_body_that_cleans_up_for_longer_than_the_recovery_takes_is_run_again(

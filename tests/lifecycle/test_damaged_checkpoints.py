@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-import tinker
-from loops import ADAM, MODEL, SEED, bare_run, batch, policy
+from loops import ADAM, MODEL, SEED, batch, policy, undisturbed_state
 
 from tinker_recovery import Attempt, CheckpointPolicy, Supervisor
 from tinker_recovery.testing import Damage, LocalTinker
@@ -26,7 +25,7 @@ async def test_recovery_lands_on_the_next_older_one_and_ends_with_the_same_weigh
     async with LocalTinker(lenient=True) as local:
         monkeypatch.setenv("TINKER_BASE_URL", local.base_url)
         monkeypatch.setenv("TINKER_API_KEY", local.api_key)
-        expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+        expected = await undisturbed_state(local, steps=STEPS)
         left = list(KINDS)
 
         async def train(attempt: Attempt) -> None:

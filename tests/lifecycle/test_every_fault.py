@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 import tinker
-from loops import ADAM, MODEL, SEED, bare_run, batch, policy, train, until
+from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state, until
 from tinker._base_client import BaseClient
 from tinker.lib import internal_client_holder
 
@@ -40,7 +40,7 @@ Train = Callable[[Attempt], object]
 
 
 async def _expected(local: LocalTinker) -> object:
-    return local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    return await undisturbed_state(local, steps=STEPS)
 
 
 async def _supervised(

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 import tinker
-from loops import ADAM, MODEL, SEED, InstantClock, bare_run, batch, policy, train, until
+from loops import ADAM, MODEL, SEED, InstantClock, batch, policy, train, undisturbed_state, until
 
 from tinker_recovery import (
     Attempt,
@@ -105,7 +105,7 @@ async def test_the_last_look_for_progress_waits_for_a_listing_that_cannot_be_rea
 
 
 async def test_a_recovery_that_fails_is_tried_again_after_a_backoff(local: LocalTinker) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=7)
     local.inject(FaultRule("fail", request="load_weights", times=2))
     clock = InstantClock(poll_interval_s=POLL_S)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tinker
-from loops import ADAM, MODEL, SEED, bare_run, batch, loop, policy, train, until
+from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state, until
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
 from tinker_recovery.clock import Clock
@@ -52,7 +51,7 @@ async def test_the_last_ones_are_left_and_the_others_are_gone_when_the_superviso
 async def test_the_last_ones_are_counted_over_every_tinker_run_the_run_has_lived_in(
     local: LocalTinker,
 ) -> None:
-    undisturbed = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    undisturbed = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=7)
     supervisor, _ = await _run(CheckpointPolicy(save_every=2, keep_last=2))
     (run,) = supervisor.runs

@@ -9,8 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-import tinker
-from loops import MODEL, SEED, bare_run, batch, policy, train, until
+from loops import MODEL, SEED, batch, policy, train, undisturbed_state, until
 
 from tinker_recovery import Attempt, RecoveryEvent, Supervisor
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -75,7 +74,7 @@ async def test_a_recovery_that_meets_a_fault_of_each_other_kind_still_ends_exact
     local: LocalTinker,
 ) -> None:
     """The listing is down, then loading fails, then it hangs, then it answers nonsense."""
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
     local.inject(FaultRule("status", request="run_checkpoints", status=503, times=4))
     local.inject(FaultRule("fail", request="load_weights"))
@@ -96,7 +95,7 @@ async def test_a_second_fault_while_the_first_is_backed_off_from_is_part_of_the_
     local: LocalTinker,
 ) -> None:
     """The session of the old client fails while its run already waits to be recovered."""
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
     local.inject(FaultRule("fail", request="load_weights"))
     seen: list[str] = []

@@ -6,8 +6,7 @@ import functools
 import os
 
 import pytest
-import tinker
-from loops import MODEL, SEED, InstantClock, bare_run, policy, train
+from loops import MODEL, SEED, InstantClock, policy, train, undisturbed_state
 
 from tinker_recovery import Supervisor
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -35,7 +34,7 @@ async def test_poisoned_at_any_step_the_final_weights_are_those_of_an_undisturbe
     local: LocalTinker, depth: int
 ) -> None:
     """Every step, 0 to the last, at each kind of request in turn; six of them in each run."""
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     for first in range(5):
         hit = range(first, STEPS, 5)
         for step in hit:
@@ -57,7 +56,7 @@ async def test_poisoned_after_the_last_step_the_last_save_is_what_is_recovered(
     local: LocalTinker, depth: int
 ) -> None:
     """Step 30 is a multiple of five: its save is the last request, and no one awaits it."""
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     rule = FaultRule("poison", STEPS, "save_weights")
     supervisor = await _supervised(local, rule, depth=depth)
     (run,) = supervisor.runs
@@ -69,7 +68,7 @@ async def test_poisoned_after_the_last_step_the_last_save_is_what_is_recovered(
 async def test_a_poisoning_that_only_the_status_tells_of_is_recovered_just_as_exactly(
     local: LocalTinker, step: int
 ) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     supervisor = await _supervised(local, FaultRule("poison", step, quiet=True), depth=1)
     (run,) = supervisor.runs
     assert [recovery.fault.ear for recovery in run.recoveries] == ["poll"]
@@ -77,7 +76,7 @@ async def test_a_poisoning_that_only_the_status_tells_of_is_recovered_just_as_ex
 
 
 async def test_a_result_the_service_lost_is_recovered_from(local: LocalTinker) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     supervisor = await _supervised(local, FaultRule("gone", 12, "optim_step"), depth=2)
     (run,) = supervisor.runs
     assert [recovery.fault.row.kind for recovery in run.recoveries] == ["gone"]
@@ -86,7 +85,7 @@ async def test_a_result_the_service_lost_is_recovered_from(local: LocalTinker) -
 
 async def test_one_failed_request_is_enough_to_recover(local: LocalTinker) -> None:
     """The run is not corrupted, but a client with a failed request cannot be used again."""
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     rule = FaultRule("fail", 7, "forward_backward", category="unknown")
     supervisor = await _supervised(local, rule, depth=0)
     (run,) = supervisor.runs
@@ -95,7 +94,7 @@ async def test_one_failed_request_is_enough_to_recover(local: LocalTinker) -> No
 
 
 async def test_two_incidents_in_one_run_are_two_recoveries(local: LocalTinker) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=8)
     supervisor = await _supervised(local, FaultRule("poison", 22), depth=1)
     (run,) = supervisor.runs
@@ -104,7 +103,7 @@ async def test_two_incidents_in_one_run_are_two_recoveries(local: LocalTinker) -
 
 
 async def test_without_the_optimizer_the_weights_come_out_different(local: LocalTinker) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=13)
     async with Supervisor(policy(restore_optimizer=False)) as supervisor:
         await supervisor.run(
@@ -117,7 +116,7 @@ async def test_without_the_optimizer_the_weights_come_out_different(local: Local
 
 
 async def test_no_fault_means_no_recovery_and_the_same_weights(local: LocalTinker) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     supervisor = await _supervised(local, None, depth=2)
     (run,) = supervisor.runs
     assert run.recoveries == []

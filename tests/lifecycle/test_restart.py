@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import pytest
 import tinker
-from loops import ADAM, MODEL, SEED, bare_run, batch, policy, train, until
+from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state, until
 
 from tinker_recovery import (
     Attempt,
@@ -71,7 +71,7 @@ async def _go_on(**start: Any) -> Supervisor:
 async def test_the_same_command_goes_on_from_the_newest_checkpoint_to_the_same_weights(
     local: LocalTinker,
 ) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     await _train_until(12)
     _forget_the_end()
     supervisor = await _go_on()
@@ -175,7 +175,7 @@ async def test_a_recovery_cut_off_before_the_hand_over_is_taken_up_again(
     local: LocalTinker,
 ) -> None:
     """The process dies between the new client and the hand-over."""
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=13)
     left = anyio.Event()
 
@@ -336,7 +336,7 @@ async def test_a_run_whose_journal_is_lost_is_found_again_by_its_name_at_the_ser
     local: LocalTinker,
 ) -> None:
     """Another machine, a container without a disk, a damaged file that was moved away."""
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=8)
     first = await _train_until(12)
     for each in default_path().parent.iterdir():

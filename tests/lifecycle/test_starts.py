@@ -8,7 +8,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 import tinker
-from loops import MODEL, SEED, bare_run, policy, train
+from loops import MODEL, SEED, policy, train, undisturbed_state
 
 from tinker_recovery import (
     NoUsableCheckpoint,
@@ -51,7 +51,7 @@ async def _client(service: tinker.ServiceClient) -> tinker.TrainingClient:
 async def test_a_run_started_from_a_checkpoint_begins_at_the_step_inside_it(
     local: LocalTinker,
 ) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     path = await _saved_at(local, 10)
     local.poison(at_step=12)
     async with Supervisor(policy()) as supervisor:
@@ -81,7 +81,7 @@ async def test_a_checkpoint_of_someone_elses_needs_its_step_to_be_given(
 async def test_an_adopted_client_is_saved_at_once_because_it_cannot_be_made_again(
     local: LocalTinker,
 ) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     service = tinker.ServiceClient()
     client = await _client(service)
     local.poison(at_step=2)
@@ -107,7 +107,7 @@ async def test_an_adopted_client_without_its_service_stays_the_users_to_close(
 
 
 async def test_a_run_can_start_by_any_callable_sync_or_async(local: LocalTinker) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
 
     def sync(service: tinker.ServiceClient) -> Any:
         return service.create_lora_training_client(MODEL, rank=8, seed=SEED)
@@ -209,7 +209,7 @@ async def test_two_runs_of_one_name_are_refused_while_the_first_is_under_way(
 
 
 async def test_two_runs_at_once_recover_each_by_itself(local: LocalTinker) -> None:
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=7)
     local.poison(at_step=12)
     async with Supervisor(policy()) as supervisor, anyio.create_task_group() as group:

@@ -11,8 +11,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-import tinker
-from loops import MODEL, SEED, InstantClock, bare_run, policy, train
+from loops import MODEL, SEED, InstantClock, policy, train, undisturbed_state
 
 from tinker_recovery import Clock, RecoveryEvent, RecoveryPolicy, Supervisor, choice
 from tinker_recovery.channel import FaultChannel
@@ -146,7 +145,7 @@ async def recover_once(
 ) -> tuple[Supervisor, list[RecoveryEvent]]:
     """A run poisoned once; held to end with the weights of an undisturbed one."""
     if not UNDISTURBED:
-        UNDISTURBED.append(local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS)))
+        UNDISTURBED.append(await undisturbed_state(local, steps=STEPS))
     local.inject(FaultRule("poison", 7, "optim_step", quiet=quiet))
     events: list[RecoveryEvent] = []
     given: RecoveryPolicy = policy(poll_interval_s=POLL_S, **changes)

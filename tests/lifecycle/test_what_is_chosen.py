@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tinker
-from loops import ADAM, MODEL, SEED, bare_run, batch, policy, train
+from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state
 
 from tinker_recovery import (
     Attempt,
@@ -119,7 +118,7 @@ async def test_a_checkpoint_the_canary_never_answered_for_is_not_trusted_where_a
     local: LocalTinker, lost_at: int, starts: list[int]
 ) -> None:
     """The fault takes the canary's pass behind the save, and then the restore goes wrong."""
-    undisturbed = local.run_state(await bare_run(tinker.ServiceClient(), steps=13))
+    undisturbed = await undisturbed_state(local, steps=13)
     local.inject(FaultRule("fail", lost_at, "forward_backward"))
     local.inject(FaultRule("wrong_restore", lost_at, "load_weights", times=9))
     given = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0)

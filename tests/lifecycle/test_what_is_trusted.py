@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
-import tinker
-from loops import MODEL, SEED, bare_run, policy, train
+from loops import MODEL, SEED, policy, train, undisturbed_state
 
 from tinker_recovery import Supervisor
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -21,7 +20,7 @@ async def test_a_save_queued_behind_a_request_that_failed_alone_is_never_gone_ba
     local: LocalTinker, depth: int, action: str, request_kind: str
 ) -> None:
     """Only this request fails; the optimizer step behind it and the save at 5 are executed."""
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule(action, 4, request_kind))  # type: ignore[arg-type]  # pytest's parameters
     async with Supervisor(policy(backoff_s=0.0, max_backoff_s=0.0)) as supervisor:
         await supervisor.run(

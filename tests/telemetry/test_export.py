@@ -14,7 +14,7 @@ from typing import Any, Literal
 import anyio.to_thread
 import pytest
 from _receiver import RECEIVERS, Received, grpc_receiver, http_receiver
-from loops import MODEL, SEED, InstantClock, bare_run, batch, policy, train
+from loops import MODEL, SEED, InstantClock, batch, policy, train, undisturbed_state
 from opentelemetry import trace
 from opentelemetry.metrics import _internal as metrics_api
 from opentelemetry.sdk.resources import Resource
@@ -163,9 +163,8 @@ async def test_the_sdks_own_requests_are_left_out_unless_asked_for_or_part_of_a_
 async def test_training_is_the_same_with_the_collector_down(
     local: LocalTinker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import tinker  # noqa: PLC0415 - beside its only use
 
-    expected = local.run_state(await bare_run(tinker.ServiceClient(), steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=7)
     with configure_tracing(CLOSED, headers={"x-key": TOKEN}, flush_s=0.1):
         async with Supervisor(policy()) as supervisor:
