@@ -160,6 +160,39 @@ def _told(process: subprocess.Popen[str], count: int) -> list[int]:
     return [int(process.stdout.readline()) for _ in range(count)]
 
 
+_MAKES = """
+import multiprocessing, pathlib, sys
+from tinker_recovery.journal import Journal
+def make(together, folder):
+    for number in range(40):
+        together.wait()
+        with Journal(pathlib.Path(folder) / str(number), service="s") as journal:
+            journal.pin("tinker://r/weights/a")
+if __name__ == "__main__":
+    fork = multiprocessing.get_context("fork")
+    together = fork.Barrier(6)
+    makers = [fork.Process(target=make, args=(together, sys.argv[1])) for _ in range(6)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join(10)
+        maker.kill()
+    sys.exit(any(maker.exitcode for maker in makers))
+"""
+
+
+def test_processes_that_make_a_new_journal_at_the_same_moment_all_get_it(tmp_path: Path) -> None:
+    """SQLite says "locked" at once, and does not wait, where a file is turned to WAL."""
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", _MAKES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_processes_write_at_once_and_one_killed_and_torn_in_the_middle_loses_no_word(
     file: Path,
 ) -> None:

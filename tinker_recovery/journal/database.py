@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from tinker_recovery.journal.schema import SCHEMA, upgrade
 
 BUSY_S = 10.0
 """How long a write waits for another process's."""
+
+_AGAIN_S = 0.01
 
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
@@ -71,7 +74,7 @@ class Database:
         )
         try:
             # Readers and one writer do not wait for each other, and a commit is on disk.
-            database.execute("PRAGMA journal_mode = WAL")
+            _turn_to_wal(database)
             database.execute("PRAGMA synchronous = FULL")
             self._migrate(database)
         except BaseException:
@@ -126,3 +129,17 @@ def explained(error: sqlite3.Error | OSError, path: Path | None) -> JournalError
         f"the journal {path or 'in memory'} cannot be used: {error}; check the folder and the "
         "disk, or set TINKER_RECOVERY_STATE_DIR to another folder"
     )
+
+
+def _turn_to_wal(database: sqlite3.Connection) -> None:
+    """Where several processes make the file at once, SQLite says "locked" and does not wait."""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_AGAIN_S)
+        else:
+            return
