@@ -7,6 +7,7 @@ import atexit
 import gc
 import inspect
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -30,6 +31,11 @@ from tinker_recovery.testing import LocalTinker
 # How long an example takes says more of the machine and who shares it than of the code.
 settings.register_profile("without deadlines", deadline=None)
 settings.load_profile("without deadlines")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in the background of a shell. The processes that tests send Ctrl-C to would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _trust_little() -> None:
