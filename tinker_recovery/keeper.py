@@ -1,8 +1,8 @@
 """The Keeper: sees to the checkpoints of the runs while they train. It only keeps house.
 
-It is asked after each save, each recovery and at a run's end, and looks by itself once something it
-has seen falls due: a lifetime to renew, a deletion to try again. Nothing it does or fails to do
-disturbs the training.
+It is asked after each save and each recovery, holds what is still owed when the Supervisor ends,
+and looks by itself once something it has seen falls due: a lifetime to renew, a deletion to try
+again. Nothing it does or fails to do disturbs the training.
 """
 
 from __future__ import annotations
