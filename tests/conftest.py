@@ -49,6 +49,7 @@ def _trust_little() -> None:
     file = Path(folder.name) / "cert.pem"
     file.write_text(certifi.contents().partition(end)[0] + end)
     os.environ["SSL_CERT_FILE"] = str(file)
+    os.environ.pop("SSL_CERT_DIR", None)
 
 
 _trust_little()

@@ -8,7 +8,7 @@ import threading
 import anyio.to_thread
 import pytest
 import tinker
-from loops import ADAM, MODEL, batch, policy, train
+from loops import ADAM, MODEL, batch, policy, train, until
 
 from tinker_recovery import CheckpointPolicy, RecoveryEvent, StaleAttempt, Supervisor, UsageError
 from tinker_recovery.service import backend
@@ -196,3 +196,32 @@ async def test_a_creation_that_takes_long_says_so_while_it_is_waited_for(
     async with Supervisor(policy()) as supervisor:
         await supervisor.run(functools.partial(train, steps=1), base_model=MODEL)
     assert "the service may be out of reach or short of capacity" in caplog.text
+
+
+async def test_a_session_that_does_not_open_in_time_is_opened_again(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "OPEN_AGAIN_S", 0.2)
+    local.inject(FaultRule("slow", request="create_session", delay_s=1.0))
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(functools.partial(train, steps=1), base_model=MODEL)
+        assert len(local.runs()) == 1, "nothing was made in the session that came late"
+    assert "another one is opened" in caplog.text
+    await until(lambda: sorted(local.sessions().values()) == ["interrupted", "success"])
+
+
+async def test_a_session_opened_ahead_that_hangs_delays_a_recovery_only_by_so_much(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.poison(at_step=2)
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL):
+            async with attempt:
+                if attempt.number == 0:
+                    # The very first request of the next ServiceClient gets no answer for longer
+                    # than this test may take.
+                    monkeypatch.setattr(backend, "OPEN_AGAIN_S", 0.2)
+                    local.inject(FaultRule("slow", request="config", delay_s=2.0))
+                await train(attempt, steps=4)
+    (run,) = supervisor.runs
+    assert run.recoveries[0].service_s < 1.5

@@ -34,6 +34,15 @@ logger = logging.getLogger(SCOPE)
 NOTICE_S = 15.0
 """After this long a creation still under way says so in the log."""
 
+OPEN_AGAIN_S = 10.0
+"""After this long a session that is still not open is opened again.
+
+Opening one takes seconds. But now and then (ran: once in 300, where one process opens a session
+after the other) the SDK never sees the answer to its first request: it leaves the HTTP client of
+that request to the garbage collector, whose finalizer closes a socket by a number that is another
+one's by then. It asks again after 60 s.
+"""
+
 ABANDON_S = 2.0
 """How long whoever gives up a creation waits for its thread, and then for its session's end."""
 
@@ -84,14 +93,18 @@ class TinkerBackend:
         self, origin: Origin, *, deadline_s: float, opening: Opening | None = None
     ) -> Connection:
         """A new client in a new session; see :meth:`Backend.connect`."""
-        opening = opening or self.open_ahead()
+        if opening is None:
+            opening = self.open_ahead()
         # A service that is out of reach looks like one that is slow, for as long as the SDK tries.
         notice = asyncio.get_running_loop().call_later(
             NOTICE_S, _still_waiting, origin, deadline_s - NOTICE_S
         )
         try:
-            opening.submit(origin)
             with anyio.fail_after(deadline_s):
+                opening.submit(origin)
+                if not await _opens(opening):
+                    opening = await self._open_again(opening)
+                    opening.submit(origin)
                 pending = await asyncio.wrap_future(opening.submitted)
                 training = await _outcome(pending, opening)
             _check_client(training)
@@ -104,6 +117,14 @@ class TinkerBackend:
         finally:
             notice.cancel()
         return Connection(training, str(training.model_id), opening.service)
+
+    async def _open_again(self, stuck: Opening) -> Opening:
+        logger.warning("no session is open after %g s: another one is opened", OPEN_AGAIN_S)
+        # If this one opens after all, its thread closes it; nobody waits for that.
+        service = stuck.abandon()
+        if service is not None:
+            await _close(service, "interrupted", "it opened too late", deadline_s=ABANDON_S)
+        return self.open_ahead()
 
     async def close(
         self, connection: Connection, status: CloseStatus, detail: str, *, deadline_s: float
@@ -121,6 +142,13 @@ def _still_waiting(origin: Origin, left_s: float) -> None:
         NOTICE_S,
         max(0.0, left_s),
     )
+
+
+async def _opens(opening: Opening) -> bool:
+    """Whether its session is open, or refused, by the time it should be."""
+    with anyio.move_on_after(OPEN_AGAIN_S):
+        await asyncio.wrap_future(opening.opened)
+    return opening.opened.done()
 
 
 async def _give_up(opening: Opening) -> None:

@@ -48,11 +48,13 @@ class Opening:
         self._lock = threading.Lock()
         self._abandoned = False
         self._wanted: Future[tuple[Origin, contextvars.Context] | None] = Future()
+        self.opened: Future[None] = Future()
+        """Done once there is a session, or it is clear that there is going to be none."""
         self.submitted: Future[Any] = Future()
         """Done once the creation is submitted: what the SDK gave for it, or the error."""
         self.out: Future[None] = Future()
         """Done once the thread has come out."""
-        for future in (self.submitted, self.out):
+        for future in (self.opened, self.submitted, self.out):
             # Running from the start, so that whoever stops waiting for it cannot cancel it.
             future.set_running_or_notify_cancel()
         self.service: tinker.ServiceClient | None = None
@@ -82,14 +84,17 @@ class Opening:
             # Opens the session, as the SDK's own creating calls do first. An SDK without it opens
             # the session when the creation is submitted.
             getattr(self.service, "holder", None)
+            self.opened.set_result(None)
             wanted = self._wanted.result()
-            if wanted is not None:
+            if wanted is not None and not self._abandoned:
                 origin, context = wanted
                 # What the user's own start= does belongs to the span it was asked for in.
                 self.submitted.set_result(context.run(_submit, self.service, origin))
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the creation
             self.submitted.set_exception(error)
         finally:
+            if not self.opened.done():
+                self.opened.set_result(None)
             self._come_out()
 
     def _come_out(self) -> None:
