@@ -69,6 +69,12 @@ def _own_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.hookimpl
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: much of a test's time is spent waiting for a server."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the collection after each test need not walk it again."""
     gc.collect()
