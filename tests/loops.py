@@ -23,8 +23,8 @@ from tinker_recovery.testing import LocalTinker, RunState
 ADAM = types.AdamParams(learning_rate=5e-2)
 MODEL = "Qwen/Qwen3-8B"
 SEED = 7
-ROUND_S = 0.05
-"""Between two polls, or two rounds of the Keeper, where a test waits for what they find."""
+POLL_S = 0.05
+"""Between two polls, where a test waits for what they find."""
 
 
 def batch(step: int) -> list[types.Datum]:
@@ -95,8 +95,9 @@ class InstantClock:
     """A clock whose sleeps end at once, and are written down.
 
     The Monitor's of ``poll_interval_s`` never end, nor do those of the watch over its heartbeat.
-    Between two polls of another interval, and two rounds of the Keeper, it really sleeps a moment,
-    and writes nothing down: they would be all that the processor does.
+    Between two polls of another interval it really sleeps a moment, and between two rounds of the
+    Keeper for as long as it says, and writes nothing down: they would be all that the processor
+    does.
     """
 
     def __init__(self, *, poll_interval_s: float) -> None:
@@ -107,11 +108,12 @@ class InstantClock:
         task = asyncio.current_task()
         if seconds == self._poll_interval_s or (task and "heartbeat" in task.get_name()):
             await anyio.sleep_forever()
-        if task and any(child in task.get_name() for child in ("/keeper", "/monitor")):
-            await anyio.sleep(ROUND_S)
-            return
+        if task and "/keeper" in task.get_name():
+            return await anyio.sleep(seconds)
+        if task and "/monitor" in task.get_name():
+            return await anyio.sleep(POLL_S)
         self.slept.append(seconds)
-        await anyio.lowlevel.checkpoint()
+        return await anyio.lowlevel.checkpoint()
 
     @property
     def clock(self) -> Clock:
