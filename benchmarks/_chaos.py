@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+from unittest import mock
 
 import anyio
 import tinker
@@ -32,6 +33,7 @@ from tinker_recovery import (
     RecoveryRefused,
     Supervisor,
 )
+from tinker_recovery.service import backend
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing.strategies import schedules
 
@@ -87,12 +89,14 @@ class Schedule:
         blocking: Whether the loop is a plain function.
         faults: Injected before it starts.
         outage: If there is one.
+        standby: Whether a session is held open for the next recovery.
     """
 
     depth: int
     blocking: bool
     faults: tuple[FaultRule, ...]
     outage: Outage | None = None
+    standby: bool = False
 
     @property
     def may_be_given_up(self) -> bool:
@@ -139,6 +143,7 @@ cases: st.SearchStrategy[Schedule] = st.builds(
     blocking=st.booleans(),
     faults=schedules(steps=range(STEPS), actions=ACTIONS, min_faults=0, max_faults=3).map(tuple),
     outage=st.one_of(st.none(), st.none(), st.none(), _outages),
+    standby=st.booleans(),
 )
 """Random schedules."""
 
@@ -213,11 +218,12 @@ async def play(schedule: Schedule) -> Outcome:
         )
         for rule in schedule.faults:
             server.inject(rule)
-        supervisor = Supervisor(POLICY, journal=None)
+        policy = POLICY.model_copy(update={"standby_session": schedule.standby})
+        supervisor = Supervisor(policy, journal=None)
         gave_up: BaseException | None = None
         violation = ""
         try:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(LIMIT_S), mock.patch.object(backend, "STANDBY_AFTER_S", 0.03):
                 async with supervisor:
                     await _train(supervisor, schedule, server)
         except TimeoutError as error:

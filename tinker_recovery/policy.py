@@ -206,6 +206,10 @@ class RecoveryPolicy(_Frozen):
         create_timeout_s: Deadline for creating or restoring a client, below the SDK's own 300 s.
             Missing it during a recovery is a wait, not a spent attempt: the service may be short
             of capacity.
+        standby_session: Hold one session open, beside those of the runs, for the next recovery to
+            use: it need not wait for one to be opened, and needs less of a service in trouble. One
+            for each Supervisor; costs a heartbeat every 10 s. If the service has forgotten it, a
+            new one is opened, as without.
         status_timeout_s: Deadline for one read of a run's status or checkpoints.
         close_timeout_s: Deadline for closing a client, for a loop to leave its body after a fault,
             and for an async callback.
@@ -235,6 +239,7 @@ class RecoveryPolicy(_Frozen):
     on_failure: Callback | None = None
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     create_timeout_s: Seconds = 240.0
+    standby_session: bool = False
     status_timeout_s: Seconds = 10.0
     close_timeout_s: Seconds = 10.0
 

@@ -87,7 +87,7 @@ class Supervisor(AsyncContextManagerMixin):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.policy = RecoveryPolicy(enabled=True) if policy is None else policy
-        self._backend: Backend = TinkerBackend(service)
+        self._backend: Backend = TinkerBackend(service, standby=self.policy.standby_session)
         self._on_event = on_event
         self._events = EventSink(self._heard)
         self._journal_path = journal_path(journal)
@@ -122,9 +122,13 @@ class Supervisor(AsyncContextManagerMixin):
                 "is left as it is"
             )
         endpoint = await self._backend.endpoint()
-        with self._interruption.heard_by_task():
-            async with self._entered(endpoint):
-                yield self
+        try:
+            with self._interruption.heard_by_task():
+                async with self._entered(endpoint):
+                    yield self
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._backend.aclose()
 
     @asynccontextmanager
     async def _entered(self, endpoint: Endpoint) -> AsyncGenerator[None]:

@@ -43,6 +43,9 @@ that request to the garbage collector, whose finalizer closes a socket by a numb
 one's by then. It asks again after 60 s.
 """
 
+STANDBY_AFTER_S = 1.0
+"""How long after a client is made the session for the next one is opened, out of its way."""
+
 ABANDON_S = 2.0
 """How long whoever gives up a creation waits for its thread, and then for its session's end."""
 
@@ -70,31 +73,43 @@ class TinkerBackend:
     Args:
         factory: Returns a fresh ServiceClient; the default reads TINKER_BASE_URL and
             TINKER_API_KEY, as the SDK does.
+        standby: Whether one session is held open for the next client to be made ahead; to be let
+            go by :meth:`aclose`.
     """
 
-    def __init__(self, factory: ServiceFactory = tinker.ServiceClient) -> None:
+    def __init__(
+        self, factory: ServiceFactory = tinker.ServiceClient, *, standby: bool = False
+    ) -> None:
         self._factory = factory
+        self._wants_standby = standby
+        self._standby: Opening | None = None
+        self._preparing: asyncio.TimerHandle | None = None
 
     async def endpoint(self) -> Endpoint:
         """Where the service is; makes a ServiceClient and never opens a session with it."""
         service = await anyio.to_thread.run_sync(self._factory, abandon_on_cancel=True)
+        self._prepare()
         return endpoint_of(service)
 
     def open_ahead(self) -> Opening:
-        """Begin to open a session; see :meth:`Backend.open_ahead`."""
+        """Begin to open a session, or take the one on standby; see :meth:`Backend.open_ahead`."""
+        standby = self._standby
+        if standby is not None and standby.is_open:
+            self._standby = None
+            return standby
         return Opening(self._factory)
 
     async def discard(self, opening: Opening) -> None:
         """Close a session opened ahead; see :meth:`Backend.discard`."""
         with anyio.CancelScope(shield=True):
-            await _give_up(opening)
+            await _give_up(opening, "it was not needed")
 
     async def connect(
         self, origin: Origin, *, deadline_s: float, opening: Opening | None = None
     ) -> Connection:
         """A new client in a new session; see :meth:`Backend.connect`."""
         if opening is None:
-            opening = self.open_ahead()
+            opening = Opening(self._factory)
         # A service that is out of reach looks like one that is slow, for as long as the SDK tries.
         notice = asyncio.get_running_loop().call_later(
             NOTICE_S, _still_waiting, origin, deadline_s - NOTICE_S
@@ -103,28 +118,63 @@ class TinkerBackend:
             with anyio.fail_after(deadline_s):
                 opening.submit(origin)
                 if not await _opens(opening):
-                    opening = await self._open_again(opening)
+                    logger.warning(
+                        "no session is open after %g s: another one is opened", OPEN_AGAIN_S
+                    )
+                    opening = await self._instead(opening)
                     opening.submit(origin)
-                pending = await asyncio.wrap_future(opening.submitted)
-                training = await _outcome(pending, opening)
+                try:
+                    training = await _created(opening)
+                except Exception as error:
+                    if not opening.standby:
+                        raise
+                    # The service may have forgotten the session; if it was something else, the
+                    # next one meets it as well.
+                    logger.info(
+                        "the session on standby is of no use, another one is opened: %r", error
+                    )
+                    opening = await self._instead(opening)
+                    opening.submit(origin)
+                    training = await _created(opening)
             _check_client(training)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                await _give_up(opening)
+                await _give_up(opening, "its training client could not be created")
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded(f"creating a client by {origin!r}", deadline_s) from error
             raise
         finally:
             notice.cancel()
+        self._prepare()
         return Connection(training, str(training.model_id), opening.service)
 
-    async def _open_again(self, stuck: Opening) -> Opening:
-        logger.warning("no session is open after %g s: another one is opened", OPEN_AGAIN_S)
-        # If this one opens after all, its thread closes it; nobody waits for that.
-        service = stuck.abandon()
+    async def _instead(self, opening: Opening) -> Opening:
+        # One that opens after all is closed by its thread; nobody waits for that.
+        service = opening.abandon()
         if service is not None:
-            await _close(service, "interrupted", "it opened too late", deadline_s=ABANDON_S)
-        return self.open_ahead()
+            await _close(service, "interrupted", "another one was opened", deadline_s=ABANDON_S)
+        return Opening(self._factory)
+
+    def _prepare(self) -> None:
+        if self._wants_standby and self._preparing is None:
+            loop = asyncio.get_running_loop()
+            self._preparing = loop.call_later(STANDBY_AFTER_S, self._open_standby)
+
+    def _open_standby(self) -> None:
+        self._preparing = None
+        standby = self._standby
+        # One that could not be opened is not tried again before the next client is made.
+        if standby is None or standby.out.done():
+            self._standby = Opening(self._factory, standby=True)
+
+    async def aclose(self) -> None:
+        """Let the session on standby go; see :meth:`Backend.aclose`."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+        self._wants_standby = False
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            await self.discard(standby)
 
     async def close(
         self, connection: Connection, status: CloseStatus, detail: str, *, deadline_s: float
@@ -151,19 +201,18 @@ async def _opens(opening: Opening) -> bool:
     return opening.opened.done()
 
 
-async def _give_up(opening: Opening) -> None:
+async def _created(opening: Opening) -> Any:
+    return await _outcome(await asyncio.wrap_future(opening.submitted), opening)
+
+
+async def _give_up(opening: Opening, detail: str) -> None:
     opening.release()
     # Mostly the thread is about to come out, and then nothing at all is left behind.
     with anyio.move_on_after(ABANDON_S):
         await asyncio.wrap_future(opening.out)
     service = opening.abandon()
     if service is not None:
-        await _close(
-            service,
-            "interrupted",
-            "its training client could not be created",
-            deadline_s=ABANDON_S,
-        )
+        await _close(service, "interrupted", detail, deadline_s=ABANDON_S)
     # Only now: a request cancelled in the moment it fails has the SDK log a traceback.
     if opening.creation is not None:
         opening.creation.cancel()

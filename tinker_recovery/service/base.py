@@ -145,6 +145,10 @@ class Backend(Protocol):
         """
         ...
 
+    async def aclose(self) -> None:
+        """Let go what is held ready for clients to come; never raises an Exception."""
+        ...
+
 
 ServiceFactory = Callable[[], tinker.ServiceClient]
 """Returns a fresh ServiceClient, one for each recovery: never the same client twice."""

@@ -41,10 +41,13 @@ class Opening:
 
     Args:
         factory: Returns a fresh ServiceClient.
+        standby: Whether it is opened long before it is needed; see :attr:`standby`.
     """
 
-    def __init__(self, factory: ServiceFactory) -> None:
+    def __init__(self, factory: ServiceFactory, *, standby: bool = False) -> None:
         self._factory = factory
+        self.standby = standby
+        """Whether the service may have forgotten its session by the time it is used."""
         self._lock = threading.Lock()
         self._abandoned = False
         self._wanted: Future[tuple[Origin, contextvars.Context] | None] = Future()
@@ -61,6 +64,11 @@ class Opening:
         self.creation: Future[Any] | None = None
         """The submitted creation, where the SDK gave a future of it."""
         threading.Thread(target=self._run, name="tinker_recovery opening", daemon=True).start()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a session, and nothing was submitted in it yet."""
+        return self.opened.done() and not self.submitted.done()
 
     def submit(self, origin: Origin) -> None:
         """Say what the client is to be made from; once."""

@@ -1,0 +1,93 @@
+"""One session held open for the next recovery, if the policy asks for it."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from loops import MODEL, SEED, policy, train, undisturbed_state, until
+
+from tinker_recovery import Attempt, Supervisor
+from tinker_recovery.service import backend
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 8
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "STANDBY_AFTER_S", 0.01)
+
+
+def _standby(local: LocalTinker, attempt: Attempt) -> str | None:
+    """The session that is open beside the attempt's own."""
+    own = attempt.client.model_id.partition(":train:")[0]
+    others = [key for key, state in local.sessions().items() if state == "active" and key != own]
+    return others[0] if others else None
+
+
+async def _train_beside_a_standby(local: LocalTinker, attempt: Attempt, seen: list[str]) -> None:
+    await until(lambda: _standby(local, attempt) is not None)
+    seen.append(_standby(local, attempt) or "")
+    await train(attempt, steps=STEPS)
+
+
+async def test_a_recovery_goes_on_in_the_session_on_standby_and_another_is_opened(
+    local: LocalTinker,
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    local.poison(at_step=6)
+    seen: list[str] = []
+    async with Supervisor(policy(standby_session=True)) as supervisor:
+        await supervisor.run(
+            functools.partial(_train_beside_a_standby, local, seen=seen),
+            base_model=MODEL,
+            rank=8,
+            seed=SEED,
+        )
+    (run,) = supervisor.runs
+    assert run.segments[-1].run_id == f"{seen[0]}:train:0"
+    assert seen[1] != seen[0]
+    assert local.run_state(run.segments[-1].run_id) == expected
+    # The fixture sees to it that none is left open, the second on standby neither.
+
+
+async def test_one_that_the_service_has_forgotten_costs_no_attempt(local: LocalTinker) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    local.poison(at_step=6)
+
+    async def losing_it(attempt: Attempt) -> None:
+        if attempt.number == 1:
+            await until(lambda: _standby(local, attempt) is not None)
+            local.fail_session(_standby(local, attempt) or "")
+        await train(attempt, steps=STEPS)
+
+    async with Supervisor(policy(standby_session=True, max_attempts=1)) as supervisor:
+        await supervisor.run(losing_it, base_model=MODEL, rank=8, seed=SEED)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_one_that_could_not_be_opened_is_done_without(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "STANDBY_AFTER_S", 0.3)
+    local.poison(at_step=6)
+
+    async def without(attempt: Attempt) -> None:
+        if attempt.number == 1:
+            local.inject(FaultRule("status", request="create_session", status=403))
+            await until(lambda: any(one.rule.action == "status" for one in local.fired))
+        await train(attempt, steps=STEPS)
+
+    async with Supervisor(policy(standby_session=True)) as supervisor:
+        await supervisor.run(without, base_model=MODEL)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+
+
+async def test_without_being_asked_for_there_is_none(local: LocalTinker) -> None:
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
+    assert len(local.sessions()) == 1
