@@ -57,6 +57,8 @@ _FRESH_S = 2.0
 """Deletions decided by one look are asked for within this long, or by a newer look."""
 
 _NO_SUCH_ROUTE = frozenset({405, 501})
+_SAYS_NOTHING_OF_IT = frozenset({401, 402, 403})
+"""Refusals that are about who asks, not about the checkpoint asked for: never remembered."""
 
 
 class Kept(Protocol):
@@ -379,6 +381,8 @@ class Housekeeping:
             try:
                 said = await self._calls.weights_info(record.path)
             except StatusRefused as error:
+                if error.status_code in _SAYS_NOTHING_OF_IT:
+                    raise
                 gone = error.status_code not in _NO_SUCH_ROUTE
                 self._weights[record.path] = None if gone else WeightsFacts()
             else:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state, until
 
-from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor, keeper
 from tinker_recovery.clock import Clock
 from tinker_recovery.housekeeping import Housekeeping
 from tinker_recovery.journal import Journal
@@ -181,8 +181,28 @@ async def test_where_the_service_does_not_answer_nothing_is_deleted_and_training
     local.inject(FaultRule("status", request=request_kind, status=403, for_s=60.0))
     supervisor, events = await _run(CheckpointPolicy(save_every=3, keep_last=1))
     assert _steps(local, supervisor.runs[0].segments[0].run_id) == [3, 6, 9, 12]
-    told = [event.name for event in events if event.name == "checkpoint.housekeeping_failed"]
-    assert bool(told) is (request_kind == "run_checkpoints")
+    assert "checkpoint.housekeeping_failed" in [event.name for event in events]
+
+
+async def test_a_refusal_of_who_asks_is_not_remembered_of_the_checkpoint(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "GAP_S", 0.05)
+    local.inject(FaultRule("status", request="weights_info", status=403, times=1))
+    told: list[str] = []
+
+    async def until_refused(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+            await forward
+            if step == STEPS - 2:
+                await until(lambda: "checkpoint.housekeeping_failed" in told)
+
+    keeping = policy(checkpoints=CheckpointPolicy(save_every=4, keep_last=1, save_best=False))
+    async with Supervisor(keeping, on_event=lambda event: told.append(event.name)) as supervisor:
+        await supervisor.run(until_refused, base_model=MODEL, rank=8, seed=SEED)
+    assert _steps(local, supervisor.runs[0].segments[0].run_id) == [12]
 
 
 async def test_a_predicate_that_raises_deletes_nothing(local: LocalTinker) -> None:
