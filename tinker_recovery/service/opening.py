@@ -9,6 +9,7 @@ made from, so it can be opened while that is still being chosen.
 from __future__ import annotations
 
 import contextvars
+import gc
 import threading
 from concurrent.futures import Future
 from typing import Any
@@ -34,6 +35,18 @@ def _submit(service: tinker.ServiceClient, origin: Origin) -> Any:
             return service.create_training_client_from_state(path)
         case FromCallable(start):
             return start(service)
+
+
+def _collect_earlier_clients() -> None:
+    """Have what earlier ServiceClients left to the garbage collector collected here and now.
+
+    Each leaves the HTTP client of its first request open. Collected in a thread with a running
+    event loop, that client's finalizer closes it later in that loop, by the number its socket had:
+    by then perhaps that of the next ServiceClient's first connection, which is never read again,
+    and times out after a minute (tinker 0.38, ran: once in 300). In a thread without a loop, such
+    as this, it does nothing of the kind. The older generation is left alone, as that may take long.
+    """
+    gc.collect(1)
 
 
 class Opening:
@@ -88,11 +101,13 @@ class Opening:
 
     def _run(self) -> None:
         try:
+            _collect_earlier_clients()
             self.service = self._factory()
             # Opens the session, as the SDK's own creating calls do first. An SDK without it opens
             # the session when the creation is submitted.
             getattr(self.service, "holder", None)
             self.opened.set_result(None)
+            _collect_earlier_clients()
             wanted = self._wanted.result()
             if wanted is not None and not self._abandoned:
                 origin, context = wanted
