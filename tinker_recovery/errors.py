@@ -11,6 +11,7 @@
     ├── CheckpointError
     │   ├── InvalidMetadata              a checkpoint's metadata says something impossible
     │   └── NoUsableCheckpoint           nothing to recover from, and starting over is not possible
+    ├── OtherWeights                     a run that started over did not begin as it had begun
     ├── FaultError                       a fault that nothing raised: it was observed
     │   ├── CorruptedRun                 the service reports the run as corrupted
     │   └── NonFiniteLoss                the loss became NaN or infinite
@@ -92,6 +93,10 @@ class NoUsableCheckpoint(CheckpointError):
 
 class JournalError(TinkerRecoveryError):
     """The journal cannot be opened, read or written; the message says why and what to do."""
+
+
+class OtherWeights(TinkerRecoveryError):
+    """A run that started over did not begin with the weights it had begun with, by its canary."""
 
 
 class FaultError(TinkerRecoveryError):

@@ -19,7 +19,7 @@ from tinker_recovery.canary import Answer, answer_of
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.choice import Choice, Chooser, ServiceTime, as_attributes
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import DeadlineExceeded, NoUsableCheckpoint
+from tinker_recovery.errors import DeadlineExceeded, NoUsableCheckpoint, OtherWeights
 from tinker_recovery.faults import causes
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.service import Backend, Connection, FromCheckpoint, Origin
@@ -120,6 +120,7 @@ class Restoration:
         Raises:
             NoUsableCheckpoint: Checkpoints exist and none can be used, or there is none and the
                 run cannot be started over.
+            OtherWeights: Started over, the canary does not answer as it did when the run began.
             DeadlineExceeded: The service did not finish in time.
             Exception: Whatever else the service answered.
         """
@@ -152,8 +153,13 @@ class Restoration:
             finally:
                 if not kept:
                     await self.discard(connection)
-            if checkpoint is None or objected is None:
+            if objected is None:
                 return Restored(connection, checkpoint, answer)
+            if checkpoint is None:
+                raise OtherWeights(
+                    f"run {self._run.name!r} was started over, and its weights are not the ones it "
+                    f"began with: {objected}"
+                )
             await self._mark_bad(checkpoint, objected)
             checkpoint, opening = await self._choice.choose(), None
 

@@ -123,9 +123,10 @@ class Trust:
     def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
         """The canary was run on the weights of a checkpoint."""
         answer = answer_of(output)
-        self.canaries.record(attempt.id, step, answer)
         fingerprint = fingerprint_of(answer)
+        # What is no number says nothing of the weights, and no later answer would be equal to it.
         if fingerprint is not None:
+            self.canaries.record(attempt.id, step, answer)
             # The next checkpoint tells of it, so that any later process can compare.
             attempt.saver.canary = step, fingerprint
             self.fingerprints[attempt.id, step] = fingerprint

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 
 import pytest
-from loops import MODEL, SEED, policy, train, undisturbed_state
+from loops import MODEL, SEED, batch, policy, train, undisturbed_state
+from tinker import ServiceClient
 
 from tinker_recovery import Supervisor
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -33,3 +34,47 @@ async def test_a_save_queued_behind_a_request_that_failed_alone_is_never_gone_ba
     assert local.run_state(run.segments[-1].run_id) == expected
     if (action, request_kind) == ("fail", "forward_backward"):
         assert [attempt.start_step for attempt in run.attempts] == [0, 0]
+
+
+async def test_a_run_that_starts_over_on_other_weights_than_it_began_with_tries_again(
+    local: LocalTinker,
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(functools.partial(train, steps=5), base_model=MODEL, rank=8, seed=SEED)
+    (stored,) = local.checkpoints(supervisor.runs[0].segments[0].run_id)
+    made: list[int] = []
+
+    def start(service: ServiceClient) -> object:
+        made.append(len(made))
+        if len(made) == 2:
+            return service.create_training_client_from_state(stored.path)
+        return service.create_lora_training_client(MODEL, rank=8, seed=SEED)
+
+    local.poison(at_step=3)
+    looked_at = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0)
+    told: list[str] = []
+    async with Supervisor(
+        looked_at, on_event=lambda event: told.append(event.message)
+    ) as supervisor:
+        await supervisor.run(functools.partial(train, steps=STEPS), start=start)
+    (run,) = supervisor.runs
+    assert len(made) == 3
+    assert any("not the ones it began with" in message for message in told)
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_a_canary_whose_answer_was_not_a_number_speaks_against_nothing(
+    local: LocalTinker,
+) -> None:
+    """The very first answer; what the run begins with would never again be recognized."""
+    expected = await undisturbed_state(local, steps=STEPS)
+    local.inject(FaultRule("nan_loss", 0, times=2))
+    looked_at = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0, guard_loss=True)
+    async with Supervisor(looked_at) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
+        )
+    (run,) = supervisor.runs
+    assert len(run.recoveries) == 1
+    assert local.run_state(run.segments[-1].run_id) == expected
