@@ -80,6 +80,10 @@ class Outage:
     status: int | None
 
 
+CONDEMNED_BY = 2
+"""Answers of NaN that have a checkpoint never used again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """A loop, and what goes wrong under it. Its ``repr`` is the call that makes it.
@@ -98,14 +102,21 @@ class Schedule:
     outage: Outage | None = None
     standby: bool = False
 
-    @property
-    def may_be_given_up(self) -> bool:
-        """Whether it holds an answer that trying again cannot change."""
-        return any(
-            (rule.action == "status" and rule.status in _REFUSALS)
-            or rule.action == "wrong_restore"
-            or (rule.action == "malformed" and rule.request in {"create_session", "create_model"})
-            for rule in self.faults
+    def may_be_given_up(self, *, started: bool) -> bool:
+        """Whether it holds an answer that trying again cannot change.
+
+        Nonsense in answer to the very first start is passed on to the user, who loses nothing by
+        it. A canary that answers NaN twice condemns a checkpoint, as a wrong restore does.
+        """
+        return (
+            any(
+                (rule.action == "status" and rule.status in _REFUSALS)
+                or rule.action == "wrong_restore"
+                or (rule.action == "malformed" and not started)
+                for rule in self.faults
+            )
+            or sum(rule.times or 1 for rule in self.faults if rule.action == "nan_loss")
+            >= 1 + CONDEMNED_BY
         )
 
 
@@ -236,9 +247,10 @@ async def play(schedule: Schedule) -> Outcome:
             violation = f"an error nobody can make sense of: {error!r}"
         server.release()
         wall_s = time.monotonic() - began
-        if gave_up is not None and not schedule.may_be_given_up:
-            violation = f"given up without need: {gave_up!r}"
         run = supervisor.runs[0] if supervisor.runs else None
+        started = run is not None and bool(run.attempts)
+        if gave_up is not None and not schedule.may_be_given_up(started=started):
+            violation = f"given up without need: {gave_up!r}"
         if run is not None and gave_up is None and not violation:
             final = server.run_state(run.segments[-1].run_id)
             if final != await _undisturbed():

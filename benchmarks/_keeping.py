@@ -98,6 +98,11 @@ class Trust:
     def objection(self, checkpoint: CheckpointRecord | None, answer: object) -> None:
         """And so nothing speaks against them."""
 
+    def condemns(self, checkpoint: CheckpointRecord, answer: object) -> bool:
+        """Nor against a checkpoint."""
+        del checkpoint, answer
+        return False
+
 
 @dataclass
 class Run:

@@ -68,6 +68,10 @@ class TrustedCheckpoints(Protocol):
         """Why this answer speaks against weights just restored from there."""
         ...
 
+    def condemns(self, checkpoint: CheckpointRecord, answer: Answer) -> bool:
+        """Whether an answer that speaks against a restore speaks against its checkpoint as well."""
+        ...
+
     def stored_on(self, segment: Segment, limit: float) -> list[str]:
         """Paths of the checkpoints of a segment that the service said it has stored."""
         ...

@@ -11,7 +11,7 @@
     ├── CheckpointError
     │   ├── InvalidMetadata              a checkpoint's metadata says something impossible
     │   └── NoUsableCheckpoint           nothing to recover from, and starting over is not possible
-    ├── OtherWeights                     a run that started over did not begin as it had begun
+    ├── OtherWeights                     the canary speaks against a restore, which is tried again
     ├── FaultError                       a fault that nothing raised: it was observed
     │   ├── CorruptedRun                 the service reports the run as corrupted
     │   └── NonFiniteLoss                the loss became NaN or infinite
@@ -96,7 +96,10 @@ class JournalError(TinkerRecoveryError):
 
 
 class OtherWeights(TinkerRecoveryError):
-    """A run that started over did not begin with the weights it had begun with, by its canary."""
+    """By the canary's answer the weights of a new client are not those they should be.
+
+    A run that started over did not begin as it had begun, or the answer was no number.
+    """
 
 
 class FaultError(TinkerRecoveryError):

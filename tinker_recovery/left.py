@@ -124,6 +124,11 @@ class _Trust:
         del checkpoint, answer
         return None
 
+    def condemns(self, checkpoint: CheckpointRecord, answer: Answer) -> bool:
+        """Whether an answer speaks against the checkpoint as well; it is not asked."""
+        del checkpoint, answer
+        return False
+
     def stored_on(self, segment: Segment, limit: float) -> list[str]:
         """Paths of the checkpoints of a segment that the service said it has stored."""
         return [

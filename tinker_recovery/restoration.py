@@ -120,7 +120,8 @@ class Restoration:
         Raises:
             NoUsableCheckpoint: Checkpoints exist and none can be used, or there is none and the
                 run cannot be started over.
-            OtherWeights: Started over, the canary does not answer as it did when the run began.
+            OtherWeights: Started over, the canary does not answer as it did when the run began; or
+                it answered NaN on a checkpoint for the first time.
             DeadlineExceeded: The service did not finish in time.
             Exception: Whatever else the service answered.
         """
@@ -159,6 +160,11 @@ class Restoration:
                 raise OtherWeights(
                     f"run {self._run.name!r} was started over, and its weights are not the ones it "
                     f"began with: {objected}"
+                )
+            if answer is not None and not self._run.trust.condemns(checkpoint, answer):
+                raise OtherWeights(
+                    f"the canary answered with numbers that are not finite on weights restored "
+                    f"from {checkpoint.path}; if it does so again, the next older is used"
                 )
             await self._mark_bad(checkpoint, objected)
             checkpoint, opening = await self._choice.choose(), None

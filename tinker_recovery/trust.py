@@ -64,6 +64,7 @@ class Trust:
         self._attempts = attempts
         self._spawn = spawn
         self._began: tuple[str | None, str, int] | None = None
+        self._unanswered: set[str] = set()
         self._limits: dict[str, float] = {}
         self._stored: dict[str, tuple[str, int]] = {}
         self._confirmed_step = start_step
@@ -178,6 +179,16 @@ class Trust:
         """
         at = self._answered_at(checkpoint)
         return None if at is None else self.canaries.objection(answer, *at)
+
+    def condemns(self, checkpoint: CheckpointRecord, answer: Answer) -> bool:
+        """Whether an answer that speaks against a restore speaks against its checkpoint as well.
+
+        One that is no number does from the second time on: once it may be the service's doing.
+        """
+        if fingerprint_of(answer) is not None or checkpoint.path in self._unanswered:
+            return True
+        self._unanswered.add(checkpoint.path)
+        return False
 
     def _answered_at(self, checkpoint: CheckpointRecord | None) -> tuple[str, int] | None:
         if checkpoint is None or (self._began is not None and checkpoint.path == self._began[0]):
