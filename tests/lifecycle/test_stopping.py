@@ -27,14 +27,9 @@ async def _stop(
     return running.returncode, errors
 
 
+@pytest.mark.parametrize("example", ["minimal", "pipelined", "blocking"])
 @pytest.mark.parametrize(
-    ("example", "number", "status"),
-    [
-        ("minimal", signal.SIGTERM, 143),
-        ("pipelined", signal.SIGINT, -signal.SIGINT),
-        ("blocking", signal.SIGINT, -signal.SIGINT),
-        ("blocking", signal.SIGTERM, 143),
-    ],
+    ("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)]
 )
 async def test_the_last_step_submitted_is_saved_before_the_process_ends(
     local: LocalTinker, example: str, number: signal.Signals, status: int

@@ -53,7 +53,7 @@ async def test_after_any_faults_a_new_session_is_served_as_if_there_had_been_non
                 await train(wire, run)
                 assert server.run_state(run) == expected
 
-        @settings(max_examples=8, deadline=None)
+        @settings(max_examples=15, deadline=None)
         @given(schedules(steps=range(STEPS)))
         def check(faults: list[FaultRule]) -> None:
             anyio.run(live_through, faults)
