@@ -87,7 +87,9 @@ class Supervisor(AsyncContextManagerMixin):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.policy = RecoveryPolicy(enabled=True) if policy is None else policy
-        self._backend: Backend = TinkerBackend(service, standby=self.policy.standby_session)
+        self._backend: Backend = TinkerBackend(
+            service, standby=self.policy.enabled and self.policy.standby_session
+        )
         self._on_event = on_event
         self._events = EventSink(self._heard)
         self._journal_path = journal_path(journal)

@@ -87,7 +87,10 @@ async def test_one_that_could_not_be_opened_is_done_without(
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
 
 
-async def test_without_being_asked_for_there_is_none(local: LocalTinker) -> None:
-    async with Supervisor(policy()) as supervisor:
+@pytest.mark.parametrize("asked", [{}, {"standby_session": True, "enabled": False}])
+async def test_where_it_is_not_asked_for_or_nothing_is_recovered_there_is_none(
+    local: LocalTinker, asked: dict[str, bool]
+) -> None:
+    async with Supervisor(policy(**asked)) as supervisor:
         await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
     assert len(local.sessions()) == 1
