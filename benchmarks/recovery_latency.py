@@ -132,7 +132,7 @@ RULES = {
 }
 
 
-async def in_peace_first(attempt: Attempt, standby: bool) -> None:  # noqa: FBT001 - bound by name
+async def in_peace_first(attempt: Attempt, *, standby: bool) -> None:
     """Train; a fault strikes hours after the start, when a session on standby is long open."""
     if standby and attempt.number == 1:
         await anyio.sleep(STANDBY_AFTER_S + 0.3)

@@ -30,7 +30,7 @@ from tinker_recovery.checkpoints import (
 from tinker_recovery.checkpoints.deletion import DeletionLedger
 from tinker_recovery.choice import ServiceTime, find_checkpoint, list_checkpoints
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
-from tinker_recovery.errors import NoUsableCheckpoint, RunHeld, StatusRefused, UsageError
+from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, UsageError
 from tinker_recovery.journal import Found, Journal, Notes
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.reading import read_left
@@ -252,14 +252,10 @@ async def prove(
     async with StatusReader(await backend.endpoint(), timeout_s=policy.status_timeout_s) as reader:
         left = await find_left(reader, name, journal)
         if checkpoint is None and left.holder is not None:
-            raise RunHeld(
+            raise left.holder.held(
+                left.name,
                 f"run {left.name!r} is being trained by {left.holder}, which recovers it by "
                 "itself; to see that one of its checkpoints restores, give it (--checkpoint PATH)",
-                run=left.name,
-                pid=left.holder.pid,
-                host=left.holder.host,
-                since=left.holder.since,
-                expires=left.holder.expires,
             )
         policy = policy.model_copy(
             update={

@@ -18,7 +18,7 @@ import anyio
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.choice import find_checkpoint
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import NoUsableCheckpoint, RunFinished, RunHeld, UsageError
+from tinker_recovery.errors import NoUsableCheckpoint, RunFinished, UsageError
 from tinker_recovery.journal import Found, Held, Opening, Recorder, RunRecord
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.rediscovery import QUIET_S, find_at_service, until_quiet
@@ -199,14 +199,10 @@ async def take_run(
                 logger.info("run %s: it is free now, and is gone on with here", opening.name)
             return taken
         if on_lease == "refuse":
-            raise RunHeld(
+            raise taken.by.held(
+                opening.name,
                 f"run {opening.name!r} is being trained by {taken.by}: two must not train it; "
                 'wait for it (on_lease="wait"), end it, or choose another name',
-                run=opening.name,
-                pid=taken.by.pid,
-                host=taken.by.host,
-                since=taken.by.since,
-                expires=taken.by.expires,
             )
         if time.monotonic() - told_at >= TELL_S:
             told_at = time.monotonic()

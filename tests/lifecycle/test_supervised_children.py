@@ -20,7 +20,7 @@ from tinker_recovery.run import SupervisedRun
 from tinker_recovery.service import FromCheckpoint, Origin, StatusReader, TinkerBackend
 from tinker_recovery.supervision import RestartLimitReached
 from tinker_recovery.telemetry import EventSink, names
-from tinker_recovery.testing import FaultRule, LocalTinker, RunState
+from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
 POLL_S = 0.02
@@ -136,16 +136,12 @@ PHASES = [
 TO_THE_END_IN_ONE_STEP = PHASES[PHASES.index("client created") :]
 """From here on nothing is awaited, so a cancellation from outside lands once all is done."""
 
-UNDISTURBED: list[RunState] = []
-"""The weights to end with; the same on every server, so they are computed once."""
-
 
 async def recover_once(
     local: LocalTinker, *, clock: Clock, quiet: bool = False, **changes: Any
 ) -> tuple[Supervisor, list[RecoveryEvent]]:
     """A run poisoned once; held to end with the weights of an undisturbed one."""
-    if not UNDISTURBED:
-        UNDISTURBED.append(await undisturbed_state(local, steps=STEPS))
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("poison", 7, "optim_step", quiet=quiet))
     events: list[RecoveryEvent] = []
     given: RecoveryPolicy = policy(poll_interval_s=POLL_S, **changes)
@@ -154,7 +150,7 @@ async def recover_once(
             functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
         )
     (run,) = supervisor.runs
-    assert local.run_state(run.segments[-1].run_id) == UNDISTURBED[0]
+    assert local.run_state(run.segments[-1].run_id) == expected
     starts = [attempt.start_step for attempt in run.attempts]
     # Where only a poll tells, what was saved since the last good one is not trusted, and on a busy
     # machine the loop may come to the fault before any.

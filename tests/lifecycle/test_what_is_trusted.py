@@ -9,6 +9,7 @@ from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state
 from tinker import ServiceClient
 
 from tinker_recovery import Attempt, Supervisor
+from tinker_recovery.run import SupervisedRun
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -80,16 +81,13 @@ async def test_a_canary_whose_answer_was_not_a_number_speaks_against_nothing(
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
-async def test_a_canary_that_answers_with_no_number_once_condemns_no_checkpoint(
-    local: LocalTinker,
-) -> None:
-    expected = await undisturbed_state(local, steps=STEPS)
+async def _struck_by_nan(local: LocalTinker, *, at_step: int, times: int) -> SupervisedRun:
+    """A run whose own loss is NaN at a step, and the canary's on what is restored after that."""
 
     async def striking(attempt: Attempt) -> None:
         for step in range(attempt.start_step, STEPS):
-            if attempt.number == 1 and step == 7:
-                # The loop's own loss, and then the canary's on what was restored.
-                local.inject(FaultRule("nan_loss", times=2, sticky=True))
+            if attempt.number == 1 and step == at_step:
+                local.inject(FaultRule("nan_loss", times=times, sticky=True))
             forward = attempt.client.forward_backward(batch(step), "cross_entropy")
             await attempt.client.optim_step(ADAM)
             await forward
@@ -97,8 +95,16 @@ async def test_a_canary_that_answers_with_no_number_once_condemns_no_checkpoint(
     looked_at = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0, guard_loss=True)
     async with Supervisor(looked_at) as supervisor:
         await supervisor.run(striking, base_model=MODEL, rank=8, seed=SEED)
+    assert len([fault for fault in local.fired if fault.rule.action == "nan_loss"]) == times
     (run,) = supervisor.runs
-    assert len([fault for fault in local.fired if fault.rule.action == "nan_loss"]) == 2
+    return run
+
+
+async def test_a_canary_that_answers_with_no_number_once_condemns_no_checkpoint(
+    local: LocalTinker,
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    run = await _struck_by_nan(local, at_step=7, times=2)
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
     assert not run.trust.bad
     assert local.run_state(run.segments[-1].run_id) == expected
@@ -108,19 +114,7 @@ async def test_a_canary_that_never_answers_with_a_number_has_the_next_older_one_
     local: LocalTinker,
 ) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
-
-    async def striking(attempt: Attempt) -> None:
-        for step in range(attempt.start_step, STEPS):
-            if attempt.number == 1 and step == 11:
-                local.inject(FaultRule("nan_loss", times=3, sticky=True))
-            forward = attempt.client.forward_backward(batch(step), "cross_entropy")
-            await attempt.client.optim_step(ADAM)
-            await forward
-
-    looked_at = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0, guard_loss=True)
-    async with Supervisor(looked_at) as supervisor:
-        await supervisor.run(striking, base_model=MODEL, rank=8, seed=SEED)
-    (run,) = supervisor.runs
+    run = await _struck_by_nan(local, at_step=11, times=3)
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
     (bad,) = run.trust.bad
     assert "/step-00000010-" in bad

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tinker_recovery.errors import RunHeld
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -46,6 +48,17 @@ class Holder:
             return None
         now = (born or _born)(self.pid)
         return bool(now) and now == self.born
+
+    def held(self, run: str, message: str) -> RunHeld:
+        """The error for whoever wants this run and does not wait for it."""
+        return RunHeld(
+            message,
+            run=run,
+            pid=self.pid,
+            host=self.host,
+            since=self.since,
+            expires=self.expires,
+        )
 
     def __str__(self) -> str:
         def at(seconds: float) -> str:

@@ -121,8 +121,7 @@ class TinkerBackend:
                     logger.warning(
                         "no session is open after %g s: another one is opened", OPEN_AGAIN_S
                     )
-                    opening = await self._instead(opening)
-                    opening.submit(origin)
+                    opening = await self._instead(opening, origin)
                 try:
                     training = await _created(opening)
                 except Exception as error:
@@ -133,8 +132,7 @@ class TinkerBackend:
                     logger.info(
                         "the session on standby is of no use, another one is opened: %r", error
                     )
-                    opening = await self._instead(opening)
-                    opening.submit(origin)
+                    opening = await self._instead(opening, origin)
                     training = await _created(opening)
             _check_client(training)
         except BaseException as error:
@@ -148,12 +146,14 @@ class TinkerBackend:
         self._prepare()
         return Connection(training, str(training.model_id), opening.service)
 
-    async def _instead(self, opening: Opening) -> Opening:
+    async def _instead(self, opening: Opening, origin: Origin) -> Opening:
         # One that opens after all is closed by its thread; nobody waits for that.
         service = opening.abandon()
         if service is not None:
             await _close(service, "interrupted", "another one was opened", deadline_s=ABANDON_S)
-        return Opening(self._factory)
+        another = Opening(self._factory)
+        another.submit(origin)
+        return another
 
     def _prepare(self) -> None:
         if self._wants_standby and self._preparing is None:
