@@ -20,15 +20,15 @@ from tinker import types
 
 from tinker_recovery import CheckpointPolicy, CheckpointRecord, NoUsableCheckpoint, RecoveryPolicy
 from tinker_recovery.checkpoints import Segment, WeightsFacts, checkpoint_metadata
-from tinker_recovery.choice import ServiceTime
 from tinker_recovery.clock import Clock
-from tinker_recovery.housekeeping import Housekeeping
 from tinker_recovery.journal import Journal, Notebook
-from tinker_recovery.restoration import Restoration, Tools
+from tinker_recovery.recovery.restore import Restore, Tools
+from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.retention.collector import Collector
+from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.service import Connection, FromBaseModel, Origin, StatusReader, TinkerBackend
 from tinker_recovery.telemetry import EventSink
 from tinker_recovery.testing import Damage, FaultRule, LocalTinker
-from tinker_recovery.verification import Verifier
 
 _T = TypeVar("_T")
 
@@ -196,7 +196,7 @@ class _World:
         self.notebook = Mortal(journal, self.chance)
         # A run's segments are in the journal, too, which is another test's matter.
         self.run = Run(self.reader, self.notebook, self.segments)
-        self.house = Housekeeping(
+        self.house = Collector(
             reader=self.reader,
             notebook=self.notebook,
             policy=self.policy.checkpoints,
@@ -327,7 +327,7 @@ class _World:
         tools = Tools(
             self._backend, self.policy, self._events, self._clock, ServiceTime(self._clock)
         )
-        restoration = Restoration(self.run, tools)
+        restoration = Restore(self.run, tools)
         had = self.good()
         try:
             restored = await restoration.restore()

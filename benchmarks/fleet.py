@@ -41,7 +41,7 @@ from tinker import types
 
 from tinker_recovery import RecoveryEvent, RecoveryPolicy, Supervisor
 from tinker_recovery.clock import SYSTEM_CLOCK
-from tinker_recovery.look import Looker, by_run_id
+from tinker_recovery.detection.poller import Poller, by_run_id
 from tinker_recovery.telemetry import EventSink, names
 from tinker_recovery.testing import LocalTinkerProcess
 
@@ -99,7 +99,7 @@ async def watching(
     ):
         reader = supervisor.household.reader  # what the Supervisor's own Monitor reads with
         assert reader is not None  # noqa: S101 - it is entered
-        looker = Looker(reader, interval_s=0.0, events=EventSink(), clock=SYSTEM_CLOCK)
+        looker = Poller(reader, interval_s=0.0, events=EventSink(), clock=SYSTEM_CLOCK)
 
         async def ask(run_id: str) -> bool:
             reply = await http.get(f"/api/v1/training_runs/{run_id}")

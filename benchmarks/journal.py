@@ -22,7 +22,7 @@ from pathlib import Path
 
 from _report import Bar, arguments, bars, table
 
-from tinker_recovery.journal import Journal, Opening, Recorder, RunRecord
+from tinker_recovery.journal import Journal, Recorder, RunRecord, RunRequest
 from tinker_recovery.journal.reading import read_events, read_run, read_runs
 from tinker_recovery.telemetry import RecoveryEvent, names
 
@@ -88,7 +88,7 @@ async def fill(path: Path, count: int, scratch: Path) -> tuple[dict[str, float],
             runs = []
             for number in range(100):
                 name = f"run-{number}"
-                record = await recorder.open_run(Opening("s", name, True, "l", {}, {}, 0))  # noqa: FBT003 - a record's fields in order
+                record = await recorder.open_run(RunRequest("s", name, True, "l", {}, {}, 0))  # noqa: FBT003 - a record's fields in order
                 if not isinstance(record, RunRecord):
                     raise TypeError(record)
                 runs.append(record)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinker_recovery.budget import AttemptBudget
+from tinker_recovery.recovery.budget import AttemptBudget
 
 
 def test_attempts_are_numbered_from_one_and_end_at_the_limit() -> None:

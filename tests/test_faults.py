@@ -21,7 +21,7 @@ from tinker_recovery.errors import (
     StatusRefused,
     StatusUnavailable,
 )
-from tinker_recovery.faults import ROW, TABLE, Ear, Fault, Kind, Place, Verdict, judge
+from tinker_recovery.faults import RULES, TABLE, DetectedBy, Fault, Kind, SeenIn, Verdict, judge
 
 _REQUEST = httpx.Request("POST", "http://127.0.0.1/api/v1/optim_step")
 
@@ -104,9 +104,9 @@ CALLS: list[tuple[BaseException, Kind, Verdict]] = [
 def test_what_a_request_ended_in_has_its_kind_and_its_verdict(
     error: BaseException, kind: Kind, verdict: Verdict
 ) -> None:
-    row = judge(error, Place.CALL)
-    assert row is not None
-    assert (row.kind, row.verdict) == (kind, verdict)
+    rule = judge(error, SeenIn.CALL)
+    assert rule is not None
+    assert (rule.kind, rule.verdict) == (kind, verdict)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def test_what_a_request_ended_in_has_its_kind_and_its_verdict(
 def test_what_stops_a_client_from_being_created_is_judged_by_where_it_was_seen(
     error: BaseException, kind: Kind, verdict: Verdict
 ) -> None:
-    row = judge(error, Place.CREATE)
-    assert row is not None
-    assert (row.kind, row.verdict) == (kind, verdict)
+    rule = judge(error, SeenIn.CREATE)
+    assert rule is not None
+    assert (rule.kind, rule.verdict) == (kind, verdict)
 
 
 @pytest.mark.parametrize(
@@ -141,20 +141,20 @@ def test_what_stops_a_client_from_being_created_is_judged_by_where_it_was_seen(
     ],
 )
 def test_what_may_be_the_users_own_is_left_to_the_user(error: BaseException) -> None:
-    assert judge(error, Place.BODY) is None
+    assert judge(error, SeenIn.BODY) is None
 
 
-@pytest.mark.parametrize("place", Place)
+@pytest.mark.parametrize("place", SeenIn)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
-def test_what_ends_programs_is_never_a_fault(error: BaseException, place: Place) -> None:
+def test_what_ends_programs_is_never_a_fault(error: BaseException, place: SeenIn) -> None:
     assert judge(error, place, [lambda _: True]) is None
 
 
 def test_a_group_is_a_fault_only_if_all_of_it_is() -> None:
-    row = judge(
+    rule = judge(
         ExceptionGroup("g", [_failed(RequestErrorCategory.Server), RetryableException("g")])
     )
-    assert row is ROW[Kind.REQUEST_FAILED]
+    assert rule is RULES[Kind.REQUEST_FAILED]
 
 
 def test_a_cycle_of_causes_is_judged_all_the_same() -> None:
@@ -165,29 +165,29 @@ def test_a_cycle_of_causes_is_judged_all_the_same() -> None:
 
 def test_the_users_own_rows_are_asked_first_by_class_or_by_predicate() -> None:
     mine = _raised_from(RuntimeError("outer"), KeyError("inner"))
-    assert judge(mine, Place.BODY, [KeyError]) is ROW[Kind.RETRYABLE]
-    assert judge(mine, Place.BODY, [lambda e: "outer" in str(e)]) is ROW[Kind.RETRYABLE]
-    assert judge(_status(401), Place.CALL, [tinker.AuthenticationError]) is ROW[Kind.RETRYABLE]
-    assert judge(mine, Place.BODY, [OSError]) is None
+    assert judge(mine, SeenIn.BODY, [KeyError]) is RULES[Kind.RETRYABLE]
+    assert judge(mine, SeenIn.BODY, [lambda e: "outer" in str(e)]) is RULES[Kind.RETRYABLE]
+    assert judge(_status(401), SeenIn.CALL, [tinker.AuthenticationError]) is RULES[Kind.RETRYABLE]
+    assert judge(mine, SeenIn.BODY, [OSError]) is None
 
 
 def test_every_kind_has_exactly_one_row_and_every_row_a_reason() -> None:
-    assert sorted(row.kind for row in TABLE) == sorted(Kind)
-    assert all(row.reason and row.seen_as for row in TABLE)
+    assert sorted(rule.kind for rule in TABLE) == sorted(Kind)
+    assert all(rule.reason and rule.seen_as for rule in TABLE)
 
 
-@given(code=st.integers(400, 599), place=st.sampled_from(Place), hidden=st.booleans())
+@given(code=st.integers(400, 599), place=st.sampled_from(SeenIn), hidden=st.booleans())
 def test_every_http_status_of_the_service_is_judged_wherever_it_is_seen(
-    *, code: int, place: Place, hidden: bool
+    *, code: int, place: SeenIn, hidden: bool
 ) -> None:
     error = _poll(code) if hidden else _status(code)
     assert judge(error, place) is not None
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.kind.value)
-def test_a_fault_that_nothing_raised_still_has_an_error_that_names_the_run(row: object) -> None:
-    fault = Fault("r", 1, "session:train:0", row, Ear.POLL, step=3)  # type: ignore[arg-type]  # pytest's parameter
+@pytest.mark.parametrize("rule", TABLE, ids=lambda rule: rule.kind.value)
+def test_a_fault_that_nothing_raised_still_has_an_error_that_names_the_run(rule: object) -> None:
+    fault = Fault("r", 1, "session:train:0", rule, DetectedBy.POLL, step=3)  # type: ignore[arg-type]  # pytest's parameter
     error = fault.as_error()
     assert isinstance(error, FaultError)
-    assert isinstance(error, CorruptedRun) == (fault.row.kind is Kind.CORRUPTED)
+    assert isinstance(error, CorruptedRun) == (fault.kind is Kind.CORRUPTED)
     assert "session:train:0" in str(error)

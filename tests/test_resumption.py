@@ -9,7 +9,7 @@ import pytest
 
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.journal import FoundAttempt
-from tinker_recovery.resumption import trusted_limit
+from tinker_recovery.recovery.resume import trusted_limit
 
 
 def _attempt(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tinker_recovery import CheckpointPolicy, RecoveryPolicy, policy_from_settings
 from tinker_recovery.errors import UsageError
-from tinker_recovery.settings import SETTINGS, Resolved, Table, find_table, resolve
+from tinker_recovery.policy_settings import SETTINGS, Resolved, Table, find_table, resolve
 
 FILE = Path("/project/pyproject.toml")
 

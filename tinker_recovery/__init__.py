@@ -15,8 +15,6 @@
                     await update
 """
 
-from tinker_recovery.attempt import Attempt
-from tinker_recovery.by_hand import Recovered, recover_from_checkpoint
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import (
@@ -43,16 +41,18 @@ from tinker_recovery.errors import (
     TinkerRecoveryError,
     UsageError,
 )
-from tinker_recovery.executor import Recovery
 from tinker_recovery.faults import Fault
 from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
-from tinker_recovery.run import SupervisedRun
+from tinker_recovery.policy_settings import policy_from_settings
+from tinker_recovery.recovery.executor import Recovery
+from tinker_recovery.recovery.manual import Recovered, recover_from_checkpoint
+from tinker_recovery.run.attempt import Attempt
+from tinker_recovery.run.options import StartOptions
+from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import SupervisedClient
-from tinker_recovery.settings import policy_from_settings
-from tinker_recovery.start import StartOptions
 from tinker_recovery.supervisor import Supervisor
 from tinker_recovery.telemetry import RecoveryEvent
-from tinker_recovery.watch import Watch
+from tinker_recovery.watched.watch import Watch
 
 __all__ = [
     "Attempt",

@@ -31,7 +31,7 @@ training. What the SDK or the user's own code raises is never wrapped in any of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class TinkerRecoveryError(Exception):
@@ -223,3 +223,13 @@ class RecoveryLost(RunFailed):
     A ``break`` or ``return`` inside ``async with attempt:`` leaves the loop for good; when the
     requests still open at that moment fail, no code is left to replay them.
     """
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception and what it was raised from, outermost first; ends even on a cycle."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__

@@ -3,11 +3,11 @@
 A verdict is reached from the exception's type and what it carries, walking ``__cause__``: the SDK
 hides the real error of a poll behind a bare ValueError. Where it was seen matters too: a 404 from
 a request of the loop means the model is gone, while one from the creation of a run means it was
-asked for by a wrong name. Whatever no row matches is not ours to judge and reaches the user
+asked for by a wrong name. Whatever no rule matches is not ours to judge and reaches the user
 untouched.
 
-The facts behind the rows were measured against tinker 0.38; what it raises, and when, is in each
-row's reason. ``tinker-recovery faults`` prints the table.
+The facts behind the rules were measured against tinker 0.38; what it raises, and when, is in each
+rule's reason. ``tinker-recovery faults`` prints the table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import asyncio
 import concurrent.futures
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -31,6 +31,7 @@ from tinker_recovery.errors import (
     NonFiniteLoss,
     StatusError,
     StatusUnavailable,
+    causes,
 )
 from tinker_recovery.policy import Retryable
 
@@ -78,7 +79,7 @@ class Verdict(StrEnum):
     """Trying again cannot help: the error goes to the user unchanged."""
 
 
-class Ear(StrEnum):
+class DetectedBy(StrEnum):
     """How it was noticed."""
 
     CALL = "call"
@@ -95,7 +96,7 @@ class Ear(StrEnum):
     """The journal says so: of a process before this one, or of another one beside it."""
 
 
-class Place(StrEnum):
+class SeenIn(StrEnum):
     """Where an exception was seen."""
 
     CALL = "call"
@@ -106,11 +107,11 @@ class Place(StrEnum):
     """A client was being created or restored with it."""
 
 
-_ANYWHERE = frozenset(Place)
+_ANYWHERE = frozenset(SeenIn)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FaultRule:
     """One line of the table.
 
     Attributes:
@@ -130,7 +131,7 @@ class Row:
     reason: str
     seen_as: str
     matches: Callable[[BaseException], bool] | None = None
-    where: frozenset[Place] = _ANYWHERE
+    where: frozenset[SeenIn] = _ANYWHERE
     breaks_client: bool = True
 
 
@@ -177,68 +178,68 @@ def _unavailable(error: BaseException) -> bool:
     return _status(408)(error)
 
 
-TABLE: tuple[Row, ...] = (
-    Row(
+TABLE: tuple[FaultRule, ...] = (
+    FaultRule(
         Kind.RETRYABLE,
         Verdict.RECOVER,
-        "the policy's retryable_errors names it; asked before every other row",
+        "the policy's retryable_errors names it; asked before every other rule",
         "an exception of anyone's that the user named",
     ),
-    Row(
+    FaultRule(
         Kind.CORRUPTED,
         Verdict.RECOVER,
         "the service reports the run as corrupted, so its weights can no longer be trusted",
         "training_run.corrupted is true",
     ),
-    Row(
+    FaultRule(
         Kind.SESSION_FAILED,
         Verdict.RECOVER,
         "the service has failed the session of the run, and nothing of it will be executed",
         "the session's status is failed, for an internal reason",
     ),
-    Row(
+    FaultRule(
         Kind.SILENCE,
         Verdict.RECOVER,
         "submitted work made no progress within stall_after_s, and the service gave no reason to "
         "wait; most bad states of a backend look like this, and would for ever",
         "requests open, none finished, no capacity pause reported",
     ),
-    Row(
+    FaultRule(
         Kind.ROLLED_BACK,
         Verdict.RECOVER,
         "the weights are those of an earlier checkpoint, though steps have been applied since: the "
         "service lost them and did not say so",
         "after an outage the canary answers as at an older checkpoint, or work was under way",
     ),
-    Row(
+    FaultRule(
         Kind.LOSS_NOT_FINITE,
         Verdict.RECOVER,
         "the loss became NaN or infinite, so the weights may be ruined (guard_loss is on)",
         "a result, or attempt.report(loss=...), that is not finite",
         _is(NonFiniteLoss),
     ),
-    Row(
+    FaultRule(
         Kind.PROCESS_LOST,
         Verdict.RECOVER,
         "the process that trained the run ended before the run did; what it did since its last "
         "checkpoint is repeated",
         "a run of this name in the journal that has not come to its end",
     ),
-    Row(
+    FaultRule(
         Kind.LEASE_LOST,
         Verdict.GIVE_UP,
         "another process has taken the run over, and two must not train it",
         "the run's lease in the journal is another's",
     ),
-    Row(
+    FaultRule(
         Kind.MODEL_MISSING,
         Verdict.RECOVER,
         "the service does not know the run's model any more",
         "404, or 400 'not loaded', from a request of the loop",
         _model_missing,
-        frozenset({Place.CALL, Place.BODY}),
+        frozenset({SeenIn.CALL, SeenIn.BODY}),
     ),
-    Row(
+    FaultRule(
         Kind.REQUEST_FAILED,
         Verdict.RECOVER,
         "a request failed inside the service (category server or unknown), and a client with one "
@@ -246,42 +247,42 @@ TABLE: tuple[Row, ...] = (
         "RequestFailedError, category server or unknown",
         _failed(RequestErrorCategory.Server, RequestErrorCategory.Unknown),
     ),
-    Row(
+    FaultRule(
         Kind.GONE,
         Verdict.RECOVER,
         "the service no longer knows the request (HTTP 410), so its effect is unknown",
         "RetryableException, or HTTP 410",
         lambda error: isinstance(error, RetryableException) or _status(410)(error),
     ),
-    Row(
+    FaultRule(
         Kind.RATE_LIMITED,
         Verdict.WAIT,
         "the service asks for fewer requests, and the SDK has waited for as long as it does",
         "HTTP 429, after the SDK's own 300 s",
         _status(429),
     ),
-    Row(
+    FaultRule(
         Kind.UNAUTHORIZED,
         Verdict.GIVE_UP,
         "the API key is refused: set TINKER_API_KEY to a valid one",
         "HTTP 401",
         _status(401),
     ),
-    Row(
+    FaultRule(
         Kind.UNPAID,
         Verdict.GIVE_UP,
         "the account has run out of credit, and the SDK has waited an hour for that to change",
         "HTTP 402, after the SDK's own pause",
         _status(402),
     ),
-    Row(
+    FaultRule(
         Kind.FORBIDDEN,
         Verdict.GIVE_UP,
         "the API key may not do this",
         "HTTP 403",
         _status(403),
     ),
-    Row(
+    FaultRule(
         Kind.USER_ERROR,
         Verdict.GIVE_UP,
         "the service says the request itself is at fault (category user), and would say so again; "
@@ -290,16 +291,16 @@ TABLE: tuple[Row, ...] = (
         _failed(RequestErrorCategory.User),
         breaks_client=False,
     ),
-    Row(
+    FaultRule(
         Kind.CONFLICT,
         Verdict.RECOVER,
         "a name is taken, most likely by the first try of a save whose reply was lost; the client "
         "has a gap in its requests now",
         "HTTP 409, after the SDK's own 300 s",
         _status(409),
-        frozenset({Place.CALL, Place.BODY}),
+        frozenset({SeenIn.CALL, SeenIn.BODY}),
     ),
-    Row(
+    FaultRule(
         Kind.UNAVAILABLE,
         Verdict.RECOVER,
         "the service could not be reached for as long as the SDK tries, and the client has a gap "
@@ -307,37 +308,37 @@ TABLE: tuple[Row, ...] = (
         "connection errors, HTTP 408 and 5xx, after the SDK's own retries",
         _unavailable,
     ),
-    Row(
+    FaultRule(
         Kind.INVALID_REQUEST,
         Verdict.GIVE_UP,
         "the service refuses the request as it stands, and would again",
         "HTTP 422, 400 and other 4xx",
         lambda error: isinstance(error, tinker.APIStatusError),
     ),
-    Row(
+    FaultRule(
         Kind.DEADLINE,
         Verdict.WAIT,
         "the service did not finish within create_timeout_s; it may be short of capacity",
         "a client that is not created in time",
         _is(DeadlineExceeded),
-        frozenset({Place.CREATE}),
+        frozenset({SeenIn.CREATE}),
     ),
-    Row(
+    FaultRule(
         Kind.STATUS_UNREAD,
         Verdict.WAIT,
         "the service's status could not be read, which says nothing about the run",
         "connection errors, HTTP 429 and 5xx of status reads; 404 right after creation",
         _is(StatusUnavailable),
-        frozenset({Place.CREATE}),
+        frozenset({SeenIn.CREATE}),
     ),
-    Row(
+    FaultRule(
         Kind.CLIENT_POISONED,
         Verdict.RECOVER,
         "the SDK's client refuses every call after one failed request",
         "RuntimeError '... poisoned ...' from a TrainingClient",
         _says("TrainingClient is poisoned"),
     ),
-    Row(
+    FaultRule(
         Kind.CLIENT_CLOSED,
         Verdict.RECOVER,
         "the SDK's client was closed under the loop",
@@ -348,28 +349,28 @@ TABLE: tuple[Row, ...] = (
             "Client connection pool is closed",
         ),
     ),
-    Row(
+    FaultRule(
         Kind.CANCELLED,
         Verdict.RECOVER,
         "a request was cancelled, by a timeout around it or by the SDK; the client waits for it "
         "for ever, and so would every later request",
         "CancelledError that nobody outside asked for",
         _is(asyncio.CancelledError, concurrent.futures.CancelledError),
-        frozenset({Place.CALL}),
+        frozenset({SeenIn.CALL}),
     ),
-    Row(
+    FaultRule(
         Kind.REQUEST_BROKE,
         Verdict.RECOVER,
         "a request ended in an error of no known kind, a result that cannot be decoded for "
         "example; the client cannot be used again",
         "any other exception of a request",
         _is(Exception),
-        frozenset({Place.CALL}),
+        frozenset({SeenIn.CALL}),
     ),
 )
-"""The rows; the first that matches wins. States that are never raised have no ``matches``."""
+"""The rules; the first that matches wins. States that are never raised have no ``matches``."""
 
-ROW: dict[Kind, Row] = {row.kind: row for row in TABLE}
+RULES: dict[Kind, FaultRule] = {rule.kind: rule for rule in TABLE}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -380,8 +381,8 @@ class Fault:
         run: The run's name.
         attempt: Number of the attempt it struck, from 1; 0 if none had started.
         run_id: The Tinker run id; empty if none had been given out.
-        row: The line of the table that judged it.
-        ear: How it was noticed.
+        rule: The rule of the table that judged it.
+        detected_by: How it was noticed.
         step: Optimizer steps submitted by then.
         failed_step: The loop's step whose request it was; None if that is not known.
         error: The exception, where there was one.
@@ -394,8 +395,8 @@ class Fault:
     run: str
     attempt: int
     run_id: str
-    row: Row
-    ear: Ear
+    rule: FaultRule
+    detected_by: DetectedBy
     step: int
     error: BaseException | None = None
     failed_step: int | None = None
@@ -403,29 +404,29 @@ class Fault:
     detected_ns: int = field(default_factory=time.time_ns)
     silent_s: float = 0.0
 
+    @property
+    def kind(self) -> Kind:
+        """What went wrong."""
+        return self.rule.kind
+
+    @property
+    def verdict(self) -> Verdict:
+        """What to do about it."""
+        return self.rule.verdict
+
     def as_error(self) -> BaseException:
         """The exception behind the fault, or one that says what was observed."""
         if self.error is not None:
             return self.error
-        if self.row.kind is Kind.CORRUPTED:
+        if self.kind is Kind.CORRUPTED:
             return CorruptedRun(self.run_id)
-        return FaultError(f"Tinker run {self.run_id}: {self.row.reason}", kind=self.row.kind.value)
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception and what it was raised from, outermost first; ends even on a cycle."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__
+        return FaultError(f"Tinker run {self.run_id}: {self.rule.reason}", kind=self.kind.value)
 
 
 def judge(
-    error: BaseException, place: Place = Place.BODY, retryable: Sequence[Retryable] = ()
-) -> Row | None:
-    """The table's row for an exception, or None if it is not ours to judge.
+    error: BaseException, place: SeenIn = SeenIn.BODY, retryable: Sequence[Retryable] = ()
+) -> FaultRule | None:
+    """The table's rule for an exception, or None if it is not ours to judge.
 
     An exception group is judged only if every exception in it is: one error of the user's own among
     them is the user's to see. KeyboardInterrupt and SystemExit never are.
@@ -438,14 +439,14 @@ def judge(
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return None
     if isinstance(error, BaseExceptionGroup):
-        rows = [judge(inner, place, retryable) for inner in error.exceptions]
-        return rows[0] if all(rows) else None
+        rules = [judge(inner, place, retryable) for inner in error.exceptions]
+        return rules[0] if all(rules) else None
     chain = list(causes(error))
     if any(_named(each, retryable) for each in chain):
-        return ROW[Kind.RETRYABLE]
-    for row in TABLE:
-        if row.matches is not None and place in row.where and any(map(row.matches, chain)):
-            return row
+        return RULES[Kind.RETRYABLE]
+    for rule in TABLE:
+        if rule.matches is not None and place in rule.where and any(map(rule.matches, chain)):
+            return rule
     return None
 
 

@@ -5,28 +5,28 @@ from __future__ import annotations
 import anyio
 from anyio.abc import TaskGroup
 
-from tinker_recovery.attempt import Attempt
-from tinker_recovery.channel import FaultChannel
-from tinker_recovery.choice import find_checkpoint
 from tinker_recovery.clock import Clock
+from tinker_recovery.detection.monitor import Monitor
 from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
-from tinker_recovery.executor import Executor
-from tinker_recovery.housekeeping import Housekeeping
-from tinker_recovery.interruption import Interruption
 from tinker_recovery.journal import Notebook, Recorder
-from tinker_recovery.keeper import Keeper
-from tinker_recovery.mailbox import Mailbox
-from tinker_recovery.monitor import Monitor
-from tinker_recovery.opening import OpenedRun, open_run
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.run import SupervisedRun
+from tinker_recovery.recovery.executor import Executor
+from tinker_recovery.recovery.queue import FaultQueue
+from tinker_recovery.retention.collector import Collector
+from tinker_recovery.retention.loop import RetentionLoop
+from tinker_recovery.retention.verifier import Verifier
+from tinker_recovery.run.attempt import Attempt
+from tinker_recovery.run.mailbox import Mailbox
+from tinker_recovery.run.open import OpenedRun, open_run
+from tinker_recovery.run.options import StartPlan
+from tinker_recovery.run.signals import StopSignals
+from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import Backend, FromBaseModel, StatusReader
-from tinker_recovery.start import StartPlan
+from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
 from tinker_recovery.telemetry import EventSink
-from tinker_recovery.verification import Verifier
-from tinker_recovery.watch import Watches
+from tinker_recovery.watched.watch import Watches
 
 SHUTDOWN_MARGIN_S = 5.0
 """How much longer the Executor has for stopping than the longest thing it does then."""
@@ -57,7 +57,7 @@ class Household:
         recorder: Recorder,
         background: TaskGroup,
         events: EventSink,
-        interruption: Interruption,
+        interruption: StopSignals,
         clock: Clock,
     ) -> None:
         self.policy = policy
@@ -71,11 +71,11 @@ class Household:
         self._events = events
         self._interruption = interruption
         self._clock = clock
-        self._channel = FaultChannel()
+        self._channel = FaultQueue()
         self._opening: set[str] = set()
         self.mailbox = Mailbox()
-        self.keeper = Keeper(
-            Housekeeping(
+        self.keeper = RetentionLoop(
+            Collector(
                 reader=reader,
                 notebook=notebook,
                 policy=policy.checkpoints,

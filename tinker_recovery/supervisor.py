@@ -14,18 +14,9 @@ import tinker
 from anyio import AsyncContextManagerMixin
 from typing_extensions import Unpack
 
-from tinker_recovery.attempt import Attempt
-from tinker_recovery.blocking import (
-    BlockingSupervisor,
-    Elsewhere,
-    in_worker_thread,
-    is_async,
-    run_blocking,
-)
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import UsageError
 from tinker_recovery.household import Household
-from tinker_recovery.interruption import Interruption
 from tinker_recovery.journal import (
     STATE_FOLDER,
     Journal,
@@ -35,12 +26,21 @@ from tinker_recovery.journal import (
     journal_path,
 )
 from tinker_recovery.policy import Callback, RecoveryPolicy
-from tinker_recovery.run import SupervisedRun
+from tinker_recovery.run.attempt import Attempt
+from tinker_recovery.run.blocking import (
+    BlockingRunner,
+    BlockingSupervisor,
+    in_worker_thread,
+    is_async,
+    run_blocking,
+)
+from tinker_recovery.run.options import StartOptions, StartPlan, plan_start
+from tinker_recovery.run.signals import StopSignals
+from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import Backend, StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
-from tinker_recovery.start import StartOptions, StartPlan, plan_start
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
-from tinker_recovery.watch import Watch
+from tinker_recovery.watched.watch import Watch
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -93,7 +93,7 @@ class Supervisor(AsyncContextManagerMixin):
         self._on_event = on_event
         self._events = EventSink(self._heard)
         self._journal_path = journal_path(journal)
-        self._interruption = Interruption()
+        self._interruption = StopSignals()
         self._clock = clock
         self._household: Household | None = None
         self._blocking: BlockingSupervisor[Supervisor] | None = None
@@ -270,7 +270,7 @@ class Supervisor(AsyncContextManagerMixin):
         return await self.run_elsewhere(train, in_worker_thread, start)
 
     async def run_elsewhere(
-        self, train: Callable[[Attempt], Any], elsewhere: Elsewhere, start: StartOptions
+        self, train: Callable[[Attempt], Any], elsewhere: BlockingRunner, start: StartOptions
     ) -> Any:
         """As :meth:`run`, for whoever has a place of their own for what blocks."""
         outcome: list[Any] = []

@@ -24,6 +24,7 @@ from tinker_recovery.checkpoints import (
     CheckpointRecord,
     Delete,
     DeletionLedger,
+    DeletionPlan,
     KeepAny,
     KeepBest,
     KeepEvery,
@@ -31,7 +32,6 @@ from tinker_recovery.checkpoints import (
     KeepPinned,
     Latest,
     Listed,
-    Plan,
     Retention,
     Segment,
     Situation,
@@ -208,7 +208,7 @@ class World:
             self.seen["crashed"] += 1
             self.ledger = DeletionLedger.from_lines(self.journal)
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> DeletionPlan:
         now = NOW + timedelta(seconds=self.at_s)
         doomed = self.ledger.doomed(now_s=self.wall_s)
         # The newest good one is always looked at, some of the others are not.

@@ -13,8 +13,8 @@ from tinker_recovery.checkpoints import (
     Delete,
     Deletion,
     DeletionLedger,
-    Plan,
-    Row,
+    DeletionPlan,
+    PlannedCheckpoint,
     TokenBucket,
     Write,
     outcome,
@@ -22,9 +22,11 @@ from tinker_recovery.checkpoints import (
 )
 
 P = path("a", 1)
-GONE = Plan((Row(P, delete=True, reason="no rule keeps it", step=1, size_bytes=10),))
-KEPT = Plan((Row(P, delete=False, reason="pinned", step=1, size_bytes=10),))
-NOTHING = Plan(())
+GONE = DeletionPlan(
+    (PlannedCheckpoint(P, delete=True, reason="no rule keeps it", step=1, size_bytes=10),)
+)
+KEPT = DeletionPlan((PlannedCheckpoint(P, delete=False, reason="pinned", step=1, size_bytes=10),))
+NOTHING = DeletionPlan(())
 
 
 def _ledger(state: str, *, at_s: float = 0.0, failures: int = 0) -> DeletionLedger:
@@ -61,7 +63,7 @@ def _said(commands: list[Command]) -> list[str]:
     ],
 )
 def test_from_every_state_a_fresh_plan_says_what_comes_next(
-    state: str | None, plan: Plan, said: list[str]
+    state: str | None, plan: DeletionPlan, said: list[str]
 ) -> None:
     ledger = _ledger(state, failures=1) if state else DeletionLedger()
     assert _said(ledger.commands(plan, now_s=1000)) == said

@@ -12,7 +12,8 @@ from made import LINEAGE, NOW, listed, path, record, segment
 
 from tinker_recovery import UsageError
 from tinker_recovery.checkpoints import (
-    Held,
+    Candidate,
+    DeletionPlan,
     KeepAll,
     KeepAny,
     KeepBest,
@@ -21,7 +22,6 @@ from tinker_recovery.checkpoints import (
     KeepLast,
     KeepPinned,
     Listed,
-    Plan,
     Retention,
     Situation,
     plan_deletions,
@@ -30,9 +30,9 @@ from tinker_recovery.checkpoints import (
 NAN = math.nan
 
 
-def _held(losses: Mapping[int, float | None]) -> list[Held]:
+def _held(losses: Mapping[int, float | None]) -> list[Candidate]:
     return [
-        Held(record(step, metrics={} if loss is None else {"loss": loss}))
+        Candidate(record(step, metrics={} if loss is None else {"loss": loss}))
         for step, loss in sorted(losses.items(), reverse=True)
     ]
 
@@ -62,7 +62,7 @@ def test_each_rule_keeps_what_it_says(rule: Retention, kept: list[int]) -> None:
 
 
 def test_what_does_not_count_fills_no_place_but_can_be_pinned() -> None:
-    held = [Held(record(3), counts=False), Held(record(2)), Held(record(1))]
+    held = [Candidate(record(3), counts=False), Candidate(record(2)), Candidate(record(1))]
     assert list(KeepLast(1).keep(held)) == [path("a", 2)]
     assert list(KeepPinned({path("a", 3)}).keep(held)) == [path("a", 3)]
 
@@ -85,13 +85,13 @@ def test_a_rule_that_would_keep_nothing_is_refused(build: Any) -> None:
 
 def _plan(
     found: list[Listed], rule: Retention | None = None, valid: Any = "all", **known: Any
-) -> Plan:
+) -> DeletionPlan:
     trusted = {each.path for each in found} if valid == "all" else {path("a", s) for s in valid}
     given = {"lineage": LINEAGE, "now": NOW, "valid": trusted, **known}
     return plan_deletions(found, rule or KeepLast(1), Situation(**given))
 
 
-def _steps(plan: Plan) -> list[int | None]:
+def _steps(plan: DeletionPlan) -> list[int | None]:
     return [row.step for row in plan.deletions]
 
 

@@ -14,11 +14,11 @@ from tinker_recovery.checkpoints import (
     AtEnd,
     AtSteps,
     AutoInterval,
+    Candidate,
     EveryEpochs,
     EverySeconds,
     EverySteps,
     Evidence,
-    Held,
     KeepAll,
     Moment,
     OnImprovement,
@@ -323,7 +323,7 @@ def test_each_strategy_becomes_its_schedule_and_saves_the_last_step(
 def test_each_policy_keeps_what_it_says(
     given: dict[str, Any], pinned: list[str], kept: list[int]
 ) -> None:
-    held = [Held(record(step, metrics={"loss": float(step)})) for step in (6, 5, 4, 3, 2, 1)]
+    held = [Candidate(record(step, metrics={"loss": float(step)})) for step in (6, 5, 4, 3, 2, 1)]
     retention = retention_of(CheckpointPolicy.model_validate(given), pinned=pinned)
     paths = retention.keep(held)
     assert [each.record.step for each in held if each.record.path in paths] == kept

@@ -13,8 +13,8 @@ from tinker_recovery import UsageError
 from tinker_recovery.checkpoints import (
     Canary,
     CheckpointRecord,
+    Finding,
     Listed,
-    Verdict,
     WeightsFacts,
     check_canary,
     check_listing,
@@ -177,9 +177,9 @@ def test_checks_stop_at_the_first_objection_so_the_dear_ones_are_spared() -> Non
     run: list[str] = []
 
     def check(name: str, *, ok: bool) -> Any:
-        def look() -> Verdict:
+        def look() -> Finding:
             run.append(name)
-            return Verdict("metadata", ok, name)
+            return Finding("metadata", ok, name)
 
         return look
 

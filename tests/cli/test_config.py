@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from tinker_recovery import RecoveryPolicy
 from tinker_recovery.cli import main
-from tinker_recovery.settings import SETTINGS
+from tinker_recovery.policy_settings import SETTINGS
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tinker_recovery.restarts import Ending, Restart, RestartRule, Stop
+from tinker_recovery.cli.restart_rule import Ending, Restart, RestartRule, Stop
 from tinker_recovery.supervision import Backoff
 
 RULE = RestartRule(3, Backoff(5.0, 60.0, jitter=0.0), 60.0)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinker_recovery.canary import Answer
+from tinker_recovery.checkpoints.canary import Answer
 from tinker_recovery.doctor import Diagnosis, Finding, Observations, Stand, diagnose
 
 TOKENS = 64

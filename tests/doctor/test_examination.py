@@ -22,7 +22,7 @@ from tinker_recovery import (
     Supervisor,
     UsageError,
 )
-from tinker_recovery.doctor import Finding, Plan, examine
+from tinker_recovery.doctor import ExamPlan, Finding, examine
 from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -40,7 +40,7 @@ async def found(local: LocalTinker, said: list[str] | None = None, **plan: float
     progress = print if said is None else said.append
     async with reading(local) as reader:
         report = await examine(
-            Plan(base_model=MODEL, **plan),  # type: ignore[arg-type]  # by name
+            ExamPlan(base_model=MODEL, **plan),  # type: ignore[arg-type]  # by name
             backend=TinkerBackend(local.service),
             reader=reader,
             progress=progress,
@@ -109,7 +109,7 @@ async def test_nothing_is_left_by_an_examination_that_is_cancelled(phase: str) -
         async with anyio.create_task_group() as group:
             group.start_soon(
                 lambda: examine(
-                    Plan(base_model=MODEL),
+                    ExamPlan(base_model=MODEL),
                     backend=TinkerBackend(local.service),
                     reader=reader,
                     progress=progress,
@@ -133,7 +133,7 @@ async def test_what_stands_in_the_way_is_an_error_and_nothing_is_left(local: Loc
     with pytest.raises(StatusRefused, match="HTTP 401"):
         async with reading(local, "tml-another") as reader:
             await examine(
-                Plan(base_model=MODEL), backend=TinkerBackend(local.service), reader=reader
+                ExamPlan(base_model=MODEL), backend=TinkerBackend(local.service), reader=reader
             )
     local.begin_outage()
     with stamina.set_testing(True, attempts=2), pytest.raises(StatusUnavailable):
@@ -146,7 +146,7 @@ async def test_what_stands_in_the_way_is_an_error_and_nothing_is_left(local: Loc
 )
 def test_a_plan_that_cannot_be_is_refused_with_the_value(field: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"{field}={value}"):
-        Plan(base_model=MODEL, **{field: value})  # type: ignore[arg-type]  # by name
+        ExamPlan(base_model=MODEL, **{field: value})  # type: ignore[arg-type]  # by name
 
 
 # By a Supervisor

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tinker_recovery import RecoveryPolicy
-from tinker_recovery.admission import (
+from tinker_recovery.recovery.admission import (
     MASS_RUNS,
     OLDEST_EVERY,
     Admission,
-    MassFailures,
+    MassIncidents,
     Ticket,
 )
 
@@ -163,7 +163,7 @@ def test_never_more_than_allowed_at_once_and_nobody_is_lost(  # noqa: C901 - a b
 
 
 def test_a_handful_of_runs_is_no_mass_failure_and_neither_are_failures_far_apart() -> None:
-    failures = MassFailures(10.0)
+    failures = MassIncidents(10.0)
     for number in range(MASS_RUNS - 1):
         assert failures.began(f"r{number}", "corrupted", now=0.0, watched=20) is None
     assert failures.began("r0", "corrupted", now=1.0, watched=20) is None, "the same run again"
@@ -172,7 +172,7 @@ def test_a_handful_of_runs_is_no_mass_failure_and_neither_are_failures_far_apart
 
 
 def test_in_a_large_fleet_a_few_failures_at_a_time_are_everyday_life() -> None:
-    failures = MassFailures(10.0)
+    failures = MassIncidents(10.0)
     found = [
         failures.began(f"r{number}", "corrupted", now=0.0, watched=8000) is not None
         for number in range(25)
@@ -181,7 +181,7 @@ def test_in_a_large_fleet_a_few_failures_at_a_time_are_everyday_life() -> None:
 
 
 def test_a_mass_failure_is_told_once_counts_its_runs_and_ends_with_the_last() -> None:
-    failures = MassFailures(10.0)
+    failures = MassIncidents(10.0)
     runs = [f"r{number}" for number in range(30)]
     told = [failures.began(run, "corrupted", now=n / 10, watched=30) for n, run in enumerate(runs)]
     (mass,) = [each for each in told if each is not None]
@@ -194,7 +194,7 @@ def test_a_mass_failure_is_told_once_counts_its_runs_and_ends_with_the_last() ->
 
 
 def test_runs_dealt_with_before_it_was_recognised_are_not_waited_for() -> None:
-    failures = MassFailures(10.0)
+    failures = MassIncidents(10.0)
     for number in range(9):
         failures.began(f"r{number}", "corrupted", now=0.0, watched=10)
         failures.ended(f"r{number}", "corrupted", recovered=True)

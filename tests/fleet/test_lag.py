@@ -10,7 +10,7 @@ import pytest
 from virtual import VirtualClock
 
 from tinker_recovery import Clock
-from tinker_recovery.monitor import Monitor
+from tinker_recovery.detection.monitor import Monitor
 from tinker_recovery.service import RunStatus
 from tinker_recovery.service.status import PAGE, FailedPage, RunPage
 from tinker_recovery.telemetry import EventSink

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from tinker_recovery import RecoveryEvent, StatusRefused
 from tinker_recovery.clock import SYSTEM_CLOCK
-from tinker_recovery.look import Looker
+from tinker_recovery.detection.poller import Poller
 from tinker_recovery.service import Endpoint, RunStatus, StatusReader
 from tinker_recovery.telemetry import EventSink, names
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -57,7 +57,7 @@ class Fleet:
     def __init__(self, server: LocalTinker, reader: StatusReader) -> None:
         self.server = server
         self.events: list[RecoveryEvent] = []
-        self.looker = Looker(
+        self.looker = Poller(
             reader, interval_s=0.0, events=EventSink(self.events.append), clock=SYSTEM_CLOCK
         )
 
@@ -132,7 +132,7 @@ async def test_failed_sessions_beyond_what_one_look_reads_are_read_in_the_next(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinker_recovery.service.status.FAILED_PAGE", 2)
-    monkeypatch.setattr("tinker_recovery.look._FAILED_PAGES", 3)
+    monkeypatch.setattr("tinker_recovery.detection.poller._FAILED_PAGES", 3)
     runs = [Heard(run_id) for run_id in fleet.server.add_runs(20)]
     for run in runs:
         fleet.server.fail_session(run.name.partition(":")[0])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinker_recovery.polling import (
+from tinker_recovery.detection.plan import (
     BRISK,
     FEW,
     RENEW_AFTER,

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from tinker_recovery.errors import JournalError, LeaseLost
-from tinker_recovery.journal import Held, Journal, Opening, Recorder, RunRecord
+from tinker_recovery.journal import HeldLease, Journal, Recorder, RunRecord, RunRequest
 from tinker_recovery.journal import records as records_module
 from tinker_recovery.journal.glance import read_glances
 from tinker_recovery.journal.reading import read_events, read_run, read_runs
@@ -23,8 +23,8 @@ SERVICE = "http://127.0.0.1:1"
 KEY = "tml-this-is-a-key"
 
 
-def opening(name: str = "sft", *, named: bool = True) -> Opening:
-    return Opening(
+def opening(name: str = "sft", *, named: bool = True) -> RunRequest:
+    return RunRequest(
         service=SERVICE,
         name=name,
         named=named,
@@ -146,7 +146,7 @@ async def test_a_run_held_here_is_not_given_to_a_second(recorder: Recorder, file
     with Journal(file, service=SERVICE) as journal:
         async with Recorder(journal, service=SERVICE) as second:
             held = await second.open_run(opening())
-    assert isinstance(held, Held)
+    assert isinstance(held, HeldLease)
     assert held.by.lives() is True
 
 

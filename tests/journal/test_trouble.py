@@ -21,7 +21,7 @@ from loops import MODEL, SEED, policy, train, undisturbed_state
 from test_records import SERVICE, opening
 
 from tinker_recovery import Attempt, JournalError, Supervisor
-from tinker_recovery.journal import Held, Journal, Recorder, RunRecord, default_path
+from tinker_recovery.journal import HeldLease, Journal, Recorder, RunRecord, default_path
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.lease import LEASE_S, may_take
 from tinker_recovery.journal.reading import read_events, read_run
@@ -129,13 +129,13 @@ async def test_a_journal_that_cannot_be_used_at_all_is_refused_before_anything_s
 
 _WRITES = """
 import asyncio, itertools, pathlib, sys
-from tinker_recovery.journal import Journal, Opening, Recorder
+from tinker_recovery.journal import Journal, Recorder, RunRequest
 from tinker_recovery.telemetry import RecoveryEvent
 async def main():
     file, name = sys.argv[1:]
     with Journal(pathlib.Path(file), service="s") as journal:
         async with Recorder(journal, service="s") as recorder:
-            record = await recorder.open_run(Opening("s", name, True, "l", {}, {}, 0))
+            record = await recorder.open_run(RunRequest("s", name, True, "l", {}, {}, 0))
             for number in itertools.count():
                 recorder.note_event(RecoveryEvent("e", name, str(number)))
                 await record.ask(lambda _: None)
@@ -244,12 +244,12 @@ def test_a_file_damaged_in_the_middle_says_so_and_what_to_do_and_is_left_as_it_i
 def test_a_run_is_taken_from_the_dead_and_from_those_silent_for_a_whole_lease(
     *, lives: bool | None, silent_s: float, taken: bool
 ) -> None:
-    held = Held(Holder("h", "m", 1, "1", 0.0, 0.0), 3, 7, unchanged_since=100.0)
+    held = HeldLease(Holder("h", "m", 1, "1", 0.0, 0.0), 3, 7, unchanged_since=100.0)
     assert may_take(held, now=100.0 + silent_s, lives=lives) is taken
 
 
-def _held(answer: Held | RunRecord) -> Held:
-    assert isinstance(answer, Held)
+def _held(answer: HeldLease | RunRecord) -> HeldLease:
+    assert isinstance(answer, HeldLease)
     return answer
 
 
@@ -266,7 +266,7 @@ async def test_no_clock_that_is_set_hands_a_run_to_two_processes(file: Path) -> 
             assert isinstance(record, RunRecord)
             with closing(sqlite3.connect(file)) as database, database:
                 database.execute("UPDATE leases SET machine = 'elsewhere'")
-            held: Held | None = None
+            held: HeldLease | None = None
             for years in (0, 10, -10):
                 wall[0] = time.time() + years * 365 * 86_400
                 held = _held(await second.open_run(opening(), held))

@@ -252,7 +252,7 @@ async def test_a_corrupted_run_is_heard_though_the_session_search_is_down(
     with anyio.fail_after(20):
         async with Supervisor(quick(poll_interval_s=0.05)) as supervisor:
             await supervisor.run(functools.partial(train, steps=STEPS), **START)
-    assert supervisor.runs[0].recoveries[0].fault.row.kind is Kind.CORRUPTED
+    assert supervisor.runs[0].recoveries[0].fault.kind is Kind.CORRUPTED
 
 
 async def test_an_empty_listing_of_a_run_that_has_saved_is_waited_out(

@@ -27,7 +27,7 @@ from tinker_recovery import (
     SupervisedRun,
     Supervisor,
 )
-from tinker_recovery.faults import ROW, Kind
+from tinker_recovery.faults import RULES, Kind
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -140,7 +140,7 @@ RECOVERED = [
 
 
 @pytest.mark.parametrize(
-    ("rule", "kind", "ear", "changes"),
+    ("rule", "kind", "detected_by", "changes"),
     RECOVERED,
     ids=[f"{kind.value}-{rule.action}" for rule, kind, _, _ in RECOVERED],
 )
@@ -149,7 +149,7 @@ async def test_a_backend_fault_is_heard_judged_and_recovered_from_bit_for_bit(
     caplog: pytest.LogCaptureFixture,
     rule: FaultRule,
     kind: Kind,
-    ear: str,
+    detected_by: str,
     changes: dict[str, Any],
 ) -> None:
     expected = await _expected(local)
@@ -157,14 +157,14 @@ async def test_a_backend_fault_is_heard_judged_and_recovered_from_bit_for_bit(
     with caplog.at_level(logging.WARNING, "tinker_recovery"):
         run = await _supervised(**changes)
     (recovery,) = run.recoveries
-    assert recovery.fault.row.kind is kind
-    assert recovery.fault.ear == ear
+    assert recovery.fault.kind is kind
+    assert recovery.fault.detected_by == detected_by
     assert local.run_state(run.segments[-1].run_id) == expected
     # The line a person needs: what it was, where, and what was made of it.
     assert f"{kind.value} at step" in caplog.text
-    assert ROW[kind].reason in caplog.text
+    assert RULES[kind].reason in caplog.text
     # What a poll tells of may have begun right after the poll before it, and with it the save.
-    assert recovery.checkpoint is not None or ear == "poll"
+    assert recovery.checkpoint is not None or detected_by == "poll"
     step = 0 if recovery.checkpoint is None else 5
     assert f"the loop goes on from step {step}" in caplog.text
 
@@ -195,7 +195,7 @@ async def test_a_submit_that_fails_after_the_sdks_own_retries_is_recovered_from(
 
     run = await _supervised(loop)
     (recovery,) = run.recoveries
-    assert recovery.fault.row.kind is kind
+    assert recovery.fault.kind is kind
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
@@ -230,7 +230,7 @@ async def test_what_trying_again_cannot_change_reaches_the_user_unchanged_and_at
     ((run_id, error),) = told
     assert error is caught.value
     assert run_id == local.runs()[0]
-    assert ROW[kind].reason in caplog.text
+    assert RULES[kind].reason in caplog.text
     assert len(local.runs()) == 1
 
 
@@ -263,7 +263,7 @@ async def test_a_session_the_service_failed_is_noticed_while_the_loop_is_idle(
     with anyio.fail_after(20):
         run = await _supervised(loop, poll_interval_s=0.05)
     (recovery,) = run.recoveries
-    assert (recovery.fault.row.kind, recovery.fault.ear) == (Kind.SESSION_FAILED, "poll")
+    assert (recovery.fault.kind, recovery.fault.detected_by) == (Kind.SESSION_FAILED, "poll")
     assert begun in ([0, 5], [0, 0]), "what was saved since the last good poll is not trusted"
 
 
@@ -284,7 +284,7 @@ async def test_a_service_closed_under_the_loop_is_replaced(local: LocalTinker) -
 
     run = await _supervised(loop)
     (recovery,) = run.recoveries
-    assert recovery.fault.row.kind is Kind.CLIENT_CLOSED
+    assert recovery.fault.kind is Kind.CLIENT_CLOSED
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
@@ -306,7 +306,7 @@ async def test_a_timeout_of_the_users_around_one_request_does_not_leave_a_client
     with anyio.fail_after(30):
         run = await _supervised(loop)
     (recovery,) = run.recoveries
-    assert recovery.fault.row.kind is Kind.CANCELLED
+    assert recovery.fault.kind is Kind.CANCELLED
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
@@ -322,7 +322,7 @@ async def test_an_error_the_user_names_as_retryable_is_recovered_from(local: Loc
 
     run = await _supervised(loop, retryable_errors=[OSError])
     (recovery,) = run.recoveries
-    assert recovery.fault.row.kind is Kind.RETRYABLE
+    assert recovery.fault.kind is Kind.RETRYABLE
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
@@ -489,7 +489,7 @@ async def test_weights_the_service_lost_without_a_word_are_noticed_and_put_right
     with anyio.fail_after(30):
         run = await _supervised(loop, canary=batch(3), poll_interval_s=0.05)
     (recovery,) = run.recoveries
-    assert (recovery.fault.row.kind, recovery.fault.ear) == (Kind.ROLLED_BACK, "canary")
+    assert (recovery.fault.kind, recovery.fault.detected_by) == (Kind.ROLLED_BACK, "canary")
     assert begun == [0, 5]
     assert local.run_state(run.segments[-1].run_id) == expected
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state, until
 
-from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor, keeper
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
 from tinker_recovery.clock import Clock
-from tinker_recovery.housekeeping import Housekeeping
 from tinker_recovery.journal import Journal
-from tinker_recovery.keeper import Keeper
+from tinker_recovery.retention import loop as retention_loop
+from tinker_recovery.retention.collector import Collector
+from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -98,7 +99,7 @@ async def test_a_pinned_checkpoint_stays(local: LocalTinker, tmp_path: Path) -> 
     async def training(attempt: Attempt) -> None:
         await train(attempt, steps=3)
         await attempt.client.drain()
-        # The newest of all, so no round of the Keeper takes it before it is pinned.
+        # The newest of all, so no round of the RetentionLoop takes it before it is pinned.
         (*_, newest) = local.checkpoints(attempt.run_id)
         with Journal(file, service=local.base_url) as journal:
             journal.pin(newest.path)
@@ -116,10 +117,10 @@ async def test_a_pin_set_while_a_round_is_under_way_still_counts(
 ) -> None:
     """Set by another process after the round has looked, and before it asks for the deletion."""
     file = tmp_path / "journal"
-    pace = Housekeeping._pace
+    pace = Collector._pace
     pinned: list[str] = []
 
-    async def pin_and_pace(house: Housekeeping) -> None:
+    async def pin_and_pace(house: Collector) -> None:
         if not pinned:
             (run_id,) = local.runs()
             pinned.append(local.checkpoints(run_id)[0].path)
@@ -127,7 +128,7 @@ async def test_a_pin_set_while_a_round_is_under_way_still_counts(
                 journal.pin(pinned[0])
         await pace(house)
 
-    monkeypatch.setattr(Housekeeping, "_pace", pin_and_pace)
+    monkeypatch.setattr(Collector, "_pace", pin_and_pace)
     await _run(CheckpointPolicy(save_every=4, keep_last=1, save_best=False), journal=file)
     (run_id,) = local.runs()
     assert pinned
@@ -187,7 +188,7 @@ async def test_where_the_service_does_not_answer_nothing_is_deleted_and_training
 async def test_a_refusal_of_who_asks_is_not_remembered_of_the_checkpoint(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "GAP_S", 0.05)
+    monkeypatch.setattr(retention_loop, "GAP_S", 0.05)
     local.inject(FaultRule("status", request="weights_info", status=403, times=1))
     told: list[str] = []
 
@@ -245,15 +246,15 @@ async def test_a_keeper_that_crashes_is_restarted_and_holds_its_round(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crashes: list[bool] = []
-    rounds = Keeper._rounds
+    rounds = RetentionLoop._rounds
 
-    async def crash_once(keeper: Keeper) -> None:
+    async def crash_once(keeper: RetentionLoop) -> None:
         if not crashes:
             crashes.append(True)
-            raise OSError("the Keeper's own bug")
+            raise OSError("the RetentionLoop's own bug")
         await rounds(keeper)
 
-    monkeypatch.setattr(Keeper, "_rounds", crash_once)
+    monkeypatch.setattr(RetentionLoop, "_rounds", crash_once)
     supervisor, _ = await _run(CheckpointPolicy(save_every=2, keep_last=2, save_best=False))
     assert crashes
     found = _steps(local, supervisor.runs[0].segments[0].run_id)

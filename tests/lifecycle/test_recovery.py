@@ -71,7 +71,7 @@ async def test_a_poisoning_that_only_the_status_tells_of_is_recovered_just_as_ex
     expected = await undisturbed_state(local, steps=STEPS)
     supervisor = await _supervised(local, FaultRule("poison", step, quiet=True), depth=1)
     (run,) = supervisor.runs
-    assert [recovery.fault.ear for recovery in run.recoveries] == ["poll"]
+    assert [recovery.fault.detected_by for recovery in run.recoveries] == ["poll"]
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
@@ -79,7 +79,7 @@ async def test_a_result_the_service_lost_is_recovered_from(local: LocalTinker) -
     expected = await undisturbed_state(local, steps=STEPS)
     supervisor = await _supervised(local, FaultRule("gone", 12, "optim_step"), depth=2)
     (run,) = supervisor.runs
-    assert [recovery.fault.row.kind for recovery in run.recoveries] == ["gone"]
+    assert [recovery.fault.kind for recovery in run.recoveries] == ["gone"]
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
@@ -145,5 +145,7 @@ async def test_the_status_is_read_with_a_token_where_the_service_asks_for_one(
         monkeypatch.setitem(os.environ, "TINKER_BASE_URL", server.base_url)
         monkeypatch.setitem(os.environ, "TINKER_API_KEY", server.api_key)
         supervisor = await _supervised(server, FaultRule("poison", 12, quiet=True), depth=0)
-        assert [recovery.fault.ear for recovery in supervisor.runs[0].recoveries] == ["poll"]
+        assert [recovery.fault.detected_by for recovery in supervisor.runs[0].recoveries] == [
+            "poll"
+        ]
         assert server.run_state(supervisor.runs[0].segments[-1].run_id).steps == STEPS

@@ -78,7 +78,7 @@ async def test_the_same_command_goes_on_from_the_newest_checkpoint_to_the_same_w
     (run,) = supervisor.runs
     assert [attempt.start_step for attempt in run.attempts] == [10]
     assert [attempt.number for attempt in run.attempts] == [2]
-    assert [recovery.fault.row.kind for recovery in run.recoveries] == ["process_lost"]
+    assert [recovery.fault.kind for recovery in run.recoveries] == ["process_lost"]
     assert local.run_state(run.segments[-1].run_id) == expected
     written = read_run(default_path(), "sft-42")
     assert written is not None
@@ -362,7 +362,7 @@ async def test_a_run_that_only_the_service_knows_is_left_alone_while_another_tra
 ) -> None:
     """Two machines: no lease can tell, so what the service hears does."""
     del local
-    monkeypatch.setattr("tinker_recovery.opening.QUIET_S", 0.3)
+    monkeypatch.setattr("tinker_recovery.run.open.QUIET_S", 0.3)
     under_way, begun = anyio.Event(), []
 
     async def slowly(attempt: Attempt) -> None:

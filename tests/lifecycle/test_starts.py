@@ -139,7 +139,7 @@ async def test_a_backend_that_fails_while_the_run_is_created_is_recovered_from(
     async with Supervisor(policy()) as supervisor:
         await supervisor.run(functools.partial(train, steps=3), base_model=MODEL)
     (run,) = supervisor.runs
-    assert [recovery.fault.ear for recovery in run.recoveries] == ["start"]
+    assert [recovery.fault.detected_by for recovery in run.recoveries] == ["start"]
 
 
 async def test_a_creation_refused_for_the_users_own_mistake_passes_through(

@@ -13,10 +13,11 @@ import anyio.lowlevel
 import pytest
 from loops import MODEL, SEED, InstantClock, policy, train, undisturbed_state
 
-from tinker_recovery import Clock, RecoveryEvent, RecoveryPolicy, Supervisor, choice
-from tinker_recovery.channel import FaultChannel
+from tinker_recovery import Clock, RecoveryEvent, RecoveryPolicy, Supervisor
 from tinker_recovery.faults import Fault
-from tinker_recovery.run import SupervisedRun
+from tinker_recovery.recovery import selection
+from tinker_recovery.recovery.queue import FaultQueue
+from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import FromCheckpoint, Origin, StatusReader, TinkerBackend
 from tinker_recovery.supervision import RestartLimitReached
 from tinker_recovery.telemetry import EventSink, names
@@ -106,9 +107,9 @@ def put(crash: Crash, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TinkerBackend, "connect", crashing)
         return
     owner, name, where = {
-        "before the listing": (choice, "list_checkpoints", before),
-        "before the validation": (choice, "check_listing", before),
-        "after the validation": (choice, "check_listing", after),
+        "before the listing": (selection, "list_checkpoints", before),
+        "before the validation": (selection, "check_listing", before),
+        "after the validation": (selection, "check_listing", after),
         "before the hand-over": (SupervisedRun, "take_over", before),
         "after the hand-over": (SupervisedRun, "take_over", after),
         "before the loop runs again": (SupervisedRun, "resume", before),
@@ -169,14 +170,14 @@ async def test_an_executor_that_crashes_in_any_phase_gets_the_fault_again_and_re
     crash = Crash(how)
     put(crash, phase, monkeypatch)
     taken: list[Fault] = []
-    take = FaultChannel.take
+    take = FaultQueue.take
 
-    async def counted(channel: FaultChannel) -> Fault:
+    async def counted(channel: FaultQueue) -> Fault:
         fault = await take(channel)
         taken.append(fault)
         return fault
 
-    monkeypatch.setattr(FaultChannel, "take", counted)
+    monkeypatch.setattr(FaultQueue, "take", counted)
     clock = InstantClock(poll_interval_s=POLL_S)
     await recover_once(local, clock=clock.clock)
     assert crash.count >= 1
@@ -264,7 +265,7 @@ async def test_a_monitor_that_crashes_while_it_polls_polls_again_and_detects_onc
     clock = InstantClock(poll_interval_s=-1)
     supervisor, _ = await recover_once(local, clock=clock.clock, quiet=True)
     assert len(crashes) > 1
-    assert [recovery.fault.ear for recovery in supervisor.runs[0].recoveries] == ["poll"]
+    assert [recovery.fault.detected_by for recovery in supervisor.runs[0].recoveries] == ["poll"]
     assert 0.1 in clock.slept, "the restart waited its backoff"
 
 
@@ -306,4 +307,4 @@ async def test_a_monitor_that_hangs_is_replaced_and_the_next_one_detects(
     monkeypatch.setattr(StatusReader, "run", hanging)
     supervisor, _ = await recover_once(local, clock=silence.clock, quiet=True)
     assert len(hung) == 1
-    assert [recovery.fault.ear for recovery in supervisor.runs[0].recoveries] == ["poll"]
+    assert [recovery.fault.detected_by for recovery in supervisor.runs[0].recoveries] == ["poll"]

@@ -17,8 +17,8 @@ from tinker_recovery import (
     Supervisor,
 )
 from tinker_recovery.checkpoints import with_canaries
-from tinker_recovery.choice import list_checkpoints
 from tinker_recovery.journal import Journal
+from tinker_recovery.service.listing import list_checkpoints
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing.runs import RunState
 

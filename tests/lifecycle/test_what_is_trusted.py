@@ -9,7 +9,7 @@ from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state
 from tinker import ServiceClient
 
 from tinker_recovery import Attempt, Supervisor
-from tinker_recovery.run import SupervisedRun
+from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12

@@ -15,7 +15,7 @@ from tinker_recovery.cli.plot import sparkline
 from tinker_recovery.journal.reading import RunView
 from tinker_recovery.report import duration, figures_of
 from tinker_recovery.report.figures import replayed
-from tinker_recovery.report.lineage import Segment, branches, lineage
+from tinker_recovery.report.lineage import TreeSegment, branches, lineage
 from tinker_recovery.report.scales import Scale, spread, thin, ticks, time_ticks
 from tinker_recovery.report.words import age
 
@@ -106,16 +106,16 @@ def run(written: Path) -> RunView:
     return read_back(written)[0]
 
 
-def _segment(number: int, parent: int | None, start: int, end: int) -> Segment:
-    return Segment(
+def _segment(number: int, parent: int | None, start: int, end: int) -> TreeSegment:
+    return TreeSegment(
         number, f"r{number}", start, end, end, parent, None, None, (), float(number), float(number)
     )
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[Segment]:
+def histories(draw: st.DrawFn) -> list[TreeSegment]:
     """Attempts that each begin afresh, or from a step that an earlier one came to."""
-    segments: list[Segment] = []
+    segments: list[TreeSegment] = []
     for number in range(1, draw(st.integers(1, 12)) + 1):
         parent = draw(st.sampled_from([None, *segments]))
         start = 0 if parent is None else draw(st.integers(parent.start_step, parent.end_step))
@@ -127,7 +127,7 @@ def histories(draw: st.DrawFn) -> list[Segment]:
 @quick
 @given(histories())
 def test_what_a_run_still_has_is_one_unbroken_line_to_where_it_stands(
-    segments: list[Segment],
+    segments: list[TreeSegment],
 ) -> None:
     cut = branches(segments)
     assert [each.number for each in cut] == [each.number for each in segments]

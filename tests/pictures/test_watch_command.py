@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from poisoned_run import EVENTS, NAME, STEPS
 
 from tinker_recovery.cli import main
-from tinker_recovery.cli.watch.rows import Row, after
+from tinker_recovery.cli.watch.rows import RunRow, after
 from tinker_recovery.journal.journal import JOURNAL_FILE
 from tinker_recovery.telemetry import RecoveryEvent, from_json_line, json_line, names
 
@@ -217,7 +217,7 @@ def test_a_line_that_is_no_event_is_refused_and_nothing_else_happens(line: str |
 def test_a_row_of_events_counts_recoveries_and_tells_the_newest(
     told: list[RecoveryEvent],
 ) -> None:
-    row: Row | None = None
+    row: RunRow | None = None
     for event in told:
         row = after(row, event)
     assert row is not None

@@ -71,7 +71,7 @@ async def test_a_crash_of_the_executor_and_its_restart_are_in_the_stream_and_in_
         for crash in crashes:
             raise crash
 
-    monkeypatch.setattr("tinker_recovery.executor.Executor._look_for_progress", crash_once)
+    monkeypatch.setattr("tinker_recovery.recovery.executor.Executor._look_for_progress", crash_once)
     supervisor = Supervisor(policy())
     stream = supervisor.events()
     async with supervisor:

@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from told import failed, incident, named, only, ours, says
 
 from tinker_recovery import RecoveryEvent, RecoveryRefused, Supervisor
+from tinker_recovery.recovery.selection import CheckpointSelection
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -153,7 +154,7 @@ async def test_a_phase_that_is_cancelled_ends_as_an_error_and_so_does_the_incide
     given = policy(canary=batch(3), on_recovery=stuck.resume, backoff_s=60.0)
     if phase == "validate":
         # What it asks the service, housekeeping asks as well.
-        monkeypatch.setattr("tinker_recovery.choice.Choice._weights_objection", stuck.hang)
+        monkeypatch.setattr(CheckpointSelection, "_weights_objection", stuck.hang)
 
     async def run() -> None:
         async with Supervisor(given, on_event=stuck.note) as supervisor:

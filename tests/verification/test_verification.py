@@ -23,16 +23,16 @@ from opentelemetry import context
 from pydantic import SecretStr
 
 from tinker_recovery import StatusError, StatusRefused, StatusUnavailable, UsageError
-from tinker_recovery.canary import answer_of
-from tinker_recovery.checkpoints import Canary, Verdict, checkpoint_metadata
+from tinker_recovery.checkpoints import Canary, Finding, checkpoint_metadata
+from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.clock import Clock
 from tinker_recovery.journal import Journal, Notebook
+from tinker_recovery.retention.verifier import CanaryBatch, Progress, Verifier, encode_files
 from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.download import _inside
 from tinker_recovery.service.export import Limits
 from tinker_recovery.testing import Damage, FaultRule, LocalTinker
-from tinker_recovery.verification import CanaryBatch, Progress, Verifier, encode_files
 
 ALL = ["metadata", "listing", "weights", "bytes"]
 PROBE = batch(77)
@@ -88,7 +88,7 @@ class Desk:
         self.verifier = verifier
         self.verify = verifier.verify
 
-    async def bytes(self, path: str, progress: Callable[[Progress], object] = print) -> Verdict:
+    async def bytes(self, path: str, progress: Callable[[Progress], object] = print) -> Finding:
         """The verdict on its bytes, the others being in order."""
         *others, last = await self.verify(path, deep=True, progress=progress)
         assert all(each.ok for each in others)

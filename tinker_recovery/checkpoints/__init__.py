@@ -20,14 +20,19 @@ from tinker_recovery.checkpoints.deletion import (
     Write,
     outcome,
 )
-from tinker_recovery.checkpoints.deletion_plan import Plan, Row, Situation, plan_deletions
+from tinker_recovery.checkpoints.deletion_plan import (
+    DeletionPlan,
+    PlannedCheckpoint,
+    Situation,
+    plan_deletions,
+)
 from tinker_recovery.checkpoints.evidence import Evidence
 from tinker_recovery.checkpoints.files import FileFacts, inspect_file
 from tinker_recovery.checkpoints.interval import AutoInterval, young_daly_s
 from tinker_recovery.checkpoints.ledger import InFlight, SaveLedger
 from tinker_recovery.checkpoints.lineage import (
     Branch,
-    Place,
+    Position,
     Segment,
     eligible,
     on_branch,
@@ -46,7 +51,7 @@ from tinker_recovery.checkpoints.record import (
 )
 from tinker_recovery.checkpoints.renewal import Renewal, renewals
 from tinker_recovery.checkpoints.retention import (
-    Held,
+    Candidate,
     KeepAll,
     KeepAny,
     KeepBest,
@@ -80,7 +85,7 @@ from tinker_recovery.checkpoints.selection import (
     wanted,
 )
 from tinker_recovery.checkpoints.validation import (
-    Verdict,
+    Finding,
     WeightsFacts,
     check_bytes,
     check_canary,
@@ -102,6 +107,7 @@ __all__ = [
     "Best",
     "Branch",
     "Canary",
+    "Candidate",
     "CheckpointRecord",
     "Command",
     "Comparison",
@@ -110,12 +116,13 @@ __all__ = [
     "Delete",
     "Deletion",
     "DeletionLedger",
+    "DeletionPlan",
     "EveryEpochs",
     "EverySeconds",
     "EverySteps",
     "Evidence",
     "FileFacts",
-    "Held",
+    "Finding",
     "InFlight",
     "KeepAll",
     "KeepAny",
@@ -128,11 +135,10 @@ __all__ = [
     "Listed",
     "Moment",
     "OnImprovement",
-    "Place",
-    "Plan",
+    "PlannedCheckpoint",
+    "Position",
     "Renewal",
     "Retention",
-    "Row",
     "SaveLedger",
     "SavedBy",
     "Schedule",
@@ -140,7 +146,6 @@ __all__ = [
     "Selection",
     "Situation",
     "TokenBucket",
-    "Verdict",
     "Wanted",
     "WeightsFacts",
     "Write",

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, Self
 
-from tinker_recovery.checkpoints.deletion_plan import Plan, Row
+from tinker_recovery.checkpoints.deletion_plan import DeletionPlan, PlannedCheckpoint
 from tinker_recovery.errors import UsageError
 
 State = Literal["intended", "deleting", "deleted", "failed", "withdrawn"]
@@ -180,7 +180,7 @@ class DeletionLedger:
             and not (entry.state in {"withdrawn", "deleted"} and now_s >= entry.at_s + SETTLE_S)
         }
 
-    def commands(self, plan: Plan, *, now_s: float) -> list[Command]:
+    def commands(self, plan: DeletionPlan, *, now_s: float) -> list[Command]:
         """The next command for each path about which there is something to do.
 
         Args:
@@ -206,7 +206,7 @@ class DeletionLedger:
         return commands
 
 
-def _continued(entry: Deletion, row: Row | None, now_s: float) -> Command | None:
+def _continued(entry: Deletion, row: PlannedCheckpoint | None, now_s: float) -> Command | None:
     if row is None:
         return _write(entry, "deleted", "it is no longer listed", now_s)
     if not row.delete:

@@ -19,9 +19,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from tinker_recovery.checkpoints.lineage import Branch, Place, Segment
+from tinker_recovery.checkpoints.lineage import Branch, Position, Segment
 from tinker_recovery.checkpoints.record import CheckpointRecord, Listed
-from tinker_recovery.checkpoints.retention import Held, Retention, counted
+from tinker_recovery.checkpoints.retention import Candidate, Retention, counted
 from tinker_recovery.checkpoints.validation import EXPIRY_MARGIN
 
 
@@ -58,7 +58,7 @@ class Situation:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PlannedCheckpoint:
     """The decision on one checkpoint.
 
     Attributes:
@@ -77,22 +77,22 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DeletionPlan:
     """The decision on every checkpoint listed.
 
     Attributes:
         rows: One for each, the most steps first.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[PlannedCheckpoint, ...]
 
     @property
-    def deletions(self) -> tuple[Row, ...]:
+    def deletions(self) -> tuple[PlannedCheckpoint, ...]:
         """What to delete, in this order: the fewest steps first."""
         return tuple(row for row in reversed(self.rows) if row.delete)
 
     @property
-    def kept(self) -> tuple[Row, ...]:
+    def kept(self) -> tuple[PlannedCheckpoint, ...]:
         """What stays."""
         return tuple(row for row in self.rows if not row.delete)
 
@@ -102,7 +102,9 @@ class Plan:
         return sum(row.size_bytes or 0 for row in self.deletions)
 
 
-def plan_deletions(listed: Iterable[Listed], retention: Retention, situation: Situation) -> Plan:
+def plan_deletions(
+    listed: Iterable[Listed], retention: Retention, situation: Situation
+) -> DeletionPlan:
     """Decide on every checkpoint listed, over all Tinker runs of the lineage.
 
     Pure: the same facts in any order give the same plan. It holds for this moment only; make a new
@@ -132,24 +134,26 @@ class _Planner:
         }
         self._places = {path: self._place(record) for path, record in ours.items()}
         newest_first = sorted(ours.values(), key=_newest, reverse=True)
-        held = [Held(record, self._counts(record)) for record in newest_first]
+        held = [Candidate(record, self._counts(record)) for record in newest_first]
         self._kept = retention.keep(held)
         valid = [record for record in counted(held) if record.path in situation.valid]
         lasting = [record for record in valid if self._lasts(record)]
         self._valid_step = lasting[0].step if lasting else None
         self._newest_valid = {record.path for record in [*valid[:1], *lasting[:1]]}
 
-    def plan(self) -> Plan:
+    def plan(self) -> DeletionPlan:
         rows = [self._row(each) for each in self._listed.values()]
         rows.sort(key=lambda row: (-1 if row.step is None else row.step, row.path), reverse=True)
-        return Plan(tuple(rows))
+        return DeletionPlan(tuple(rows))
 
-    def _row(self, each: Listed) -> Row:
+    def _row(self, each: Listed) -> PlannedCheckpoint:
         why_not = self._reason_to_keep(each)
         if each.path in self._contradicted:
             # Nothing of one of them is told: which of the two came first must not matter.
-            return Row(each.path, delete=False, reason=str(why_not), step=None, size_bytes=None)
-        return Row(
+            return PlannedCheckpoint(
+                each.path, delete=False, reason=str(why_not), step=None, size_bytes=None
+            )
+        return PlannedCheckpoint(
             each.path,
             delete=why_not is None,
             reason=self._reason_to_delete(each.path) if why_not is None else why_not,
@@ -168,8 +172,8 @@ class _Planner:
         place = self._place(each.record)
         return place.reason if place.where == "unknown" else None
 
-    def _place(self, record: CheckpointRecord) -> Place:
-        return self._branch.place(record) if self._situation.segments else Place("branch")
+    def _place(self, record: CheckpointRecord) -> Position:
+        return self._branch.place(record) if self._situation.segments else Position("branch")
 
     def _of_the_user(self, record: CheckpointRecord) -> bool:
         return record.saved_by == "user" and not self._situation.delete_user_saves

@@ -109,7 +109,7 @@ def _began(parent: str | None, by_path: Mapping[str, CheckpointRecord]) -> int |
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Position:
     """Where a checkpoint lies in a lineage.
 
     Attributes:
@@ -140,25 +140,25 @@ class Branch:
         self.parent = segments[-1].parent if segments else None
         """The checkpoint the newest attempt started from."""
 
-    def place(self, record: CheckpointRecord) -> Place:
+    def place(self, record: CheckpointRecord) -> Position:
         """Where this checkpoint lies."""
         key = record.run_id, record.attempt
         if key not in self._known:
-            return Place(
+            return Position(
                 "unknown",
                 reason=f"attempt {record.attempt} of Tinker run {record.run_id} is not part of the "
                 "history known of this run",
             )
         if key not in self._limits:
-            return Place(
+            return Position(
                 "abandoned", reason=f"the run went back to before Tinker run {record.run_id} began"
             )
         segment, limit, order = self._limits[key]
         if record.step > limit:
-            return Place("abandoned", reason=f"the run went back to step {limit:.0f}")
+            return Position("abandoned", reason=f"the run went back to step {limit:.0f}")
         if record.step < segment.start_step:
-            return Place(
+            return Position(
                 "unknown",
                 reason=f"it says step {record.step}, and its attempt began at {segment.start_step}",
             )
-        return Place("branch", order)
+        return Position("branch", order)

@@ -18,7 +18,7 @@ from tinker_recovery.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Candidate:
     """A checkpoint of the run's lineage as a rule sees it.
 
     Attributes:
@@ -35,7 +35,7 @@ class Held:
 class Retention(Protocol):
     """Decides what to keep."""
 
-    def keep(self, newest_first: Sequence[Held]) -> Mapping[str, str]:
+    def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """The paths to keep, each with the reason in words.
 
         Args:
@@ -53,7 +53,7 @@ def _at_least_one(name: str, n: int) -> None:
         )
 
 
-def counted(held: Sequence[Held]) -> list[CheckpointRecord]:
+def counted(held: Sequence[Candidate]) -> list[CheckpointRecord]:
     """The records among them that count."""
     return [each.record for each in held if each.counts]
 
@@ -62,7 +62,7 @@ def counted(held: Sequence[Held]) -> list[CheckpointRecord]:
 class KeepAll:
     """Keep every one."""
 
-    def keep(self, newest_first: Sequence[Held]) -> Mapping[str, str]:
+    def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
         return {held.record.path: "everything is kept" for held in newest_first}
 
@@ -76,7 +76,7 @@ class KeepLast:
     def __post_init__(self) -> None:
         _at_least_one("keep_last", self.n)
 
-    def keep(self, newest_first: Sequence[Held]) -> Mapping[str, str]:
+    def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
         kept = counted(newest_first)[: self.n]
         return {record.path: f"among the last {self.n}" for record in kept}
@@ -96,7 +96,7 @@ class KeepBest:
     def __post_init__(self) -> None:
         _at_least_one("keep_best", self.n)
 
-    def keep(self, newest_first: Sequence[Held]) -> Mapping[str, str]:
+    def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
         ranked = best_first(counted(newest_first), self.metric, self.mode)
         return {
@@ -123,7 +123,7 @@ class KeepEvery:
     def __post_init__(self) -> None:
         _at_least_one("keep_every", self.n)
 
-    def keep(self, newest_first: Sequence[Held]) -> Mapping[str, str]:
+    def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
         kept = [record for record in counted(newest_first) if record.step % self.n == 0]
         return {record.path: f"at a multiple of {self.n} steps" for record in kept}
@@ -135,7 +135,7 @@ class KeepPinned:
 
     paths: Collection[str]
 
-    def keep(self, newest_first: Sequence[Held]) -> Mapping[str, str]:
+    def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
         return {
             held.record.path: "pinned" for held in newest_first if held.record.path in self.paths
@@ -152,7 +152,7 @@ class KeepIf:
     predicate: Callable[[CheckpointRecord], bool]
     reason: str = "the predicate says so"
 
-    def keep(self, newest_first: Sequence[Held]) -> Mapping[str, str]:
+    def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
         kept = [held.record for held in newest_first if self.predicate(held.record)]
         return {record.path: self.reason for record in kept}
@@ -169,7 +169,7 @@ class KeepAny:
             raise UsageError("KeepAny() without a rule would keep nothing: give it at least one")
         object.__setattr__(self, "rules", rules)
 
-    def keep(self, newest_first: Sequence[Held]) -> Mapping[str, str]:
+    def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
         reasons: dict[str, list[str]] = {}
         for rule in self.rules:

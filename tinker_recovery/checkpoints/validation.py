@@ -31,7 +31,7 @@ Level = Literal["metadata", "listing", "weights", "canary", "bytes"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Finding:
     """What one level found.
 
     Attributes:
@@ -45,7 +45,7 @@ class Verdict:
     reason: str
 
 
-def first_objection(checks: Iterable[Callable[[], Verdict]]) -> Verdict | None:
+def first_objection(checks: Iterable[Callable[[], Finding]]) -> Finding | None:
     """Run checks, the cheapest first, up to the first objection; None if there is none."""
     return next((verdict for check in checks if not (verdict := check()).ok), None)
 
@@ -66,7 +66,7 @@ def objection(record: CheckpointRecord, *, now: datetime) -> str | None:
 
 def check_metadata(
     listed: Listed, *, lineage: str | None = None, parent: CheckpointRecord | None = None
-) -> Verdict:
+) -> Finding:
     """Level 1: what it says of itself.
 
     Args:
@@ -108,7 +108,7 @@ def check_listing(
     *,
     now: datetime,
     recorded_size: int | None = None,
-) -> Verdict:
+) -> Finding:
     """Level 2: what the service says of it.
 
     Args:
@@ -163,7 +163,7 @@ class WeightsFacts:
         )
 
 
-def check_weights(facts: WeightsFacts, expected: WeightsFacts) -> Verdict:
+def check_weights(facts: WeightsFacts, expected: WeightsFacts) -> Finding:
     """Level 3: whether the weights fit the run. What either side does not say is no objection."""
     differing = [
         f"{name} is {said!r}, and the run has {own!r}"
@@ -175,7 +175,7 @@ def check_weights(facts: WeightsFacts, expected: WeightsFacts) -> Verdict:
     return _verdict("weights", "; ".join(differing) or None, "they fit the run")
 
 
-def check_canary(record: CheckpointRecord, seen: Canary, *, tolerance: float = 0.0) -> Verdict:
+def check_canary(record: CheckpointRecord, seen: Canary, *, tolerance: float = 0.0) -> Finding:
     """Level 4: whether the restored model answers as it did. Without a stored canary, it passes.
 
     Args:
@@ -184,13 +184,13 @@ def check_canary(record: CheckpointRecord, seen: Canary, *, tolerance: float = 0
         tolerance: Largest absolute difference of a number; 0 asks for equality to the bit.
     """
     if record.canary is None:
-        return Verdict("canary", ok=True, reason="no canary was stored with it")
+        return Finding("canary", ok=True, reason="no canary was stored with it")
     try:
         found = compare(Canary.parse(record.canary), seen, tolerance=tolerance)
     except UsageError as error:
-        return Verdict("canary", ok=False, reason=str(error))
+        return Finding("canary", ok=False, reason=str(error))
     ok = found.result == "exact" or (tolerance > 0 and found.result == "close")
-    return Verdict(
+    return Finding(
         "canary",
         ok,
         f"{found.result}: off by up to {found.difference:g}, {tolerance:g} is allowed",
@@ -199,7 +199,7 @@ def check_canary(record: CheckpointRecord, seen: Canary, *, tolerance: float = 0
 
 def check_bytes(
     files: Mapping[Path, FileFacts | None], *, size_bytes: int | None = None
-) -> tuple[Verdict, dict[Path, FileFacts]]:
+) -> tuple[Finding, dict[Path, FileFacts]]:
     """Level 5: whether the files are whole. Reads them: call it in a worker thread.
 
     Args:
@@ -214,17 +214,17 @@ def check_bytes(
         OSError: A file is there and cannot be read: that says nothing about the checkpoint.
     """
     if not files:
-        return Verdict("bytes", ok=False, reason="it has no files"), {}
+        return Finding("bytes", ok=False, reason="it has no files"), {}
     facts: dict[Path, FileFacts] = {}
     single = size_bytes if len(files) == 1 else None
     for path, recorded in files.items():
         try:
             facts[path] = inspect_file(path, recorded, size_bytes=single)
         except DamagedFile as error:
-            return Verdict("bytes", ok=False, reason=f"{path.name}: {error}"), facts
+            return Finding("bytes", ok=False, reason=f"{path.name}: {error}"), facts
     total = sum(each.size_bytes for each in facts.values())
-    return Verdict("bytes", ok=True, reason=f"{total} bytes in {len(facts)} files are whole"), facts
+    return Finding("bytes", ok=True, reason=f"{total} bytes in {len(facts)} files are whole"), facts
 
 
-def _verdict(level: Level, against: str | None, otherwise: str) -> Verdict:
-    return Verdict(level, against is None, otherwise if against is None else against)
+def _verdict(level: Level, against: str | None, otherwise: str) -> Finding:
+    return Finding(level, against is None, otherwise if against is None else against)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from tinker_recovery.settings import Resolved
+    from tinker_recovery.policy_settings import Resolved
 
 
 @click.group()
@@ -50,7 +50,7 @@ def show(*, config: Path | None, given: tuple[str, ...], as_json: bool) -> None:
     Exit status: 0; 2 for a wrong option, and if a setting is not known, or its value not allowed.
     """
     from tinker_recovery.errors import UsageError
-    from tinker_recovery.settings import find_table, resolve
+    from tinker_recovery.policy_settings import find_table, resolve
 
     try:
         table = find_table(os.environ, config=config)
@@ -75,7 +75,7 @@ def _flags(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _rows(resolved: Resolved) -> list[dict[str, Any]]:
-    from tinker_recovery.settings import SETTINGS
+    from tinker_recovery.policy_settings import SETTINGS
 
     return [
         {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from tinker_recovery.doctor import Plan, Report
+    from tinker_recovery.doctor import ExamPlan, Report
 
 _UNKNOWN, _INTERRUPTED = 3, 130
 _STATUS = {True: 0, False: 1, None: _UNKNOWN}
@@ -63,9 +63,9 @@ def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json
     does not, or not exactly, or if the weights come back changed; 2 for a wrong option; 3 if it
     could not be found out, for the service was out of reach, or too noisy; 130 after Ctrl-C.
     """
-    from tinker_recovery.doctor import Plan
+    from tinker_recovery.doctor import ExamPlan
 
-    plan = Plan(
+    plan = ExamPlan(
         base_model=base_model,
         rank=rank,
         steps=steps,
@@ -94,7 +94,7 @@ def _leave(status: int, words: str, facts: dict[str, object], as_json: bool) -> 
     sys.exit(status)
 
 
-async def _examine(plan: Plan) -> Report:
+async def _examine(plan: ExamPlan) -> Report:
     from tinker_recovery.doctor import examine
     from tinker_recovery.service import StatusReader, TinkerBackend
 

@@ -25,7 +25,7 @@ def command(*, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tinker_recovery.faults import TABLE, Place
+    from tinker_recovery.faults import TABLE, SeenIn
 
     if as_json:
         rows = [
@@ -48,7 +48,7 @@ def command(*, as_json: bool) -> None:
     colours = {"recover": "green", "wait": "yellow", "give_up": "red"}
     for row in TABLE:
         seen = row.seen_as
-        if row.matches is not None and row.where != frozenset(Place):
+        if row.matches is not None and row.where != frozenset(SeenIn):
             seen += f"  [dim](from: {', '.join(sorted(row.where))})[/dim]"
         colour = colours[row.verdict.value]
         table.add_row(row.kind.value, f"[{colour}]{row.verdict.value}[/]", seen, row.reason)

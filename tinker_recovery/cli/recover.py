@@ -15,7 +15,7 @@ import click
 from tinker_recovery.cli.source import UNREADABLE, journal_file, journal_option
 
 if TYPE_CHECKING:
-    from tinker_recovery.left import Proof
+    from tinker_recovery.recovery.dry_run import Proof
 
 NOT_RESTORED, WRONG = 1, 2
 
@@ -65,8 +65,8 @@ def command(
         StatusError,
         UsageError,
     )
-    from tinker_recovery.left import prove
-    from tinker_recovery.settings import policy_from_settings
+    from tinker_recovery.policy_settings import policy_from_settings
+    from tinker_recovery.recovery.dry_run import prove
     from tinker_recovery.telemetry import redact
 
     logging.getLogger("stamina").setLevel(logging.ERROR)

@@ -18,7 +18,7 @@ from types import FrameType
 
 import click
 
-from tinker_recovery.restarts import Ending, RestartRule, Stop
+from tinker_recovery.cli.restart_rule import Ending, RestartRule, Stop
 from tinker_recovery.supervision import Backoff
 
 NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128

@@ -8,15 +8,15 @@ question equals. ``comparison`` judges, and is pure; ``examination`` asks the se
 """
 
 from tinker_recovery.doctor.comparison import Diagnosis, Finding, Observations, Stand, diagnose
-from tinker_recovery.doctor.examination import Plan, Report, examine
+from tinker_recovery.doctor.examination import ExamPlan, Report, examine
 from tinker_recovery.doctor.once import OptimizerCheck
 
 __all__ = [
     "Diagnosis",
+    "ExamPlan",
     "Finding",
     "Observations",
     "OptimizerCheck",
-    "Plan",
     "Report",
     "Stand",
     "diagnose",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import combinations
 
-from tinker_recovery.canary import Answer, distance
+from tinker_recovery.checkpoints.canary import Answer, distance
 
 ALLOWANCE = 4.0
 """How many times the noise a difference may have and still be noise: it was measured a few times

@@ -11,7 +11,7 @@ import anyio
 import tinker
 from tinker import types
 
-from tinker_recovery.canary import Answer, answer_of
+from tinker_recovery.checkpoints.canary import Answer, answer_of
 from tinker_recovery.doctor.comparison import (
     Diagnosis,
     Finding,
@@ -32,7 +32,7 @@ _PURPOSE = "an experiment: does the optimizer come back?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ExamPlan:
     """What to examine, and with what.
 
     Attributes:
@@ -105,7 +105,7 @@ PROBE = [_datum([100 + (row * 41 + at * 11) % 256 for at in range(33)]) for row 
 
 
 async def examine(
-    plan: Plan,
+    plan: ExamPlan,
     *,
     backend: Backend,
     reader: StatusReader,
@@ -157,7 +157,7 @@ class _Experiment:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ExamPlan,
         backend: Backend,
         calls: CheckpointCalls,
         progress: Callable[[str], object],

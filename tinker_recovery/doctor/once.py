@@ -6,7 +6,7 @@ import logging
 
 import tinker
 
-from tinker_recovery.doctor.examination import Plan, examine
+from tinker_recovery.doctor.examination import ExamPlan, examine
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal import Notebook
 from tinker_recovery.service import Backend, FromBaseModel, StatusReader
@@ -71,7 +71,7 @@ class OptimizerCheck:
 
     async def _find_out(self, origin: FromBaseModel) -> str:
         """What speaks against the service's restores, in words; empty if nothing does."""
-        plan = Plan(
+        plan = ExamPlan(
             base_model=origin.base_model,
             rank=int(origin.options.get("rank") or _RANK),
             close_s=self._close_s,

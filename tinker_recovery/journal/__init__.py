@@ -8,22 +8,22 @@ from tinker_recovery.journal.journal import (
     default_path,
     journal_path,
 )
-from tinker_recovery.journal.lease import Held
+from tinker_recovery.journal.lease import HeldLease
 from tinker_recovery.journal.notebook import Notebook
 from tinker_recovery.journal.recorder import Recorder, RunRecord
-from tinker_recovery.journal.records import Found, FoundAttempt, Opening
+from tinker_recovery.journal.records import Found, FoundAttempt, RunRequest
 
 __all__ = [
     "STATE_FOLDER",
     "Found",
     "FoundAttempt",
-    "Held",
+    "HeldLease",
     "Journal",
     "Notebook",
     "Notes",
-    "Opening",
     "Recorder",
     "RunRecord",
+    "RunRequest",
     "StateFolder",
     "default_path",
     "journal_path",

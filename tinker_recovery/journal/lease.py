@@ -22,7 +22,7 @@ BEAT_S = LEASE_S / 3
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldLease:
     """A run is held by another.
 
     Attributes:
@@ -39,7 +39,7 @@ class Held:
     unchanged_since: float
 
 
-def may_take(held: Held, *, now: float, lives: bool | None, lease_s: float = LEASE_S) -> bool:
+def may_take(held: HeldLease, *, now: float, lives: bool | None, lease_s: float = LEASE_S) -> bool:
     """Whether a run may be taken from its holder: a pure decision.
 
     Args:
@@ -59,9 +59,9 @@ def take(
     *,
     holder: str,
     here: Holder,
-    seen: Held | None,
+    seen: HeldLease | None,
     now: float,
-) -> int | Held:
+) -> int | HeldLease:
     """Take a run, inside the caller's transaction: the new token, or who holds it.
 
     Args:
@@ -82,7 +82,9 @@ def take(
         by, token, beats, *rest = row
         if by:
             same = seen is not None and (seen.token, seen.beats) == (token, beats)
-            held = Held(Holder(*rest), token, beats, seen.unchanged_since if same and seen else now)
+            held = HeldLease(
+                Holder(*rest), token, beats, seen.unchanged_since if same and seen else now
+            )
             if not may_take(held, now=now, lives=held.by.lives()):
                 return held
     connection.execute(

@@ -24,8 +24,8 @@ from tinker_recovery.errors import JournalError, LeaseLost
 from tinker_recovery.journal import lease, records
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.journal import Journal
-from tinker_recovery.journal.lease import Held
-from tinker_recovery.journal.records import Found, Opening
+from tinker_recovery.journal.lease import HeldLease
+from tinker_recovery.journal.records import Found, RunRequest
 from tinker_recovery.journal.redaction import redactor
 from tinker_recovery.journal.writer import Job, Writer
 from tinker_recovery.telemetry import RecoveryEvent, names
@@ -95,7 +95,9 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self.writer.close, CLOSE_S)
 
-    async def open_run(self, opening: Opening, seen: Held | None = None) -> RunRecord | Held:
+    async def open_run(
+        self, opening: RunRequest, seen: HeldLease | None = None
+    ) -> RunRecord | HeldLease:
         """Take a run, new or begun before; or who holds it.
 
         Args:
@@ -109,7 +111,7 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         taken = await asyncio.wrap_future(
             self.writer.ask(functools.partial(self._take, opening, here, seen))
         )
-        if isinstance(taken, Held):
+        if isinstance(taken, HeldLease):
             return taken
         run, token, found, points = taken
         record = RunRecord(
@@ -126,8 +128,12 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         return record
 
     def _take(
-        self, opening: Opening, here: Holder, seen: Held | None, connection: sqlite3.Connection
-    ) -> Held | tuple[int, int, Found | None, int]:
+        self,
+        opening: RunRequest,
+        here: Holder,
+        seen: HeldLease | None,
+        connection: sqlite3.Connection,
+    ) -> HeldLease | tuple[int, int, Found | None, int]:
         now = self.wall()
         run = records.number_of(connection, opening)
         known = run is not None
@@ -136,7 +142,7 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         taken = lease.take(
             connection, run, holder=self._holder, here=here, seen=seen, now=self._monotonic()
         )
-        if isinstance(taken, Held):
+        if isinstance(taken, HeldLease):
             return taken
         if not known:
             return run, taken, None, 0
@@ -208,7 +214,7 @@ class RunRecord:
     def __init__(
         self,
         recorder: Recorder,
-        opening: Opening,
+        opening: RunRequest,
         lineage: str,
         run: int,
         token: int,
@@ -288,7 +294,7 @@ class RunRecord:
 
     # What happens to a run
 
-    async def begin(self, opening: Opening, *, anew: bool) -> None:
+    async def begin(self, opening: RunRequest, *, anew: bool) -> None:
         """The run is gone on with: what an earlier process left open is closed."""
         now = self._recorder.wall()
         await self.ask(

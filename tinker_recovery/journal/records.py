@@ -28,7 +28,7 @@ _OUTCOMES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class RunRequest:
     """A run as whoever starts it describes it.
 
     Attributes:
@@ -105,7 +105,7 @@ class Found:
     stored: tuple[tuple[str, int], ...]
 
 
-def number_of(connection: sqlite3.Connection, opening: Opening) -> int | None:
+def number_of(connection: sqlite3.Connection, opening: RunRequest) -> int | None:
     """The journal's number of the run of that name, if it is to be gone on with."""
     if not opening.named:
         return None
@@ -116,7 +116,7 @@ def number_of(connection: sqlite3.Connection, opening: Opening) -> int | None:
     return None if row is None else int(row[0])
 
 
-def insert_run(connection: sqlite3.Connection, opening: Opening, now: float) -> int:
+def insert_run(connection: sqlite3.Connection, opening: RunRequest, now: float) -> int:
     """A new run; returns its number."""
     cursor = connection.execute(
         "INSERT INTO runs (service, name, named, lineage, origin, policy, state, start_step, step, "
@@ -177,7 +177,7 @@ def find(connection: sqlite3.Connection, run: int) -> Found:
 
 
 def begin_again(
-    connection: sqlite3.Connection, run: int, opening: Opening, now: float, *, anew: bool
+    connection: sqlite3.Connection, run: int, opening: RunRequest, now: float, *, anew: bool
 ) -> None:
     """A run is gone on with: what the process before left open is closed.
 

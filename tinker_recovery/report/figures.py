@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinker_recovery.journal.reading import IncidentView, RunView
-from tinker_recovery.report.lineage import Segment, lineage
+from tinker_recovery.report.lineage import TreeSegment, lineage
 from tinker_recovery.telemetry.figures import Stretch, goodput
 
 
@@ -56,7 +56,7 @@ def replayed(incident: IncidentView) -> int:
     return max(0, incident.step - incident.to_step)
 
 
-def figures_of(run: RunView, segments: Sequence[Segment] | None = None) -> RunFigures:
+def figures_of(run: RunView, segments: Sequence[TreeSegment] | None = None) -> RunFigures:
     """The figures of a run with its history.
 
     Args:

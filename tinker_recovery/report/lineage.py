@@ -11,7 +11,7 @@ _SCHEME = "tinker://"
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class TreeSegment:
     """One attempt as a branch of the tree.
 
     Attributes:
@@ -51,14 +51,14 @@ def run_id_of(path: str) -> str:
     return path.removeprefix(_SCHEME).split("/", 1)[0]
 
 
-def lineage(run: RunView) -> tuple[Segment, ...]:
+def lineage(run: RunView) -> tuple[TreeSegment, ...]:
     """The segments of a run with its history, in the order of their attempts."""
     numbers = {each.run_id: each.number for each in run.attempts}
     segments = [_segment(run, attempt, numbers) for attempt in run.attempts]
     return branches(segments)
 
 
-def branches(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+def branches(segments: Sequence[TreeSegment]) -> tuple[TreeSegment, ...]:
     """The same, each cut where the run turned away from it.
 
     What the run has are the newest segment, and of each ancestor what lies before the step at
@@ -68,7 +68,7 @@ def branches(segments: Sequence[Segment]) -> tuple[Segment, ...]:
         return ()
     known = {each.number: each for each in segments}
     kept: dict[int, int] = {}
-    current: Segment | None = segments[-1]
+    current: TreeSegment | None = segments[-1]
     limit = segments[-1].end_step
     while current is not None and current.number not in kept:
         kept[current.number] = max(current.start_step, min(current.end_step, limit))
@@ -77,7 +77,7 @@ def branches(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     return tuple(replace(each, kept_to=kept.get(each.number, each.start_step)) for each in segments)
 
 
-def _segment(run: RunView, attempt: AttemptView, numbers: Mapping[str, int]) -> Segment:
+def _segment(run: RunView, attempt: AttemptView, numbers: Mapping[str, int]) -> TreeSegment:
     own = tuple(each for each in run.checkpoints if run_id_of(each.path) == attempt.run_id)
     later = [each.started for each in run.attempts if each.number > attempt.number]
     until = attempt.ended if attempt.ended is not None else min([run.updated, *later])
@@ -87,7 +87,7 @@ def _segment(run: RunView, attempt: AttemptView, numbers: Mapping[str, int]) -> 
         # An attempt goes back to what was there before it.
         parent = parent if parent is not None and parent < attempt.number else None
     end = _end_step(run, attempt, own, until)
-    return Segment(
+    return TreeSegment(
         number=attempt.number,
         run_id=attempt.run_id,
         start_step=attempt.start_step,

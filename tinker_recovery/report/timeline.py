@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tinker_recovery.journal.reading import IncidentView, RunView
 from tinker_recovery.report.figures import replayed
 from tinker_recovery.report.html import Markup, joined, tag
-from tinker_recovery.report.lineage import Segment
+from tinker_recovery.report.lineage import TreeSegment
 from tinker_recovery.report.scales import Scale, time_ticks
 from tinker_recovery.report.svg import across, chart, key, mark, percent, rooms
 from tinker_recovery.report.tables import table
@@ -26,7 +26,7 @@ _OUTCOMES = {
 }
 
 
-def timeline_section(run: RunView, segments: Sequence[Segment]) -> Markup:
+def timeline_section(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
     """The timeline, and the table of incidents."""
     elapsed_s = max(run.updated - run.created, 0.001)
     x = Scale(run.created, run.created + elapsed_s, 0, 100)
@@ -101,7 +101,7 @@ def _bar(x: Scale, begin: float, end: float, lane: int, kind: str, words: str) -
     )
 
 
-def _trained(segment: Segment, x: Scale) -> Markup:
+def _trained(segment: TreeSegment, x: Scale) -> Markup:
     """A segment's bar, the part at its end that was done again set apart."""
     done = segment.end_step - segment.start_step
     share = (segment.kept_to - segment.start_step) / done if done else 1.0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tinker_recovery.journal.reading import CheckpointView, RunView
 from tinker_recovery.report.html import Markup, joined, tag
-from tinker_recovery.report.lineage import Segment
+from tinker_recovery.report.lineage import TreeSegment
 from tinker_recovery.report.scales import Scale, ticks
 from tinker_recovery.report.svg import across, chart, key, percent
 from tinker_recovery.report.tables import folded, table
@@ -18,7 +18,7 @@ _APART = 0.8
 """Per cent that a checkpoint's circle takes of the width."""
 
 
-def tree_section(run: RunView, segments: Sequence[Segment]) -> Markup:
+def tree_section(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
     """The tree, and all its checkpoints as a table."""
     if not segments:
         return tag("p", "Nothing was trained yet.")
@@ -62,7 +62,7 @@ def tree_section(run: RunView, segments: Sequence[Segment]) -> Markup:
     )
 
 
-def _branch(segment: Segment, x: Scale, rows: dict[int, float]) -> Markup:
+def _branch(segment: TreeSegment, x: Scale, rows: dict[int, float]) -> Markup:
     y = rows[segment.number]
     start, kept, end = (
         percent(x(step)) for step in (segment.start_step, segment.kept_to, segment.end_step)
@@ -83,7 +83,7 @@ def _branch(segment: Segment, x: Scale, rows: dict[int, float]) -> Markup:
     return joined(*parts)
 
 
-def _marks(segment: Segment, x: Scale, y: float, sources: set[str]) -> Markup:
+def _marks(segment: TreeSegment, x: Scale, y: float, sources: set[str]) -> Markup:
     """The checkpoints of a row; of very many only some, and all that something began from."""
     marks = []
     last = float("inf")
@@ -110,26 +110,26 @@ def _marks(segment: Segment, x: Scale, y: float, sources: set[str]) -> Markup:
     return joined(*marks)
 
 
-def ending(segment: Segment) -> str:
+def ending(segment: TreeSegment) -> str:
     """How an attempt ended."""
     return "goes on" if segment.outcome is None else segment.outcome.replace("_", " ")
 
 
-def _said(segment: Segment, checkpoint: CheckpointView, sources: set[str]) -> str:
+def _said(segment: TreeSegment, checkpoint: CheckpointView, sources: set[str]) -> str:
     said = ["in the run's past" if segment.keeps(checkpoint) else "turned away from"]
     said += ["something began from it"] if checkpoint.path in sources else []
     said += ["deleted"] if checkpoint.gone else []
     return ", ".join(said)
 
 
-def _origin(segment: Segment) -> str:
+def _origin(segment: TreeSegment) -> str:
     if segment.origin is None:
         return "afresh"
     of = "" if segment.parent is None else f" of attempt {segment.parent}"
     return f"{checkpoint_name(segment.origin)}{of}"
 
 
-def _attempts(segments: Sequence[Segment]) -> Markup:
+def _attempts(segments: Sequence[TreeSegment]) -> Markup:
     rows = [
         (
             each.number,
@@ -146,7 +146,7 @@ def _attempts(segments: Sequence[Segment]) -> Markup:
     return table("Attempts", heads, rows, numeric=(0, 3, 4, 5))
 
 
-def _checkpoints(run: RunView, segments: Sequence[Segment]) -> Markup:
+def _checkpoints(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
     sources = {each.origin for each in segments if each.origin}
     by_path = {each.path: segment for segment in segments for each in segment.checkpoints}
     rows = [

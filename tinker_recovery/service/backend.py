@@ -24,7 +24,7 @@ from tinker_recovery.service.base import (
     Origin,
     ServiceFactory,
 )
-from tinker_recovery.service.opening import Opening
+from tinker_recovery.service.opening import PendingSession
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry.names import SCOPE
 
@@ -82,7 +82,7 @@ class TinkerBackend:
     ) -> None:
         self._factory = factory
         self._wants_standby = standby
-        self._standby: Opening | None = None
+        self._standby: PendingSession | None = None
         self._preparing: asyncio.TimerHandle | None = None
 
     async def endpoint(self) -> Endpoint:
@@ -91,25 +91,25 @@ class TinkerBackend:
         self._prepare()
         return endpoint_of(service)
 
-    def open_ahead(self) -> Opening:
+    def open_ahead(self) -> PendingSession:
         """Begin to open a session, or take the one on standby; see :meth:`Backend.open_ahead`."""
         standby = self._standby
         if standby is not None and standby.is_open:
             self._standby = None
             return standby
-        return Opening(self._factory)
+        return PendingSession(self._factory)
 
-    async def discard(self, opening: Opening) -> None:
+    async def discard(self, opening: PendingSession) -> None:
         """Close a session opened ahead; see :meth:`Backend.discard`."""
         with anyio.CancelScope(shield=True):
             await _give_up(opening, "it was not needed")
 
     async def connect(
-        self, origin: Origin, *, deadline_s: float, opening: Opening | None = None
+        self, origin: Origin, *, deadline_s: float, opening: PendingSession | None = None
     ) -> Connection:
         """A new client in a new session; see :meth:`Backend.connect`."""
         if opening is None:
-            opening = Opening(self._factory)
+            opening = PendingSession(self._factory)
         # A service that is out of reach looks like one that is slow, for as long as the SDK tries.
         notice = asyncio.get_running_loop().call_later(
             NOTICE_S, _still_waiting, origin, deadline_s - NOTICE_S
@@ -146,12 +146,12 @@ class TinkerBackend:
         self._prepare()
         return Connection(training, str(training.model_id), opening.service)
 
-    async def _instead(self, opening: Opening, origin: Origin) -> Opening:
+    async def _instead(self, opening: PendingSession, origin: Origin) -> PendingSession:
         # One that opens after all is closed by its thread; nobody waits for that.
         service = opening.abandon()
         if service is not None:
             await _close(service, "interrupted", "another one was opened", deadline_s=ABANDON_S)
-        another = Opening(self._factory)
+        another = PendingSession(self._factory)
         another.submit(origin)
         return another
 
@@ -165,7 +165,7 @@ class TinkerBackend:
         standby = self._standby
         # One that could not be opened is not tried again before the next client is made.
         if standby is None or standby.out.done():
-            self._standby = Opening(self._factory, standby=True)
+            self._standby = PendingSession(self._factory, standby=True)
 
     async def aclose(self) -> None:
         """Let the session on standby go; see :meth:`Backend.aclose`."""
@@ -194,18 +194,18 @@ def _still_waiting(origin: Origin, left_s: float) -> None:
     )
 
 
-async def _opens(opening: Opening) -> bool:
+async def _opens(opening: PendingSession) -> bool:
     """Whether its session is open, or refused, by the time it should be."""
     with anyio.move_on_after(OPEN_AGAIN_S):
         await asyncio.wrap_future(opening.opened)
     return opening.opened.done()
 
 
-async def _created(opening: Opening) -> Any:
+async def _created(opening: PendingSession) -> Any:
     return await _outcome(await asyncio.wrap_future(opening.submitted), opening)
 
 
-async def _give_up(opening: Opening, detail: str) -> None:
+async def _give_up(opening: PendingSession, detail: str) -> None:
     opening.release()
     # Mostly the thread is about to come out, and then nothing at all is left behind.
     with anyio.move_on_after(ABANDON_S):
@@ -218,7 +218,7 @@ async def _give_up(opening: Opening, detail: str) -> None:
         opening.creation.cancel()
 
 
-async def _outcome(pending: Any, opening: Opening) -> Any:
+async def _outcome(pending: Any, opening: PendingSession) -> Any:
     """What a submitted creation ends as; being cancelled here does not cancel the creation."""
     if not isinstance(pending, APIFuture):
         return await pending if inspect.isawaitable(pending) else pending

@@ -49,7 +49,7 @@ def _collect_earlier_clients() -> None:
     gc.collect(1)
 
 
-class Opening:
+class PendingSession:
     """One ServiceClient on its way to a training client. Begins at once, and never blocks.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 
-class Keeper(Protocol):
+class ChildHost(Protocol):
     """What a handshake needs of the supervisor behind it."""
 
     def now(self) -> float:
@@ -28,16 +28,16 @@ class Child:
         incarnation: Counts from 1; a restarted child is the next incarnation.
     """
 
-    __slots__ = ("_keeper", "heard_at", "id", "ignored", "incarnation", "is_ready", "value")
+    __slots__ = ("_host", "heard_at", "id", "ignored", "incarnation", "is_ready", "value")
 
-    def __init__(self, child_id: str, incarnation: int, keeper: Keeper) -> None:
+    def __init__(self, child_id: str, incarnation: int, host: ChildHost) -> None:
         self.id = child_id
         self.incarnation = incarnation
         self.is_ready = False
         self.ignored = False
         self.value: object = None
         self.heard_at = 0.0
-        self._keeper = keeper
+        self._host = host
 
     def __repr__(self) -> str:
         return f"<Child {self.id!r}, incarnation {self.incarnation}>"
@@ -49,7 +49,7 @@ class Child:
         """
         if not self.is_ready:
             self.value = value
-            self._keeper.ready(self)
+            self._host.ready(self)
 
     def ignore(self) -> None:
         """There is nothing to run: return after this, and the start counts as done.
@@ -61,4 +61,4 @@ class Child:
 
     def heartbeat(self) -> None:
         """A sign of life, for a child with a heartbeat deadline; otherwise without effect."""
-        self.heard_at = self._keeper.now()
+        self.heard_at = self._host.now()

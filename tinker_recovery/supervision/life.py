@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from tinker_recovery.supervision.child import Child, Keeper
+from tinker_recovery.supervision.child import Child, ChildHost
 from tinker_recovery.supervision.errors import HeartbeatMissed
 from tinker_recovery.supervision.specs import ChildSpec, ChildType
 from tinker_recovery.supervision.strategies import Restart
@@ -142,7 +142,7 @@ class Record:
             self.timer = None
 
 
-class LifeKeeper(Keeper, Protocol):
+class LifeHost(ChildHost, Protocol):
     """What a life needs of the supervisor behind it."""
 
     def exited(self, life: Life, error: BaseException | None) -> None:
@@ -173,10 +173,10 @@ class Life(Child):
 
     task: asyncio.Task[None]
 
-    def __init__(self, record: Record, keeper: LifeKeeper) -> None:
-        super().__init__(record.spec.id, record.incarnations, keeper)
+    def __init__(self, record: Record, host: LifeHost) -> None:
+        super().__init__(record.spec.id, record.incarnations, host)
         self.record = record
-        self._exited = keeper.exited
+        self._exited = host.exited
         self.begun = False
         """Whether its code has run at all: a task cancelled before that ends unseen."""
         self.gone = False

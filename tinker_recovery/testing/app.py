@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from tinker_recovery.testing.auth import SIGNED, Gate
 from tinker_recovery.testing.control import Control
-from tinker_recovery.testing.engine import Engine
+from tinker_recovery.testing.engine import ServiceState
 from tinker_recovery.testing.external import Exports
 from tinker_recovery.testing.model import Adam
 from tinker_recovery.testing.reading import Reading, check_ttl
@@ -37,7 +37,13 @@ class TinkerApp:
     """
 
     def __init__(
-        self, engine: Engine, gate: Gate, wire: WireFaults, control: Control, *, long_poll_s: float
+        self,
+        engine: ServiceState,
+        gate: Gate,
+        wire: WireFaults,
+        control: Control,
+        *,
+        long_poll_s: float,
     ) -> None:
         self._engine = engine
         self._gate = gate

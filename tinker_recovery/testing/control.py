@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from tinker_recovery.testing.actions import STATUSES
 from tinker_recovery.testing.book import FaultBook
-from tinker_recovery.testing.engine import Engine
+from tinker_recovery.testing.engine import ServiceState
 from tinker_recovery.testing.faults import FaultRule
 
 
@@ -49,7 +49,7 @@ def check_outage(status: int | None, for_s: float | None) -> None:
 class Control:
     """Handlers over an engine, its faults and its outages."""
 
-    def __init__(self, engine: Engine, book: FaultBook, outages: Outages) -> None:
+    def __init__(self, engine: ServiceState, book: FaultBook, outages: Outages) -> None:
         self._engine = engine
         self._book = book
         self._outages = outages
@@ -119,7 +119,7 @@ class Control:
         )
 
 
-def fail_session(engine: Engine, session: str, message: str, category: str) -> None:
+def fail_session(engine: ServiceState, session: str, message: str, category: str) -> None:
     """Fail a session by one of its runs."""
     runs = [run.run_id for run in engine.runs() if run.run_id.startswith(f"{session}:train:")]
     reason = {"type": "training_run", "training_run_id": runs[0] if runs else ""}

@@ -41,7 +41,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-class Engine:
+class ServiceState:
     """All of the service's state.
 
     Args:

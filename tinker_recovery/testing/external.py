@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinker_recovery.testing.auth import SIGNED
-from tinker_recovery.testing.engine import Engine
+from tinker_recovery.testing.engine import ServiceState
 from tinker_recovery.testing.reading import check_ttl
 from tinker_recovery.testing.runs import Run, ServiceError
 from tinker_recovery.testing.store import DamagedCheckpoint
@@ -30,7 +30,7 @@ class Exports:
         engine: The service.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: ServiceState) -> None:
         self._engine = engine
         self._secret = secrets.token_bytes(16)
 

@@ -15,7 +15,7 @@ from tinker_recovery.testing.app import TinkerApp
 from tinker_recovery.testing.auth import Gate
 from tinker_recovery.testing.book import FaultBook
 from tinker_recovery.testing.control import Control
-from tinker_recovery.testing.engine import Engine
+from tinker_recovery.testing.engine import ServiceState
 from tinker_recovery.testing.options import ServerOptions
 from tinker_recovery.testing.store import Store
 from tinker_recovery.testing.wire_faults import WireFaults
@@ -107,7 +107,7 @@ class Host:
         options: ServerOptions,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.engine = Engine(Store(root), book, options, wall)
+        self.engine = ServiceState(Store(root), book, options, wall)
         self._address: tuple[str, int] = listener.getsockname()
         self._listener = listener
         self._clock = book.clock

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tinker_recovery.testing.engine import Engine
+from tinker_recovery.testing.engine import ServiceState
 from tinker_recovery.testing.runs import Run, ServiceError
 
 _T = TypeVar("_T")
@@ -18,7 +18,7 @@ _TTL_S = (3600, 10 * 365 * 24 * 3600)
 class Reading:
     """Handlers over an engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: ServiceState) -> None:
         self._engine = engine
         self._checkpoints = engine.checkpoints
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from tinker_recovery.testing.book import FaultBook, Strike
-from tinker_recovery.testing.engine import Engine
+from tinker_recovery.testing.engine import ServiceState
 from tinker_recovery.testing.runs import ServiceError
 from tinker_recovery.testing.wire import read_request
 
@@ -40,7 +40,7 @@ class WireFaults:
         drop: Closes a connection.
     """
 
-    def __init__(self, book: FaultBook, engine: Engine, drop: Drop) -> None:
+    def __init__(self, book: FaultBook, engine: ServiceState, drop: Drop) -> None:
         self._book = book
         self._engine = engine
         self._drop = drop
@@ -89,7 +89,7 @@ class WireFaults:
 
 
 async def _belongs_to(  # noqa: PLR0911 - every kind of request names its run in its own way
-    name: str, request: Request, engine: Engine
+    name: str, request: Request, engine: ServiceState
 ) -> tuple[str | None, int | None, str | None]:
     if name == "forward_backward":
         encoding = request.headers.get("content-encoding")

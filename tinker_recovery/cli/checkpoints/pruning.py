@@ -20,7 +20,7 @@ from tinker_recovery.cli.checkpoints.scope import (
 
 if TYPE_CHECKING:
     from tinker_recovery.cli.checkpoints.stock import StoredLineage
-    from tinker_recovery.housekeeping import Done, Outlook
+    from tinker_recovery.retention.collector import Done, Outlook
 
 
 @click.command()
@@ -102,11 +102,11 @@ async def _prune(
 ) -> dict[str, Any]:
     from tinker_recovery.cli.checkpoints.stock import open_stock
     from tinker_recovery.clock import SYSTEM_CLOCK
-    from tinker_recovery.housekeeping import Housekeeping
+    from tinker_recovery.retention.collector import Collector
     from tinker_recovery.telemetry import EventSink
 
     async with open_stock() as stock:
-        house = Housekeeping(
+        house = Collector(
             reader=stock.reader,
             notebook=stock.notebook,
             policy=policy,

@@ -14,7 +14,7 @@ import click
 from tinker_recovery.cli.checkpoints.scope import Scope, as_json_option, scope_of, scope_options
 
 if TYPE_CHECKING:
-    from tinker_recovery.checkpoints import Verdict
+    from tinker_recovery.checkpoints import Finding
 
 
 @click.command()
@@ -68,19 +68,19 @@ def verify(
     sys.exit(0 if all(map(_ok, found.values())) else 1)
 
 
-def _ok(verdicts: Sequence[Verdict]) -> bool:
+def _ok(verdicts: Sequence[Finding]) -> bool:
     return all(verdict.ok for verdict in verdicts)
 
 
 async def _verify(
     paths: Sequence[str], scope: Scope, *, deep: bool
-) -> dict[str, Sequence[Verdict]]:
+) -> dict[str, Sequence[Finding]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn
     from rich.progress import Progress as Bars
 
     from tinker_recovery.cli.checkpoints.stock import open_stock
-    from tinker_recovery.verification import Progress, Verifier
+    from tinker_recovery.retention.verifier import Progress, Verifier
 
     bars = Bars(
         TextColumn("{task.description}"),
@@ -90,7 +90,7 @@ async def _verify(
         transient=True,
         disable=not sys.stderr.isatty(),
     )
-    found: dict[str, Sequence[Verdict]] = {}
+    found: dict[str, Sequence[Finding]] = {}
     async with open_stock() as stock:
         verifier = Verifier(stock.backend, stock.reader, stock.notebook)
         chosen = paths or [each.path for each in await stock.listed(scope)]
@@ -112,7 +112,7 @@ async def _verify(
     return found
 
 
-def _print_verdicts(found: dict[str, Sequence[Verdict]]) -> None:
+def _print_verdicts(found: dict[str, Sequence[Finding]]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)

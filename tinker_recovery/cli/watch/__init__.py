@@ -21,7 +21,7 @@ from tinker_recovery.cli.source import (
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from tinker_recovery.cli.watch.rows import Row, Said
+    from tinker_recovery.cli.watch.rows import RunRow, Said
     from tinker_recovery.cli.watch.sources import Source
 
 _SHOWN_EVENTS = 200
@@ -142,7 +142,7 @@ def _tell_of_other_lines(source: Source) -> None:
 
 
 def _picture(
-    source: Source, rows: list[Row], events: list[Said], console: Console, run: str | None
+    source: Source, rows: list[RunRow], events: list[Said], console: Console, run: str | None
 ) -> RenderableType:
     from tinker_recovery.cli.watch.view import detail, overview
 
@@ -176,7 +176,7 @@ def _print_changes(source: Source, interval_s: float, *, as_json: bool) -> None:
     """A line for each event and each change; to begin with, one for each run as it stands."""
     from tinker_recovery.cli.watch.view import change, event_line
 
-    before: dict[tuple[str | None, str], Row] | None = None
+    before: dict[tuple[str | None, str], RunRow] | None = None
     while True:
         rows, news = source.rows(), source.news()
         now = {(row.service, row.run): row for row in reversed(rows)}
@@ -195,7 +195,7 @@ def _print_changes(source: Source, interval_s: float, *, as_json: bool) -> None:
         time.sleep(interval_s)
 
 
-def _differs(before: Row | None, row: Row) -> bool:
+def _differs(before: RunRow | None, row: RunRow) -> bool:
     """Whether a run changed so that it is worth a line; steps alone are not."""
     return before is None or (before.state, before.recoveries) != (row.state, row.recoveries)
 

@@ -22,7 +22,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RunRow:
     """A run as it stands; None where whoever tells of it does not say.
 
     Attributes:
@@ -57,7 +57,7 @@ class Row:
     detail: str = ""
 
     @classmethod
-    def of(cls, glance: Glance) -> Row:
+    def of(cls, glance: Glance) -> RunRow:
         """The row of a run in a journal."""
         run, event, stored = glance.run, glance.event, glance.checkpoint
         state = run.standing
@@ -115,13 +115,13 @@ _STATES = {
 }
 
 
-def after(row: Row | None, event: RecoveryEvent) -> Row:
+def after(row: RunRow | None, event: RecoveryEvent) -> RunRow:
     """The row of a run after an event of it; None before its first one.
 
     Events tell neither of losses nor of a run's end, so a row of theirs knows less than a
     journal's.
     """
-    row = row or Row(event.run, "training")
+    row = row or RunRow(event.run, "training")
     fields = event.fields
     state = _STATES.get(event.name, row.state)
     if event.name == names.EVENT_DETECTED and fields.get(names.VERDICT) == "give_up":

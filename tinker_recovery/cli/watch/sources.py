@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tinker_recovery.cli.watch.rows import Row, Said, after, said
+from tinker_recovery.cli.watch.rows import RunRow, Said, after, said
 from tinker_recovery.journal.glance import read_glances
 from tinker_recovery.journal.reading import RunView, read_events, read_run
 from tinker_recovery.telemetry import from_json_line
@@ -27,7 +27,7 @@ class Source(Protocol):
     ended: bool
     """Whether it will tell nothing more."""
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[RunRow]:
         """Every run that is wanted, as it stands now, the most recently alive first."""
         ...
 
@@ -58,12 +58,12 @@ class JournalSource:
         self._path, self._run, self._service = path, run, service
         self._seen = 0
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[RunRow]:
         """See :class:`Source`; of several runs of the one name wanted, the newest."""
         glances = read_glances(self._path, self._run, service=self._service)
         if self._run is not None:
             glances = sorted(glances, key=lambda each: each.run.id)[-1:]
-        return [Row.of(each) for each in glances]
+        return [RunRow.of(each) for each in glances]
 
     def news(self) -> list[Said]:
         """See :class:`Source`."""
@@ -91,14 +91,14 @@ class EventsSource:
 
     def __init__(self, file: str, run: str | None, *, wait: bool) -> None:
         self._run = run
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, RunRow] = {}
         self._news: deque[Said] = deque(maxlen=_EVENTS)
         self.ended = False
         self.not_events = 0
         """Lines that were none."""
         self._lines: _File | _Input = _Input(wait=wait) if file == "-" else _File(Path(file))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[RunRow]:
         """See :class:`Source`."""
         self._read()
         return sorted(

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinker_recovery.cli.plot import Mark, axis, curve, replays, sparkline
-from tinker_recovery.cli.watch.rows import Row, Said
+from tinker_recovery.cli.watch.rows import RunRow, Said
 from tinker_recovery.journal.reading import RunView
 from tinker_recovery.report import duration, plain
 from tinker_recovery.report.words import age, checkpoint_name
@@ -31,7 +31,7 @@ _HISTORY = 5
 """So many attempts, incidents and the like of one run are shown, the newest."""
 
 
-def overview(rows: Sequence[Row], *, now: float, width: int) -> RenderableType:
+def overview(rows: Sequence[RunRow], *, now: float, width: int) -> RenderableType:
     """Every run in a line of a table."""
     wide, words = width >= _WIDE, width >= _WORDS
     table = Table(box=None, header_style="bold", pad_edge=False, expand=words)
@@ -61,7 +61,7 @@ def overview(rows: Sequence[Row], *, now: float, width: int) -> RenderableType:
 
 
 def detail(
-    row: Row, run: RunView | None, events: Sequence[Said], *, now: float, width: int, height: int
+    row: RunRow, run: RunView | None, events: Sequence[Said], *, now: float, width: int, height: int
 ) -> RenderableType:
     """One run with what happened to it, as far as there is room."""
     parts: list[RenderableType] = [_head(row, now)]
@@ -74,7 +74,7 @@ def detail(
     return Group(*parts)
 
 
-def change(row: Row) -> str:
+def change(row: RunRow) -> str:
     """Where a run stands, on one line, for where there is no terminal."""
     told = [row.state]
     told += [] if row.step is None else [f"step {row.step}"]
@@ -97,11 +97,11 @@ def _count(value: int | None) -> Text:
     return Text("-", "dim") if value is None else Text(f"{value}")
 
 
-def _left(row: Row) -> Text:
+def _left(row: RunRow) -> Text:
     return Text("0", "bold red") if row.attempts_left == 0 else _count(row.attempts_left)
 
 
-def _loss(row: Row, width: int) -> Text:
+def _loss(row: RunRow, width: int) -> Text:
     if not row.losses:
         return Text("-", "dim")
     if not width:
@@ -109,13 +109,13 @@ def _loss(row: Row, width: int) -> Text:
     return Text.assemble(f"{row.losses[-1]:<8.4g} ", (sparkline(row.losses, width=width), "blue"))
 
 
-def _saved(row: Row, now: float) -> Text:
+def _saved(row: RunRow, now: float) -> Text:
     if row.checkpoint_step is None or row.saved is None:
         return Text("-", "dim")
     return Text.assemble(f"{row.checkpoint_step}", (f", {age(now - row.saved)} ago", "dim"))
 
 
-def _head(row: Row, now: float) -> RenderableType:
+def _head(row: RunRow, now: float) -> RenderableType:
     table = Table.grid(padding=(0, 3))
     table.add_row(
         Text(plain(row.run), "bold"),

@@ -7,7 +7,7 @@ import anyio
 from tinker_recovery.faults import Fault
 
 
-class FaultChannel:
+class FaultQueue:
     """Faults on their way to the Executor, delivered again if it dies with one in hand.
 
     Lives above the Executor. All calls belong to the event loop's thread.

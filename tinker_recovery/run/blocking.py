@@ -21,9 +21,9 @@ import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from typing_extensions import Unpack
 
-from tinker_recovery.attempt import Attempt
-from tinker_recovery.interruption import Interruption
-from tinker_recovery.start import StartOptions
+from tinker_recovery.run.attempt import Attempt
+from tinker_recovery.run.options import StartOptions
+from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -31,7 +31,7 @@ logger = logging.getLogger(names.SCOPE)
 _T = TypeVar("_T")
 _S = TypeVar("_S")
 
-Elsewhere = Callable[[Callable[[], Any]], Awaitable[Any]]
+BlockingRunner = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a blocking function outside the event loop. Cancelling it leaves the function running."""
 
 
@@ -51,7 +51,7 @@ async def run_blocking(
     train: Callable[[Attempt], Any],
     attempt: Attempt,
     *,
-    elsewhere: Elsewhere,
+    elsewhere: BlockingRunner,
     limit_s: float,
 ) -> Any:
     """Run a plain function of an attempt where it may block; returns what it returned.
@@ -99,7 +99,7 @@ async def run_blocking(
 
 
 RunElsewhere = Callable[
-    [Callable[[Attempt], Any], Elsewhere, StartOptions], Coroutine[Any, Any, Any]
+    [Callable[[Attempt], Any], BlockingRunner, StartOptions], Coroutine[Any, Any, Any]
 ]
 """``Supervisor.run_elsewhere``."""
 
@@ -120,7 +120,7 @@ class BlockingSupervisor(Generic[_S]):
         supervisor: _S,
         context: AbstractAsyncContextManager[Any],
         run_elsewhere: RunElsewhere,
-        interruption: Interruption,
+        interruption: StopSignals,
     ) -> None:
         self.supervisor = supervisor
         self._run_elsewhere = run_elsewhere

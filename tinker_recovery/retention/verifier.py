@@ -20,13 +20,12 @@ import anyio
 import anyio.to_thread
 from tinker import types
 
-from tinker_recovery.canary import answer_of
 from tinker_recovery.checkpoints import (
     Canary,
     CheckpointRecord,
     FileFacts,
+    Finding,
     Listed,
-    Verdict,
     WeightsFacts,
     check_bytes,
     check_canary,
@@ -36,16 +35,16 @@ from tinker_recovery.checkpoints import (
     run_id_of,
     with_canaries,
 )
+from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import StatusError, StatusRefused, StatusUnavailable, UsageError
-from tinker_recovery.faults import Place, judge
-from tinker_recovery.faults import Verdict as Judgement
+from tinker_recovery.faults import SeenIn, Verdict, judge
 from tinker_recovery.journal import Notebook, Notes
-from tinker_recovery.restoration import is_refused
 from tinker_recovery.service import Backend, Connection, StatusReader
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.download import Download
 from tinker_recovery.service.export import Limits, exported, loaded
+from tinker_recovery.service.refusals import is_refused
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry.names import SCOPE
 
@@ -135,7 +134,7 @@ class Verifier:
         canary: CanaryBatch | None = None,
         lineage: str | None = None,
         progress: Callable[[Progress], object] = _say_nothing,
-    ) -> list[Verdict]:
+    ) -> list[Finding]:
         """What each level says, the cheapest first: trusted if all are ``ok``.
 
         ``metadata``, ``listing`` and ``weights`` cost a few small requests; ``weights`` is left out
@@ -186,7 +185,7 @@ class Verifier:
             connection = await look.load(stack)
             if isinstance(connection, str):
                 level: Literal["bytes", "canary"] = "bytes" if deep else "canary"
-                return [*verdicts, Verdict(level, ok=False, reason=connection)]
+                return [*verdicts, Finding(level, ok=False, reason=connection)]
             if canary is not None and fingerprinted is not None:
                 verdicts.append(await self._canary(connection, fingerprinted, canary))
             if deep:
@@ -195,7 +194,7 @@ class Verifier:
 
     async def _listed(
         self, run_id: str, path: str, lineage: str | None, notes: Notes
-    ) -> tuple[list[Verdict], CheckpointRecord | None]:
+    ) -> tuple[list[Finding], CheckpointRecord | None]:
         """Metadata and listing; the listing is the last, and alone if it is not listed."""
         checkpoints = self._means.reader.checkpoints
         now = datetime.fromtimestamp(self._means.clock.wall(), UTC)
@@ -221,7 +220,7 @@ class Verifier:
             record = record.model_copy(update={"canary": notes.canaries.get(path)})
         return verdicts, record
 
-    async def _weights(self, run_id: str, path: str) -> Verdict | None:
+    async def _weights(self, run_id: str, path: str) -> Finding | None:
         try:
             said = WeightsFacts.of(await self._means.calls.weights_info(path))
         except StatusRefused as error:
@@ -238,7 +237,7 @@ class Verifier:
 
     async def _canary(
         self, connection: Connection, record: CheckpointRecord, canary: CanaryBatch
-    ) -> Verdict:
+    ) -> Finding:
         asking = connection.training.forward(list(canary.batch), "cross_entropy")
         try:
             with anyio.fail_after(self._means.limits.answer_s):
@@ -248,7 +247,7 @@ class Verifier:
         try:
             seen = Canary.of(answer)
         except UsageError as error:
-            return Verdict("canary", ok=False, reason=str(error))
+            return Finding("canary", ok=False, reason=str(error))
         return check_canary(record, seen, tolerance=canary.tolerance)
 
 
@@ -281,7 +280,7 @@ class _Look:
                 refusals.append(error)
         return f"the service does not load it: {refusals[-1]}"
 
-    async def bytes(self, connection: Connection, stack: AsyncExitStack) -> Verdict:
+    async def bytes(self, connection: Connection, stack: AsyncExitStack) -> Finding:
         """What its files say; an objection is looked into once more, in another session."""
         first, facts = await self._export(connection)
         found = self._compare(first, facts)
@@ -290,7 +289,7 @@ class _Look:
             async with AsyncExitStack() as other:
                 again = await self.load(other)
                 if isinstance(again, str):
-                    return Verdict("bytes", ok=False, reason=again)
+                    return Finding("bytes", ok=False, reason=again)
                 second, facts_again = await self._export(again)
             found = self._compare(second, facts_again)
             if first.ok and second.ok and not found.ok and facts_again != facts:
@@ -304,7 +303,7 @@ class _Look:
             await self._means.notebook.note_files(self._path, encode_files(facts))
         return found
 
-    def _compare(self, found: Verdict, facts: Mapping[str, FileFacts]) -> Verdict:
+    def _compare(self, found: Finding, facts: Mapping[str, FileFacts]) -> Finding:
         """The verdict on whole files, after comparing them with those of first sight."""
         if not found.ok or self._recorded is None:
             return found
@@ -314,9 +313,9 @@ class _Look:
             for name, known in self._recorded.items()
             if (seen := facts.get(name)) != known
         ]
-        return Verdict("bytes", ok=False, reason="; ".join(against)) if against else found
+        return Finding("bytes", ok=False, reason="; ".join(against)) if against else found
 
-    async def _export(self, connection: Connection) -> tuple[Verdict, dict[str, FileFacts]]:
+    async def _export(self, connection: Connection) -> tuple[Finding, dict[str, FileFacts]]:
         """Export, download and read through."""
         calls, limits = self._means.calls, self._means.limits
         self._progress(Progress("exporting"))
@@ -343,7 +342,7 @@ class _Look:
         listed = await self._means.reader.checkpoints(run_id)
         return next((each.size_bytes for each in listed if each.tinker_path == export), None)
 
-    async def _read(self, files: Mapping[str, Path]) -> tuple[Verdict, dict[str, FileFacts]]:
+    async def _read(self, files: Mapping[str, Path]) -> tuple[Finding, dict[str, FileFacts]]:
         tensors = {place: name for name, place in files.items() if name.endswith(_SUFFIX)}
         if not tensors:
             raise StatusRefused(
@@ -368,6 +367,6 @@ def _as_status(what: str, error: Exception) -> StatusError:
     """What a service answered that is no answer."""
     if isinstance(error, StatusError):
         return error
-    row = judge(error, Place.CREATE)
-    refused = row is not None and row.verdict is Judgement.GIVE_UP
+    row = judge(error, SeenIn.CREATE)
+    refused = row is not None and row.verdict is Verdict.GIVE_UP
     return (StatusRefused if refused else StatusUnavailable)(f"{what}: {error!r}")

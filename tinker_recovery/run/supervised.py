@@ -9,15 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 
-from tinker_recovery.attempt import Attempt, Spawn
-from tinker_recovery.budget import AttemptBudget
 from tinker_recovery.checkpoints import (
     CheckpointRecord,
     Segment,
     WeightsFacts,
     on_branch,
 )
-from tinker_recovery.chronicle import Chronicle
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import (
     LeaseLost,
@@ -26,16 +23,20 @@ from tinker_recovery.errors import (
     StatusError,
     UsageError,
 )
-from tinker_recovery.executor import HandOver, Recovery
-from tinker_recovery.faults import ROW, Ear, Fault, Kind, Place, Verdict, judge
-from tinker_recovery.interruption import Interruption
+from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind, SeenIn, Verdict, judge
 from tinker_recovery.journal import Notebook, RunRecord
-from tinker_recovery.mailbox import Mailbox
-from tinker_recovery.noted import NotedCheckpoints
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.restoration import Restoration, Restored, Tools
-from tinker_recovery.resumption import Standing, finish_sessions
-from tinker_recovery.saving import RunHistory
+from tinker_recovery.recovery.budget import AttemptBudget
+from tinker_recovery.recovery.executor import HandOver, Recovery
+from tinker_recovery.recovery.restore import Restore, Restored, Tools
+from tinker_recovery.recovery.resume import RunSnapshot, finish_sessions
+from tinker_recovery.run.attempt import Attempt, Spawn
+from tinker_recovery.run.journaling import RunJournal
+from tinker_recovery.run.mailbox import Mailbox
+from tinker_recovery.run.noted import NotedCheckpoints
+from tinker_recovery.run.saver import RunHistory
+from tinker_recovery.run.signals import StopSignals
+from tinker_recovery.run.trust import Trust
 from tinker_recovery.service import (
     Backend,
     Connection,
@@ -46,7 +47,6 @@ from tinker_recovery.service import (
 )
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.telemetry import EventSink, RunTelemetry, names
-from tinker_recovery.trust import Trust
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -78,9 +78,9 @@ class SupervisedRun(NotedCheckpoints):
         mailbox: Mailbox,
         notebook: Notebook,
         changed: Callable[[SupervisedRun], None],
-        interruption: Interruption,
+        interruption: StopSignals,
         record: RunRecord,
-        standing: Standing | None = None,
+        standing: RunSnapshot | None = None,
     ) -> None:
         self.mailbox = mailbox
         """Where the client's thread leaves word."""
@@ -121,7 +121,7 @@ class SupervisedRun(NotedCheckpoints):
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
         self.standing = standing
         """Where it stood when another process trained it; None if it begins here."""
-        self._chronicle = Chronicle(self, record)
+        self._chronicle = RunJournal(self, record)
         self._backend = backend
         self._changed = changed
         self._events = events
@@ -175,7 +175,7 @@ class SupervisedRun(NotedCheckpoints):
             return
         self.weights = WeightsFacts(base_model=status.base_model, lora_rank=status.lora_rank)
         if status.corrupted:
-            current.declare(ROW[Kind.CORRUPTED], Ear.POLL)
+            current.declare(RULES[Kind.CORRUPTED], DetectedBy.POLL)
         else:
             self.trust.note_reachable(current)
 
@@ -212,7 +212,7 @@ class SupervisedRun(NotedCheckpoints):
         current = self.current
         if current is not None and run_id == self.watched_run_id:
             logger.warning("run %s: the service failed its session: %s", self.name, message)
-            current.declare(ROW[Kind.SESSION_FAILED], Ear.POLL)
+            current.declare(RULES[Kind.SESSION_FAILED], DetectedBy.POLL)
 
     def note_unreachable(self) -> None:
         """The service could not be reached."""
@@ -239,7 +239,7 @@ class SupervisedRun(NotedCheckpoints):
                 {names.RUN_ID: current.run_id, names.SILENT_S: silent_s},
             )
         if stall_s is not None and silent_s >= stall_s:
-            current.declare(ROW[Kind.SILENCE], Ear.SILENCE)
+            current.declare(RULES[Kind.SILENCE], DetectedBy.SILENCE)
 
     async def is_corrupted(self) -> bool:
         """Ask the service whether it calls the run corrupted; no answer counts as no."""
@@ -288,7 +288,7 @@ class SupervisedRun(NotedCheckpoints):
         if self._incident is not None or self.ended:
             return
         current = self.current
-        if self.policy.enabled and fault.row.verdict is not Verdict.GIVE_UP:
+        if self.policy.enabled and fault.verdict is not Verdict.GIVE_UP:
             self._incident = fault
             self.telemetry.stopped()
             self._news = anyio.Event()
@@ -331,7 +331,7 @@ class SupervisedRun(NotedCheckpoints):
 
     def awaits(self, fault: Fault) -> bool:
         """Whether this fault still has to be dealt with."""
-        if not self.policy.enabled or fault.row.verdict is Verdict.GIVE_UP:
+        if not self.policy.enabled or fault.verdict is Verdict.GIVE_UP:
             return not self.ended
         return not self.ended and self._incident is fault
 
@@ -349,12 +349,12 @@ class SupervisedRun(NotedCheckpoints):
 
     def start_failed(self, error: BaseException) -> bool:
         """The first client could not be created; whether that is a fault to recover from."""
-        row = judge(error, Place.CREATE, self.policy.retryable_errors)
-        if row is None or row.verdict is Verdict.GIVE_UP:
+        rule = judge(error, SeenIn.CREATE, self.policy.retryable_errors)
+        if rule is None or rule.verdict is Verdict.GIVE_UP:
             return False
         if not self.policy.enabled or self.origin is None:
             return False
-        self.fault_declared(Fault(self.name, 0, "", row, Ear.START, self.start_step, error))
+        self.fault_declared(Fault(self.name, 0, "", rule, DetectedBy.START, self.start_step, error))
         return True
 
     def go_on(self) -> None:
@@ -363,17 +363,17 @@ class SupervisedRun(NotedCheckpoints):
             raise UsageError(f"run {self.name!r} begins here: there is nothing to go on with")
         last = self.standing.segments[-1]
         self.spawn(functools.partial(finish_sessions, self.reader, self.standing.sessions))
-        row = ROW[Kind.PROCESS_LOST]
+        rule = RULES[Kind.PROCESS_LOST]
         number = len(self.standing.segments)
         self.fault_declared(
-            Fault(self.name, number, last.run_id, row, Ear.JOURNAL, self.standing.step)
+            Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, self.standing.step)
         )
 
     def lease_lost(self, error: LeaseLost) -> None:
         """Another process has taken the run: nothing may be trained here any more."""
         current = self.current
         if self._incident is None and current is not None:
-            current.declare(ROW[Kind.LEASE_LOST], Ear.JOURNAL, error)
+            current.declare(RULES[Kind.LEASE_LOST], DetectedBy.JOURNAL, error)
         else:
             self.give_up(error)
 
@@ -404,9 +404,9 @@ class SupervisedRun(NotedCheckpoints):
         self.end(error)
         await self._chronicle.ends(error)
 
-    def restoration(self, tools: Tools) -> Restoration:
+    def restoration(self, tools: Tools) -> Restore:
         """One try to bring it back."""
-        return Restoration(self, tools)
+        return Restore(self, tools)
 
     def take_over(self, restored: Restored) -> HandOver:
         """Hold a recovered client ready."""
@@ -476,7 +476,7 @@ class SupervisedRun(NotedCheckpoints):
     async def attempt_over(self, attempt: Attempt, error: BaseException | None) -> None:
         """The body was left for good: by its end, or by an exception that is not ours."""
         fault = attempt.fault
-        if fault is not None and (not self.policy.enabled or fault.row.verdict is Verdict.GIVE_UP):
+        if fault is not None and (not self.policy.enabled or fault.verdict is Verdict.GIVE_UP):
             # Whoever is to hear of it hears of it before the error leaves.
             with anyio.move_on_after(2 * self.policy.close_timeout_s):
                 await self._settled(fault)

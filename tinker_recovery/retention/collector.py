@@ -1,4 +1,4 @@
-"""Housekeeping: one look at a run's checkpoints, and what follows from it, carried out.
+"""Collector: one look at a run's checkpoints, and what follows from it, carried out.
 
 What to keep, to delete and to renew is decided in :mod:`tinker_recovery.checkpoints`; here the
 service is asked, the journal is written, and the service is told, in that order. Whatever cannot be
@@ -20,9 +20,9 @@ from tinker_recovery.checkpoints import (
     Delete,
     Deletion,
     DeletionLedger,
+    DeletionPlan,
     Latest,
     Listed,
-    Plan,
     Renewal,
     Segment,
     Situation,
@@ -40,15 +40,15 @@ from tinker_recovery.checkpoints import (
     select,
 )
 from tinker_recovery.checkpoints.deletion import SETTLE_S
-from tinker_recovery.choice import list_checkpoints
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import StatusRefused, UsageError
 from tinker_recovery.journal import Notebook, Notes
 from tinker_recovery.policy import CheckpointPolicy
+from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
+from tinker_recovery.service.listing import list_checkpoints
 from tinker_recovery.telemetry import EventSink, names
-from tinker_recovery.verification import Verifier
 
 _LOOKS = 10_000
 """Most looks in one round; each brings something further, so a round ends anyway."""
@@ -61,7 +61,7 @@ _SAYS_NOTHING_OF_IT = frozenset({401, 402, 403})
 """Refusals that are about who asks, not about the checkpoint asked for: never remembered."""
 
 
-class Kept(Protocol):
+class CollectedRun(Protocol):
     """A run, or a lineage, as housekeeping sees it."""
 
     @property
@@ -124,7 +124,7 @@ class Outlook:
     """
 
     listed: Sequence[Listed]
-    plan: Plan
+    plan: DeletionPlan
     renewals: Sequence[Renewal]
     ledger: DeletionLedger
     notes: Notes
@@ -149,7 +149,7 @@ class Done:
     next_at: float = math.inf
 
 
-class Housekeeping:
+class Collector:
     """Keeps the checkpoints of runs by one policy. One round at a time.
 
     Args:
@@ -186,7 +186,7 @@ class Housekeeping:
         self._bucket = TokenBucket(rate, burst=max(1, math.ceil(rate * _FRESH_S)))
         self._weights: dict[str, WeightsFacts | None] = {}
 
-    async def look(self, run: Kept) -> Outlook:
+    async def look(self, run: CollectedRun) -> Outlook:
         """See what there is and what would be done about it; changes nothing but the journal.
 
         Raises:
@@ -237,7 +237,9 @@ class Housekeeping:
         )
         return Outlook(listed, plan, lives, ledger, notes)
 
-    async def tidy(self, run: Kept, progress: Callable[[Done], object] = lambda _: None) -> Done:
+    async def tidy(
+        self, run: CollectedRun, progress: Callable[[Done], object] = lambda _: None
+    ) -> Done:
         """One round: renew what has to live on, delete what nothing keeps.
 
         Cancelling it is safe at any point; what was begun is finished by a later round. A run that
@@ -272,7 +274,7 @@ class Housekeeping:
 
     async def _carry_out(
         self,
-        run: Kept,
+        run: CollectedRun,
         ledger: DeletionLedger,
         commands: Sequence[Command],
         progress: Callable[[], object],
@@ -298,13 +300,15 @@ class Housekeeping:
             self._note(run, command, told.entry, done)
             progress()
 
-    async def _write(self, run: Kept, ledger: DeletionLedger, entry: Deletion) -> DeletionLedger:
+    async def _write(
+        self, run: CollectedRun, ledger: DeletionLedger, entry: Deletion
+    ) -> DeletionLedger:
         await self._notebook.write_deletion(entry.path, entry.to_line())
         ledger = ledger.applied(entry)
         run.note_doomed(ledger.doomed(now_s=self._clock.wall()))
         return ledger
 
-    def _note(self, run: Kept, command: Delete, entry: Deletion, done: Done) -> None:
+    def _note(self, run: CollectedRun, command: Delete, entry: Deletion, done: Done) -> None:
         fields = {names.CHECKPOINT_PATH: entry.path, names.REASON: entry.reason}
         if entry.state == "deleted":
             done.deleted[entry.path] = entry.size_bytes
@@ -324,7 +328,7 @@ class Housekeeping:
                 return
             await self._clock.sleep(wait_s)
 
-    async def _renew(self, run: Kept, outlook: Outlook, done: Done) -> None:
+    async def _renew(self, run: CollectedRun, outlook: Outlook, done: Done) -> None:
         now = self._now()
         for renewal in outlook.renewals:
             if renewal.at > now or renewal.path in done.renewed:
@@ -348,7 +352,7 @@ class Housekeeping:
             )
 
     async def _valid(
-        self, run: Kept, listed: Sequence[Listed], notes: Notes, doomed: Collection[str]
+        self, run: CollectedRun, listed: Sequence[Listed], notes: Notes, doomed: Collection[str]
     ) -> list[str]:
         """The newest checkpoint found valid, and if that one expires soon the newest that lasts."""
         by_path = {each.path: each for each in listed}
@@ -375,7 +379,7 @@ class Housekeeping:
                     break
         return found
 
-    async def _fits(self, run: Kept, record: CheckpointRecord) -> bool:
+    async def _fits(self, run: CollectedRun, record: CheckpointRecord) -> bool:
         """Whether the service knows the weights, and they are of the run's kind; asked once."""
         if record.path not in self._weights:
             try:
@@ -390,12 +394,12 @@ class Housekeeping:
         facts = self._weights[record.path]
         return facts is not None and check_weights(facts, run.weights).ok
 
-    async def _is_whole(self, run: Kept, record: CheckpointRecord) -> bool:
+    async def _is_whole(self, run: CollectedRun, record: CheckpointRecord) -> bool:
         """Whether its bytes were looked at and found whole, where the policy asks for that."""
         if not self._policy.verify_deep or record.path in self._whole:
             return True
         if self._verifier is None:
-            raise UsageError("verify_deep needs a verifier: pass verifier= to Housekeeping")
+            raise UsageError("verify_deep needs a verifier: pass verifier= to Collector")
         verdicts = await self._verifier.verify(record.path, deep=True, lineage=run.lineage)
         against = [verdict.reason for verdict in verdicts if not verdict.ok]
         if against:

@@ -22,12 +22,12 @@ from tinker_recovery.checkpoints import (
 )
 from tinker_recovery.checkpoints.metadata import encode_loop_state
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import NonFiniteLoss, StaleAttempt, UsageError
-from tinker_recovery.faults import ROW, Ear, Fault, Kind, Place, Row, Verdict, causes, judge
-from tinker_recovery.interruption import Interruption
-from tinker_recovery.mailbox import Mailbox
+from tinker_recovery.errors import NonFiniteLoss, StaleAttempt, UsageError, causes
+from tinker_recovery.faults import RULES, DetectedBy, Fault, FaultRule, Kind, SeenIn, Verdict, judge
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.saving import RunHistory, Saver
+from tinker_recovery.run.mailbox import Mailbox
+from tinker_recovery.run.saver import RunHistory, Saver
+from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.service import Connection, SaveRequest, SupervisedClient
 from tinker_recovery.service.client import CUSTOM_LOSS
 from tinker_recovery.telemetry import names
@@ -64,7 +64,7 @@ class Owner(Protocol):
     spawn: Spawn
     skipped: set[int]
     history: RunHistory
-    interruption: Interruption
+    interruption: StopSignals
 
     @property
     def trust(self) -> Trusted:
@@ -228,8 +228,8 @@ class Attempt:
 
     def _loss_bad(self, step: int, value: float) -> None:
         self.declare(
-            ROW[Kind.LOSS_NOT_FINITE],
-            Ear.CALL,
+            RULES[Kind.LOSS_NOT_FINITE],
+            DetectedBy.CALL,
             NonFiniteLoss(step, value),
             failed_step=step,
         )
@@ -307,7 +307,7 @@ class Attempt:
             await self.save_before_leaving()
         swallow = ours or seen is None or await self._is_incident(seen)
         fault = self._fault if self._run.policy.enabled else None
-        doomed = fault is not None and fault.row.verdict is Verdict.GIVE_UP
+        doomed = fault is not None and fault.verdict is Verdict.GIVE_UP
         goes_on = swallow and fault is not None and not doomed
         self.finished = seen is None and fault is None
         self.left.set()
@@ -362,18 +362,18 @@ class Attempt:
         if self._is_echo(error):
             return True
         if isinstance(error, asyncio.CancelledError) and _nobody_asked():
-            row: Row | None = ROW[Kind.CANCELLED]
+            rule: FaultRule | None = RULES[Kind.CANCELLED]
         else:
             known = any(error is failure for failure in self.client.errors)
-            row = judge(
-                error, Place.CALL if known else Place.BODY, self._run.policy.retryable_errors
+            rule = judge(
+                error, SeenIn.CALL if known else SeenIn.BODY, self._run.policy.retryable_errors
             )
-        if row is None:
+        if rule is None:
             return False
-        if row.kind is Kind.USER_ERROR and await self._run.is_corrupted():
-            row = ROW[Kind.CORRUPTED]
-        self.declare(row, Ear.CALL, error)
-        return row.verdict is not Verdict.GIVE_UP
+        if rule.kind is Kind.USER_ERROR and await self._run.is_corrupted():
+            rule = RULES[Kind.CORRUPTED]
+        self.declare(rule, DetectedBy.CALL, error)
+        return rule.verdict is not Verdict.GIVE_UP
 
     def _is_echo(self, error: BaseException) -> bool:
         """Whether a known incident left this behind in the body, and it is part of it.
@@ -394,8 +394,8 @@ class Attempt:
         return any(isinstance(each, echoes) for each in causes(error))
 
     def _is_recoverable(self, error: BaseException) -> bool:
-        row = judge(error, Place.BODY, self._run.policy.retryable_errors)
-        return row is not None and row.verdict is not Verdict.GIVE_UP
+        rule = judge(error, SeenIn.BODY, self._run.policy.retryable_errors)
+        return rule is not None and rule.verdict is not Verdict.GIVE_UP
 
     async def _drain(self) -> None:
         at_end = functools.partial(self.saver.due, end=True)
@@ -422,8 +422,8 @@ class Attempt:
 
     def declare(
         self,
-        row: Row,
-        ear: Ear,
+        rule: FaultRule,
+        detected_by: DetectedBy,
         error: BaseException | None = None,
         *,
         failed_step: int | None = None,
@@ -437,19 +437,21 @@ class Attempt:
             run=self._run.name,
             attempt=self.number,
             run_id=self.run_id,
-            row=row,
-            ear=ear,
+            rule=rule,
+            detected_by=detected_by,
             step=self.client.step,
             error=error,
             failed_step=failed_step,
             silent_s=self.client.silent_s() or 0.0,
         )
         if self._run.policy.enabled:
-            self.client.retire(f"the attempt ended by a fault ({row.kind.value})")
+            self.client.retire(f"the attempt ended by a fault ({rule.kind.value})")
             self._scope.cancel()
         self._run.fault_declared(self._fault)
 
-    def suspect(self, row: Row, error: BaseException | None, failed_step: int | None) -> None:
+    def suspect(
+        self, rule: FaultRule, error: BaseException | None, failed_step: int | None
+    ) -> None:
         """Declare it unless the body is left soon: it may be on its way out with this very error.
 
         A client with a gap in its requests would wait for ever, so the body is not left to it.
@@ -458,7 +460,7 @@ class Attempt:
         async def act() -> None:
             await self._run.clock.sleep(GRACE_S)
             if not self.left.is_set():
-                self.declare(row, Ear.CALL, error, failed_step=failed_step)
+                self.declare(rule, DetectedBy.CALL, error, failed_step=failed_step)
 
         if self._run.policy.enabled and not self.left.is_set():
             self._run.spawn(act)
@@ -486,21 +488,21 @@ class _Hooks:
         self._run = run
 
     def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
-        place = Place.BODY if operation == CUSTOM_LOSS else Place.CALL
-        row = judge(error, place, self._run.policy.retryable_errors)
-        if row is None:
+        place = SeenIn.BODY if operation == CUSTOM_LOSS else SeenIn.CALL
+        rule = judge(error, place, self._run.policy.retryable_errors)
+        if rule is None:
             return
-        if row.verdict is not Verdict.GIVE_UP:
-            self._attempt.post(self._declare, row, step, error)
-        elif row.breaks_client:
-            self._attempt.post(self._attempt.suspect, row, error, step)
+        if rule.verdict is not Verdict.GIVE_UP:
+            self._attempt.post(self._declare, rule, step, error)
+        elif rule.breaks_client:
+            self._attempt.post(self._attempt.suspect, rule, error, step)
 
-    def _declare(self, row: Row, step: int | None, error: BaseException) -> None:
-        self._attempt.declare(row, Ear.CALL, error, failed_step=step)
+    def _declare(self, rule: FaultRule, step: int | None, error: BaseException) -> None:
+        self._attempt.declare(rule, DetectedBy.CALL, error, failed_step=step)
 
     def call_cancelled(self, operation: str, step: int | None) -> None:
         del operation
-        self._attempt.post(self._attempt.suspect, ROW[Kind.CANCELLED], None, step)
+        self._attempt.post(self._attempt.suspect, RULES[Kind.CANCELLED], None, step)
 
     def loss_not_finite(self, step: int, value: float) -> None:
         self._attempt.post(self._attempt._loss_bad, step, value)  # noqa: SLF001 - the other half of Attempt

@@ -1,4 +1,4 @@
-"""Opening a run: its lease is taken, and what an earlier process left of it is found."""
+"""RunRequest a run: its lease is taken, and what an earlier process left of it is found."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any, Literal
 import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
-from tinker_recovery.choice import find_checkpoint
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import NoUsableCheckpoint, RunFinished, UsageError
-from tinker_recovery.journal import Found, Held, Opening, Recorder, RunRecord
+from tinker_recovery.journal import Found, HeldLease, Recorder, RunRecord, RunRequest
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.rediscovery import QUIET_S, find_at_service, until_quiet
-from tinker_recovery.resumption import Standing, standing_of
+from tinker_recovery.recovery.discovery import QUIET_S, find_at_service, until_quiet
+from tinker_recovery.recovery.resume import RunSnapshot, standing_of
+from tinker_recovery.run.options import StartPlan
 from tinker_recovery.service import StatusReader
-from tinker_recovery.start import StartPlan
+from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -52,7 +52,7 @@ class OpenedRun:
     plan: StartPlan
     root: CheckpointRecord | None
     start_step: int
-    standing: Standing | None
+    standing: RunSnapshot | None
 
 
 async def open_run(
@@ -74,7 +74,7 @@ async def open_run(
         CheckpointError: What it is to start from is not there.
         StatusError: The service cannot be read.
     """
-    opening = Opening(
+    opening = RunRequest(
         service=recorder.service,
         name=name,
         # What is only observed is not recovered, and so not gone on with either.
@@ -143,7 +143,7 @@ async def _look_at_service(
 
 
 async def _begun(
-    record: RunRecord, opening: Opening, reader: StatusReader, plan: StartPlan
+    record: RunRecord, opening: RunRequest, reader: StatusReader, plan: StartPlan
 ) -> OpenedRun:
     """A run that begins here."""
     root = None
@@ -182,7 +182,7 @@ def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:
 
 
 async def take_run(
-    recorder: Recorder, opening: Opening, on_lease: Literal["wait", "refuse"]
+    recorder: Recorder, opening: RunRequest, on_lease: Literal["wait", "refuse"]
 ) -> RunRecord:
     """Take a run for this process; waits for another that trains it, or refuses to.
 
@@ -190,7 +190,7 @@ async def take_run(
         JournalError: The journal cannot be written.
         RunHeld: Another process trains it, and it is not to be waited for.
     """
-    seen: Held | None = None
+    seen: HeldLease | None = None
     told_at = -math.inf
     while True:
         taken = await recorder.open_run(opening, seen)

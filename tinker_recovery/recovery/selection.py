@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
-from tinker_recovery.canary import Answer
 from tinker_recovery.checkpoints import (
     AtPath,
     AtStep,
@@ -30,16 +29,17 @@ from tinker_recovery.checkpoints import (
     eligible,
     first_objection,
     on_branch,
-    run_id_of,
     select,
     wanted,
     with_canaries,
 )
+from tinker_recovery.checkpoints.canary import Answer
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, StatusUnavailable
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
+from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
 from tinker_recovery.telemetry import EventSink, names, phase, refuse
 
 logger = logging.getLogger(names.SCOPE)
@@ -77,7 +77,7 @@ class TrustedCheckpoints(Protocol):
         ...
 
 
-class Chooser(Protocol):
+class SelectingRun(Protocol):
     """A run as the choice of a checkpoint sees it."""
 
     @property
@@ -131,7 +131,7 @@ class ServiceTime:
         self.total_s += self.clock.monotonic() - self._began
 
 
-class Choice:
+class CheckpointSelection:
     """One choice; see the module.
 
     Args:
@@ -144,7 +144,7 @@ class Choice:
 
     def __init__(
         self,
-        run: Chooser,
+        run: SelectingRun,
         *,
         policy: RecoveryPolicy,
         events: EventSink,
@@ -355,32 +355,3 @@ def as_attributes(checkpoint: CheckpointRecord | None) -> dict[str, str | int]:
     if checkpoint is None:
         return {}
     return {names.CHECKPOINT_PATH: checkpoint.path, names.CHECKPOINT_STEP: checkpoint.step}
-
-
-async def list_checkpoints(reader: StatusReader, run_id: str) -> list[Listed]:
-    """The training checkpoints of one Tinker run, read as far as they can be."""
-    return [
-        Listed.read(listed)
-        for listed in await reader.checkpoints(run_id)
-        if listed.checkpoint_type == "training"
-    ]
-
-
-async def find_checkpoint(reader: StatusReader, path: str) -> CheckpointRecord:
-    """One checkpoint by its path.
-
-    Raises:
-        InvalidMetadata: What it says of itself cannot be read.
-        NoUsableCheckpoint: It is not listed, or does not say how many steps it contains.
-        StatusError: The listing could not be read.
-    """
-    for listed in await reader.checkpoints(run_id_of(path)):
-        if listed.tinker_path == path:
-            record = CheckpointRecord.from_listing(listed)
-            if record is None:
-                raise NoUsableCheckpoint(
-                    f"checkpoint {path} does not say how many optimizer steps it contains: it was "
-                    "not saved through a supervised client, so the loop cannot be rewound to it"
-                )
-            return record
-    raise NoUsableCheckpoint(f"checkpoint {path} is not listed by the service")

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import anyio
 
 from tinker_recovery.clock import Clock
+from tinker_recovery.detection.plan import FEW, SPREAD, SPREAD_REST, Census, Sweep
 from tinker_recovery.errors import StatusError, StatusUnavailable
-from tinker_recovery.polling import FEW, SPREAD, SPREAD_REST, Census, Sweep
 from tinker_recovery.service import RunStatus, StatusReader
 from tinker_recovery.service.status import PAGE
 from tinker_recovery.telemetry import EventSink, names
@@ -24,7 +24,7 @@ _FAILED_PAGES = 8
 """Most pages of failed sessions read in one look; the next look goes on behind them."""
 
 
-class Watched(Protocol):
+class PolledRun(Protocol):
     """A run as the Monitor sees it."""
 
     @property
@@ -54,7 +54,7 @@ class Watched(Protocol):
         ...
 
 
-class Looker:
+class Poller:
     """Looks at runs, and remembers between two looks what makes the next one cheaper.
 
     A read that fails is told of and never judged: what one look cannot see, the next one may.
@@ -83,7 +83,7 @@ class Looker:
 
     async def look(
         self,
-        watched: Mapping[str, Watched],
+        watched: Mapping[str, PolledRun],
         answered: Callable[[], object],
         *,
         brisk: bool = False,
@@ -109,7 +109,7 @@ class Looker:
 
     # A few runs
 
-    async def _ask(self, run: Watched, run_id: str, answered: Callable[[], object]) -> None:
+    async def _ask(self, run: PolledRun, run_id: str, answered: Callable[[], object]) -> None:
         """All there is to know of one run."""
         error = await self._read(run, run_id, answered)
         if error is not None:
@@ -123,7 +123,7 @@ class Looker:
             run.note_session_failed(run_id, failed)
 
     async def _read(
-        self, run: Watched, run_id: str, answered: Callable[[], object]
+        self, run: PolledRun, run_id: str, answered: Callable[[], object]
     ) -> StatusError | None:
         try:
             status = await self._reader.run(run_id, run.note_unreachable)
@@ -134,7 +134,7 @@ class Looker:
         run.note_status(RunStatus.of(status))
         return None
 
-    async def _session_failure(self, run: Watched, run_id: str) -> str | None:
+    async def _session_failure(self, run: PolledRun, run_id: str) -> str | None:
         """Why the run's session failed, if the service says that it did."""
         if not self._sessions_told:
             return None
@@ -162,7 +162,7 @@ class Looker:
     # Many runs
 
     async def _ask_many(
-        self, watched: Mapping[str, Watched], answered: Callable[[], object]
+        self, watched: Mapping[str, PolledRun], answered: Callable[[], object]
     ) -> None:
         """Pages as far as they pay, then who was on none of them, then the failed sessions.
 
@@ -183,7 +183,7 @@ class Looker:
     async def _pages(
         self,
         sweep: Sweep,
-        watched: Mapping[str, Watched],
+        watched: Mapping[str, PolledRun],
         answered: Callable[[], object],
         spread_s: float,
     ) -> bool:
@@ -225,12 +225,12 @@ class Looker:
             self._unread("", told, errors[0], {names.RUNS: len(watched)})
         return not errors
 
-    async def _rest(self, missing: Mapping[str, Watched], answered: Callable[[], object]) -> bool:
+    async def _rest(self, missing: Mapping[str, PolledRun], answered: Callable[[], object]) -> bool:
         """Ask for each of these by itself; whether the service could be reached."""
         errors: list[StatusError] = []
         limiter = anyio.CapacityLimiter(_AT_ONCE)
 
-        async def read(run_id: str, run: Watched, slot: object) -> None:
+        async def read(run_id: str, run: PolledRun, slot: object) -> None:
             try:
                 error = await self._read(run, run_id, answered)
             finally:
@@ -257,7 +257,7 @@ class Looker:
         return reached()
 
     async def _failed_sessions(
-        self, watched: Mapping[str, Watched], answered: Callable[[], object]
+        self, watched: Mapping[str, PolledRun], answered: Callable[[], object]
     ) -> None:
         """Which of the runs' sessions have failed: the newest, and then where the last look ended.
 
@@ -290,6 +290,6 @@ class Looker:
                     run.note_session_failed(run_id, message)
 
 
-def by_run_id(runs: Sequence[Watched]) -> dict[str, Watched]:
+def by_run_id(runs: Sequence[PolledRun]) -> dict[str, PolledRun]:
     """The runs there is something to watch of, by Tinker run id."""
     return {run_id: run for run in runs if (run_id := run.watched_run_id) is not None}

@@ -12,13 +12,13 @@ from collections.abc import Collection, Mapping
 
 from tinker import types
 
-from tinker_recovery.attempt import Attempt, Spawn
 from tinker_recovery.checkpoints import DeletionLedger
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal import Notebook
+from tinker_recovery.run.attempt import Attempt, Spawn
+from tinker_recovery.run.trust import Trust
 from tinker_recovery.telemetry import names
-from tinker_recovery.trust import Trust
 
 logger = logging.getLogger(names.SCOPE)
 

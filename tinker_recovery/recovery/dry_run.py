@@ -18,8 +18,6 @@ import anyio
 import anyio.to_thread
 import tinker
 
-from tinker_recovery.by_hand import recover_from_checkpoint
-from tinker_recovery.canary import Answer
 from tinker_recovery.checkpoints import (
     CheckpointRecord,
     Segment,
@@ -27,19 +25,22 @@ from tinker_recovery.checkpoints import (
     check_weights,
     run_id_of,
 )
+from tinker_recovery.checkpoints.canary import Answer
 from tinker_recovery.checkpoints.deletion import DeletionLedger
-from tinker_recovery.choice import ServiceTime, find_checkpoint, list_checkpoints
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, UsageError
 from tinker_recovery.journal import Found, Journal, Notes
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.reading import read_left
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.rediscovery import find_at_service, put_together
-from tinker_recovery.restoration import Restoration, Tools
-from tinker_recovery.resumption import standing_of
+from tinker_recovery.recovery.discovery import find_at_service, put_together
+from tinker_recovery.recovery.manual import recover_from_checkpoint
+from tinker_recovery.recovery.restore import Restore, Tools
+from tinker_recovery.recovery.resume import standing_of
+from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import ServiceFactory
+from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
 from tinker_recovery.telemetry import EventSink, names
 
 logger = logging.getLogger(names.SCOPE)
@@ -274,7 +275,7 @@ async def prove(
         else:
             run = await _as_left(reader, left, policy, clock)
         await _read_notes(run, journal, clock)
-        restoration = Restoration(run, tools)
+        restoration = Restore(run, tools)
         if checkpoint is None and await restoration.progress() is None:
             raise NoUsableCheckpoint(f"run {left.name!r} has saved no checkpoint")
         restored = await restoration.restore()

@@ -1,4 +1,4 @@
-"""The Keeper: sees to the checkpoints of the runs while they train. It only keeps house.
+"""The RetentionLoop: sees to the checkpoints of the runs while they train. It only keeps house.
 
 It is asked after each save and each recovery, holds what is still owed when the Supervisor ends,
 and looks by itself once something it has seen falls due: a lifetime to renew, a deletion to try
@@ -13,7 +13,7 @@ from typing import Protocol
 import anyio
 
 from tinker_recovery.clock import Clock
-from tinker_recovery.housekeeping import Housekeeping, Kept
+from tinker_recovery.retention.collector import CollectedRun, Collector
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import EventSink, metrics, names
 
@@ -24,7 +24,7 @@ RETRY_S = 60.0
 """Seconds until a round that could not be held is held again."""
 
 
-class Asking(Kept, Protocol):
+class Asking(CollectedRun, Protocol):
     """A run that can ask for a round."""
 
     @property
@@ -33,7 +33,7 @@ class Asking(Kept, Protocol):
         ...
 
 
-class Keeper:
+class RetentionLoop:
     """Holds rounds of housekeeping.
 
     Args:
@@ -44,7 +44,7 @@ class Keeper:
     """
 
     def __init__(
-        self, house: Housekeeping, *, look_every_s: float, events: EventSink, clock: Clock
+        self, house: Collector, *, look_every_s: float, events: EventSink, clock: Clock
     ) -> None:
         self._house = house
         self._look_every_s = look_every_s

@@ -15,18 +15,18 @@ import anyio
 import tinker
 from tinker import types
 
-from tinker_recovery.attempt import Spawn
-from tinker_recovery.budget import AttemptBudget
 from tinker_recovery.clock import Clock
-from tinker_recovery.elsewhere import ElsewhereRestoration, progress_of
 from tinker_recovery.errors import UsageError
-from tinker_recovery.executor import HandOver, Recovery
-from tinker_recovery.faults import ROW, Ear, Fault, Kind
+from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.policy import Callback, RecoveryPolicy
-from tinker_recovery.restoration import Restored, Tools
+from tinker_recovery.recovery.budget import AttemptBudget
+from tinker_recovery.recovery.executor import HandOver, Recovery
+from tinker_recovery.recovery.restore import Restored, Tools
+from tinker_recovery.run.attempt import Spawn
 from tinker_recovery.service import Backend, Connection, RunStatus, StatusReader
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.telemetry import RunTelemetry
+from tinker_recovery.watched.restore import WatchedRestore, progress_of
 
 _CLOSING_AT_ONCE = 32
 
@@ -130,7 +130,9 @@ class Watch:
     def _declare(self, kind: Kind) -> None:
         if self._run is None:
             self._run = self._fleet.open(self)
-        fault = Fault(self.name, len(self._run.run_ids), self.run_id, ROW[kind], Ear.POLL, step=0)
+        fault = Fault(
+            self.name, len(self._run.run_ids), self.run_id, RULES[kind], DetectedBy.POLL, step=0
+        )
         self._run.incident = fault
         self._fleet.report(fault)
 
@@ -177,9 +179,9 @@ class WatchedRun:
         """What was stored later may hold the fault's damage; None if that is not known."""
         return self._watch.last_good
 
-    def restoration(self, tools: Tools) -> ElsewhereRestoration:
+    def restoration(self, tools: Tools) -> WatchedRestore:
         """One try to bring it back."""
-        return ElsewhereRestoration(self, tools)
+        return WatchedRestore(self, tools)
 
     def step_to_skip(self) -> int | None:
         """Its steps are not ours to skip."""

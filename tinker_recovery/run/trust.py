@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tinker import types
 
-from tinker_recovery.attempt import Attempt, Spawn
-from tinker_recovery.canary import Answer, CanaryBook, answer_of, fingerprint_of
 from tinker_recovery.checkpoints import CheckpointRecord, Segment, on_branch
+from tinker_recovery.checkpoints.canary import Answer, CanaryBook, answer_of, fingerprint_of
 from tinker_recovery.errors import FaultError
-from tinker_recovery.faults import ROW, Ear, Fault, Kind
+from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.run.attempt import Attempt, Spawn
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import names
 
@@ -203,10 +203,10 @@ class Trust:
         knows of its own requests comes on top (``first_doubtful_step``).
         """
         steps = [] if self._outage_from is None else [self._outage_from]
-        if fault.ear is Ear.POLL:
+        if fault.detected_by is DetectedBy.POLL:
             # It may have begun right after the poll before this one.
             steps.append(self._sound_step)
-        if fault.row.kind is Kind.LOSS_NOT_FINITE and fault.failed_step is not None:
+        if fault.kind is Kind.LOSS_NOT_FINITE and fault.failed_step is not None:
             # Weights of one step earlier gave a loss that was finite.
             steps.append(fault.failed_step - 1)
         if steps:
@@ -228,8 +228,8 @@ class Trust:
         # answers as it never did before. Exact is to go back.
         self._distrust(current, trusted_step)
         current.declare(
-            ROW[Kind.ROLLED_BACK],
-            Ear.CANARY,
+            RULES[Kind.ROLLED_BACK],
+            DetectedBy.CANARY,
             FaultError(
                 f"the service was out of reach with {self._open_at_outage} requests under way, so "
                 "nothing can tell which weights they were applied to",
@@ -261,7 +261,7 @@ class Trust:
             back_to,
         )
         self._distrust(attempt, trusted_step)
-        attempt.declare(ROW[Kind.ROLLED_BACK], Ear.CANARY)
+        attempt.declare(RULES[Kind.ROLLED_BACK], DetectedBy.CANARY)
 
     def _known_on_branch(self) -> list[tuple[str, int]]:
         attempts = self._attempts()

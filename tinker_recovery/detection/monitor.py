@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import anyio
 
 from tinker_recovery.clock import Clock
-from tinker_recovery.look import Looker, Watched, by_run_id
-from tinker_recovery.polling import Pace
+from tinker_recovery.detection.plan import Pace
+from tinker_recovery.detection.poller import PolledRun, Poller, by_run_id
 from tinker_recovery.service import StatusReader
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import EventSink
@@ -29,7 +29,7 @@ class Monitor:
 
     def __init__(
         self,
-        watched: Callable[[], Sequence[Watched]],
+        watched: Callable[[], Sequence[PolledRun]],
         *,
         reader: StatusReader,
         interval_s: float,
@@ -75,9 +75,9 @@ class Monitor:
             faults = await looker.look(watched, child.heartbeat, brisk=only is not None)
             pace.end(faults=faults)
 
-    def looker(self) -> Looker:
+    def looker(self) -> Poller:
         """What looks, with nothing remembered yet."""
-        return Looker(
+        return Poller(
             self._reader,
             interval_s=self._interval_s,
             events=self._events,

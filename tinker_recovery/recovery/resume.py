@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tinker_recovery.checkpoints import CheckpointRecord, Segment, on_branch
-from tinker_recovery.choice import list_checkpoints
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import (
     StatusRefused,
@@ -26,6 +25,7 @@ from tinker_recovery.errors import (
 from tinker_recovery.journal import Found, FoundAttempt
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.service import StatusReader
+from tinker_recovery.service.listing import list_checkpoints
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -37,7 +37,7 @@ LATEST_SESSIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RunSnapshot:
     """Where a run stood.
 
     Attributes:
@@ -87,7 +87,7 @@ def trusted_limit(
 
 async def standing_of(
     found: Found, reader: StatusReader, policy: RecoveryPolicy, clock: Clock
-) -> Standing:
+) -> RunSnapshot:
     """Where a run stood, by the journal and by the service.
 
     A service that cannot be read is waited for, as long as a recovery would wait for it.
@@ -130,7 +130,7 @@ async def standing_of(
         if (run_id := path.removeprefix("tinker://").partition("/")[0]) in by_run
     }
     newest = found.attempts[-LATEST_SESSIONS:]
-    return Standing(
+    return RunSnapshot(
         segments,
         limits,
         stored,

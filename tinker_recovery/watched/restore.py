@@ -15,15 +15,16 @@ from tinker import types
 from tinker_recovery.checkpoints import Listed, check_listing
 from tinker_recovery.checkpoints.record import CheckpointRecord
 from tinker_recovery.errors import InvalidMetadata, NoUsableCheckpoint
-from tinker_recovery.restoration import Restored, Tools, discard, is_refused
+from tinker_recovery.recovery.restore import Restored, Tools, discard
 from tinker_recovery.service import Connection, FromCheckpoint, StatusReader
+from tinker_recovery.service.refusals import is_refused
 from tinker_recovery.telemetry import names, phase
 
 _SOON_S = 300.0
 """A checkpoint that expires within this time is as good as gone."""
 
 
-class Elsewhere(Protocol):
+class RestorableWatch(Protocol):
     """A run trained elsewhere, as its restoration sees it."""
 
     bad: dict[str, str]
@@ -50,7 +51,7 @@ class Elsewhere(Protocol):
         ...
 
 
-class ElsewhereRestoration:
+class WatchedRestore:
     """One try to bring such a run back.
 
     Args:
@@ -58,7 +59,7 @@ class ElsewhereRestoration:
         tools: What it is done with.
     """
 
-    def __init__(self, run: Elsewhere, tools: Tools) -> None:
+    def __init__(self, run: RestorableWatch, tools: Tools) -> None:
         self._run = run
         self._tools = tools
 

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 import tinker
 
 from tinker_recovery.checkpoints import objection
-from tinker_recovery.choice import find_checkpoint
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import NoUsableCheckpoint
 from tinker_recovery.service import Connection, FromCheckpoint, StatusReader, TinkerBackend
 from tinker_recovery.service.base import CloseStatus, ServiceFactory
+from tinker_recovery.service.listing import find_checkpoint
 
 
 @dataclass(frozen=True, slots=True, eq=False)

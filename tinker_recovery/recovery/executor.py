@@ -16,18 +16,16 @@ from typing import NamedTuple, Protocol
 
 import anyio
 
-from tinker_recovery.budget import AttemptBudget
-from tinker_recovery.channel import FaultChannel
 from tinker_recovery.checkpoints import CheckpointRecord
-from tinker_recovery.choice import ServiceTime
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import CheckpointError, RecoveryExhausted, RecoveryRefused
-from tinker_recovery.faults import Fault, Kind, Place, Row, Verdict, judge
-from tinker_recovery.mass import MassTeller
-from tinker_recovery.places import Place as Slot
-from tinker_recovery.places import Places
+from tinker_recovery.faults import Fault, FaultRule, Kind, SeenIn, Verdict, judge
 from tinker_recovery.policy import Callback, RecoveryPolicy
-from tinker_recovery.restoration import Restored, Tools
+from tinker_recovery.recovery.admission import MassReporter, Slot, Slots
+from tinker_recovery.recovery.budget import AttemptBudget
+from tinker_recovery.recovery.queue import FaultQueue
+from tinker_recovery.recovery.restore import Restored, Tools
+from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.service import Backend, Connection
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import (
@@ -171,7 +169,7 @@ class Executor:
     def __init__(
         self,
         *,
-        channel: FaultChannel,
+        channel: FaultQueue,
         find: Callable[[str], Recoverable | None],
         backend: Backend,
         policy: RecoveryPolicy,
@@ -190,12 +188,12 @@ class Executor:
 
     def _begin(self) -> None:
         policy = self._policy
-        self._places = Places(
+        self._places = Slots(
             policy.max_concurrent_recoveries,
             backoff_s=lambda failed: policy.backoff_before(failed + 1, self._clock.random()),
             sleep=self._clock.sleep,
         )
-        self._mass = MassTeller(
+        self._mass = MassReporter(
             self._places,
             watched=self._watched,
             poll_interval_s=policy.poll_interval_s,
@@ -237,11 +235,11 @@ class Executor:
             attributes: dict[str, str | int] = {
                 names.RUN_ID: fault.run_id,
                 names.ATTEMPT: fault.attempt,
-                names.FAULT_KIND: fault.row.kind.value,
-                names.FAULT_REASON: fault.row.reason,
-                names.FAULT_DETECTED_BY: fault.ear.value,
+                names.FAULT_KIND: fault.kind.value,
+                names.FAULT_REASON: fault.rule.reason,
+                names.FAULT_DETECTED_BY: fault.detected_by.value,
                 names.FAULT_STEP: fault.step,
-                names.VERDICT: fault.row.verdict.value,
+                names.VERDICT: fault.verdict.value,
             }
             # It may have gone unseen since something last made progress.
             began_ns = fault.detected_ns - int(fault.silent_s * 1e9)
@@ -249,8 +247,8 @@ class Executor:
                 past_span(
                     names.SPAN_DETECT,
                     {
-                        names.FAULT_DETECTED_BY: fault.ear.value,
-                        names.FAULT_KIND: fault.row.kind.value,
+                        names.FAULT_DETECTED_BY: fault.detected_by.value,
+                        names.FAULT_KIND: fault.kind.value,
                         names.SILENT_S: fault.silent_s,
                     },
                     start_ns=began_ns,
@@ -259,12 +257,12 @@ class Executor:
                 self._events.emit(
                     names.EVENT_DETECTED,
                     run.name,
-                    f"{fault.row.kind.value} at step {fault.step}: {fault.row.reason}",
+                    f"{fault.kind.value} at step {fault.step}: {fault.rule.reason}",
                     {**attributes, names.SILENT_S: fault.silent_s},
                 )
                 ended = Ended(names.INTERRUPTED)
                 try:
-                    if self._policy.enabled and fault.row.verdict is not Verdict.GIVE_UP:
+                    if self._policy.enabled and fault.verdict is not Verdict.GIVE_UP:
                         ended = await self._recover(run, fault)
                     else:
                         ended = Ended(names.OBSERVED, fault.as_error())
@@ -274,7 +272,7 @@ class Executor:
                 finally:
                     incident.set_attribute(names.OUTCOME, ended.outcome)
                     metrics.recovered(
-                        kind=fault.row.kind.value,
+                        kind=fault.kind.value,
                         outcome=ended.outcome,
                         duration_s=self._clock.monotonic() - fault.detected_at,
                         error=ended.error,
@@ -287,7 +285,7 @@ class Executor:
     async def _recover(self, run: Recoverable, fault: Fault) -> Ended:
         await self._look_for_progress(run, fault)
         run.budget.note_error(fault.as_error())
-        patience = fault.row.verdict is Verdict.WAIT
+        patience = fault.verdict is Verdict.WAIT
         began = self._clock.monotonic()
         # The first attempt of an incident starts at once; a wait begins with a backoff.
         tries = 1 if patience else 0
@@ -314,10 +312,10 @@ class Executor:
                 return Ended(names.NO_CHECKPOINT, error)
             except Exception as error:  # noqa: BLE001 - whatever a service answers costs one attempt, never the run
                 self._failed(run, tries, error)
-                row = judge(error, Place.CREATE, self._policy.retryable_errors)
-                if row is not None and row.verdict is Verdict.GIVE_UP:
-                    return await self._refused(run, fault, row)
-                patience = row is not None and row.verdict is Verdict.WAIT
+                rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)
+                if rule is not None and rule.verdict is Verdict.GIVE_UP:
+                    return await self._refused(run, fault, rule)
+                patience = rule is not None and rule.verdict is Verdict.WAIT
                 if place.blamed and number:
                     # Time is what a backend's failure costs, and no attempt of the run's.
                     run.budget.refund()
@@ -348,18 +346,18 @@ class Executor:
                 return
 
     def _is_patient(self, error: Exception) -> bool:
-        row = judge(error, Place.CREATE, self._policy.retryable_errors)
-        return row is not None and row.verdict is Verdict.WAIT
+        rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)
+        return rule is not None and rule.verdict is Verdict.WAIT
 
-    async def _refused(self, run: Recoverable, fault: Fault, row: Row) -> Ended:
+    async def _refused(self, run: Recoverable, fault: Fault, rule: FaultRule) -> Ended:
         errors = run.budget.errors
         refused = RecoveryRefused(
-            redact(f"run {run.name!r} cannot be recovered, because {row.reason}: {errors[-1]!r}"),
+            redact(f"run {run.name!r} cannot be recovered, because {rule.reason}: {errors[-1]!r}"),
             run=run.name,
             errors=errors,
         )
         self._events.emit(
-            names.EVENT_GAVE_UP, run.name, str(refused), {names.FAULT_KIND: row.kind.value}
+            names.EVENT_GAVE_UP, run.name, str(refused), {names.FAULT_KIND: rule.kind.value}
         )
         await self._give_up(run, fault, refused)
         return Ended(names.REFUSED, refused)
@@ -375,7 +373,7 @@ class Executor:
         step = fault.step if fault.failed_step is None else fault.failed_step
         exhausted = RecoveryExhausted(
             f"run {run.name!r} was given up after {spent}; the last fault was "
-            f"{fault.row.kind.value} at step {step}; what went wrong, in order: "
+            f"{fault.kind.value} at step {step}; what went wrong, in order: "
             + redact("; ".join(f"({n}) {error!r}" for n, error in enumerate(errors, 1))),
             run=run.name,
             errors=errors,
@@ -421,13 +419,13 @@ class Executor:
                 with trying(tries):
                     # Where calls have just failed for want of a service, the SDK would try to open
                     # a session for minutes; likewise where a try has failed already.
-                    ahead = tries == 1 and fault.row.kind is not Kind.UNAVAILABLE
+                    ahead = tries == 1 and fault.kind is not Kind.UNAVAILABLE
                     ended = await self._attempt(run, fault, ahead=ahead)
             except CheckpointError:
                 raise
             except Exception as error:
-                row = judge(error, Place.CREATE, self._policy.retryable_errors)
-                if row is None or row.verdict is not Verdict.GIVE_UP:
+                rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)
+                if rule is None or rule.verdict is not Verdict.GIVE_UP:
                     place.failed()
                 raise
             place.succeeded()
@@ -489,7 +487,7 @@ class Executor:
             names.EVENT_STEP_SKIPPED,
             run.name,
             f"step {step} faulted again right after its recovery: attempt.skip({step}) is True now",
-            {names.FAULT_STEP: step, names.FAULT_KIND: fault.row.kind.value},
+            {names.FAULT_STEP: step, names.FAULT_KIND: fault.kind.value},
         )
         await self._call(self._policy.on_skip, "on_skip", step, fault.as_error())
 

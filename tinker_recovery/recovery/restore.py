@@ -11,23 +11,26 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import anyio
-import tinker
 from tinker import types
-from tinker.types import RequestErrorCategory
 
-from tinker_recovery.canary import Answer, answer_of
 from tinker_recovery.checkpoints import CheckpointRecord
-from tinker_recovery.choice import Choice, Chooser, ServiceTime, as_attributes
+from tinker_recovery.checkpoints.canary import Answer, answer_of
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import DeadlineExceeded, NoUsableCheckpoint, OtherWeights
-from tinker_recovery.faults import causes
 from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.recovery.selection import (
+    CheckpointSelection,
+    SelectingRun,
+    ServiceTime,
+    as_attributes,
+)
 from tinker_recovery.service import Backend, Connection, FromCheckpoint, Origin
+from tinker_recovery.service.refusals import is_refused
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import EventSink, names, phase, refuse
 
 
-class Restorable(Chooser, Protocol):
+class RestorableRun(SelectingRun, Protocol):
     """A run as a restoration sees it."""
 
     @property
@@ -88,7 +91,7 @@ class Tools:
     ahead: bool = False
 
 
-class Restoration:
+class Restore:
     """One try; see the module.
 
     Args:
@@ -96,7 +99,7 @@ class Restoration:
         tools: What it is done with.
     """
 
-    def __init__(self, run: Restorable, tools: Tools) -> None:
+    def __init__(self, run: RestorableRun, tools: Tools) -> None:
         self._run = run
         self._tools = tools
         self._backend = tools.backend
@@ -104,7 +107,7 @@ class Restoration:
         self._events = tools.events
         self._waiting = tools.waiting
         self._ahead = tools.ahead
-        self._choice = Choice(
+        self._choice = CheckpointSelection(
             run,
             policy=tools.policy,
             events=tools.events,
@@ -267,16 +270,3 @@ async def discard(connection: Connection, tools: Tools) -> None:
             "the recovery it was made for did not complete",
             deadline_s=tools.policy.close_timeout_s,
         )
-
-
-def is_refused(error: BaseException) -> bool:
-    """Whether the service says that this checkpoint cannot be loaded, now or later."""
-    for each in causes(error):
-        if isinstance(
-            each,
-            (tinker.NotFoundError, tinker.BadRequestError, tinker.UnprocessableEntityError),
-        ):
-            return True
-        if isinstance(each, tinker.RequestFailedError):
-            return each.category is RequestErrorCategory.User
-    return False

@@ -22,7 +22,7 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that SIGTERM ended, as the shell tells it."""
 
 
-class Interruption:
+class StopSignals:
     """Whether a signal has asked this process to stop."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The Chronicle: what of a run is written down for a later process, and when.
+"""The RunJournal: what of a run is written down for a later process, and when.
 
 Before an attempt trains, the journal knows of it. What casts doubt on a checkpoint is written at
 once; how far everything is known to have succeeded, now and then, and with each checkpoint.
@@ -10,13 +10,13 @@ import functools
 from collections.abc import Mapping
 from typing import Protocol
 
-from tinker_recovery.attempt import Attempt
-from tinker_recovery.budget import AttemptBudget
 from tinker_recovery.checkpoints import Segment
 from tinker_recovery.errors import LeaseLost
 from tinker_recovery.faults import Fault
 from tinker_recovery.journal import RunRecord
-from tinker_recovery.mailbox import Mailbox
+from tinker_recovery.recovery.budget import AttemptBudget
+from tinker_recovery.run.attempt import Attempt
+from tinker_recovery.run.mailbox import Mailbox
 
 
 class Doubts(Protocol):
@@ -37,7 +37,7 @@ class Doubts(Protocol):
         ...
 
 
-class Chronicled(Protocol):
+class JournaledRun(Protocol):
     """A run as its chronicle sees it."""
 
     mailbox: Mailbox
@@ -62,7 +62,7 @@ class Chronicled(Protocol):
         ...
 
 
-class Chronicle:
+class RunJournal:
     """Writes down one run.
 
     Args:
@@ -70,7 +70,7 @@ class Chronicle:
         record: Its place in the journal.
     """
 
-    def __init__(self, run: Chronicled, record: RunRecord) -> None:
+    def __init__(self, run: JournaledRun, record: RunRecord) -> None:
         self._run = run
         self._record = record
         self._written: Attempt | None = None
@@ -101,7 +101,7 @@ class Chronicle:
                 self._run.trust.trusted_to(current.segment), current.client.first_doubtful_step
             )
         self._record.fault(
-            (fault.row.kind.value, fault.ear.value, fault.step),
+            (fault.kind.value, fault.detected_by.value, fault.step),
             None if current is None else current.id,
             trusted_to,
             recovers=recovers,

@@ -1,0 +1,1 @@
+"""The Monitor: polls statuses, plans polls, notices silence. It detects and never recovers."""

@@ -1,0 +1,412 @@
+"""Which recoveries go ahead, in what order, and how a mass incident is noticed and handled.
+
+As many recoveries at once as the policy allows. A mass incident (a backend that takes many runs
+with it) is one incident and not hundreds: one recovery goes ahead as a probe, the others follow
+once it has succeeded, one more at a time. Until then a recovery that fails is held against the
+backend and not against its run, and all of them back off together.
+
+:class:`MassIncidents` and :class:`Admission` decide, without I/O. :class:`Slots` has recoveries
+wait for their turn, and :class:`MassReporter` reports a mass incident once instead of run by run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from tinker_recovery.clock import Clock
+from tinker_recovery.faults import Fault
+from tinker_recovery.telemetry import EventSink, names, phase
+
+WINDOW_S = 10.0
+"""Runs that fail alike within this time, or within one poll, may have failed together."""
+
+MASS_RUNS = 10
+"""So many runs at least make a mass incident."""
+
+MASS_SHARE = 0.0025
+"""And at least this share of all that are watched: of ten thousand runs that fail twice a day, some
+seven do so within half a minute with nothing in common."""
+
+OLDEST_EVERY = 4
+"""Each so manyth place goes to whoever has waited longest, however urgent the others are."""
+
+
+@dataclass(slots=True)
+class MassIncident:
+    """Many runs that failed alike at about the same time.
+
+    Attributes:
+        kind: How they failed.
+        members: Those that are not dealt with yet.
+        count: How many there were in all.
+        recovered: How many are back.
+        began_at: When the first of them was noticed.
+    """
+
+    kind: str
+    members: set[str]
+    count: int
+    began_at: float
+    recovered: int = 0
+
+
+class MassIncidents:
+    """Tells a mass incident from runs that merely fail.
+
+    Args:
+        window_s: Seconds within which they have to be noticed. What a poll tells of comes within
+            one interval.
+    """
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._recent: dict[str, deque[tuple[float, str]]] = {}
+        self._in_hand: dict[str, set[str]] = {}
+        self._open: dict[str, MassIncident] = {}
+
+    def began(self, run: str, kind: str, *, now: float, watched: int) -> MassIncident | None:
+        """A run has failed; returns the mass incident that this makes of it and others, if new.
+
+        Args:
+            run: Its name.
+            kind: How it failed.
+            now: Monotonic seconds.
+            watched: How many runs there are.
+        """
+        self._in_hand.setdefault(kind, set()).add(run)
+        known = self._open.get(kind)
+        if known is not None:
+            known.count += run not in known.members
+            known.members.add(run)
+            return None
+        recent = self._recent.setdefault(kind, deque())
+        recent.append((now, run))
+        while recent[0][0] < now - self._window_s:
+            recent.popleft()
+        alike = {name for _, name in recent}
+        if len(alike) < max(MASS_RUNS, MASS_SHARE * watched):
+            return None
+        members = alike & self._in_hand[kind]
+        mass = self._open[kind] = MassIncident(kind, members, len(members), recent[0][0])
+        recent.clear()
+        return mass
+
+    def ended(self, run: str, kind: str, *, recovered: bool) -> MassIncident | None:
+        """A run has been dealt with; returns the mass incident that is over with it."""
+        self._in_hand.get(kind, set()).discard(run)
+        mass = self._open.get(kind)
+        if mass is None or run not in mass.members:
+            return None
+        mass.members.discard(run)
+        mass.recovered += recovered
+        if mass.members:
+            return None
+        del self._open[kind]
+        return mass
+
+    def has(self, run: str, kind: str) -> bool:
+        """Whether this run is part of a mass incident."""
+        mass = self._open.get(kind)
+        return mass is not None and run in mass.members
+
+    @property
+    def members(self) -> int:
+        """How many runs are part of one and not dealt with."""
+        return sum(len(mass.members) for mass in self._open.values())
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One recovery that asks for a place.
+
+    Attributes:
+        left: Attempts its run has left.
+        detected_at: When its fault was noticed.
+        tries: How often it has been tried before.
+        order: Its place in the order of asking.
+        admitted: Counts admissions; 0 while it waits.
+    """
+
+    left: int
+    detected_at: float
+    tries: int
+    order: int = 0
+    admitted: int = 0
+
+
+class Admission:
+    """Who goes next: urgent first, nobody forgotten, and carefully during a mass incident.
+
+    Urgent is a run with few attempts left, and of equals the one whose fault is the oldest.
+
+    Args:
+        most: The most recoveries at once.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._limit = most
+        self._careful = False
+        self._closed = False
+        self._waiting: list[Ticket] = []
+        self._in_flight: set[Ticket] = set()
+        self._asked = itertools.count(1)
+        self._admitted = 0
+        self._failures = 0
+        self._last_success = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many recoveries are under way."""
+        return len(self._in_flight)
+
+    @property
+    def limit(self) -> int:
+        """How many may be, for now."""
+        return 0 if self._closed else self._limit
+
+    def be_careful(self, *, careful: bool) -> None:
+        """A mass incident has begun, or the last one is over."""
+        if careful and not self._careful:
+            self._limit, self._failures = 1, 0
+        if not careful:
+            self._limit, self._closed = self._most, False
+        self._careful = careful
+
+    def ask(self, ticket: Ticket) -> None:
+        """A recovery wants a place."""
+        ticket.order = next(self._asked)
+        self._waiting.append(ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """It has no use for one any more, whether it had one or not."""
+        self._in_flight.discard(ticket)
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+
+    def admit(self) -> list[Ticket]:
+        """Whose turn it is now."""
+        admitted = []
+        while self._waiting and self.in_flight < self.limit:
+            ticket = min(self._waiting, key=self._rank())
+            self._waiting.remove(ticket)
+            self._admitted += 1
+            ticket.admitted = self._admitted
+            self._in_flight.add(ticket)
+            admitted.append(ticket)
+        return admitted
+
+    def _rank(self) -> Callable[[Ticket], tuple[float, ...]]:
+        if self._careful and self._limit == 1:
+            # The next probe is one that has not tried: what failed may be that run's own trouble.
+            return lambda ticket: (ticket.tries, ticket.order)
+        if self._admitted % OLDEST_EVERY == OLDEST_EVERY - 1:
+            return lambda ticket: (ticket.order,)
+        return lambda ticket: (ticket.left, ticket.detected_at, ticket.order)
+
+    def succeeded(self) -> None:
+        """A recovery went well: the service can do it, so one more may try."""
+        self._last_success = self._admitted
+        self._failures = 0
+        self._closed = False
+        self._limit = min(self._most, self._limit + 1)
+
+    def failed(self, ticket: Ticket) -> int:
+        """A recovery did not; returns how many probes in a row have failed, 0 if it is its own.
+
+        During a mass incident it is the backend's, unless another was admitted later and went well.
+        """
+        if not self._careful or self._last_success >= ticket.admitted:
+            return 0
+        if not self._closed:  # else it began together with the one that closed it
+            self._failures += 1
+        self._closed, self._limit = True, 1
+        return self._failures
+
+    def reopen(self) -> None:
+        """All have backed off for long enough."""
+        self._closed = False
+
+
+class Slot:
+    """A place that one try of a recovery waits for: ``async with place:``.
+
+    Cancelling the wait gives it up.
+
+    Attributes:
+        blamed: Whether the try failed, and the backend is to blame for it.
+    """
+
+    def __init__(self, places: Slots, ticket: Ticket) -> None:
+        self._places = places
+        self.ticket = ticket
+        self.admitted = anyio.Event()
+        self.blamed = False
+
+    async def __aenter__(self) -> Self:
+        self._places.ask(self)
+        if not self.admitted.is_set():
+            try:
+                with phase(names.SPAN_QUEUE, {names.TRY: self.ticket.tries}):
+                    await self.admitted.wait()
+            except BaseException:
+                self._places.leave(self)
+                raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._places.leave(self)
+
+    def succeeded(self) -> None:
+        """The try went well."""
+        self._places.succeeded()
+
+    def failed(self) -> None:
+        """The service could not do it; another time it may."""
+        self.blamed = self._places.failed(self.ticket)
+
+
+class Slots:
+    """The places for recoveries; what is asked of it, other than :meth:`serve`, never awaits.
+
+    Args:
+        most: The most recoveries at once.
+        backoff_s: Seconds that everybody backs off for after so many probes failed in a row.
+        sleep: Waits that long.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        *,
+        backoff_s: Callable[[int], float],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._backoff_s = backoff_s
+        self._sleep = sleep
+        self._admission = Admission(most)
+        self._asking: dict[Ticket, Slot] = {}
+        self._closed = anyio.Event()
+        self._closed_for_s = 0.0
+
+    def place(self, *, left: int, detected_at: float, tries: int) -> Slot:
+        """A place to wait for; see :class:`Ticket`."""
+        return Slot(self, Ticket(left, detected_at, tries))
+
+    def ask(self, place: Slot) -> None:
+        """A place is wanted."""
+        self._asking[place.ticket] = place
+        self._admission.ask(place.ticket)
+        self._admit()
+
+    def leave(self, place: Slot) -> None:
+        """A place is free again, or not wanted any more."""
+        self._asking.pop(place.ticket, None)
+        self._admission.leave(place.ticket)
+        self._admit()
+
+    def succeeded(self) -> None:
+        """A try went well."""
+        self._admission.succeeded()
+        self._admit()
+
+    def failed(self, ticket: Ticket) -> bool:
+        """A try failed; whether the backend is to blame, and everybody backs off."""
+        failures = self._admission.failed(ticket)
+        if failures:
+            self._closed_for_s = self._backoff_s(failures)
+            self._closed.set()
+        return failures > 0
+
+    def be_careful(self, *, careful: bool) -> None:
+        """A mass incident has begun, or the last one is over."""
+        self._admission.be_careful(careful=careful)
+        self._admit()
+
+    def _admit(self) -> None:
+        for ticket in self._admission.admit():
+            self._asking.pop(ticket).admitted.set()
+
+    async def serve(self) -> None:
+        """Let recoveries go on after each common backoff, for ever."""
+        while True:
+            await self._closed.wait()
+            self._closed = anyio.Event()
+            await self._sleep(self._closed_for_s)
+            self._admission.reopen()
+            self._admit()
+
+
+class MassReporter:
+    """Follows the faults in hand, tells of mass incidents and has recoveries go carefully in them.
+
+    Args:
+        places: Where recoveries wait for their turn.
+        watched: How many runs there are.
+        poll_interval_s: Within which a poll tells of what happened at once.
+        events: Where it is told.
+        clock: Time.
+    """
+
+    def __init__(
+        self,
+        places: Slots,
+        *,
+        watched: Callable[[], int],
+        poll_interval_s: float,
+        events: EventSink,
+        clock: Clock,
+    ) -> None:
+        self._places = places
+        self._watched = watched
+        self._events = events
+        self._clock = clock
+        self._failures = MassIncidents(max(WINDOW_S, poll_interval_s))
+        events.hushed.clear()
+
+    def began(self, fault: Fault) -> None:
+        """A fault is taken in hand."""
+        kind, now, watched = fault.kind.value, self._clock.monotonic(), self._watched()
+        mass = self._failures.began(fault.run, kind, now=now, watched=watched)
+        if mass is not None:
+            self._events.emit(
+                names.EVENT_MASS_FAILURE,
+                "",
+                f"{mass.count} of {watched} runs failed alike ({kind}) within "
+                f"{now - mass.began_at:.1f} s, which is the backend's doing: one recovery goes "
+                "ahead and the others follow when it succeeds; until it is over the log tells of "
+                "single runs at level DEBUG, but for those given up",
+                {names.RUNS: mass.count, names.FAULT_KIND: kind},
+            )
+            self._events.hushed |= mass.members
+            self._places.be_careful(careful=True)
+        elif self._failures.has(fault.run, kind):
+            self._events.hushed.add(fault.run)
+
+    def ended(self, fault: Fault, *, recovered: bool) -> None:
+        """A fault has been dealt with."""
+        kind = fault.kind.value
+        mass = self._failures.ended(fault.run, kind, recovered=recovered)
+        self._events.hushed.discard(fault.run)
+        if mass is None:
+            return
+        self._events.emit(
+            names.EVENT_MASS_OVER,
+            "",
+            f"{mass.recovered} of the {mass.count} runs that failed alike ({kind}) have recovered, "
+            f"{self._clock.monotonic() - mass.began_at:.1f} s after the first failed",
+            {names.RUNS: mass.count, names.RECOVERIES: mass.recovered, names.FAULT_KIND: kind},
+        )
+        self._places.be_careful(careful=self._failures.members > 0)

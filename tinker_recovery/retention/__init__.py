@@ -1,0 +1,1 @@
+"""The background worker that keeps, deletes, renews and verifies checkpoints."""

@@ -1,0 +1,1 @@
+"""One logical run: its attempts, where it stands, when it saves, and which saves are sound."""

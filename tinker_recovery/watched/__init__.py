@@ -1,0 +1,1 @@
+"""Runs trained elsewhere, known by their status alone."""
