@@ -74,7 +74,7 @@ class Trust:
     """What is known of the run's checkpoints, as a recovery sees it."""
 
     bad: dict[str, str] = field(default_factory=dict)
-    doomed: dict[str, str] = field(default_factory=dict)
+    being_deleted: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
 
     def trusted_to(self, segment: Segment) -> float:
@@ -126,9 +126,9 @@ class Run:
         del record
         return False
 
-    def note_doomed(self, paths: Collection[str]) -> None:
+    def note_being_deleted(self, paths: Collection[str]) -> None:
         """These may be gone at any moment."""
-        self.trust.doomed = dict.fromkeys(paths, "its deletion was begun")
+        self.trust.being_deleted = dict.fromkeys(paths, "its deletion was begun")
 
     def note_sizes(self, sizes: Mapping[str, int]) -> None:
         """The size of each at first sight."""
@@ -348,7 +348,7 @@ class _World:
         self._wall[0] += self.chance.choice([60.0, 700.0, HOUR_S, 6 * HOUR_S])
         self.run.protected = {}
         if self.chance.random() < 0.3:
-            free = sorted(self.stored().keys() - set(self.run.trust.doomed))
+            free = sorted(self.stored().keys() - set(self.run.trust.being_deleted))
             self.run.protected = dict.fromkeys(free[-1:], "being read")
 
     async def keep(self) -> None:

@@ -25,7 +25,12 @@ def _said_by(resolved: Resolved, name: str) -> tuple[object, str]:
 
 
 def test_without_any_settings_the_policy_is_the_default_one() -> None:
-    others = ("PATH", "TINKER_API_KEY", "TINKER_RECOVERY_STATE_DIR", "TINKER_RECOVERY_TELL_RUNNER")
+    others = (
+        "PATH",
+        "TINKER_API_KEY",
+        "TINKER_RECOVERY_STATE_DIR",
+        "TINKER_RECOVERY_FINISHED_FILE",
+    )
     resolved = resolve({}, dict.fromkeys((*others, "TINKER_RECOVERY_CONFIG"), "x"))
     assert resolved.policy == RecoveryPolicy()
     assert {str(each) for each in resolved.sources.values()} == {"default"}

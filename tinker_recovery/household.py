@@ -194,7 +194,7 @@ class Household:
                 changed=self.keeper.ask,
                 interruption=self._interruption,
                 record=opened.record,
-                standing=opened.standing,
+                snapshot=opened.snapshot,
             )
             await run.read_notes()
         except BaseException:
@@ -210,10 +210,10 @@ class Household:
 
     async def first_attempt(self, run: SupervisedRun, plan: StartPlan) -> Attempt:
         """The first client of a run; a fault on the way is recovered from like any other."""
-        standing = run.standing
+        snapshot = run.snapshot
         # An adopted client that was never saved cannot be remade, and the same code made another.
-        if standing is not None and (
-            plan.adopted is None or standing.saved or standing.segments[-1].parent
+        if snapshot is not None and (
+            plan.adopted is None or snapshot.saved or snapshot.segments[-1].parent
         ):
             if plan.adopted is not None:
                 # What the same code made anew; the run goes on from what it has saved.

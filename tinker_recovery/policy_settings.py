@@ -38,7 +38,7 @@ PREFIX = "TINKER_RECOVERY_"
 CONFIG = f"{PREFIX}CONFIG"
 """The variable that names a file."""
 
-_NO_SETTINGS = frozenset({CONFIG, f"{PREFIX}STATE_DIR", f"{PREFIX}TELL_RUNNER"})
+_NO_SETTINGS = frozenset({CONFIG, f"{PREFIX}STATE_DIR", f"{PREFIX}FINISHED_FILE"})
 """Variables of ours that are not about the policy."""
 
 _ONLY_IN_PYTHON = frozenset(

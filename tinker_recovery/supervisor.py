@@ -125,7 +125,7 @@ class Supervisor(AsyncContextManagerMixin):
             )
         endpoint = await self._backend.endpoint()
         try:
-            with self._interruption.heard_by_task():
+            with self._interruption.listen_in_task():
                 async with self._entered(endpoint):
                     yield self
         finally:

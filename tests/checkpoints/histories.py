@@ -82,11 +82,11 @@ class World:
 
     def good(self) -> set[str]:
         """Paths a recovery could really go back to, and that are ours alone to delete."""
-        doomed = set(self.delayed) | set(self.ledger.doomed(now_s=self.wall_s))
+        being_deleted = set(self.delayed) | set(self.ledger.being_deleted(now_s=self.wall_s))
         return {
             path
             for path, record in self.stored.items()
-            if path not in self.corrupt | doomed
+            if path not in self.corrupt | being_deleted
             and record.lineage == LINEAGE
             and record.saved_by == "schedule"
             and path in self.branch
@@ -123,8 +123,8 @@ class World:
         self.seen["saved"] += 1
 
     def fault(self) -> None:
-        doomed = dict.fromkeys(self.ledger.doomed(now_s=self.wall_s), "doomed")
-        found = select(Latest(), self.stored.values(), self.segments, bad=doomed)
+        being_deleted = dict.fromkeys(self.ledger.being_deleted(now_s=self.wall_s), "being_deleted")
+        found = select(Latest(), self.stored.values(), self.segments, bad=being_deleted)
         usable = [record for record in found.candidates if record.path not in self.corrupt]
         run = f"r{len(self.segments)}"
         if not usable:
@@ -179,7 +179,7 @@ class World:
         if had and not self.good():
             self.wrong("the last good checkpoint expired")
         # Somebody reads a checkpoint for a while: any but one that may go at any moment.
-        free = sorted(set(self.stored) - set(self.ledger.doomed(now_s=self.wall_s)))
+        free = sorted(set(self.stored) - set(self.ledger.being_deleted(now_s=self.wall_s)))
         self.reading = self.chance.choice([None, *free])
 
     def remove(self, path: str) -> None:
@@ -210,7 +210,7 @@ class World:
 
     def _plan(self) -> DeletionPlan:
         now = NOW + timedelta(seconds=self.at_s)
-        doomed = self.ledger.doomed(now_s=self.wall_s)
+        being_deleted = self.ledger.being_deleted(now_s=self.wall_s)
         # The newest good one is always looked at, some of the others are not.
         checked = {path for path in sorted(self.stored) if self.chance.random() < 0.7}
         candidates = select(Latest(), self.stored.values(), self.segments).candidates
@@ -238,7 +238,7 @@ class World:
             dict.fromkeys(checked & self.corrupt, "corrupt"),
             {self.reading: "being read"} if self.reading else {},
             self.pending,
-            doomed,
+            being_deleted,
             lasting=LASTING,
         )
         return plan_deletions(listed, KeepAny(self.rule, KeepPinned(self.pinned)), situation)

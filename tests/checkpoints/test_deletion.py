@@ -116,22 +116,31 @@ def test_a_failed_one_waits_longer_each_time_and_never_for_a_clock_set_back() ->
 
 
 def test_what_a_request_may_still_remove_is_doomed_until_it_must_have_been_carried_out() -> None:
-    ledger, doomed = DeletionLedger(), []
+    ledger, being_deleted = DeletionLedger(), []
     for now_s in range(3):
         for command in ledger.commands(GONE, now_s=now_s):
             entry = outcome(command, None, now_s=now_s) if isinstance(command, Delete) else command
             ledger = ledger.applied(entry.entry)
-            doomed.append((ledger.entries[P].state, bool(ledger.doomed(now_s=now_s))))
-    assert doomed == [("intended", False), ("deleting", True), ("failed", True)]
+            being_deleted.append((ledger.entries[P].state, bool(ledger.being_deleted(now_s=now_s))))
+    assert being_deleted == [("intended", False), ("deleting", True), ("failed", True)]
     (withdrawn,) = ledger.commands(KEPT, now_s=100)
     ledger = ledger.applied(withdrawn.entry)
-    assert [bool(ledger.doomed(now_s=at)) for at in (0, 100, 699, 700)] == [True, True, True, False]
+    assert [bool(ledger.being_deleted(now_s=at)) for at in (0, 100, 699, 700)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     # Missing from a listing is no proof either.
     (missing,) = DeletionLedger({P: Deletion(P, "deleting", "", 0.0, sent=True)}).commands(
         NOTHING, now_s=1000
     )
     ledger = ledger.applied(missing.entry)
-    assert [bool(ledger.doomed(now_s=at)) for at in (1000, 1599, 1600)] == [True, True, False]
+    assert [bool(ledger.being_deleted(now_s=at)) for at in (1000, 1599, 1600)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_an_intent_withdrawn_before_any_request_is_not_doomed() -> None:
@@ -140,7 +149,7 @@ def test_an_intent_withdrawn_before_any_request_is_not_doomed() -> None:
         (command,) = ledger.commands(plan, now_s=0)
         ledger = ledger.applied(command.entry)
     assert ledger.entries[P].state == "withdrawn"
-    assert not ledger.doomed(now_s=0)
+    assert not ledger.being_deleted(now_s=0)
 
 
 @given(

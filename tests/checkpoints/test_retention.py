@@ -183,9 +183,9 @@ def test_an_abandoned_branch_goes_once_the_run_has_passed_it_again() -> None:
 
 def test_a_doomed_one_is_never_relied_on() -> None:
     found = [listed(1), listed(2), listed(3)]
-    plan = _plan(found, doomed={path("a", 3)})
+    plan = _plan(found, being_deleted={path("a", 3)})
     assert [(row.step, row.reason) for row in plan.deletions] == [(1, "no rule keeps it")]
-    later = _plan([*found, listed(4)], doomed={path("a", 3)})
+    later = _plan([*found, listed(4)], being_deleted={path("a", 3)})
     assert later.deletions[-1].reason == "its deletion was begun before"
 
 
@@ -252,7 +252,7 @@ def test_no_history_loses_its_last_valid_one_or_anything_not_ours(
     valid = data.draw(some) - bad
     protected = data.draw(some)
     pending = data.draw(some)
-    doomed = data.draw(some)
+    being_deleted = data.draw(some)
     situation = Situation(
         LINEAGE,
         NOW,
@@ -261,7 +261,7 @@ def test_no_history_loses_its_last_valid_one_or_anything_not_ours(
         dict.fromkeys(bad, "bad"),
         dict.fromkeys(protected, "read"),
         pending,
-        doomed,
+        being_deleted,
     )
     plan = plan_deletions(found, rule, situation)
     shuffled = data.draw(st.permutations(found))
@@ -280,7 +280,7 @@ def test_no_history_loses_its_last_valid_one_or_anything_not_ours(
         left = [
             each
             for each in found
-            if each.path in valid - gone - doomed
+            if each.path in valid - gone - being_deleted
             and each.record is not None
             and each.record.lineage == LINEAGE
             and (each.record.expires_at is None or each.record.expires_at > NOW + timedelta(days=1))

@@ -40,7 +40,7 @@ def test_what_was_found_is_said_in_plain_words_with_the_distances_it_rests_on() 
         Finding.INEXACT: 1,
         Finding.COLD: 1,
         Finding.WEIGHTS_CHANGED: 1,
-        Finding.CANNOT_TELL: 3,
+        Finding.INCONCLUSIVE: 3,
     }
 
 

@@ -35,7 +35,7 @@ def test_a_kill_or_a_crash_is_restarted(number: int) -> None:
         (Ending(2, 1.0), "refuses its arguments"),
         (Ending(-signal.SIGINT, 1.0), "asked to end"),
         (Ending(-signal.SIGTERM, 1.0), "asked to end"),
-        (Ending(1, 1.0, told_to_end=True), "told to end"),
+        (Ending(1, 1.0, asked_to_end=True), "told to end"),
         (Ending(1, 1.0, finished_before=True), "nothing to train"),
     ],
 )

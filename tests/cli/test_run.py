@@ -68,7 +68,7 @@ def test_done_and_a_usage_error_are_not_restarted(script: Script, code: str, liv
 
 
 def test_a_run_that_came_to_its_end_before_is_not_started_again(script: Script) -> None:
-    path = script("pathlib.Path(os.environ['TINKER_RECOVERY_TELL_RUNNER']).touch(); sys.exit(1)")
+    path = script("pathlib.Path(os.environ['TINKER_RECOVERY_FINISHED_FILE']).touch(); sys.exit(1)")
     status, said = _run("--", sys.executable, str(path))
     assert (status, _lives(path)) == (1, 1)
     assert "had come to its end before" in said

@@ -72,7 +72,7 @@ def add(one: Answer, other: Answer, share: float) -> Answer:
         ((0.5, 0.5), (0, 0, 0), Finding.INEXACT, "50% of what it is off without it"),
         ((1.5, 1.5), (0, 0, 0), Finding.INEXACT, "50%"),
         ((0.0, 0.6), (0, 0, 0), Finding.COLD, "in one of two restores"),
-        ((0.5, 0.9), (0, 0, 0), Finding.CANNOT_TELL, "cannot be told"),
+        ((0.5, 0.9), (0, 0, 0), Finding.INCONCLUSIVE, "cannot be told"),
         ((1.0, 1.0), (0.01, 0, 0), Finding.WEIGHTS_CHANGED, "come back changed: off by"),
         ((1.0, 1.0), (0.01, 0.01, 0.01), Finding.WEIGHTS_CHANGED, "come back changed"),
         ((1.0, 1.0), (0, 0, 0.01), Finding.WEIGHTS_CHANGED, "come back changed"),
@@ -93,17 +93,17 @@ def test_each_kind_of_restore_is_told_apart_with_and_without_noise(
     assert found.finding is finding
     assert word in found.words
     real = finding in (Finding.EXACT, Finding.WITHIN_NOISE)
-    assert found.finding.real == (None if finding is Finding.CANNOT_TELL else real)
+    assert found.finding.real == (None if finding is Finding.INCONCLUSIVE else real)
 
 
 def test_where_live_and_weights_only_do_not_differ_nothing_can_be_told() -> None:
     for service in (Service(1), Service(1, asking=0.5), Service(1, stepping=1.0)):
         quiet = service._asking == service._stepping == 0
         found = service.observe(warm=(0.0, 0.0), live=0.0 if quiet else 1.0)
-        assert found.finding in (Finding.CANNOT_TELL, Finding.INEXACT, Finding.COLD)
+        assert found.finding in (Finding.INCONCLUSIVE, Finding.INEXACT, Finding.COLD)
         assert found.finding.real is not True
         if quiet:
-            assert found.finding is Finding.CANNOT_TELL
+            assert found.finding is Finding.INCONCLUSIVE
             assert "more --steps" in found.words
 
 

@@ -90,7 +90,7 @@ async def test_where_nothing_can_be_told_more_steps_and_larger_ones_are_tried(
     monkeypatch.setattr("tinker_recovery.doctor.examination.ROUNDS", 2)
     said: list[str] = []
     # So small a rate changes no logprob at all.
-    assert await found(local, said, learning_rate=1e-12, steps=2) is Finding.CANNOT_TELL
+    assert await found(local, said, learning_rate=1e-12, steps=2) is Finding.INCONCLUSIVE
     assert [one for one in said if one.startswith("training")] == [
         "training 2 steps at learning rate 1e-12",
         "training 4 steps at learning rate 4e-12",

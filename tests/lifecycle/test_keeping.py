@@ -182,7 +182,7 @@ async def test_where_the_service_does_not_answer_nothing_is_deleted_and_training
     local.inject(FaultRule("status", request=request_kind, status=403, for_s=60.0))
     supervisor, events = await _run(CheckpointPolicy(save_every=3, keep_last=1))
     assert _steps(local, supervisor.runs[0].segments[0].run_id) == [3, 6, 9, 12]
-    assert "checkpoint.housekeeping_failed" in [event.name for event in events]
+    assert "checkpoint.retention_failed" in [event.name for event in events]
 
 
 async def test_a_refusal_of_who_asks_is_not_remembered_of_the_checkpoint(
@@ -198,7 +198,7 @@ async def test_a_refusal_of_who_asks_is_not_remembered_of_the_checkpoint(
             await attempt.client.optim_step(ADAM)
             await forward
             if step == STEPS - 2:
-                await until(lambda: "checkpoint.housekeeping_failed" in told)
+                await until(lambda: "checkpoint.retention_failed" in told)
 
     keeping = policy(checkpoints=CheckpointPolicy(save_every=4, keep_last=1, save_best=False))
     async with Supervisor(keeping, on_event=lambda event: told.append(event.name)) as supervisor:

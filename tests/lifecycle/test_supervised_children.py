@@ -158,7 +158,7 @@ async def recover_once(
     assert starts == [0, 5] or (quiet and starts == [0, 0])
     assert len(run.recoveries) == 1, "the fault was handled exactly once"
     assert not supervisor.household._channel._waiting
-    assert not supervisor.household._channel._in_hand, "and nothing of it is left in hand"
+    assert not supervisor.household._channel._in_progress, "and nothing of it is left in hand"
     return supervisor, events
 
 

@@ -9,7 +9,7 @@ The intent is written before the deed. For each path the entries of the journal 
 and ``Delete`` is only ever told for a path whose ``deleting`` entry is written. Each call of
 :meth:`DeletionLedger.commands` gets a plan made just now, so after a restart, with an old intent
 in the journal, nothing is deleted that has become worth keeping meanwhile. Once a request may have
-been sent its path may be gone at any moment: :meth:`DeletionLedger.doomed` names those, for
+been sent its path may be gone at any moment: :meth:`DeletionLedger.being_deleted` names those, for
 planning and selection to leave alone.
 """
 
@@ -166,10 +166,10 @@ class DeletionLedger:
         """The ledger with this entry, which is on disk by now."""
         return type(self)({**self.entries, entry.path: entry})
 
-    def doomed(self, *, now_s: float) -> Collection[str]:
+    def being_deleted(self, *, now_s: float) -> Collection[str]:
         """Paths a request of ours may still remove: nothing may rely on them.
 
-        One that was withdrawn, or was missing from a listing, stays doomed until the request must
+        One that was withdrawn, or was missing from a listing, is among them until the request must
         have been carried out or lost; if it is listed after that, it has survived. A clock set
         forward shortens that time.
         """
@@ -184,8 +184,8 @@ class DeletionLedger:
         """The next command for each path about which there is something to do.
 
         Args:
-            plan: Made just now, from a complete listing read just now, with :meth:`doomed` in its
-                situation.
+            plan: Made just now, from a complete listing read just now, with :meth:`being_deleted`
+                in its situation.
             now_s: Seconds since the epoch.
         """
         rows = {row.path: row for row in plan.rows}

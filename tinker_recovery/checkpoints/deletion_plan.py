@@ -39,7 +39,7 @@ class Situation:
         bad: Path to reason, of those found bad.
         protected: Path to reason, of those in use: recovered from, being read.
         pending: Paths whose metric is still to come.
-        doomed: Paths whose deletion was begun and may have happened: never relied on.
+        being_deleted: Paths whose deletion was begun and may have happened: never relied on.
         delete_user_saves: Whether saves the user asked for may be deleted, too. If not, they do
             not fill the places of "the last five" either, for the user may delete them any time.
         lasting: A checkpoint that expires within this time is not relied on as the only copy.
@@ -52,7 +52,7 @@ class Situation:
     bad: Mapping[str, str] = field(default_factory=dict)
     protected: Mapping[str, str] = field(default_factory=dict)
     pending: Collection[str] = ()
-    doomed: Collection[str] = ()
+    being_deleted: Collection[str] = ()
     delete_user_saves: bool = False
     lasting: timedelta = timedelta(days=1)
 
@@ -182,7 +182,7 @@ class _Planner:
         return (
             self._places[record.path].where == "branch"
             and record.path not in self._situation.bad
-            and record.path not in self._situation.doomed
+            and record.path not in self._situation.being_deleted
             and not self._expired(record)
             and not self._of_the_user(record)
         )
@@ -221,14 +221,14 @@ class _Planner:
         unusable = (
             self._places[path].where == "abandoned"
             or path in situation.bad
-            or path in situation.doomed
+            or path in situation.being_deleted
         )
         if unusable and each.record.step > self._valid_step:
             return f"no valid one has reached step {each.record.step} yet"
         return None
 
     def _reason_to_delete(self, path: str) -> str:
-        if path in self._situation.doomed:
+        if path in self._situation.being_deleted:
             return "its deletion was begun before"
         if path in self._situation.bad:
             return f"bad: {self._situation.bad[path]}"

@@ -25,13 +25,13 @@ class Ending:
     Attributes:
         code: As ``subprocess`` tells it: its exit status, or minus the signal it died of.
         lived_s: How long it had run.
-        told_to_end: Whether a signal to end was passed on to it.
+        asked_to_end: Whether a signal to end was passed on to it.
         finished_before: Whether it said that its run has come to its end before.
     """
 
     code: int
     lived_s: float
-    told_to_end: bool = False
+    asked_to_end: bool = False
     finished_before: bool = False
 
     @property
@@ -109,7 +109,7 @@ def _no_crash(ending: Ending) -> str | None:
     """Why it is not started again, however many restarts are left."""
     if ending.code == 0:
         return "it is done"
-    if ending.told_to_end:
+    if ending.asked_to_end:
         return "it was told to end"
     if ending.finished_before:
         return "its run had come to its end before, so there is nothing to train"

@@ -129,7 +129,7 @@ class _Runner:
             began = time.monotonic()
             try:
                 self._child = subprocess.Popen(  # noqa: S603 - what the user asks to be run
-                    self._command, env={**os.environ, "TINKER_RECOVERY_TELL_RUNNER": str(told)}
+                    self._command, env={**os.environ, "TINKER_RECOVERY_FINISHED_FILE": str(told)}
                 )
             except FileNotFoundError:
                 self._tell(f"there is no command {self._command[0]!r}")
@@ -144,7 +144,7 @@ class _Runner:
             return Ending(
                 code,
                 time.monotonic() - began,
-                told_to_end=self._ended_by is not None,
+                asked_to_end=self._ended_by is not None,
                 finished_before=told.exists(),
             )
 

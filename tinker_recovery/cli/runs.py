@@ -44,7 +44,7 @@ def command(*, all_: bool, journal: Path | None, as_json: bool) -> None:
         return
     table = Table("run", "state", "step", "last sign of life", "service")
     for run in runs:
-        table.add_row(run.name, run.standing, str(run.step), _ago(run.updated), run.service)
+        table.add_row(run.name, run.display_state, str(run.step), _ago(run.updated), run.service)
     Console().print(table)
 
 
@@ -53,7 +53,7 @@ def in_short(run: RunView) -> dict[str, Any]:
     holder = run.holder if run.live else None
     return {
         "run": run.name,
-        "state": run.standing,
+        "state": run.display_state,
         "detail": run.detail,
         "step": run.step,
         "next_save_step": run.next_save_step,

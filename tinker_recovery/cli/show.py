@@ -72,7 +72,9 @@ def _show(view: RunView, events: list[EventView]) -> None:
 
     console = Console()
     detail = f": {view.detail}" if view.detail else ""
-    console.print(f"run {view.name}  {view.standing}{detail}, at step {view.step}", markup=False)
+    console.print(
+        f"run {view.name}  {view.display_state}{detail}, at step {view.step}", markup=False
+    )
     console.print(f"lineage {view.lineage} at {view.service}", markup=False)
     if view.holder is not None and view.live:
         console.print(f"trained by {view.holder}", markup=False)

@@ -76,7 +76,7 @@ class Poller:
         self._events = events
         self._clock = clock
         self._census: Census | None = None
-        self._sessions_told = True
+        self._sessions_searchable = True
         self._failed_from: dict[str, Any] | None = None
         self.out_of_reach = False
         """Whether the last look met a service that could not answer."""
@@ -136,7 +136,7 @@ class Poller:
 
     async def _session_failure(self, run: PolledRun, run_id: str) -> str | None:
         """Why the run's session failed, if the service says that it did."""
-        if not self._sessions_told:
+        if not self._sessions_searchable:
             return None
         try:
             return await self._reader.session_failure(run_id, run.note_unreachable)
@@ -144,7 +144,7 @@ class Poller:
             # The search is experimental: a service without it is not asked again. Any other
             # trouble is passed over: the run's own status has just been read.
             if error.status_code in _NO_SUCH_ROUTE:
-                self._sessions_told = False
+                self._sessions_searchable = False
             return None
 
     def _unread(
@@ -263,7 +263,7 @@ class Poller:
 
         The search goes by when a session was created, not by when it failed.
         """
-        if not self._sessions_told:
+        if not self._sessions_searchable:
             return
         failed: dict[str, str] = {}
         go_on_from, self._failed_from = self._failed_from, None
@@ -282,7 +282,7 @@ class Poller:
             self._failed_from = cursor
         except StatusError as error:
             if error.status_code in _NO_SUCH_QUERY:
-                self._sessions_told = False
+                self._sessions_searchable = False
         if failed:
             for run_id, run in watched.items():
                 message = failed.get(run_id.partition(":train:")[0])

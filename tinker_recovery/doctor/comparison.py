@@ -40,13 +40,13 @@ class Finding(Enum):
     """It is the one a cold optimizer takes: the moments did not come back."""
     WEIGHTS_CHANGED = "weights_changed"
     """The weights themselves are not the saved ones, before any step."""
-    CANNOT_TELL = "cannot_tell"
+    INCONCLUSIVE = "cannot_tell"
     """The optimizer's part does not stand out from the noise."""
 
     @property
     def real(self) -> bool | None:
         """Whether the optimizer comes back; None if that could not be told."""
-        if self is Finding.CANNOT_TELL:
+        if self is Finding.INCONCLUSIVE:
             return None
         return self in (Finding.EXACT, Finding.WITHIN_NOISE)
 
@@ -112,7 +112,7 @@ def diagnose(seen: Observations) -> Diagnosis:
     # none, and then the one that differs is another step.
     done_twice = distance(seen.warm[0].after[0], seen.warm[1].after[0]) if min(offs) else 0.0
     found = Diagnosis(
-        Finding.CANNOT_TELL,
+        Finding.INCONCLUSIVE,
         "",
         one_step=distance(saved, stepped),
         weights_off=max(distance(saved, each.before[0]) for each in restores),
@@ -129,13 +129,13 @@ def diagnose(seen: Observations) -> Diagnosis:
 
 def _judge(found: Diagnosis, asked_twice: float, colds: int) -> Finding:
     if not math.isfinite(found.noise_before):
-        return Finding.CANNOT_TELL
+        return Finding.INCONCLUSIVE
     if found.weights_off > ALLOWANCE * found.noise_before:
         return Finding.WEIGHTS_CHANGED
     if colds and _stands_out(found.optimizer_part, asked_twice):
         return Finding.COLD
     if not _stands_out(found.optimizer_part, found.noise_after):
-        return Finding.CANNOT_TELL
+        return Finding.INCONCLUSIVE
     return _judge_step(found)
 
 
@@ -187,7 +187,7 @@ def _words(m: Diagnosis, finding: Finding, colds: int) -> str:
                 f"is {m.noise_before:.3g}. Do not rely on recovery from its checkpoints: tell the "
                 "service's operator."
             )
-        case Finding.CANNOT_TELL:
+        case Finding.INCONCLUSIVE:
             return (
                 "It cannot be told: a step with the optimizer and one without it differ by "
                 f"{m.optimizer_part:.3g}, and the service's own noise is {m.noise_after:.3g}. Try "

@@ -187,7 +187,7 @@ class _Experiment:
                     await _all(_step(live.training, step, rate))
                 done += steps
                 diagnosis = diagnose(await self._compare(live.training, live.run_id, done, rate))
-                if diagnosis.finding is not Finding.CANNOT_TELL or round_ == ROUNDS:
+                if diagnosis.finding is not Finding.INCONCLUSIVE or round_ == ROUNDS:
                     break
                 self._progress("the optimizer's part is too small to tell: once more, with more")
                 done += 1  # the step that was compared

@@ -197,7 +197,7 @@ class RunView:
         return at_work and self.holder is not None and self.holder.lives() is not False
 
     @property
-    def standing(self) -> str:
+    def display_state(self) -> str:
         """Its state, for people; ``dead`` if its process is gone and never said how it ended."""
         at_work = self.state in ("training", "recovering")
         return "dead" if at_work and not self.live else self.state

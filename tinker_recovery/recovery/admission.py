@@ -68,7 +68,7 @@ class MassIncidents:
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
         self._recent: dict[str, deque[tuple[float, str]]] = {}
-        self._in_hand: dict[str, set[str]] = {}
+        self._in_progress: dict[str, set[str]] = {}
         self._open: dict[str, MassIncident] = {}
 
     def began(self, run: str, kind: str, *, now: float, watched: int) -> MassIncident | None:
@@ -80,7 +80,7 @@ class MassIncidents:
             now: Monotonic seconds.
             watched: How many runs there are.
         """
-        self._in_hand.setdefault(kind, set()).add(run)
+        self._in_progress.setdefault(kind, set()).add(run)
         known = self._open.get(kind)
         if known is not None:
             known.count += run not in known.members
@@ -93,14 +93,14 @@ class MassIncidents:
         alike = {name for _, name in recent}
         if len(alike) < max(MASS_RUNS, MASS_SHARE * watched):
             return None
-        members = alike & self._in_hand[kind]
+        members = alike & self._in_progress[kind]
         mass = self._open[kind] = MassIncident(kind, members, len(members), recent[0][0])
         recent.clear()
         return mass
 
     def ended(self, run: str, kind: str, *, recovered: bool) -> MassIncident | None:
         """A run has been dealt with; returns the mass incident that is over with it."""
-        self._in_hand.get(kind, set()).discard(run)
+        self._in_progress.get(kind, set()).discard(run)
         mass = self._open.get(kind)
         if mass is None or run not in mass.members:
             return None
@@ -374,7 +374,7 @@ class MassReporter:
         self._events = events
         self._clock = clock
         self._failures = MassIncidents(max(WINDOW_S, poll_interval_s))
-        events.hushed.clear()
+        events.quiet_runs.clear()
 
     def began(self, fault: Fault) -> None:
         """A fault is taken in hand."""
@@ -390,16 +390,16 @@ class MassReporter:
                 "single runs at level DEBUG, but for those given up",
                 {names.RUNS: mass.count, names.FAULT_KIND: kind},
             )
-            self._events.hushed |= mass.members
+            self._events.quiet_runs |= mass.members
             self._places.be_careful(careful=True)
         elif self._failures.has(fault.run, kind):
-            self._events.hushed.add(fault.run)
+            self._events.quiet_runs.add(fault.run)
 
     def ended(self, fault: Fault, *, recovered: bool) -> None:
         """A fault has been dealt with."""
         kind = fault.kind.value
         mass = self._failures.ended(fault.run, kind, recovered=recovered)
-        self._events.hushed.discard(fault.run)
+        self._events.quiet_runs.discard(fault.run)
         if mass is None:
             return
         self._events.emit(

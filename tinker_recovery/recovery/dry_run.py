@@ -36,7 +36,7 @@ from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import find_at_service, put_together
 from tinker_recovery.recovery.manual import recover_from_checkpoint
 from tinker_recovery.recovery.restore import Restore, Tools
-from tinker_recovery.recovery.resume import standing_of
+from tinker_recovery.recovery.resume import snapshot_of
 from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import ServiceFactory
@@ -103,7 +103,7 @@ class _Trust:
     """What is known of the run's weights and checkpoints; see :class:`TrustedCheckpoints`."""
 
     bad: dict[str, str] = field(default_factory=dict)
-    doomed: dict[str, str] = field(default_factory=dict)
+    being_deleted: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
     stored: Mapping[str, tuple[str, int]] = field(default_factory=dict)
@@ -266,7 +266,7 @@ async def prove(
             }
         )
         events = EventSink()
-        events.hushed.add(left.name)  # nobody is to read in the log that this is a recovery
+        events.quiet_runs.add(left.name)  # nobody is to read in the log that this is a recovery
         tools = Tools(backend, policy, events, clock, ServiceTime(clock))
         if checkpoint is not None:
             run, ours = await _looked_at(reader, left, checkpoint)
@@ -311,7 +311,7 @@ async def _as_left(
             f"no checkpoint of run {left.name!r} says how many optimizer steps it contains, so "
             "none can be chosen: if there are any, give one (--checkpoint PATH)"
         )
-    standing = await standing_of(found, reader, policy, clock)
+    snapshot = await snapshot_of(found, reader, policy, clock)
     root = None
     if parent := found.origin.get("from_checkpoint"):
         try:
@@ -321,12 +321,12 @@ async def _as_left(
     return _LeftRun(
         left.name,
         found.lineage,
-        standing.segments,
+        snapshot.segments,
         root,
         found.start_step,
         await _weights(reader, found.attempts[-1].run_id),
         reader,
-        _Trust(limits=standing.limits, stored=standing.stored),
+        _Trust(limits=snapshot.limits, stored=snapshot.stored),
     )
 
 
@@ -371,7 +371,9 @@ async def _read_notes(run: _LeftRun, journal: Path | None, clock: Clock) -> None
     ledger = DeletionLedger.from_lines(notes.deletions.values())
     run.trust.bad.update(notes.bad)
     run.trust.sizes.update(notes.sizes)
-    run.trust.doomed = dict.fromkeys(ledger.doomed(now_s=clock.wall()), "its deletion was begun")
+    run.trust.being_deleted = dict.fromkeys(
+        ledger.being_deleted(now_s=clock.wall()), "its deletion was begun"
+    )
 
 
 async def _prove_foreign(

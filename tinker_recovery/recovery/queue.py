@@ -15,7 +15,7 @@ class FaultQueue:
 
     def __init__(self) -> None:
         self._waiting: list[Fault] = []
-        self._in_hand: list[Fault] = []
+        self._in_progress: list[Fault] = []
         self._arrived = anyio.Event()
         self._settled = anyio.Event()
 
@@ -30,25 +30,25 @@ class FaultQueue:
             self._arrived = anyio.Event()
             await self._arrived.wait()
         fault = self._waiting.pop(0)
-        self._in_hand.append(fault)
+        self._in_progress.append(fault)
         return fault
 
     def acknowledge(self, fault: Fault) -> None:
         """The fault has been dealt with for good."""
-        self._in_hand.remove(fault)
+        self._in_progress.remove(fault)
         self._settled.set()
         self._settled = anyio.Event()
 
     async def settled(self, fault: Fault) -> None:
         """Wait until a fault that was put in has been dealt with."""
-        while fault in self._waiting or fault in self._in_hand:
+        while fault in self._waiting or fault in self._in_progress:
             await self._settled.wait()
 
     def deliver_again(self) -> int:
         """Put back what the last taker left in hand, oldest first; returns how many."""
-        returned = len(self._in_hand)
-        self._waiting[:0] = self._in_hand
-        self._in_hand.clear()
+        returned = len(self._in_progress)
+        self._waiting[:0] = self._in_progress
+        self._in_progress.clear()
         if self._waiting:
             self._arrived.set()
         return returned

@@ -85,7 +85,7 @@ def trusted_limit(
     return limit
 
 
-async def standing_of(
+async def snapshot_of(
     found: Found, reader: StatusReader, policy: RecoveryPolicy, clock: Clock
 ) -> RunSnapshot:
     """Where a run stood, by the journal and by the service.

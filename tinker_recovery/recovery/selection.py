@@ -49,7 +49,7 @@ class TrustedCheckpoints(Protocol):
     """What is known of a run's weights and checkpoints."""
 
     bad: dict[str, str]
-    doomed: dict[str, str]
+    being_deleted: dict[str, str]
     sizes: dict[str, int]
 
     def trusted_to(self, segment: Segment) -> float:
@@ -182,7 +182,7 @@ class CheckpointSelection:
         unknown: list[CheckpointRecord] = []
         async with aclosing(self._in_order()) as lists:
             async for candidates in lists:
-                known = [record for record in candidates if self._can_be_told(record)]
+                known = [record for record in candidates if self._can_be_verified(record)]
                 unknown += [record for record in candidates if record not in known]
                 if found := await self._first_valid(known, only_looking=only_looking):
                     return found
@@ -202,7 +202,7 @@ class CheckpointSelection:
             self._tell(None)
         return None
 
-    def _can_be_told(self, record: CheckpointRecord) -> bool:
+    def _can_be_verified(self, record: CheckpointRecord) -> bool:
         """Whether what it restores can be told from wrong weights, or nobody asks for that."""
         return not self._compares or self._run.trust.expects(record)
 
@@ -258,12 +258,12 @@ class CheckpointSelection:
     ) -> Sequence[CheckpointRecord]:
         trust = self._run.trust
         chosen = select(
-            want, found, self._run.segments, root=root, bad={**trust.doomed, **trust.bad}
+            want, found, self._run.segments, root=root, bad={**trust.being_deleted, **trust.bad}
         )
         self._refused += [
             f"{path}: {reason}"
             for path, reason in chosen.passed_over.items()
-            if path in trust.bad or path in trust.doomed
+            if path in trust.bad or path in trust.being_deleted
         ]
         return chosen.candidates
 

@@ -83,7 +83,7 @@ def _section(name: str, title: str, *content: object) -> Markup:
 
 
 def _header(run: RunView) -> Markup:
-    state = run.standing
+    state = run.display_state
     detail = tag("p", run.detail, class_="about") if run.detail else ""
     if state == "dead":
         detail = tag(

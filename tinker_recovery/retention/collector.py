@@ -102,7 +102,7 @@ class CollectedRun(Protocol):
         """Never use this checkpoint again, in this process or a later one."""
         ...
 
-    def note_doomed(self, paths: Collection[str]) -> None:
+    def note_being_deleted(self, paths: Collection[str]) -> None:
         """These may be gone at any moment: nothing may rely on them."""
         ...
 
@@ -206,9 +206,9 @@ class Collector:
         ledger = DeletionLedger(
             {entry.path: entry for entry in own if run_id_of(entry.path) in run_ids}
         )
-        doomed = ledger.doomed(now_s=self._clock.wall())
-        run.note_doomed(doomed)
-        valid = await self._valid(run, listed, notes, doomed)
+        being_deleted = ledger.being_deleted(now_s=self._clock.wall())
+        run.note_being_deleted(being_deleted)
+        valid = await self._valid(run, listed, notes, being_deleted)
         records = [each.record for each in listed if each.record is not None]
         plan = plan_deletions(
             listed,
@@ -221,7 +221,7 @@ class Collector:
                 bad=notes.bad,
                 protected=run.protected,
                 pending=[record.path for record in records if run.is_pending(record)],
-                doomed=doomed,
+                being_deleted=being_deleted,
                 delete_user_saves=self._policy.delete_user_saves,
                 lasting=self._lasting(),
             ),
@@ -290,7 +290,7 @@ class Collector:
             if command.path in (await self._notebook.notes()).pinned:
                 return
             # Nothing is awaited between this look and the request: a recovery that begins later
-            # finds the path among the doomed.
+            # finds the path among the being_deleted.
             if run.recovering or self._clock.monotonic() - began > _FRESH_S:
                 return
             told = outcome(
@@ -305,7 +305,7 @@ class Collector:
     ) -> DeletionLedger:
         await self._notebook.write_deletion(entry.path, entry.to_line())
         ledger = ledger.applied(entry)
-        run.note_doomed(ledger.doomed(now_s=self._clock.wall()))
+        run.note_being_deleted(ledger.being_deleted(now_s=self._clock.wall()))
         return ledger
 
     def _note(self, run: CollectedRun, command: Delete, entry: Deletion, done: Done) -> None:
@@ -352,12 +352,16 @@ class Collector:
             )
 
     async def _valid(
-        self, run: CollectedRun, listed: Sequence[Listed], notes: Notes, doomed: Collection[str]
+        self,
+        run: CollectedRun,
+        listed: Sequence[Listed],
+        notes: Notes,
+        being_deleted: Collection[str],
     ) -> list[str]:
         """The newest checkpoint found valid, and if that one expires soon the newest that lasts."""
         by_path = {each.path: each for each in listed}
         records = [each.record for each in listed if each.record is not None]
-        unusable = {**dict.fromkeys(doomed, "its deletion was begun"), **notes.bad}
+        unusable = {**dict.fromkeys(being_deleted, "its deletion was begun"), **notes.bad}
         found: list[str] = []
         for record in select(Latest(), records, run.segments, bad=unusable).candidates:
             checks = (

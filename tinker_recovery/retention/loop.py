@@ -108,7 +108,7 @@ class RetentionLoop:
         except Exception as error:  # noqa: BLE001 - an unread listing, a full disk, the user's own predicate: training goes on, and nothing was deleted
             next_at = self._clock.wall() + RETRY_S
             self._events.emit(
-                names.EVENT_HOUSEKEEPING_FAILED,
+                names.EVENT_RETENTION_FAILED,
                 run.name,
                 f"checkpoints were left as they are, until the next look: {error}",
                 {names.ERROR_TYPE: type(error).__qualname__},

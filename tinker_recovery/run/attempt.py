@@ -307,13 +307,13 @@ class Attempt:
             await self.save_before_leaving()
         swallow = ours or seen is None or await self._is_incident(seen)
         fault = self._fault if self._run.policy.enabled else None
-        doomed = fault is not None and fault.verdict is Verdict.GIVE_UP
-        goes_on = swallow and fault is not None and not doomed
+        gives_up = fault is not None and fault.verdict is Verdict.GIVE_UP
+        goes_on = swallow and fault is not None and not gives_up
         self.finished = seen is None and fault is None
         self.left.set()
         if not goes_on:
             await self._run.attempt_over(self, seen)
-        if fault is not None and doomed and swallow:
+        if fault is not None and gives_up and swallow:
             # The body was cancelled for it, or has ended without having looked.
             raise fault.as_error()
         if drained is not None and not swallow:

@@ -125,7 +125,7 @@ class BlockingSupervisor(Generic[_S]):
         self.supervisor = supervisor
         self._run_elsewhere = run_elsewhere
         self._interruption = interruption
-        self._hearing = interruption.heard_here()
+        self._hearing = interruption.listen_here()
         self._opening = start_blocking_portal("asyncio")
         self._portal: BlockingPortal = self._opening.__enter__()
         self._inside: AbstractContextManager[Any] = self._portal.wrap_async_context_manager(context)

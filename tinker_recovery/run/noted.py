@@ -55,11 +55,11 @@ class NotedCheckpoints:
         self.trust.sizes.update(notes.sizes)
         self.trust.noted_canaries.update(notes.canaries)
         ledger = DeletionLedger.from_lines(notes.deletions.values())
-        self.note_doomed(ledger.doomed(now_s=self.clock.wall()))
+        self.note_being_deleted(ledger.being_deleted(now_s=self.clock.wall()))
 
-    def note_doomed(self, paths: Collection[str]) -> None:
+    def note_being_deleted(self, paths: Collection[str]) -> None:
         """These checkpoints may be gone at any moment: nothing may rely on them."""
-        self.trust.doomed = dict.fromkeys(paths, "its deletion was begun")
+        self.trust.being_deleted = dict.fromkeys(paths, "its deletion was begun")
 
     def note_sizes(self, sizes: Mapping[str, int]) -> None:
         """The size of each checkpoint at first sight."""

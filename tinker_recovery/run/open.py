@@ -21,7 +21,7 @@ from tinker_recovery.errors import NoUsableCheckpoint, RunFinished, UsageError
 from tinker_recovery.journal import Found, HeldLease, Recorder, RunRecord, RunRequest
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import QUIET_S, find_at_service, until_quiet
-from tinker_recovery.recovery.resume import RunSnapshot, standing_of
+from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.listing import find_checkpoint
@@ -32,7 +32,7 @@ logger = logging.getLogger(names.SCOPE)
 LOOK_S = 0.5
 """How often a run that another process trains is asked for again."""
 
-TELL_S = 60.0
+REMIND_S = 60.0
 """How often the log says that it is waited for."""
 
 
@@ -45,14 +45,14 @@ class OpenedRun:
         plan: How it starts, with the seed it was begun with.
         root: The checkpoint the user started it from, if they did.
         start_step: The step it begins at.
-        standing: Where an earlier process left it; None if it begins here.
+        snapshot: Where an earlier process left it; None if it begins here.
     """
 
     record: RunRecord
     plan: StartPlan
     root: CheckpointRecord | None
     start_step: int
-    standing: RunSnapshot | None
+    snapshot: RunSnapshot | None
 
 
 async def open_run(
@@ -102,7 +102,7 @@ async def open_run(
             {**found.origin, "start_step": found.start_step},
             {**plan.described, "start_step": start_step},
         )
-        standing = await standing_of(found, reader, policy, clock)
+        snapshot = await snapshot_of(found, reader, policy, clock)
         root = await _root(reader, plan, found)
         await record.begin(opening, anew=False)
         logger.warning(
@@ -111,7 +111,7 @@ async def open_run(
             found.state,
             found.step,
         )
-        return OpenedRun(record, plan, root, found.start_step, standing)
+        return OpenedRun(record, plan, root, found.start_step, snapshot)
     except BaseException:
         await record.end(None)
         raise
@@ -191,7 +191,7 @@ async def take_run(
         RunHeld: Another process trains it, and it is not to be waited for.
     """
     seen: HeldLease | None = None
-    told_at = -math.inf
+    reminded_at = -math.inf
     while True:
         taken = await recorder.open_run(opening, seen)
         if isinstance(taken, RunRecord):
@@ -204,8 +204,8 @@ async def take_run(
                 f"run {opening.name!r} is being trained by {taken.by}: two must not train it; "
                 'wait for it (on_lease="wait"), end it, or choose another name',
             )
-        if time.monotonic() - told_at >= TELL_S:
-            told_at = time.monotonic()
+        if time.monotonic() - reminded_at >= REMIND_S:
+            reminded_at = time.monotonic()
             logger.warning(
                 "run %s is being trained by %s; this process waits until that is over",
                 opening.name,
@@ -224,7 +224,7 @@ def check_not_finished(name: str, found: Found) -> None:
     if found.state != "finished":
         return
     path = found.stored[-1][0] if found.stored else None
-    runner = os.environ.get("TINKER_RECOVERY_TELL_RUNNER")
+    runner = os.environ.get("TINKER_RECOVERY_FINISHED_FILE")
     if runner:
         # `tinker-recovery run` would take the error for a crash, and start the script again.
         with contextlib.suppress(OSError):

@@ -32,7 +32,7 @@ class StopSignals:
         """By SIGTERM."""
 
     @contextmanager
-    def heard_by_task(self) -> Iterator[None]:
+    def listen_in_task(self) -> Iterator[None]:
         """Hear signals while the current task is in here.
 
         SIGTERM, where it would have ended the process on the spot, cancels the task; when that
@@ -59,7 +59,7 @@ class StopSignals:
                 raise SystemExit(TERMINATED)
 
     @contextmanager
-    def heard_here(self) -> Iterator[None]:
+    def listen_here(self) -> Iterator[None]:
         """Hear signals while a loop without asyncio is in here; SIGTERM raises ``SystemExit``."""
 
         def leave() -> None:

@@ -80,7 +80,7 @@ class SupervisedRun(NotedCheckpoints):
         changed: Callable[[SupervisedRun], None],
         interruption: StopSignals,
         record: RunRecord,
-        standing: RunSnapshot | None = None,
+        snapshot: RunSnapshot | None = None,
     ) -> None:
         self.mailbox = mailbox
         """Where the client's thread leaves word."""
@@ -119,7 +119,7 @@ class SupervisedRun(NotedCheckpoints):
         """What the service says its weights are, once it was asked about the run."""
         self.skipped: set[int] = set()
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
-        self.standing = standing
+        self.snapshot = snapshot
         """Where it stood when another process trained it; None if it begins here."""
         self._chronicle = RunJournal(self, record)
         self._backend = backend
@@ -133,9 +133,9 @@ class SupervisedRun(NotedCheckpoints):
         self._ready: Attempt | None = None
         self._failure: BaseException | None = None
         self._news = anyio.Event()
-        if standing is not None:
-            self.trust.take_over(standing.limits, standing.stored)
-            self.history.saved.update(standing.saved)
+        if snapshot is not None:
+            self.trust.take_over(snapshot.limits, snapshot.stored)
+            self.history.saved.update(snapshot.saved)
         self.telemetry.started(start_step)
 
     def __repr__(self) -> str:
@@ -154,7 +154,7 @@ class SupervisedRun(NotedCheckpoints):
     @property
     def segments(self) -> Sequence[Segment]:
         """Every Tinker run it has lived in, oldest first."""
-        earlier = () if self.standing is None else self.standing.segments
+        earlier = () if self.snapshot is None else self.snapshot.segments
         return [*earlier, *(attempt.segment for attempt in self.attempts)]
 
     @property
@@ -359,14 +359,14 @@ class SupervisedRun(NotedCheckpoints):
 
     def go_on(self) -> None:
         """Have the run recovered that another process left behind, as from any other fault."""
-        if self.standing is None:
+        if self.snapshot is None:
             raise UsageError(f"run {self.name!r} begins here: there is nothing to go on with")
-        last = self.standing.segments[-1]
-        self.spawn(functools.partial(finish_sessions, self.reader, self.standing.sessions))
+        last = self.snapshot.segments[-1]
+        self.spawn(functools.partial(finish_sessions, self.reader, self.snapshot.sessions))
         rule = RULES[Kind.PROCESS_LOST]
-        number = len(self.standing.segments)
+        number = len(self.snapshot.segments)
         self.fault_declared(
-            Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, self.standing.step)
+            Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, self.snapshot.step)
         )
 
     def lease_lost(self, error: LeaseLost) -> None:
@@ -489,7 +489,7 @@ class SupervisedRun(NotedCheckpoints):
 
     async def abandon(self) -> None:
         """The Supervisor ends: close whatever is still open. Never raises an Exception."""
-        unheard = None if self.ended or self._failure is not None else self._unheard()
+        unheard = None if self.ended or self._failure is not None else self._unseen_fault()
         self.ended = True
         for attempt in (self.current, self._ready):
             if attempt is not None:
@@ -513,7 +513,7 @@ class SupervisedRun(NotedCheckpoints):
         # Whoever still waits for the recovery, in another task, would wait for ever.
         self._news.set()
 
-    def _unheard(self) -> Fault | None:
+    def _unseen_fault(self) -> Fault | None:
         """The fault that the loop's owner has not come back for."""
         current = self.current
         if current is None:

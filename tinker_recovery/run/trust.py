@@ -51,7 +51,7 @@ class Trust:
         """What the canary answered at each checkpoint."""
         self.bad: dict[str, str] = {}
         """Checkpoints not to be used again, by path, with what is wrong with each."""
-        self.doomed: dict[str, str] = {}
+        self.being_deleted: dict[str, str] = {}
         """Checkpoints whose deletion has begun and may have happened, by path."""
         self.fingerprints: dict[tuple[str, int], str] = {}
         """What the canary answered at the (attempt, step) of each save of this process."""

@@ -19,7 +19,7 @@ from tinker.types import RequestErrorCategory
 from tinker_recovery.errors import StaleAttempt, UsageError
 from tinker_recovery.service.base import SaveRequest
 from tinker_recovery.service.future import SupervisedFuture
-from tinker_recovery.service.queue_state import hear_queue_state
+from tinker_recovery.service.queue_state import watch_queue_state
 from tinker_recovery.service.waiting import ended as until_ended
 
 _T = TypeVar("_T")
@@ -120,7 +120,7 @@ class SupervisedClient:
         self._looked: tuple[Future[Any], int] | None = None
         self.errors: list[BaseException] = []
         """What its requests failed with, the first few."""
-        hear_queue_state(training, self._paused)
+        watch_queue_state(training, self._paused)
         self.first_call_at: float | None = None
         """Monotonic seconds of the first submission; None before it."""
 

@@ -33,7 +33,7 @@ class _Listener(QueueStateObserver):
         self._behind.on_queue_state_change(queue_state, queue_state_reason)
 
 
-def hear_queue_state(training: tinker.TrainingClient, paused: Callable[[], None]) -> None:
+def watch_queue_state(training: tinker.TrainingClient, paused: Callable[[], None]) -> None:
     """Have ``paused`` called, from the SDK's thread, each time the service says to wait."""
     behind = getattr(training, _PLACE, None)
     if behind is None:

@@ -28,7 +28,7 @@ class Child:
         incarnation: Counts from 1; a restarted child is the next incarnation.
     """
 
-    __slots__ = ("_host", "heard_at", "id", "ignored", "incarnation", "is_ready", "value")
+    __slots__ = ("_host", "id", "ignored", "incarnation", "is_ready", "last_beat_at", "value")
 
     def __init__(self, child_id: str, incarnation: int, host: ChildHost) -> None:
         self.id = child_id
@@ -36,7 +36,7 @@ class Child:
         self.is_ready = False
         self.ignored = False
         self.value: object = None
-        self.heard_at = 0.0
+        self.last_beat_at = 0.0
         self._host = host
 
     def __repr__(self) -> str:
@@ -61,4 +61,4 @@ class Child:
 
     def heartbeat(self) -> None:
         """A sign of life, for a child with a heartbeat deadline; otherwise without effect."""
-        self.heard_at = self._host.now()
+        self.last_beat_at = self._host.now()

@@ -132,7 +132,7 @@ class Engine:
         if record.life is not life or life.stopping:
             return
         life.is_ready = True
-        life.ready_at = life.heard_at = self.now()
+        life.ready_at = life.last_beat_at = self.now()
         restarted, record.restarting = record.restarting, False
         record.fresh = False
         if record.spec.heartbeat_s is not None:

@@ -29,9 +29,9 @@ async def until_silent(
         woke = now()
         if woke - due > deadline_s * LATE:
             # While the loop stood still the child could not speak either.
-            child.heard_at = max(child.heard_at, woke)
-        wait_s = deadline_s - (woke - child.heard_at)
-    silent_s = now() - child.heard_at
+            child.last_beat_at = max(child.last_beat_at, woke)
+        wait_s = deadline_s - (woke - child.last_beat_at)
+    silent_s = now() - child.last_beat_at
     return HeartbeatMissed(
         f"child {child.id!r} was silent for {silent_s:.3g} s; "
         f"its heartbeat deadline is {deadline_s:g} s",

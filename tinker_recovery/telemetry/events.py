@@ -47,7 +47,7 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_CHECKPOINT_DELETE_FAILED: logging.WARNING,
     names.EVENT_CHECKPOINT_RENEWED: logging.INFO,
     names.EVENT_CHECKPOINT_RENEWAL_FAILED: logging.WARNING,
-    names.EVENT_HOUSEKEEPING_FAILED: logging.WARNING,
+    names.EVENT_RETENTION_FAILED: logging.WARNING,
 }
 
 
@@ -72,7 +72,7 @@ class EventSink:
 
     def __init__(self, listener: Callable[[RecoveryEvent], object] | None = None) -> None:
         self._listener = listener
-        self.hushed: set[str] = set()
+        self.quiet_runs: set[str] = set()
         """Runs of which the log tells all together; by themselves only if one is given up."""
         self.streams = Streams()
         """Where events are read from."""
@@ -84,7 +84,7 @@ class EventSink:
         told = {key: redact_value(value) for key, value in (fields or {}).items()}
         event = RecoveryEvent(name, run, redact(message), told)
         level = _LEVELS[name]
-        if run in self.hushed and name not in _GIVEN_UP:
+        if run in self.quiet_runs and name not in _GIVEN_UP:
             level = logging.DEBUG
         logger.log(
             level,

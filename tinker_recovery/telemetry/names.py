@@ -46,7 +46,7 @@ EVENT_CHECKPOINT_DELETED: Final = "checkpoint.deleted"
 EVENT_CHECKPOINT_DELETE_FAILED: Final = "checkpoint.delete_failed"
 EVENT_CHECKPOINT_RENEWED: Final = "checkpoint.renewed"
 EVENT_CHECKPOINT_RENEWAL_FAILED: Final = "checkpoint.renewal_failed"
-EVENT_HOUSEKEEPING_FAILED: Final = "checkpoint.housekeeping_failed"
+EVENT_RETENTION_FAILED: Final = "checkpoint.retention_failed"
 
 # Attributes. A name is never the namespace of another (OpenTelemetry's rule for names).
 EVENT: Final = "event.name"

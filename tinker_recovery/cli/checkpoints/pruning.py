@@ -119,7 +119,7 @@ async def _prune(
         busy = [each for each in lineages if each.trained_by is not None]
         if not quiet:
             _print_plans(looks, busy)
-        doomed = [row for _, look in looks for row in look.plan.deletions]
+        being_deleted = [row for _, look in looks for row in look.plan.deletions]
         report: dict[str, Any] = {
             "dry_run": dry_run,
             "deleted": [],
@@ -131,7 +131,7 @@ async def _prune(
                     "size_bytes": row.size_bytes,
                     "reason": row.reason,
                 }
-                for row in doomed
+                for row in being_deleted
             ],
             "kept": sum(len(look.plan.kept) for _, look in looks),
             "bytes_freed": 0,
@@ -140,11 +140,11 @@ async def _prune(
                 for each in busy
             ],
         }
-        if dry_run or not doomed:
+        if dry_run or not being_deleted:
             return report
-        if ask and not click.confirm(f"Delete these {len(doomed)}?", err=True):
+        if ask and not click.confirm(f"Delete these {len(being_deleted)}?", err=True):
             return report
-        await _carry_out(house, [each for each, _ in looks], len(doomed), report)
+        await _carry_out(house, [each for each, _ in looks], len(being_deleted), report)
         return report
 
 

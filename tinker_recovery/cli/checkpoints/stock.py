@@ -134,7 +134,7 @@ class StoredLineage:
     async def mark_bad(self, path: str, reason: str) -> None:
         """Nothing is marked by these commands."""
 
-    def note_doomed(self, paths: Collection[str]) -> None:
+    def note_being_deleted(self, paths: Collection[str]) -> None:
         """Nobody here relies on any."""
 
     def note_sizes(self, sizes: Mapping[str, int]) -> None:

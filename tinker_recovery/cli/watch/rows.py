@@ -60,7 +60,7 @@ class RunRow:
     def of(cls, glance: Glance) -> RunRow:
         """The row of a run in a journal."""
         run, event, stored = glance.run, glance.event, glance.checkpoint
-        state = run.standing
+        state = run.display_state
         return cls(
             run=run.name,
             state=state,
