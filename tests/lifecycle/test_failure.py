@@ -56,7 +56,7 @@ async def test_a_run_that_never_gets_further_is_given_up_with_every_error_on_the
     assert len(error.errors) == 4, "the first fault, and one for each of three recoveries"
     assert all(isinstance(one, tinker.RequestFailedError) for one in error.errors)
     assert error.__cause__ is error.errors[-1]
-    assert "'being_deleted' was given up after 3 recovery attempts" in str(error)
+    assert "'hopeless' was given up after 3 recovery attempts" in str(error)
     assert clock.slept == [5.0, 10.0], "the first attempt starts at once, the next ones wait"
     assert [given for _, given in failures] == [error]
 

@@ -227,7 +227,7 @@ async def test_what_a_fault_casts_doubt_on_is_not_gone_back_to_by_the_next_proce
     """The loss of step 14 is reported late, when the save of step 15 is stored already."""
     del local
 
-    async def being_deleted(attempt: Attempt) -> None:
+    async def killed_later(attempt: Attempt) -> None:
         await train(attempt, steps=16)
         attempt.post(attempt._loss_bad, 14, float("nan"))
         await anyio.sleep_forever()
@@ -240,7 +240,7 @@ async def test_what_a_fault_casts_doubt_on_is_not_gone_back_to_by_the_next_proce
                 if attempt.number > 1:
                     scope.cancel()
                     await anyio.sleep_forever()
-                await being_deleted(attempt)
+                await killed_later(attempt)
 
             await supervisor.run(train_once, **START)
     with closing(sqlite3.connect(default_path())) as database, database:
