@@ -29,6 +29,7 @@ from _report import Bar, arguments, bars, table
 from tinker import types
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, SupervisedClient, Supervisor
+from tinker_recovery.run.attempt import scope_of
 from tinker_recovery.testing import FaultRule, LocalTinkerProcess
 
 ADAM = types.AdamParams(learning_rate=1e-3)
@@ -95,7 +96,7 @@ async def main(*, quick: bool) -> list[Bar]:
                     "slow",
                     request="retrieve_future",
                     polled="save_weights",
-                    run=slow.run_id,
+                    run=str(slow.client.model_id),
                     delay_s=SLOW_S,
                     times=10**6,
                 )
@@ -106,7 +107,9 @@ async def main(*, quick: bool) -> list[Bar]:
                 for name in random.sample(list(LOOPS), len(LOOPS)):
                     times[name].append(await block(attempts[name].client, data))
             await server.release()
-            saved = {name: len(attempt._run.history.saved) for name, attempt in attempts.items()}  # noqa: SLF001 - what it has counted itself
+            saved = {
+                name: len(scope_of(attempt).run.history.saved) for name, attempt in attempts.items()
+            }
     ratios = {
         name: statistics.median(
             mine / never for mine, never in zip(seconds, times["never"], strict=True)

@@ -97,8 +97,8 @@ async def watching(
         Supervisor(quiet) as supervisor,
         httpx.AsyncClient(base_url=server.base_url, headers=headers, timeout=60.0) as http,
     ):
-        reader = supervisor.household.reader  # what the Supervisor's own Monitor reads with
-        assert reader is not None  # noqa: S101 - it is entered
+        inside = supervisor._inside  # noqa: SLF001 - what the Supervisor's own Monitor works with
+        reader = inside.collaborators.reader
         looker = Poller(reader, interval_s=0.0, events=EventSink(), clock=SYSTEM_CLOCK)
 
         async def ask(run_id: str) -> bool:
@@ -116,13 +116,13 @@ async def watching(
         tracemalloc.start()
         began = tracemalloc.get_traced_memory()[0]
         watches = [supervisor.watch(run_id, on_recovery=print) for run_id in run_ids]
-        await looker.look(by_run_id(watches), lambda: None)
+        await looker.look(by_run_id(list(inside.watches.polled())), lambda: None)
         gc.collect()
         used = (tracemalloc.get_traced_memory()[0] - began) / len(watches)
         tracemalloc.stop()
 
         async def ours() -> None:
-            await looker.look(by_run_id(watches), lambda: None)
+            await looker.look(by_run_id(list(inside.watches.polled())), lambda: None)
 
         await one_by_one(run_ids[:20])  # pays for the connection
         for _ in range(rounds):

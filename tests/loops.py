@@ -96,7 +96,7 @@ class InstantClock:
 
     The Monitor's of ``poll_interval_s`` never end, nor do those of the watch over its heartbeat.
     Between two polls of another interval it really sleeps a moment, and between two rounds of the
-    Keeper for as long as it says, and writes nothing down: they would be all that the processor
+    retention loop for as long as it says, and writes nothing down: they would be all that the processor
     does.
     """
 
@@ -108,7 +108,7 @@ class InstantClock:
         task = asyncio.current_task()
         if seconds == self._poll_interval_s or (task and "heartbeat" in task.get_name()):
             await anyio.sleep_forever()
-        if task and "/keeper" in task.get_name():
+        if task and "/retention" in task.get_name():
             return await anyio.sleep(seconds)
         if task and "/monitor" in task.get_name():
             return await anyio.sleep(POLL_S)

@@ -11,7 +11,6 @@ ROOMS = [
     "cli",
     "__init__",
     "supervisor",
-    "household",
     "watched",
     "run",
     "report",

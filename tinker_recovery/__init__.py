@@ -44,11 +44,11 @@ from tinker_recovery.errors import (
 from tinker_recovery.faults import Fault
 from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
 from tinker_recovery.policy_settings import policy_from_settings
-from tinker_recovery.recovery.executor import Recovery
 from tinker_recovery.recovery.manual import Recovered, recover_from_checkpoint
+from tinker_recovery.recovery.recoverable import Recovery
 from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.options import StartOptions
-from tinker_recovery.run.supervised import SupervisedRun
+from tinker_recovery.run.view import Run
 from tinker_recovery.service import SupervisedClient
 from tinker_recovery.supervisor import Supervisor
 from tinker_recovery.telemetry import RecoveryEvent
@@ -77,6 +77,7 @@ __all__ = [
     "RecoveryLost",
     "RecoveryPolicy",
     "RecoveryRefused",
+    "Run",
     "RunFailed",
     "RunFinished",
     "RunHeld",
@@ -86,7 +87,6 @@ __all__ = [
     "StatusRefused",
     "StatusUnavailable",
     "SupervisedClient",
-    "SupervisedRun",
     "Supervisor",
     "TinkerRecoveryError",
     "UsageError",

@@ -1,10 +1,11 @@
-"""The Supervisor: what the user enters. Builds the tree, owns the fault channel and the runs."""
+"""The Supervisor: what the user enters. Builds the tree, owns the queue of faults and the runs."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -15,8 +16,9 @@ from anyio import AsyncContextManagerMixin
 from typing_extensions import Unpack
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
+from tinker_recovery.detection.monitor import Monitor
+from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
-from tinker_recovery.household import Household
 from tinker_recovery.journal import (
     STATE_FOLDER,
     Journal,
@@ -26,6 +28,12 @@ from tinker_recovery.journal import (
     journal_path,
 )
 from tinker_recovery.policy import Callback, RecoveryPolicy
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.executor import Executor
+from tinker_recovery.recovery.queue import FaultQueue
+from tinker_recovery.retention.collector import Collector
+from tinker_recovery.retention.loop import RetentionLoop
+from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.blocking import (
     BlockingRunner,
@@ -34,13 +42,20 @@ from tinker_recovery.run.blocking import (
     is_async,
     run_blocking,
 )
+from tinker_recovery.run.mailbox import Mailbox
+from tinker_recovery.run.monitored import MonitoredRun
+from tinker_recovery.run.open import OpenedRun, open_run
 from tinker_recovery.run.options import StartOptions, StartPlan, plan_start
+from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.run.supervised import SupervisedRun
-from tinker_recovery.service import Backend, StatusReader, TinkerBackend
+from tinker_recovery.run.view import Run
+from tinker_recovery.service import Backend, FromBaseModel, StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
+from tinker_recovery.service.listing import find_checkpoint
+from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
-from tinker_recovery.watched.watch import Watch
+from tinker_recovery.watched.watch import Watch, Watches
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -48,6 +63,9 @@ _T = TypeVar("_T")
 
 BEAT_S = 10.0
 """How often the leases on runs are renewed; they last three times as long."""
+
+SHUTDOWN_MARGIN_S = 5.0
+"""How much longer the Executor has for stopping than the longest thing it does then."""
 
 
 class Supervisor(AsyncContextManagerMixin):
@@ -91,32 +109,27 @@ class Supervisor(AsyncContextManagerMixin):
             service, standby=self.policy.enabled and self.policy.standby_session
         )
         self._on_event = on_event
-        self._events = EventSink(self._heard)
+        self._events = EventSink(self._listen)
         self._journal_path = journal_path(journal)
-        self._interruption = StopSignals()
+        self._signals = StopSignals()
         self._clock = clock
-        self._household: Household | None = None
+        self._entered: _Entered | None = None
         self._blocking: BlockingSupervisor[Supervisor] | None = None
 
     @property
-    def runs(self) -> list[SupervisedRun]:
+    def runs(self) -> Sequence[Run]:
         """Every run since entry, oldest first."""
-        return [] if self._household is None else list(self._household.runs.values())
+        return [] if self._entered is None else [Run(run) for run in self._entered.runs.values()]
 
     @property
-    def household(self) -> Household:
-        """What lives from entry to exit.
-
-        Raises:
-            UsageError: The Supervisor is not entered.
-        """
-        if self._household is None:
+    def _inside(self) -> _Entered:
+        if self._entered is None:
             raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
-        return self._household
+        return self._entered
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Supervisor]:
-        if self._household is not None:
+        if self._entered is not None:
             raise UsageError("this Supervisor is already entered: make one for each `async with`")
         if not self.policy.enabled:
             logger.warning(
@@ -125,15 +138,15 @@ class Supervisor(AsyncContextManagerMixin):
             )
         endpoint = await self._backend.endpoint()
         try:
-            with self._interruption.listen_in_task():
-                async with self._entered(endpoint):
+            with self._signals.listen_in_task():
+                async with self._enter(endpoint):
                     yield self
         finally:
             with anyio.CancelScope(shield=True):
                 await self._backend.aclose()
 
     @asynccontextmanager
-    async def _entered(self, endpoint: Endpoint) -> AsyncGenerator[None]:
+    async def _enter(self, endpoint: Endpoint) -> AsyncGenerator[None]:
         failure: BaseException | None = None
         journal = Journal(self._journal_path, service=endpoint.base_url)
         async with (
@@ -145,40 +158,39 @@ class Supervisor(AsyncContextManagerMixin):
             StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as reader,
             anyio.create_task_group() as background,
         ):
-            household = self._household = Household(
+            collaborators = Collaborators(
                 policy=self.policy,
                 backend=self._backend,
                 reader=reader,
                 notebook=notebook,
-                recorder=recorder,
-                background=background,
                 events=self._events,
-                interruption=self._interruption,
                 clock=self._clock,
+                spawn=background.start_soon,
             )
-            background.start_soon(household.mailbox.serve)
+            entered = self._entered = _Entered(collaborators, recorder, self._signals)
+            background.start_soon(entered.mailbox.serve)
             try:
-                async with household.tree():
+                async with entered.tree():
                     yield
-                    await household.keeper.settle(self.policy.close_timeout_s)
+                    await entered.retention.settle(self.policy.close_timeout_s)
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
                 failure = error
             finally:
                 with anyio.CancelScope(shield=True):
-                    await household.close_runs()
-                    await household.watches.aclose()
+                    await entered.close_runs()
+                    await entered.watches.aclose()
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
                 background.cancel_scope.cancel()
-        for run in self.runs:
+        for run in entered.runs.values():
             failure = failure or run.lost
         if failure is not None:
             raise failure
 
-    def _heard(self, event: RecoveryEvent) -> None:
-        if self._household is not None:
-            self._household.recorder.note_event(event)
+    def _listen(self, event: RecoveryEvent) -> None:
+        if self._entered is not None:
+            self._entered.recorder.note_event(event)
         if self._on_event is not None:
             self._on_event(event)
 
@@ -194,8 +206,8 @@ class Supervisor(AsyncContextManagerMixin):
         """
         plan = plan_start(start, restore_optimizer=self.policy.restore_optimizer)
         name = plan.name or f"run-{secrets.token_hex(3)}"
-        if self._household is not None:
-            self._household.check_name(name)
+        if self._entered is not None:
+            self._entered.check_name(name)
         return _Attempts(self, plan, name)
 
     def watch(self, run_id: str, *, on_recovery: Callback) -> Watch:
@@ -225,14 +237,13 @@ class Supervisor(AsyncContextManagerMixin):
             UsageError: An argument is of the wrong kind, the run is watched or supervised here
                 already, or the Supervisor is not entered.
         """
-        watches = self.household.watches
-        for run in self.runs:
+        for run in self._inside.monitored.values():
             if run_id in (run.name, run.watched_run_id):
                 raise UsageError(
                     f"run_id={run_id!r} is run {run.name!r} of this Supervisor, which looks after "
                     "it already"
                 )
-        return watches.add(run_id, on_recovery)
+        return self._inside.watches.add(run_id, on_recovery)
 
     def events(self, *, buffer: int = 1024) -> EventStream:
         """What happens from now on, as a stream for ``async for``; each call is one consumer.
@@ -267,12 +278,12 @@ class Supervisor(AsyncContextManagerMixin):
         function, whose loop blocks on ``.result()``, runs in a worker thread; a fault ends what it
         waits for. Otherwise as :meth:`attempts`, and cancellable like any coroutine.
         """
-        return await self.run_elsewhere(train, in_worker_thread, start)
+        return await self._run_with(train, in_worker_thread, start)
 
-    async def run_elsewhere(
-        self, train: Callable[[Attempt], Any], elsewhere: BlockingRunner, start: StartOptions
+    async def _run_with(
+        self, train: Callable[[Attempt], Any], runner: BlockingRunner, start: StartOptions
     ) -> Any:
-        """As :meth:`run`, for whoever has a place of their own for what blocks."""
+        """As :meth:`run`, with a ``runner`` for what blocks."""
         outcome: list[Any] = []
         async for attempt in self.attempts(**start):
             async with attempt:
@@ -281,16 +292,13 @@ class Supervisor(AsyncContextManagerMixin):
                 else:
                     outcome[:] = [
                         await run_blocking(
-                            train,
-                            attempt,
-                            elsewhere=elsewhere,
-                            limit_s=self.policy.close_timeout_s,
+                            train, attempt, runner=runner, limit_s=self.policy.close_timeout_s
                         )
                     ]
         return outcome[0]
 
     def __enter__(self) -> BlockingSupervisor[Supervisor]:
-        self._blocking = BlockingSupervisor(self, self, self.run_elsewhere, self._interruption)
+        self._blocking = BlockingSupervisor(self, self, self._run_with, self._signals)
         return self._blocking
 
     def __exit__(self, *exc_info: object) -> bool | None:
@@ -306,16 +314,17 @@ class _Attempts:
         self._plan = plan
         self._name = name
         self._run: SupervisedRun | None = None
-        self._last: Attempt | None = None
+        self._last: AttemptScope | None = None
 
     def __aiter__(self) -> _Attempts:
         return self
 
     async def __anext__(self) -> Attempt:
         if self._run is None:
-            self._run = await self._supervisor.household.open_run(self._plan, self._name)
-            self._last = await self._supervisor.household.first_attempt(self._run, self._plan)
-            return self._last
+            inside = self._supervisor._inside  # noqa: SLF001 - the other half of Supervisor
+            self._run = await inside.open_run(self._plan, self._name)
+            self._last = await self._run.first_attempt()
+            return Attempt(self._last)
         if self._last is None or not self._last.entered:
             raise UsageError(
                 "an attempt was asked for while the one before was never entered: the loop's body "
@@ -325,7 +334,158 @@ class _Attempts:
         if not self._run.recovering and self._last is self._run.current:
             raise StopAsyncIteration
         self._last = await self._run.next_attempt()
-        return self._last
+        return Attempt(self._last)
+
+
+class _Entered:
+    """What lives from a Supervisor's entry to its exit: the parts of the tree, and the runs.
+
+    Made on the event loop.
+
+    Args:
+        collaborators: What the parts share.
+        recorder: Writes runs to the journal.
+        signals: Whether a signal has asked the process to stop.
+    """
+
+    def __init__(
+        self, collaborators: Collaborators, recorder: Recorder, signals: StopSignals
+    ) -> None:
+        self.collaborators = collaborators
+        self.recorder = recorder
+        self.runs: dict[str, SupervisedRun] = {}
+        """Every run since entry, oldest first."""
+        self.monitored: dict[str, MonitoredRun] = {}
+        """The same, as the Monitor sees them."""
+        self.queue = FaultQueue()
+        self.mailbox = Mailbox()
+        self.watches = Watches(collaborators, self.queue)
+        self._signals = signals
+        self._opening: set[str] = set()
+        policy, backend, reader = (
+            collaborators.policy,
+            collaborators.backend,
+            collaborators.reader,
+        )
+        notebook, events, clock = (
+            collaborators.notebook,
+            collaborators.events,
+            collaborators.clock,
+        )
+        self.retention = RetentionLoop(
+            Collector(
+                reader=reader,
+                notebook=notebook,
+                policy=policy.checkpoints,
+                events=events,
+                clock=clock,
+                verifier=Verifier(backend, reader, notebook, clock=clock),
+            ),
+            look_every_s=policy.poll_interval_s,
+            events=events,
+            clock=clock,
+        )
+        self._optimizer_check = OptimizerCheck(
+            backend=backend,
+            reader=reader,
+            notebook=notebook,
+            events=events,
+            close_s=policy.close_timeout_s,
+        )
+
+    def tree(self) -> SupervisionTree:
+        """The children: Monitor, Executor, and retention."""
+        policy, watches, clock = self.collaborators.policy, self.watches, self.collaborators.clock
+        monitor = Monitor(
+            lambda: [*self.monitored.values(), *watches.polled()],
+            reader=self.collaborators.reader,
+            interval_s=policy.poll_interval_s,
+            look_every_s=_silence_check_s(policy),
+            events=self.collaborators.events,
+            clock=clock,
+        )
+        executor = Executor(
+            self.collaborators,
+            queue=self.queue,
+            find=lambda name: self.runs.get(name) or watches.find(name),
+            watched=lambda: len(watches) + sum(not run.ended for run in self.runs.values()),
+        )
+        return SupervisionTree(
+            [
+                ChildSpec(
+                    id="monitor",
+                    start=monitor.serve,
+                    # Its longest silence is one interval or one read; past both and another read
+                    # it hangs.
+                    heartbeat_s=policy.poll_interval_s + 2 * policy.status_timeout_s,
+                ),
+                ChildSpec(
+                    id="executor",
+                    start=executor.serve,
+                    # What it may have to close when it is stopped has this deadline of its own.
+                    shutdown=policy.close_timeout_s + SHUTDOWN_MARGIN_S,
+                ),
+                ChildSpec(id="retention", start=self.retention.serve),
+            ],
+            name="tinker-recovery",
+            max_restarts=10,
+            max_seconds=60.0,
+            backoff=Backoff(initial_s=0.1, max_s=5.0),
+            on_event=self.collaborators.events.tree,
+            monotonic=clock.monotonic,
+            sleep=clock.sleep,
+            random=clock.random,
+        )
+
+    async def close_runs(self) -> None:
+        """Close whatever the runs still have open."""
+        async with anyio.create_task_group() as group:
+            for run in self.runs.values():
+                group.start_soon(run.abandon)
+
+    def check_name(self, name: str) -> None:
+        """Refuse the name of a run under way."""
+        known = self.runs.get(name)
+        if name in self._opening or (known is not None and not known.ended):
+            raise UsageError(
+                f"name={name!r} is the name of a run under way: choose another, names are unique"
+            )
+
+    async def open_run(self, plan: StartPlan, name: str) -> SupervisedRun:
+        """Register a run, and find out at which step it starts."""
+        self.check_name(name)
+        self._opening.add(name)  # opening may take a while
+        opened: OpenedRun | None = None
+        shared, policy = self.collaborators, self.collaborators.policy
+        try:
+            if policy.checkpoint_strategy.startswith("tinker://"):
+                # Better refused now than at the first fault, hours later.
+                await find_checkpoint(shared.reader, policy.checkpoint_strategy)
+            opened = await open_run(
+                self.recorder, shared.reader, plan, name, policy=policy, clock=shared.clock
+            )
+            run = self.runs[name] = SupervisedRun(
+                opened, shared, self.queue, self.mailbox, self._signals, self.retention.ask
+            )
+            self.monitored[name] = MonitoredRun(run, shared.events)
+            await run.read_notes()
+        except BaseException:
+            self.runs.pop(name, None)
+            self.monitored.pop(name, None)
+            if opened is not None:
+                await opened.record.end(None)
+            raise
+        finally:
+            self._opening.discard(name)
+        if policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
+            shared.spawn(functools.partial(self._optimizer_check.run, plan.origin))
+        return run
+
+
+def _silence_check_s(policy: RecoveryPolicy) -> float | None:
+    """Seconds between two looks at silence: within a tenth of its deadlines, 10 ms at least."""
+    deadlines = [each for each in (policy.stall_warning_s, policy.stall_after_s) if each]
+    return max(0.01, min([5.0, *(each / 10 for each in deadlines)])) if deadlines else None
 
 
 def secrets_of(endpoint: Endpoint) -> list[str]:

@@ -12,6 +12,7 @@ import anyio
 import pytest
 import pytest_asyncio
 import tinker
+from inspection import polled, run_id_of
 from loops import MODEL, batch, loop, policy, train, until
 from tinker import types
 
@@ -138,7 +139,7 @@ async def test_what_was_stored_after_the_run_was_last_well_is_not_gone_back_to(
         received = Received()
         async with Supervisor(quick(), service=server.service) as supervisor:
             watch = supervisor.watch(run_id, on_recovery=received)
-            await until(lambda: watch._last_good is not None)
+            await until(lambda: polled(watch).last_good is not None)
             server.inject(FaultRule("status", request="training_run", status=500, for_s=60.0))
             await asyncio.sleep(0.1)
             await (await anyio.to_thread.run_sync(client.save_state, "doubtful"))
@@ -232,7 +233,7 @@ async def test_bad_arguments_are_refused_before_anything_starts(server: LocalTin
         async for attempt in supervisor.attempts(base_model=MODEL, rank=8):
             async with attempt:
                 with pytest.raises(UsageError, match="looks after it already"):
-                    supervisor.watch(attempt.run_id, on_recovery=print)
+                    supervisor.watch(run_id_of(attempt), on_recovery=print)
                 await attempt.client.forward_backward(batch(0), "cross_entropy")
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from inspection import recorder_of
 from loops import MODEL, SEED, policy, train, undisturbed_state
 from test_records import SERVICE, opening
 
@@ -85,8 +86,7 @@ async def test_a_disk_that_fills_up_while_training_changes_nothing_of_the_traini
     supervisor = Supervisor(policy())
 
     async def filling(attempt: Attempt) -> None:
-        recorder = supervisor.household.recorder
-        assert recorder is not None
+        recorder = recorder_of(supervisor)
         database = recorder._database._database
         assert database is not None
         if attempt.number == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
+from inspection import run_id_of, scope_of
 from loops import ADAM, MODEL, SEED, batch, policy, undisturbed_state
 
 from tinker_recovery import Attempt, CheckpointPolicy, Supervisor
@@ -36,8 +37,8 @@ async def test_recovery_lands_on_the_next_older_one_and_ends_with_the_same_weigh
                 await attempt.client.drain()  # one save is in flight at most: let none be left out
                 done = step + 1
                 if left and done == 2 * (len(KINDS) - len(left)) + 2:
-                    newest = f"step-{done:08d}-{attempt.id}"
-                    local.damage(f"tinker://{attempt.run_id}/weights/{newest}", left.pop(0))
+                    newest = f"step-{done:08d}-{scope_of(attempt).id}"
+                    local.damage(f"tinker://{run_id_of(attempt)}/weights/{newest}", left.pop(0))
                     local.poison()
 
         given = policy(

@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 import tinker
+from inspection import run_id_of, scope_of
 from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state, until
 from tinker._base_client import BaseClient
 from tinker.lib import internal_client_holder
@@ -24,7 +25,7 @@ from tinker_recovery import (
     RecoveryEvent,
     RecoveryExhausted,
     RecoveryRefused,
-    SupervisedRun,
+    Run,
     Supervisor,
 )
 from tinker_recovery.faults import RULES, Kind
@@ -45,7 +46,7 @@ async def _expected(local: LocalTinker) -> object:
 
 async def _supervised(
     train_: Train | None = None, *, events: list[RecoveryEvent] | None = None, **changes: Any
-) -> SupervisedRun:
+) -> Run:
     quick: dict[str, object] = {"backoff_s": 0.0, "max_backoff_s": 0.0, "poll_interval_s": 30.0}
     note = None if events is None else events.append
     async with Supervisor(policy(**quick | changes), on_event=note) as supervisor:
@@ -166,7 +167,7 @@ async def test_a_backend_fault_is_heard_judged_and_recovered_from_bit_for_bit(
     # What a poll tells of may have begun right after the poll before it, and with it the save.
     assert recovery.checkpoint is not None or detected_by == "poll"
     step = 0 if recovery.checkpoint is None else 5
-    assert f"the loop goes on from step {step}" in caplog.text
+    assert f"the loop runs again from step {step}" in caplog.text
 
 
 SUBMITS = [
@@ -190,7 +191,7 @@ async def test_a_submit_that_fails_after_the_sdks_own_retries_is_recovered_from(
 
     async def loop(attempt: Attempt) -> None:
         if attempt.number == 1:
-            local.inject(replace(rule, run=attempt.run_id))
+            local.inject(replace(rule, run=run_id_of(attempt)))
         await train(attempt, steps=STEPS, depth=1)
 
     run = await _supervised(loop)
@@ -275,8 +276,9 @@ async def test_a_service_closed_under_the_loop_is_replaced(local: LocalTinker) -
         begun.append(attempt.start_step)
         if len(begun) == 1:
             await train(attempt, steps=7)
-            assert attempt.connection.service is not None
-            await attempt.connection.service.close("success")
+            service = scope_of(attempt).connection.service
+            assert service is not None
+            await service.close("success")
         await train(attempt, steps=STEPS) if len(begun) > 1 else await _from(attempt, 7)
 
     async def _from(attempt: Attempt, step: int) -> None:
@@ -479,7 +481,7 @@ async def test_weights_the_service_lost_without_a_word_are_noticed_and_put_right
             return
         await train(attempt, steps=8)
         local.begin_outage(status=503, rollback=True)
-        await until(lambda: attempt._run.trust._outage_from is not None)  # type: ignore[attr-defined]  # its run
+        await until(lambda: scope_of(attempt).run.trust._outage_from is not None)
         local.end_outage()
         for step in range(8, STEPS):
             await attempt.client.forward_backward(batch(step), "cross_entropy")
@@ -500,9 +502,9 @@ async def test_an_outage_that_lost_nothing_is_no_fault(local: LocalTinker) -> No
     async def loop(attempt: Attempt) -> None:
         await train(attempt, steps=8)
         local.begin_outage(status=503)
-        await until(lambda: attempt._run.trust._outage_from is not None)  # type: ignore[attr-defined]  # its run
+        await until(lambda: scope_of(attempt).run.trust._outage_from is not None)
         local.end_outage()
-        await until(lambda: attempt._run.trust._outage_from is None)  # type: ignore[attr-defined]  # its run
+        await until(lambda: scope_of(attempt).run.trust._outage_from is None)
         for step in range(8, STEPS):
             await attempt.client.forward_backward(batch(step), "cross_entropy")
             await attempt.client.optim_step(ADAM)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inspection import internals_of, retention_of, run_id_of
 from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state, until
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
@@ -76,7 +77,7 @@ async def test_what_a_rule_keeps_stays_and_so_does_what_the_user_saved_or_publis
             await forward
             await attempt.client.drain()
             if step == 1:
-                stored = {each.steps: each.path for each in local.checkpoints(attempt.run_id)}
+                stored = {each.steps: each.path for each in local.checkpoints(run_id_of(attempt))}
                 local.publish(stored[2])
             if step == 6:
                 await attempt.client.save_state("mine")
@@ -100,7 +101,7 @@ async def test_a_pinned_checkpoint_stays(local: LocalTinker, tmp_path: Path) -> 
         await train(attempt, steps=3)
         await attempt.client.drain()
         # The newest of all, so no round of the RetentionLoop takes it before it is pinned.
-        (*_, newest) = local.checkpoints(attempt.run_id)
+        (*_, newest) = local.checkpoints(run_id_of(attempt))
         with Journal(file, service=local.base_url) as journal:
             journal.pin(newest.path)
         await loop(attempt.client, 3, STEPS, 0)
@@ -154,7 +155,7 @@ async def test_a_deletion_that_fails_disturbs_nothing_and_is_told_once_and_tried
         await train(attempt, steps=STEPS)
         await until(lambda: len(failures()) == 2)
         wall[0] += 31.0  # the retry's delay
-        await until(lambda: len(local.checkpoints(attempt.run_id)) == 1)
+        await until(lambda: len(local.checkpoints(run_id_of(attempt))) == 1)
 
     async with Supervisor(given, on_event=events.append, journal=None, clock=clock) as supervisor:
         await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
@@ -168,7 +169,7 @@ async def test_an_answer_404_is_success(local: LocalTinker) -> None:
     supervisor, events = await _run(CheckpointPolicy(save_every=6, keep_last=1, save_best=False))
     found = _steps(local, supervisor.runs[0].segments[0].run_id)
     assert found == [12]
-    assert not supervisor.runs[0].trust.bad
+    assert not internals_of(supervisor.runs[0]).trust.bad
     assert [event.name for event in events if "delete" in event.name] in (
         ["checkpoint.delete_failed"],
         ["checkpoint.deleted"],
@@ -228,13 +229,13 @@ async def test_saves_live_as_long_as_the_policy_says_and_the_recovery_point_is_r
 
     async def training(attempt: Attempt) -> None:
         await train(attempt, steps=STEPS)
-        ends = {each.steps: each.expires for each in local.checkpoints(attempt.run_id)}
+        ends = {each.steps: each.expires for each in local.checkpoints(run_id_of(attempt))}
         assert all(end and 7100 < end - time.time() <= 7200 for end in ends.values())
         # An hour and a bit later the newest has less than half of its life left; the other may go.
-        await until(lambda: bool(supervisor.household.keeper._next_at))
+        await until(lambda: bool(retention_of(supervisor)._next_at))
         wall[0] += 3700.0
         await until(lambda: any(event.name == "checkpoint.renewed" for event in events))
-        later = {each.steps: each.expires for each in local.checkpoints(attempt.run_id)}
+        later = {each.steps: each.expires for each in local.checkpoints(run_id_of(attempt))}
         assert later[6] == ends[6]
         assert (later[12] or 0) > (ends[12] or 0)
 

@@ -6,6 +6,7 @@ import functools
 import os
 
 import pytest
+from inspection import run_id_of
 from loops import MODEL, SEED, InstantClock, policy, train, undisturbed_state
 
 from tinker_recovery import Supervisor
@@ -132,7 +133,7 @@ async def test_a_run_poisoned_before_its_first_checkpoint_starts_again_with_the_
     async with Supervisor(policy()) as supervisor:
         async for attempt in supervisor.attempts(base_model=MODEL, rank=8):
             async with attempt:
-                seen.append(local.run_state(attempt.run_id))
+                seen.append(local.run_state(run_id_of(attempt)))
                 await train(attempt, steps=5)
     assert len(seen) == 2
     assert seen[0] == seen[1]

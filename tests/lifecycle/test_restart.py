@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 import pytest
 import tinker
+from inspection import internals_of, scope_of
 from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state, until
 
 from tinker_recovery import (
@@ -119,7 +120,7 @@ async def test_a_run_that_had_saved_nothing_starts_over_with_the_seed_that_was_d
     first = await _train_until(3, seed=None)
     _forget_the_end()
     second = await _go_on(seed=None)
-    before, after = (each.runs[0].origin for each in (first, second))
+    before, after = (internals_of(each.runs[0]).origin for each in (first, second))
     assert before == after
     assert [attempt.start_step for attempt in second.runs[0].attempts] == [0]
     assert local.run_state(second.runs[0].segments[-1].run_id).steps == STEPS
@@ -229,7 +230,8 @@ async def test_what_a_fault_casts_doubt_on_is_not_gone_back_to_by_the_next_proce
 
     async def killed_later(attempt: Attempt) -> None:
         await train(attempt, steps=16)
-        attempt.post(attempt._loss_bad, 14, float("nan"))
+        scope = scope_of(attempt)
+        scope.post(scope.declare_bad_loss, 14, float("nan"))
         await anyio.sleep_forever()
 
     guarded = policy(guard_loss=True, max_attempts=1, backoff_s=3600, max_backoff_s=3600)

@@ -11,12 +11,14 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from inspection import queue_of
 from loops import MODEL, SEED, InstantClock, policy, train, undisturbed_state
 
 from tinker_recovery import Clock, RecoveryEvent, RecoveryPolicy, Supervisor
 from tinker_recovery.faults import Fault
 from tinker_recovery.recovery import selection
 from tinker_recovery.recovery.queue import FaultQueue
+from tinker_recovery.run.monitored import MonitoredRun
 from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import FromCheckpoint, Origin, StatusReader, TinkerBackend
 from tinker_recovery.supervision import RestartLimitReached
@@ -110,10 +112,10 @@ def put(crash: Crash, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "before the listing": (selection, "list_checkpoints", before),
         "before the validation": (selection, "check_listing", before),
         "after the validation": (selection, "check_listing", after),
-        "before the hand-over": (SupervisedRun, "take_over", before),
-        "after the hand-over": (SupervisedRun, "take_over", after),
-        "before the loop runs again": (SupervisedRun, "resume", before),
-        "after the loop runs again": (SupervisedRun, "resume", after),
+        "before the hand-over": (SupervisedRun, "hold_ready", before),
+        "after the hand-over": (SupervisedRun, "hold_ready", after),
+        "before the loop runs again": (SupervisedRun, "hand_over", before),
+        "after the loop runs again": (SupervisedRun, "hand_over", after),
     }[phase]
     monkeypatch.setattr(owner, name, where(crash, getattr(owner, name)))
 
@@ -157,8 +159,8 @@ async def recover_once(
     # machine the loop may come to the fault before any.
     assert starts == [0, 5] or (quiet and starts == [0, 0])
     assert len(run.recoveries) == 1, "the fault was handled exactly once"
-    assert not supervisor.household._channel._waiting
-    assert not supervisor.household._channel._in_progress, "and nothing of it is left in hand"
+    assert not queue_of(supervisor)._waiting
+    assert not queue_of(supervisor)._taken, "and nothing taken is left unacknowledged"
     return supervisor, events
 
 
@@ -243,8 +245,8 @@ async def test_beyond_its_limit_the_run_ends_with_the_crash_that_was_one_too_man
     ("owner", "name", "where"),
     [
         (StatusReader, "run", before),
-        (SupervisedRun, "note_status", before),
-        (SupervisedRun, "note_status", after),
+        (MonitoredRun, "note_status", before),
+        (MonitoredRun, "note_status", after),
     ],
 )
 async def test_a_monitor_that_crashes_while_it_polls_polls_again_and_detects_once(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inspection import internals_of
 from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state
 
 from tinker_recovery import (
@@ -98,7 +99,7 @@ async def test_a_checkpoint_whose_size_has_changed_is_passed_over_for_the_next_o
         path = event.fields.get("tinker_recovery.checkpoint.path")
         if event.name == "checkpoint.saved" and str(path).endswith("10-" + str(path)[-8:]):
             # As a keeper that saw it with another size would have noted.
-            supervisor.runs[0].trust.sizes[str(path)] = 7
+            internals_of(supervisor.runs[0]).trust.sizes[str(path)] = 7
 
     local.poison(at_step=12)
     given = policy(backoff_s=0.0, max_backoff_s=0.0)
@@ -139,7 +140,7 @@ async def test_what_the_canary_answered_is_told_by_the_next_checkpoint_and_the_j
         await supervisor.run(
             functools.partial(train, steps=11), base_model=MODEL, rank=8, seed=SEED
         )
-        run = supervisor.runs[0]
+        run = internals_of(supervisor.runs[0])
         listed = await list_checkpoints(run.reader, run.segments[0].run_id)
     records = [each.record for each in listed if each.record is not None]
     found = {each.step: each for each in with_canaries(records)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
+from inspection import internals_of
 from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state
 from tinker import ServiceClient
 
@@ -97,7 +98,7 @@ async def _struck_by_nan(local: LocalTinker, *, at_step: int, times: int) -> Sup
         await supervisor.run(striking, base_model=MODEL, rank=8, seed=SEED)
     assert len([fault for fault in local.fired if fault.rule.action == "nan_loss"]) == times
     (run,) = supervisor.runs
-    return run
+    return internals_of(run)
 
 
 async def test_a_canary_that_answers_with_no_number_once_condemns_no_checkpoint(

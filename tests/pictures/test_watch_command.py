@@ -50,7 +50,7 @@ def test_one_run_is_shown_with_its_curve_its_attempts_incidents_and_events(writt
     assert shown.count("◄") + shown.count("✗ step") >= 2, "an arrow for each recovery"
     assert re.search(r"3 +\d+ +step-0+\d+-\w+ +finished", shown), "the last attempt"
     assert shown.count("recovered ") >= 2
-    assert "recovered: the loop goes on from step" in shown
+    assert "recovered: the loop runs again from step" in shown
 
 
 def test_for_machines_one_look_is_one_array(written: Path) -> None:
@@ -112,7 +112,7 @@ def test_events_of_another_process_are_shown_as_they_come_and_end_with_their_str
     assert "1 lines were no events" in errors
     status, shown, _ = _watch(NAME, "--events", str(written / EVENTS), "--once")
     assert status == 0
-    assert "recovered: the loop goes on from step" in shown
+    assert "recovered: the loop runs again from step" in shown
     assert _watch("sft", "--events", "-", "--once", given=lines)[1].strip() == "no runs yet"
 
 

@@ -8,6 +8,7 @@ import threading
 import anyio.to_thread
 import pytest
 import tinker
+from inspection import run_id_of
 from loops import ADAM, MODEL, batch, policy, train, until
 
 from tinker_recovery import CheckpointPolicy, RecoveryEvent, StaleAttempt, Supervisor, UsageError
@@ -28,7 +29,7 @@ async def test_every_public_name_of_the_sdks_client_is_there(
                     if not name.startswith("load_state") and not hasattr(attempt.client, name)
                 ]
                 assert missing == []
-                assert attempt.client.model_id == attempt.run_id
+                assert attempt.client.model_id == run_id_of(attempt)
                 assert attempt.client.get_info().lora_rank == 32
 
 

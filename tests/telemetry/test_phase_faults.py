@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import anyio
 import pytest
+from inspection import internals_of
 from loops import MODEL, InstantClock, batch, policy, train, until
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from told import failed, incident, named, only, ours, says
@@ -61,7 +62,7 @@ async def test_a_candidate_that_is_turned_down_ends_as_an_error_and_the_next_has
     def note(event: RecoveryEvent) -> None:
         if event.name == names.EVENT_DETECTED:
             # Smaller than when it was stored: cut off.
-            trust = supervisor.runs[0].trust
+            trust = internals_of(supervisor.runs[0]).trust
             path = str(supervisor.runs[0].segments[0].run_id)
             newest = [each.path for each in local.checkpoints(path)][-1]
             trust.sizes[newest] = 1

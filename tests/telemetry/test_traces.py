@@ -8,6 +8,7 @@ import logging
 import anyio.lowlevel
 import pytest
 import tinker
+from inspection import reader_of
 from loops import ADAM, MODEL, InstantClock, batch, policy, train
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -221,7 +222,7 @@ async def test_a_status_that_cannot_be_read_is_told_of_and_the_run_left_alone(
             policy(poll_interval_s=0.01), service=local.service, on_event=told.append
         ) as supervisor:
             async for attempt in supervisor.attempts(base_model=MODEL, name="sft"):
-                monkeypatch.setattr(supervisor.household.reader.http._http, "_auth", None)
+                monkeypatch.setattr(reader_of(supervisor).http._http, "_auth", None)
                 async with attempt:
                     while not any(event.name == names.EVENT_POLL_ERROR for event in told):
                         await train(attempt, steps=attempt.client.step + 1)
@@ -245,7 +246,7 @@ async def test_the_api_key_appears_in_no_log_no_span_no_event_and_no_repr(
         async with Supervisor(
             policy(poll_interval_s=0.01), on_event=told.append, clock=clock.clock
         ) as supervisor:
-            reader = supervisor.household.reader
+            reader = reader_of(supervisor)
             await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
     assert reader is not None
     shown = "\n".join(

@@ -35,7 +35,7 @@ MASS_SHARE = 0.0025
 seven do so within half a minute with nothing in common."""
 
 OLDEST_EVERY = 4
-"""Each so manyth place goes to whoever has waited longest, however urgent the others are."""
+"""Every fourth slot goes to the oldest waiter, however urgent the others are."""
 
 
 @dataclass(slots=True)
@@ -124,13 +124,13 @@ class MassIncidents:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One recovery that asks for a place.
+    """One recovery that asks for a slot.
 
     Attributes:
         left: Attempts its run has left.
         detected_at: When its fault was noticed.
         tries: How often it has been tried before.
-        order: Its place in the order of asking.
+        order: Its position in the order of asking.
         admitted: Counts admissions; 0 while it waits.
     """
 
@@ -181,12 +181,12 @@ class Admission:
         self._careful = careful
 
     def ask(self, ticket: Ticket) -> None:
-        """A recovery wants a place."""
+        """A recovery wants a slot."""
         ticket.order = next(self._asked)
         self._waiting.append(ticket)
 
     def leave(self, ticket: Ticket) -> None:
-        """It has no use for one any more, whether it had one or not."""
+        """It needs no slot any more, whether it had one or not."""
         self._in_flight.discard(ticket)
         if ticket in self._waiting:
             self._waiting.remove(ticket)
@@ -236,28 +236,28 @@ class Admission:
 
 
 class Slot:
-    """A place that one try of a recovery waits for: ``async with place:``.
+    """A slot that one try of a recovery waits for: ``async with slot:``.
 
     Cancelling the wait gives it up.
 
     Attributes:
-        blamed: Whether the try failed, and the backend is to blame for it.
+        backend_blamed: Whether the try failed, and the backend is to blame for it.
     """
 
-    def __init__(self, places: Slots, ticket: Ticket) -> None:
-        self._places = places
+    def __init__(self, slots: Slots, ticket: Ticket) -> None:
+        self._slots = slots
         self.ticket = ticket
         self.admitted = anyio.Event()
-        self.blamed = False
+        self.backend_blamed = False
 
     async def __aenter__(self) -> Self:
-        self._places.ask(self)
+        self._slots.ask(self)
         if not self.admitted.is_set():
             try:
                 with phase(names.SPAN_QUEUE, {names.TRY: self.ticket.tries}):
                     await self.admitted.wait()
             except BaseException:
-                self._places.leave(self)
+                self._slots.leave(self)
                 raise
         return self
 
@@ -267,19 +267,19 @@ class Slot:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._places.leave(self)
+        self._slots.leave(self)
 
     def succeeded(self) -> None:
         """The try went well."""
-        self._places.succeeded()
+        self._slots.succeeded()
 
     def failed(self) -> None:
         """The service could not do it; another time it may."""
-        self.blamed = self._places.failed(self.ticket)
+        self.backend_blamed = self._slots.failed(self.ticket)
 
 
 class Slots:
-    """The places for recoveries; what is asked of it, other than :meth:`serve`, never awaits.
+    """The slots for recoveries; what is asked of it, other than :meth:`serve`, never awaits.
 
     Args:
         most: The most recoveries at once.
@@ -301,20 +301,20 @@ class Slots:
         self._closed = anyio.Event()
         self._closed_for_s = 0.0
 
-    def place(self, *, left: int, detected_at: float, tries: int) -> Slot:
-        """A place to wait for; see :class:`Ticket`."""
+    def slot(self, *, left: int, detected_at: float, tries: int) -> Slot:
+        """A slot to wait for; see :class:`Ticket`."""
         return Slot(self, Ticket(left, detected_at, tries))
 
-    def ask(self, place: Slot) -> None:
-        """A place is wanted."""
-        self._asking[place.ticket] = place
-        self._admission.ask(place.ticket)
+    def ask(self, slot: Slot) -> None:
+        """A slot is wanted."""
+        self._asking[slot.ticket] = slot
+        self._admission.ask(slot.ticket)
         self._admit()
 
-    def leave(self, place: Slot) -> None:
-        """A place is free again, or not wanted any more."""
-        self._asking.pop(place.ticket, None)
-        self._admission.leave(place.ticket)
+    def leave(self, slot: Slot) -> None:
+        """A slot is free again, or not wanted any more."""
+        self._asking.pop(slot.ticket, None)
+        self._admission.leave(slot.ticket)
         self._admit()
 
     def succeeded(self) -> None:
@@ -353,7 +353,7 @@ class MassReporter:
     """Follows the faults in hand, tells of mass incidents and has recoveries go carefully in them.
 
     Args:
-        places: Where recoveries wait for their turn.
+        slots: Where recoveries wait for their turn.
         watched: How many runs there are.
         poll_interval_s: Within which a poll tells of what happened at once.
         events: Where it is told.
@@ -362,14 +362,14 @@ class MassReporter:
 
     def __init__(
         self,
-        places: Slots,
+        slots: Slots,
         *,
         watched: Callable[[], int],
         poll_interval_s: float,
         events: EventSink,
         clock: Clock,
     ) -> None:
-        self._places = places
+        self._slots = slots
         self._watched = watched
         self._events = events
         self._clock = clock
@@ -391,7 +391,7 @@ class MassReporter:
                 {names.RUNS: mass.count, names.FAULT_KIND: kind},
             )
             self._events.quiet_runs |= mass.members
-            self._places.be_careful(careful=True)
+            self._slots.be_careful(careful=True)
         elif self._failures.has(fault.run, kind):
             self._events.quiet_runs.add(fault.run)
 
@@ -409,4 +409,4 @@ class MassReporter:
             f"{self._clock.monotonic() - mass.began_at:.1f} s after the first failed",
             {names.RUNS: mass.count, names.RECOVERIES: mass.recovered, names.FAULT_KIND: kind},
         )
-        self._places.be_careful(careful=self._failures.members > 0)
+        self._slots.be_careful(careful=self._failures.members > 0)

@@ -1,7 +1,7 @@
-"""The Executor: takes a fault and brings the run back. It only recovers; it never detects.
+"""The Executor: takes a fault off the queue and brings its run back. It never detects.
 
 A recovery that fails is tried again after a backoff, until the run's budget is spent. A service
-that asks for patience is waited for instead, and one that refuses for good ends the run. So many
+that asks for patience is waited for instead, and one that refuses for good ends the run. As many
 recoveries at once as the policy allows; many runs that fail alike are one incident.
 """
 
@@ -11,55 +11,21 @@ import asyncio
 import inspect
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import anyio
 
-from tinker_recovery.checkpoints import CheckpointRecord
-from tinker_recovery.clock import Clock
 from tinker_recovery.errors import CheckpointError, RecoveryExhausted, RecoveryRefused
 from tinker_recovery.faults import Fault, FaultRule, Kind, SeenIn, Verdict, judge
-from tinker_recovery.policy import Callback, RecoveryPolicy
+from tinker_recovery.policy import Callback
 from tinker_recovery.recovery.admission import MassReporter, Slot, Slots
-from tinker_recovery.recovery.budget import AttemptBudget
+from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.queue import FaultQueue
-from tinker_recovery.recovery.restore import Restored, Tools
+from tinker_recovery.recovery.recoverable import Recoverable, Recovery
+from tinker_recovery.recovery.restore import Tools
 from tinker_recovery.recovery.selection import ServiceTime
-from tinker_recovery.service import Backend, Connection
 from tinker_recovery.supervision import Child
-from tinker_recovery.telemetry import (
-    EventSink,
-    RunTelemetry,
-    metrics,
-    names,
-    past_span,
-    phase,
-    redact,
-    refuse,
-    trying,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """One recovery that succeeded, for reports.
-
-    Attributes:
-        fault: What it recovered from.
-        checkpoint: What it went back to; None if the run started over.
-        replayed_steps: Optimizer steps submitted before the fault that have to be done again.
-        attempt: Number of the attempt that took over.
-        handed_over_at: Monotonic seconds at which the new attempt was ready.
-        service_s: Seconds of it spent waiting for the service.
-    """
-
-    fault: Fault
-    checkpoint: CheckpointRecord | None
-    replayed_steps: int
-    attempt: int
-    handed_over_at: float
-    service_s: float
+from tinker_recovery.telemetry import metrics, names, past_span, phase, redact, refuse, trying
 
 
 class Ended(NamedTuple):
@@ -74,127 +40,42 @@ class Ended(NamedTuple):
     error: BaseException | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HandOver:
-    """A new client that is held ready.
-
-    Attributes:
-        callback: Who is told before anything runs on it.
-        told: What the callback is called with.
-        step: Optimizer steps in its weights; None if its checkpoint does not say.
-        progress: A number that is larger for a newer checkpoint of the same run.
-    """
-
-    callback: Callback | None
-    told: tuple[object, ...]
-    step: int | None
-    progress: int
-
-
-class Restores(Protocol):
-    """One try to bring a run's state back."""
-
-    async def restore(self) -> Restored:
-        """A new client, from the newest checkpoint that nothing speaks against."""
-        ...
-
-    async def progress(self) -> int | None:
-        """How far the run has come by what is stored, as in :attr:`HandOver.progress`."""
-        ...
-
-    async def discard(self, connection: Connection) -> None:
-        """Close a client that is not going to be used; never raises an Exception."""
-        ...
-
-
-class Recoverable(Protocol):
-    """A run as the Executor sees it."""
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        ...
-
-    @property
-    def telemetry(self) -> RunTelemetry:
-        """Its spans, and its figures."""
-        ...
-
-    @property
-    def budget(self) -> AttemptBudget:
-        """Attempts left."""
-        ...
-
-    def step_to_skip(self) -> int | None:
-        """The step to leave out from now on, if the policy skips one that faults again."""
-        ...
-
-    def awaits(self, fault: Fault) -> bool:
-        """Whether this fault still has to be recovered from."""
-        ...
-
-    def restoration(self, tools: Tools) -> Restores:
-        """One try to bring it back."""
-        ...
-
-    def take_over(self, restored: Restored) -> HandOver:
-        """Hold the new client ready. Nothing runs yet.
-
-        A client held ready before, by a recovery that died, is closed.
-        """
-        ...
-
-    def resume(self, recovery: Recovery) -> None:
-        """Make the client held ready the current one, and let the loop run again."""
-        ...
-
-    def give_up(self, error: BaseException) -> None:
-        """End the run with this error."""
-        ...
-
-
 class Executor:
     """Recovers runs, each in a task of its own.
 
     Args:
-        channel: Where faults come from; one is acknowledged once its run goes on or is given up.
+        collaborators: What it works with.
+        queue: Where faults come from; one is acknowledged once its run is recovered or given up.
         find: The run of a given name, or None if it has ended meanwhile.
-        backend: Creates clients.
-        policy: The user's policy.
-        events: Where progress is told.
-        clock: Time and chance.
         watched: How many runs there are.
     """
 
     def __init__(
         self,
+        collaborators: Collaborators,
         *,
-        channel: FaultQueue,
+        queue: FaultQueue,
         find: Callable[[str], Recoverable | None],
-        backend: Backend,
-        policy: RecoveryPolicy,
-        events: EventSink,
-        clock: Clock,
         watched: Callable[[], int],
     ) -> None:
-        self._channel = channel
+        self._collaborators = collaborators
+        self._queue = queue
         self._find = find
-        self._backend = backend
-        self._policy = policy
-        self._events = events
-        self._clock = clock
+        self._policy = collaborators.policy
+        self._events = collaborators.events
+        self._clock = collaborators.clock
         self._watched = watched
         self._begin()
 
     def _begin(self) -> None:
         policy = self._policy
-        self._places = Slots(
+        self._slots = Slots(
             policy.max_concurrent_recoveries,
             backoff_s=lambda failed: policy.backoff_before(failed + 1, self._clock.random()),
             sleep=self._clock.sleep,
         )
         self._mass = MassReporter(
-            self._places,
+            self._slots,
             watched=self._watched,
             poll_interval_s=policy.poll_interval_s,
             events=self._events,
@@ -204,26 +85,26 @@ class Executor:
     async def serve(self, child: Child) -> None:
         """Recover for ever; a child of the supervision tree.
 
-        What an earlier incarnation left in hand when it died is delivered again first.
+        What an earlier incarnation had taken when it died is delivered again first.
         """
         self._begin()
-        self._channel.deliver_again()
+        self._queue.deliver_again()
         child.started()
         async with anyio.create_task_group() as group:
-            group.start_soon(self._places.serve)
+            group.start_soon(self._slots.serve)
             while True:
-                fault = await self._channel.take()
-                group.start_soon(self._keep, fault, group.cancel_scope)
+                fault = await self._queue.take()
+                group.start_soon(self._handle_or_crash, fault, group.cancel_scope)
 
-    async def _keep(self, fault: Fault, scope: anyio.CancelScope) -> None:
-        """Handle a fault, and let no task end quietly with one in hand."""
+    async def _handle_or_crash(self, fault: Fault, scope: anyio.CancelScope) -> None:
+        """Handle a fault; no task ends quietly with one that is not acknowledged."""
         try:
             await self._handle(fault)
         except anyio.get_cancelled_exc_class() as error:
             if scope.cancel_called:
                 raise
-            # Raised by something underneath, asked for by nobody. A task group takes it for an
-            # ordinary end, and the fault would stay in hand for ever; a crash delivers it again.
+            # Raised by something underneath, without our asking. A task group takes it for an
+            # ordinary end, and the fault would never be acknowledged; a crash delivers it again.
             raise RuntimeError(
                 f"handling a fault of run {fault.run!r} was cancelled, and not by the Executor"
             ) from error
@@ -280,7 +161,7 @@ class Executor:
                 self._mass.ended(fault, recovered=ended.outcome == names.RECOVERED)
                 if ended.error is not None:
                     refuse(incident, type(ended.error).__qualname__, str(ended.error))
-        self._channel.acknowledge(fault)
+        self._queue.acknowledge(fault)
 
     async def _recover(self, run: Recoverable, fault: Fault) -> Ended:
         await self._look_for_progress(run, fault)
@@ -295,12 +176,12 @@ class Executor:
             if waited_s > self._policy.max_wait_s if patience else not number:
                 break
             tries = max(tries + 1, number)
-            place = self._places.place(
+            slot = self._slots.slot(
                 left=run.budget.left, detected_at=fault.detected_at, tries=tries
             )
             try:
                 await self._back_off(tries)
-                return await self._try(run, fault, place, number)
+                return await self._try(run, fault, slot, number)
             except anyio.get_cancelled_exc_class():
                 if number:
                     # The Executor ends, or has crashed; the next one has the attempt in full.
@@ -316,10 +197,10 @@ class Executor:
                 if rule is not None and rule.verdict is Verdict.GIVE_UP:
                     return await self._refused(run, fault, rule)
                 patience = rule is not None and rule.verdict is Verdict.WAIT
-                if place.blamed and number:
+                if slot.backend_blamed and number:
                     # Time is what a backend's failure costs, and no attempt of the run's.
                     run.budget.refund()
-                patience |= place.blamed
+                patience |= slot.backend_blamed
         if not run.awaits(fault):
             return Ended(names.ABANDONED)  # the user's own code ended the run meanwhile
         return await self._exhausted(run, fault, patience=patience)
@@ -333,7 +214,7 @@ class Executor:
             await self._back_off(tries)
             try:
                 looking = run.restoration(self._tools())
-                async with self._places.place(left=0, detected_at=fault.detected_at, tries=tries):
+                async with self._slots.slot(left=0, detected_at=fault.detected_at, tries=tries):
                     progress = await looking.progress()
             except Exception as error:  # noqa: BLE001 - an unread listing shows no progress; the budget says what follows
                 run.budget.note_error(error)
@@ -401,10 +282,10 @@ class Executor:
             with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.TRY: attempt}):
                 await self._clock.sleep(delay_s)
 
-    async def _try(self, run: Recoverable, fault: Fault, place: Slot, number: int) -> Ended:
-        """One try, once there is a place for it; it may say something of the service, too."""
-        tries = place.ticket.tries
-        async with place:
+    async def _try(self, run: Recoverable, fault: Fault, slot: Slot, number: int) -> Ended:
+        """One try, once there is a slot for it; its outcome may be the backend's doing."""
+        tries = slot.ticket.tries
+        async with slot:
             if not run.awaits(fault):
                 return Ended(names.ABANDONED)
             self._events.emit(
@@ -426,14 +307,19 @@ class Executor:
             except Exception as error:
                 rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)
                 if rule is None or rule.verdict is not Verdict.GIVE_UP:
-                    place.failed()
+                    slot.failed()
                 raise
-            place.succeeded()
+            slot.succeeded()
             return ended
 
     def _tools(self, *, ahead: bool = False) -> Tools:
         return Tools(
-            self._backend, self._policy, self._events, self._clock, ServiceTime(self._clock), ahead
+            self._collaborators.backend,
+            self._policy,
+            self._events,
+            self._clock,
+            ServiceTime(self._clock),
+            ahead,
         )
 
     async def _attempt(self, run: Recoverable, fault: Fault, *, ahead: bool) -> Ended:
@@ -444,7 +330,7 @@ class Executor:
         try:
             if not run.awaits(fault):
                 return Ended(names.ABANDONED)
-            new = run.take_over(restored)
+            new = run.hold_ready(restored)
             taken = True
         finally:
             if not taken:
@@ -458,7 +344,7 @@ class Executor:
             )
             run.budget.note_recovered(new.progress)
             await self._skip_what_faults_again(run, fault)
-            await self._call(new.callback, "on_recovery", *new.told)
+            await self._call(new.callback, "on_recovery", *new.arguments)
             recovery = Recovery(
                 fault=fault,
                 checkpoint=checkpoint,
@@ -472,11 +358,11 @@ class Executor:
                 run.name,
                 "recovered: a client at a step unknown to us is handed over"
                 if new.step is None
-                else f"recovered: the loop goes on from step {new.step}, {replayed} steps are "
+                else f"recovered: the loop runs again from step {new.step}, {replayed} steps are "
                 "replayed",
                 {**at, names.REPLAYED_STEPS: replayed},
             )
-            run.resume(recovery)
+            run.hand_over(recovery)
         return Ended(names.RECOVERED)
 
     async def _skip_what_faults_again(self, run: Recoverable, fault: Fault) -> None:

@@ -1,4 +1,4 @@
-"""The channel of faults: what is put in stays until someone has dealt with it."""
+"""The queue of faults: a fault stays in it until it is acknowledged."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from tinker_recovery.faults import Fault
 
 
 class FaultQueue:
-    """Faults on their way to the Executor, delivered again if it dies with one in hand.
+    """Faults on their way to the Executor, delivered again if it dies before acknowledging one.
 
-    Lives above the Executor. All calls belong to the event loop's thread.
+    It outlives the Executor. All calls belong to the event loop's thread.
     """
 
     def __init__(self) -> None:
         self._waiting: list[Fault] = []
-        self._in_progress: list[Fault] = []
+        self._taken: list[Fault] = []
         self._arrived = anyio.Event()
         self._settled = anyio.Event()
 
@@ -25,30 +25,30 @@ class FaultQueue:
         self._arrived.set()
 
     async def take(self) -> Fault:
-        """Wait for the oldest fault that nobody has in hand; cancelling the wait takes none."""
+        """Wait for the oldest fault that is not taken; cancelling the wait takes none."""
         while not self._waiting:
             self._arrived = anyio.Event()
             await self._arrived.wait()
         fault = self._waiting.pop(0)
-        self._in_progress.append(fault)
+        self._taken.append(fault)
         return fault
 
     def acknowledge(self, fault: Fault) -> None:
         """The fault has been dealt with for good."""
-        self._in_progress.remove(fault)
+        self._taken.remove(fault)
         self._settled.set()
         self._settled = anyio.Event()
 
     async def settled(self, fault: Fault) -> None:
         """Wait until a fault that was put in has been dealt with."""
-        while fault in self._waiting or fault in self._in_progress:
+        while fault in self._waiting or fault in self._taken:
             await self._settled.wait()
 
     def deliver_again(self) -> int:
-        """Put back what the last taker left in hand, oldest first; returns how many."""
-        returned = len(self._in_progress)
-        self._waiting[:0] = self._in_progress
-        self._in_progress.clear()
+        """Put back what was taken and never acknowledged, oldest first; returns how many."""
+        returned = len(self._taken)
+        self._waiting[:0] = self._taken
+        self._taken.clear()
         if self._waiting:
             self._arrived.set()
         return returned

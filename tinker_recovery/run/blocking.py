@@ -21,7 +21,7 @@ import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from typing_extensions import Unpack
 
-from tinker_recovery.run.attempt import Attempt
+from tinker_recovery.run.attempt import Attempt, scope_of
 from tinker_recovery.run.options import StartOptions
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.telemetry import names
@@ -51,7 +51,7 @@ async def run_blocking(
     train: Callable[[Attempt], Any],
     attempt: Attempt,
     *,
-    elsewhere: BlockingRunner,
+    runner: BlockingRunner,
     limit_s: float,
 ) -> Any:
     """Run a plain function of an attempt where it may block; returns what it returned.
@@ -62,7 +62,7 @@ async def run_blocking(
     Args:
         train: The loop.
         attempt: Given to it.
-        elsewhere: Where to run it.
+        runner: Runs it.
         limit_s: How long it has to notice.
     """
     out = anyio.Event()
@@ -76,13 +76,14 @@ async def run_blocking(
         finally:
             loop.call_soon_threadsafe(out.set)
 
-    attempt.blocking = True
+    scope = scope_of(attempt)
+    scope.blocking = True
     try:
-        result = await elsewhere(body)
+        result = await runner(body)
     except anyio.get_cancelled_exc_class():
         with anyio.CancelScope(shield=True):
-            await attempt.save_before_leaving()
-            await attempt.interrupt()
+            await scope.save_before_leaving()
+            await scope.interrupt()
             with anyio.move_on_after(limit_s) as waited:
                 if begun:
                     await out.wait()
@@ -98,10 +99,10 @@ async def run_blocking(
     return await result if inspect.isawaitable(result) else result
 
 
-RunElsewhere = Callable[
+RunWith = Callable[
     [Callable[[Attempt], Any], BlockingRunner, StartOptions], Coroutine[Any, Any, Any]
 ]
-"""``Supervisor.run_elsewhere``."""
+"""``Supervisor._run_with``."""
 
 
 class BlockingSupervisor(Generic[_S]):
@@ -119,13 +120,12 @@ class BlockingSupervisor(Generic[_S]):
         self,
         supervisor: _S,
         context: AbstractAsyncContextManager[Any],
-        run_elsewhere: RunElsewhere,
-        interruption: StopSignals,
+        run_with: RunWith,
+        signals: StopSignals,
     ) -> None:
         self.supervisor = supervisor
-        self._run_elsewhere = run_elsewhere
-        self._interruption = interruption
-        self._hearing = interruption.listen_here()
+        self._run_with = run_with
+        self._signals = signals.listen_here()
         self._opening = start_blocking_portal("asyncio")
         self._portal: BlockingPortal = self._opening.__enter__()
         self._inside: AbstractContextManager[Any] = self._portal.wrap_async_context_manager(context)
@@ -135,7 +135,7 @@ class BlockingSupervisor(Generic[_S]):
             # With the error, or the thread would wait for an end that nobody announces.
             self._opening.__exit__(type(error), error, error.__traceback__)
             raise
-        self._hearing.__enter__()
+        self._signals.__enter__()
 
     def close(self, *exc_info: Any) -> bool | None:
         """Leave the supervisor, and end its thread."""
@@ -143,7 +143,7 @@ class BlockingSupervisor(Generic[_S]):
             return self._inside.__exit__(*exc_info)
         finally:
             self._opening.__exit__(None, None, None)
-            self._hearing.__exit__(None, None, None)
+            self._signals.__exit__(None, None, None)
 
     def run(self, train: Callable[[Attempt], _T], **start: Unpack[StartOptions]) -> _T:
         """Run ``train(attempt)`` until one attempt comes to its end; returns what that returned.
@@ -167,7 +167,7 @@ class BlockingSupervisor(Generic[_S]):
         async def run_and_tell() -> Any:
             # The future is done the moment it is cancelled; this is, once all has been closed.
             try:
-                return await self._run_elsewhere(train, here, start)
+                return await self._run_with(train, here, start)
             finally:
                 todo.put(None)
 
@@ -183,7 +183,7 @@ class BlockingSupervisor(Generic[_S]):
             while todo.get() is not None:
                 pass
             raise
-        return running.result()  # type: ignore[no-any-return]  # run_elsewhere returns what train does
+        return running.result()  # type: ignore[no-any-return]  # run_with returns what train does
 
 
 def _carry_out(function: Callable[[], Any], done: Future[Any]) -> None:

@@ -1,84 +1,40 @@
-"""The RunJournal: what of a run is written down for a later process, and when.
+"""What of a run is written to the journal for a later process, and when.
 
-Before an attempt trains, the journal knows of it. What casts doubt on a checkpoint is written at
-once; how far everything is known to have succeeded, now and then, and with each checkpoint.
+Before an attempt trains, the journal has it. What casts doubt on a checkpoint is written at once;
+how far everything is known to have succeeded, now and then, and with each checkpoint.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from tinker_recovery.checkpoints import Segment
-from tinker_recovery.errors import LeaseLost
 from tinker_recovery.faults import Fault
 from tinker_recovery.journal import RunRecord
-from tinker_recovery.recovery.budget import AttemptBudget
-from tinker_recovery.run.attempt import Attempt
-from tinker_recovery.run.mailbox import Mailbox
 
-
-class Doubts(Protocol):
-    """What is known of a run's checkpoints, as it is written down."""
-
-    @property
-    def sound_to(self) -> float:
-        """The last step that no outage speaks against."""
-        ...
-
-    @property
-    def polled_step(self) -> int:
-        """The newest step saved when the service last called the run sound."""
-        ...
-
-    def trusted_to(self, segment: Segment) -> float:
-        """The last step of a segment whose checkpoints may be gone back to."""
-        ...
-
-
-class JournaledRun(Protocol):
-    """A run as its chronicle sees it."""
-
-    mailbox: Mailbox
-
-    @property
-    def current(self) -> Attempt | None:
-        """The newest attempt."""
-        ...
-
-    @property
-    def trust(self) -> Doubts:
-        """What is known of its checkpoints."""
-        ...
-
-    @property
-    def budget(self) -> AttemptBudget:
-        """Attempts left."""
-        ...
-
-    def lease_lost(self, error: LeaseLost) -> None:
-        """Another process has taken the run."""
-        ...
+if TYPE_CHECKING:
+    from tinker_recovery.run.scope import AttemptScope
+    from tinker_recovery.run.supervised import SupervisedRun
 
 
 class RunJournal:
-    """Writes down one run.
+    """Writes one run.
 
     Args:
         run: The run.
         record: Its place in the journal.
     """
 
-    def __init__(self, run: JournaledRun, record: RunRecord) -> None:
+    def __init__(self, run: SupervisedRun, record: RunRecord) -> None:
         self._run = run
         self._record = record
-        self._written: Attempt | None = None
+        self._written: AttemptScope | None = None
         record.attempts_left = lambda: run.budget.left
         record.on_lost = lambda error: run.mailbox.post(functools.partial(run.lease_lost, error))
 
-    async def begins(self, attempt: Attempt) -> None:
-        """An attempt is about to train; returns when the journal knows.
+    async def attempt_begins(self, attempt: AttemptScope) -> None:
+        """An attempt is about to train; returns when that is on disk.
 
         Raises:
             LeaseLost: The run is another process's by now.
@@ -107,17 +63,17 @@ class RunJournal:
             recovers=recovers,
         )
 
-    def saved(self, attempt: Attempt, step: int, path: str, *, sound: bool) -> None:
+    def stored(self, attempt: AttemptScope, step: int, path: str, *, sound: bool) -> None:
         """A checkpoint is stored."""
         sound = sound and step <= self._run.trust.sound_to
         self._record.saved(attempt.id, path, step, sound=sound)
 
-    def stepped(self, attempt: Attempt) -> None:
+    def step_done(self, attempt: AttemptScope) -> None:
         """An optimizer step is complete; written now and then. From the SDK's thread."""
         if self._record.is_due() and not attempt.faulty:
             self._write_position(attempt)
 
-    def _write_position(self, attempt: Attempt) -> None:
+    def _write_position(self, attempt: AttemptScope) -> None:
         submitted = attempt.client.step
         done = int(min(submitted, attempt.client.first_doubtful_step))
         self._record.stepped(
@@ -127,11 +83,11 @@ class RunJournal:
             polled=self._run.trust.polled_step,
         )
 
-    def reported(self, attempt: Attempt, metrics: Mapping[str, float]) -> None:
+    def metrics(self, attempt: AttemptScope, metrics: Mapping[str, float]) -> None:
         """What the loop reports, about the step whose results it has just seen."""
         self._record.reported(max(attempt.start_step, attempt.client.reported_step), metrics)
 
-    async def ends(self, error: BaseException | None) -> None:
+    async def run_ends(self, error: BaseException | None) -> None:
         """The run is over: well, by an error, or stopped from outside. Never raises."""
         current = self._run.current
         if current is not None and not current.faulty:

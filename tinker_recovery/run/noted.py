@@ -16,7 +16,8 @@ from tinker_recovery.checkpoints import DeletionLedger
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal import Notebook
-from tinker_recovery.run.attempt import Attempt, Spawn
+from tinker_recovery.recovery.collaborators import Spawn
+from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.trust import Trust
 from tinker_recovery.telemetry import names
 
@@ -81,12 +82,14 @@ class NotedCheckpoints:
             # This process knows; what matters now is the recovery.
             logger.error("run %s: %s", self.name, error)  # noqa: TRY400 - the message says it all
 
-    def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
+    def note_canary(
+        self, attempt: AttemptScope, step: int, output: types.ForwardBackwardOutput
+    ) -> None:
         """The canary was run on the weights of a checkpoint."""
         self.trust.note_canary(attempt, step, output)
         self.keep_canary(attempt, step)
 
-    def keep_canary(self, attempt: Attempt, step: int) -> None:
+    def keep_canary(self, attempt: AttemptScope, step: int) -> None:
         """Note down what the canary answered, once both its answer and the path are known."""
         path = self.trust.path_of(attempt, step)
         said = self.trust.fingerprints.get((attempt.id, step))

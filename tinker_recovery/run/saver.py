@@ -1,19 +1,31 @@
 """The Saver: when one attempt saves, and what its checkpoints say of themselves.
 
-Asked by the client right behind each optimizer step, under the client's lock; told from the SDK's
-thread what became of each save. It keeps the ledger (one save in flight at most, a failed one due
+The client asks it right behind each optimizer step, under the client's lock, and reports from the
+SDK's thread how each save ended. It keeps the ledger (one save in flight at most, a failed one due
 again at once) and takes the measurements that ``strategy="auto"`` decides by.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from tinker_recovery.checkpoints import Evidence, SavedBy, SaveLedger, checkpoint_metadata
-from tinker_recovery.checkpoints import Schedule as SaveSchedule
+from tinker_recovery.checkpoints import (
+    CheckpointRecord,
+    Evidence,
+    SavedBy,
+    SaveLedger,
+    Segment,
+    checkpoint_metadata,
+    schedule_of,
+)
+from tinker_recovery.checkpoints.metadata import encode_loop_state
 from tinker_recovery.service import SaveRequest
+
+if TYPE_CHECKING:
+    from tinker_recovery.run.supervised import SupervisedRun
 
 
 @dataclass(slots=True)
@@ -33,61 +45,50 @@ class Saver:
     """Decides when one attempt saves. Every method may be called from any thread.
 
     Args:
-        attempt: The attempt's id, part of every name.
-        schedule: When to save.
-        lineage: The logical run.
-        run_name: The name the user gave it, if they did.
-        parent: Path of the checkpoint the attempt started from.
-        start_step: Optimizer steps it started with.
-        epoch: Epochs completed in them.
-        loop_state: The user's own state that was stored with them.
-        history: Shared by the attempts of the run.
-        branch: The saves the attempt descends from, so that "better than every save" goes on.
-        ttl_s: Lifetime of each save in seconds; None for no end.
-        monotonic: Time.
+        run: The run.
+        segment: The attempt's place in its lineage.
+        checkpoint: What the attempt was made from; None if the run starts over.
     """
 
-    def __init__(  # noqa: PLR0913 - an attempt's facts, by name
-        self,
-        *,
-        attempt: str,
-        schedule: SaveSchedule,
-        lineage: str,
-        run_name: str | None,
-        parent: str | None,
-        start_step: int,
-        epoch: int,
-        loop_state: object,
-        history: RunHistory,
-        branch: Iterable[tuple[int, Mapping[str, float]]],
-        ttl_s: float | None,
-        monotonic: Callable[[], float],
+    def __init__(
+        self, run: SupervisedRun, segment: Segment, checkpoint: CheckpointRecord | None
     ) -> None:
-        self._attempt = attempt
-        self._schedule = schedule
-        self._lineage = lineage
-        self._run_name = run_name
-        self._parent = parent
-        self._history = history
-        self._ttl_s = None if ttl_s is None else int(ttl_s)
-        self._monotonic = monotonic
+        policy = run.policy.checkpoints
+        self._segment = segment
+        self._schedule = schedule_of(policy)
+        self._lineage = run.lineage
+        self._run_name = run.given_name
+        self._history = run.history
+        self._ttl_s = None if policy.ttl_s is None else int(policy.ttl_s)
+        self._monotonic = run.clock.monotonic
         self._lock = threading.RLock()
-        self._step_done_at = monotonic()
+        self._step_done_at = now_s = self._monotonic()
         self._save_s: float | None = None
         self._steps_done = 0
-        self.epoch = epoch
+        self.epoch = 0 if checkpoint is None else checkpoint.epoch or 0
         """Epochs completed."""
-        self.loop_state = loop_state
+        self.loop_state: object = None if checkpoint is None else checkpoint.loop_state
         """The user's own state of the loop, stored with each checkpoint."""
         self.metrics: Mapping[str, float] = {}
         """The newest metrics."""
         self.canary: tuple[int, str] | None = None
         """Step and fingerprint of the newest save whose canary has answered."""
-        now_s = monotonic()
-        ledger = SaveLedger.resumed(start_step, now_s, epoch=epoch)
-        for step, metrics in branch:
-            ledger = ledger.began(step=step, now_s=now_s, epoch=epoch, metrics=metrics).stored(step)
+        ledger = SaveLedger.resumed(segment.start_step, now_s, epoch=self.epoch)
+        # The saves the attempt descends from, so that "better than every save so far" goes on.
+        for step, metrics in run.saved_below(segment.start_step):
+            ledger = ledger.began(step=step, now_s=now_s, epoch=self.epoch, metrics=metrics).stored(
+                step
+            )
         self._ledger = ledger
+
+    def set_loop_state(self, state: object) -> None:
+        """Keep the loop's state for the next checkpoints.
+
+        Raises:
+            UsageError: It cannot be stored; refused here and not inside some later step.
+        """
+        encode_loop_state(state)
+        self.loop_state = state
 
     def due(self, step: int, *, end: bool = False) -> SaveRequest | None:
         """The save to queue behind this optimizer step, if the schedule says so."""
@@ -117,7 +118,9 @@ class Saver:
         """A save of this step, whether or not it is due; it counts as in flight from now on."""
         with self._lock:
             request = SaveRequest(
-                f"step-{step:08d}-{self._attempt}", self.metadata(step, "schedule"), self._ttl_s
+                f"step-{step:08d}-{self._segment.attempt}",
+                self.metadata(step, "schedule"),
+                self._ttl_s,
             )
             self._ledger = self._ledger.began(
                 step=step, now_s=self._monotonic(), epoch=self.epoch, metrics=self.metrics
@@ -134,8 +137,8 @@ class Saver:
             step=step,
             lineage=self._lineage,
             run_name=self._run_name,
-            attempt=self._attempt,
-            parent=self._parent,
+            attempt=self._segment.attempt,
+            parent=self._segment.parent,
             saved_by=asked_by,
             epoch=self.epoch or None,
             metrics=self.metrics,
@@ -158,12 +161,12 @@ class Saver:
             # From the end of the step before it: what it waited in the queue is no cost of saving.
             self._save_s = now_s - max(saving.began_s, self._step_done_at)
             self._history.evidence = self._history.evidence.saved(self._save_s)
-            self._history.saved[self._attempt, step] = saving.metrics
+            self._history.saved[self._segment.attempt, step] = saving.metrics
             self._ledger = self._ledger.stored(step)
             return self._save_s
 
     def failed(self, step: int) -> bool:
-        """A save of this step failed; whether that is worth a word (the first of a row is)."""
+        """A save of this step failed; whether to report it (only the first of a series is)."""
         with self._lock:
             saving = self._ledger.in_flight
             if saving is None or saving.step != step:

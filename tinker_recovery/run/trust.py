@@ -20,7 +20,8 @@ from tinker_recovery.checkpoints.canary import Answer, CanaryBook, answer_of, fi
 from tinker_recovery.errors import FaultError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.run.attempt import Attempt, Spawn
+from tinker_recovery.recovery.collaborators import Spawn
+from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import names
 
@@ -44,7 +45,7 @@ class Trust:
         *,
         policy: RecoveryPolicy,
         start_step: int,
-        attempts: Callable[[], Sequence[Attempt]],
+        attempts: Callable[[], Sequence[AttemptScope]],
         spawn: Spawn,
     ) -> None:
         self.canaries = CanaryBook(policy.canary_tolerance)
@@ -73,7 +74,7 @@ class Trust:
         self._open_at_outage = 0
         self._looking = False
 
-    def note_began(self, attempt: Attempt) -> None:
+    def note_began(self, attempt: AttemptScope) -> None:
         """The run begins with this attempt, afresh or from the checkpoint the user named."""
         self._began = attempt.segment.parent, attempt.id, attempt.start_step
 
@@ -105,11 +106,11 @@ class Trust:
             if attempt == segment.attempt and step <= limit and path not in self.bad
         ]
 
-    def note_path(self, attempt: Attempt, step: int, path: str) -> None:
+    def note_path(self, attempt: AttemptScope, step: int, path: str) -> None:
         """The service says it has stored a checkpoint here."""
         self._stored[path] = attempt.id, step
 
-    def path_of(self, attempt: Attempt, step: int) -> str | None:
+    def path_of(self, attempt: AttemptScope, step: int) -> str | None:
         """Where the service said it stored the save of an attempt at a step."""
         at = attempt.id, step
         return next((path for path, stored in self._stored.items() if stored == at), None)
@@ -121,7 +122,9 @@ class Trust:
             if said is not None:
                 self.canaries.learn(record.attempt, record.step, said)
 
-    def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
+    def note_canary(
+        self, attempt: AttemptScope, step: int, output: types.ForwardBackwardOutput
+    ) -> None:
         """The canary was run on the weights of a checkpoint."""
         answer = answer_of(output)
         fingerprint = fingerprint_of(answer)
@@ -137,13 +140,13 @@ class Trust:
         self._outage_from, self._looking = None, False
         self._confirmed_step = self._sound_step = start_step
 
-    def note_unreachable(self, current: Attempt | None) -> None:
+    def note_unreachable(self, current: AttemptScope | None) -> None:
         """The service could not be reached: what it holds may be older when it comes back."""
         if self._outage_from is None:
             self._outage_from = self._confirmed_step
             self._open_at_outage = 0 if current is None else current.client.look_first()
 
-    def note_reachable(self, current: Attempt) -> None:
+    def note_reachable(self, current: AttemptScope) -> None:
         """The service answers, and calls the run sound; after an outage that is not enough."""
         self._sound_step = self._confirmed_step
         if self._outage_from is None or self._looking:
@@ -156,7 +159,7 @@ class Trust:
             self._looking = True
             self._spawn(functools.partial(self._look, current, self._outage_from))
 
-    async def settle(self, current: Attempt) -> None:
+    async def settle(self, current: AttemptScope) -> None:
         """See, before the run is over, whether an outage nobody has looked into changed it."""
         if self._outage_from is None or not self._has_canary:
             return
@@ -196,7 +199,7 @@ class Trust:
             return None if self._began is None else self._began[1:]
         return checkpoint.attempt, checkpoint.step
 
-    def distrust_since(self, fault: Fault, current: Attempt) -> None:
+    def distrust_since(self, fault: Fault, current: AttemptScope) -> None:
         """What was saved since the fault began is not what its step number says.
 
         That counts from the outage before it, if nobody has looked into that yet; what the client
@@ -220,14 +223,14 @@ class Trust:
                 return min(limit, attempt.client.first_doubtful_step)
         return limit
 
-    def _distrust(self, attempt: Attempt, above_step: float) -> None:
+    def _distrust(self, attempt: AttemptScope, above_step: float) -> None:
         self._limits[attempt.id] = min(above_step, self._limits.get(attempt.id, math.inf))
 
-    def _give_up_on(self, current: Attempt, trusted_step: int) -> None:
+    def _give_up_on(self, current: AttemptScope, trusted_step: int) -> None:
         # Whatever was under way may have been applied to older weights since, and then the canary
         # answers as it never did before. Exact is to go back.
         self._distrust(current, trusted_step)
-        current.declare(
+        current.declare_fault(
             RULES[Kind.ROLLED_BACK],
             DetectedBy.CANARY,
             FaultError(
@@ -237,7 +240,7 @@ class Trust:
             ),
         )
 
-    async def _look(self, attempt: Attempt, trusted_step: int) -> None:
+    async def _look(self, attempt: AttemptScope, trusted_step: int) -> None:
         """After an outage: are the weights still those of the newest step?"""
         # Only checkpoints known before the outage: what was saved since may be of either state.
         branch = [at for at in self._known_on_branch() if at[1] <= trusted_step]
@@ -261,7 +264,7 @@ class Trust:
             back_to,
         )
         self._distrust(attempt, trusted_step)
-        attempt.declare(RULES[Kind.ROLLED_BACK], DetectedBy.CANARY)
+        attempt.declare_fault(RULES[Kind.ROLLED_BACK], DetectedBy.CANARY)
 
     def _known_on_branch(self) -> list[tuple[str, int]]:
         attempts = self._attempts()

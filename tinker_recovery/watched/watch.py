@@ -1,29 +1,29 @@
 """Watches: runs that are trained elsewhere, watched by their status alone.
 
-Nothing of such a run goes through here, so neither its calls nor its silence are heard; what is
-known of it is what the service says. A watch is a few slots and no task, so that thousands are
-cheap; what a recovery needs is made when the first fault is found.
+Nothing of such a run goes through here: only status polling can detect a fault; failed calls and
+stalls cannot. A watch is a few slots and no task, so thousands are cheap; what a recovery needs is
+made when the first fault is found.
 """
 
 from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import anyio
 import tinker
 from tinker import types
 
-from tinker_recovery.clock import Clock
 from tinker_recovery.errors import UsageError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
-from tinker_recovery.policy import Callback, RecoveryPolicy
+from tinker_recovery.policy import Callback
 from tinker_recovery.recovery.budget import AttemptBudget
-from tinker_recovery.recovery.executor import HandOver, Recovery
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.queue import FaultQueue
+from tinker_recovery.recovery.recoverable import HandOver, Recovery
 from tinker_recovery.recovery.restore import Restored, Tools
-from tinker_recovery.run.attempt import Spawn
-from tinker_recovery.service import Backend, Connection, RunStatus, StatusReader
+from tinker_recovery.service import Connection, RunStatus, StatusReader
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.telemetry import RunTelemetry
 from tinker_recovery.watched.restore import WatchedRestore, progress_of
@@ -36,18 +36,14 @@ REPLACED: tuple[CloseStatus, str] = ("errored", "replaced by a recovery")
 class Watch:
     """One run trained elsewhere: what :meth:`Supervisor.watch` returns.
 
-    Watching goes on with the run that a recovery has made, until :meth:`cancel` or the end of the
-    Supervisor.
+    Watching continues with the run that a recovery has made, until :meth:`cancel` or the end of
+    the Supervisor.
     """
 
-    __slots__ = ("_fleet", "_last_good", "_on_recovery", "_run", "_run_id")
+    __slots__ = ("_polled",)
 
-    def __init__(self, fleet: Watches, run_id: str, on_recovery: Callback) -> None:
-        self._fleet = fleet
-        self._run_id = run_id
-        self._last_good: float | None = None
-        self._on_recovery = on_recovery
-        self._run: WatchedRun | None = None
+    def __init__(self, polled: PolledWatch) -> None:
+        self._polled = polled
 
     def __repr__(self) -> str:
         return f"<Watch {self.name!r}, {self.state}>"
@@ -55,113 +51,127 @@ class Watch:
     @property
     def name(self) -> str:
         """The Tinker run id that was asked to be watched."""
-        return self._run_id
+        return self._polled.name
 
     @property
     def run_id(self) -> str:
         """The Tinker run id it is now: another after each recovery."""
-        return self._run_id if self._run is None else self._run.run_ids[-1]
+        return self._polled.run_id
 
     @property
     def state(self) -> str:
         """``watching``, ``recovering``, ``failed`` (given up, or recovery is off) or ``over``."""
-        if self._fleet.get(self._run_id) is not self:
+        if not self._polled.active:
             return "over"
-        if self._run is None or self._run.incident is None:
+        run = self._polled.run
+        if run is None or run.incident is None:
             return "watching"
-        return "recovering" if self._run.error is None else "failed"
+        return "recovering" if run.error is None else "failed"
 
     @property
     def recoveries(self) -> int:
         """How often it was recovered."""
-        return 0 if self._run is None else self._run.recoveries
+        return 0 if self._polled.run is None else self._polled.run.recoveries
 
     @property
     def client(self) -> tinker.TrainingClient | None:
         """The client that the last recovery handed over, if it is still open."""
-        held = None if self._run is None else self._run.connection
+        held = None if self._polled.run is None else self._polled.run.connection
         return None if held is None else held.training
 
     @property
     def error(self) -> BaseException | None:
         """What it was given up with, if it was."""
-        return None if self._run is None else self._run.error
+        return None if self._polled.run is None else self._polled.run.error
 
     def cancel(self) -> None:
         """Watch it no longer; a recovery under way is called off. Its client stays open."""
-        self._fleet.forget(self)
+        self._polled.forget()
 
     async def aclose(self) -> None:
         """:meth:`cancel`, and finish the session of the client handed over, if there is one."""
         self.cancel()
-        if self._run is not None:
-            await self._run.close("success", "")
+        if self._polled.run is not None:
+            await self._polled.run.close("success", "")
 
-    # For the Monitor
+
+class PolledWatch:
+    """A watched run as the Monitor sees it."""
+
+    __slots__ = ("_watches", "last_good", "name", "on_recovery", "run")
+
+    def __init__(self, watches: Watches, name: str, on_recovery: Callback) -> None:
+        self.name = name
+        """The Tinker run id that was asked to be watched."""
+        self.on_recovery = on_recovery
+        """The user's callback, which gets the new client."""
+        self.last_good: float | None = None
+        """When its status was last seen to be good, in seconds since the epoch."""
+        self.run: WatchedRun | None = None
+        """What its recoveries need, from the first fault on."""
+        self._watches = watches
+
+    @property
+    def active(self) -> bool:
+        """Whether it is still watched."""
+        return self._watches.get(self.name) is self
+
+    @property
+    def run_id(self) -> str:
+        """The Tinker run id it is now."""
+        return self.name if self.run is None else self.run.run_ids[-1]
 
     @property
     def watched_run_id(self) -> str | None:
         """The Tinker run to ask about; None during a recovery and after it was given up."""
-        if self._run is None:
-            return self._run_id
-        return None if self._run.incident is not None else self._run.run_ids[-1]
+        return None if self.run is not None and self.run.incident is not None else self.run_id
 
     def note_status(self, status: RunStatus) -> None:
-        """What the service says of the run."""
+        """The service's answer about the run."""
         if status.run_id != self.watched_run_id:
             return
         if status.corrupted:
-            self._declare(Kind.CORRUPTED)
+            self._report(Kind.CORRUPTED)
         else:
-            self._last_good = self._fleet.clock.wall()
+            self.last_good = self._watches.collaborators.clock.wall()
 
     def note_session_failed(self, run_id: str, message: str) -> None:
         """The service has failed the session of the run."""
         del message
         if run_id == self.watched_run_id:
-            self._declare(Kind.SESSION_FAILED)
+            self._report(Kind.SESSION_FAILED)
 
     def note_unreachable(self) -> None:
-        """The service could not be reached; nobody here has the weights to ask."""
+        """The service could not be reached; there is no client here to ask with."""
 
     def check_silence(self) -> None:
-        """Its work is not ours to hear."""
+        """Its requests do not go through here."""
 
-    def _declare(self, kind: Kind) -> None:
-        if self._run is None:
-            self._run = self._fleet.open(self)
-        fault = Fault(
-            self.name, len(self._run.run_ids), self.run_id, RULES[kind], DetectedBy.POLL, step=0
-        )
-        self._run.incident = fault
-        self._fleet.report(fault)
+    def forget(self) -> None:
+        """Watch it no longer."""
+        self._watches.forget(self)
 
-    # For its recovery
-
-    @property
-    def last_good(self) -> float | None:
-        """When its status was last seen to be good, in seconds since the epoch."""
-        return self._last_good
-
-    @property
-    def on_recovery(self) -> Callback:
-        """Who gets the new client."""
-        return self._on_recovery
+    def _report(self, kind: Kind) -> None:
+        if self.run is None:
+            self.run = self._watches.open(self)
+        number, rule = len(self.run.run_ids), RULES[kind]
+        self.run.report_fault(Fault(self.name, number, self.run_id, rule, DetectedBy.POLL, step=0))
 
 
 class WatchedRun:
     """A watched run that had a fault: its recoveries, as the Executor sees them."""
 
-    def __init__(self, watch: Watch, fleet: Watches) -> None:
+    def __init__(self, watch: PolledWatch, watches: Watches) -> None:
         self._watch = watch
-        self._fleet = fleet
+        self._watches = watches
+        policy, clock = watches.collaborators.policy, watches.collaborators.clock
         self.name = watch.name
         self.run_ids = [watch.name]
         """Every Tinker run it has been, oldest first."""
-        self.budget = AttemptBudget(fleet.policy.max_attempts)
-        self.telemetry = RunTelemetry(self.name, secrets.token_hex(8), fleet.clock.monotonic)
+        self.budget = AttemptBudget(policy.max_attempts)
+        self.telemetry = RunTelemetry(self.name, secrets.token_hex(8), clock.monotonic)
         self.bad: dict[str, str] = {}
-        """Checkpoints not to be used again, with what is wrong with each."""
+        """Checkpoints not to be used again, with the reason."""
         self.incident: Fault | None = None
         self.error: BaseException | None = None
         self.recoveries = 0
@@ -172,51 +182,56 @@ class WatchedRun:
     @property
     def reader(self) -> StatusReader:
         """Where its checkpoints are listed."""
-        return self._fleet.reader
+        return self._watches.collaborators.reader
 
     @property
     def trusted_until(self) -> float | None:
         """What was stored later may hold the fault's damage; None if that is not known."""
         return self._watch.last_good
 
+    def report_fault(self, fault: Fault) -> None:
+        """A fault was found: open an incident, and queue it."""
+        self.incident = fault
+        self._watches.queue.put(fault)
+
+    def awaits(self, fault: Fault) -> bool:
+        """Whether this fault still has to be dealt with."""
+        return self.incident is fault and self._watch.active
+
     def restoration(self, tools: Tools) -> WatchedRestore:
-        """One try to bring it back."""
+        """One try to bring its state back."""
         return WatchedRestore(self, tools)
+
+    def hold_ready(self, restored: Restored) -> HandOver:
+        """Hold the new client ready."""
+        if restored.listed is None:
+            raise UsageError("a run trained elsewhere is restored from a checkpoint")
+        if self._ready is not None:
+            self._close_later(self._ready[0])
+        self._ready = restored.connection, restored.listed
+        return HandOver(
+            callback=self._watch.on_recovery,
+            arguments=(self.run_ids[-1], restored.connection.training, restored.listed),
+            step=None if restored.checkpoint is None else restored.checkpoint.step,
+            progress=progress_of(restored.listed),
+        )
 
     def step_to_skip(self) -> int | None:
         """Its steps are not ours to skip."""
         return None
 
-    def awaits(self, fault: Fault) -> bool:
-        """Whether this fault still has to be dealt with."""
-        return self.incident is fault and self._fleet.get(self.name) is self._watch
-
-    def take_over(self, restored: Restored) -> HandOver:
-        """Hold the new client ready."""
-        if restored.listed is None:
-            raise UsageError("a run trained elsewhere is restored from a checkpoint")
-        if self._ready is not None:
-            self._fleet.spawn(functools.partial(self._fleet.close, self._ready[0], *REPLACED))
-        self._ready = restored.connection, restored.listed
-        return HandOver(
-            callback=self._watch.on_recovery,
-            told=(self.run_ids[-1], restored.connection.training, restored.listed),
-            step=None if restored.checkpoint is None else restored.checkpoint.step,
-            progress=progress_of(restored.listed),
-        )
-
-    def resume(self, recovery: Recovery) -> None:
+    def hand_over(self, recovery: Recovery) -> None:
         """Watch the new run from now on, and close the client of the one before."""
         del recovery
         if self._ready is None:
-            raise UsageError("take_over() comes before resume()")
+            raise UsageError("hold_ready() comes before hand_over()")
         old, (self.connection, _) = self.connection, self._ready
         self._ready = None
         self.run_ids.append(self.connection.run_id)
         self.incident = None
         self.recoveries += 1
         if old is not None:
-            self._fleet.spawn(functools.partial(self._fleet.close, old, *REPLACED))
+            self._close_later(old)
 
     def give_up(self, error: BaseException) -> None:
         """It is not watched any more."""
@@ -228,44 +243,33 @@ class WatchedRun:
         self.connection = self._ready = None
         for connection in held:
             if connection is not None:
-                await self._fleet.close(connection, status, detail)
+                await self._watches.close(connection, status, detail)
+
+    def _close_later(self, connection: Connection) -> None:
+        self._watches.collaborators.spawn(
+            functools.partial(self._watches.close, connection, *REPLACED)
+        )
 
 
 class Watches:
     """Every watch of a Supervisor.
 
     Args:
-        policy: The user's policy.
-        backend: Creates and closes clients.
-        reader: Where to ask of checkpoints.
-        clock: Time.
-        report: Where faults go.
-        spawn: Runs something in the background.
+        collaborators: What they work with.
+        queue: Where faults are reported.
     """
 
-    def __init__(
-        self,
-        *,
-        policy: RecoveryPolicy,
-        backend: Backend,
-        reader: StatusReader,
-        clock: Clock,
-        report: Callable[[Fault], None],
-        spawn: Spawn,
-    ) -> None:
-        self.policy = policy
-        self.reader = reader
-        self.clock = clock
-        self.report = report
-        self.spawn = spawn
-        self._backend = backend
-        self._watches: dict[str, Watch] = {}
+    def __init__(self, collaborators: Collaborators, queue: FaultQueue) -> None:
+        self.collaborators = collaborators
+        self.queue = queue
+        self._watches: dict[str, PolledWatch] = {}
         self._opened: dict[str, WatchedRun] = {}
 
     def __len__(self) -> int:
         return len(self._watches)
 
-    def __iter__(self) -> Iterator[Watch]:
+    def polled(self) -> Iterator[PolledWatch]:
+        """Every watch, for the Monitor."""
         return iter(self._watches.values())
 
     def add(self, run_id: str, on_recovery: Callback) -> Watch:
@@ -286,19 +290,19 @@ class Watches:
             )
         if run_id in self._watches:
             raise UsageError(f"run_id={run_id!r} is watched already: cancel() the first watch")
-        watch = self._watches[run_id] = Watch(self, run_id, on_recovery)
-        return watch
+        polled = self._watches[run_id] = PolledWatch(self, run_id, on_recovery)
+        return Watch(polled)
 
-    def get(self, run_id: str) -> Watch | None:
+    def get(self, run_id: str) -> PolledWatch | None:
         """The watch of a run, by the id that was asked for."""
         return self._watches.get(run_id)
 
-    def forget(self, watch: Watch) -> None:
+    def forget(self, watch: PolledWatch) -> None:
         """Watch this one no longer."""
         if self._watches.get(watch.name) is watch:
             del self._watches[watch.name]
 
-    def open(self, watch: Watch) -> WatchedRun:
+    def open(self, watch: PolledWatch) -> WatchedRun:
         """What a watched run needs from its first fault on."""
         run = WatchedRun(watch, self)
         before = self._opened.get(watch.name)
@@ -314,8 +318,11 @@ class Watches:
     async def close(self, connection: Connection, status: CloseStatus, detail: str) -> None:
         """Finish a session; never raises an Exception."""
         with anyio.CancelScope(shield=True):
-            await self._backend.close(
-                connection, status, detail, deadline_s=self.policy.close_timeout_s
+            await self.collaborators.backend.close(
+                connection,
+                status,
+                detail,
+                deadline_s=self.collaborators.policy.close_timeout_s,
             )
 
     async def aclose(self) -> None:

@@ -1,0 +1,114 @@
+"""What the Executor needs of a run, supervised or watched, and what a recovery leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.faults import Fault
+from tinker_recovery.policy import Callback
+from tinker_recovery.recovery.budget import AttemptBudget
+from tinker_recovery.recovery.restore import Restored, Tools
+from tinker_recovery.service import Connection
+from tinker_recovery.telemetry import RunTelemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One recovery that succeeded, for reports.
+
+    Attributes:
+        fault: What it recovered from.
+        checkpoint: The checkpoint restored; None if the run started over.
+        replayed_steps: Optimizer steps submitted before the fault that have to be done again.
+        attempt: Number of the attempt that took over.
+        handed_over_at: Monotonic seconds at which the new attempt was ready.
+        service_s: Seconds of it spent waiting for the service.
+    """
+
+    fault: Fault
+    checkpoint: CheckpointRecord | None
+    replayed_steps: int
+    attempt: int
+    handed_over_at: float
+    service_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """A new client that is held ready.
+
+    Attributes:
+        callback: The user's callback, called before anything runs on the client.
+        arguments: What it is called with.
+        step: Optimizer steps in its weights; None if its checkpoint does not say.
+        progress: A number that is larger for a newer checkpoint of the same run.
+    """
+
+    callback: Callback | None
+    arguments: tuple[object, ...]
+    step: int | None
+    progress: int
+
+
+class Restores(Protocol):
+    """One try to bring a run's state back."""
+
+    async def restore(self) -> Restored:
+        """A new client, from the first candidate that loads and passes every check."""
+        ...
+
+    async def progress(self) -> int | None:
+        """How far the run has come by what is stored, as in :attr:`HandOver.progress`."""
+        ...
+
+    async def discard(self, connection: Connection) -> None:
+        """Close a client that is not going to be used; never raises an Exception."""
+        ...
+
+
+class Recoverable(Protocol):
+    """A run as the Executor sees it. In the order of use."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        ...
+
+    @property
+    def telemetry(self) -> RunTelemetry:
+        """Its spans and figures."""
+        ...
+
+    @property
+    def budget(self) -> AttemptBudget:
+        """Recovery attempts left."""
+        ...
+
+    def awaits(self, fault: Fault) -> bool:
+        """Whether this fault still has to be recovered from."""
+        ...
+
+    def restoration(self, tools: Tools) -> Restores:
+        """One try to bring its state back."""
+        ...
+
+    def hold_ready(self, restored: Restored) -> HandOver:
+        """Hold the new client ready. Nothing runs yet.
+
+        A client held ready before, by a recovery that died, is closed.
+        """
+        ...
+
+    def step_to_skip(self) -> int | None:
+        """The step to leave out from now on, if the policy skips one that faults again."""
+        ...
+
+    def hand_over(self, recovery: Recovery) -> None:
+        """Make the client held ready the current one, and let the loop run again."""
+        ...
+
+    def give_up(self, error: BaseException) -> None:
+        """End the run with this error."""
+        ...

@@ -1,0 +1,87 @@
+"""MonitoredRun: a supervised run as the Monitor sees it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from tinker_recovery.checkpoints import WeightsFacts
+from tinker_recovery.faults import RULES, DetectedBy, Kind
+from tinker_recovery.service import RunStatus
+from tinker_recovery.telemetry import EventSink, names
+
+if TYPE_CHECKING:
+    from tinker_recovery.run.scope import AttemptScope
+    from tinker_recovery.run.supervised import SupervisedRun
+
+logger = logging.getLogger(names.SCOPE)
+
+
+class MonitoredRun:
+    """Turns what polling and the look at silence find into faults of the run's current attempt.
+
+    Args:
+        run: The run.
+        events: Where a stall is reported.
+    """
+
+    def __init__(self, run: SupervisedRun, events: EventSink) -> None:
+        self._run = run
+        self._events = events
+        self._warned_of: AttemptScope | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._run.name
+
+    @property
+    def watched_run_id(self) -> str | None:
+        """The Tinker run to ask about; None during a recovery and after the end."""
+        run, current = self._run, self._run.current
+        return None if run.ended or run.incident or current is None else current.run_id
+
+    def note_status(self, status: RunStatus) -> None:
+        """The service's answer; one about an earlier attempt is ignored."""
+        current = self._run.current
+        if current is None or status.run_id != self.watched_run_id:
+            return
+        self._run.weights = WeightsFacts(status.base_model, status.lora_rank)
+        if status.corrupted:
+            current.declare_fault(RULES[Kind.CORRUPTED], DetectedBy.POLL)
+        else:
+            self._run.trust.note_reachable(current)
+
+    def note_session_failed(self, run_id: str, message: str) -> None:
+        """The service has failed the session of a Tinker run."""
+        current = self._run.current
+        if current is not None and run_id == self.watched_run_id:
+            logger.warning("run %s: the service failed its session: %s", self.name, message)
+            current.declare_fault(RULES[Kind.SESSION_FAILED], DetectedBy.POLL)
+
+    def note_unreachable(self) -> None:
+        """The service could not be reached."""
+        self._run.trust.note_unreachable(self._run.current)
+
+    def check_silence(self) -> None:
+        """Warn of work that makes no progress, and then declare it a fault."""
+        current, policy = self._run.current, self._run.policy
+        if current is None or self.watched_run_id is None:
+            return
+        silent_s = current.client.silent_s()
+        warn_s, stall_s = policy.stall_warning_s, policy.stall_after_s
+        if silent_s is None or warn_s is None or silent_s < warn_s:
+            self._warned_of = None
+            return
+        if self._warned_of is not current:
+            self._warned_of = current
+            limit = "" if stall_s is None else f"; after {stall_s:g} s it counts as a fault"
+            self._events.emit(
+                names.EVENT_STALL_WARNING,
+                self.name,
+                f"{current.client.open_requests} requests are open and none has finished for "
+                f"{silent_s:.1f} s{limit}",
+                {names.RUN_ID: current.run_id, names.SILENT_S: silent_s},
+            )
+        if stall_s is not None and silent_s >= stall_s:
+            current.declare_fault(RULES[Kind.SILENCE], DetectedBy.SILENCE)

@@ -1,0 +1,420 @@
+"""AttemptScope: what a fault ends. Declares faults, drains, saves before a stop, closes its client.
+
+The user sees :class:`~tinker_recovery.run.attempt.Attempt`; this is the half that the run, the
+client's hooks and the worker thread of a blocking loop work with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import logging
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import anyio
+from tinker import types
+
+from tinker_recovery.checkpoints import CheckpointRecord, Segment
+from tinker_recovery.errors import NonFiniteLoss, StaleAttempt, UsageError, causes
+from tinker_recovery.faults import RULES, DetectedBy, Fault, FaultRule, Kind, SeenIn, Verdict, judge
+from tinker_recovery.run.saver import Saver
+from tinker_recovery.service import Connection, SaveRequest, SupervisedClient
+from tinker_recovery.service.base import CloseStatus
+from tinker_recovery.service.client import CUSTOM_LOSS
+from tinker_recovery.telemetry import names
+
+if TYPE_CHECKING:
+    from tinker_recovery.run.supervised import SupervisedRun
+
+logger = logging.getLogger(names.SCOPE)
+
+DRAIN_WARNING_S = 30.0
+"""A loop that has ended and still waits for requests after this long is logged."""
+
+GRACE_S = 0.5
+"""How long the body has to leave with an error of its own before the attempt acts on it."""
+
+
+class AttemptScope:
+    """One attempt of a run.
+
+    Args:
+        run: The run.
+        number: Counts the run's attempts from 1.
+        connection: Its client.
+        checkpoint: What the client was made from; None if the run starts over.
+    """
+
+    def __init__(
+        self,
+        run: SupervisedRun,
+        number: int,
+        connection: Connection,
+        checkpoint: CheckpointRecord | None,
+    ) -> None:
+        self.run = run
+        self.number = number
+        self.id = secrets.token_hex(4)
+        """Unique over all processes; part of every checkpoint's name."""
+        self.checkpoint = checkpoint
+        self.start_step = run.start_step if checkpoint is None else checkpoint.step
+        self.connection = connection
+        self.fault: Fault | None = None
+        """The fault it ended by, if one was declared."""
+        self.entered = False
+        """Whether its body was entered."""
+        self.left = anyio.Event()
+        """Set once the body has been left, or if it was never entered."""
+        self.finished = False
+        """Whether the body came to its end."""
+        self.closed = False
+        """Whether its client has been closed."""
+        self.blocking = False
+        """Whether the body runs in a thread, which only its client can end."""
+        self.saver = Saver(run, self.segment, checkpoint)
+        """When its client saves."""
+        self.client = SupervisedClient(
+            connection.training,
+            _Hooks(self),
+            start_step=self.start_step,
+            canary=run.policy.canary,
+            guard_loss=run.policy.guard_loss,
+            stopping=lambda: run.signals.requested,
+            monotonic=run.clock.monotonic,
+        )
+        self._scope = anyio.CancelScope()
+
+    @property
+    def run_id(self) -> str:
+        """The Tinker run id it trains under."""
+        return self.connection.run_id
+
+    @property
+    def segment(self) -> Segment:
+        """Its place in the run's lineage."""
+        parent = self.checkpoint.path if self.checkpoint else self.run.parent
+        return Segment(self.run_id, self.id, self.start_step, parent)
+
+    @property
+    def faulty(self) -> bool:
+        """Whether a fault was declared on it."""
+        return self.fault is not None
+
+    # What the loop does
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Keep the loop's newest metrics; with ``guard_loss``, look at its loss."""
+        self.run.note_metrics(self, metrics)
+        self.saver.metrics = {**self.saver.metrics, **metrics}
+        loss = metrics.get("loss")
+        if loss is not None and self.run.policy.guard_loss and not math.isfinite(loss):
+            # Reported once its own request is done, so no later step than this one.
+            step = max(self.start_step, self.client.reported_step)
+            self.post(self.declare_bad_loss, step, loss)
+
+    def end_epoch(self) -> None:
+        """Count an epoch, and save if the schedule wants it."""
+        self.saver.epoch += 1
+        self.client.save(self.saver.due)
+
+    def skip(self, step: int) -> bool:
+        """Whether to leave a step out; counts it if so."""
+        if step not in self.run.skipped:
+            return False
+        if self.client.step != step:
+            raise UsageError(
+                f"skip({step}) was asked while {self.client.step} steps are submitted: ask it "
+                "right before submitting that step"
+            )
+        self.client.skip_step()
+        return True
+
+    # Entering and leaving
+
+    def enter(self, name: str) -> None:
+        """The body begins.
+
+        Raises:
+            UsageError: It was entered before.
+        """
+        if self.entered:
+            raise UsageError(f"{name} was entered before: each attempt is for one `async with`")
+        self.entered = True
+        self._scope.__enter__()
+
+    async def leave(self, error: BaseException | None) -> bool:
+        """The body ends; whether its error is swallowed, because the run is recovered from it."""
+        drained: BaseException | None = None
+        # What a request failed with was posted before the body could see it, with its step.
+        self.run.mailbox.deliver()
+        if error is None:
+            try:
+                await self._drain()
+                await self.run.trust.settle(self)
+            except BaseException as failure:  # noqa: BLE001 - judged and raised again below, once the scope is closed
+                drained = failure
+        seen = error or drained
+        ours = bool(
+            self._scope.__exit__(
+                type(seen) if seen else None, seen, seen.__traceback__ if seen else None
+            )
+        )
+        if seen is not None and not ours:
+            await self.save_before_leaving()
+        swallow = ours or seen is None or await self._belongs_to_incident(seen)
+        fault = self.fault if self.run.policy.enabled else None
+        gives_up = fault is not None and fault.verdict is Verdict.GIVE_UP
+        recovers = swallow and fault is not None and not gives_up
+        self.finished = seen is None and fault is None
+        self.left.set()
+        if not recovers:
+            await self.run.attempt_over(self, seen)
+        if fault is not None and gives_up and swallow:
+            # The body was cancelled for it, or has ended without having looked.
+            raise fault.as_error()
+        if drained is not None and not swallow:
+            raise drained
+        return swallow
+
+    async def _drain(self) -> None:
+        """Wait for what is still open, with a last save if the schedule wants one."""
+        at_end = functools.partial(self.saver.due, end=True)
+        # Once more after the first wait: a save still in flight holds back the one of the end.
+        for _ in range(2):
+            if self.fault is None:
+                self.client.save(at_end)
+            while self.client.open_requests:
+                with anyio.move_on_after(DRAIN_WARNING_S):
+                    await self.client.drain()
+                    break
+                logger.warning(
+                    "run %s: the loop has ended, and %d requests are still open at the service",
+                    self.run.name,
+                    self.client.open_requests,
+                )
+        # A failure is posted before its request counts as ended, so none is missed here.
+        self.run.mailbox.deliver()
+        if self.fault is None and self.run.policy.enabled:
+            unseen = self.client.unseen_errors
+            if unseen:
+                # It was not awaited, and the steps behind it ran without it.
+                raise unseen[0]
+
+    async def save_before_leaving(self) -> None:
+        """Save the last step if a signal has asked the process to stop, within the policy's limit.
+
+        Does nothing if none has, or if the attempt is in no state to be saved. Never raises.
+        """
+        limit_s = self.run.policy.checkpoints.save_on_stop_s
+        if limit_s is None or not self.run.signals.requested or self.closed:
+            return
+        with anyio.CancelScope(shield=True), anyio.move_on_after(limit_s) as waiting:
+            try:
+                # Once more after the first wait: a save in flight holds this one back.
+                for _ in range(2):
+                    if self.fault is not None or self.client.errors:
+                        return
+                    self.client.save(self.saver.last)
+                    if self.client.open_requests:
+                        logger.warning(
+                            "run %s: stopping; step %d is saved first, for %g s at most. A second "
+                            "Ctrl-C does not wait for it",
+                            self.run.name,
+                            self.client.step,
+                            limit_s,
+                        )
+                    await self.client.drain()
+                    self.run.mailbox.deliver()
+            except Exception as error:  # noqa: BLE001 - whatever the service answers, the process was asked to stop
+                logger.warning("run %s: its last step is not saved: %s", self.run.name, error)
+        if waiting.cancelled_caught:
+            logger.warning(
+                "run %s: step %d was not saved within %g s",
+                self.run.name,
+                self.client.step,
+                limit_s,
+            )
+
+    # Detecting
+
+    async def _belongs_to_incident(self, error: BaseException) -> bool:
+        """Whether what left the body is a fault to recover from; declares it if it is new."""
+        if not self.run.policy.enabled:
+            return False
+        if self._follows_from_fault(error):
+            return True
+        if isinstance(error, asyncio.CancelledError) and _no_outside_cancel():
+            rule: FaultRule | None = RULES[Kind.CANCELLED]
+        else:
+            known = any(error is failure for failure in self.client.errors)
+            rule = judge(
+                error, SeenIn.CALL if known else SeenIn.BODY, self.run.policy.retryable_errors
+            )
+        if rule is None:
+            return False
+        if rule.kind is Kind.USER_ERROR and await self.run.is_corrupted():
+            rule = RULES[Kind.CORRUPTED]
+        self.declare_fault(rule, DetectedBy.CALL, error)
+        return rule.verdict is not Verdict.GIVE_UP
+
+    def _follows_from_fault(self, error: BaseException) -> bool:
+        """Whether the fault already declared left this error behind in the body.
+
+        That is our own refusal of a retired client, and a cancellation that did not come from
+        outside: in a task, or of a result that a thread was waiting for.
+        """
+        if self.fault is None:
+            return False
+        if isinstance(error, BaseExceptionGroup):
+            # What a task group inside the body makes of it: each part has to be explained.
+            return all(
+                self._follows_from_fault(each) or self._is_recoverable(each)
+                for each in error.exceptions
+            )
+        if isinstance(error, asyncio.CancelledError):
+            return _no_outside_cancel()
+        followers = (StaleAttempt, concurrent.futures.CancelledError)
+        return any(isinstance(each, followers) for each in causes(error))
+
+    def _is_recoverable(self, error: BaseException) -> bool:
+        rule = judge(error, SeenIn.BODY, self.run.policy.retryable_errors)
+        return rule is not None and rule.verdict is not Verdict.GIVE_UP
+
+    def declare_fault(
+        self,
+        rule: FaultRule,
+        detected_by: DetectedBy,
+        error: BaseException | None = None,
+        *,
+        failed_step: int | None = None,
+    ) -> None:
+        """Something went wrong: end the body, and report it to the run.
+
+        Idempotent: later errors of the same incident are ignored.
+        """
+        if self.fault is not None or self.finished:
+            return
+        if failed_step is None:
+            failed_step = self.client.oldest_open_step
+        self.fault = Fault(
+            run=self.run.name,
+            attempt=self.number,
+            run_id=self.run_id,
+            rule=rule,
+            detected_by=detected_by,
+            step=self.client.step,
+            error=error,
+            failed_step=failed_step,
+            silent_s=self.client.silent_s() or 0.0,
+        )
+        if self.run.policy.enabled:
+            self.client.retire(f"the attempt ended by a fault ({rule.kind.value})")
+            self._scope.cancel()
+        self.run.report_fault(self.fault)
+
+    def declare_bad_loss(self, step: int, value: float) -> None:
+        """The loss of a step is NaN or infinite."""
+        error = NonFiniteLoss(step, value)
+        self.declare_fault(RULES[Kind.LOSS_NOT_FINITE], DetectedBy.CALL, error, failed_step=step)
+
+    def suspect_fault(
+        self, rule: FaultRule, error: BaseException | None, failed_step: int | None
+    ) -> None:
+        """Declare a fault unless the body is left soon: it may be leaving with this very error.
+
+        A client with a gap in its requests would wait for ever, so the body is not left to it.
+        """
+
+        async def act() -> None:
+            await self.run.clock.sleep(GRACE_S)
+            if not self.left.is_set():
+                self.declare_fault(rule, DetectedBy.CALL, error, failed_step=failed_step)
+
+        if self.run.policy.enabled and not self.left.is_set():
+            self.run.spawn(act)
+
+    def post(self, call: Callable[..., None], *args: object) -> None:
+        """Have the event loop make this call; from any thread."""
+        self.run.mailbox.post(functools.partial(call, *args))
+
+    # Closing
+
+    async def interrupt(self) -> None:
+        """Close the client under a body that runs in a thread, so that its calls fail."""
+        await self.close("errored" if self.faulty else "interrupted", "interrupted")
+
+    async def close(self, status: CloseStatus, detail: str) -> None:
+        """Finish the client's session; does nothing the second time, and never raises."""
+        if self.closed:
+            return
+        self.closed = True
+        self.client.retire("the attempt is over")
+        # Shielded: it has a deadline, and a session left open holds its place at the service
+        # until it times out.
+        with anyio.CancelScope(shield=True):
+            await self.run.backend.close(
+                self.connection, status, detail, deadline_s=self.run.policy.close_timeout_s
+            )
+        # Only then: a request cancelled in the moment it fails leaves an exception that is never
+        # retrieved, and asyncio prints a traceback for each. What still waits for its turn is
+        # ended by this alone.
+        self.client.cancel_open()
+
+
+def _no_outside_cancel() -> bool:
+    """Whether the current task has no cancellation pending that came from outside."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() == 0
+
+
+class _Hooks:
+    """What the client of one attempt reports, brought to the event loop's thread."""
+
+    def __init__(self, scope: AttemptScope) -> None:
+        self._scope = scope
+        self._run = scope.run
+
+    def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
+        place = SeenIn.BODY if operation == CUSTOM_LOSS else SeenIn.CALL
+        rule = judge(error, place, self._run.policy.retryable_errors)
+        if rule is None:
+            return
+        if rule.verdict is not Verdict.GIVE_UP:
+            self._scope.post(self._declare_fault, rule, step, error)
+        elif rule.breaks_client:
+            self._scope.post(self._scope.suspect_fault, rule, error, step)
+
+    def _declare_fault(self, rule: FaultRule, step: int | None, error: BaseException) -> None:
+        self._scope.declare_fault(rule, DetectedBy.CALL, error, failed_step=step)
+
+    def call_cancelled(self, operation: str, step: int | None) -> None:
+        del operation
+        self._scope.post(self._scope.suspect_fault, RULES[Kind.CANCELLED], None, step)
+
+    def loss_not_finite(self, step: int, value: float) -> None:
+        self._scope.post(self._scope.declare_bad_loss, step, value)
+
+    def canary_answered(self, step: int, output: types.ForwardBackwardOutput) -> None:
+        self._scope.post(self._run.note_canary, self._scope, step, output)
+
+    def step_done(self) -> None:
+        self._scope.saver.step_done()
+        self._run.note_step_done(self._scope)
+
+    def saved(self, step: int, path: str) -> None:
+        took_s = self._scope.saver.stored(step)
+        self._scope.post(self._run.note_stored, self._scope, step, path, took_s)
+
+    def save_failed(self, step: int, error: BaseException) -> None:
+        if self._scope.saver.failed(step):
+            self._scope.post(self._run.note_save_failed, self._scope, step, error)
+
+    def save_due(self, step: int) -> SaveRequest | None:
+        return self._scope.saver.due(step)
+
+    def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str]:
+        return {**(given or {}), **self._scope.saver.metadata(step, "user")}

@@ -1,0 +1,77 @@
+"""Run: what a user sees of a supervised run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tinker_recovery.checkpoints import Segment
+from tinker_recovery.recovery.recoverable import Recovery
+from tinker_recovery.run.attempt import Attempt
+
+if TYPE_CHECKING:
+    from tinker_recovery.run.supervised import SupervisedRun
+
+
+class Run:
+    """One logical run of a Supervisor, to look at: each property is read afresh."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: SupervisedRun) -> None:
+        self._run = run
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name!r}, {self.state}, attempt {len(self.attempts)}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and other._run is self._run
+
+    def __hash__(self) -> int:
+        return hash(self._run)
+
+    @property
+    def name(self) -> str:
+        """The name the user gave it, or the one made for it."""
+        return self._run.name
+
+    @property
+    def lineage(self) -> str:
+        """Id of the logical run, in the metadata of all its checkpoints."""
+        return self._run.lineage
+
+    @property
+    def state(self) -> str:
+        """``training``, ``recovering`` or ``over``."""
+        return self._run.state
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps submitted so far on the branch that counts."""
+        current = self._run.current
+        return self._run.start_step if current is None else current.client.step
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """What the loop reported last."""
+        return dict(self._run.metrics)
+
+    @property
+    def attempts(self) -> Sequence[Attempt]:
+        """Every attempt of this process that ran, oldest first."""
+        return [Attempt(scope) for scope in self._run.attempts]
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """Every Tinker run it has lived in, those of earlier processes too, oldest first."""
+        return self._run.segments
+
+    @property
+    def recoveries(self) -> Sequence[Recovery]:
+        """Every recovery of this process that succeeded, oldest first."""
+        return list(self._run.recoveries)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What it was given up with, if it was."""
+        return self._run.failure
