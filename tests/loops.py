@@ -96,8 +96,8 @@ class InstantClock:
 
     The Monitor's of ``poll_interval_s`` never end, nor do those of the watch over its heartbeat.
     Between two polls of another interval it really sleeps a moment, and between two rounds of the
-    retention loop for as long as it says, and writes nothing down: they would be all that the processor
-    does.
+    retention loop for as long as asked, and writes nothing down: they would be all that the
+    processor does.
     """
 
     def __init__(self, *, poll_interval_s: float) -> None:

@@ -41,7 +41,7 @@ from tinker_recovery.errors import (
     TinkerRecoveryError,
     UsageError,
 )
-from tinker_recovery.faults import Fault
+from tinker_recovery.faults import Fault, Kind, Verdict
 from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
 from tinker_recovery.policy_settings import policy_from_settings
 from tinker_recovery.recovery.manual import Recovered, recover_from_checkpoint
@@ -50,9 +50,12 @@ from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.options import StartOptions
 from tinker_recovery.run.view import Run
 from tinker_recovery.service import SupervisedClient
+from tinker_recovery.service.base import ServiceFactory
 from tinker_recovery.supervisor import Supervisor
-from tinker_recovery.telemetry import RecoveryEvent
+from tinker_recovery.telemetry import EventsDropped, EventStream, RecoveryEvent
 from tinker_recovery.watched.watch import Watch
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Attempt",
@@ -62,10 +65,13 @@ __all__ = [
     "Clock",
     "CorruptedRun",
     "DeadlineExceeded",
+    "EventStream",
+    "EventsDropped",
     "Fault",
     "FaultError",
     "InvalidMetadata",
     "JournalError",
+    "Kind",
     "LeaseLost",
     "NoUsableCheckpoint",
     "NonFiniteLoss",
@@ -81,6 +87,7 @@ __all__ = [
     "RunFailed",
     "RunFinished",
     "RunHeld",
+    "ServiceFactory",
     "StaleAttempt",
     "StartOptions",
     "StatusError",
@@ -90,7 +97,9 @@ __all__ = [
     "Supervisor",
     "TinkerRecoveryError",
     "UsageError",
+    "Verdict",
     "Watch",
+    "__version__",
     "policy_from_settings",
     "recover_from_checkpoint",
 ]

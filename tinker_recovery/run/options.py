@@ -33,34 +33,42 @@ _MODEL_OPTIONS = (
 
 
 class StartOptions(TypedDict, total=False):
-    """Arguments of ``attempts`` and ``run``. Exactly one of the first four says how to start."""
+    """Arguments of ``attempts`` and ``run``. Exactly one of the first four says how to start.
+
+    Attributes:
+        base_model: Create a fresh LoRA run on this model.
+        from_checkpoint: Create the run from a saved state, ``tinker://RUN/weights/NAME``.
+        adopt: Continue with a client the user already has. It is saved at once, since it cannot be
+            remade.
+        start: The user's own way to make a client from a fresh ServiceClient, sync or async.
+        name: The run's name in logs, spans and reports; unique among the runs under way. With a
+            name, a run whose process died continues where it was when the same command is run
+            again.
+        on_lease: What to do if another process trains the run of this name: ``"wait"`` until that
+            is over (default), or ``"refuse"``: raise :class:`RunHeld`, which names the process.
+        start_step: Optimizer steps already in the weights; default 0, or what the checkpoint's
+            metadata say.
+        adopt_service: With ``adopt``: the ServiceClient to close when the adopted client is
+            replaced.
+        rank: With ``base_model``: the LoRA rank.
+        seed: With ``base_model``: the seed; by default one is drawn, so starting over repeats it.
+        train_mlp: With ``base_model``, as in ``create_lora_training_client``.
+        train_attn: The same.
+        train_unembed: The same.
+        user_metadata: With ``base_model``: metadata of the Tinker run.
+        optimizer: With ``base_model``: the optimizer's configuration.
+    """
 
     base_model: str
-    """Create a fresh LoRA run on this model."""
     from_checkpoint: str
-    """Create the run from a saved state, ``tinker://RUN/weights/NAME``."""
     adopt: tinker.TrainingClient
-    """Go on with a client the user already has. It is saved at once, since it cannot be remade."""
     start: Callable[[tinker.ServiceClient], Any]
-    """The user's own way to make a client from a fresh ServiceClient, sync or async."""
-
     name: str
-    """The run's name in logs, spans and reports; unique among the runs under way.
-
-    With a name of its own, a run whose process died goes on where it stood when the same command
-    is run again."""
     on_lease: Literal["wait", "refuse"]
-    """What to do if another process trains the run of this name: wait until it is over (default),
-    or raise :class:`RunHeld`, which says who does."""
     start_step: int
-    """Optimizer steps already in the weights; default 0, or what the checkpoint says of itself."""
     adopt_service: tinker.ServiceClient
-    """With ``adopt``: the ServiceClient to close when the adopted client is replaced."""
-
     rank: int
-    """With ``base_model``: the LoRA rank."""
     seed: int
-    """With ``base_model``: the seed; by default one is drawn, so that starting over repeats it."""
     train_mlp: bool
     train_attn: bool
     train_unembed: bool

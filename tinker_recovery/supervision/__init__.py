@@ -123,19 +123,24 @@ from tinker_recovery.supervision.events import (
     ChildReady,
     ChildRestarted,
     ChildStarted,
+    Context,
     CrashReport,
     Escalated,
+    Outcome,
     RestartScheduled,
     StopTimedOut,
     SupervisionEvent,
 )
-from tinker_recovery.supervision.life import AbandonedChild, ChildCounts, ChildInfo
-from tinker_recovery.supervision.specs import ChildSpec
-from tinker_recovery.supervision.tree import DynamicSupervisor, SupervisionTree
+from tinker_recovery.supervision.life import AbandonedChild, ChildCounts, ChildInfo, ChildState
+from tinker_recovery.supervision.specs import ChildSpec, ChildType, Shutdown
+from tinker_recovery.supervision.strategies import AutoShutdown, Restart, Strategy
+from tinker_recovery.supervision.tree import BaseSupervisor, DynamicSupervisor, SupervisionTree
 
 __all__ = [
     "AbandonedChild",
+    "AutoShutdown",
     "Backoff",
+    "BaseSupervisor",
     "Child",
     "ChildAlreadyPresent",
     "ChildAlreadyStarted",
@@ -151,15 +156,22 @@ __all__ = [
     "ChildRunning",
     "ChildSpec",
     "ChildStarted",
+    "ChildState",
     "ChildTerminated",
+    "ChildType",
+    "Context",
     "CrashReport",
     "DynamicSupervisor",
     "Escalated",
     "HeartbeatMissed",
+    "Outcome",
+    "Restart",
     "RestartLimitReached",
     "RestartScheduled",
+    "Shutdown",
     "SpecError",
     "StopTimedOut",
+    "Strategy",
     "SupervisionError",
     "SupervisionEvent",
     "SupervisionTree",
