@@ -1,8 +1,10 @@
-"""Imports only ever point down the list of rooms."""
+"""Imports only ever point down the list of rooms, and the docs say so, too."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import tinker_recovery
@@ -34,15 +36,28 @@ ROOMS = [
 
 PACKAGE = Path(tinker_recovery.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
+DOCS = PACKAGE.parent / "docs"
+
+MOST_IN_THE_ROOT = 10
+MOST_LINES = 500
 
 
 def _room(module: Path) -> str:
     return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every statement that runs: what only a type checker reads is no dependency."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _statements(child)
+
+
 def _imported_rooms(module: Path) -> set[str]:
     rooms = set()
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in _statements(ast.parse(module.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinker_recovery"):
             assert node.level == 0
             _, *rest = (node.module or "").split(".")
@@ -72,3 +87,31 @@ def test_imports_point_down() -> None:
         )
     }
     assert not upward, "each of these imports rooms that stand above it"
+
+
+def test_the_root_holds_what_a_user_imports_and_nothing_else() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_IN_THE_ROOT
+
+
+def test_every_module_can_be_read_at_a_sitting() -> None:
+    long = {str(m.relative_to(PACKAGE)): n for m in MODULES if (n := _lines(m)) > MOST_LINES}
+    assert not long
+
+
+def _lines(module: Path) -> int:
+    return len(module.read_text().splitlines())
+
+
+def test_every_room_says_what_lives_there() -> None:
+    silent = [
+        str(init.relative_to(PACKAGE))
+        for init in PACKAGE.glob("*/__init__.py")
+        if not ast.get_docstring(ast.parse(init.read_text()))
+    ]
+    assert not silent
+
+
+def test_the_architecture_document_lists_the_rooms_in_this_order() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    table = text.partition("## Rooms")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == ROOMS

@@ -65,9 +65,9 @@ class Executor:
         self._events = collaborators.events
         self._clock = collaborators.clock
         self._watched = watched
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         policy = self._policy
         self._slots = Slots(
             policy.max_concurrent_recoveries,
@@ -87,7 +87,7 @@ class Executor:
 
         What an earlier incarnation had taken when it died is delivered again first.
         """
-        self._begin()
+        self._reset()
         self._queue.deliver_again()
         child.started()
         async with anyio.create_task_group() as group:
@@ -301,7 +301,7 @@ class Executor:
                     # Where calls have just failed for want of a service, the SDK would try to open
                     # a session for minutes; likewise where a try has failed already.
                     ahead = tries == 1 and fault.kind is not Kind.UNAVAILABLE
-                    ended = await self._attempt(run, fault, ahead=ahead)
+                    ended = await self._restore_and_hand_over(run, fault, ahead=ahead)
             except CheckpointError:
                 raise
             except Exception as error:
@@ -322,7 +322,7 @@ class Executor:
             ahead,
         )
 
-    async def _attempt(self, run: Recoverable, fault: Fault, *, ahead: bool) -> Ended:
+    async def _restore_and_hand_over(self, run: Recoverable, fault: Fault, *, ahead: bool) -> Ended:
         tools = self._tools(ahead=ahead)
         restoration = run.restoration(tools)
         restored = await restoration.restore()

@@ -8,7 +8,7 @@ again at once) and takes the measurements that ``strategy="auto"`` decides by.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from tinker_recovery.checkpoints import (
     SaveLedger,
     Segment,
     checkpoint_metadata,
+    on_branch,
     schedule_of,
 )
 from tinker_recovery.checkpoints.metadata import encode_loop_state
@@ -39,6 +40,20 @@ class RunHistory:
 
     evidence: Evidence = field(default_factory=Evidence)
     saved: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
+
+    def saved_below(
+        self, step: int, segments: Sequence[Segment]
+    ) -> list[tuple[int, Mapping[str, float]]]:
+        """The saves on the branch of these segments up to a step, with metrics, oldest first."""
+        limits = {segment.attempt: limit for segment, limit in on_branch(segments)}
+        return sorted(
+            (
+                (at, metrics)
+                for (attempt, at), metrics in self.saved.items()
+                if at <= min(step, limits.get(attempt, -1))
+            ),
+            key=lambda each: each[0],
+        )
 
 
 class Saver:
@@ -75,7 +90,7 @@ class Saver:
         """Step and fingerprint of the newest save whose canary has answered."""
         ledger = SaveLedger.resumed(segment.start_step, now_s, epoch=self.epoch)
         # The saves the attempt descends from, so that "better than every save so far" goes on.
-        for step, metrics in run.saved_below(segment.start_step):
+        for step, metrics in run.history.saved_below(segment.start_step, run.segments):
             ledger = ledger.began(step=step, now_s=now_s, epoch=self.epoch, metrics=metrics).stored(
                 step
             )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from tinker_recovery.checkpoints import CheckpointRecord, Segment, WeightsFacts, on_branch
+from tinker_recovery.checkpoints import CheckpointRecord, Segment, WeightsFacts
 from tinker_recovery.errors import LeaseLost, RecoveryLost, RunFailed, StatusError, UsageError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind, SeenIn, Verdict, judge
 from tinker_recovery.recovery.budget import AttemptBudget
@@ -214,7 +214,7 @@ class SupervisedRun(NotedCheckpoints):
 
     def _begin(self, connection: Connection) -> AttemptScope:
         """The first attempt, on a client made as the user said."""
-        attempt = self._attempt(connection, self.root)
+        attempt = self._new_attempt(connection, self.root)
         self._join(attempt)
         self.trust.note_began(attempt)
         if self.origin is None:
@@ -256,7 +256,9 @@ class SupervisedRun(NotedCheckpoints):
             raise
         return attempt
 
-    def _attempt(self, connection: Connection, checkpoint: CheckpointRecord | None) -> AttemptScope:
+    def _new_attempt(
+        self, connection: Connection, checkpoint: CheckpointRecord | None
+    ) -> AttemptScope:
         return AttemptScope(self, len(self.segments) + 1, connection, checkpoint)
 
     def _join(self, attempt: AttemptScope) -> None:
@@ -307,18 +309,6 @@ class SupervisedRun(NotedCheckpoints):
             self.name,
             f"saving at step {step}: {error}",
             {names.CHECKPOINT_STEP: step, names.ERROR_TYPE: type(error).__qualname__},
-        )
-
-    def saved_below(self, step: int) -> list[tuple[int, Mapping[str, float]]]:
-        """The saves of the run's branch up to a step, with their metrics, oldest first."""
-        on = {segment.attempt: limit for segment, limit in on_branch(self.segments)}
-        return sorted(
-            (
-                (at, metrics)
-                for (attempt, at), metrics in self.history.saved.items()
-                if at <= min(step, on.get(attempt, -1))
-            ),
-            key=lambda each: each[0],
         )
 
     async def is_corrupted(self) -> bool:
@@ -406,7 +396,7 @@ class SupervisedRun(NotedCheckpoints):
         """Hold a recovered client ready; it trains once :meth:`hand_over` is called."""
         if self._ready is not None:
             self.spawn(functools.partial(self._retire, self._ready))
-        ready = self._ready = self._attempt(restored.connection, restored.checkpoint)
+        ready = self._ready = self._new_attempt(restored.connection, restored.checkpoint)
         if restored.answer is not None:
             self.trust.canaries.record(ready.id, ready.start_step, restored.answer)
         old = self.current.client if self.current else None
