@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import tinker_recovery
@@ -41,9 +42,18 @@ def _room(module: Path) -> str:
     return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every statement that runs: what only a type checker reads is no dependency."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _statements(child)
+
+
 def _imported_rooms(module: Path) -> set[str]:
     rooms = set()
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in _statements(ast.parse(module.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinker_recovery"):
             assert node.level == 0
             _, *rest = (node.module or "").split(".")

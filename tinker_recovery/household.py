@@ -11,11 +11,10 @@ from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
 from tinker_recovery.journal import Notebook, Recorder
 from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.executor import Executor
 from tinker_recovery.recovery.queue import FaultQueue
-from tinker_recovery.retention.collector import Collector
 from tinker_recovery.retention.loop import RetentionLoop
-from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.open import OpenedRun, open_run
@@ -74,34 +73,12 @@ class Household:
         self._channel = FaultQueue()
         self._opening: set[str] = set()
         self.mailbox = Mailbox()
-        self.keeper = RetentionLoop(
-            Collector(
-                reader=reader,
-                notebook=notebook,
-                policy=policy.checkpoints,
-                events=events,
-                clock=clock,
-                verifier=Verifier(backend, reader, notebook, clock=clock),
-            ),
-            look_every_s=policy.poll_interval_s,
-            events=events,
-            clock=clock,
+        collaborators = Collaborators(
+            policy, backend, reader, notebook, events, clock, background.start_soon
         )
-        self.optimizer_check = OptimizerCheck(
-            backend=backend,
-            reader=reader,
-            notebook=notebook,
-            events=events,
-            close_s=policy.close_timeout_s,
-        )
-        self.watches = Watches(
-            policy=policy,
-            backend=backend,
-            reader=reader,
-            clock=clock,
-            report=self._channel.put,
-            spawn=background.start_soon,
-        )
+        self.keeper = RetentionLoop(collaborators)
+        self.optimizer_check = OptimizerCheck(collaborators)
+        self.watches = Watches(collaborators, report=self._channel.put)
 
     def tree(self) -> SupervisionTree:
         """The children that watch, recover and keep house."""
@@ -117,7 +94,6 @@ class Household:
         executor = Executor(
             channel=self._channel,
             find=lambda name: self.runs.get(name) or watches.find(name),
-            backend=self._backend,
             policy=policy,
             events=self._events,
             clock=self._clock,
@@ -196,7 +172,7 @@ class Household:
                 record=opened.record,
                 snapshot=opened.snapshot,
             )
-            await run.read_notes()
+            await run.checkpoints.read(run.collaborators)
         except BaseException:
             self.runs.pop(name, None)
             if opened is not None:

@@ -479,7 +479,7 @@ async def test_weights_the_service_lost_without_a_word_are_noticed_and_put_right
             return
         await train(attempt, steps=8)
         local.begin_outage(status=503, rollback=True)
-        await until(lambda: attempt._run.trust._outage_from is not None)  # type: ignore[attr-defined]  # its run
+        await until(lambda: attempt._run.rollbacks._outage_from is not None)
         local.end_outage()
         for step in range(8, STEPS):
             await attempt.client.forward_backward(batch(step), "cross_entropy")
@@ -500,9 +500,9 @@ async def test_an_outage_that_lost_nothing_is_no_fault(local: LocalTinker) -> No
     async def loop(attempt: Attempt) -> None:
         await train(attempt, steps=8)
         local.begin_outage(status=503)
-        await until(lambda: attempt._run.trust._outage_from is not None)  # type: ignore[attr-defined]  # its run
+        await until(lambda: attempt._run.rollbacks._outage_from is not None)
         local.end_outage()
-        await until(lambda: attempt._run.trust._outage_from is None)  # type: ignore[attr-defined]  # its run
+        await until(lambda: attempt._run.rollbacks._outage_from is None)
         for step in range(8, STEPS):
             await attempt.client.forward_backward(batch(step), "cross_entropy")
             await attempt.client.optim_step(ADAM)

@@ -97,8 +97,8 @@ async def test_a_checkpoint_whose_size_has_changed_is_passed_over_for_the_next_o
     def note(event: RecoveryEvent) -> None:
         path = event.fields.get("tinker_recovery.checkpoint.path")
         if event.name == "checkpoint.saved" and str(path).endswith("10-" + str(path)[-8:]):
-            # As a keeper that saw it with another size would have noted.
-            supervisor.runs[0].trust.sizes[str(path)] = 7
+            # As retention that saw it with another size would have noted.
+            supervisor.runs[0].checkpoints.sizes[str(path)] = 7
 
     local.poison(at_step=12)
     given = policy(backoff_s=0.0, max_backoff_s=0.0)

@@ -24,9 +24,8 @@ from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.recovery.admission import MassReporter, Slot, Slots
 from tinker_recovery.recovery.budget import AttemptBudget
 from tinker_recovery.recovery.queue import FaultQueue
-from tinker_recovery.recovery.restore import Restored, Tools
+from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.selection import ServiceTime
-from tinker_recovery.service import Backend, Connection
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import (
     EventSink,
@@ -91,22 +90,6 @@ class HandOver:
     progress: int
 
 
-class Restores(Protocol):
-    """One try to bring a run's state back."""
-
-    async def restore(self) -> Restored:
-        """A new client, from the newest checkpoint that nothing speaks against."""
-        ...
-
-    async def progress(self) -> int | None:
-        """How far the run has come by what is stored, as in :attr:`HandOver.progress`."""
-        ...
-
-    async def discard(self, connection: Connection) -> None:
-        """Close a client that is not going to be used; never raises an Exception."""
-        ...
-
-
 class Recoverable(Protocol):
     """A run as the Executor sees it."""
 
@@ -133,8 +116,8 @@ class Recoverable(Protocol):
         """Whether this fault still has to be recovered from."""
         ...
 
-    def restoration(self, tools: Tools) -> Restores:
-        """One try to bring it back."""
+    def restoration(self, waiting: ServiceTime, *, ahead: bool) -> Restore:
+        """One try to bring it back; see :class:`Restore`."""
         ...
 
     def take_over(self, restored: Restored) -> HandOver:
@@ -159,7 +142,6 @@ class Executor:
     Args:
         channel: Where faults come from; one is acknowledged once its run goes on or is given up.
         find: The run of a given name, or None if it has ended meanwhile.
-        backend: Creates clients.
         policy: The user's policy.
         events: Where progress is told.
         clock: Time and chance.
@@ -171,7 +153,6 @@ class Executor:
         *,
         channel: FaultQueue,
         find: Callable[[str], Recoverable | None],
-        backend: Backend,
         policy: RecoveryPolicy,
         events: EventSink,
         clock: Clock,
@@ -179,7 +160,6 @@ class Executor:
     ) -> None:
         self._channel = channel
         self._find = find
-        self._backend = backend
         self._policy = policy
         self._events = events
         self._clock = clock
@@ -332,7 +312,7 @@ class Executor:
         for tries in itertools.count(1):
             await self._back_off(tries)
             try:
-                looking = run.restoration(self._tools())
+                looking = run.restoration(ServiceTime(self._clock), ahead=False)
                 async with self._places.place(left=0, detected_at=fault.detected_at, tries=tries):
                     progress = await looking.progress()
             except Exception as error:  # noqa: BLE001 - an unread listing shows no progress; the budget says what follows
@@ -431,14 +411,9 @@ class Executor:
             place.succeeded()
             return ended
 
-    def _tools(self, *, ahead: bool = False) -> Tools:
-        return Tools(
-            self._backend, self._policy, self._events, self._clock, ServiceTime(self._clock), ahead
-        )
-
     async def _attempt(self, run: Recoverable, fault: Fault, *, ahead: bool) -> Ended:
-        tools = self._tools(ahead=ahead)
-        restoration = run.restoration(tools)
+        waiting = ServiceTime(self._clock)
+        restoration = run.restoration(waiting, ahead=ahead)
         restored = await restoration.restore()
         taken = False  # until the hand-over the new client is nobody's but ours to close
         try:
@@ -465,7 +440,7 @@ class Executor:
                 replayed_steps=replayed,
                 attempt=fault.attempt + 1,
                 handed_over_at=self._clock.monotonic(),
-                service_s=tools.waiting.total_s,
+                service_s=waiting.total_s,
             )
             self._events.emit(
                 names.EVENT_COMPLETED,

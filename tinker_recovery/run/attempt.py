@@ -8,9 +8,9 @@ import functools
 import logging
 import math
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import anyio
 from tinker import types
@@ -25,6 +25,7 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.errors import NonFiniteLoss, StaleAttempt, UsageError, causes
 from tinker_recovery.faults import RULES, DetectedBy, Fault, FaultRule, Kind, SeenIn, Verdict, judge
 from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.recovery.collaborators import Spawn
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.saver import RunHistory, Saver
 from tinker_recovery.run.signals import StopSignals
@@ -32,24 +33,16 @@ from tinker_recovery.service import Connection, SaveRequest, SupervisedClient
 from tinker_recovery.service.client import CUSTOM_LOSS
 from tinker_recovery.telemetry import names
 
-logger = logging.getLogger(names.SCOPE)
+if TYPE_CHECKING:
+    from tinker_recovery.run.rollback_detector import RollbackDetector
 
-Spawn = Callable[[Callable[[], Coroutine[object, object, None]]], object]
-"""Starts something in the background, within the Supervisor's life."""
+logger = logging.getLogger(names.SCOPE)
 
 DRAIN_WARNING_S = 30.0
 """A loop that has ended and still waits for requests after this long says so in the log."""
 
 GRACE_S = 0.5
 """How long the body has to show what it makes of an error before the attempt acts on it."""
-
-
-class Trusted(Protocol):
-    """Who looks after what of a run can be trusted, as its attempts see it."""
-
-    async def settle(self, current: Attempt) -> None:
-        """See, before the run is over, whether an outage nobody has looked into changed it."""
-        ...
 
 
 class Owner(Protocol):
@@ -67,8 +60,8 @@ class Owner(Protocol):
     interruption: StopSignals
 
     @property
-    def trust(self) -> Trusted:
-        """Who looks after what can be trusted."""
+    def rollbacks(self) -> RollbackDetector:
+        """What notices that the service has lost weights."""
         ...
 
     @property
@@ -294,7 +287,7 @@ class Attempt:
         if error is None:
             try:
                 await self._drain()
-                await self._run.trust.settle(self)
+                await self._run.rollbacks.settle(self)
             except BaseException as failure:  # noqa: BLE001 - judged and raised again below, once the scope is closed
                 drained = failure
         seen = error or drained

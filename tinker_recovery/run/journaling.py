@@ -10,31 +10,14 @@ import functools
 from collections.abc import Mapping
 from typing import Protocol
 
-from tinker_recovery.checkpoints import Segment
 from tinker_recovery.errors import LeaseLost
 from tinker_recovery.faults import Fault
 from tinker_recovery.journal import RunRecord
 from tinker_recovery.recovery.budget import AttemptBudget
+from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.mailbox import Mailbox
-
-
-class Doubts(Protocol):
-    """What is known of a run's checkpoints, as it is written down."""
-
-    @property
-    def sound_to(self) -> float:
-        """The last step that no outage speaks against."""
-        ...
-
-    @property
-    def polled_step(self) -> int:
-        """The newest step saved when the service last called the run sound."""
-        ...
-
-    def trusted_to(self, segment: Segment) -> float:
-        """The last step of a segment whose checkpoints may be gone back to."""
-        ...
+from tinker_recovery.run.rollback_detector import RollbackDetector
 
 
 class JournaledRun(Protocol):
@@ -48,8 +31,13 @@ class JournaledRun(Protocol):
         ...
 
     @property
-    def trust(self) -> Doubts:
+    def checkpoints(self) -> CheckpointState:
         """What is known of its checkpoints."""
+        ...
+
+    @property
+    def rollbacks(self) -> RollbackDetector:
+        """What notices that the service has lost weights."""
         ...
 
     @property
@@ -98,7 +86,7 @@ class RunJournal:
         if current is not None:
             self._write_position(current)
             trusted_to = min(
-                self._run.trust.trusted_to(current.segment), current.client.first_doubtful_step
+                self._run.checkpoints.trusted_to(current.id), current.client.first_doubtful_step
             )
         self._record.fault(
             (fault.kind.value, fault.detected_by.value, fault.step),
@@ -109,7 +97,7 @@ class RunJournal:
 
     def saved(self, attempt: Attempt, step: int, path: str, *, sound: bool) -> None:
         """A checkpoint is stored."""
-        sound = sound and step <= self._run.trust.sound_to
+        sound = sound and step <= self._run.rollbacks.sound_to
         self._record.saved(attempt.id, path, step, sound=sound)
 
     def stepped(self, attempt: Attempt) -> None:
@@ -123,8 +111,8 @@ class RunJournal:
         self._record.stepped(
             attempt.id,
             done,
-            sound=int(min(done, self._run.trust.sound_to)),
-            polled=self._run.trust.polled_step,
+            sound=int(min(done, self._run.rollbacks.sound_to)),
+            polled=self._run.rollbacks.polled_step,
         )
 
     def reported(self, attempt: Attempt, metrics: Mapping[str, float]) -> None:

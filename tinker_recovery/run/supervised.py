@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
+from tinker import types
 
 from tinker_recovery.checkpoints import (
     CheckpointRecord,
@@ -15,6 +17,7 @@ from tinker_recovery.checkpoints import (
     WeightsFacts,
     on_branch,
 )
+from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import (
     LeaseLost,
@@ -27,16 +30,18 @@ from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind, SeenIn, Verdi
 from tinker_recovery.journal import Notebook, RunRecord
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.budget import AttemptBudget
+from tinker_recovery.recovery.checkpoint_state import CheckpointState
+from tinker_recovery.recovery.collaborators import Collaborators, Spawn
 from tinker_recovery.recovery.executor import HandOver, Recovery
-from tinker_recovery.recovery.restore import Restore, Restored, Tools
+from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.resume import RunSnapshot, finish_sessions
-from tinker_recovery.run.attempt import Attempt, Spawn
+from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.journaling import RunJournal
 from tinker_recovery.run.mailbox import Mailbox
-from tinker_recovery.run.noted import NotedCheckpoints
+from tinker_recovery.run.rollback_detector import RollbackDetector
 from tinker_recovery.run.saver import RunHistory
 from tinker_recovery.run.signals import StopSignals
-from tinker_recovery.run.trust import Trust
 from tinker_recovery.service import (
     Backend,
     Connection,
@@ -54,13 +59,13 @@ CLOSE_BEHIND_S = 0.25
 """How long closing a client hit by a fault stands back for the one that replaces it."""
 
 
-class SupervisedRun(NotedCheckpoints):
+class SupervisedRun:
     """One logical run: where it began, every Tinker run it has lived in, and where it stands.
 
     Lives above the Monitor and the Executor, so a crash of either loses nothing of it.
     """
 
-    def __init__(  # noqa: PLR0913 - its collaborators, by name
+    def __init__(  # noqa: PLR0913, PLR0915 - its collaborators, by name
         self,
         name: str,
         *,
@@ -86,14 +91,9 @@ class SupervisedRun(NotedCheckpoints):
         """Where the client's thread leaves word."""
         self.interruption = interruption
         """Whether a signal has asked the process to stop."""
-        trust = Trust(
-            name,
-            policy=policy,
-            start_step=start_step,
-            attempts=lambda: self.attempts,
-            spawn=spawn,
-        )
-        super().__init__(name, trust=trust, notebook=notebook, clock=clock, spawn=spawn)
+        self.name = name
+        self.clock = clock
+        self.spawn = spawn
         self.given_name = record.given_name
         """The same, if the user gave it and the run is to be found again by it."""
         self.lineage = record.lineage
@@ -115,12 +115,23 @@ class SupervisedRun(NotedCheckpoints):
         """Whether the run is over, well or not."""
         self.history = RunHistory()
         """What its attempts hand on to each other."""
-        self.weights = WeightsFacts()
+        self.weights = WeightsFacts() if snapshot is None else snapshot.weights
         """What the service says its weights are, once it was asked about the run."""
         self.skipped: set[int] = set()
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
         self.snapshot = snapshot
         """Where it stood when another process trained it; None if it begins here."""
+        self.checkpoints = (
+            CheckpointState(name, canary_tolerance=policy.canary_tolerance)
+            if snapshot is None
+            else snapshot.checkpoints
+        )
+        """What is known of its checkpoints."""
+        self.checkpoints.first_doubtful_step = self._first_doubtful_step
+        self.rollbacks = RollbackDetector(self)
+        """What notices that the service has lost weights."""
+        self.collaborators = Collaborators(policy, backend, reader, notebook, events, clock, spawn)
+        """What it is recovered with."""
         self._chronicle = RunJournal(self, record)
         self._backend = backend
         self._changed = changed
@@ -134,7 +145,6 @@ class SupervisedRun(NotedCheckpoints):
         self._failure: BaseException | None = None
         self._news = anyio.Event()
         if snapshot is not None:
-            self.trust.take_over(snapshot.limits, snapshot.stored)
             self.history.saved.update(snapshot.saved)
         self.telemetry.started(start_step)
 
@@ -173,11 +183,11 @@ class SupervisedRun(NotedCheckpoints):
         current = self.current
         if current is None or status.run_id != self.watched_run_id:
             return
-        self.weights = WeightsFacts(base_model=status.base_model, lora_rank=status.lora_rank)
+        self.weights = status.weights
         if status.corrupted:
             current.declare(RULES[Kind.CORRUPTED], DetectedBy.POLL)
         else:
-            self.trust.note_reachable(current)
+            self.rollbacks.note_reachable(current)
 
     @property
     def protected(self) -> Mapping[str, str]:
@@ -216,7 +226,7 @@ class SupervisedRun(NotedCheckpoints):
 
     def note_unreachable(self) -> None:
         """The service could not be reached."""
-        self.trust.note_unreachable(self.current)
+        self.rollbacks.note_unreachable(self.current)
 
     def check_silence(self) -> None:
         """Warn of, and then declare, work that makes no progress."""
@@ -252,13 +262,13 @@ class SupervisedRun(NotedCheckpoints):
 
     def note_saved(self, attempt: Attempt, step: int, path: str, took_s: float | None) -> None:
         """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
-        self.trust.note_path(attempt, step, path)
-        self.keep_canary(attempt, step)
+        self.checkpoints.stored[path] = attempt.id, step
+        self.checkpoints.write_canary(attempt.id, step, self.collaborators)
         # A save queued behind a request that failed is stored all the same, and is no progress.
         sound = not attempt.faulty and step <= attempt.client.first_doubtful_step
         if attempt is self.current and sound:
             self.budget.note_saved(step)
-            self.trust.note_saved(step)
+            self.rollbacks.note_saved(step)
         self._changed(self)
         self._chronicle.saved(attempt, step, path, sound=sound)
         self._events.emit(
@@ -271,6 +281,22 @@ class SupervisedRun(NotedCheckpoints):
                 **({} if took_s is None else {names.SAVE_S: took_s}),
             },
         )
+
+    def note_canary(self, attempt: Attempt, step: int, output: types.ForwardBackwardOutput) -> None:
+        """The canary was run on the weights of a checkpoint."""
+        fingerprint = self.checkpoints.note_canary(attempt.id, step, answer_of(output))
+        if fingerprint is not None:
+            # The next checkpoint carries it, so that any later process can compare.
+            attempt.saver.canary = step, fingerprint
+        self.checkpoints.write_canary(attempt.id, step, self.collaborators)
+
+    def _first_doubtful_step(self, attempt_id: str) -> float:
+        steps = [
+            attempt.client.first_doubtful_step
+            for attempt in self.attempts
+            if attempt.id == attempt_id and attempt.faulty
+        ]
+        return min(steps, default=math.inf)
 
     def note_save_failed(self, attempt: Attempt, step: int, error: BaseException) -> None:
         """A save did not succeed; training goes on. What a fault took with it is no news."""
@@ -295,7 +321,7 @@ class SupervisedRun(NotedCheckpoints):
             self._count(fault)
             self.history.evidence = self.history.evidence.failed()
             if current is not None:
-                self.trust.distrust_since(fault, current)
+                self.rollbacks.distrust_since(fault, current)
                 self.spawn(functools.partial(self._retire, current))
         elif self.policy.enabled and current is not None and current.blocking:
             self.spawn(functools.partial(self._retire, current))
@@ -339,7 +365,7 @@ class SupervisedRun(NotedCheckpoints):
         """The first attempt, on a client made by the user's own choice of start."""
         attempt = self._attempt(connection, self.root)
         self._join(attempt)
-        self.trust.note_began(attempt)
+        self.checkpoints.began = attempt.segment.parent, attempt.id, attempt.start_step
         if self.origin is None:
             # An adopted client cannot be made again, so it needs something to recover from.
             attempt.client.save(attempt.saver.begin)
@@ -404,9 +430,9 @@ class SupervisedRun(NotedCheckpoints):
         self.end(error)
         await self._chronicle.ends(error)
 
-    def restoration(self, tools: Tools) -> Restore:
+    def restoration(self, waiting: ServiceTime, *, ahead: bool) -> Restore:
         """One try to bring it back."""
-        return Restore(self, tools)
+        return Restore(self, self.collaborators, waiting=waiting, ahead=ahead)
 
     def take_over(self, restored: Restored) -> HandOver:
         """Hold a recovered client ready."""
@@ -414,7 +440,7 @@ class SupervisedRun(NotedCheckpoints):
             self.spawn(functools.partial(self._retire, self._ready))
         ready = self._ready = self._attempt(restored.connection, restored.checkpoint)
         if restored.answer is not None:
-            self.trust.canaries.record(ready.id, ready.start_step, restored.answer)
+            self.checkpoints.canaries.record(ready.id, ready.start_step, restored.answer)
         old = self.current.client if self.current else None
         return HandOver(
             callback=self.policy.on_recovery,
@@ -432,7 +458,7 @@ class SupervisedRun(NotedCheckpoints):
         self._ready = None
         self._incident = None
         resumed = self.attempts[-1]
-        self.trust.note_resumed(resumed.start_step)
+        self.rollbacks.note_resumed(resumed.start_step)
         self._news.set()
         self._changed(self)
         if resumed.fault is not None:

@@ -10,23 +10,26 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import anyio
 import tinker
 from tinker import types
 
-from tinker_recovery.clock import Clock
+from tinker_recovery.checkpoints import WeightsFacts
 from tinker_recovery.errors import UsageError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
-from tinker_recovery.policy import Callback, RecoveryPolicy
+from tinker_recovery.policy import Callback
 from tinker_recovery.recovery.budget import AttemptBudget
+from tinker_recovery.recovery.checkpoint_state import CheckpointState
+from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.executor import HandOver, Recovery
-from tinker_recovery.recovery.restore import Restored, Tools
-from tinker_recovery.run.attempt import Spawn
-from tinker_recovery.service import Backend, Connection, RunStatus, StatusReader
+from tinker_recovery.recovery.restore import Restore, Restored
+from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.service import Connection, RunStatus
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.telemetry import RunTelemetry
-from tinker_recovery.watched.restore import WatchedRestore, progress_of
+from tinker_recovery.watched.restore import NewestStored, progress_of
 
 _CLOSING_AT_ONCE = 32
 
@@ -160,8 +163,10 @@ class WatchedRun:
         """Every Tinker run it has been, oldest first."""
         self.budget = AttemptBudget(fleet.policy.max_attempts)
         self.telemetry = RunTelemetry(self.name, secrets.token_hex(8), fleet.clock.monotonic)
-        self.bad: dict[str, str] = {}
-        """Checkpoints not to be used again, with what is wrong with each."""
+        self.checkpoints = CheckpointState(self.name)
+        """What is known of its checkpoints."""
+        self.segments, self.root, self.origin, self.start_step = (), None, None, 0
+        self.weights = WeightsFacts()
         self.incident: Fault | None = None
         self.error: BaseException | None = None
         self.recoveries = 0
@@ -170,18 +175,15 @@ class WatchedRun:
         self._ready: tuple[Connection, types.Checkpoint] | None = None
 
     @property
-    def reader(self) -> StatusReader:
-        """Where its checkpoints are listed."""
-        return self._fleet.reader
-
-    @property
     def trusted_until(self) -> float | None:
         """What was stored later may hold the fault's damage; None if that is not known."""
         return self._watch.last_good
 
-    def restoration(self, tools: Tools) -> WatchedRestore:
+    def restoration(self, waiting: ServiceTime, *, ahead: bool) -> Restore:
         """One try to bring it back."""
-        return WatchedRestore(self, tools)
+        collaborators = self._fleet.collaborators
+        order = NewestStored(self, collaborators.reader, waiting)
+        return Restore(self, collaborators, waiting=waiting, ahead=ahead, order=order)
 
     def step_to_skip(self) -> int | None:
         """Its steps are not ours to skip."""
@@ -235,30 +237,20 @@ class Watches:
     """Every watch of a Supervisor.
 
     Args:
-        policy: The user's policy.
-        backend: Creates and closes clients.
-        reader: Where to ask of checkpoints.
-        clock: Time.
+        collaborators: What recoveries are done with.
         report: Where faults go.
-        spawn: Runs something in the background.
     """
 
-    def __init__(
-        self,
-        *,
-        policy: RecoveryPolicy,
-        backend: Backend,
-        reader: StatusReader,
-        clock: Clock,
-        report: Callable[[Fault], None],
-        spawn: Spawn,
-    ) -> None:
+    def __init__(self, collaborators: Collaborators, *, report: Callable[[Fault], None]) -> None:
+        # A canary and a strategy are for runs whose steps and weights are known here.
+        policy = collaborators.policy.model_copy(
+            update={"canary": None, "checkpoint_strategy": "latest"}
+        )
+        self.collaborators = replace(collaborators, policy=policy)
         self.policy = policy
-        self.reader = reader
-        self.clock = clock
+        self.clock = collaborators.clock
+        self.spawn = collaborators.spawn
         self.report = report
-        self.spawn = spawn
-        self._backend = backend
         self._watches: dict[str, Watch] = {}
         self._opened: dict[str, WatchedRun] = {}
 
@@ -314,7 +306,7 @@ class Watches:
     async def close(self, connection: Connection, status: CloseStatus, detail: str) -> None:
         """Finish a session; never raises an Exception."""
         with anyio.CancelScope(shield=True):
-            await self._backend.close(
+            await self.collaborators.backend.close(
                 connection, status, detail, deadline_s=self.policy.close_timeout_s
             )
 
