@@ -1,16 +1,16 @@
 """Histories of one run's checkpoints at a real server: saved, damaged, expired, deleted.
 
-The housekeeping is the real one, with a real journal, and so is the restoration after a fault; what
-is made up is what happens to them. The process may die between any two writes of the journal, and
-answers of the service get lost. Two things are held against it after every act: nothing was deleted
-that must not be, and once a good checkpoint existed there always is one.
+The Collector is the real one, with a real journal, and so is the restore after a fault; what is
+made up is what happens to them. The process may die between any two writes of the journal, and
+answers of the service get lost. Two things are checked after every act: nothing was deleted that
+must not be, and once a good checkpoint existed there always is one.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -22,10 +22,10 @@ from tinker_recovery import CheckpointPolicy, CheckpointRecord, NoUsableCheckpoi
 from tinker_recovery.checkpoints import Segment, WeightsFacts, checkpoint_metadata
 from tinker_recovery.clock import Clock
 from tinker_recovery.journal import Journal, Notebook
-from tinker_recovery.recovery.restore import Restore, Tools
-from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.recovery.checkpoint_state import CheckpointState
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.restore import Restore
 from tinker_recovery.retention.collector import Collector
-from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.service import Connection, FromBaseModel, Origin, StatusReader, TinkerBackend
 from tinker_recovery.telemetry import EventSink
 from tinker_recovery.testing import Damage, FaultRule, LocalTinker
@@ -70,48 +70,11 @@ class Mortal(Notebook):
 
 
 @dataclass
-class Trust:
-    """What is known of the run's checkpoints, as a recovery sees it."""
-
-    bad: dict[str, str] = field(default_factory=dict)
-    being_deleted: dict[str, str] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-
-    def trusted_to(self, segment: Segment) -> float:
-        """Everything is, here."""
-        del segment
-        return float("inf")
-
-    def stored_on(self, segment: Segment, limit: float) -> list[str]:
-        """Nothing is missed if it is not listed."""
-        del segment, limit
-        return []
-
-    def learn_canaries(self, records: Iterable[CheckpointRecord]) -> None:
-        """There is no canary."""
-
-    def expects(self, checkpoint: CheckpointRecord | None) -> bool:
-        """Nothing is known of answers."""
-        del checkpoint
-        return False
-
-    def objection(self, checkpoint: CheckpointRecord | None, answer: object) -> None:
-        """And so nothing speaks against them."""
-
-    def condemns(self, checkpoint: CheckpointRecord, answer: object) -> bool:
-        """Nor against a checkpoint."""
-        del checkpoint, answer
-        return False
-
-
-@dataclass
 class Run:
-    """One logical run, as housekeeping and restoration see it."""
+    """One logical run, as retention and a restore see it."""
 
-    reader: StatusReader
-    notebook: Mortal
     segments: list[Segment] = field(default_factory=list)
-    trust: Trust = field(default_factory=Trust)
+    checkpoints: CheckpointState = field(default_factory=lambda: CheckpointState("sft"))
     protected: dict[str, str] = field(default_factory=dict)
     name: str = "sft"
     lineage: str = LINEAGE
@@ -125,25 +88,6 @@ class Run:
         """No metric is awaited."""
         del record
         return False
-
-    def note_being_deleted(self, paths: Collection[str]) -> None:
-        """These may be gone at any moment."""
-        self.trust.being_deleted = dict.fromkeys(paths, "its deletion was begun")
-
-    def note_sizes(self, sizes: Mapping[str, int]) -> None:
-        """The size of each at first sight."""
-        self.trust.sizes.update(sizes)
-
-    async def refresh_notes(self) -> None:
-        """What the journal says."""
-        notes = await self.notebook.notes()
-        self.trust.bad.update(notes.bad)
-        self.trust.sizes.update(notes.sizes)
-
-    async def mark_bad(self, path: str, reason: str) -> None:
-        """Never use it again."""
-        self.trust.bad[path] = reason
-        await self.notebook.mark_bad(path, reason)
 
 
 @dataclass
@@ -195,15 +139,11 @@ class _World:
         self.reader = StatusReader(endpoint)
         self.notebook = Mortal(journal, self.chance)
         # A run's segments are in the journal, too, which is another test's matter.
-        self.run = Run(self.reader, self.notebook, self.segments)
-        self.house = Collector(
-            reader=self.reader,
-            notebook=self.notebook,
-            policy=self.policy.checkpoints,
-            events=self._events,
-            clock=self._clock,
-            verifier=Verifier(self._backend, self.reader, self.notebook, clock=self._clock),
+        self.run = Run(self.segments)
+        self.collaborators = Collaborators(
+            self.policy, self._backend, self.reader, self.notebook, self._events, self._clock
         )
+        self.collector = Collector(self.collaborators)
 
     async def shut(self) -> None:
         """Release what is open in this process."""
@@ -323,11 +263,8 @@ class _World:
         self.seen[f"damaged: {how}"] += 1
 
     async def fault(self) -> None:
-        """The run is recovered from a checkpoint, by the real restoration."""
-        tools = Tools(
-            self._backend, self.policy, self._events, self._clock, ServiceTime(self._clock)
-        )
-        restoration = Restore(self.run, tools)
+        """The run is recovered from a checkpoint, by the real restore."""
+        restoration = Restore(self.run, self.collaborators)
         had = self.good()
         try:
             restored = await restoration.restore()
@@ -348,7 +285,7 @@ class _World:
         self._wall[0] += self.chance.choice([60.0, 700.0, HOUR_S, 6 * HOUR_S])
         self.run.protected = {}
         if self.chance.random() < 0.3:
-            free = sorted(self.stored().keys() - set(self.run.trust.being_deleted))
+            free = sorted(self.stored().keys() - set(self.run.checkpoints.being_deleted))
             self.run.protected = dict.fromkeys(free[-1:], "being read")
 
     async def keep(self) -> None:
@@ -360,15 +297,15 @@ class _World:
             self._server.inject(self.chance.choice(rules))
         self.notebook.mortal = True
         try:
-            await self.house.tidy(self.run)
-            self.seen["kept house"] += 1
+            await self.collector.collect(self.run)
+            self.seen["collected"] += 1
         except Died:
             self.seen["died"] += 1
             protected = self.run.protected
             await self.shut()
             await self.open()
             self.run.protected = protected
-            await self.run.refresh_notes()
+            await self.run.checkpoints.refresh(self.collaborators)
         finally:
             self.notebook.mortal = False
             self._server.release()
@@ -390,11 +327,11 @@ async def play(seed: int, folder: Path, acts: int = 24) -> History:
                 )[0]
                 await act()
                 world.check(act.__name__)
-                # A keeper that sleeps for a day is too late to renew anything.
+                # A collector that sleeps for a day is too late to renew anything.
                 idle += act == world.time_passes
                 if idle >= 2 or world.chance.random() < 0.6:
                     await world.keep()
-                    world.check("the housekeeping")
+                    world.check("the collection")
                     idle = 0
         except NoUsableCheckpoint:
             pass  # a clear giving up, with nothing good there

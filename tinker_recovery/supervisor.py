@@ -31,9 +31,7 @@ from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.executor import Executor
 from tinker_recovery.recovery.queue import FaultQueue
-from tinker_recovery.retention.collector import Collector
 from tinker_recovery.retention.loop import RetentionLoop
-from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.blocking import (
     BlockingRunner,
@@ -362,36 +360,8 @@ class _Entered:
         self.watches = Watches(collaborators, self.queue)
         self._signals = signals
         self._opening: set[str] = set()
-        policy, backend, reader = (
-            collaborators.policy,
-            collaborators.backend,
-            collaborators.reader,
-        )
-        notebook, events, clock = (
-            collaborators.notebook,
-            collaborators.events,
-            collaborators.clock,
-        )
-        self.retention = RetentionLoop(
-            Collector(
-                reader=reader,
-                notebook=notebook,
-                policy=policy.checkpoints,
-                events=events,
-                clock=clock,
-                verifier=Verifier(backend, reader, notebook, clock=clock),
-            ),
-            look_every_s=policy.poll_interval_s,
-            events=events,
-            clock=clock,
-        )
-        self._optimizer_check = OptimizerCheck(
-            backend=backend,
-            reader=reader,
-            notebook=notebook,
-            events=events,
-            close_s=policy.close_timeout_s,
-        )
+        self.retention = RetentionLoop(collaborators)
+        self._optimizer_check = OptimizerCheck(collaborators)
 
     def tree(self) -> SupervisionTree:
         """The children: Monitor, Executor, and retention."""
@@ -468,7 +438,7 @@ class _Entered:
                 opened, shared, self.queue, self.mailbox, self._signals, self.retention.ask
             )
             self.monitored[name] = MonitoredRun(run, shared.events)
-            await run.read_notes()
+            await run.checkpoints.read(shared)
         except BaseException:
             self.runs.pop(name, None)
             self.monitored.pop(name, None)

@@ -1,4 +1,4 @@
-"""Keeping house through random histories, with fixed seeds; benchmarks/keeping.py plays many."""
+"""Retention through random histories, with fixed seeds; benchmarks/keeping.py plays many."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ async def test_nothing_is_deleted_that_must_not_be_and_a_good_checkpoint_is_alwa
     history = await play(seed, tmp_path, acts=12)
     assert not history.violation
     assert history.seen["saved"]
-    assert history.seen["kept house"] + history.seen["died"]
+    assert history.seen["collected"] + history.seen["died"]

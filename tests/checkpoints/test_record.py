@@ -11,8 +11,9 @@ from tinker_recovery import InvalidMetadata, UsageError
 from tinker_recovery.checkpoints import (
     CheckpointRecord,
     EverySteps,
+    Listed,
+    check_listing,
     checkpoint_metadata,
-    objection,
     run_id_of,
 )
 
@@ -113,16 +114,29 @@ def test_a_path_of_another_form_is_refused_with_the_form_it_should_have(path: st
     assert repr(path) in str(caught.value)
 
 
+def _objection(listed: Listed) -> str | None:
+    finding = check_listing(listed.path, {listed.path: listed}, now=NOW)
+    return None if finding.ok else finding.reason
+
+
 def test_a_checkpoint_about_to_expire_is_not_trusted() -> None:
     soon = _record(expires_at=NOW + timedelta(minutes=1))
-    assert "expires" in (objection(soon, now=NOW) or "")
-    assert objection(_record(expires_at=NOW + timedelta(hours=1)), now=NOW) is None
-    assert objection(_record(expires_at=None), now=NOW) is None
+    assert "expires" in (_objection(Listed.of(soon)) or "")
+    assert _objection(Listed.of(_record(expires_at=NOW + timedelta(hours=1)))) is None
+    assert _objection(Listed.of(_record(expires_at=None))) is None
+
+
+def test_one_without_metadata_of_ours_expires_like_any_other() -> None:
+    soon = Listed.read(_listed(None, expires_at=NOW + timedelta(minutes=1)))
+    assert soon.record is None
+    assert "expires" in (_objection(soon) or "")
+    assert _objection(Listed.read(_listed(None))) is None
+    assert soon == Listed(soon.path, None, soon.problem, soon.size_bytes)
 
 
 def test_an_empty_checkpoint_is_not_trusted_and_an_unknown_size_says_nothing() -> None:
-    assert "0 bytes" in (objection(_record(size_bytes=0), now=NOW) or "")
-    assert objection(_record(size_bytes=None), now=NOW) is None
+    assert "0 bytes" in (_objection(Listed.of(_record(size_bytes=0))) or "")
+    assert _objection(Listed.of(_record(size_bytes=None))) is None
 
 
 def test_saves_are_due_every_n_steps_counted_from_the_runs_beginning() -> None:

@@ -227,7 +227,7 @@ async def test_with_recovery_off_a_plain_functions_client_is_left_alone(
 async def test_two_runs_of_one_name_begun_at_once_are_refused(local: LocalTinker) -> None:
     async with Supervisor(quick()) as supervisor:
         await supervisor.run(functools.partial(train, steps=5), **START)
-    path = next(iter(internals_of(supervisor.runs[0]).trust._stored))
+    path = next(iter(internals_of(supervisor.runs[0]).checkpoints.stored))
     local.inject(FaultRule("slow", request="run_checkpoints", delay_s=0.2, times=2))
     errors: list[BaseException] = []
     async with Supervisor(quick()) as supervisor:

@@ -367,8 +367,9 @@ async def test_before_silence_counts_as_a_fault_there_is_a_warning(local: LocalT
     local.inject(FaultRule("hang", 7, "optim_step"))
     await _supervised(events=events, stall_after_s=0.5, stall_warn_after_s=0.1)
     told = [event.name for event in events]
-    assert told.count("recovery.stall_warning") == 1
-    assert told.index("recovery.stall_warning") < told.index("recovery.detected")
+    # A machine under load may make the recovered attempt slow enough for a warning of its own.
+    before = told[: told.index("recovery.detected")]
+    assert before.count("recovery.stall_warning") == 1
 
 
 async def test_an_outage_of_status_reads_is_reported_and_leaves_the_run_alone(
@@ -481,7 +482,7 @@ async def test_weights_the_service_lost_without_a_word_are_noticed_and_put_right
             return
         await train(attempt, steps=8)
         local.begin_outage(status=503, rollback=True)
-        await until(lambda: scope_of(attempt).run.trust._outage_from is not None)
+        await until(lambda: scope_of(attempt).run.rollbacks._outage_from is not None)
         local.end_outage()
         for step in range(8, STEPS):
             await attempt.client.forward_backward(batch(step), "cross_entropy")
@@ -502,9 +503,9 @@ async def test_an_outage_that_lost_nothing_is_no_fault(local: LocalTinker) -> No
     async def loop(attempt: Attempt) -> None:
         await train(attempt, steps=8)
         local.begin_outage(status=503)
-        await until(lambda: scope_of(attempt).run.trust._outage_from is not None)
+        await until(lambda: scope_of(attempt).run.rollbacks._outage_from is not None)
         local.end_outage()
-        await until(lambda: scope_of(attempt).run.trust._outage_from is None)
+        await until(lambda: scope_of(attempt).run.rollbacks._outage_from is None)
         for step in range(8, STEPS):
             await attempt.client.forward_backward(batch(step), "cross_entropy")
             await attempt.client.optim_step(ADAM)

@@ -121,13 +121,13 @@ async def test_a_pin_set_while_a_round_is_under_way_still_counts(
     pace = Collector._pace
     pinned: list[str] = []
 
-    async def pin_and_pace(house: Collector) -> None:
+    async def pin_and_pace(collector: Collector) -> None:
         if not pinned:
             (run_id,) = local.runs()
             pinned.append(local.checkpoints(run_id)[0].path)
             with Journal(file, service=local.base_url) as journal:
                 journal.pin(pinned[0])
-        await pace(house)
+        await pace(collector)
 
     monkeypatch.setattr(Collector, "_pace", pin_and_pace)
     await _run(CheckpointPolicy(save_every=4, keep_last=1, save_best=False), journal=file)
@@ -169,7 +169,7 @@ async def test_an_answer_404_is_success(local: LocalTinker) -> None:
     supervisor, events = await _run(CheckpointPolicy(save_every=6, keep_last=1, save_best=False))
     found = _steps(local, supervisor.runs[0].segments[0].run_id)
     assert found == [12]
-    assert not internals_of(supervisor.runs[0]).trust.bad
+    assert not internals_of(supervisor.runs[0]).checkpoints.bad
     assert [event.name for event in events if "delete" in event.name] in (
         ["checkpoint.delete_failed"],
         ["checkpoint.deleted"],
@@ -243,19 +243,19 @@ async def test_saves_live_as_long_as_the_policy_says_and_the_recovery_point_is_r
         await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
 
 
-async def test_a_keeper_that_crashes_is_restarted_and_holds_its_round(
+async def test_a_retention_loop_that_crashes_is_restarted_and_collects(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crashes: list[bool] = []
-    rounds = RetentionLoop._rounds
+    collect_all = RetentionLoop._collect_all
 
-    async def crash_once(keeper: RetentionLoop) -> None:
+    async def crash_once(worker: RetentionLoop) -> None:
         if not crashes:
             crashes.append(True)
             raise OSError("the RetentionLoop's own bug")
-        await rounds(keeper)
+        await collect_all(worker)
 
-    monkeypatch.setattr(RetentionLoop, "_rounds", crash_once)
+    monkeypatch.setattr(RetentionLoop, "_collect_all", crash_once)
     supervisor, _ = await _run(CheckpointPolicy(save_every=2, keep_last=2, save_best=False))
     assert crashes
     found = _steps(local, supervisor.runs[0].segments[0].run_id)

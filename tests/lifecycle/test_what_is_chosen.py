@@ -98,8 +98,8 @@ async def test_a_checkpoint_whose_size_has_changed_is_passed_over_for_the_next_o
     def note(event: RecoveryEvent) -> None:
         path = event.fields.get("tinker_recovery.checkpoint.path")
         if event.name == "checkpoint.saved" and str(path).endswith("10-" + str(path)[-8:]):
-            # As a keeper that saw it with another size would have noted.
-            internals_of(supervisor.runs[0]).trust.sizes[str(path)] = 7
+            # As retention that saw it with another size would have noted.
+            internals_of(supervisor.runs[0]).checkpoints.sizes[str(path)] = 7
 
     local.poison(at_step=12)
     given = policy(backoff_s=0.0, max_backoff_s=0.0)
@@ -141,7 +141,7 @@ async def test_what_the_canary_answered_is_told_by_the_next_checkpoint_and_the_j
             functools.partial(train, steps=11), base_model=MODEL, rank=8, seed=SEED
         )
         run = internals_of(supervisor.runs[0])
-        listed = await list_checkpoints(run.reader, run.segments[0].run_id)
+        listed = await list_checkpoints(run.collaborators.reader, run.segments[0].run_id)
     records = [each.record for each in listed if each.record is not None]
     found = {each.step: each for each in with_canaries(records)}
     with Journal(tmp_path / "journal", service=local.base_url) as journal:

@@ -62,10 +62,10 @@ async def test_a_candidate_that_is_turned_down_ends_as_an_error_and_the_next_has
     def note(event: RecoveryEvent) -> None:
         if event.name == names.EVENT_DETECTED:
             # Smaller than when it was stored: cut off.
-            trust = internals_of(supervisor.runs[0]).trust
+            known = internals_of(supervisor.runs[0]).checkpoints
             path = str(supervisor.runs[0].segments[0].run_id)
             newest = [each.path for each in local.checkpoints(path)][-1]
-            trust.sizes[newest] = 1
+            known.sizes[newest] = 1
 
     local.inject(FaultRule("fail", 11, "optim_step"))
     async with Supervisor(policy(), on_event=note) as supervisor:
@@ -154,8 +154,8 @@ async def test_a_phase_that_is_cancelled_ends_as_an_error_and_so_does_the_incide
     local.inject(FaultRule("fail", 7, "optim_step"))
     given = policy(canary=batch(3), on_recovery=stuck.resume, backoff_s=60.0)
     if phase == "validate":
-        # What it asks the service, housekeeping asks as well.
-        monkeypatch.setattr(CheckpointSelection, "_weights_objection", stuck.hang)
+        # What it asks the service, retention asks as well.
+        monkeypatch.setattr(CheckpointSelection, "_objection", stuck.hang)
 
     async def run() -> None:
         async with Supervisor(given, on_event=stuck.note) as supervisor:

@@ -22,11 +22,18 @@ from loops import ADAM, MODEL, SEED, batch
 from opentelemetry import context
 from pydantic import SecretStr
 
-from tinker_recovery import StatusError, StatusRefused, StatusUnavailable, UsageError
+from tinker_recovery import (
+    RecoveryPolicy,
+    StatusError,
+    StatusRefused,
+    StatusUnavailable,
+    UsageError,
+)
 from tinker_recovery.checkpoints import Canary, Finding, checkpoint_metadata
 from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.clock import Clock
 from tinker_recovery.journal import Journal, Notebook
+from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.retention.verifier import CanaryBatch, Progress, Verifier, encode_files
 from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
@@ -114,13 +121,14 @@ async def a_desk(
         StatusReader(endpoint, timeout_s=5.0) as reader,
         Notebook(Journal(None, service=local.base_url)) as notebook,
     ):
-        verifier = Verifier(
+        collaborators = Collaborators(
+            RecoveryPolicy(),
             TinkerBackend(local.service),
             reader,
             notebook,
-            limits=limits or Limits(close_s=2.0),
             clock=clock or Clock(),
         )
+        verifier = Verifier(collaborators, limits=limits or Limits(close_s=2.0))
         yield Desk(local, verifier, reader)
 
 
@@ -254,7 +262,7 @@ async def test_a_service_whose_exports_are_not_the_same_twice_is_not_called_wron
     path = await saved(local, rank=8)
     async with a_desk(local) as desk:
         (run,) = local.runs()
-        notebook = desk.verifier._means.notebook
+        notebook = desk.verifier.collaborators.notebook
         assert run in path
         await desk.bytes(path)
         noted = (await notebook.notes()).files[path]
@@ -296,7 +304,7 @@ async def test_what_is_not_listed_or_of_another_size_is_not_looked_into_any_furt
             False,
             "the service does not list it",
         )
-        await desk.verifier._means.notebook.note_sizes({path: 7})
+        await desk.verifier.collaborators.notebook.note_sizes({path: 7})
         verdicts = await desk.verify(path, deep=True, lineage="theirs")
         assert [(each.level, each.ok) for each in verdicts] == [
             ("metadata", False),

@@ -93,7 +93,6 @@ from tinker_recovery.checkpoints.validation import (
     check_metadata,
     check_weights,
     first_objection,
-    objection,
 )
 
 __all__ = [
@@ -159,7 +158,6 @@ __all__ = [
     "eligible",
     "first_objection",
     "inspect_file",
-    "objection",
     "on_branch",
     "outcome",
     "plan_deletions",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
@@ -236,12 +236,29 @@ class Listed:
         record: What it says of itself; None if that is nothing, or cannot be read.
         problem: Why there is no record, in words; None if there is one.
         size_bytes: Its size, where the service says.
+        source: The service's own entry; None if only what was read from it is at hand.
     """
 
     path: str
     record: CheckpointRecord | None
     problem: str | None = None
     size_bytes: int | None = None
+    source: tinker.types.Checkpoint | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the service will delete it; None for never, or where that is not known."""
+        if self.record is not None:
+            return self.record.expires_at
+        expires = None if self.source is None else self.source.expires_at
+        return None if expires is None else _aware(expires)
+
+    @property
+    def stored_at(self) -> datetime | None:
+        """When the service stored it; None where that is not known."""
+        if self.record is not None:
+            return self.record.time
+        return None if self.source is None else _aware(self.source.time)
 
     @classmethod
     def of(cls, record: CheckpointRecord) -> Self:
@@ -262,4 +279,4 @@ class Listed:
                 if listed.checkpoint_type == "training"
                 else f"it is a {listed.checkpoint_type} checkpoint, not a training one"
             )
-        return cls(listed.tinker_path, record, problem, listed.size_bytes)
+        return cls(listed.tinker_path, record, problem, listed.size_bytes, listed)

@@ -50,20 +50,6 @@ def first_objection(checks: Iterable[Callable[[], Finding]]) -> Finding | None:
     return next((verdict for check in checks if not (verdict := check()).ok), None)
 
 
-def objection(record: CheckpointRecord, *, now: datetime) -> str | None:
-    """Why not to recover from this checkpoint, in words; None if nothing speaks against it.
-
-    Args:
-        record: The checkpoint as listed.
-        now: The date, with a time zone.
-    """
-    if record.expires_at is not None and record.expires_at <= now + EXPIRY_MARGIN:
-        return f"it expires at {record.expires_at:%Y-%m-%d %H:%M:%S %Z}, too soon to load it safely"
-    if record.size_bytes is not None and record.size_bytes <= 0:
-        return f"the service reports its size as {record.size_bytes} bytes"
-    return None
-
-
 def check_metadata(
     listed: Listed, *, lineage: str | None = None, parent: CheckpointRecord | None = None
 ) -> Finding:
@@ -129,11 +115,13 @@ def _listing_objection(
 ) -> str | None:
     if listed is None:
         return "the service does not list it"
-    if listed.record is not None and (against := objection(listed.record, now=now)) is not None:
-        return against
-    sizes = listed.size_bytes, recorded_size
-    if None not in sizes and sizes[0] != sizes[1]:
-        return f"the service reports its size as {sizes[0]} bytes, and {sizes[1]} are on record"
+    if listed.expires_at is not None and listed.expires_at <= now + EXPIRY_MARGIN:
+        return f"it expires at {listed.expires_at:%Y-%m-%d %H:%M:%S %Z}, too soon to load it safely"
+    size = listed.size_bytes
+    if size is not None and size <= 0:
+        return f"the service reports its size as {size} bytes"
+    if None not in (size, recorded_size) and size != recorded_size:
+        return f"the service reports its size as {size} bytes, and {recorded_size} are on record"
     return None
 
 

@@ -8,9 +8,9 @@ import tinker
 
 from tinker_recovery.doctor.examination import ExamPlan, examine
 from tinker_recovery.errors import JournalError
-from tinker_recovery.journal import Notebook
-from tinker_recovery.service import Backend, FromBaseModel, StatusReader
-from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.service import FromBaseModel
+from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -24,27 +24,15 @@ class OptimizerCheck:
     What was found is noted by the version of the SDK, so that later processes know it.
 
     Args:
-        backend: Makes clients.
-        reader: The service's word.
-        notebook: Where it is remembered, for this service.
-        events: Where a warning goes.
-        close_s: Deadline of each part of the cleaning up, in seconds.
+        collaborators: What it is done with.
     """
 
-    def __init__(
-        self,
-        *,
-        backend: Backend,
-        reader: StatusReader,
-        notebook: Notebook,
-        events: EventSink,
-        close_s: float,
-    ) -> None:
-        self._backend = backend
-        self._reader = reader
-        self._notebook = notebook
-        self._events = events
-        self._close_s = close_s
+    def __init__(self, collaborators: Collaborators) -> None:
+        self._backend = collaborators.backend
+        self._reader = collaborators.reader
+        self._notebook = collaborators.notebook
+        self._events = collaborators.events
+        self._close_s = collaborators.policy.close_timeout_s
         self._begun = False
 
     async def run(self, origin: FromBaseModel) -> None:

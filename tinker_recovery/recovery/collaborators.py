@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tinker_recovery.clock import Clock
+from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.journal import Notebook
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.service import Backend, StatusReader
@@ -15,9 +15,14 @@ Spawn = Callable[[Callable[[], Coroutine[object, object, None]]], object]
 """Starts something in the background, within the Supervisor's life."""
 
 
+def nothing_in_background(start: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Refuse to start anything: outside a Supervisor there is no background to run it in."""
+    raise RuntimeError(f"{start!r} needs a Supervisor to run in")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Collaborators:
-    """What a Supervisor's parts share, from its entry to its exit.
+    """What a Supervisor's parts share, from its entry to its exit; a command has the first four.
 
     Attributes:
         policy: The user's policy.
@@ -33,6 +38,6 @@ class Collaborators:
     backend: Backend
     reader: StatusReader
     notebook: Notebook
-    events: EventSink
-    clock: Clock
-    spawn: Spawn
+    events: EventSink = field(default_factory=EventSink)
+    clock: Clock = SYSTEM_CLOCK
+    spawn: Spawn = nothing_in_background

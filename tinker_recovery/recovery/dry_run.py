@@ -1,16 +1,14 @@
-"""A run that is not under way here, and the proof that one of its checkpoints restores.
+"""The dry run of a recovery: the proof that a checkpoint restores, of a run not under way here.
 
-What a recovery does first, done by hand: find out where the run stood, choose a checkpoint, make a
-client from it. Then its session is finished, because no session can be handed to another process.
+It does what a recovery does first: see where the run stands, choose a checkpoint, make a client
+from it. Then its session is finished, because no session can be handed to another process.
 Nothing is written to the journal, and nothing of the run is touched at the service.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -18,34 +16,25 @@ import anyio
 import anyio.to_thread
 import tinker
 
-from tinker_recovery.checkpoints import (
-    CheckpointRecord,
-    Segment,
-    WeightsFacts,
-    check_weights,
-    run_id_of,
-)
-from tinker_recovery.checkpoints.canary import Answer
-from tinker_recovery.checkpoints.deletion import DeletionLedger
+from tinker_recovery.checkpoints import CheckpointRecord, WeightsFacts, check_weights, run_id_of
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, UsageError
-from tinker_recovery.journal import Found, Journal, Notes
+from tinker_recovery.journal import Found, Journal, Notebook
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.reading import read_left
 from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.recovery.checkpoint_state import CheckpointState
+from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.discovery import find_at_service, put_together
 from tinker_recovery.recovery.manual import recover_from_checkpoint
-from tinker_recovery.recovery.restore import Restore, Tools
-from tinker_recovery.recovery.resume import snapshot_of
-from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.recovery.restore import Restore
+from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of, status_of
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import ServiceFactory
 from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
-from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.telemetry import EventSink
 
-logger = logging.getLogger(names.SCOPE)
-
-_DETAIL = "it was to be seen that its checkpoint restores"
+_DETAIL = "a dry run: its checkpoint restores"
 
 
 class NoSuchRun(UsageError):
@@ -54,12 +43,12 @@ class NoSuchRun(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A run as it was left.
+    """A run as it was found, before the service is asked where it stands.
 
     Attributes:
         name: Its name; its Tinker run id where it has none.
-        found: Its history; None if nobody knows more of it than that it exists.
-        resumes: Whether the command that trained it goes on with it when it is run again.
+        found: Its history; None if all that is known is that it exists.
+        resumes: Whether the command that trained it resumes it when it is run again.
         strategy: The ``checkpoint_strategy`` it was trained under; None if that is not known.
         holder: The process that trains it, as far as can be told from here.
     """
@@ -78,13 +67,13 @@ class Proof:
     Attributes:
         run: The run's name.
         checkpoint: Its path.
-        step: Optimizer steps in it; None if it does not say.
+        step: Optimizer steps in it; None if its metadata does not say.
         run_id: The Tinker run id of the client that was made from it, whose session is finished.
         optimizer: Whether the optimizer's moments were asked for as well.
         base_model: What the client says it was trained on.
         lora_rank: The rank of its adapter.
         resumes: Whether the command that trained the run goes back to it by itself.
-        passed_over: What would have come before it, and what speaks against each.
+        passed_over: What would have come before it, each with the reason against it.
     """
 
     run: str
@@ -98,84 +87,28 @@ class Proof:
     passed_over: Sequence[str] = ()
 
 
-@dataclass(slots=True)
-class _Trust:
-    """What is known of the run's weights and checkpoints; see :class:`TrustedCheckpoints`."""
-
-    bad: dict[str, str] = field(default_factory=dict)
-    being_deleted: dict[str, str] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    limits: Mapping[str, float] = field(default_factory=dict)
-    stored: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-
-    def trusted_to(self, segment: Segment) -> float:
-        """The last step of a segment whose checkpoints may be gone back to."""
-        return self.limits.get(segment.attempt, math.inf)
-
-    def learn_canaries(self, records: Iterable[CheckpointRecord]) -> None:
-        """There is no canary by hand: it is for a program to give."""
-
-    def expects(self, checkpoint: CheckpointRecord | None) -> bool:
-        """Whether it is known what the canary says; it is not asked."""
-        del checkpoint
-        return False
-
-    def objection(self, checkpoint: CheckpointRecord | None, answer: Answer) -> str | None:
-        """What the canary's answer speaks against; it is not asked."""
-        del checkpoint, answer
-        return None
-
-    def condemns(self, checkpoint: CheckpointRecord, answer: Answer) -> bool:
-        """Whether an answer speaks against the checkpoint as well; it is not asked."""
-        del checkpoint, answer
-        return False
-
-    def stored_on(self, segment: Segment, limit: float) -> list[str]:
-        """Paths of the checkpoints of a segment that the service said it has stored."""
-        return [
-            path
-            for path, (attempt, step) in self.stored.items()
-            if attempt == segment.attempt and step <= limit and path not in self.bad
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class _LeftRun:
-    """A left run as a restoration sees it; see :class:`Restorable`."""
-
-    name: str
-    lineage: str
-    segments: Sequence[Segment]
-    root: CheckpointRecord | None
-    start_step: int
-    weights: WeightsFacts
-    reader: StatusReader
-    trust: _Trust
-    origin: None = None
-
-    async def refresh_notes(self) -> None:
-        """They were read a moment ago."""
+class _ReadNotes(Notebook):
+    """The journal's notes, read and not written: to reject for good is for a recovery."""
 
     async def mark_bad(self, path: str, reason: str) -> None:
-        """Passed over this time; the verdict that counts for good is a recovery's."""
-        self.trust.bad[path] = reason
+        """Rejected this time alone, which :class:`CheckpointState` remembers."""
 
 
 async def find_left(reader: StatusReader, name: str, journal: Path | None) -> Left:
     """The run of a name, or of a Tinker run id: from the journal, or else from the service.
 
     Args:
-        reader: The service's word.
+        reader: The service.
         name: A run's name, or a Tinker run id.
-        journal: The journal's file; None, or one that is not there, for the service alone.
+        journal: The journal's file; None for the service alone.
 
     Raises:
-        NoSuchRun: Nobody knows it.
+        NoSuchRun: Neither knows it.
         JournalError: The journal cannot be read.
         StatusError: The service cannot be read.
     """
     service = reader.http.endpoint.base_url
-    if journal is not None and await anyio.Path(journal).exists():
+    if journal is not None:
         known = await anyio.to_thread.run_sync(lambda: read_left(journal, name, service=service))
         if known is not None:
             view, found = known
@@ -236,7 +169,7 @@ async def prove(
 
     Raises:
         UsageError: ``checkpoint`` has another form, or is none of this run's.
-        NoSuchRun: Nobody knows the run.
+        NoSuchRun: Neither the journal nor the service knows the run.
         RunHeld: A process trains it, and no ``checkpoint`` is given: which one a recovery would
             choose is for that process to say.
         CheckpointError: None can be used, or the one given cannot.
@@ -249,6 +182,8 @@ async def prove(
     """
     if checkpoint is not None:
         run_id_of(checkpoint)  # refuses what is no checkpoint path
+    if journal is not None and not await anyio.Path(journal).exists():
+        journal = None
     backend = TinkerBackend(service)
     async with StatusReader(await backend.endpoint(), timeout_s=policy.status_timeout_s) as reader:
         left = await find_left(reader, name, journal)
@@ -261,32 +196,32 @@ async def prove(
         policy = policy.model_copy(
             update={
                 "checkpoint_strategy": checkpoint or left.strategy or policy.checkpoint_strategy,
+                # The batch belongs to the program that trains.
+                "canary": None,
                 # A person waits for the answer, and can ask again.
                 "max_wait_s": 0.0,
             }
         )
-        events = EventSink()
-        events.quiet_runs.add(left.name)  # nobody is to read in the log that this is a recovery
-        tools = Tools(backend, policy, events, clock, ServiceTime(clock))
-        if checkpoint is not None:
-            run, ours = await _looked_at(reader, left, checkpoint)
-            if not ours:
-                return await _prove_foreign(left.name, checkpoint, service, policy, clock)
+        if checkpoint is None:
+            run = await _where_it_stands(reader, left, policy, clock)
+        elif (named := await _for_checkpoint(reader, left, checkpoint)) is not None:
+            run = named
         else:
-            run = await _as_left(reader, left, policy, clock)
-        await _read_notes(run, journal, clock)
-        restoration = Restore(run, tools)
-        if checkpoint is None and await restoration.progress() is None:
-            raise NoUsableCheckpoint(f"run {left.name!r} has saved no checkpoint")
-        restored = await restoration.restore()
-        try:
-            base_model, lora_rank = _seen(restored.connection.training, run.weights)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await backend.close(
-                    restored.connection, "success", _DETAIL, deadline_s=policy.close_timeout_s
-                )
-        # Only a run without checkpoints starts over, and this one has some.
+            return await _prove_foreign(left.name, checkpoint, service, policy, clock)
+        events = EventSink()
+        events.quiet_runs.add(left.name)  # this is no recovery, and the log must not say so
+        service_url = reader.http.endpoint.base_url
+        async with _ReadNotes(Journal(journal, service=service_url)) as notebook:
+            restore = Restore(run, Collaborators(policy, backend, reader, notebook, events, clock))
+            restored = await restore.restore()
+            try:
+                base_model, lora_rank = _seen(restored.connection.training, run.weights)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await backend.close(
+                        restored.connection, "success", _DETAIL, deadline_s=policy.close_timeout_s
+                    )
+        # A run without a checkpoint cannot be started over here, so there is one.
         chosen = cast("CheckpointRecord", restored.checkpoint)
         return Proof(
             left.name,
@@ -297,13 +232,13 @@ async def prove(
             base_model,
             lora_rank,
             resumes=left.resumes and checkpoint is None,
-            passed_over=restoration.passed_over,
+            passed_over=[f"{path}: {reason}" for path, reason in restore.passed_over.items()],
         )
 
 
-async def _as_left(
+async def _where_it_stands(
     reader: StatusReader, left: Left, policy: RecoveryPolicy, clock: Clock
-) -> _LeftRun:
+) -> RunSnapshot:
     """The run, with all that a recovery would choose by."""
     found = left.found
     if found is None or not found.attempts:
@@ -311,27 +246,18 @@ async def _as_left(
             f"no checkpoint of run {left.name!r} says how many optimizer steps it contains, so "
             "none can be chosen: if there are any, give one (--checkpoint PATH)"
         )
-    snapshot = await snapshot_of(found, reader, policy, clock)
-    root = None
-    if parent := found.origin.get("from_checkpoint"):
-        try:
-            root = await find_checkpoint(reader, parent)
-        except NoUsableCheckpoint as error:
-            logger.warning("what the run was started from cannot be used: %s", error)
-    return _LeftRun(
-        left.name,
-        found.lineage,
-        snapshot.segments,
-        root,
-        found.start_step,
-        await _weights(reader, found.attempts[-1].run_id),
-        reader,
-        _Trust(limits=snapshot.limits, stored=snapshot.stored),
+    parent = found.origin.get("from_checkpoint")
+    return await snapshot_of(
+        left.name, found, parent=parent, reader=reader, policy=policy, clock=clock
     )
 
 
-async def _looked_at(reader: StatusReader, left: Left, path: str) -> tuple[_LeftRun, bool]:
-    """The run, for one checkpoint of it; and whether that one was saved under supervision."""
+async def _for_checkpoint(reader: StatusReader, left: Left, path: str) -> RunSnapshot | None:
+    """The run, for this one checkpoint of it; None if a client that was not supervised saved it.
+
+    Raises:
+        UsageError: It is none of this run's.
+    """
     attempts = () if left.found is None else left.found.attempts
     lineage = "" if left.found is None else left.found.lineage
     run_ids = {each.run_id for each in attempts} or {left.name}
@@ -344,42 +270,17 @@ async def _looked_at(reader: StatusReader, left: Left, path: str) -> tuple[_Left
         raise UsageError(
             f"{path} is no checkpoint of run {left.name!r}: see `tinker-recovery checkpoints list`"
         )
-    weights = await _weights(reader, attempts[-1].run_id if attempts else run_id_of(path))
-    run = _LeftRun(left.name, lineage, (), None, 0, weights, reader, _Trust())
-    return run, record is not None
-
-
-async def _weights(reader: StatusReader, run_id: str) -> WeightsFacts:
-    try:
-        said = await reader.run(run_id)
-    except StatusRefused:
-        return WeightsFacts()  # it does not know the run any more
-    return WeightsFacts(said.base_model, said.lora_rank)
-
-
-async def _read_notes(run: _LeftRun, journal: Path | None, clock: Clock) -> None:
-    """What was found bad, what is being deleted, and sizes at first sight."""
-    if journal is None or not await anyio.Path(journal).exists():
-        return
-    service = run.reader.http.endpoint.base_url
-
-    def read() -> Notes:
-        with Journal(journal, service=service) as notes:
-            return notes.notes()
-
-    notes = await anyio.to_thread.run_sync(read)
-    ledger = DeletionLedger.from_lines(notes.deletions.values())
-    run.trust.bad.update(notes.bad)
-    run.trust.sizes.update(notes.sizes)
-    run.trust.being_deleted = dict.fromkeys(
-        ledger.being_deleted(now_s=clock.wall()), "its deletion was begun"
-    )
+    if record is None:
+        return None
+    status = await status_of(reader, attempts[-1].run_id if attempts else record.run_id)
+    known = CheckpointState(left.name)
+    return RunSnapshot(left.name, lineage, (), known, weights=status.weights)
 
 
 async def _prove_foreign(
     name: str, path: str, service: ServiceFactory, policy: RecoveryPolicy, clock: Clock
 ) -> Proof:
-    """A checkpoint that says nothing of itself: whether it can be loaded is all there is to see."""
+    """A checkpoint without metadata of ours: whether it can be loaded is all there is to see."""
     recovered = await recover_from_checkpoint(
         path,
         service=service,

@@ -22,7 +22,6 @@ from tinker_recovery.recovery.admission import MassReporter, Slot, Slots
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import Recoverable, Recovery
-from tinker_recovery.recovery.restore import Tools
 from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import metrics, names, past_span, phase, redact, refuse, trying
@@ -213,7 +212,7 @@ class Executor:
         for tries in itertools.count(1):
             await self._back_off(tries)
             try:
-                looking = run.restoration(self._tools())
+                looking = run.restoration(ServiceTime(self._clock), ahead=False)
                 async with self._slots.slot(left=0, detected_at=fault.detected_at, tries=tries):
                     progress = await looking.progress()
             except Exception as error:  # noqa: BLE001 - an unread listing shows no progress; the budget says what follows
@@ -312,19 +311,9 @@ class Executor:
             slot.succeeded()
             return ended
 
-    def _tools(self, *, ahead: bool = False) -> Tools:
-        return Tools(
-            self._collaborators.backend,
-            self._policy,
-            self._events,
-            self._clock,
-            ServiceTime(self._clock),
-            ahead,
-        )
-
     async def _restore_and_hand_over(self, run: Recoverable, fault: Fault, *, ahead: bool) -> Ended:
-        tools = self._tools(ahead=ahead)
-        restoration = run.restoration(tools)
+        waiting = ServiceTime(self._clock)
+        restoration = run.restoration(waiting, ahead=ahead)
         restored = await restoration.restore()
         taken = False  # until the hand-over the new client is nobody's but ours to close
         try:
@@ -351,7 +340,7 @@ class Executor:
                 replayed_steps=replayed,
                 attempt=fault.attempt + 1,
                 handed_over_at=self._clock.monotonic(),
-                service_s=tools.waiting.total_s,
+                service_s=waiting.total_s,
             )
             self._events.emit(
                 names.EVENT_COMPLETED,

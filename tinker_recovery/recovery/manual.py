@@ -1,15 +1,15 @@
-"""Recovery by hand: the same machinery, one call, no supervision."""
+"""Manual recovery: the same machinery, one call, no supervision."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import tinker
 
-from tinker_recovery.checkpoints import objection
+from tinker_recovery.checkpoints import Listed
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import NoUsableCheckpoint
+from tinker_recovery.recovery.inspector import Inspector
 from tinker_recovery.service import Connection, FromCheckpoint, StatusReader, TinkerBackend
 from tinker_recovery.service.base import CloseStatus, ServiceFactory
 from tinker_recovery.service.listing import find_checkpoint
@@ -74,11 +74,12 @@ async def recover_from_checkpoint(
         except NoUsableCheckpoint:
             # Not listed, or saved by someone else: the service decides whether it can be loaded.
             record = None
-    if record is not None:
-        reason = objection(record, now=datetime.fromtimestamp(clock.wall(), UTC))
-        if reason is not None:
-            raise NoUsableCheckpoint(f"{path}: {reason}")
-        step = record.step
+        if record is not None:
+            # What the user names is taken whatever its metadata says, if it can still be loaded.
+            listing = Inspector(reader, clock).listing(path, Listed.of(record))
+            if not listing.ok:
+                raise NoUsableCheckpoint(f"{path}: {listing.reason}")
+            step = record.step
     connection = await backend.connect(
         FromCheckpoint(path, optimizer=restore_optimizer), deadline_s=create_timeout_s
     )

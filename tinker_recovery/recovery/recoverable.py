@@ -9,8 +9,8 @@ from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.faults import Fault
 from tinker_recovery.policy import Callback
 from tinker_recovery.recovery.budget import AttemptBudget
-from tinker_recovery.recovery.restore import Restored, Tools
-from tinker_recovery.service import Connection
+from tinker_recovery.recovery.restore import Restore, Restored
+from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.telemetry import RunTelemetry
 
 
@@ -52,22 +52,6 @@ class HandOver:
     progress: int
 
 
-class Restores(Protocol):
-    """One try to bring a run's state back."""
-
-    async def restore(self) -> Restored:
-        """A new client, from the first candidate that loads and passes every check."""
-        ...
-
-    async def progress(self) -> int | None:
-        """How far the run has come by what is stored, as in :attr:`HandOver.progress`."""
-        ...
-
-    async def discard(self, connection: Connection) -> None:
-        """Close a client that is not going to be used; never raises an Exception."""
-        ...
-
-
 class Recoverable(Protocol):
     """A run as the Executor sees it. In the order of use."""
 
@@ -90,8 +74,8 @@ class Recoverable(Protocol):
         """Whether this fault still has to be recovered from."""
         ...
 
-    def restoration(self, tools: Tools) -> Restores:
-        """One try to bring its state back."""
+    def restoration(self, waiting: ServiceTime, *, ahead: bool) -> Restore:
+        """One try to bring its state back; see :class:`Restore`."""
         ...
 
     def hold_ready(self, restored: Restored) -> HandOver:

@@ -1,55 +1,34 @@
-"""A restoration: one try to bring a run's state back, from the choice of a checkpoint to a client.
+"""Restore: one try to bring a run's state back, from the choice of a checkpoint to a client.
 
 Select a checkpoint, validate it, create a client from it, verify what came back. One that turns out
-to be bad is marked so and the next older is tried; what the service answers otherwise is raised.
+to be bad is rejected and the next is tried; what the service answers otherwise is raised. The same
+for supervised and watched runs, which differ in the :class:`Ordering` of their checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 from tinker import types
 
-from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.checkpoints import CheckpointRecord, Listed
 from tinker_recovery.checkpoints.canary import Answer, answer_of
-from tinker_recovery.clock import Clock
 from tinker_recovery.errors import DeadlineExceeded, NoUsableCheckpoint, OtherWeights
-from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.selection import (
     CheckpointSelection,
-    SelectingRun,
+    Ordering,
+    RestorableRun,
     ServiceTime,
     as_attributes,
 )
-from tinker_recovery.service import Backend, Connection, FromCheckpoint, Origin
+from tinker_recovery.service import Connection, FromCheckpoint, Origin
 from tinker_recovery.service.refusals import is_refused
 from tinker_recovery.service.waiting import result_of
-from tinker_recovery.telemetry import EventSink, names, phase, refuse
-
-
-class RestorableRun(SelectingRun, Protocol):
-    """A run as a restoration sees it."""
-
-    @property
-    def lineage(self) -> str:
-        """Id of the logical run."""
-        ...
-
-    @property
-    def origin(self) -> Origin | None:
-        """How to start over without any checkpoint; None if that is not possible."""
-        ...
-
-    async def refresh_notes(self) -> None:
-        """Take over what other processes noted meanwhile, deletions begun too; never raises."""
-        ...
-
-    async def mark_bad(self, path: str, reason: str) -> None:
-        """Never use this checkpoint again, in this process or a later one."""
-        ...
+from tinker_recovery.telemetry import names, phase, refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +37,10 @@ class Restored:
 
     Attributes:
         connection: The client, with its session.
-        checkpoint: What it was made from; None if the run starts over.
-        answer: What the canary says on it, where there is one.
-        listed: The checkpoint as the service lists it, for a run that is trained elsewhere.
+        checkpoint: What it was made from; None if the run starts over, or if it was not saved by a
+            supervised client.
+        answer: What the canary answered on it, where there is one.
+        listed: The checkpoint as the service lists it, if it was listed for this.
     """
 
     connection: Connection
@@ -69,54 +49,37 @@ class Restored:
     listed: types.Checkpoint | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What a restoration is done with.
-
-    Attributes:
-        backend: Creates clients.
-        policy: The user's policy.
-        events: Where progress is told.
-        clock: Time.
-        waiting: Adds up the time spent waiting for the service.
-        ahead: Whether to open the new session while the checkpoint is being chosen. Not worth it
-            where the service has just been out of reach: the SDK would try for minutes.
-    """
-
-    backend: Backend
-    policy: RecoveryPolicy
-    events: EventSink
-    clock: Clock
-    waiting: ServiceTime
-    ahead: bool = False
-
-
 class Restore:
     """One try; see the module.
 
     Args:
         run: Whose state to bring back.
-        tools: What it is done with.
+        collaborators: What it is done with.
+        waiting: Adds up the time spent waiting for the service; None where that is of no interest.
+        ahead: Whether to open the new session while the checkpoint is being chosen. Not worth it
+            where the service has just been out of reach: the SDK would try for minutes.
+        order: In which order checkpoints are tried; None for the run's branch, by the policy.
     """
 
-    def __init__(self, run: RestorableRun, tools: Tools) -> None:
+    def __init__(
+        self,
+        run: RestorableRun,
+        collaborators: Collaborators,
+        *,
+        waiting: ServiceTime | None = None,
+        ahead: bool = False,
+        order: Ordering | None = None,
+    ) -> None:
         self._run = run
-        self._tools = tools
-        self._backend = tools.backend
-        self._policy = tools.policy
-        self._events = tools.events
-        self._waiting = tools.waiting
-        self._ahead = tools.ahead
-        self._choice = CheckpointSelection(
-            run,
-            policy=tools.policy,
-            events=tools.events,
-            clock=tools.clock,
-            waiting=tools.waiting,
-        )
+        self._collaborators = collaborators
+        self._backend = collaborators.backend
+        self._policy = collaborators.policy
+        self._waiting = waiting or ServiceTime(collaborators.clock)
+        self._ahead = ahead
+        self._selection = CheckpointSelection(run, collaborators, self._waiting, order)
 
     async def restore(self) -> Restored:
-        """A new client, from the newest checkpoint that nothing speaks against.
+        """A new client, from the first checkpoint in order that turns out to be good.
 
         Cancelling it leaves no session behind.
 
@@ -131,142 +94,137 @@ class Restore:
         # A session takes a while to open, and does not depend on what is chosen meanwhile.
         opening = self._backend.open_ahead() if self._ahead else None
         try:
-            await self._run.refresh_notes()
-            chosen = await self._choice.choose()
+            await self._run.checkpoints.refresh(self._collaborators)
+            chosen, origin = await self._choose()
         except BaseException:
             if opening is not None:
                 await self._backend.discard(opening)
             raise
-        return await self._restore_from(chosen, opening)
-
-    async def _restore_from(self, checkpoint: CheckpointRecord | None, opening: Any) -> Restored:
         while True:
-            try:
-                connection = await self._connect(checkpoint, opening)
-            except Exception as error:
-                if checkpoint is None or not is_refused(error):
-                    raise
-                await self._mark_bad(checkpoint, f"the service does not load it: {error}")
-                checkpoint, opening = await self._choice.choose(), None
-                continue
-            answer = None
-            kept = False
-            try:
-                answer, objected = await self._verify(connection, checkpoint)
-                kept = objected is None
-            finally:
-                if not kept:
-                    await self.discard(connection)
-            if objected is None:
-                return Restored(connection, checkpoint, answer)
-            if checkpoint is None:
-                raise OtherWeights(
-                    f"run {self._run.name!r} was started over, and its weights are not the ones it "
-                    f"began with: {objected}"
-                )
-            if answer is not None and not self._run.trust.condemns(checkpoint, answer):
-                raise OtherWeights(
-                    f"the canary answered with numbers that are not finite on weights restored "
-                    f"from {checkpoint.path}; if it does so again, the next older is used"
-                )
-            await self._mark_bad(checkpoint, objected)
-            checkpoint, opening = await self._choice.choose(), None
+            restored = await self._restore_from(chosen, origin, opening)
+            if restored is not None:
+                return restored
+            opening = None
+            chosen, origin = await self._choose()
 
-    async def _mark_bad(self, checkpoint: CheckpointRecord, reason: str) -> None:
-        await self._run.mark_bad(checkpoint.path, reason)
-        self._events.emit(
-            names.EVENT_CHECKPOINT_BAD,
-            self._run.name,
-            f"{checkpoint.path} is not used again: {reason}",
-            {names.CHECKPOINT_PATH: checkpoint.path, names.REASON: reason},
-        )
-
-    async def _connect(self, checkpoint: CheckpointRecord | None, opening: Any) -> Connection:
-        origin = (
-            self._run.origin
-            if checkpoint is None
-            else FromCheckpoint(checkpoint.path, optimizer=self._policy.restore_optimizer)
-        )
-        if origin is None:
-            if opening is not None:
-                await self._backend.discard(opening)
+    async def _choose(self) -> tuple[Listed | None, Origin]:
+        chosen = await self._selection.choose()
+        if chosen is not None:
+            return chosen, FromCheckpoint(chosen.path, optimizer=self._policy.restore_optimizer)
+        if self._run.origin is None:
             raise NoUsableCheckpoint(
-                f"run {self._run.name!r} was adopted, so it cannot be started over, and it has no "
-                "checkpoint yet"
+                f"run {self._run.name!r} has no checkpoint yet, and its first client cannot be "
+                "made again here, so it cannot be started over"
             )
+        return None, self._run.origin
+
+    async def _restore_from(
+        self, chosen: Listed | None, origin: Origin, opening: Any
+    ) -> Restored | None:
+        """A client made from there; None if the checkpoint turned out to be bad."""
+        try:
+            connection = await self._connect(chosen, origin, opening)
+        except Exception as error:
+            if chosen is None or not is_refused(error):
+                raise
+            await self._reject(chosen, f"the service does not load it: {error}")
+            return None
+        record = None if chosen is None else chosen.record
+        good = False
+        try:
+            answer, objection = await self._verify(connection, chosen)
+            good = objection is None
+        finally:
+            if not good:
+                await self.discard(connection)
+        if objection is None:
+            source = None if chosen is None else chosen.source
+            return Restored(connection, record, answer, source)
+        if chosen is None or record is None:
+            raise OtherWeights(
+                f"run {self._run.name!r} was started over, and its weights are not the ones it "
+                f"began with: {objection}"
+            )
+        if answer is not None and not self._run.checkpoints.rejects(record, answer):
+            raise OtherWeights(
+                f"the canary answered with numbers that are not finite on weights restored "
+                f"from {chosen.path}; if it does so again, the next older is used"
+            )
+        await self._reject(chosen, objection)
+        return None
+
+    async def _reject(self, chosen: Listed, reason: str) -> None:
+        await self._run.checkpoints.reject(chosen.path, reason, self._collaborators)
+
+    async def _connect(self, chosen: Listed | None, origin: Origin, opening: Any) -> Connection:
         connection: Connection | None = None
-        told = False
+        announced = False
         try:
             with phase(
                 names.SPAN_CREATE,
-                {
-                    **as_attributes(checkpoint),
-                    names.RESTORE_OPTIMIZER: self._policy.restore_optimizer,
-                },
+                {**as_attributes(chosen), names.RESTORE_OPTIMIZER: self._policy.restore_optimizer},
             ) as span:
                 with self._waiting:
                     connection = await self._backend.connect(
                         origin, deadline_s=self._policy.create_timeout_s, opening=opening
                     )
                 span.set_attribute(names.RUN_ID, connection.run_id)
-                self._events.emit(
+                self._collaborators.events.emit(
                     names.EVENT_CLIENT_CREATED,
                     self._run.name,
                     f"new client: Tinker run {connection.run_id}",
                     {names.RUN_ID: connection.run_id},
                 )
-            told = True
+            announced = True
         finally:
-            if connection is not None and not told:
+            if connection is not None and not announced:
                 await self.discard(connection)
         return connection
 
     async def _verify(
-        self, connection: Connection, checkpoint: CheckpointRecord | None
+        self, connection: Connection, chosen: Listed | None
     ) -> tuple[Answer | None, str | None]:
-        """What the canary says on the new client, and what speaks against using it."""
+        """What the canary answers on the new client, and the objection to using it, if any."""
         if self._policy.canary is None:
             return None, None
-        with phase(names.SPAN_VERIFY, as_attributes(checkpoint)) as span, self._waiting:
-            looking = connection.training.forward(list(self._policy.canary), "cross_entropy")
+        with phase(names.SPAN_VERIFY, as_attributes(chosen)) as span, self._waiting:
+            asking = connection.training.forward(list(self._policy.canary), "cross_entropy")
             try:
                 with anyio.fail_after(self._policy.create_timeout_s):
-                    answer = answer_of(await result_of(looking.future()))
+                    answer = answer_of(await result_of(asking.future()))
             except TimeoutError as error:
                 raise DeadlineExceeded(
                     "running the canary on a restored client", self._policy.create_timeout_s
                 ) from error
-            objected = self._run.trust.objection(checkpoint, answer)
-            if objected is not None:
-                refuse(span, names.BAD_CHECKPOINT, objected)
-            return answer, objected
+            record = None if chosen is None else chosen.record
+            objection = self._run.checkpoints.canary_objection(record, answer)
+            if objection is not None:
+                refuse(span, names.BAD_CHECKPOINT, objection)
+            return answer, objection
 
     @property
-    def passed_over(self) -> Sequence[str]:
-        """What would have come before the checkpoint chosen, and what speaks against each."""
-        return self._choice.refused
+    def passed_over(self) -> Mapping[str, str]:
+        """What would have come before the checkpoint chosen: path to reason."""
+        return dict(self._selection.refused)
 
     async def progress(self) -> int | None:
-        """How far the run has come by what is stored: the step it would go back to.
+        """How far the run has come by what is stored; see :meth:`Ordering.progress`.
+
+        None if nothing is stored. Emits no event.
 
         Raises:
             NoUsableCheckpoint: As :meth:`restore`.
             StatusError: The listing could not be read.
         """
-        found = await self._choice.choose(only_looking=True)
-        return None if found is None else found.step
+        found = await self._selection.choose(announce=False)
+        return None if found is None else self._selection.order.progress(found)
 
     async def discard(self, connection: Connection) -> None:
         """Close a client that is not going to be used; never raises an Exception."""
-        await discard(connection, self._tools)
-
-
-async def discard(connection: Connection, tools: Tools) -> None:
-    """Close a client that is not going to be used; never raises an Exception."""
-    with anyio.CancelScope(shield=True):
-        await tools.backend.close(
-            connection,
-            "interrupted",
-            "the recovery it was made for did not complete",
-            deadline_s=tools.policy.close_timeout_s,
-        )
+        with anyio.CancelScope(shield=True):
+            await self._backend.close(
+                connection,
+                "interrupted",
+                "the recovery it was made for did not complete",
+                deadline_s=self._policy.close_timeout_s,
+            )

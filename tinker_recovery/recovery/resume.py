@@ -1,7 +1,7 @@
-"""Resumption: where a run stood that another process trained before this one.
+"""Resuming: where a run stands that is not under way in this process.
 
-The journal says which attempts there were, and how far each is known to have been sound; the
-service says what is stored. A process that was killed could not say whether the requests under way
+The journal says which attempts there were, and how far each is known to have succeeded; the service
+says what is stored. A process that was killed could not say whether the requests under way
 succeeded, so of the attempt it was in, a checkpoint counts only if what is before it is known to
 have succeeded: because the journal says so, or because the loop went on to save again behind it.
 """
@@ -12,20 +12,20 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tinker_recovery.checkpoints import CheckpointRecord, Segment, on_branch
+from tinker_recovery.checkpoints import CheckpointRecord, Segment, WeightsFacts, on_branch
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import (
-    StatusRefused,
-    StatusUnavailable,
-)
+from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, StatusUnavailable
 from tinker_recovery.journal import Found, FoundAttempt
+from tinker_recovery.journal.holder import Holder
+from tinker_recovery.journal.reading import AttemptView
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.service import StatusReader
-from tinker_recovery.service.listing import list_checkpoints
+from tinker_recovery.recovery.checkpoint_state import CheckpointState
+from tinker_recovery.service import RunStatus, StatusReader
+from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -33,34 +33,65 @@ logger = logging.getLogger(names.SCOPE)
 _T = TypeVar("_T")
 
 LATEST_SESSIONS = 2
-"""So many of the newest attempts may have left their session open."""
+"""How many of the newest attempts may have left their session open."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """Where a run stood.
+    """Where a run stands that is not under way in this process.
+
+    A run is opened with it, ``tinker-recovery recover`` restores it, and ``tinker-recovery
+    checkpoints`` decides over its checkpoints.
 
     Attributes:
+        name: Its name; its id where it has none here.
+        lineage: Id of the logical run.
         segments: Every Tinker run it has lived in, oldest first.
-        limits: The last step that may be gone back to, by attempt; no entry, no limit.
-        stored: Attempt and step of the checkpoints the service said it has stored, by path.
-        saved: The metrics of its checkpoints, by attempt and step.
+        checkpoints: What is known of its checkpoints; the journal's notes are yet to be read.
+        start_step: The step it began at.
         step: Optimizer steps it had done.
+        root: The checkpoint the user started it from, if they did and it is there.
+        weights: What the service says its weights are.
+        saved: The metrics of its checkpoints, by attempt and step.
         sessions: Tinker run ids whose sessions may still be open.
+        protected: What must not be deleted, and why: path to reason.
+        holder: The process that trains it, if that is known.
+        origin: How to start over: that is for the program that trains it to say.
+        recovering: Whether a recovery is under way here: none is.
     """
 
+    name: str
+    lineage: str
     segments: tuple[Segment, ...]
-    limits: Mapping[str, float] = field(default_factory=dict)
-    stored: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    saved: Mapping[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
+    checkpoints: CheckpointState
+    start_step: int = 0
     step: int = 0
+    root: CheckpointRecord | None = None
+    weights: WeightsFacts = field(default_factory=WeightsFacts)
+    saved: Mapping[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
     sessions: tuple[str, ...] = ()
+    protected: Mapping[str, str] = field(default_factory=dict)
+    holder: Holder | None = None
+    origin: None = None
+    recovering: bool = False
+
+    def is_pending(self, record: CheckpointRecord) -> bool:
+        """Whether the metric that a checkpoint is judged by is still to come: none is."""
+        del record
+        return False
+
+
+def segments_from(attempts: Iterable[FoundAttempt | AttemptView]) -> tuple[Segment, ...]:
+    """The segments of a run, from its attempts as the journal has them."""
+    return tuple(
+        Segment(each.run_id, each.attempt, each.start_step, each.parent) for each in attempts
+    )
 
 
 def trusted_limit(
     attempt: FoundAttempt, saved: Sequence[CheckpointRecord], *, corrupted: bool
 ) -> float:
-    """The last step of an attempt whose checkpoints may be gone back to: a pure decision.
+    """The last step of an attempt whose checkpoints may be restored: a pure decision.
 
     Args:
         attempt: As the journal has it.
@@ -80,26 +111,46 @@ def trusted_limit(
         vouched = by_schedule[1] if len(by_schedule) > 1 else attempt.sound_step
         limit = float(max(attempt.sound_step, vouched))
         if corrupted:
-            # Nobody had noticed, so it may have begun right after the last look.
+            # Nothing has noticed, so it may have begun right after the last look.
             limit = min(limit, attempt.polled_step)
     return limit
 
 
 async def snapshot_of(
-    found: Found, reader: StatusReader, policy: RecoveryPolicy, clock: Clock
+    name: str,
+    found: Found,
+    *,
+    parent: str | None,
+    reader: StatusReader,
+    policy: RecoveryPolicy,
+    clock: Clock,
 ) -> RunSnapshot:
-    """Where a run stood, by the journal and by the service.
+    """Where a run stands, by the journal and by the service.
 
     A service that cannot be read is waited for, as long as a recovery would wait for it.
 
+    Args:
+        name: The run's name.
+        found: What the journal knows of it; at least one attempt.
+        parent: Path of the checkpoint the user started it from, if they did.
+        reader: The service.
+        policy: The user's policy.
+        clock: Time.
+
     Raises:
-        StatusError: It refuses, or cannot be read for ``max_wait_s``.
+        NoUsableCheckpoint: ``parent`` is gone, and the run has stored nothing itself.
+        StatusError: The service refuses, or cannot be read for ``max_wait_s``.
     """
-    segments = tuple(
-        Segment(each.run_id, each.attempt, each.start_step, each.parent) for each in found.attempts
-    )
-    limits = {
+    segments = segments_from(found.attempts)
+    known = CheckpointState(name, canary_tolerance=policy.canary_tolerance)
+    known.limits |= {
         each.attempt: each.trusted_to for each in found.attempts if each.trusted_to is not None
+    }
+    by_run = {each.run_id: each.attempt for each in found.attempts}
+    known.stored |= {
+        path: (by_run[run_id], step)
+        for path, step in found.stored
+        if (run_id := path.removeprefix("tinker://").partition("/")[0]) in by_run
     }
     listed: dict[str, list[CheckpointRecord]] = {}
     branch = on_branch(segments)
@@ -111,36 +162,34 @@ async def snapshot_of(
         )
     last = found.attempts[-1]
     own = [each for each in listed[last.attempt] if each.attempt == last.attempt]
-    corrupted = await _patiently(
-        functools.partial(_is_corrupted, reader, last.run_id), policy, clock
-    )
-    limits[last.attempt] = trusted_limit(last, own, corrupted=corrupted)
+    status = await _patiently(functools.partial(status_of, reader, last.run_id), policy, clock)
+    limit = known.limits[last.attempt] = trusted_limit(last, own, corrupted=status.corrupted)
     for record in own:
-        if record.step > limits[last.attempt]:
+        if record.step > limit:
             logger.warning(
-                "%s, at step %d, is not gone back to: the process that saved it ended before it "
-                "could say that everything before it had succeeded",
+                "%s, at step %d, is not restored: the process that saved it ended before it could "
+                "say that everything before it had succeeded",
                 record.path,
                 record.step,
             )
-    by_run = {each.run_id: each.attempt for each in found.attempts}
-    stored = {
-        path: (by_run[run_id], step)
-        for path, step in found.stored
-        if (run_id := path.removeprefix("tinker://").partition("/")[0]) in by_run
-    }
-    newest = found.attempts[-LATEST_SESSIONS:]
     return RunSnapshot(
+        name,
+        found.lineage,
         segments,
-        limits,
-        stored,
-        {
+        known,
+        found.start_step,
+        found.step,
+        root=None if parent is None else await _root(reader, parent, found),
+        weights=status.weights,
+        saved={
             (record.attempt, record.step): record.metrics
             for records in listed.values()
             for record in records
         },
-        found.step,
-        (*found.leftovers, *(each.run_id for each in newest)),
+        sessions=(
+            *found.leftovers,
+            *(each.run_id for each in found.attempts[-LATEST_SESSIONS:]),
+        ),
     )
 
 
@@ -148,11 +197,27 @@ async def _own_checkpoints(reader: StatusReader, run_id: str) -> list[Checkpoint
     return [each.record for each in await list_checkpoints(reader, run_id) if each.record]
 
 
-async def _is_corrupted(reader: StatusReader, run_id: str) -> bool:
+async def status_of(reader: StatusReader, run_id: str) -> RunStatus:
+    """What the service says of a Tinker run; nothing is wrong with one it does not know any more.
+
+    Raises:
+        StatusUnavailable: The service did not answer.
+    """
     try:
-        return (await reader.run(run_id)).corrupted
+        return RunStatus.of(await reader.run(run_id))
     except StatusRefused:
-        return False  # it does not know the run any more, and so does not call it anything
+        return RunStatus(run_id, corrupted=False)
+
+
+async def _root(reader: StatusReader, parent: str, found: Found) -> CheckpointRecord | None:
+    """What the user started the run from, if it is there: a run that has saved needs it not."""
+    try:
+        return await find_checkpoint(reader, parent)
+    except NoUsableCheckpoint as error:
+        if not found.stored:
+            raise
+        logger.warning("what the run was started from is gone: %s", error)
+        return None
 
 
 async def _patiently(ask: Callable[[], Awaitable[_T]], policy: RecoveryPolicy, clock: Clock) -> _T:
@@ -169,7 +234,7 @@ async def _patiently(ask: Callable[[], Awaitable[_T]], policy: RecoveryPolicy, c
 
 
 async def finish_sessions(reader: StatusReader, run_ids: Sequence[str]) -> None:
-    """Tell the service that the sessions of a dead process are over; best effort, never raises."""
+    """End the sessions of a dead process at the service; best effort, never raises."""
     for session_id in dict.fromkeys(run_id.partition(":train:")[0] for run_id in run_ids):
         try:
             said = await reader.http.tell(
@@ -181,5 +246,5 @@ async def finish_sessions(reader: StatusReader, run_ids: Sequence[str]) -> None:
                 },
             )
         except StatusRefused:
-            return  # no key: nothing can be told at all
+            return  # no key, so no session can be ended
         logger.debug("finishing session %s, left by a dead process: HTTP %s", session_id, said)

@@ -1,17 +1,15 @@
-"""The choice of a checkpoint: list what there is, order it, take the first nothing speaks against.
+"""Selection: which checkpoint to restore, the first of those listed that nothing objects to.
 
-What to prefer is decided in :mod:`tinker_recovery.checkpoints.selection`; here the service is asked
-for what that needs. The newest segment of the run is listed first, and an older one only if nothing
-on the newer can be used.
+In which order they are tried is the :class:`Ordering`'s: here the branch of a supervised run, by
+what the policy wants (:mod:`tinker_recovery.checkpoints.selection` decides), the newest segment
+first, and an older one listed only if nothing on the newer can be used.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Protocol
 
 from tinker_recovery.checkpoints import (
@@ -22,73 +20,24 @@ from tinker_recovery.checkpoints import (
     Listed,
     Segment,
     Wanted,
-    WeightsFacts,
-    check_listing,
-    check_metadata,
-    check_weights,
     eligible,
-    first_objection,
     on_branch,
     select,
     wanted,
     with_canaries,
 )
-from tinker_recovery.checkpoints.canary import Answer
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, StatusUnavailable
-from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.service import StatusReader
-from tinker_recovery.service.checkpoint_calls import CheckpointCalls
+from tinker_recovery.errors import NoUsableCheckpoint, StatusUnavailable
+from tinker_recovery.recovery.checkpoint_state import KnownRun
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.inspector import Inspector
+from tinker_recovery.service import Origin, StatusReader
 from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
-from tinker_recovery.telemetry import EventSink, names, phase, refuse
-
-logger = logging.getLogger(names.SCOPE)
+from tinker_recovery.telemetry import names, phase, refuse
 
 
-class TrustedCheckpoints(Protocol):
-    """What is known of a run's weights and checkpoints."""
-
-    bad: dict[str, str]
-    being_deleted: dict[str, str]
-    sizes: dict[str, int]
-
-    def trusted_to(self, segment: Segment) -> float:
-        """The last step of a segment whose checkpoints may be gone back to."""
-        ...
-
-    def learn_canaries(self, records: Iterable[CheckpointRecord]) -> None:
-        """Take over what listed checkpoints, and the journal, say that the canary answered."""
-        ...
-
-    def expects(self, checkpoint: CheckpointRecord | None) -> bool:
-        """Whether it is known what the canary says on weights restored from there."""
-        ...
-
-    def objection(self, checkpoint: CheckpointRecord | None, answer: Answer) -> str | None:
-        """Why this answer speaks against weights just restored from there."""
-        ...
-
-    def condemns(self, checkpoint: CheckpointRecord, answer: Answer) -> bool:
-        """Whether an answer that speaks against a restore speaks against its checkpoint as well."""
-        ...
-
-    def stored_on(self, segment: Segment, limit: float) -> list[str]:
-        """Paths of the checkpoints of a segment that the service said it has stored."""
-        ...
-
-
-class SelectingRun(Protocol):
-    """A run as the choice of a checkpoint sees it."""
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        ...
-
-    @property
-    def segments(self) -> Sequence[Segment]:
-        """Every Tinker run it has lived in, oldest first."""
-        ...
+class RestorableRun(KnownRun, Protocol):
+    """A run as choosing and restoring see it."""
 
     @property
     def root(self) -> CheckpointRecord | None:
@@ -96,23 +45,29 @@ class SelectingRun(Protocol):
         ...
 
     @property
+    def origin(self) -> Origin | None:
+        """How to start over without any checkpoint; None if that is not possible."""
+        ...
+
+    @property
     def start_step(self) -> int:
         """The step at which starting over begins."""
         ...
 
-    @property
-    def weights(self) -> WeightsFacts:
-        """What the service says its weights are, as far as it was heard."""
+
+class Ordering(Protocol):
+    """In which order the checkpoints of a run are tried."""
+
+    def lists(self, refused: dict[str, str]) -> AsyncGenerator[Sequence[Listed]]:
+        """What to try, in lists; each is asked of the service when nothing before could be used.
+
+        Args:
+            refused: Where it enters what it leaves out for a reason: path to reason.
+        """
         ...
 
-    @property
-    def reader(self) -> StatusReader:
-        """Where its checkpoints are listed."""
-        ...
-
-    @property
-    def trust(self) -> TrustedCheckpoints:
-        """What is known of its weights and checkpoints."""
+    def progress(self, chosen: Listed) -> int:
+        """A number that is larger for a newer checkpoint of the same run."""
         ...
 
 
@@ -136,82 +91,77 @@ class CheckpointSelection:
 
     Args:
         run: Whose checkpoint to choose.
-        policy: The user's policy.
-        events: Where it is told.
-        clock: Time.
+        collaborators: What it is done with.
         waiting: Adds up the time spent waiting for the service.
+        order: In which order they are tried; None for the run's branch, by the policy.
     """
 
     def __init__(
         self,
-        run: SelectingRun,
-        *,
-        policy: RecoveryPolicy,
-        events: EventSink,
-        clock: Clock,
+        run: RestorableRun,
+        collaborators: Collaborators,
         waiting: ServiceTime,
+        order: Ordering | None = None,
     ) -> None:
-        self._run = run
-        self._events = events
-        self._clock = clock
-        self._waiting = waiting
-        self._wanted = wanted(
+        policy = collaborators.policy
+        want = wanted(
             policy.checkpoint_strategy,
             metric=policy.checkpoints.best_metric,
             mode=policy.checkpoints.best_mode,
         )
-        self._compares = policy.canary is not None and not isinstance(self._wanted, AtPath | AtStep)
-        self._refused: list[str] = []
+        self._run = run
+        self._events = collaborators.events
+        self._waiting = waiting
+        self._inspector = Inspector(collaborators.reader, collaborators.clock)
+        self._compares = policy.canary is not None and not isinstance(want, AtPath | AtStep)
+        self.order = order or BranchOrder(run, want, collaborators.reader, waiting)
+        """In which order they are tried."""
+        self.refused: dict[str, str] = {}
+        """What the newest choice passed over: path to reason."""
 
-    @property
-    def refused(self) -> Sequence[str]:
-        """What was passed over by the newest choice: path and reason of each."""
-        return tuple(self._refused)
-
-    async def choose(self, *, only_looking: bool = False) -> CheckpointRecord | None:
-        """The checkpoint to go back to, or None to start over.
+    async def choose(self, *, announce: bool = True) -> Listed | None:
+        """The checkpoint to restore, or None to start over.
 
         Args:
-            only_looking: Nothing is going to be made from it, so nobody is told.
+            announce: Whether to emit what is chosen as an event.
 
         Raises:
             NoUsableCheckpoint: Checkpoints exist and none of them can be used.
             StatusError: The listing could not be read, or cannot be right.
         """
-        self._refused = []
-        unknown: list[CheckpointRecord] = []
-        async with aclosing(self._in_order()) as lists:
+        run = self._run
+        self.refused.clear()
+        unknown: list[Listed] = []
+        async with aclosing(self.order.lists(self.refused)) as lists:
             async for candidates in lists:
-                known = [record for record in candidates if self._can_be_verified(record)]
-                unknown += [record for record in candidates if record not in known]
-                if found := await self._first_valid(known, only_looking=only_looking):
+                known = [each for each in candidates if self._can_be_verified(each)]
+                unknown += [each for each in candidates if not self._can_be_verified(each)]
+                if found := await self._first_valid(known, announce=announce):
                     return found
         if self._may_go_unverified():
-            if found := await self._first_valid(unknown, only_looking=only_looking):
+            if found := await self._first_valid(unknown, announce=announce):
                 return found
-        elif self._refused:
-            self._refused += [f"{each.path}: its canary was never answered" for each in unknown]
+        elif self.refused:
+            self.refused |= {each.path: "its canary was never answered" for each in unknown}
         # Starting over repeats everything, so it is right only where nothing was ever saved:
         # checkpoints that exist and cannot be used are for a person to look at.
-        if self._refused:
+        if self.refused:
             raise NoUsableCheckpoint(
-                f"run {self._run.name!r} has checkpoints, and none can be used: "
-                + "; ".join(self._refused)
+                f"run {run.name!r} has checkpoints, and none can be used: "
+                + "; ".join(f"{path}: {reason}" for path, reason in self.refused.items())
             )
-        if not only_looking:
-            self._tell(None)
+        if announce and run.origin is not None:
+            self._announce(None, f"no checkpoint yet: the run starts over at step {run.start_step}")
         return None
 
-    def _can_be_verified(self, record: CheckpointRecord) -> bool:
-        """Whether what it restores can be told from wrong weights, or nobody asks for that."""
-        return not self._compares or self._run.trust.expects(record)
+    def _can_be_verified(self, listed: Listed) -> bool:
+        """Whether wrong weights in its place would be noticed, or the policy asks for no canary."""
+        return not self._compares or self._run.checkpoints.expects(listed.record)
 
-    async def _first_valid(
-        self, records: Sequence[CheckpointRecord], *, only_looking: bool
-    ) -> CheckpointRecord | None:
-        for record in records:
-            if await self._is_valid(record, only_looking=only_looking):
-                return record
+    async def _first_valid(self, candidates: Sequence[Listed], *, announce: bool) -> Listed | None:
+        for listed in candidates:
+            if await self._is_valid(listed, announce=announce):
+                return listed
         return None
 
     def _may_go_unverified(self) -> bool:
@@ -221,137 +171,134 @@ class CheckpointSelection:
         not be told from right ones then, so such a checkpoint comes last: behind starting over,
         where that can be told, and never once a restore has been seen to go wrong.
         """
-        trust = self._run.trust
-        seen_bad = any(each.partition(": ")[0] in trust.bad for each in self._refused)
-        return not seen_bad and (bool(self._refused) or not trust.expects(None))
+        known = self._run.checkpoints
+        seen_bad = not known.bad.keys().isdisjoint(self.refused)
+        return not seen_bad and (bool(self.refused) or not known.expects(None))
 
-    async def _in_order(self) -> AsyncGenerator[Sequence[CheckpointRecord]]:
-        """What to try, in lists, each asked for only when nothing before it could be used."""
-        run = self._run
-        if isinstance(self._wanted, AtPath):
+    async def _is_valid(self, listed: Listed, *, announce: bool) -> bool:
+        """Whether there is no objection; one is recorded, and the choice is emitted as an event."""
+        with phase(names.SPAN_VALIDATE, as_attributes(listed)) as span:
+            reason = await self._objection(listed)
+            if reason is not None:
+                refuse(span, names.BAD_CHECKPOINT, reason)
+                self.refused[listed.path] = reason
+            elif announce:
+                self._announce(listed, _described(listed))
+            return reason is None
+
+    async def _objection(self, listed: Listed) -> str | None:
+        with self._waiting:
+            return await self._inspector.objection(listed, self._run.checkpoints, self._run.weights)
+
+    def _announce(self, chosen: Listed | None, message: str) -> None:
+        at = as_attributes(chosen)
+        if chosen is None:
+            at = {names.CHECKPOINT_STEP: self._run.start_step}
+        self._events.emit(names.EVENT_CHECKPOINT_SELECTED, self._run.name, message, at)
+
+
+class BranchOrder:
+    """The checkpoints on the branch a supervised run is on, by what the policy wants.
+
+    Args:
+        run: The run.
+        want: What the policy wants.
+        reader: Where they are listed.
+        waiting: Adds up the time spent waiting for the service.
+    """
+
+    def __init__(
+        self, run: RestorableRun, want: Wanted, reader: StatusReader, waiting: ServiceTime
+    ) -> None:
+        self._run = run
+        self._want = want
+        self._reader = reader
+        self._waiting = waiting
+
+    def progress(self, chosen: Listed) -> int:
+        """Its step."""
+        return 0 if chosen.record is None else chosen.record.step
+
+    async def lists(self, refused: dict[str, str]) -> AsyncGenerator[Sequence[Listed]]:
+        """The newest segment first, or all together where all have to be compared.
+
+        Raises:
+            NoUsableCheckpoint: The one that was asked for is not there.
+            StatusError: A listing could not be read, or cannot be right.
+        """
+        run, want = self._run, self._want
+        if isinstance(want, AtPath):
             with phase(names.SPAN_SELECT) as span, self._waiting:
-                found = [await find_checkpoint(run.reader, self._wanted.path)]
-                span.set_attribute(names.CHECKPOINTS_FOUND, len(found))
-            yield found
+                named = await find_checkpoint(self._reader, want.path)
+                span.set_attribute(names.CHECKPOINTS_FOUND, 1)
+            yield [Listed.of(named)]
             return
         together: list[CheckpointRecord] = []
         for segment, limit in on_branch(run.segments):
-            found = await self._on_segment(segment, limit)
-            if isinstance(self._wanted, Latest):
-                yield self._ordered(self._wanted, found)
+            found = await self._on_segment(segment, limit, refused)
+            if isinstance(want, Latest):
+                yield self._ordered(found, refused)
             else:
                 together += found
-        if isinstance(self._wanted, Latest):
-            yield self._ordered(self._wanted, [], root=run.root)
-            return
-        candidates = self._ordered(self._wanted, together, root=run.root)
-        if isinstance(self._wanted, AtStep) and not candidates:
+        candidates = self._ordered(together, refused, root=run.root)
+        if isinstance(want, AtStep) and not candidates:
             steps = ", ".join(str(record.step) for record in together) or "none"
             raise NoUsableCheckpoint(
-                f"run {run.name!r} has no checkpoint at step {self._wanted.step}, which "
+                f"run {run.name!r} has no checkpoint at step {want.step}, which "
                 f"checkpoint_strategy asks for; it has them at: {steps}"
             )
         yield candidates
 
     def _ordered(
-        self, want: Wanted, found: Iterable[CheckpointRecord], root: CheckpointRecord | None = None
-    ) -> Sequence[CheckpointRecord]:
-        trust = self._run.trust
-        chosen = select(
-            want, found, self._run.segments, root=root, bad={**trust.being_deleted, **trust.bad}
-        )
-        self._refused += [
-            f"{path}: {reason}"
-            for path, reason in chosen.passed_over.items()
-            if path in trust.bad or path in trust.being_deleted
-        ]
-        return chosen.candidates
+        self,
+        found: Iterable[CheckpointRecord],
+        refused: dict[str, str],
+        root: CheckpointRecord | None = None,
+    ) -> list[Listed]:
+        unusable = self._run.checkpoints.unusable
+        chosen = select(self._want, found, self._run.segments, root=root, bad=unusable)
+        refused |= {path: why for path, why in chosen.passed_over.items() if path in unusable}
+        return [Listed.of(record) for record in chosen.candidates]
 
-    async def _on_segment(self, segment: Segment, limit: float) -> list[CheckpointRecord]:
-        """The checkpoints of one segment that the run may go back to."""
-        run = self._run
+    async def _on_segment(
+        self, segment: Segment, limit: float, refused: dict[str, str]
+    ) -> list[CheckpointRecord]:
+        """The checkpoints of one segment that the run may be restored from."""
+        known = self._run.checkpoints
         with phase(names.SPAN_SELECT, {names.RUN_ID: segment.run_id}) as span:
             with self._waiting:
-                listed = await list_checkpoints(run.reader, segment.run_id)
-            trusted = min(limit, run.trust.trusted_to(segment))
-            known = run.trust.stored_on(segment, trusted)
-            if known and not listed:
+                listed = await list_checkpoints(self._reader, segment.run_id)
+            trusted = min(limit, known.trusted_to(segment.attempt))
+            stored = known.stored_on(segment, trusted)
+            if stored and not listed:
                 # An empty answer for a run that has saved is the service's trouble, and no
                 # reason to begin again at step 0.
                 raise StatusUnavailable(
                     f"the service lists no checkpoint of Tinker run {segment.run_id}, and "
-                    f"has stored {len(known)}, {known[-1]} for one"
+                    f"has stored {len(stored)}, {stored[-1]} for one"
                 )
-            self._refused += [
-                f"{each.path}: {each.problem}"
+            refused |= {
+                each.path: str(each.problem)
                 for each in listed
-                if each.record is None and each.path in known
-            ]
+                if each.record is None and each.path in stored
+            }
             records = with_canaries([each.record for each in listed if each.record])
-            run.trust.learn_canaries(records)
+            known.learn_canaries(records)
             found = eligible(segment, trusted, records)
             span.set_attribute(names.CHECKPOINTS_FOUND, len(found))
             return found
 
-    async def _is_valid(self, record: CheckpointRecord, *, only_looking: bool) -> bool:
-        """Whether nothing speaks against it; what does is noted, and what is chosen is told."""
-        with phase(names.SPAN_VALIDATE, as_attributes(record)) as span:
-            reason = self._objection(record) or await self._weights_objection(record)
-            if reason is None:
-                if not only_looking:
-                    self._tell(record)
-                return True
-            refuse(span, names.BAD_CHECKPOINT, reason)
-            self._refused.append(f"{record.path}: {reason}")
-            return False
 
-    def _objection(self, record: CheckpointRecord) -> str | None:
-        trust = self._run.trust
-        if record.path in trust.bad:
-            return trust.bad[record.path]
-        listed = Listed.of(record)
-        now = datetime.fromtimestamp(self._clock.wall(), UTC)
-        against = first_objection(
-            (
-                lambda: check_metadata(listed),
-                lambda: check_listing(
-                    record.path,
-                    {record.path: listed},
-                    now=now,
-                    recorded_size=trust.sizes.get(record.path),
-                ),
-            )
-        )
-        return None if against is None else against.reason
-
-    async def _weights_objection(self, record: CheckpointRecord) -> str | None:
-        """Whether the service says that these weights are of another kind than the run's."""
-        if self._run.weights == WeightsFacts():
-            return None
-        with self._waiting:
-            try:
-                said = await CheckpointCalls(self._run.reader.http).weights_info(record.path)
-            except StatusRefused as error:
-                # A service may not have this call at all; loading the checkpoint tells more.
-                logger.debug("weights_info of %s: %s", record.path, error)
-                return None
-        verdict = check_weights(WeightsFacts.of(said), self._run.weights)
-        return None if verdict.ok else verdict.reason
-
-    def _tell(self, checkpoint: CheckpointRecord | None) -> None:
-        step = self._run.start_step if checkpoint is None else checkpoint.step
-        self._events.emit(
-            names.EVENT_CHECKPOINT_SELECTED,
-            self._run.name,
-            f"no checkpoint yet: the run starts over at step {step}"
-            if checkpoint is None
-            else f"{checkpoint.path}, at step {step}",
-            {**as_attributes(checkpoint), names.CHECKPOINT_STEP: step},
-        )
-
-
-def as_attributes(checkpoint: CheckpointRecord | None) -> dict[str, str | int]:
-    """A checkpoint as spans and events tell it; nothing where the run starts over."""
+def as_attributes(checkpoint: Listed | None) -> dict[str, str | int]:
+    """A checkpoint as attributes of spans and events; empty where the run starts over."""
     if checkpoint is None:
         return {}
-    return {names.CHECKPOINT_PATH: checkpoint.path, names.CHECKPOINT_STEP: checkpoint.step}
+    path: dict[str, str | int] = {names.CHECKPOINT_PATH: checkpoint.path}
+    record = checkpoint.record
+    return path if record is None else {**path, names.CHECKPOINT_STEP: record.step}
+
+
+def _described(listed: Listed) -> str:
+    if listed.record is not None:
+        return f"{listed.path}, at step {listed.record.step}"
+    return f"{listed.path}, of {listed.stored_at:%Y-%m-%d %H:%M:%S}"

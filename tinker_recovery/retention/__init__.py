@@ -1,1 +1,6 @@
-"""The background worker that keeps, deletes, renews and verifies checkpoints."""
+"""Retention: the background worker that keeps, deletes, renews and verifies checkpoints.
+
+``loop`` is the worker, a child of the supervision tree; ``collector`` does the work for one run;
+``verifier`` looks deeper than a recovery does, down to the bytes. What to keep is decided in
+:mod:`tinker_recovery.checkpoints`.
+"""

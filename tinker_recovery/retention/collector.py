@@ -1,15 +1,15 @@
-"""Collector: one look at a run's checkpoints, and what follows from it, carried out.
+"""The Collector: looks at a run's checkpoints, renews what has to live on, deletes the rest.
 
 What to keep, to delete and to renew is decided in :mod:`tinker_recovery.checkpoints`; here the
-service is asked, the journal is written, and the service is told, in that order. Whatever cannot be
-read ends the round, and nothing is deleted on half a listing.
+service is asked, the intent is written to the journal, and the deed is asked of the service, in
+that order. Whatever cannot be read ends the collection, and nothing is deleted on half a listing.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -24,14 +24,9 @@ from tinker_recovery.checkpoints import (
     Latest,
     Listed,
     Renewal,
-    Segment,
     Situation,
     TokenBucket,
-    WeightsFacts,
     Write,
-    check_listing,
-    check_metadata,
-    check_weights,
     outcome,
     plan_deletions,
     renewals,
@@ -40,48 +35,27 @@ from tinker_recovery.checkpoints import (
     select,
 )
 from tinker_recovery.checkpoints.deletion import SETTLE_S
-from tinker_recovery.clock import Clock
-from tinker_recovery.errors import StatusRefused, UsageError
-from tinker_recovery.journal import Notebook, Notes
-from tinker_recovery.policy import CheckpointPolicy
+from tinker_recovery.recovery.checkpoint_state import KnownRun
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.inspector import Inspector
 from tinker_recovery.retention.verifier import Verifier
-from tinker_recovery.service import StatusReader
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.listing import list_checkpoints
-from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.telemetry import names
 
 _LOOKS = 10_000
-"""Most looks in one round; each brings something further, so a round ends anyway."""
+"""Most looks in one collection; each finds something further to do, so it ends anyway."""
 
 _FRESH_S = 2.0
 """Deletions decided by one look are asked for within this long, or by a newer look."""
 
-_NO_SUCH_ROUTE = frozenset({405, 501})
-_SAYS_NOTHING_OF_IT = frozenset({401, 402, 403})
-"""Refusals that are about who asks, not about the checkpoint asked for: never remembered."""
 
-
-class CollectedRun(Protocol):
-    """A run, or a lineage, as housekeeping sees it."""
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        ...
+class CollectedRun(KnownRun, Protocol):
+    """A run as retention sees it."""
 
     @property
     def lineage(self) -> str:
         """Id of the logical run."""
-        ...
-
-    @property
-    def segments(self) -> Sequence[Segment]:
-        """Every Tinker run it has lived in, oldest first."""
-        ...
-
-    @property
-    def weights(self) -> WeightsFacts:
-        """What its weights are, as far as is known."""
         ...
 
     @property
@@ -98,18 +72,6 @@ class CollectedRun(Protocol):
         """Whether the metric that this checkpoint is to be judged by is still to come."""
         ...
 
-    async def mark_bad(self, path: str, reason: str) -> None:
-        """Never use this checkpoint again, in this process or a later one."""
-        ...
-
-    def note_being_deleted(self, paths: Collection[str]) -> None:
-        """These may be gone at any moment: nothing may rely on them."""
-        ...
-
-    def note_sizes(self, sizes: Mapping[str, int]) -> None:
-        """The size of each checkpoint at first sight."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
@@ -120,19 +82,17 @@ class Outlook:
         plan: What to delete, and why each of the others stays.
         renewals: Lifetimes to renew, the most urgent first; some may not be due yet.
         ledger: How far deletions have come.
-        notes: What the journal says.
     """
 
     listed: Sequence[Listed]
     plan: DeletionPlan
     renewals: Sequence[Renewal]
     ledger: DeletionLedger
-    notes: Notes
 
 
 @dataclass(slots=True)
 class Done:
-    """What a round did.
+    """What a collection did.
 
     Attributes:
         deleted: Path and bytes of each checkpoint deleted; None where the size is not known.
@@ -150,41 +110,27 @@ class Done:
 
 
 class Collector:
-    """Keeps the checkpoints of runs by one policy. One round at a time.
+    """Looks after the checkpoints of runs by one policy. One collection at a time.
 
     Args:
-        reader: Where checkpoints are listed, and what is asked over.
-        notebook: Where intents are written before deeds.
-        policy: What to keep.
-        events: Where it is told.
-        clock: Time.
-        keeps_alive: Whether lifetimes are renewed; not by a round that a person asked for once.
-        verifier: What ``policy.verify_deep`` looks at bytes with; needed where that is on.
+        collaborators: What it is done with; ``policy.checkpoints`` says what to keep.
+        keeps_alive: Whether lifetimes are renewed; not where a person asked for one collection.
     """
 
-    def __init__(
-        self,
-        *,
-        reader: StatusReader,
-        notebook: Notebook,
-        policy: CheckpointPolicy,
-        events: EventSink,
-        clock: Clock,
-        keeps_alive: bool = True,
-        verifier: Verifier | None = None,
-    ) -> None:
-        self._reader = reader
-        self._calls = CheckpointCalls(reader.http)
-        self._notebook = notebook
-        self._policy = policy
-        self._events = events
-        self._clock = clock
+    def __init__(self, collaborators: Collaborators, *, keeps_alive: bool = True) -> None:
+        self._collaborators = collaborators
+        self._reader = collaborators.reader
+        self._notebook = collaborators.notebook
+        self._events = collaborators.events
+        self._clock = collaborators.clock
+        self._policy = collaborators.policy.checkpoints
+        self._calls = CheckpointCalls(self._reader.http)
+        self._inspector = Inspector(self._reader, self._clock)
+        self._verifier = Verifier(collaborators)
         self._keeps_alive = keeps_alive
-        self._verifier = verifier
         self._whole: set[str] = set()
-        rate = policy.max_deletes_per_s
+        rate = self._policy.max_deletes_per_s
         self._bucket = TokenBucket(rate, burst=max(1, math.ceil(rate * _FRESH_S)))
-        self._weights: dict[str, WeightsFacts | None] = {}
 
     async def look(self, run: CollectedRun) -> Outlook:
         """See what there is and what would be done about it; changes nothing but the journal.
@@ -200,16 +146,14 @@ class Collector:
         ]
         sizes = {each.path: each.size_bytes for each in listed if each.size_bytes is not None}
         await self._notebook.note_sizes(sizes)
-        notes = await self._notebook.notes()
-        run.note_sizes({path: notes.sizes[path] for path in sizes if path in notes.sizes})
+        known = run.checkpoints
+        notes = await known.read(self._collaborators)
         own = [Deletion.from_line(said) for said in notes.deletions.values()]
         ledger = DeletionLedger(
             {entry.path: entry for entry in own if run_id_of(entry.path) in run_ids}
         )
-        being_deleted = ledger.being_deleted(now_s=self._clock.wall())
-        run.note_being_deleted(being_deleted)
-        valid = await self._valid(run, listed, notes, being_deleted)
         records = [each.record for each in listed if each.record is not None]
+        valid = await self._valid(run, records)
         plan = plan_deletions(
             listed,
             retention_of(self._policy, pinned=notes.pinned),
@@ -218,10 +162,10 @@ class Collector:
                 now=self._now(),
                 segments=run.segments,
                 valid=valid,
-                bad=notes.bad,
+                bad=known.bad,
                 protected=run.protected,
                 pending=[record.path for record in records if run.is_pending(record)],
-                being_deleted=being_deleted,
+                being_deleted=known.being_deleted,
                 delete_user_saves=self._policy.delete_user_saves,
                 lasting=self._lasting(),
             ),
@@ -235,15 +179,15 @@ class Collector:
             ttl_s=self._policy.ttl_s,
             now=self._now(),
         )
-        return Outlook(listed, plan, lives, ledger, notes)
+        return Outlook(listed, plan, lives, ledger)
 
-    async def tidy(
+    async def collect(
         self, run: CollectedRun, progress: Callable[[Done], object] = lambda _: None
     ) -> Done:
-        """One round: renew what has to live on, delete what nothing keeps.
+        """Renew what has to live on, delete what nothing keeps.
 
-        Cancelling it is safe at any point; what was begun is finished by a later round. A run that
-        is recovering is left alone.
+        Cancelling it is safe at any point; what was begun is finished by a later collection. A run
+        that is recovering is left alone.
 
         Args:
             run: The run.
@@ -289,24 +233,22 @@ class Collector:
             # A pin may have been set since the look, by a command in another process.
             if command.path in (await self._notebook.notes()).pinned:
                 return
-            # Nothing is awaited between this look and the request: a recovery that begins later
-            # finds the path among the being_deleted.
+            # Nothing is awaited between this check and the request: a recovery that begins later
+            # finds the path among those being deleted.
             if run.recovering or self._clock.monotonic() - began > _FRESH_S:
                 return
-            told = outcome(
-                command, await self._calls.delete(command.path), now_s=self._clock.wall()
-            )
-            ledger = await self._write(run, ledger, told.entry)
-            self._note(run, command, told.entry, done)
+            status = await self._calls.delete(command.path)
+            entry = outcome(command, status, now_s=self._clock.wall()).entry
+            ledger = await self._write(run, ledger, entry)
+            self._note(run, command, entry, done)
             progress()
 
     async def _write(
         self, run: CollectedRun, ledger: DeletionLedger, entry: Deletion
     ) -> DeletionLedger:
         await self._notebook.write_deletion(entry.path, entry.to_line())
-        ledger = ledger.applied(entry)
-        run.note_being_deleted(ledger.being_deleted(now_s=self._clock.wall()))
-        return ledger
+        run.checkpoints.note_deletion(entry, now_s=self._clock.wall())
+        return ledger.applied(entry)
 
     def _note(self, run: CollectedRun, command: Delete, entry: Deletion, done: Done) -> None:
         fields = {names.CHECKPOINT_PATH: entry.path, names.REASON: entry.reason}
@@ -351,63 +293,30 @@ class Collector:
                 {names.CHECKPOINT_PATH: renewal.path},
             )
 
-    async def _valid(
-        self,
-        run: CollectedRun,
-        listed: Sequence[Listed],
-        notes: Notes,
-        being_deleted: Collection[str],
-    ) -> list[str]:
-        """The newest checkpoint found valid, and if that one expires soon the newest that lasts."""
-        by_path = {each.path: each for each in listed}
-        records = [each.record for each in listed if each.record is not None]
-        unusable = {**dict.fromkeys(being_deleted, "its deletion was begun"), **notes.bad}
+    async def _valid(self, run: CollectedRun, records: Sequence[CheckpointRecord]) -> list[str]:
+        """The newest trusted one found valid, and if it expires soon the newest that lasts."""
+        known = run.checkpoints
         found: list[str] = []
-        for record in select(Latest(), records, run.segments, bad=unusable).candidates:
-            checks = (
-                check_metadata(Listed.of(record), lineage=run.lineage),
-                check_listing(
-                    record.path,
-                    by_path,
-                    now=self._now(),
-                    recorded_size=notes.sizes.get(record.path),
-                ),
+        for record in select(Latest(), records, run.segments, bad=known.unusable).candidates:
+            if record.step > known.trusted_to(record.attempt):
+                continue  # a recovery would not restore it
+            objection = await self._inspector.objection(
+                Listed.of(record), known, run.weights, lineage=run.lineage, relied_on=True
             )
-            if (
-                all(check.ok for check in checks)
-                and await self._fits(run, record)
-                and await self._is_whole(run, record)
-            ):
+            if objection is None and await self._is_whole(run, record):
                 found.append(record.path)
                 if record.expires_at is None or record.expires_at > self._now() + self._lasting():
                     break
         return found
 
-    async def _fits(self, run: CollectedRun, record: CheckpointRecord) -> bool:
-        """Whether the service knows the weights, and they are of the run's kind; asked once."""
-        if record.path not in self._weights:
-            try:
-                said = await self._calls.weights_info(record.path)
-            except StatusRefused as error:
-                if error.status_code in _SAYS_NOTHING_OF_IT:
-                    raise
-                gone = error.status_code not in _NO_SUCH_ROUTE
-                self._weights[record.path] = None if gone else WeightsFacts()
-            else:
-                self._weights[record.path] = WeightsFacts.of(said)
-        facts = self._weights[record.path]
-        return facts is not None and check_weights(facts, run.weights).ok
-
     async def _is_whole(self, run: CollectedRun, record: CheckpointRecord) -> bool:
         """Whether its bytes were looked at and found whole, where the policy asks for that."""
         if not self._policy.verify_deep or record.path in self._whole:
             return True
-        if self._verifier is None:
-            raise UsageError("verify_deep needs a verifier: pass verifier= to Collector")
-        verdicts = await self._verifier.verify(record.path, deep=True, lineage=run.lineage)
-        against = [verdict.reason for verdict in verdicts if not verdict.ok]
+        findings = await self._verifier.verify(record.path, deep=True, lineage=run.lineage)
+        against = [finding.reason for finding in findings if not finding.ok]
         if against:
-            await run.mark_bad(record.path, "; ".join(against))
+            await run.checkpoints.reject(record.path, "; ".join(against), self._collaborators)
             return False
         self._whole.add(record.path)
         return True

@@ -1,18 +1,16 @@
-"""Whether a checkpoint can be trusted, asked of the service: every level, the cheapest first.
+"""The Verifier: whether a checkpoint can be trusted, by every level, down to its bytes.
 
-The levels themselves are pure, in :mod:`tinker_recovery.checkpoints.validation`; here is asked what
-they judge. An outage is an error, and never a verdict against a checkpoint.
+The first three levels are the :class:`Inspector`'s; the others load the checkpoint into a session.
+An outage is an error, and never an objection to a checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -26,29 +24,25 @@ from tinker_recovery.checkpoints import (
     FileFacts,
     Finding,
     Listed,
-    WeightsFacts,
     check_bytes,
     check_canary,
-    check_listing,
     check_metadata,
-    check_weights,
     run_id_of,
     with_canaries,
 )
 from tinker_recovery.checkpoints.canary import answer_of
-from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import StatusError, StatusRefused, StatusUnavailable, UsageError
 from tinker_recovery.faults import SeenIn, Verdict, judge
-from tinker_recovery.journal import Notebook, Notes
-from tinker_recovery.service import Backend, Connection, StatusReader
+from tinker_recovery.journal import Notes
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.inspector import Inspector
+from tinker_recovery.recovery.resume import status_of
+from tinker_recovery.service import Connection
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.download import Download
 from tinker_recovery.service.export import Limits, exported, loaded
 from tinker_recovery.service.refusals import is_refused
 from tinker_recovery.service.waiting import result_of
-from tinker_recovery.telemetry.names import SCOPE
-
-logger = logging.getLogger(SCOPE)
 
 DEFAULT_LIMITS = Limits()
 
@@ -56,7 +50,6 @@ ASKED = 2
 """How often the service is asked to load a checkpoint before its refusal counts: a verdict may be
 what a checkpoint is given up for."""
 
-_NOT_FOUND = 404
 _SUFFIX = ".safetensors"
 
 
@@ -92,39 +85,19 @@ def _say_nothing(_: Progress) -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class _Means:
-    """What checkpoints are looked at with."""
-
-    backend: Backend
-    reader: StatusReader
-    calls: CheckpointCalls
-    notebook: Notebook
-    limits: Limits
-    clock: Clock
-
-
 class Verifier:
-    """Looks at checkpoints of one service.
+    """Looks at checkpoints of one service, as deep as is asked for.
 
     Args:
-        backend: Makes the sessions that a canary and a deep look need.
-        reader: The service's word.
-        notebook: What is noted of its checkpoints: sizes and checksums at first sight.
+        collaborators: What it is done with.
         limits: How long each part may take.
-        clock: The date.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        reader: StatusReader,
-        notebook: Notebook,
-        *,
-        limits: Limits = DEFAULT_LIMITS,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
-        self._means = _Means(backend, reader, CheckpointCalls(reader.http), notebook, limits, clock)
+    def __init__(self, collaborators: Collaborators, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.collaborators = collaborators
+        self.limits = limits
+        self.calls = CheckpointCalls(collaborators.reader.http)
+        self._inspector = Inspector(collaborators.reader, collaborators.clock)
 
     async def verify(
         self,
@@ -138,7 +111,7 @@ class Verifier:
         """What each level says, the cheapest first: trusted if all are ``ok``.
 
         ``metadata``, ``listing`` and ``weights`` cost a few small requests; ``weights`` is left out
-        where the service does not tell. ``canary`` and ``bytes`` load the checkpoint into a session
+        where nothing can be compared. ``canary`` and ``bytes`` load the checkpoint into a session
         of its own, and ``bytes`` downloads its weights into a temporary folder. They are left out
         when the listing or the weights object, and ``canary`` where no fingerprint is known. What
         the service refuses to load, asked twice, is an objection at ``bytes``, or without ``deep``
@@ -147,7 +120,7 @@ class Verifier:
         An objection at ``bytes`` is found twice, in two sessions, before it counts: an export can
         be damaged on its way as well. Checksums are noted when a checkpoint is first found whole,
         and compared ever after; a service whose exports are not the same twice is noticed, and its
-        checksums say nothing. The optimizer's moments are in no export, so nothing is said of them.
+        checksums say nothing. The optimizer's moments are in no export, so they are not checked.
 
         Cancelling it, like every other way out, deletes the export and finishes the session first,
         each within ``limits.close_s``.
@@ -163,16 +136,18 @@ class Verifier:
             UsageError: The path has another form.
             StatusUnavailable: The service was out of reach, or too slow: this says nothing about
                 the checkpoint, and trying again may help.
-            StatusRefused: It refuses to tell, or what it tells makes no sense.
+            StatusRefused: It refuses to answer, or its answer makes no sense.
             JournalError: The notes cannot be read or written.
             OSError: The temporary folder cannot be written.
         """
         run_id = run_id_of(path)
-        notes = await self._means.notebook.notes()
+        collaborators = self.collaborators
+        notes = await collaborators.notebook.notes()
         verdicts, record = await self._listed(run_id, path, lineage, notes)
         if not verdicts[-1].ok:
             return verdicts
-        weights = await self._weights(run_id, path)
+        run = await status_of(collaborators.reader, run_id)
+        weights = await self._inspector.weights(path, run.weights)
         if weights is not None:
             verdicts.append(weights)
             if not weights.ok:
@@ -180,7 +155,7 @@ class Verifier:
         fingerprinted = record if canary is not None and record and record.canary else None
         if not deep and fingerprinted is None:
             return verdicts
-        look = _Look(self._means, path, notes.files.get(path), progress)
+        look = _Look(self, path, notes.files.get(path), progress)
         async with AsyncExitStack() as stack:
             connection = await look.load(stack)
             if isinstance(connection, str):
@@ -196,10 +171,9 @@ class Verifier:
         self, run_id: str, path: str, lineage: str | None, notes: Notes
     ) -> tuple[list[Finding], CheckpointRecord | None]:
         """Metadata and listing; the listing is the last, and alone if it is not listed."""
-        checkpoints = self._means.reader.checkpoints
-        now = datetime.fromtimestamp(self._means.clock.wall(), UTC)
+        checkpoints = self.collaborators.reader.checkpoints
         listed = {each.tinker_path: Listed.read(each) for each in await checkpoints(run_id)}
-        listing = check_listing(path, listed, now=now, recorded_size=notes.sizes.get(path))
+        listing = self._inspector.listing(path, listed.get(path), notes.sizes.get(path))
         if path not in listed:
             return [listing], None
         record = listed[path].record
@@ -212,7 +186,7 @@ class Verifier:
             )
         size = listed[path].size_bytes
         if listing.ok and size is not None:
-            await self._means.notebook.note_sizes({path: size})
+            await self.collaborators.notebook.note_sizes({path: size})
         verdicts = [check_metadata(listed[path], lineage=lineage, parent=parent), listing]
         told = with_canaries(each.record for each in listed.values() if each.record is not None)
         record = next((each for each in told if each.path == path), None)
@@ -220,27 +194,12 @@ class Verifier:
             record = record.model_copy(update={"canary": notes.canaries.get(path)})
         return verdicts, record
 
-    async def _weights(self, run_id: str, path: str) -> Finding | None:
-        try:
-            said = WeightsFacts.of(await self._means.calls.weights_info(path))
-        except StatusRefused as error:
-            # A service may not have this call at all; loading the checkpoint tells more.
-            logger.debug("weights_info of %s: %s", path, error)
-            return None
-        try:
-            run = await self._means.reader.run(run_id)
-        except StatusRefused as error:
-            if error.status_code != _NOT_FOUND:
-                raise
-            return check_weights(said, WeightsFacts())
-        return check_weights(said, WeightsFacts(run.base_model, run.lora_rank))
-
     async def _canary(
         self, connection: Connection, record: CheckpointRecord, canary: CanaryBatch
     ) -> Finding:
         asking = connection.training.forward(list(canary.batch), "cross_entropy")
         try:
-            with anyio.fail_after(self._means.limits.answer_s):
+            with anyio.fail_after(self.limits.answer_s):
                 answer = answer_of(await result_of(asking.future()))
         except Exception as error:
             raise _as_status("the canary could not be asked", error) from error
@@ -256,12 +215,14 @@ class _Look:
 
     def __init__(
         self,
-        means: _Means,
+        verifier: Verifier,
         path: str,
         recorded: str | None,
         progress: Callable[[Progress], object],
     ) -> None:
-        self._means = means
+        self._limits = verifier.limits
+        self._calls = verifier.calls
+        self._collaborators = verifier.collaborators
         self._path = path
         self._recorded = None if recorded is None else decode_files(recorded)
         self._progress = progress
@@ -271,7 +232,7 @@ class _Look:
         refusals: list[Exception] = []
         while len(refusals) < ASKED:
             self._progress(Progress("loading"))
-            loading = loaded(self._path, self._means.backend, limits=self._means.limits)
+            loading = loaded(self._path, self._collaborators.backend, limits=self._limits)
             try:
                 return await stack.enter_async_context(loading)
             except Exception as error:
@@ -300,7 +261,7 @@ class _Look:
                 )
             facts = facts_again
         if found.ok and self._recorded is None:
-            await self._means.notebook.note_files(self._path, encode_files(facts))
+            await self._collaborators.notebook.note_files(self._path, encode_files(facts))
         return found
 
     def _compare(self, found: Finding, facts: Mapping[str, FileFacts]) -> Finding:
@@ -317,7 +278,7 @@ class _Look:
 
     async def _export(self, connection: Connection) -> tuple[Finding, dict[str, FileFacts]]:
         """Export, download and read through."""
-        calls, limits = self._means.calls, self._means.limits
+        calls, limits = self._calls, self._limits
         self._progress(Progress("exporting"))
         with tempfile.TemporaryDirectory(prefix="tinker-recovery-") as folder:
             try:
@@ -328,7 +289,7 @@ class _Look:
                         Path(folder),
                         calls=calls,
                         limits=limits,
-                        clock=self._means.clock,
+                        clock=self._collaborators.clock,
                         received=lambda done: self._progress(Progress("downloading", done, total)),
                     ).files()
             except Exception as error:
@@ -339,7 +300,7 @@ class _Look:
             return await self._read(files)
 
     async def _size_of(self, run_id: str, export: str) -> int | None:
-        listed = await self._means.reader.checkpoints(run_id)
+        listed = await self._collaborators.reader.checkpoints(run_id)
         return next((each.size_bytes for each in listed if each.tinker_path == export), None)
 
     async def _read(self, files: Mapping[str, Path]) -> tuple[Finding, dict[str, FileFacts]]:

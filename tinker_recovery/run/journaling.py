@@ -54,7 +54,7 @@ class RunJournal:
         if current is not None:
             self._write_position(current)
             trusted_to = min(
-                self._run.trust.trusted_to(current.segment), current.client.first_doubtful_step
+                self._run.checkpoints.trusted_to(current.id), current.client.first_doubtful_step
             )
         self._record.fault(
             (fault.kind.value, fault.detected_by.value, fault.step),
@@ -65,7 +65,7 @@ class RunJournal:
 
     def stored(self, attempt: AttemptScope, step: int, path: str, *, sound: bool) -> None:
         """A checkpoint is stored."""
-        sound = sound and step <= self._run.trust.sound_to
+        sound = sound and step <= self._run.rollbacks.sound_to
         self._record.saved(attempt.id, path, step, sound=sound)
 
     def step_done(self, attempt: AttemptScope) -> None:
@@ -79,8 +79,8 @@ class RunJournal:
         self._record.stepped(
             attempt.id,
             done,
-            sound=int(min(done, self._run.trust.sound_to)),
-            polled=self._run.trust.polled_step,
+            sound=int(min(done, self._run.rollbacks.sound_to)),
+            polled=self._run.rollbacks.polled_step,
         )
 
     def metrics(self, attempt: AttemptScope, metrics: Mapping[str, float]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tinker_recovery.checkpoints import WeightsFacts
 from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.service import RunStatus
 from tinker_recovery.telemetry import EventSink, names
@@ -46,11 +45,11 @@ class MonitoredRun:
         current = self._run.current
         if current is None or status.run_id != self.watched_run_id:
             return
-        self._run.weights = WeightsFacts(status.base_model, status.lora_rank)
+        self._run.weights = status.weights
         if status.corrupted:
             current.declare_fault(RULES[Kind.CORRUPTED], DetectedBy.POLL)
         else:
-            self._run.trust.note_reachable(current)
+            self._run.rollbacks.note_reachable(current)
 
     def note_session_failed(self, run_id: str, message: str) -> None:
         """The service has failed the session of a Tinker run."""
@@ -61,7 +60,7 @@ class MonitoredRun:
 
     def note_unreachable(self) -> None:
         """The service could not be reached."""
-        self._run.trust.note_unreachable(self._run.current)
+        self._run.rollbacks.note_unreachable(self._run.current)
 
     def check_silence(self) -> None:
         """Warn of work that makes no progress, and then declare it a fault."""

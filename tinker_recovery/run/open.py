@@ -17,7 +17,7 @@ import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import NoUsableCheckpoint, RunFinished, UsageError
+from tinker_recovery.errors import RunFinished, UsageError
 from tinker_recovery.journal import Found, HeldLease, Recorder, RunRecord, RunRequest
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import QUIET_S, find_at_service, until_quiet
@@ -102,8 +102,10 @@ async def open_run(
             {**found.origin, "start_step": found.start_step},
             {**plan.described, "start_step": start_step},
         )
-        snapshot = await snapshot_of(found, reader, policy, clock)
-        root = await _root(reader, plan, found)
+        parent = plan.parent if plan.start_step is None else None
+        snapshot = await snapshot_of(
+            name, found, parent=parent, reader=reader, policy=policy, clock=clock
+        )
         await record.begin(opening, anew=False)
         logger.warning(
             "run %s: an earlier process left it %s at step %d; it is gone on with here",
@@ -111,7 +113,7 @@ async def open_run(
             found.state,
             found.step,
         )
-        return OpenedRun(record, plan, root, found.start_step, snapshot)
+        return OpenedRun(record, plan, snapshot.root, found.start_step, snapshot)
     except BaseException:
         await record.end(None)
         raise
@@ -153,19 +155,6 @@ async def _begun(
     if root is not None or record.found is not None:
         await record.begin(replace(opening, start_step=start_step), anew=True)
     return OpenedRun(record, plan, root, start_step, None)
-
-
-async def _root(reader: StatusReader, plan: StartPlan, found: Found) -> CheckpointRecord | None:
-    """What the user started it from, if that is still there: a run that has saved needs it not."""
-    if plan.parent is None or plan.start_step is not None:
-        return None
-    try:
-        return await find_checkpoint(reader, plan.parent)
-    except NoUsableCheckpoint as error:
-        if not found.stored:
-            raise
-        logger.warning("what the run was started from is gone: %s", error)
-        return None
 
 
 def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:

@@ -16,15 +16,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import anyio
-from tinker import types
 
 from tinker_recovery.checkpoints import CheckpointRecord, Segment
 from tinker_recovery.errors import NonFiniteLoss, StaleAttempt, UsageError, causes
 from tinker_recovery.faults import RULES, DetectedBy, Fault, FaultRule, Kind, SeenIn, Verdict, judge
+from tinker_recovery.run.client_hooks import AttemptHooks
 from tinker_recovery.run.saver import Saver
-from tinker_recovery.service import Connection, SaveRequest, SupervisedClient
+from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
-from tinker_recovery.service.client import CUSTOM_LOSS
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class AttemptScope:
         """When its client saves."""
         self.client = SupervisedClient(
             connection.training,
-            _Hooks(self),
+            AttemptHooks(self),
             start_step=self.start_step,
             canary=run.policy.canary,
             guard_loss=run.policy.guard_loss,
@@ -154,7 +153,7 @@ class AttemptScope:
         if error is None:
             try:
                 await self._drain()
-                await self.run.trust.settle(self)
+                await self.run.rollbacks.settle(self)
             except BaseException as failure:  # noqa: BLE001 - judged and raised again below, once the scope is closed
                 drained = failure
         seen = error or drained
@@ -356,7 +355,7 @@ class AttemptScope:
         # Shielded: it has a deadline, and a session left open holds its place at the service
         # until it times out.
         with anyio.CancelScope(shield=True):
-            await self.run.backend.close(
+            await self.run.collaborators.backend.close(
                 self.connection, status, detail, deadline_s=self.run.policy.close_timeout_s
             )
         # Only then: a request cancelled in the moment it fails leaves an exception that is never
@@ -369,52 +368,3 @@ def _no_outside_cancel() -> bool:
     """Whether the current task has no cancellation pending that came from outside."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() == 0
-
-
-class _Hooks:
-    """What the client of one attempt reports, brought to the event loop's thread."""
-
-    def __init__(self, scope: AttemptScope) -> None:
-        self._scope = scope
-        self._run = scope.run
-
-    def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
-        place = SeenIn.BODY if operation == CUSTOM_LOSS else SeenIn.CALL
-        rule = judge(error, place, self._run.policy.retryable_errors)
-        if rule is None:
-            return
-        if rule.verdict is not Verdict.GIVE_UP:
-            self._scope.post(self._declare_fault, rule, step, error)
-        elif rule.breaks_client:
-            self._scope.post(self._scope.suspect_fault, rule, error, step)
-
-    def _declare_fault(self, rule: FaultRule, step: int | None, error: BaseException) -> None:
-        self._scope.declare_fault(rule, DetectedBy.CALL, error, failed_step=step)
-
-    def call_cancelled(self, operation: str, step: int | None) -> None:
-        del operation
-        self._scope.post(self._scope.suspect_fault, RULES[Kind.CANCELLED], None, step)
-
-    def loss_not_finite(self, step: int, value: float) -> None:
-        self._scope.post(self._scope.declare_bad_loss, step, value)
-
-    def canary_answered(self, step: int, output: types.ForwardBackwardOutput) -> None:
-        self._scope.post(self._run.note_canary, self._scope, step, output)
-
-    def step_done(self) -> None:
-        self._scope.saver.step_done()
-        self._run.note_step_done(self._scope)
-
-    def saved(self, step: int, path: str) -> None:
-        took_s = self._scope.saver.stored(step)
-        self._scope.post(self._run.note_stored, self._scope, step, path, took_s)
-
-    def save_failed(self, step: int, error: BaseException) -> None:
-        if self._scope.saver.failed(step):
-            self._scope.post(self._run.note_save_failed, self._scope, step, error)
-
-    def save_due(self, step: int) -> SaveRequest | None:
-        return self._scope.saver.due(step)
-
-    def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str]:
-        return {**(given or {}), **self._scope.saver.metadata(step, "user")}

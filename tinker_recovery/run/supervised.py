@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,18 +15,19 @@ from tinker_recovery.checkpoints import CheckpointRecord, Segment, WeightsFacts
 from tinker_recovery.errors import LeaseLost, RecoveryLost, RunFailed, StatusError, UsageError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind, SeenIn, Verdict, judge
 from tinker_recovery.recovery.budget import AttemptBudget
+from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import HandOver, Recovery
-from tinker_recovery.recovery.restore import Restore, Restored, Tools
+from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.resume import finish_sessions
+from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.run.journaling import RunJournal
 from tinker_recovery.run.mailbox import Mailbox
-from tinker_recovery.run.noted import NotedCheckpoints
+from tinker_recovery.run.rollback_detector import RollbackDetector
 from tinker_recovery.run.saver import RunHistory
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
-from tinker_recovery.run.trust import Trust
 from tinker_recovery.service import Connection, FromCheckpoint
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.telemetry import RunTelemetry, names
@@ -39,7 +41,7 @@ CLOSE_BEHIND_S = 0.25
 """How long closing a client hit by a fault lets the one that replaces it go first."""
 
 
-class SupervisedRun(NotedCheckpoints):
+class SupervisedRun:
     """One logical run: where it began, every Tinker run it has lived in, and where it stands.
 
     It outlives the Monitor and the Executor, so a crash of either loses nothing of it.
@@ -62,31 +64,19 @@ class SupervisedRun(NotedCheckpoints):
         signals: StopSignals,
         changed: Callable[[SupervisedRun], None],
     ) -> None:
-        name, plan, record = opened.record.name, opened.plan, opened.record
+        name, record = opened.record.name, opened.record
         self.policy = collaborators.policy
-        self.backend = collaborators.backend
-        self.reader = collaborators.reader
         self.mailbox = mailbox
         self.signals = signals
-        super().__init__(
-            name,
-            trust=Trust(
-                name,
-                policy=self.policy,
-                start_step=opened.start_step,
-                attempts=lambda: self.attempts,
-                spawn=collaborators.spawn,
-            ),
-            notebook=collaborators.notebook,
-            clock=collaborators.clock,
-            spawn=collaborators.spawn,
-        )
+        self.clock = collaborators.clock
+        self.spawn = collaborators.spawn
+        self.collaborators = collaborators
+        self.name = name
         self.given_name = record.given_name
         """The name, if the user gave it and the run is to be found again by it."""
         self.lineage = record.lineage
         self.telemetry = RunTelemetry(name, self.lineage, self.clock.monotonic)
-        self.plan = plan
-        self.origin = plan.origin
+        self.origin = opened.plan.origin
         """How to start over; None for an adopted client."""
         self.root = opened.root
         """The checkpoint the user started it from, if they did."""
@@ -104,25 +94,30 @@ class SupervisedRun(NotedCheckpoints):
         """Whether the run is over, well or not."""
         self.failure: BaseException | None = None
         """What it was given up with."""
-        self.history = RunHistory()
+        self.history = RunHistory(saved=dict(self.snapshot.saved) if self.snapshot else {})
         """What its attempts hand on to each other."""
-        self.weights = WeightsFacts()
+        self.weights = WeightsFacts() if self.snapshot is None else self.snapshot.weights
         """What its weights are, as far as the service has said."""
+        self.checkpoints = (
+            CheckpointState(name, canary_tolerance=self.policy.canary_tolerance)
+            if self.snapshot is None
+            else self.snapshot.checkpoints
+        )
+        """What is known of its checkpoints."""
+        self.checkpoints.first_doubtful_step = self._first_doubtful_step
+        self.rollbacks = RollbackDetector(self)
+        """What notices that the service has lost weights."""
         self.skipped: set[int] = set()
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
         self.incident: Fault | None = None
         """The fault it is being recovered from."""
-        self._journal = RunJournal(self, record)
+        self.journal = RunJournal(self, record)
+        self._opened = opened
         self._queue = queue
-        self._changed = changed
-        self._events = collaborators.events
+        self.changed = changed
         self._faults_at: tuple[int | None, int] = (None, 0)
         self._ready: AttemptScope | None = None
         self._next_ready = anyio.Event()
-        if self.snapshot is not None:
-            self.trust.take_over(self.snapshot.limits, self.snapshot.stored)
-            self.history.saved.update(self.snapshot.saved)
-        self.telemetry.started(self.start_step)
 
     def __repr__(self) -> str:
         return f"<SupervisedRun {self.name!r}, {self.state}, attempt {len(self.attempts)}>"
@@ -166,13 +161,14 @@ class SupervisedRun(NotedCheckpoints):
         Raises:
             Exception: What the service answered, where that is not to be recovered from.
         """
-        adopted, snapshot = self.plan.adopted, self.snapshot
+        self.telemetry.started(self.start_step)
+        adopted, snapshot = self._opened.plan.adopted, self.snapshot
         # An adopted client that was never saved cannot be remade, and the same code made another.
         if snapshot is not None and (
             adopted is None or snapshot.saved or snapshot.segments[-1].parent
         ):
             if adopted is not None:
-                await self.backend.close(
+                await self.collaborators.backend.close(
                     adopted,
                     "interrupted",
                     "the run continues from its checkpoint",
@@ -185,7 +181,7 @@ class SupervisedRun(NotedCheckpoints):
         if self.origin is None:
             raise UsageError("a run without an origin has to be adopted")
         try:
-            connection = await self.backend.connect(
+            connection = await self.collaborators.backend.connect(
                 self.origin, deadline_s=self.policy.create_timeout_s
             )
         except Exception as error:
@@ -216,7 +212,7 @@ class SupervisedRun(NotedCheckpoints):
         """The first attempt, on a client made as the user said."""
         attempt = self._new_attempt(connection, self.root)
         self._join(attempt)
-        self.trust.note_began(attempt)
+        self.checkpoints.began = attempt.segment.parent, attempt.id, attempt.start_step
         if self.origin is None:
             # An adopted client cannot be made again, so it needs something to recover from.
             attempt.client.save(attempt.saver.begin)
@@ -239,7 +235,9 @@ class SupervisedRun(NotedCheckpoints):
         if self.snapshot is None:
             raise UsageError(f"run {self.name!r} begins here: there is nothing to continue")
         last, number = self.snapshot.segments[-1], len(self.snapshot.segments)
-        self.spawn(functools.partial(finish_sessions, self.reader, self.snapshot.sessions))
+        self.spawn(
+            functools.partial(finish_sessions, self.collaborators.reader, self.snapshot.sessions)
+        )
         rule, step = RULES[Kind.PROCESS_LOST], self.snapshot.step
         self.report_fault(Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, step))
 
@@ -250,7 +248,7 @@ class SupervisedRun(NotedCheckpoints):
             LeaseLost: The run is another process's by now.
         """
         try:
-            await self._journal.attempt_begins(attempt)
+            await self.journal.attempt_begins(attempt)
         except BaseException as error:
             await self._over(error)
             raise
@@ -265,58 +263,27 @@ class SupervisedRun(NotedCheckpoints):
         self.attempts.append(attempt)
         self.telemetry.segment_began(attempt.segment, attempt.number, attempt.saver.steps_done)
 
-    # What its attempts report
+    # What its attempts ask and report
 
     def note_metrics(self, attempt: AttemptScope, metrics: Mapping[str, float]) -> None:
         """What the loop reports; from the loop's own thread."""
         self.metrics = dict(metrics)
-        self._journal.metrics(attempt, metrics)
+        self.journal.metrics(attempt, metrics)
 
-    def note_step_done(self, attempt: AttemptScope) -> None:
-        """An optimizer step is complete; from the SDK's thread, after every step."""
-        self._journal.step_done(attempt)
-
-    def note_stored(
-        self, attempt: AttemptScope, step: int, path: str, took_s: float | None
-    ) -> None:
-        """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
-        self.trust.note_path(attempt, step, path)
-        self.keep_canary(attempt, step)
-        # A save queued behind a request that failed is stored all the same, and is no progress.
-        sound = not attempt.faulty and step <= attempt.client.first_doubtful_step
-        if attempt is self.current and sound:
-            self.budget.note_saved(step)
-            self.trust.note_saved(step)
-        self._changed(self)
-        self._journal.stored(attempt, step, path, sound=sound)
-        self._events.emit(
-            names.EVENT_CHECKPOINT_SAVED,
-            self.name,
-            f"{path}, at step {step}",
-            {
-                names.CHECKPOINT_PATH: path,
-                names.CHECKPOINT_STEP: step,
-                **({} if took_s is None else {names.SAVE_S: took_s}),
-            },
-        )
-
-    def note_save_failed(self, attempt: AttemptScope, step: int, error: BaseException) -> None:
-        """A save did not succeed; training continues. After a fault it is not reported."""
-        if attempt.faulty or attempt.closed:
-            return
-        self._events.emit(
-            names.EVENT_CHECKPOINT_SAVE_FAILED,
-            self.name,
-            f"saving at step {step}: {error}",
-            {names.CHECKPOINT_STEP: step, names.ERROR_TYPE: type(error).__qualname__},
-        )
+    def _first_doubtful_step(self, attempt_id: str) -> float:
+        steps = [
+            attempt.client.first_doubtful_step
+            for attempt in self.attempts
+            if attempt.id == attempt_id and attempt.faulty
+        ]
+        return min(steps, default=math.inf)
 
     async def is_corrupted(self) -> bool:
         """Ask the service whether it calls the run corrupted; no answer counts as no."""
         if self.current is None:
             return False
         try:
-            return (await self.reader.run(self.current.run_id)).corrupted
+            return (await self.collaborators.reader.run(self.current.run_id)).corrupted
         except StatusError:
             return False
 
@@ -375,11 +342,11 @@ class SupervisedRun(NotedCheckpoints):
             self._faults_at = (fault.failed_step, times + 1 if again else 1)
             self.history.evidence = self.history.evidence.failed()
             if current is not None:
-                self.trust.distrust_since(fault, current)
+                self.rollbacks.distrust_since(fault, current)
                 self.spawn(functools.partial(self._retire, current))
         elif self.policy.enabled and current is not None and current.blocking:
             self.spawn(functools.partial(self._retire, current))
-        self._journal.fault(fault, recovers=self.incident is fault)
+        self.journal.fault(fault, recovers=self.incident is fault)
         self._queue.put(fault)
 
     def awaits(self, fault: Fault) -> bool:
@@ -388,9 +355,9 @@ class SupervisedRun(NotedCheckpoints):
             return not self.ended
         return not self.ended and self.incident is fault
 
-    def restoration(self, tools: Tools) -> Restore:
+    def restoration(self, waiting: ServiceTime, *, ahead: bool) -> Restore:
         """One try to bring its state back."""
-        return Restore(self, tools)
+        return Restore(self, self.collaborators, waiting=waiting, ahead=ahead)
 
     def hold_ready(self, restored: Restored) -> HandOver:
         """Hold a recovered client ready; it trains once :meth:`hand_over` is called."""
@@ -398,7 +365,7 @@ class SupervisedRun(NotedCheckpoints):
             self.spawn(functools.partial(self._retire, self._ready))
         ready = self._ready = self._new_attempt(restored.connection, restored.checkpoint)
         if restored.answer is not None:
-            self.trust.canaries.record(ready.id, ready.start_step, restored.answer)
+            self.checkpoints.canaries.record(ready.id, ready.start_step, restored.answer)
         old = self.current.client if self.current else None
         return HandOver(
             callback=self.policy.on_recovery,
@@ -425,9 +392,9 @@ class SupervisedRun(NotedCheckpoints):
         self._join(attempt)
         self.recoveries.append(recovery)
         self.incident = None
-        self.trust.note_resumed(attempt.start_step)
+        self.rollbacks.note_resumed(attempt.start_step)
         self._next_ready.set()
-        self._changed(self)
+        self.changed(self)
         if attempt.fault is not None:
             # It failed before anyone trained on it, in the user's own callback perhaps.
             self.report_fault(attempt.fault)
@@ -442,7 +409,7 @@ class SupervisedRun(NotedCheckpoints):
     async def _over(self, error: BaseException | None) -> None:
         """The run is over, well or by this error; the journal gets its end, and its lease back."""
         self._end(error)
-        await self._journal.run_ends(error)
+        await self.journal.run_ends(error)
 
     def _end(self, error: BaseException | None) -> None:
         self.ended = True
@@ -461,7 +428,7 @@ class SupervisedRun(NotedCheckpoints):
         if error is not None:
             status = "errored" if isinstance(error, Exception) else "interrupted"
         await attempt.close(status, "" if error is None else type(error).__name__)
-        await self._journal.run_ends(error)
+        await self.journal.run_ends(error)
 
     async def abandon(self) -> None:
         """The Supervisor ends: close whatever is still open. Never raises an Exception."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import httpx
 from tinker import types
 
+from tinker_recovery.checkpoints import WeightsFacts
 from tinker_recovery.errors import StatusRefused
 from tinker_recovery.service.base import Endpoint
 from tinker_recovery.service.http import ServiceHttp
@@ -41,6 +42,11 @@ class RunStatus(NamedTuple):
     def of(cls, run: types.TrainingRun) -> Self:
         """Of the SDK's own model of a run."""
         return cls(run.training_run_id, run.corrupted, run.base_model, run.lora_rank)
+
+    @property
+    def weights(self) -> WeightsFacts:
+        """What its weights are, as far as its status says."""
+        return WeightsFacts(self.base_model, self.lora_rank)
 
 
 class RunPage(NamedTuple):

@@ -10,23 +10,27 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 
 import anyio
 import tinker
 from tinker import types
 
+from tinker_recovery.checkpoints import WeightsFacts
 from tinker_recovery.errors import UsageError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.policy import Callback
 from tinker_recovery.recovery.budget import AttemptBudget
+from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import HandOver, Recovery
-from tinker_recovery.recovery.restore import Restored, Tools
-from tinker_recovery.service import Connection, RunStatus, StatusReader
+from tinker_recovery.recovery.restore import Restore, Restored
+from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.service import Connection, RunStatus
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.telemetry import RunTelemetry
-from tinker_recovery.watched.restore import WatchedRestore, progress_of
+from tinker_recovery.watched.restore import NewestStored, progress_of
 
 _CLOSING_AT_ONCE = 32
 
@@ -170,19 +174,16 @@ class WatchedRun:
         """Every Tinker run it has been, oldest first."""
         self.budget = AttemptBudget(policy.max_attempts)
         self.telemetry = RunTelemetry(self.name, secrets.token_hex(8), clock.monotonic)
-        self.bad: dict[str, str] = {}
-        """Checkpoints not to be used again, with the reason."""
+        self.checkpoints = CheckpointState(self.name)
+        """What is known of its checkpoints."""
+        self.segments, self.root, self.origin, self.start_step = (), None, None, 0
+        self.weights = WeightsFacts()
         self.incident: Fault | None = None
         self.error: BaseException | None = None
         self.recoveries = 0
         self.connection: Connection | None = None
         """The client handed over last."""
         self._ready: tuple[Connection, types.Checkpoint] | None = None
-
-    @property
-    def reader(self) -> StatusReader:
-        """Where its checkpoints are listed."""
-        return self._watches.collaborators.reader
 
     @property
     def trusted_until(self) -> float | None:
@@ -198,9 +199,11 @@ class WatchedRun:
         """Whether this fault still has to be dealt with."""
         return self.incident is fault and self._watch.active
 
-    def restoration(self, tools: Tools) -> WatchedRestore:
+    def restoration(self, waiting: ServiceTime, *, ahead: bool) -> Restore:
         """One try to bring its state back."""
-        return WatchedRestore(self, tools)
+        collaborators = self._watches.collaborators
+        order = NewestStored(self, collaborators.reader, waiting)
+        return Restore(self, collaborators, waiting=waiting, ahead=ahead, order=order)
 
     def hold_ready(self, restored: Restored) -> HandOver:
         """Hold the new client ready."""
@@ -260,7 +263,11 @@ class Watches:
     """
 
     def __init__(self, collaborators: Collaborators, queue: FaultQueue) -> None:
-        self.collaborators = collaborators
+        # A canary and a strategy are for runs whose steps and weights are known here.
+        policy = collaborators.policy.model_copy(
+            update={"canary": None, "checkpoint_strategy": "latest"}
+        )
+        self.collaborators = replace(collaborators, policy=policy)
         self.queue = queue
         self._watches: dict[str, PolledWatch] = {}
         self._opened: dict[str, WatchedRun] = {}

@@ -42,7 +42,7 @@ async def _list(scope: Scope) -> tuple[list[Listed], Notes]:
     from tinker_recovery.cli.checkpoints.stock import open_stock
 
     async with open_stock() as stock:
-        return await stock.listed(scope), await stock.notebook.notes()
+        return await stock.listed(scope), await stock.collaborators.notebook.notes()
 
 
 def _row(each: Listed, notes: Notes) -> dict[str, Any]:

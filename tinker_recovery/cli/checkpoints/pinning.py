@@ -46,12 +46,12 @@ async def _pin(paths: Sequence[str], reason: str) -> list[str]:
         there = {
             each.tinker_path
             for run_id in {run_id_of(path) for path in paths}
-            for each in await stock.reader.checkpoints(run_id)
+            for each in await stock.collaborators.reader.checkpoints(run_id)
         }
         missing = [path for path in paths if path not in there]
         if not missing:
             for path in paths:
-                await stock.notebook.pin(path, reason)
+                await stock.collaborators.notebook.pin(path, reason)
         return missing
 
 
@@ -73,7 +73,7 @@ async def _unpin(paths: Sequence[str]) -> list[str]:
     from tinker_recovery.cli.checkpoints.stock import open_stock
 
     async with open_stock() as stock:
-        return [path for path in paths if not await stock.notebook.unpin(path)]
+        return [path for path in paths if not await stock.collaborators.notebook.unpin(path)]
 
 
 def _tell_pins(paths: Sequence[str], done: str, missing: Sequence[str], *, as_json: bool) -> None:

@@ -19,8 +19,9 @@ from tinker_recovery.cli.checkpoints.scope import (
 )
 
 if TYPE_CHECKING:
-    from tinker_recovery.cli.checkpoints.stock import StoredLineage
-    from tinker_recovery.retention.collector import Done, Outlook
+    from tinker_recovery.journal.holder import Holder
+    from tinker_recovery.recovery.resume import RunSnapshot
+    from tinker_recovery.retention.collector import Collector, Done, Outlook
 
 
 @click.command()
@@ -101,25 +102,16 @@ async def _prune(
     scope: Scope, policy: Any, *, dry_run: bool, ask: bool, quiet: bool
 ) -> dict[str, Any]:
     from tinker_recovery.cli.checkpoints.stock import open_stock
-    from tinker_recovery.clock import SYSTEM_CLOCK
     from tinker_recovery.retention.collector import Collector
-    from tinker_recovery.telemetry import EventSink
 
-    async with open_stock() as stock:
-        house = Collector(
-            reader=stock.reader,
-            notebook=stock.notebook,
-            policy=policy,
-            events=EventSink(),
-            clock=SYSTEM_CLOCK,
-            keeps_alive=False,
-        )
-        lineages = await stock.lineages(await stock.listed(scope))
-        looks = [(each, await house.look(each)) for each in lineages if each.trained_by is None]
-        busy = [each for each in lineages if each.trained_by is not None]
+    async with open_stock(policy) as stock:
+        collector = Collector(stock.collaborators, keeps_alive=False)
+        runs = await stock.lineages(await stock.listed(scope))
+        looks = [(run, await collector.look(run)) for run in runs if run.holder is None]
+        busy = [(run, run.holder) for run in runs if run.holder is not None]
         if not quiet:
             _print_plans(looks, busy)
-        being_deleted = [row for _, look in looks for row in look.plan.deletions]
+        to_delete = [row for _, look in looks for row in look.plan.deletions]
         report: dict[str, Any] = {
             "dry_run": dry_run,
             "deleted": [],
@@ -131,25 +123,25 @@ async def _prune(
                     "size_bytes": row.size_bytes,
                     "reason": row.reason,
                 }
-                for row in being_deleted
+                for row in to_delete
             ],
             "kept": sum(len(look.plan.kept) for _, look in looks),
             "bytes_freed": 0,
             "left_alone": [
-                {"lineage": each.lineage, "name": each.name, "trained_by": each.trained_by}
-                for each in busy
+                {"lineage": run.lineage, "name": run.name, "trained_by": _process(holder)}
+                for run, holder in busy
             ],
         }
-        if dry_run or not being_deleted:
+        if dry_run or not to_delete:
             return report
-        if ask and not click.confirm(f"Delete these {len(being_deleted)}?", err=True):
+        if ask and not click.confirm(f"Delete these {len(to_delete)}?", err=True):
             return report
-        await _carry_out(house, [each for each, _ in looks], len(being_deleted), report)
+        await _carry_out(collector, [run for run, _ in looks], len(to_delete), report)
         return report
 
 
 async def _carry_out(
-    house: Any, lineages: Sequence[StoredLineage], total: int, report: dict[str, Any]
+    collector: Collector, runs: Sequence[RunSnapshot], total: int, report: dict[str, Any]
 ) -> None:
     from rich.console import Console
     from rich.progress import track
@@ -159,12 +151,12 @@ async def _carry_out(
     console = Console(stderr=True)
     steps = iter(track(range(total), "deleting", console=console, disable=not sys.stderr.isatty()))
 
-    def tell(done: Done) -> None:
+    def count(done: Done) -> None:
         if len({**gone, **done.deleted}) <= total:
             next(steps, None)
 
-    for lineage in lineages:
-        done = await house.tidy(lineage, tell)
+    for run in runs:
+        done = await collector.collect(run, count)
         gone.update(done.deleted)
         failed.update(done.failed)
     for _ in steps:
@@ -178,14 +170,18 @@ async def _carry_out(
     )
 
 
+def _process(holder: Holder) -> str:
+    return f"process {holder.pid} on {holder.host}"
+
+
 def _print_plans(
-    looks: Sequence[tuple[StoredLineage, Outlook]], busy: Sequence[StoredLineage]
+    looks: Sequence[tuple[RunSnapshot, Outlook]], busy: Sequence[tuple[RunSnapshot, Holder]]
 ) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
-    for lineage, look in looks:
+    for run, look in looks:
         table = Table(
             "",
             "step",
@@ -194,7 +190,7 @@ def _print_plans(
             "why",
             box=None,
             header_style="bold",
-            title=f"run {lineage.name}",
+            title=f"run {run.name}",
             title_justify="left",
         )
         for row in look.plan.rows:
@@ -206,9 +202,9 @@ def _print_plans(
                 row.reason,
             )
         console.print(table)
-    for lineage in busy:
+    for run, holder in busy:
         console.print(
-            f"run {lineage.name} is left alone: it is being trained by {lineage.trained_by}, "
+            f"run {run.name} is left alone: it is being trained by {_process(holder)}, "
             "which keeps its checkpoints itself"
         )
     rows = [row for _, look in looks for row in look.plan.deletions]

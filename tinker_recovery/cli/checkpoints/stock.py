@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio.to_thread
 import click
 
-from tinker_recovery.checkpoints import CheckpointRecord, Listed, Segment, WeightsFacts, segments_of
+from tinker_recovery.checkpoints import CheckpointRecord, Listed, segments_of
 from tinker_recovery.cli.checkpoints.scope import Scope
 from tinker_recovery.errors import JournalError, StatusError
-from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, journal_path
-from tinker_recovery.journal.reading import RunView, read_run, read_runs
+from tinker_recovery.journal import STATE_FOLDER, Found, Journal, Notebook, journal_path
+from tinker_recovery.journal.reading import RunView, read_left, read_runs
+from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
+from tinker_recovery.recovery.checkpoint_state import CheckpointState
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.resume import RunSnapshot, segments_from, snapshot_of
 from tinker_recovery.service import StatusReader, TinkerBackend
 
 OUT_OF_REACH = 3
@@ -31,15 +35,11 @@ class Stock:
     """The service as these commands see it.
 
     Attributes:
-        backend: For what needs a session.
-        reader: The service's word.
-        notebook: The journal's.
+        collaborators: What is done is done with these.
         journal: The journal's file.
     """
 
-    backend: TinkerBackend
-    reader: StatusReader
-    notebook: Notebook
+    collaborators: Collaborators
     journal: Path | None
 
     async def listed(self, scope: Scope) -> list[Listed]:
@@ -47,7 +47,7 @@ class Stock:
         run_ids, lineage = await self._resolve(scope)
         found = [
             Listed.read(each)
-            async for each in self.reader.every_checkpoint()
+            async for each in self.collaborators.reader.every_checkpoint()
             if each.checkpoint_type == "training"
         ]
         chosen = [
@@ -66,104 +66,85 @@ class Stock:
             return None if scope.run is None else {scope.run}, scope.lineage
         known = await self._read(scope.run)
         if known is not None:
-            return None, known.lineage
+            return None, known[1].lineage
         return {scope.run}, scope.lineage
 
-    async def _read(self, name: str) -> RunView | None:
-        path, service = self.journal, self.reader.http.endpoint.base_url
+    async def _read(self, name: str) -> tuple[RunView, Found] | None:
+        path, service = self.journal, self._service
         if path is None or not path.exists():
             return None
         try:
-            return await anyio.to_thread.run_sync(lambda: read_run(path, name, service=service))
+            left = await anyio.to_thread.run_sync(lambda: read_left(path, name, service=service))
         except JournalError:
             return None  # one of an older schema: brought up to date by the next training process
+        # The id of a Tinker run finds its run as well.
+        return left if left is not None and left[0].name == name else None
 
-    async def lineages(self, listed: Sequence[Listed]) -> list[StoredLineage]:
-        """The lineages that the readable ones among these belong to, each with its history."""
+    @property
+    def _service(self) -> str:
+        return self.collaborators.reader.http.endpoint.base_url
+
+    async def lineages(self, listed: Sequence[Listed]) -> list[RunSnapshot]:
+        """The lineages that the readable ones among these belong to, each where it stands."""
         of: dict[str, list[CheckpointRecord]] = {}
         for each in listed:
             if each.record is not None:
                 of.setdefault(each.record.lineage, []).append(each.record)
         known = await self._known_lineages()
-        return [_stored(lineage, records, known.get(lineage)) for lineage, records in of.items()]
+        return [
+            await self._known(*known[lineage]) if lineage in known else _unknown(lineage, records)
+            for lineage, records in of.items()
+        ]
 
-    async def _known_lineages(self) -> dict[str, RunView]:
-        path, service = self.journal, self.reader.http.endpoint.base_url
+    async def _known_lineages(self) -> dict[str, tuple[RunView, Found]]:
+        path = self.journal
         if path is None or not path.exists():
             return {}
         try:
             views = await anyio.to_thread.run_sync(lambda: read_runs(path))
         except JournalError:
             return {}
-        found: dict[str, RunView] = {}
+        found: dict[str, tuple[RunView, Found]] = {}
         for view in views:
-            if view.service == service:
-                whole = await self._read(view.name)
-                if whole is not None and whole.lineage == view.lineage:
-                    found[view.lineage] = whole
+            if view.service == self._service:
+                left = await self._read(view.name)
+                if left is not None and left[1].lineage == view.lineage and left[1].attempts:
+                    found[view.lineage] = left
         return found
 
-
-@dataclass(frozen=True, slots=True)
-class StoredLineage:
-    """A lineage of which no run is under way in this process.
-
-    Attributes:
-        name: Its name, or its id where it has none here.
-        lineage: Its id.
-        segments: Every Tinker run it has lived in, oldest first.
-        protected: Path to reason, of what is left alone.
-        trained_by: The process that trains it just now, in words; None if none is known.
-        weights: What its weights are.
-        recovering: It is not, here.
-    """
-
-    name: str
-    lineage: str
-    segments: Sequence[Segment]
-    protected: Mapping[str, str]
-    trained_by: str | None = None
-    weights: WeightsFacts = field(default_factory=WeightsFacts)
-    recovering: bool = False
-
-    def is_pending(self, record: CheckpointRecord) -> bool:
-        """No metric is still to come."""
-        del record
-        return False
-
-    async def mark_bad(self, path: str, reason: str) -> None:
-        """Nothing is marked by these commands."""
-
-    def note_being_deleted(self, paths: Collection[str]) -> None:
-        """Nobody here relies on any."""
-
-    def note_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Nobody here compares them."""
-
-
-def _stored(
-    lineage: str, records: Sequence[CheckpointRecord], known: RunView | None
-) -> StoredLineage:
-    if known is None or not known.attempts:
-        # Trained on another machine, perhaps at this moment: it may have gone back to any of the
-        # recent ones, and the listing does not tell.
-        recent = datetime.now(UTC) - MIN_AGE
-        young = {
-            record.path: "saved less than a day ago, by a run this machine knows nothing of"
-            for record in records
-            if record.time > recent
+    async def _known(self, view: RunView, found: Found) -> RunSnapshot:
+        """A run of this machine's journal: what it may not be restored from is not relied on."""
+        parents = {
+            each.parent: "an attempt began from it" for each in found.attempts[-1:] if each.parent
         }
-        return StoredLineage(lineage, lineage, segments_of(records), young)
-    segments = [
-        Segment(each.run_id, each.attempt, each.start_step, each.parent) for each in known.attempts
-    ]
-    parents = {
-        each.parent: "an attempt began from it" for each in known.attempts[-1:] if each.parent
+        if view.live:
+            segments, known = segments_from(found.attempts), CheckpointState(view.name)
+            return RunSnapshot(view.name, found.lineage, segments, known, holder=view.holder)
+        having = self.collaborators
+        snapshot = await snapshot_of(
+            view.name,
+            found,
+            parent=None,
+            reader=having.reader,
+            policy=having.policy,
+            clock=having.clock,
+        )
+        return replace(snapshot, protected=parents)
+
+
+def _unknown(lineage: str, records: Sequence[CheckpointRecord]) -> RunSnapshot:
+    """A run trained on another machine, perhaps at this moment.
+
+    It may have gone back to any of the recent ones, and the listing does not tell.
+    """
+    recent = datetime.now(UTC) - MIN_AGE
+    young = {
+        record.path: "saved less than a day ago, by a run this machine knows nothing of"
+        for record in records
+        if record.time > recent
     }
-    trained_by = None
-    if known.live and known.holder is not None:
-        trained_by = f"process {known.holder.pid} on {known.holder.host}"
-    return StoredLineage(known.name, lineage, segments, parents, trained_by)
+    segments = tuple(segments_of(records))
+    return RunSnapshot(lineage, lineage, segments, CheckpointState(lineage), protected=young)
 
 
 def _run_id(path: str) -> str:
@@ -184,14 +165,23 @@ class _Unread(click.ClickException):
 
 
 @asynccontextmanager
-async def open_stock(timeout_s: float = 30.0) -> AsyncGenerator[Stock]:
+async def open_stock(
+    checkpoints: CheckpointPolicy | None = None, *, timeout_s: float = 30.0
+) -> AsyncGenerator[Stock]:
     """The service that TINKER_BASE_URL and TINKER_API_KEY name, and the user's journal.
+
+    Args:
+        checkpoints: What to keep, for whoever deletes the rest.
+        timeout_s: Deadline of one read, in seconds.
 
     Raises:
         click.ClickException: With exit status 3: either cannot be read.
     """
     logging.getLogger("stamina").setLevel(logging.ERROR)
     path = journal_path(STATE_FOLDER)
+    # A person waits for the answer, and can ask again.
+    policy = RecoveryPolicy(checkpoints=checkpoints or CheckpointPolicy())
+    policy = policy.model_copy(update={"max_wait_s": 0.0})
     try:
         backend = TinkerBackend()
         endpoint = await backend.endpoint()
@@ -199,6 +189,6 @@ async def open_stock(timeout_s: float = 30.0) -> AsyncGenerator[Stock]:
             Notebook(Journal(path, service=endpoint.base_url)) as notebook,
             StatusReader(endpoint, timeout_s=timeout_s) as reader,
         ):
-            yield Stock(backend, reader, notebook, path)
+            yield Stock(Collaborators(policy, backend, reader, notebook), path)
     except (StatusError, JournalError) as error:
         raise _Unread(str(error)) from error

@@ -92,7 +92,7 @@ async def _verify(
     )
     found: dict[str, Sequence[Finding]] = {}
     async with open_stock() as stock:
-        verifier = Verifier(stock.backend, stock.reader, stock.notebook)
+        verifier = Verifier(stock.collaborators)
         chosen = paths or [each.path for each in await stock.listed(scope)]
         with bars:
             for number, path in enumerate(chosen, 1):

@@ -1,0 +1,239 @@
+"""CheckpointState: what is known of a run's checkpoints, from every source, in one place.
+
+The process that trains, the processes before it, the journal and the service's listing all add to
+it; choosing, restoring, retention and the dry run read it. Only :class:`RollbackDetector` of the
+``run`` room finds out more by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from tinker_recovery.checkpoints import (
+    CheckpointRecord,
+    Deletion,
+    DeletionLedger,
+    Segment,
+    WeightsFacts,
+)
+from tinker_recovery.checkpoints.canary import Answer, CanaryBook, fingerprint_of
+from tinker_recovery.errors import JournalError
+from tinker_recovery.journal import Notes
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.telemetry import names
+
+logger = logging.getLogger(names.SCOPE)
+
+_BEING_DELETED = "its deletion was begun"
+
+
+class KnownRun(Protocol):
+    """A run as far as its checkpoints go: under way here, watched, or one of another process."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        ...
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """Every Tinker run it has lived in, oldest first."""
+        ...
+
+    @property
+    def weights(self) -> WeightsFacts:
+        """What the service says its weights are, as far as that is known."""
+        ...
+
+    @property
+    def checkpoints(self) -> CheckpointState:
+        """What is known of its checkpoints."""
+        ...
+
+
+class CheckpointState:
+    """What is known of the checkpoints of one run.
+
+    A method that takes the collaborators reads or writes the journal; nothing else here waits.
+
+    Args:
+        run: The run's name, for the log.
+        canary_tolerance: The largest distance of two canary answers that count as equal.
+    """
+
+    def __init__(self, run: str, *, canary_tolerance: float = 0.0) -> None:
+        self.run = run
+        self.bad: dict[str, str] = {}
+        """Rejected checkpoints, never to be used again: path to reason."""
+        self.being_deleted: dict[str, str] = {}
+        """Checkpoints whose deletion has begun and may have happened: path to reason."""
+        self.sizes: dict[str, int] = {}
+        """Bytes of each checkpoint at first sight, by path."""
+        self.limits: dict[str, float] = {}
+        """"Trusted up to": the last step that may be restored, by attempt; no entry, no limit."""
+        self.stored: dict[str, tuple[str, int]] = {}
+        """Attempt and step of the checkpoints that the service said it has stored, by path."""
+        self.canaries = CanaryBook(canary_tolerance)
+        """What the canary answered at each checkpoint."""
+        self.fingerprints: dict[tuple[str, int], str] = {}
+        """What the canary answered at the (attempt, step) of each save of this process."""
+        self.noted_canaries: dict[str, str] = {}
+        """The same, as the journal has it: by path, of any process."""
+        self.began: tuple[str | None, str, int] | None = None
+        """Checkpoint, attempt and step the run began with in this process; None before."""
+        self.first_doubtful_step: Callable[[str], float] = lambda _: math.inf
+        """What an attempt of this process knows of its own requests, after a fault of it."""
+        self._not_finite: set[str] = set()
+
+    @property
+    def unusable(self) -> dict[str, str]:
+        """What must not be relied on: rejected, or being deleted. Path to reason."""
+        return {**self.being_deleted, **self.bad}
+
+    # How far an attempt is trusted
+
+    def trusted_to(self, attempt: str) -> float:
+        """The last step of an attempt whose checkpoints may be restored."""
+        return min(self.limits.get(attempt, math.inf), self.first_doubtful_step(attempt))
+
+    def distrust(self, attempt: str, above_step: float) -> None:
+        """What an attempt saved above this step is not what its step number says."""
+        self.limits[attempt] = min(above_step, self.limits.get(attempt, math.inf))
+
+    # What the service said it has stored
+
+    def stored_on(self, segment: Segment, limit: float) -> list[str]:
+        """Paths of the checkpoints of a segment up to a step that the service has stored."""
+        return [
+            path
+            for path, (attempt, step) in self.stored.items()
+            if attempt == segment.attempt and step <= limit and path not in self.bad
+        ]
+
+    def path_of(self, attempt: str, step: int) -> str | None:
+        """Where the service said it stored the save of an attempt at a step."""
+        at = attempt, step
+        return next((path for path, stored in self.stored.items() if stored == at), None)
+
+    # What the canary answers
+
+    def learn_canaries(self, records: Iterable[CheckpointRecord]) -> None:
+        """Take over the canary's answers from listed checkpoints, and from the journal's notes."""
+        for record in records:
+            said = record.canary or self.noted_canaries.get(record.path)
+            if said is not None:
+                self.canaries.learn(record.attempt, record.step, said)
+
+    def note_canary(self, attempt: str, step: int, answer: Answer) -> str | None:
+        """The canary was run on the weights of a save; returns the fingerprint of its answer.
+
+        None for an answer that is not finite: it says nothing of the weights, and no later answer
+        would be equal to it.
+        """
+        fingerprint = fingerprint_of(answer)
+        if fingerprint is not None:
+            self.canaries.record(attempt, step, answer)
+            self.fingerprints[attempt, step] = fingerprint
+        return fingerprint
+
+    def expects(self, checkpoint: CheckpointRecord | None) -> bool:
+        """Whether it is known what the canary answers on weights restored from there.
+
+        Args:
+            checkpoint: What they are restored from; None if the run starts over.
+        """
+        at = self._answered_at(checkpoint)
+        return at is not None and self.canaries.expects(*at)
+
+    def canary_objection(self, checkpoint: CheckpointRecord | None, answer: Answer) -> str | None:
+        """Why weights that answer so are not those of the checkpoint; None if they may be.
+
+        Args:
+            checkpoint: What they were restored from; None if the run started over.
+            answer: What the canary answered on them.
+        """
+        at = self._answered_at(checkpoint)
+        return None if at is None else self.canaries.objection(answer, *at)
+
+    def rejects(self, checkpoint: CheckpointRecord, answer: Answer) -> bool:
+        """Whether an answer that is an objection to the weights rejects their checkpoint as well.
+
+        One that is not finite does from the second time on: once it may be the service's doing.
+        """
+        if fingerprint_of(answer) is not None or checkpoint.path in self._not_finite:
+            return True
+        self._not_finite.add(checkpoint.path)
+        return False
+
+    def _answered_at(self, checkpoint: CheckpointRecord | None) -> tuple[str, int] | None:
+        if checkpoint is None or (self.began is not None and checkpoint.path == self.began[0]):
+            # Where the run began is known by what its first client answered before any step.
+            return None if self.began is None else self.began[1:]
+        return checkpoint.attempt, checkpoint.step
+
+    # What the journal has noted
+
+    async def read(self, collaborators: Collaborators) -> Notes:
+        """Take over what any process has noted of the service's checkpoints; returns the notes.
+
+        Raises:
+            JournalError: The journal cannot be used.
+        """
+        notes = await collaborators.notebook.notes()
+        self.bad.update(notes.bad)
+        self.sizes.update(notes.sizes)
+        self.noted_canaries.update(notes.canaries)
+        ledger = DeletionLedger.from_lines(notes.deletions.values())
+        being_deleted = ledger.being_deleted(now_s=collaborators.clock.wall())
+        self.being_deleted = dict.fromkeys(being_deleted, _BEING_DELETED)
+        return notes
+
+    async def refresh(self, collaborators: Collaborators) -> None:
+        """:meth:`read`, for a recovery: a journal that cannot be read is logged, not raised."""
+        with self._logged():
+            await self.read(collaborators)
+
+    def note_deletion(self, entry: Deletion, *, now_s: float) -> None:
+        """The journal has this line of a deletion now."""
+        if DeletionLedger({entry.path: entry}).being_deleted(now_s=now_s):
+            self.being_deleted[entry.path] = _BEING_DELETED
+        else:
+            self.being_deleted.pop(entry.path, None)
+
+    async def reject(self, path: str, reason: str, collaborators: Collaborators) -> None:
+        """Never use a checkpoint again, in this process or a later one; emits an event.
+
+        A journal that cannot be written is logged: this process knows, and what matters now is the
+        recovery.
+        """
+        self.bad[path] = reason
+        with self._logged():
+            await collaborators.notebook.mark_bad(path, reason)
+        collaborators.events.emit(
+            names.EVENT_CHECKPOINT_BAD,
+            self.run,
+            f"{path} is not used again: {reason}",
+            {names.CHECKPOINT_PATH: path, names.REASON: reason},
+        )
+
+    def write_canary(self, attempt: str, step: int, collaborators: Collaborators) -> None:
+        """Note the canary's answer at a save, in the background, once answer and path are known."""
+        path, said = self.path_of(attempt, step), self.fingerprints.get((attempt, step))
+        if path is not None and said is not None:
+            collaborators.spawn(functools.partial(self._write_canary, path, said, collaborators))
+
+    async def _write_canary(self, path: str, said: str, collaborators: Collaborators) -> None:
+        with self._logged():
+            await collaborators.notebook.note_canary(path, said)
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        try:
+            yield
+        except JournalError as error:
+            logger.error("run %s: %s", self.run, error)  # noqa: TRY400 - the message says it all

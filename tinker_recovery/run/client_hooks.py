@@ -1,0 +1,121 @@
+"""What the client of one attempt reports to its run: from the SDK's thread to the event loop's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tinker import types
+
+from tinker_recovery.checkpoints.canary import answer_of
+from tinker_recovery.faults import RULES, DetectedBy, FaultRule, Kind, SeenIn, Verdict, judge
+from tinker_recovery.service import SaveRequest
+from tinker_recovery.service.client import CUSTOM_LOSS
+from tinker_recovery.telemetry import names
+
+if TYPE_CHECKING:
+    from tinker_recovery.run.scope import AttemptScope
+
+
+class AttemptHooks:
+    """Implements :class:`~tinker_recovery.service.ClientHooks` for one attempt.
+
+    The public methods may be called from any thread; what they post runs on the event loop.
+    """
+
+    def __init__(self, scope: AttemptScope) -> None:
+        self._scope = scope
+        self._run = scope.run
+
+    def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
+        """Judge a failed request, and declare or suspect a fault."""
+        place = SeenIn.BODY if operation == CUSTOM_LOSS else SeenIn.CALL
+        rule = judge(error, place, self._run.policy.retryable_errors)
+        if rule is None:
+            return
+        if rule.verdict is not Verdict.GIVE_UP:
+            self._scope.post(self._declare_fault, rule, step, error)
+        elif rule.breaks_client:
+            self._scope.post(self._scope.suspect_fault, rule, error, step)
+
+    def _declare_fault(self, rule: FaultRule, step: int | None, error: BaseException) -> None:
+        self._scope.declare_fault(rule, DetectedBy.CALL, error, failed_step=step)
+
+    def call_cancelled(self, operation: str, step: int | None) -> None:
+        """A cancelled request leaves a gap: suspect a fault."""
+        del operation
+        self._scope.post(self._scope.suspect_fault, RULES[Kind.CANCELLED], None, step)
+
+    def loss_not_finite(self, step: int, value: float) -> None:
+        """Declare the fault of a loss that is NaN or infinite."""
+        self._scope.post(self._scope.declare_bad_loss, step, value)
+
+    def step_done(self) -> None:
+        """Measure the step, and write the position now and then."""
+        self._scope.saver.step_done()
+        self._run.journal.step_done(self._scope)
+
+    def save_due(self, step: int) -> SaveRequest | None:
+        """Ask the schedule."""
+        return self._scope.saver.due(step)
+
+    def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str]:
+        """The user's own metadata and ours."""
+        return {**(given or {}), **self._scope.saver.metadata(step, "user")}
+
+    def saved(self, step: int, path: str) -> None:
+        """Note the checkpoint as stored."""
+        took_s = self._scope.saver.stored(step)
+        self._scope.post(self._note_stored, step, path, took_s)
+
+    def _note_stored(self, step: int, path: str, took_s: float | None) -> None:
+        """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
+        run, scope = self._run, self._scope
+        run.checkpoints.stored[path] = scope.id, step
+        run.checkpoints.write_canary(scope.id, step, run.collaborators)
+        # A save queued behind a request that failed is stored all the same, and is no progress.
+        sound = not scope.faulty and step <= scope.client.first_doubtful_step
+        if scope is run.current and sound:
+            run.budget.note_saved(step)
+            run.rollbacks.note_saved(step)
+        run.changed(run)
+        run.journal.stored(scope, step, path, sound=sound)
+        run.collaborators.events.emit(
+            names.EVENT_CHECKPOINT_SAVED,
+            run.name,
+            f"{path}, at step {step}",
+            {
+                names.CHECKPOINT_PATH: path,
+                names.CHECKPOINT_STEP: step,
+                **({} if took_s is None else {names.SAVE_S: took_s}),
+            },
+        )
+
+    def save_failed(self, step: int, error: BaseException) -> None:
+        """Report the first failure of a series."""
+        if self._scope.saver.failed(step):
+            self._scope.post(self._note_save_failed, step, error)
+
+    def _note_save_failed(self, step: int, error: BaseException) -> None:
+        """A save did not succeed; training continues. After a fault it is not reported."""
+        if self._scope.faulty or self._scope.closed:
+            return
+        self._run.collaborators.events.emit(
+            names.EVENT_CHECKPOINT_SAVE_FAILED,
+            self._run.name,
+            f"saving at step {step}: {error}",
+            {names.CHECKPOINT_STEP: step, names.ERROR_TYPE: type(error).__qualname__},
+        )
+
+    def canary_answered(self, step: int, output: types.ForwardBackwardOutput) -> None:
+        """Remember the canary's answer."""
+        self._scope.post(self._note_canary, step, output)
+
+    def _note_canary(self, step: int, output: types.ForwardBackwardOutput) -> None:
+        """The canary was run on the weights of a checkpoint."""
+        run, attempt = self._run, self._scope.id
+        fingerprint = run.checkpoints.note_canary(attempt, step, answer_of(output))
+        if fingerprint is not None:
+            # The next checkpoint carries it, so that any later process can compare.
+            self._scope.saver.canary = step, fingerprint
+        run.checkpoints.write_canary(attempt, step, run.collaborators)
