@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tinker_recovery.checkpoints import CheckpointRecord, Segment, on_branch
+from tinker_recovery.checkpoints import CheckpointRecord, Segment, on_branch, run_id_unchecked
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import (
     StatusRefused,
@@ -127,7 +127,7 @@ async def snapshot_of(
     stored = {
         path: (by_run[run_id], step)
         for path, step in found.stored
-        if (run_id := path.removeprefix("tinker://").partition("/")[0]) in by_run
+        if (run_id := run_id_unchecked(path)) in by_run
     }
     newest = found.attempts[-LATEST_SESSIONS:]
     return RunSnapshot(

@@ -84,7 +84,7 @@ class Saver:
         self.canary: tuple[int, str] | None = None
         """Step and fingerprint of the newest save whose canary has answered."""
         now_s = monotonic()
-        ledger = SaveLedger.resumed(start_step, now_s, epoch=epoch)
+        ledger = SaveLedger(start_step, now_s, epoch)
         for step, metrics in branch:
             ledger = ledger.began(step=step, now_s=now_s, epoch=epoch, metrics=metrics).stored(step)
         self._ledger = ledger
