@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from _report import Bar, arguments, bars, table
 
-from tinker_recovery.checkpoints import AutoInterval, Evidence, SaveLedger
+from tinker_recovery.checkpoints import Evidence, SaveLedger
+from tinker_recovery.checkpoints.interval import AutoInterval
 
 LIMIT = 0.98
 HOUR = 3600.0
@@ -101,7 +102,7 @@ def auto(cell: Cell, schedule: AutoInterval, steps: int, seed: int) -> tuple[flo
     run = Run(cell.gaps(seed))
     noise = random.Random(seed + 1)
     evidence = Evidence()
-    ledger = SaveLedger.resumed(0, 0.0)
+    ledger = SaveLedger(0, 0.0)
     step = 0
     while step < steps:
         began_s = run.now_s
@@ -123,7 +124,7 @@ def auto(cell: Cell, schedule: AutoInterval, steps: int, seed: int) -> tuple[flo
                 continue
         evidence = evidence.failed().waited(run.now_s - began_s)
         step = ledger.last_step
-        ledger = SaveLedger.resumed(step, run.now_s)
+        ledger = SaveLedger(step, run.now_s)
     return run.now_s, schedule.steps(evidence)
 
 

@@ -1,4 +1,4 @@
-"""Time and chance as arguments, so that no test waits for a real backoff."""
+"""Clocks, sleeps and jitter as arguments, so that no test waits for a real backoff."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import anyio
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where durations, dates, waits and jitter come from.
+    """The source of time and jitter.
 
     Attributes:
-        monotonic: Seconds that only grow; for durations and deadlines.
-        wall: Seconds since the epoch; for what is shown to people and compared across processes.
-        sleep: Waits that many seconds; cancellable.
-        random: A number in [0, 1); for jitter only.
+        monotonic: Seconds that never decrease; for durations and deadlines.
+        wall: Seconds since the epoch; for dates, and to compare across processes.
+        sleep: Waits for these seconds; cancellable.
+        random: A number in [0, 1), for jitter only.
     """
 
     monotonic: Callable[[], float] = time.monotonic

@@ -1,13 +1,12 @@
-"""Faults: what was seen, and the one table that judges it.
+"""Faults: the table that judges what went wrong.
 
-A verdict is reached from the exception's type and what it carries, walking ``__cause__``: the SDK
-hides the real error of a poll behind a bare ValueError. Where it was seen matters too: a 404 from
-a request of the loop means the model is gone, while one from the creation of a run means it was
-asked for by a wrong name. Whatever no rule matches is not ours to judge and reaches the user
-untouched.
+An exception is judged by its type and contents, and those of its ``__cause__``s: the SDK raises a
+bare ValueError for a failed poll, and the real error is its cause. Where it was seen matters too: a
+404 from a request of the loop means that the model is gone, one from the creation of a run that its
+name is wrong. An exception that no rule matches is not a fault, and reaches the user unchanged.
 
-The facts behind the rules were measured against tinker 0.38; what it raises, and when, is in each
-rule's reason. ``tinker-recovery faults`` prints the table.
+Each rule's reason names what tinker 0.38 raises, and when. ``tinker-recovery faults`` prints the
+table.
 """
 
 from __future__ import annotations
@@ -74,37 +73,37 @@ class Verdict(StrEnum):
     RECOVER = "recover"
     """Go back to a checkpoint, at once."""
     WAIT = "wait"
-    """The service asks for patience: a backoff first, and no attempt is spent."""
+    """Back off first: the service asks for it. Uses up no attempt."""
     GIVE_UP = "give_up"
     """Trying again cannot help: the error goes to the user unchanged."""
 
 
 class DetectedBy(StrEnum):
-    """How it was noticed."""
+    """How a fault was detected."""
 
     CALL = "call"
     """A request of the loop failed."""
     POLL = "poll"
-    """The service's status says so."""
+    """The service's status reports it."""
     START = "start"
     """The run's first client could not be created."""
     SILENCE = "silence"
     """Submitted work made no progress within the policy's deadline."""
     CANARY = "canary"
-    """The canary's answer is not the one these weights gave before."""
+    """The canary's answer differs from the one these weights gave before."""
     JOURNAL = "journal"
-    """The journal says so: of a process before this one, or of another one beside it."""
+    """The journal shows it: an earlier process ended, or another one took the run over."""
 
 
 class SeenIn(StrEnum):
     """Where an exception was seen."""
 
     CALL = "call"
-    """A request of the loop ended in it."""
+    """It ended a request of the loop."""
     BODY = "body"
     """It left the body of an attempt, and may be the user's own."""
     CREATE = "create"
-    """A client was being created or restored with it."""
+    """It ended the creation or restore of a client."""
 
 
 _ANYWHERE = frozenset(SeenIn)
@@ -112,18 +111,17 @@ _ANYWHERE = frozenset(SeenIn)
 
 @dataclass(frozen=True, slots=True)
 class FaultRule:
-    """One line of the table.
+    """One line of the fault table.
 
     Attributes:
-        kind: The fault this is.
+        kind: The fault.
         verdict: What to do about it.
-        reason: Why, in words for a person.
-        seen_as: What it looks like from outside, in words for a person.
-        matches: Whether one exception of a chain is of this kind; None for states that are read
-            or observed and never raised.
-        where: Where such an exception counts as this.
-        breaks_client: Whether the SDK's client is unusable after it. A request that was never
-            sent leaves a gap no later one gets past; one the service refused on reading does not.
+        reason: Why, for people.
+        seen_as: What it looks like from outside, for people.
+        matches: Whether an exception is this fault; None for states that are observed, not raised.
+        where: Where an exception has to be seen to be this fault.
+        breaks_client: Whether the SDK's client is unusable after it: a request that was never sent
+            leaves a gap that blocks every later one; a request the service refused does not.
     """
 
     kind: Kind
@@ -159,10 +157,8 @@ def _says(*words: str) -> Callable[[BaseException], bool]:
 
 
 def _model_missing(error: BaseException) -> bool:
-    if isinstance(error, tinker.NotFoundError):
-        return True
-    # Some services answer 400, or fail the request, with these words instead.
-    return (
+    # Some services answer 400 or fail the request, with these words, instead of 404.
+    return isinstance(error, tinker.NotFoundError) or (
         isinstance(error, (tinker.BadRequestError, tinker.RequestFailedError))
         and "not loaded" in str(error).lower()
     )
@@ -172,18 +168,12 @@ def _is(*kinds: type[BaseException]) -> Callable[[BaseException], bool]:
     return lambda error: isinstance(error, kinds)
 
 
-def _unavailable(error: BaseException) -> bool:
-    if isinstance(error, (tinker.APIConnectionError, tinker.InternalServerError)):
-        return True
-    return _status(408)(error)
-
-
 TABLE: tuple[FaultRule, ...] = (
     FaultRule(
         Kind.RETRYABLE,
         Verdict.RECOVER,
-        "the policy's retryable_errors names it; asked before every other rule",
-        "an exception of anyone's that the user named",
+        "the policy's retryable_errors names it; that is checked before every other rule",
+        "any exception that retryable_errors names",
     ),
     FaultRule(
         Kind.CORRUPTED,
@@ -194,22 +184,22 @@ TABLE: tuple[FaultRule, ...] = (
     FaultRule(
         Kind.SESSION_FAILED,
         Verdict.RECOVER,
-        "the service has failed the session of the run, and nothing of it will be executed",
+        "the service has failed the run's session and will execute none of its requests",
         "the session's status is failed, for an internal reason",
     ),
     FaultRule(
         Kind.SILENCE,
         Verdict.RECOVER,
         "submitted work made no progress within stall_after_s, and the service gave no reason to "
-        "wait; most bad states of a backend look like this, and would for ever",
+        "wait; most backend failures look like this and do not end by themselves",
         "requests open, none finished, no capacity pause reported",
     ),
     FaultRule(
         Kind.ROLLED_BACK,
         Verdict.RECOVER,
-        "the weights are those of an earlier checkpoint, though steps have been applied since: the "
-        "service lost them and did not say so",
-        "after an outage the canary answers as at an older checkpoint, or work was under way",
+        "the weights are, or may be, those of an earlier checkpoint: the service lost later steps "
+        "in an outage without reporting it",
+        "after an outage the canary answers as at an older checkpoint, or requests were open then",
     ),
     FaultRule(
         Kind.LOSS_NOT_FINITE,
@@ -221,20 +211,20 @@ TABLE: tuple[FaultRule, ...] = (
     FaultRule(
         Kind.PROCESS_LOST,
         Verdict.RECOVER,
-        "the process that trained the run ended before the run did; what it did since its last "
-        "checkpoint is repeated",
-        "a run of this name in the journal that has not come to its end",
+        "the process that trained the run ended before the run did; its steps since the last "
+        "checkpoint are done again",
+        "an unfinished run of this name in the journal",
     ),
     FaultRule(
         Kind.LEASE_LOST,
         Verdict.GIVE_UP,
-        "another process has taken the run over, and two must not train it",
-        "the run's lease in the journal is another's",
+        "another process has taken the run over, and only one may train it",
+        "another process holds the run's lease in the journal",
     ),
     FaultRule(
         Kind.MODEL_MISSING,
         Verdict.RECOVER,
-        "the service does not know the run's model any more",
+        "the service no longer has the run's model",
         "404, or 400 'not loaded', from a request of the loop",
         _model_missing,
         frozenset({SeenIn.CALL, SeenIn.BODY}),
@@ -242,22 +232,21 @@ TABLE: tuple[FaultRule, ...] = (
     FaultRule(
         Kind.REQUEST_FAILED,
         Verdict.RECOVER,
-        "a request failed inside the service (category server or unknown), and a client with one "
-        "failed request cannot be used again",
+        "a request failed inside the service, and the SDK's client cannot be used after that",
         "RequestFailedError, category server or unknown",
         _failed(RequestErrorCategory.Server, RequestErrorCategory.Unknown),
     ),
     FaultRule(
         Kind.GONE,
         Verdict.RECOVER,
-        "the service no longer knows the request (HTTP 410), so its effect is unknown",
+        "the service no longer knows the request, so its effect is unknown",
         "RetryableException, or HTTP 410",
         lambda error: isinstance(error, RetryableException) or _status(410)(error),
     ),
     FaultRule(
         Kind.RATE_LIMITED,
         Verdict.WAIT,
-        "the service asks for fewer requests, and the SDK has waited for as long as it does",
+        "the service asks for fewer requests, and the SDK's own wait was not long enough",
         "HTTP 429, after the SDK's own 300 s",
         _status(429),
     ),
@@ -271,22 +260,22 @@ TABLE: tuple[FaultRule, ...] = (
     FaultRule(
         Kind.UNPAID,
         Verdict.GIVE_UP,
-        "the account has run out of credit, and the SDK has waited an hour for that to change",
+        "the account is out of credit, and the SDK has waited an hour: add credit and run again",
         "HTTP 402, after the SDK's own pause",
         _status(402),
     ),
     FaultRule(
         Kind.FORBIDDEN,
         Verdict.GIVE_UP,
-        "the API key may not do this",
+        "the API key is not allowed to do this: check its permissions",
         "HTTP 403",
         _status(403),
     ),
     FaultRule(
         Kind.USER_ERROR,
         Verdict.GIVE_UP,
-        "the service says the request itself is at fault (category user), and would say so again; "
-        "if its status calls the run corrupted, that counts instead",
+        "the service rejects the request's content, and would again; but if its status reports the "
+        "run as corrupted, that counts instead",
         "RequestFailedError, category user",
         _failed(RequestErrorCategory.User),
         breaks_client=False,
@@ -294,8 +283,8 @@ TABLE: tuple[FaultRule, ...] = (
     FaultRule(
         Kind.CONFLICT,
         Verdict.RECOVER,
-        "a name is taken, most likely by the first try of a save whose reply was lost; the client "
-        "has a gap in its requests now",
+        "a name is taken, most likely by the first try of a save whose reply was lost; the SDK's "
+        "client cannot be used after that",
         "HTTP 409, after the SDK's own 300 s",
         _status(409),
         frozenset({SeenIn.CALL, SeenIn.BODY}),
@@ -303,15 +292,18 @@ TABLE: tuple[FaultRule, ...] = (
     FaultRule(
         Kind.UNAVAILABLE,
         Verdict.RECOVER,
-        "the service could not be reached for as long as the SDK tries, and the client has a gap "
-        "in its requests now",
+        "the service could not be reached for as long as the SDK retries, and the SDK's client "
+        "cannot be used after that",
         "connection errors, HTTP 408 and 5xx, after the SDK's own retries",
-        _unavailable,
+        lambda error: (
+            isinstance(error, (tinker.APIConnectionError, tinker.InternalServerError))
+            or _status(408)(error)
+        ),
     ),
     FaultRule(
         Kind.INVALID_REQUEST,
         Verdict.GIVE_UP,
-        "the service refuses the request as it stands, and would again",
+        "the service rejects the request, and would again: change it",
         "HTTP 422, 400 and other 4xx",
         lambda error: isinstance(error, tinker.APIStatusError),
     ),
@@ -326,7 +318,7 @@ TABLE: tuple[FaultRule, ...] = (
     FaultRule(
         Kind.STATUS_UNREAD,
         Verdict.WAIT,
-        "the service's status could not be read, which says nothing about the run",
+        "the service's status could not be read, so the run's state is unknown",
         "connection errors, HTTP 429 and 5xx of status reads; 404 right after creation",
         _is(StatusUnavailable),
         frozenset({SeenIn.CREATE}),
@@ -334,14 +326,14 @@ TABLE: tuple[FaultRule, ...] = (
     FaultRule(
         Kind.CLIENT_POISONED,
         Verdict.RECOVER,
-        "the SDK's client refuses every call after one failed request",
+        "the SDK's client refuses every call after a failed request",
         "RuntimeError '... poisoned ...' from a TrainingClient",
         _says("TrainingClient is poisoned"),
     ),
     FaultRule(
         Kind.CLIENT_CLOSED,
         Verdict.RECOVER,
-        "the SDK's client was closed under the loop",
+        "the SDK's client was closed while the loop used it",
         "RuntimeError 'ServiceClient is closed' and the like",
         _says(
             "ServiceClient is closed",
@@ -352,44 +344,44 @@ TABLE: tuple[FaultRule, ...] = (
     FaultRule(
         Kind.CANCELLED,
         Verdict.RECOVER,
-        "a request was cancelled, by a timeout around it or by the SDK; the client waits for it "
-        "for ever, and so would every later request",
-        "CancelledError that nobody outside asked for",
+        "a request was cancelled, by a timeout around it or by the SDK; every later request would "
+        "wait for it for ever",
+        "CancelledError, though the loop was not cancelled",
         _is(asyncio.CancelledError, concurrent.futures.CancelledError),
         frozenset({SeenIn.CALL}),
     ),
     FaultRule(
         Kind.REQUEST_BROKE,
         Verdict.RECOVER,
-        "a request ended in an error of no known kind, a result that cannot be decoded for "
-        "example; the client cannot be used again",
+        "a request ended in an unknown error, such as a result that cannot be decoded; the SDK's "
+        "client cannot be used after that",
         "any other exception of a request",
         _is(Exception),
         frozenset({SeenIn.CALL}),
     ),
 )
-"""The rules; the first that matches wins. States that are never raised have no ``matches``."""
+"""The fault table: the first rule that matches wins."""
 
 RULES: dict[Kind, FaultRule] = {rule.kind: rule for rule in TABLE}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fault:
-    """One thing that went wrong with one attempt of a run.
+    """A fault of one attempt of a run.
 
     Attributes:
         run: The run's name.
-        attempt: Number of the attempt it struck, from 1; 0 if none had started.
-        run_id: The Tinker run id; empty if none had been given out.
-        rule: The rule of the table that judged it.
-        detected_by: How it was noticed.
+        attempt: Number of the attempt, from 1; 0 if none had started.
+        run_id: The Tinker run id; empty if there was none yet.
+        rule: The rule that judged it.
+        detected_by: How it was detected.
         step: Optimizer steps submitted by then.
-        failed_step: The loop's step whose request it was; None if that is not known.
-        error: The exception, where there was one.
+        error: The exception, if there was one.
+        failed_step: The loop's step whose request failed; None if unknown.
         detected_at: Monotonic seconds.
         detected_ns: Nanoseconds since the epoch, for spans.
-        silent_s: Seconds since anything of the attempt had last made progress: as long as the
-            fault can have gone unseen.
+        silent_s: Seconds since the attempt's last progress, for which the fault may have gone
+            undetected.
     """
 
     run: str
@@ -415,7 +407,7 @@ class Fault:
         return self.rule.verdict
 
     def as_error(self) -> BaseException:
-        """The exception behind the fault, or one that says what was observed."""
+        """The exception of the fault, or one that describes what was observed."""
         if self.error is not None:
             return self.error
         if self.kind is Kind.CORRUPTED:
@@ -426,13 +418,13 @@ class Fault:
 def judge(
     error: BaseException, place: SeenIn = SeenIn.BODY, retryable: Sequence[Retryable] = ()
 ) -> FaultRule | None:
-    """The table's rule for an exception, or None if it is not ours to judge.
+    """The rule for an exception; None if it is not a fault, but the user's own.
 
-    An exception group is judged only if every exception in it is: one error of the user's own among
-    them is the user's to see. KeyboardInterrupt and SystemExit never are.
+    An exception group is a fault only if every exception in it is. KeyboardInterrupt and SystemExit
+    never are.
 
     Args:
-        error: What was seen.
+        error: The exception.
         place: Where it was seen.
         retryable: The policy's ``retryable_errors``.
     """
@@ -442,7 +434,7 @@ def judge(
         rules = [judge(inner, place, retryable) for inner in error.exceptions]
         return rules[0] if all(rules) else None
     chain = list(causes(error))
-    if any(_named(each, retryable) for each in chain):
+    if any(_is_named(each, named) for each in chain for named in retryable):
         return RULES[Kind.RETRYABLE]
     for rule in TABLE:
         if rule.matches is not None and place in rule.where and any(map(rule.matches, chain)):
@@ -450,19 +442,11 @@ def judge(
     return None
 
 
-def _named(error: BaseException, retryable: Sequence[Retryable]) -> bool:
-    for named in retryable:
-        if isinstance(named, type):
-            if isinstance(error, named):
-                return True
-        elif _holds(named, error):
-            return True
-    return False
-
-
-def _holds(predicate: Callable[[BaseException], bool], error: BaseException) -> bool:
+def _is_named(error: BaseException, named: Retryable) -> bool:
+    if isinstance(named, type):
+        return isinstance(error, named)
     try:
-        return bool(predicate(error))
+        return bool(named(error))
     except Exception:
         # `lambda e: e.status_code == 418` is the natural thing to write.
         logger.exception("a predicate of retryable_errors raised; it counts as False")

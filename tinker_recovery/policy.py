@@ -1,4 +1,4 @@
-"""What the user decides: when to recover, how often, from what, and when to save.
+"""The user's decisions: when to save, when to recover, how often, and from what.
 
 Frozen pydantic models. Durations are floats in seconds and named ``*_s``. A bad value is refused
 at construction with a ``pydantic.ValidationError`` naming the field, the value and what is allowed.
@@ -30,64 +30,60 @@ Retryable = type[BaseException] | Callable[[BaseException], bool]
 """An exception class, or a predicate over one exception."""
 
 CANARY_TOKENS = 4096
-"""The most tokens a canary may have: it is a look, not a batch."""
+"""The most tokens a canary may have: it is asked often, so it has to be cheap."""
 
 _CHECKPOINT_STRATEGY = re.compile(r"latest|best|step:[0-9]+|tinker://[^/\s]+/weights/[^/\s]+")
 
 
 class _Frozen(BaseModel):
-    # Defaults are validated too: a default that breaks its own rule should not wait for a user.
+    # Defaults are validated too, so that one that breaks its own rule is found in tests.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class CheckpointPolicy(_Frozen):
-    """When a supervised run saves its state (weights and optimizer).
+    """When a supervised run saves checkpoints (weights and optimizer), and which it keeps.
 
-    Saves are queued at submission, right behind the optimizer step they contain, so the step
-    number stored with a checkpoint is exact at any pipeline depth and the loop is never blocked.
+    A save is queued directly behind the optimizer step it contains, so the step number stored with
+    a checkpoint is exact at any pipeline depth and the loop is never blocked.
 
-    The strategy says when. ``"last"`` and ``"all"`` name the two ends of keeping, and save at the
-    rhythm of ``"steps"``: a run that saved at its end alone would have nothing to recover from.
-
-    What to keep is acted on while the run trains: what no rule keeps is deleted, of the saves this
-    schedule made and no others. Never deleted, whatever the rules say, are the newest valid one,
-    the one recovered from, pinned and published ones, and anything not known to be ours.
+    While the run trains, saves of this schedule that no rule keeps are deleted, and no others.
+    Never deleted, whatever the rules say, are the newest valid one, the one recovered from, pinned
+    and published ones, and anything not known to be ours.
 
     Attributes:
-        strategy: ``"steps"``: every ``save_every`` optimizer steps. ``"epoch"``: every
+        strategy: ``"steps"``: save every ``save_every`` optimizer steps. ``"epoch"``: every
             ``save_every`` epochs, as the loop reports them. ``"best"``: whenever ``best_metric``
-            is better than in every save so far. ``"last"``: as ``"steps"``, and only the newest is
-            kept, whatever ``keep_last`` says (with the best, under ``save_best``). ``"all"``: as
-            ``"steps"``, and nothing is deleted. ``"auto"``: at the interval that wastes the least
-            by what saves cost and how often the run fails (Young 1974, Daly 2006), measured as it
-            runs.
+            is better than in every save so far. ``"last"``: as ``"steps"``, and keep only the
+            newest, whatever ``keep_last`` is (and the best, with ``save_best``). ``"all"``: as
+            ``"steps"``, and delete nothing. ``"auto"``: at the interval that wastes the least time
+            given the measured cost of saves and rate of failures (Young 1974, Daly 2006).
         save_every: Optimizer steps (or epochs) between two checkpoints, counted from the run's
-            step 0. Under ``"epoch"`` the default is 1.
-        save_every_s: Also save once so many seconds have passed since the last save; None for not.
+            step 0. With ``"epoch"`` the default is 1.
+        save_every_s: Also save when this many seconds have passed since the last save, or None.
         save_at_steps: Also save at these steps.
         save_at_end: Also save the last step of the loop.
-        save_on_stop_s: Stopped by Ctrl-C or SIGTERM, save the last step first, for so many seconds
-            at most; None for not. A second signal does not wait for it.
-        keep_last: How many of the newest checkpoints are kept. 0 needs another rule that keeps.
-        keep_best: How many of the best are kept, under ``save_best``.
-        keep_every: Checkpoints at a multiple of so many steps are kept for ever; None for none.
+        save_on_stop_s: On Ctrl-C or SIGTERM, save the last step before stopping, for at most this
+            many seconds; None to stop at once. A second signal stops at once, too.
+        keep_last: How many of the newest checkpoints to keep. 0 requires another rule that keeps.
+        keep_best: How many of the best to keep, with ``save_best``.
+        keep_every: Keep checkpoints at a multiple of this many steps for ever, or None.
         keep_if: Also keep those for which this function of a
             :class:`~tinker_recovery.CheckpointRecord` is true. While it raises, nothing is deleted.
-        save_best: Whether the best among the saved are kept. It makes no additional save: that is
-            ``strategy="best"``.
+        save_best: Whether to keep the best of the saved checkpoints. It causes no additional save:
+            that is ``strategy="best"``.
         best_metric: The metric that ``save_best`` and ``"best"`` compare.
         best_mode: Whether a smaller (``"min"``) or larger (``"max"``) metric is better.
-        ttl_s: Lifetime of each checkpoint in seconds, an hour to ten years; None for no end. The
-            one a recovery would go back to is renewed.
-        verify_deep: Whether a checkpoint has to be found whole, byte by byte, before others are
-            deleted because it exists. Costs a session and a download for each that is relied on;
-            without it the service's word counts: listed, of the size first seen, not expiring.
-        delete_user_saves: Whether saves the loop asked for by itself may be deleted, too.
-        max_deletes_per_s: Most deletions a second.
-        auto_mtbf_s: Under ``"auto"``: mean seconds between two failures, believed before any was
-            seen. It counts as much as half a failure seen, so it is soon outweighed.
-        auto_min_steps: Under ``"auto"``: never closer together than this.
-        auto_max_steps: Under ``"auto"``: never further apart than this.
+        ttl_s: Lifetime of each checkpoint in seconds, an hour to ten years; None for no expiry. The
+            checkpoint that a recovery would use is renewed in time.
+        verify_deep: Whether a checkpoint's bytes have to be found whole before others are deleted
+            because it exists. Costs a session and a download for each such checkpoint. Without it
+            a checkpoint is trusted if it is listed, has its first size and does not expire soon.
+        delete_user_saves: Whether saves that the loop itself made may be deleted, too.
+        max_deletes_per_s: Most deletions per second.
+        auto_mtbf_s: With ``"auto"``: mean seconds between two failures, assumed at first. Weighs as
+            much as half an observed failure.
+        auto_min_steps: With ``"auto"``: least steps between two saves.
+        auto_max_steps: With ``"auto"``: most steps between two saves.
         format: The service stores safetensors, and nothing else.
         push_to_hub: The service has no such call, so only False is allowed.
     """
@@ -118,7 +114,7 @@ class CheckpointPolicy(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _epochs_are_saved_one_by_one(cls, given: object) -> object:
-        # A hundred epochs is no sensible default, and a hundred steps is.
+        # A hundred steps is a sensible default, a hundred epochs is not.
         if isinstance(given, dict) and given.get("strategy") == "epoch":
             return {"save_every": 1, **given}
         return given
@@ -129,12 +125,12 @@ class CheckpointPolicy(_Frozen):
         if self.keep_last == 0 and not self.save_best and others == (None, None):
             raise ValueError(
                 "keep_last=0 with save_best=False and no keep_every or keep_if would keep nothing: "
-                "keep at least one, or choose another rule"
+                "set one of them"
             )
         if self.keep_last == 0 and self.strategy == "last":
             raise ValueError(
-                "keep_last=0 contradicts strategy='last', which keeps the newest: leave it out, or "
-                "use strategy='steps'"
+                "keep_last=0 contradicts strategy='last', which keeps the newest: omit it, or use "
+                "strategy='steps'"
             )
         return self
 
@@ -143,73 +139,70 @@ class CheckpointPolicy(_Frozen):
         if self.auto_max_steps < self.auto_min_steps:
             raise ValueError(
                 f"auto_max_steps={self.auto_max_steps} is below auto_min_steps="
-                f"{self.auto_min_steps}: it limits the interval from above, so it has to be at "
-                "least as large"
+                f"{self.auto_min_steps}: it has to be at least as large"
             )
         return self
 
 
 class RecoveryPolicy(_Frozen):
-    """How a poisoned run is brought back.
+    """How a run is recovered from faults.
 
     Attributes:
         enabled: False observes and reports, and recovers nothing.
-        max_attempts: Recoveries tried before giving up. The count starts again once a checkpoint
-            newer than the one recovered from has been saved.
+        max_attempts: Recoveries to try before giving up. The count restarts once a checkpoint newer
+            than the one recovered from has been saved.
         backoff_s: Seconds before the second attempt; grows with each further one. The first
             attempt of an incident starts at once.
         max_backoff_s: Upper limit of that delay, before jitter. At least ``backoff_s``.
         backoff_type: How the delay grows: ``"exponential"`` doubles it, ``"linear"`` adds
             ``backoff_s``, ``"constant"`` leaves it.
         max_wait_s: How long one incident may wait for a service that asks for patience (429, no
-            capacity) before it is given up. Such waits spend no attempt.
+            capacity) before the run is given up. Such waits use up no attempt.
         backoff_jitter: Each delay is lengthened by a random share of up to this much (0.1 is 10 %),
-            never shortened, so that many runs of one incident do not come back in step.
+            never shortened, so that many runs of one incident do not retry at the same time.
         max_concurrent_recoveries: The most recoveries at once. Those with the fewest attempts left
-            go first, and of equals the one whose fault is the oldest; one that backs off holds no
-            place. When many runs fail alike, one goes ahead and the others follow it.
-        retryable_errors: Exception classes, or predicates over an exception, that are recovered
-            from as well, whoever raised them. They are asked before the table of faults.
+            go first, then those with the oldest fault; one in backoff takes no slot. In a mass
+            incident one run is recovered first, and the others follow.
+        retryable_errors: Exception classes, or predicates over an exception, to recover from as
+            well, whoever raises them. They are checked before the fault table.
         poll_interval_s: Seconds between two reads of a run's status.
-        stall_after_s: Submitted work that makes no progress for this long is a fault. A capacity
-            pause the service reports, and time in which nothing is submitted, do not count. Above
-            the longest step you expect; None never calls silence a fault.
-        stall_warn_after_s: After this long without progress there is a warning in the log. At most
-            ``stall_after_s``.
+        stall_after_s: Submitted work without progress for this long is a fault. A capacity pause
+            that the service reports, and time in which nothing is submitted, do not count. Choose
+            more than your longest step takes; None for no such fault.
+        stall_warn_after_s: Log a warning after this long without progress. At most
+            ``stall_after_s``; None for a third of that.
         guard_loss: Whether a loss that becomes NaN or infinite is a fault. Checkpoints saved since
-            then are not gone back to.
+            then are not recovered from.
         on_repeated_fault: What to do when a step faults again right after its recovery:
-            ``"retry"`` until the attempts are spent, or ``"skip_step"``: from then on
-            ``attempt.skip(step)`` answers True for that step, once, and the loop can leave it out.
+            ``"retry"`` until the attempts are used up, or ``"skip_step"``: ``attempt.skip(step)``
+            returns True for that step, once, so that the loop can leave it out.
         on_skip: Called as ``on_skip(step, error)`` when a step is about to be skipped.
         canary: A small fixed batch. Its logprobs are recorded with each checkpoint, and compared
-            after each restore and each outage: a restore that went wrong is not used, and weights
-            the service lost in an outage are noticed. One forward pass per checkpoint and check.
-            Only an outage that a poll meets is looked into, so keep ``poll_interval_s`` below the
-            time your service takes to start again.
+            after each restore and each outage: a wrong restore is not used, and weights that the
+            service lost in an outage are detected. Costs one forward pass per checkpoint and check.
+            Only an outage that a poll sees is checked, so keep ``poll_interval_s`` below the time
+            in which your service restarts.
         canary_tolerance: The largest difference of a logprob that still counts as equal.
-        checkpoint_strategy: What a recovery goes back to. ``"latest"``: the most steps.
+        checkpoint_strategy: What to recover from. ``"latest"``: the checkpoint with the most steps.
             ``"best"``: the best by ``checkpoints.best_metric``. ``"step:N"``: the one with N
-            optimizer steps. Or a ``tinker://RUN/weights/NAME`` path. Of the first two, one that
-            turns out to be bad is marked so for good, and the next in order is taken.
-        restore_optimizer: True restores the optimizer's moments with the weights, which is what
-            makes a recovery exact. False starts the optimizer afresh.
-        verify_optimizer: Find out, once for each service and in the background of the first run
-            with a ``base_model``, whether a restore with optimizer is real (see ``tinker-recovery
-            doctor``), and warn if it is not: in the log, and as the event
+            optimizer steps. Or a ``tinker://RUN/weights/NAME`` path. With the first two, a bad
+            checkpoint is rejected for good, and the next in order is used.
+        restore_optimizer: True restores the optimizer's moments with the weights, which makes a
+            recovery exact. False restarts the optimizer from zero.
+        verify_optimizer: Whether to find out, once for each service and in the background of the
+            first run with a ``base_model``, if its restore with optimizer is real (see
+            ``tinker-recovery doctor``), and to warn if it is not: in the log, and with the event
             ``recovery.optimizer_not_restored``. Costs four sessions and a few hundred tokens;
             training does not wait for it.
         on_recovery: Called as ``on_recovery(old_client, new_client, checkpoint)`` before the loop
             runs again; ``checkpoint`` is None when the run starts over.
         on_failure: Called as ``on_failure(run_id, error)`` when a run is given up.
-        checkpoints: When to save.
-        create_timeout_s: Deadline for creating or restoring a client, below the SDK's own 300 s.
-            Missing it during a recovery is a wait, not a spent attempt: the service may be short
-            of capacity.
-        standby_session: Hold one session open, beside those of the runs, for the next recovery to
-            use: it need not wait for one to be opened, and needs less of a service in trouble. One
-            for each Supervisor; costs a heartbeat every 10 s. If the service has forgotten it, a
-            new one is opened, as without.
+        checkpoints: When to save, and what to keep.
+        create_timeout_s: Deadline for creating or restoring a client, below the SDK's own 300 s. In
+            a recovery, missing it uses up no attempt: the service may be short of capacity.
+        standby_session: Keep one session open for the next recovery, beside those of the runs: it
+            saves opening one on a service in trouble. One per Supervisor; costs a heartbeat every
+            10 s. If the service has forgotten it, a new one is opened as usual.
         status_timeout_s: Deadline for one read of a run's status or checkpoints.
         close_timeout_s: Deadline for closing a client, for a loop to leave its body after a fault,
             and for an async callback.
@@ -250,8 +243,7 @@ class RecoveryPolicy(_Frozen):
             return value
         raise ValueError(
             f"checkpoint_strategy={value!r} is not known: use 'latest', 'best', 'step:N' with a "
-            "number of optimizer steps, or the path of a training checkpoint, "
-            "'tinker://RUN/weights/NAME'"
+            "number of optimizer steps, or a checkpoint's path, 'tinker://RUN/weights/NAME'"
         )
 
     @model_validator(mode="after")
@@ -259,24 +251,21 @@ class RecoveryPolicy(_Frozen):
         if self.max_backoff_s < self.backoff_s:
             raise ValueError(
                 f"max_backoff_s={self.max_backoff_s:g} is below backoff_s={self.backoff_s:g}: it "
-                "limits that delay from above, so it has to be at least as large"
+                "has to be at least as large"
             )
         return self
 
     @field_validator("retryable_errors", mode="before")
     @classmethod
     def _retryable_is_a_test(cls, value: object) -> object:
-        for named in value if isinstance(value, (tuple, list, set, frozenset)) else (value,):
+        given = value if isinstance(value, (tuple, list, set, frozenset)) else (value,)
+        for named in given:
             a_class = isinstance(named, type)
-            if a_class and not issubclass(named, BaseException):
-                raise ValueError(f"{named!r} is not allowed: an exception class, or a predicate")
+            if not callable(named) or (a_class and not issubclass(named, BaseException)):
+                raise ValueError(f"{named!r} is not allowed: use an exception class or a predicate")
             if a_class and not issubclass(named, Exception):
                 raise ValueError(
                     f"{named!r} is not allowed: it ends programs, and is never recovered from"
-                )
-            if not callable(named):
-                raise ValueError(  # noqa: TRY004 - pydantic turns this one into its ValidationError
-                    f"{named!r} is not allowed: an exception class, or a predicate"
                 )
         return value if isinstance(value, (tuple, list)) else (value,)
 
@@ -305,7 +294,7 @@ class RecoveryPolicy(_Frozen):
 
     @property
     def stall_warning_s(self) -> float | None:
-        """When to warn of silence: as set, or at a third of the way to the fault."""
+        """Seconds without progress before the warning: as set, or a third of ``stall_after_s``."""
         if self.stall_warn_after_s is not None or self.stall_after_s is None:
             return self.stall_warn_after_s
         return self.stall_after_s / 3

@@ -2,10 +2,10 @@
 
     python tests/checkpoints/histories.py [HISTORIES]
 
-The keeper here is a sketch of a real one: it reads a listing, checks, plans, renews, and carries
-out the commands it is told; it may crash between any two of its acts, and what it knew is gone but
-for the journal. The world corrupts, expires and loses answers as it likes, with one mercy: it never
-takes the last good checkpoint away by itself, for no policy could help that.
+The collector here is a sketch of the real one: it reads a listing, checks, plans, renews, and
+carries out commands. It may crash between any two of these, and then only the journal is left of
+what it knew. The world corrupts and expires checkpoints and loses answers, but never takes the last
+good checkpoint away by itself: no policy could help that.
 """
 
 from __future__ import annotations
@@ -25,14 +25,8 @@ from tinker_recovery.checkpoints import (
     Delete,
     DeletionLedger,
     DeletionPlan,
-    KeepAny,
-    KeepBest,
-    KeepEvery,
-    KeepLast,
-    KeepPinned,
     Latest,
     Listed,
-    Retention,
     Segment,
     Situation,
     Write,
@@ -41,13 +35,21 @@ from tinker_recovery.checkpoints import (
     renewals,
     select,
 )
+from tinker_recovery.checkpoints.retention import (
+    KeepAny,
+    KeepBest,
+    KeepEvery,
+    KeepLast,
+    KeepPinned,
+    Retention,
+)
 
 TTL_S = 30 * 3600.0
 LASTING = timedelta(hours=6)
 
 
 class Crash(Exception):
-    """The keeper is gone in the midst of something."""
+    """The collector crashes."""
 
 
 @dataclass
@@ -67,7 +69,7 @@ class World:
     pinned: set[str] = field(default_factory=set)
     pending: set[str] = field(default_factory=set)
     delayed: list[str] = field(default_factory=list)
-    # What the keeper knows. Only the journal survives its crash.
+    # What the collector knows. Only the journal survives its crash.
     journal: list[str] = field(default_factory=list)
     ledger: DeletionLedger = field(default_factory=DeletionLedger)
     rule: Retention = field(default_factory=lambda: KeepLast(1))
@@ -77,7 +79,7 @@ class World:
 
     @property
     def wall_s(self) -> float:
-        """The keeper's clock, which somebody sets back now and then."""
+        """The collector's clock, which is set back now and then."""
         return self.at_s + self.clock_off_s
 
     def good(self) -> set[str]:
@@ -195,7 +197,7 @@ class World:
             self.wrong(f"{path} was deleted, and nothing good is left")
         self.seen["deleted"] += 1
 
-    # -- the keeper --------------------------------------------------------------------------
+    # -- the collector -----------------------------------------------------------------------
 
     def may_crash(self) -> None:
         if self.chance.random() < 0.03:
@@ -228,7 +230,7 @@ class World:
                 self.stored[renewal.path] = kept
                 self.seen["renewed"] += 1
         listed = [Listed.of(record) for record in self.stored.values()]
-        listed += [Listed("tinker://x/weights/y", None, "it carries no metadata of ours")]
+        listed += [Listed("tinker://x/weights/y", None, "it has no tinker_recovery metadata")]
         self.chance.shuffle(listed)
         situation = Situation(
             LINEAGE,
@@ -296,7 +298,7 @@ def history(seed: int, acts: int = 60) -> Counter[str]:
             world.rot()
         else:
             world.time_passes()
-        # A keeper that sleeps for a day is too late to renew anything.
+        # A collector that sleeps for a day is too late to renew anything.
         idle += act == "time"
         if idle >= 2 or chance.random() < 0.7:
             world.keep()
@@ -305,7 +307,7 @@ def history(seed: int, acts: int = 60) -> Counter[str]:
 
 
 def main(histories: int) -> None:
-    """Run so many histories and print what happened in them."""
+    """Run this many histories and print what happened in them."""
     total: Counter[str] = Counter()
     for seed in range(histories):
         total += history(seed)

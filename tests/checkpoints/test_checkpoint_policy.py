@@ -84,7 +84,7 @@ def test_a_run_under_any_policy_ends_with_its_last_step_saved_and_never_without_
         strategy=strategy, save_every=save_every, keep_last=keep_last, save_best=save_best
     )
     schedule, retention = schedule_of(policy), retention_of(policy)
-    ledger, evidence = SaveLedger.resumed(0, 0.0), Evidence()
+    ledger, evidence = SaveLedger(0, 0.0), Evidence()
     stored: set[int] = set()
     for step, loss in enumerate(losses, 1):
         evidence = evidence.stepped(60.0)

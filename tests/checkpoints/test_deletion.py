@@ -14,12 +14,12 @@ from tinker_recovery.checkpoints import (
     Deletion,
     DeletionLedger,
     DeletionPlan,
-    PlannedCheckpoint,
     TokenBucket,
     Write,
     outcome,
     renewals,
 )
+from tinker_recovery.checkpoints.deletion_plan import PlannedCheckpoint
 
 P = path("a", 1)
 GONE = DeletionPlan(
@@ -89,9 +89,9 @@ def test_a_deletion_is_written_twice_before_it_is_done() -> None:
         (200, "deleted", "why"),
         (204, "deleted", "why"),
         (404, "deleted", "gone already"),
-        (500, "failed", "answered 500"),
-        (429, "failed", "answered 429"),
-        (403, "failed", "answered 403"),
+        (500, "failed", "answered HTTP 500"),
+        (429, "failed", "answered HTTP 429"),
+        (403, "failed", "answered HTTP 403"),
         (None, "failed", "no answer"),
     ],
 )
@@ -115,7 +115,9 @@ def test_a_failed_one_waits_longer_each_time_and_never_for_a_clock_set_back() ->
     assert due(1, 900)
 
 
-def test_what_a_request_may_still_remove_is_doomed_until_it_must_have_been_carried_out() -> None:
+def test_what_a_request_may_still_delete_is_not_relied_on_until_it_must_have_been_carried_out() -> (
+    None
+):
     ledger, being_deleted = DeletionLedger(), []
     for now_s in range(3):
         for command in ledger.commands(GONE, now_s=now_s):
@@ -143,7 +145,7 @@ def test_what_a_request_may_still_remove_is_doomed_until_it_must_have_been_carri
     ]
 
 
-def test_an_intent_withdrawn_before_any_request_is_not_doomed() -> None:
+def test_an_intent_withdrawn_before_any_request_is_not_being_deleted() -> None:
     ledger = DeletionLedger()
     for plan in (GONE, KEPT):
         (command,) = ledger.commands(plan, now_s=0)
@@ -205,11 +207,11 @@ def test_no_more_pass_than_the_rate_and_one_burst_allow(
 
 def test_a_full_bucket_lets_a_burst_through_and_then_the_rate() -> None:
     bucket = TokenBucket(2.0, burst=2)
-    told = []
+    waits = []
     for now_s in (10.0, 10.0, 10.0, 10.25, 10.5):
         bucket, wait_s = bucket.take(now_s)
-        told.append(wait_s)
-    assert told == [0.0, 0.0, 0.5, 0.25, 0.0]
+        waits.append(wait_s)
+    assert waits == [0.0, 0.0, 0.5, 0.25, 0.0]
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(0.0, 1), (float("nan"), 1), (1.0, 0)])

@@ -10,12 +10,13 @@ from tinker import types
 from tinker_recovery import InvalidMetadata, UsageError
 from tinker_recovery.checkpoints import (
     CheckpointRecord,
-    EverySteps,
     Listed,
     check_listing,
     checkpoint_metadata,
     run_id_of,
+    run_id_unchecked,
 )
+from tinker_recovery.checkpoints.schedule import EverySteps, Moment
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -114,6 +115,19 @@ def test_a_path_of_another_form_is_refused_with_the_form_it_should_have(path: st
     assert repr(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "run_id"),
+    [
+        ("tinker://run/weights/c", "run"),
+        ("tinker://run/sampler_weights/c", "run"),
+        ("run/weights/c", "run"),
+        ("", ""),
+    ],
+)
+def test_the_run_id_of_a_path_of_any_kind_is_read_unchecked(path: str, run_id: str) -> None:
+    assert run_id_unchecked(path) == run_id
+
+
 def _objection(listed: Listed) -> str | None:
     finding = check_listing(listed.path, {listed.path: listed}, now=NOW)
     return None if finding.ok else finding.reason
@@ -140,4 +154,5 @@ def test_an_empty_checkpoint_is_not_trusted_and_an_unknown_size_says_nothing() -
 
 
 def test_saves_are_due_every_n_steps_counted_from_the_runs_beginning() -> None:
-    assert [step for step in range(13) if EverySteps(4).due(step)] == [4, 8, 12]
+    moments = [Moment(step, 0, last_step=step - 1) for step in range(1, 13)]
+    assert [each.step for each in moments if EverySteps(4).decide(each).due] == [4, 8, 12]

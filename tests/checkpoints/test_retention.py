@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from made import LINEAGE, NOW, listed, path, record, segment
 
 from tinker_recovery import UsageError
-from tinker_recovery.checkpoints import (
+from tinker_recovery.checkpoints import DeletionPlan, Listed, Situation, plan_deletions
+from tinker_recovery.checkpoints.retention import (
     Candidate,
-    DeletionPlan,
     KeepAll,
     KeepAny,
     KeepBest,
@@ -21,10 +21,7 @@ from tinker_recovery.checkpoints import (
     KeepIf,
     KeepLast,
     KeepPinned,
-    Listed,
     Retention,
-    Situation,
-    plan_deletions,
 )
 
 NAN = math.nan
@@ -92,15 +89,15 @@ def _plan(
 
 
 def _steps(plan: DeletionPlan) -> list[int | None]:
-    return [row.step for row in plan.deletions]
+    return [each.step for each in plan.deletions]
 
 
 def test_what_no_rule_keeps_is_deleted_oldest_first_and_the_bytes_are_counted() -> None:
     plan = _plan([listed(step) for step in (3, 1, 4, 2)] + [listed(0, size_bytes=None)])
     assert _steps(plan) == [0, 1, 2, 3]
-    assert plan.bytes_freed == 30
-    assert [row.step for row in plan.rows] == [4, 3, 2, 1, 0]
-    assert {row.reason for row in plan.deletions} == {"no rule keeps it"}
+    assert sum(each.size_bytes or 0 for each in plan.deletions) == 30
+    assert [each.step for each in plan.checkpoints] == [4, 3, 2, 1, 0]
+    assert {each.reason for each in plan.deletions} == {"no rule keeps it"}
     assert plan.kept[0].reason == "the newest valid one"
 
 
@@ -111,13 +108,17 @@ P3 = path("a", 3)
     ("third", "known", "why"),
     [
         (listed(3), {"protected": {P3: "being read"}}, "in use: being read"),
-        (listed(3), {"pending": {P3}}, "its metric is still to come"),
+        (listed(3), {"pending": {P3}}, "its metric is not known yet"),
         (listed(3, public=True), {}, "published"),
         (listed(3, saved_by="user"), {}, "saved by the user"),
         (listed(3, lineage="theirs"), {}, "another run, lineage theirs"),
-        (Listed(P3, None, "it carries no metadata of ours", 10), {}, "no metadata of ours"),
+        (
+            Listed(P3, None, "it has no tinker_recovery metadata", 10),
+            {},
+            "not ours to delete: it has no tinker_recovery metadata",
+        ),
         (listed(3, expires_in_s=60), {}, "expired"),
-        (listed(3), {"segments": [segment("b", 3, P3)]}, "not part of the history"),
+        (listed(3), {"segments": [segment("b", 3, P3)]}, "not part of the run's known history"),
         (
             listed(3),
             {"segments": [segment("a"), segment("b", 3, P3)]},
@@ -129,9 +130,9 @@ def test_some_are_never_deleted_whatever_the_rules_say(
     third: Listed, known: dict[str, Any], why: str
 ) -> None:
     plan = _plan([third, listed(9), listed(9, "b")], valid=[9], **known)
-    row = next(row for row in plan.rows if row.path == P3)
-    assert not row.delete
-    assert why in row.reason
+    each = next(each for each in plan.checkpoints if each.path == P3)
+    assert not each.delete
+    assert why in each.reason
 
 
 def test_the_users_own_saves_are_deleted_only_if_that_is_allowed_and_fill_no_place() -> None:
@@ -143,7 +144,7 @@ def test_the_users_own_saves_are_deleted_only_if_that_is_allowed_and_fill_no_pla
 def test_nothing_is_deleted_while_no_checkpoint_is_known_to_be_valid() -> None:
     plan = _plan([listed(1), listed(2), listed(3)], valid=[])
     assert _steps(plan) == []
-    assert "no other one is known to be valid" in plan.rows[-1].reason
+    assert "no other checkpoint is known to be valid and to last" in plan.checkpoints[-1].reason
 
 
 def test_the_newest_valid_one_stays_behind_newer_ones_of_unknown_validity() -> None:
@@ -162,9 +163,9 @@ def test_a_bad_one_fills_no_place_and_goes_once_a_valid_one_has_come_as_far() ->
     bad = {path("a", 3): "zero tail"}
     early = _plan([listed(1), listed(2), listed(3)], valid=[1, 2], bad=bad)
     assert _steps(early) == [1]
-    assert "no valid one has reached step 3 yet" in early.rows[0].reason
+    assert "no valid checkpoint has reached step 3 yet" in early.checkpoints[0].reason
     later = _plan([listed(2), listed(3), listed(4)], valid=[2, 4], bad=bad)
-    assert {row.step: row.reason for row in later.deletions}[3] == "bad: zero tail"
+    assert {each.step: each.reason for each in later.deletions}[3] == "bad: zero tail"
 
 
 def test_an_abandoned_branch_goes_once_the_run_has_passed_it_again() -> None:
@@ -181,12 +182,12 @@ def test_an_abandoned_branch_goes_once_the_run_has_passed_it_again() -> None:
     ]
 
 
-def test_a_doomed_one_is_never_relied_on() -> None:
+def test_one_that_is_being_deleted_is_never_relied_on() -> None:
     found = [listed(1), listed(2), listed(3)]
     plan = _plan(found, being_deleted={path("a", 3)})
-    assert [(row.step, row.reason) for row in plan.deletions] == [(1, "no rule keeps it")]
+    assert [(each.step, each.reason) for each in plan.deletions] == [(1, "no rule keeps it")]
     later = _plan([*found, listed(4)], being_deleted={path("a", 3)})
-    assert later.deletions[-1].reason == "its deletion was begun before"
+    assert later.deletions[-1].reason == "its deletion has begun"
 
 
 def test_one_listed_twice_with_different_facts_is_left_alone() -> None:
@@ -194,7 +195,7 @@ def test_one_listed_twice_with_different_facts_is_left_alone() -> None:
     plan = _plan(found)
     assert _steps(plan) == []
     assert plan == _plan(found[::-1])
-    assert "listed twice" in plan.rows[-1].reason
+    assert "listed twice" in plan.checkpoints[-1].reason
     assert _steps(_plan([listed(1), listed(1), listed(2)])) == [1]
 
 
@@ -266,9 +267,9 @@ def test_no_history_loses_its_last_valid_one_or_anything_not_ours(
     plan = plan_deletions(found, rule, situation)
     shuffled = data.draw(st.permutations(found))
     assert plan_deletions(shuffled, rule, situation) == plan
-    assert sorted(row.path for row in plan.rows) == sorted(paths)
-    assert all(row.reason for row in plan.rows)
-    gone = {row.path for row in plan.deletions}
+    assert sorted(each.path for each in plan.checkpoints) == sorted(paths)
+    assert all(each.reason for each in plan.checkpoints)
+    gone = {each.path for each in plan.deletions}
     assert not gone & (protected | pending)
     for each in found:
         if each.path in gone:

@@ -9,24 +9,18 @@ from hypothesis import strategies as st
 from made import record
 
 from tinker_recovery import CheckpointPolicy, UsageError
-from tinker_recovery.checkpoints import (
+from tinker_recovery.checkpoints import Evidence, SaveLedger, Schedule, retention_of, schedule_of
+from tinker_recovery.checkpoints.interval import AutoInterval, young_daly_s
+from tinker_recovery.checkpoints.retention import Candidate, KeepAll
+from tinker_recovery.checkpoints.schedule import (
     AnyOf,
     AtEnd,
     AtSteps,
-    AutoInterval,
-    Candidate,
     EveryEpochs,
     EverySeconds,
     EverySteps,
-    Evidence,
-    KeepAll,
     Moment,
     OnImprovement,
-    SaveLedger,
-    Schedule,
-    retention_of,
-    schedule_of,
-    young_daly_s,
 )
 
 TIMED = Evidence().stepped(10.0).saved(20.0)
@@ -50,16 +44,16 @@ TIMED = Evidence().stepped(10.0).saved(20.0)
         (EveryEpochs(), Moment(9, 0), False, "reports no epoch"),
         (OnImprovement("loss"), Moment(5, 0, metrics={"loss": 2.0}), True, "none saved"),
         (OnImprovement("loss"), Moment(5, 0), False, "reports no metric 'loss'"),
-        (AtSteps([7, 9]), Moment(7, 0), True, "step 7 was asked for"),
-        (AtSteps([7, 9]), Moment(8, 0, last_step=3), True, "step 7 was asked for"),
+        (AtSteps([7, 9]), Moment(7, 0), True, "step 7 is in save_at_steps"),
+        (AtSteps([7, 9]), Moment(8, 0, last_step=3), True, "step 7 is in save_at_steps"),
         (AtSteps([7, 9]), Moment(8, 0, last_step=7), False, "no step"),
         (AtEnd(), Moment(5, 0), False, "not at the end"),
-        (AtEnd(), Moment(5, 0, end=True), True, "at its end"),
+        (AtEnd(), Moment(5, 0, end=True), True, "the loop has ended"),
         (AtEnd(), Moment(5, 0, last_step=5, end=True), False, "saved already"),
-        (AnyOf(EverySteps(4), AtEnd()), Moment(5, 0, end=True), True, "at its end"),
+        (AnyOf(EverySteps(4), AtEnd()), Moment(5, 0, end=True), True, "the loop has ended"),
         (AnyOf(EverySteps(4), AtEnd()), Moment(5, 0), False, "4 steps; not at the end"),
         (AutoInterval(), Moment(5, 0, last_step=5), False, "nothing new"),
-        (AutoInterval(max_steps=5), Moment(5, 0, evidence=TIMED), True, "5 are worth"),
+        (AutoInterval(max_steps=5), Moment(5, 0, evidence=TIMED), True, "due after 5"),
         (AutoInterval(max_steps=5), Moment(4, 0, evidence=TIMED), False, "4 steps since"),
     ],
 )
@@ -113,7 +107,7 @@ def test_a_schedule_that_cannot_work_is_refused_at_once(build: Any) -> None:
 
 
 def test_a_save_under_way_holds_back_the_next_one() -> None:
-    ledger = SaveLedger.resumed(0, 0.0)
+    ledger = SaveLedger(0, 0.0)
     every = EverySteps(2)
     assert ledger.ask(every, step=2, now_s=1).due
     ledger = ledger.began(step=2, now_s=1)
@@ -129,7 +123,7 @@ def test_a_save_under_way_holds_back_the_next_one() -> None:
 
 
 def test_a_failed_save_is_due_again_at_once_and_reported_once() -> None:
-    ledger = SaveLedger.resumed(0, 0.0).began(step=2, now_s=1)
+    ledger = SaveLedger(0, 0.0).began(step=2, now_s=1)
     ledger, report = ledger.failed(2)
     assert report
     again = ledger.ask(EverySteps(100), step=3, now_s=2)
@@ -143,15 +137,16 @@ def test_a_failed_save_is_due_again_at_once_and_reported_once() -> None:
     assert report
 
 
-def test_word_of_a_save_that_is_not_under_way_changes_nothing() -> None:
-    ledger = SaveLedger.resumed(0, 0.0).began(step=2, now_s=1)
+def test_the_end_of_a_save_that_is_not_in_flight_changes_nothing() -> None:
+    ledger = SaveLedger(0, 0.0).began(step=2, now_s=1)
     assert ledger.stored(1) is ledger
     assert ledger.failed(1) == (ledger, False)
 
 
-def test_a_new_attempt_goes_on_comparing_with_the_best_saved_before() -> None:
-    saved = [record(1, metrics={"loss": 1.0}), record(2, metrics={"loss": math.nan})]
-    ledger = SaveLedger.resumed(2, 0.0, saved=saved)
+def test_a_new_attempt_compares_with_the_best_saved_before_it() -> None:
+    ledger = SaveLedger(0, 0.0)
+    for step, loss in ((1, 1.0), (2, math.nan)):
+        ledger = ledger.began(step=step, now_s=0.0, metrics={"loss": loss}).stored(step)
     best = OnImprovement("loss")
     assert not ledger.ask(best, step=3, now_s=1, metrics={"loss": 1.0}).due
     assert ledger.ask(best, step=3, now_s=1, metrics={"loss": 0.5}).due
@@ -185,7 +180,7 @@ SCHEDULES: st.SearchStrategy[Schedule] = st.sampled_from(
 def test_no_history_saves_one_step_twice_or_two_at_a_time(
     schedule: Schedule, events: list[tuple[str, float, float]]
 ) -> None:
-    ledger = SaveLedger.resumed(0, 0.0)
+    ledger = SaveLedger(0, 0.0)
     step, now_s, evidence = 0, 0.0, Evidence()
     stored: list[int] = []
     for kind, seconds, metric in events:

@@ -47,7 +47,7 @@ def test_a_checkpoint_from_before_the_segment_began_is_passed_over() -> None:
     assert eligible(_segment("a", start=40), math.inf, [_record("a", 20)]) == []
 
 
-def test_what_a_recovery_abandoned_is_never_gone_back_to() -> None:
+def test_what_a_recovery_abandoned_is_never_recovered_from() -> None:
     # a reached 1660; b branched off at 1615, and failed before it saved anything.
     segments = [_segment("a"), _segment("b", 1615, _path("a", 1615))]
     (newest, _), (older, limit) = on_branch(segments)
@@ -57,7 +57,7 @@ def test_what_a_recovery_abandoned_is_never_gone_back_to() -> None:
 
 
 def test_a_sibling_branch_is_skipped_altogether() -> None:
-    # b and c both branched off a; c is the one that goes on.
+    # b and c both branched off a; c is the newest.
     segments = [_segment("a"), _segment("b", 10, _path("a", 10)), _segment("c", 20, _path("a", 20))]
     assert [segment.run_id for segment, _ in on_branch(segments)] == ["c", "a"]
 

@@ -70,7 +70,7 @@ async def test_list_shows_what_each_checkpoint_says_of_itself(local: LocalTinker
     assert "kB" in shown
     local.damage(_paths(local, supervisor)[4], "no_metadata")
     assert max(row["problem"] or "" for row in await _json("list")) == (
-        "it carries no metadata of ours"
+        "it has no tinker_recovery metadata"
     )
 
 

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 from tinker_recovery.cli import main
 from tinker_recovery.cli.doctor import _STATUS, _for_machines, _for_people
-from tinker_recovery.doctor import Diagnosis, Finding, Report
+from tinker_recovery.doctor import Report
+from tinker_recovery.doctor.comparison import Diagnosis, Finding
 from tinker_recovery.testing import LocalTinker
 
 

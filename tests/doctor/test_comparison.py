@@ -1,4 +1,4 @@
-"""What a few answers say about a service's restores."""
+"""What a few answers show about a service's restores."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinker_recovery.checkpoints.canary import Answer
-from tinker_recovery.doctor import Diagnosis, Finding, Observations, Stand, diagnose
+from tinker_recovery.doctor.comparison import Diagnosis, Finding, Observations, Stand, diagnose
 
 TOKENS = 64
 
 
 class Service:
-    """A service made of directions: one step of a live client goes along ``step``, and the part of
-    it that is the optimizer's is ``moments``; answers carry noise."""
+    """A service made of directions: one step of a live client adds ``step`` and the optimizer's
+    part, ``moments``; answers are noisy."""
 
     def __init__(self, seed: int, *, asking: float = 0.0, stepping: float = 0.0) -> None:
         self._random = random.Random(seed)
@@ -34,7 +34,7 @@ class Service:
         return tuple(add(weights, self._draw(self._asking), 1.0) for _ in range(2))  # type: ignore[return-value]  # two of them
 
     def client(self, optimizer: float, weights_off: float = 0.0) -> Stand:
-        """One whose optimizer came back by this share, and its weights off by so much."""
+        """A client whose optimizer was restored to this share, and its weights with this error."""
         start = add(self.saved, self.step, weights_off)
         end = add(add(start, self.step, 1.0), self.moments, optimizer)
         end = add(end, self._draw(self._stepping), 1.0)
@@ -62,21 +62,26 @@ def add(one: Answer, other: Answer, share: float) -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("warm", "weights_off", "finding", "word"),
+    ("warm", "weights_off", "finding", "words"),
     [
         ((1.0, 1.0), (0, 0, 0), Finding.EXACT, "to the bit"),
-        ((0.0, 0.0), (0, 0, 0), Finding.COLD, "does not come back: the step"),
-        ((0.0, 1.0), (0, 0, 0), Finding.COLD, "does not come back: in one of two restores"),
+        ((0.0, 0.0), (0, 0, 0), Finding.COLD, "is not restored: the step"),
+        ((0.0, 1.0), (0, 0, 0), Finding.COLD, "is not restored: in one of two restores"),
         ((1.0, 0.0), (0, 0, 0), Finding.COLD, "in one of two restores"),
-        ((0.05, 0.05), (0, 0, 0), Finding.COLD, "does not come back"),
-        ((0.5, 0.5), (0, 0, 0), Finding.INEXACT, "50% of what it is off without it"),
+        ((0.05, 0.05), (0, 0, 0), Finding.COLD, "is not restored"),
+        ((0.5, 0.5), (0, 0, 0), Finding.INEXACT, "50% of the difference without it"),
         ((1.5, 1.5), (0, 0, 0), Finding.INEXACT, "50%"),
         ((0.0, 0.6), (0, 0, 0), Finding.COLD, "in one of two restores"),
-        ((0.5, 0.9), (0, 0, 0), Finding.INCONCLUSIVE, "cannot be told"),
-        ((1.0, 1.0), (0.01, 0, 0), Finding.WEIGHTS_CHANGED, "come back changed: off by"),
-        ((1.0, 1.0), (0.01, 0.01, 0.01), Finding.WEIGHTS_CHANGED, "come back changed"),
-        ((1.0, 1.0), (0, 0, 0.01), Finding.WEIGHTS_CHANGED, "come back changed"),
-        ((0.0, 0.0), (0.01, 0.01, 0.01), Finding.WEIGHTS_CHANGED, "come back changed"),
+        ((0.5, 0.9), (0, 0, 0), Finding.INCONCLUSIVE, "Inconclusive"),
+        (
+            (1.0, 1.0),
+            (0.01, 0, 0),
+            Finding.WEIGHTS_CHANGED,
+            "The weights are not restored: they differ by",
+        ),
+        ((1.0, 1.0), (0.01, 0.01, 0.01), Finding.WEIGHTS_CHANGED, "The weights are not restored"),
+        ((1.0, 1.0), (0, 0, 0.01), Finding.WEIGHTS_CHANGED, "The weights are not restored"),
+        ((0.0, 0.0), (0.01, 0.01, 0.01), Finding.WEIGHTS_CHANGED, "The weights are not restored"),
     ],
 )
 @pytest.mark.parametrize("noise", [0.0, 1e-4])
@@ -84,19 +89,19 @@ def test_each_kind_of_restore_is_told_apart_with_and_without_noise(
     warm: tuple[float, float],
     weights_off: tuple[float, float, float],
     finding: Finding,
-    word: str,
+    words: str,
     noise: float,
 ) -> None:
     found = Service(1, asking=noise, stepping=noise).observe(warm, weights_off)
     if noise and finding is Finding.EXACT:
-        finding, word = Finding.WITHIN_NOISE, "as exact as the service is"
+        finding, words = Finding.WITHIN_NOISE, "as exact as the service is"
     assert found.finding is finding
-    assert word in found.words
+    assert words in found.words
     real = finding in (Finding.EXACT, Finding.WITHIN_NOISE)
     assert found.finding.real == (None if finding is Finding.INCONCLUSIVE else real)
 
 
-def test_where_live_and_weights_only_do_not_differ_nothing_can_be_told() -> None:
+def test_where_live_and_weights_only_do_not_differ_it_is_inconclusive() -> None:
     for service in (Service(1), Service(1, asking=0.5), Service(1, stepping=1.0)):
         quiet = service._asking == service._stepping == 0
         found = service.observe(warm=(0.0, 0.0), live=0.0 if quiet else 1.0)
@@ -129,7 +134,7 @@ def test_answers_that_are_no_numbers_are_never_called_a_restore_that_is_real() -
 def test_a_service_that_restores_everything_is_never_called_wrong_however_noisy(
     seed: int, asking: float, stepping: float
 ) -> None:
-    """Noise up to a hundredth of what the optimizer's part is."""
+    """Noise up to a hundredth of the optimizer's part."""
     found = Service(seed, asking=asking / 100, stepping=stepping / 100).observe()
     assert found.finding.real is not False, found
 

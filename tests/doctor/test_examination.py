@@ -22,7 +22,8 @@ from tinker_recovery import (
     Supervisor,
     UsageError,
 )
-from tinker_recovery.doctor import ExamPlan, Finding, examine
+from tinker_recovery.doctor import ExamPlan, examine
+from tinker_recovery.doctor.comparison import Finding
 from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -35,9 +36,9 @@ async def reading(local: LocalTinker, key: str | None = None) -> AsyncIterator[S
         yield reader
 
 
-async def found(local: LocalTinker, said: list[str] | None = None, **plan: float) -> Finding:
-    """What is found, after a look that nothing is left."""
-    progress = print if said is None else said.append
+async def found(local: LocalTinker, phases: list[str] | None = None, **plan: float) -> Finding:
+    """What is found; and nothing is left behind."""
+    progress = print if phases is None else phases.append
     async with reading(local) as reader:
         report = await examine(
             ExamPlan(base_model=MODEL, **plan),  # type: ignore[arg-type]  # by name
@@ -55,10 +56,10 @@ async def nothing_is_left(local: LocalTinker, reader: StatusReader) -> None:
 
 
 async def test_a_service_that_restores_to_the_bit_is_found_exact(local: LocalTinker) -> None:
-    said: list[str] = []
-    assert await found(local, said) is Finding.EXACT
+    phases: list[str] = []
+    assert await found(local, phases) is Finding.EXACT
     assert len(local.sessions()) == 4
-    assert [one for one in said if "resuming" in one] == [
+    assert [one for one in phases if "resuming" in one] == [
         "resuming with optimizer, one step",
         "resuming with optimizer, again, one step",
         "resuming with weights only, one step",
@@ -84,26 +85,26 @@ async def test_one_wrong_restore_is_enough_and_so_are_all_of_them(
     assert await found(local) is finding
 
 
-async def test_where_nothing_can_be_told_more_steps_and_larger_ones_are_tried(
+async def test_while_it_is_inconclusive_more_steps_and_larger_ones_are_tried(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinker_recovery.doctor.examination.ROUNDS", 2)
-    said: list[str] = []
+    phases: list[str] = []
     # So small a rate changes no logprob at all.
-    assert await found(local, said, learning_rate=1e-12, steps=2) is Finding.INCONCLUSIVE
-    assert [one for one in said if one.startswith("training")] == [
+    assert await found(local, phases, learning_rate=1e-12, steps=2) is Finding.INCONCLUSIVE
+    assert [one for one in phases if one.startswith("training")] == [
         "training 2 steps at learning rate 1e-12",
         "training 4 steps at learning rate 4e-12",
     ]
 
 
-@pytest.mark.parametrize("phase", ["creating", "going on", "resuming with optimizer"])
+@pytest.mark.parametrize("phase", ["creating", "continuing", "resuming with optimizer"])
 async def test_nothing_is_left_by_an_examination_that_is_cancelled(phase: str) -> None:
     async with LocalTinker(save_s=0.05, load_s=0.05) as local, reading(local) as reader:
         there = anyio.Event()
 
-        def progress(said: str) -> None:
-            if phase in said:
+        def progress(current: str) -> None:
+            if phase in current:
                 there.set()
 
         async with anyio.create_task_group() as group:
@@ -122,7 +123,9 @@ async def test_nothing_is_left_by_an_examination_that_is_cancelled(phase: str) -
         await nothing_is_left(local, reader)
 
 
-async def test_what_stands_in_the_way_is_an_error_and_nothing_is_left(local: LocalTinker) -> None:
+async def test_an_examination_that_cannot_finish_is_an_error_and_nothing_is_left(
+    local: LocalTinker,
+) -> None:
     local.inject(FaultRule("hang", request="optim_step"))
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="the examination took longer"):
@@ -194,7 +197,7 @@ async def test_a_supervisor_warns_of_a_cold_service_once_and_knows_it_ever_after
         monkeypatch.setenv("TINKER_BASE_URL", local.base_url)
         monkeypatch.setenv("TINKER_API_KEY", local.api_key)
         (warning,) = await _supervised(local, "warning", "ab")
-        assert "The optimizer does not come back" in warning
+        assert "The optimizer is not restored" in warning
         assert len(local.sessions()) == 2 + 4
         (again,) = await _supervised(local, "warning", "c")
         assert again == warning
@@ -202,16 +205,16 @@ async def test_a_supervisor_warns_of_a_cold_service_once_and_knows_it_ever_after
         assert "active" not in local.sessions().values()
 
 
-async def test_a_supervisor_is_silent_where_the_optimizer_comes_back(local: LocalTinker) -> None:
-    assert await _supervised(local, "comes back, exactly") == []
+async def test_a_supervisor_is_silent_where_the_optimizer_is_restored(local: LocalTinker) -> None:
+    assert await _supervised(local, "is restored exactly") == []
     assert len(local.sessions()) == 1 + 4
 
 
-async def test_a_check_that_fails_says_so_in_the_log_and_training_goes_on(
+async def test_a_check_that_fails_is_logged_and_training_continues(
     local: LocalTinker,
 ) -> None:
     local.inject(FaultRule("fail", request="load_weights"))
-    assert await _supervised(local, "it could not be found out whether the optimizer") == []
+    assert await _supervised(local, "could not find out whether the optimizer") == []
 
 
 async def test_a_run_that_ends_first_ends_the_check_and_leaves_nothing(local: LocalTinker) -> None:

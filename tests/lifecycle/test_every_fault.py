@@ -409,7 +409,7 @@ async def test_a_recovery_the_service_refuses_is_given_up_at_once_with_the_answe
 ) -> None:
     local.inject(FaultRule("fail", 7, "optim_step"))
     local.inject(FaultRule("status", request="load_weights", status=403, times=9))
-    with pytest.raises(RecoveryRefused, match="may not do this") as caught:
+    with pytest.raises(RecoveryRefused, match="is not allowed to do this") as caught:
         await _supervised(max_attempts=5)
     assert isinstance(caught.value.__cause__, tinker.PermissionDeniedError)
 

@@ -1,4 +1,4 @@
-"""Scales, thinning, lineages and figures: pure, and so tried with everything there is."""
+"""Scales, thinning, lineages and figures: pure, and so tested with generated input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tinker_recovery.report.words import age
 quick = settings(max_examples=50)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 points = st.lists(st.tuples(st.integers(0, 10_000), finite), min_size=1, max_size=200).map(
-    lambda told: [(float(x), y) for x, y in sorted(dict(told).items())]
+    lambda pairs: [(float(x), y) for x, y in sorted(dict(pairs).items())]
 )
 
 
@@ -54,7 +54,7 @@ def test_times_begin_at_zero_and_are_not_too_many(seconds: float, about: int) ->
     assert places[-1] <= seconds * (1 + 1e-9)
 
 
-def test_times_are_those_that_clocks_have() -> None:
+def test_times_are_round() -> None:
     assert time_ticks(290, 5) == [0, 60, 120, 180, 240]
     assert time_ticks(5 * 3600, 5) == [0, 3600, 7200, 10800, 14400, 18000]
     assert time_ticks(3 * 86400, 3) == [0, 86400, 2 * 86400, 3 * 86400]
@@ -69,14 +69,14 @@ def test_every_value_has_its_place_in_the_picture(low: float, high: float, value
 @quick
 @given(points, st.integers(1, 60))
 def test_thinning_keeps_the_ends_and_every_spike(
-    told: list[tuple[float, float]], columns: int
+    drawn: list[tuple[float, float]], columns: int
 ) -> None:
-    kept = thin(told, columns)
+    kept = thin(drawn, columns)
     assert len(kept) <= 4 * columns
-    assert (kept[0], kept[-1]) == (told[0], told[-1])
+    assert (kept[0], kept[-1]) == (drawn[0], drawn[-1])
     assert kept == sorted(set(kept))
-    assert set(kept) <= set(told)
-    losses = [loss for _, loss in told]
+    assert set(kept) <= set(drawn)
+    losses = [loss for _, loss in drawn]
     assert {min(losses), max(losses)} <= {loss for _, loss in kept}
 
 
@@ -114,7 +114,7 @@ def _segment(number: int, parent: int | None, start: int, end: int) -> TreeSegme
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[TreeSegment]:
-    """Attempts that each begin afresh, or from a step that an earlier one came to."""
+    """Attempts that each start at step 0, or at a step that an earlier one reached."""
     segments: list[TreeSegment] = []
     for number in range(1, draw(st.integers(1, 12)) + 1):
         parent = draw(st.sampled_from([None, *segments]))
@@ -126,7 +126,7 @@ def histories(draw: st.DrawFn) -> list[TreeSegment]:
 
 @quick
 @given(histories())
-def test_what_a_run_still_has_is_one_unbroken_line_to_where_it_stands(
+def test_what_a_run_keeps_is_one_unbroken_line_to_its_newest_step(
     segments: list[TreeSegment],
 ) -> None:
     cut = branches(segments)
@@ -178,11 +178,11 @@ def test_the_figures_of_a_real_run_add_up(run: RunView) -> None:
         (90_000, "1 d 01 h"),
     ],
 )
-def test_lengths_of_time_are_told_in_two_units(seconds: float | None, said: str) -> None:
+def test_durations_are_in_two_units(seconds: float | None, said: str) -> None:
     assert duration(seconds) == said
 
 
-def test_ages_are_told_in_one() -> None:
+def test_ages_are_in_one_unit() -> None:
     assert [age(each) for each in (-3, 5.4, 59.4, 61, 7300)] == [
         "0 s",
         "5 s",

@@ -75,7 +75,7 @@ def test_the_page_shows_each_recovery_each_replay_and_each_branch(
     kinds = [each.get("class") or "" for _, each in page.elements]
     assert kinds.count("replay") == 2, "a stretch done again for each recovery"
     assert kinds.count("recovery") == 2, "and its time"
-    assert kinds.count("branch lost") == 2, "and what the run turned away from"
+    assert kinds.count("branch lost") == 2, "and what the run abandoned"
     circles = [kind for kind in kinds if kind.startswith("saved ")]
     assert len(circles) == len(run.checkpoints)
     assert sum("source" in kind for kind in circles) == 2
@@ -88,8 +88,8 @@ def test_the_page_shows_each_recovery_each_replay_and_each_branch(
 def test_checkpoints_that_are_deleted_are_dimmed_and_counted(
     run: RunView, events: list[EventView]
 ) -> None:
-    told = [replace(each, gone=each.step == 5) for each in run.checkpoints]
-    page = _Page(render(replace(run, checkpoints=tuple(told)), events, now=0))
+    checkpoints = tuple(replace(each, gone=each.step == 5) for each in run.checkpoints)
+    page = _Page(render(replace(run, checkpoints=checkpoints), events, now=0))
     kinds = [(each.get("class") or "").split() for _, each in page.elements]
     assert sum({"saved", "gone"} <= set(each) for each in kinds) == 1
     assert sum({"save", "gone"} <= set(each) for each in kinds) == 1
@@ -125,16 +125,16 @@ def test_every_chart_has_a_name_and_a_description_that_are_there(page: _Page) ->
         named = (each["aria-labelledby"] or "").split()
         assert len(named) == 2
         assert set(named) <= ids
-    assert len(page.all("table")) >= 6, "and tables say the same"
+    assert len(page.all("table")) >= 6, "and tables show the same"
 
 
 @pytest.mark.parametrize("secret", SECRETS)
 def test_no_secret_of_a_message_or_a_name_is_in_the_page(
     secret: str, run: RunView, events: list[EventView]
 ) -> None:
-    told = [replace(each, message=f"it said {secret}") for each in events]
+    revealing = [replace(each, message=f"it said {secret}") for each in events]
     named = replace(run, name=f"a {secret}", detail=secret, service=f"http://x/{secret}")
-    page = render(named, told, now=0)
+    page = render(named, revealing, now=0)
     assert "***" in page
     for hidden in ("averysecretkey", "deadbeef", "abcdefgh"):
         assert hidden not in page
@@ -146,7 +146,7 @@ def test_any_text_is_only_text(words: str) -> None:
     page = _Page(tag("p", words, title=words))
     assert [name for name, _ in page.elements] == ["p"]
     assert "<" not in text(words)
-    # Nothing steers a terminal or a line; what is left is what was said.
+    # No control characters; the rest is unchanged.
     shown = "".join(page.words)
     assert len(shown) == len(words) or "***" in shown
     assert all(each.isprintable() for each in shown)

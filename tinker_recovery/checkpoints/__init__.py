@@ -1,17 +1,20 @@
-"""Checkpoints: what one says of itself, when to save, which to trust, which to take and to keep.
+"""Decisions about checkpoints: pure functions over plain records.
 
-Pure decisions over plain records; nothing here talks to the service. In the order they are read:
+Nothing here talks to the service, reads a clock or keeps state; only ``files`` does I/O, on a file
+that was downloaded. The rooms above ask the service and the journal, decide here, and act. The room
+imports ``policy`` and ``errors`` alone. What other rooms call is exported; the rest is imported
+from its module.
 
-- ``metadata``, ``record``: what travels with a checkpoint, and what is read back from a listing
-- ``schedule``, ``evidence``, ``interval``, ``ledger``: when a save is due, and whether it may start
-- ``lineage``, ``selection``: which to go back to
-- ``canary``, ``safetensors_header``, ``files``, ``validation``: whether to trust it
-- ``retention``, ``deletion_plan``, ``deletion``, ``pacing``, ``renewal``: what to keep, and how to
-  delete the rest
-- ``policies``: all of that from one CheckpointPolicy
+- ``metadata``, ``record``: what is stored with a checkpoint, and reading it back from a listing
+- ``schedule``, ``evidence``, ``interval``, ``ledger``: when to save, and whether a save may start
+- ``lineage``, ``selection``: which checkpoint to recover from
+- ``canary``, ``safetensors_header``, ``files``, ``validation``: whether a checkpoint is valid
+- ``retention``, ``deletion_plan``, ``deletion``, ``pacing``, ``renewal``: what to keep, what to
+  renew, and how to delete the rest
+- ``policies``: the schedule and the retention that a CheckpointPolicy asks for
 """
 
-from tinker_recovery.checkpoints.canary import Canary, Comparison, compare
+from tinker_recovery.checkpoints.canary import Canary
 from tinker_recovery.checkpoints.deletion import (
     Command,
     Delete,
@@ -20,25 +23,11 @@ from tinker_recovery.checkpoints.deletion import (
     Write,
     outcome,
 )
-from tinker_recovery.checkpoints.deletion_plan import (
-    DeletionPlan,
-    PlannedCheckpoint,
-    Situation,
-    plan_deletions,
-)
+from tinker_recovery.checkpoints.deletion_plan import DeletionPlan, Situation, plan_deletions
 from tinker_recovery.checkpoints.evidence import Evidence
-from tinker_recovery.checkpoints.files import FileFacts, inspect_file
-from tinker_recovery.checkpoints.interval import AutoInterval, young_daly_s
-from tinker_recovery.checkpoints.ledger import InFlight, SaveLedger
-from tinker_recovery.checkpoints.lineage import (
-    Branch,
-    Position,
-    Segment,
-    eligible,
-    on_branch,
-    segments_of,
-)
-from tinker_recovery.checkpoints.metadata import JSON_LIMIT
+from tinker_recovery.checkpoints.files import FileFacts
+from tinker_recovery.checkpoints.ledger import SaveLedger
+from tinker_recovery.checkpoints.lineage import Segment, eligible, on_branch, segments_of
 from tinker_recovery.checkpoints.pacing import TokenBucket
 from tinker_recovery.checkpoints.policies import retention_of, schedule_of
 from tinker_recovery.checkpoints.record import (
@@ -47,39 +36,15 @@ from tinker_recovery.checkpoints.record import (
     SavedBy,
     checkpoint_metadata,
     run_id_of,
+    run_id_unchecked,
     with_canaries,
 )
 from tinker_recovery.checkpoints.renewal import Renewal, renewals
-from tinker_recovery.checkpoints.retention import (
-    Candidate,
-    KeepAll,
-    KeepAny,
-    KeepBest,
-    KeepEvery,
-    KeepIf,
-    KeepLast,
-    KeepPinned,
-    Retention,
-)
-from tinker_recovery.checkpoints.safetensors_header import DamagedFile
-from tinker_recovery.checkpoints.schedule import (
-    AnyOf,
-    AtEnd,
-    AtSteps,
-    Decision,
-    EveryEpochs,
-    EverySeconds,
-    EverySteps,
-    Moment,
-    OnImprovement,
-    Schedule,
-)
+from tinker_recovery.checkpoints.schedule import Schedule
 from tinker_recovery.checkpoints.selection import (
     AtPath,
     AtStep,
-    Best,
     Latest,
-    Selection,
     Wanted,
     select,
     wanted,
@@ -96,53 +61,25 @@ from tinker_recovery.checkpoints.validation import (
 )
 
 __all__ = [
-    "JSON_LIMIT",
-    "AnyOf",
-    "AtEnd",
     "AtPath",
     "AtStep",
-    "AtSteps",
-    "AutoInterval",
-    "Best",
-    "Branch",
     "Canary",
-    "Candidate",
     "CheckpointRecord",
     "Command",
-    "Comparison",
-    "DamagedFile",
-    "Decision",
     "Delete",
     "Deletion",
     "DeletionLedger",
     "DeletionPlan",
-    "EveryEpochs",
-    "EverySeconds",
-    "EverySteps",
     "Evidence",
     "FileFacts",
     "Finding",
-    "InFlight",
-    "KeepAll",
-    "KeepAny",
-    "KeepBest",
-    "KeepEvery",
-    "KeepIf",
-    "KeepLast",
-    "KeepPinned",
     "Latest",
     "Listed",
-    "Moment",
-    "OnImprovement",
-    "PlannedCheckpoint",
-    "Position",
     "Renewal",
-    "Retention",
     "SaveLedger",
     "SavedBy",
     "Schedule",
     "Segment",
-    "Selection",
     "Situation",
     "TokenBucket",
     "Wanted",
@@ -154,20 +91,18 @@ __all__ = [
     "check_metadata",
     "check_weights",
     "checkpoint_metadata",
-    "compare",
     "eligible",
     "first_objection",
-    "inspect_file",
     "on_branch",
     "outcome",
     "plan_deletions",
     "renewals",
     "retention_of",
     "run_id_of",
+    "run_id_unchecked",
     "schedule_of",
     "segments_of",
     "select",
     "wanted",
     "with_canaries",
-    "young_daly_s",
 ]

@@ -1,9 +1,9 @@
-"""The canary: a small fixed batch whose logprobs tell which weights these are.
+"""The canary: a small fixed batch whose logprobs identify the weights.
 
-The answer at each checkpoint is remembered: whole by the process that asked, and as a fingerprint
+The answer at each checkpoint is remembered: in full by the process that asked, and as a fingerprint
 stored with the next checkpoint. The same weights give the same answer, within a tolerance, so a
-wrong restore and a silent return to older weights both show. Pure: who asks, and
-when, is decided elsewhere.
+wrong restore and a silent return to older weights are both detected. Pure: the callers ask, and
+decide when.
 """
 
 from __future__ import annotations
@@ -16,23 +16,42 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 from tinker import types
 
 from tinker_recovery.errors import UsageError
 
 KEPT = 32
-"""How many of the numbers are stored, evenly spread; the digest covers them all."""
+"""How many of the numbers a fingerprint stores, evenly spread; its digest covers them all."""
+
+Answer = tuple[float, ...]
+"""The logprobs of every token of the canary, in order."""
+
+
+def answer_of(output: types.ForwardBackwardOutput) -> Answer:
+    """The answer in the result of a forward pass."""
+    return tuple(float(value) for each in output.loss_fn_outputs for value in each["logprobs"].data)
+
+
+def distance(one: Answer, other: Answer) -> float:
+    """The largest difference of a logprob; infinite where the two cannot be compared."""
+    if len(one) != len(other):
+        return math.inf
+    # Equal infinities do not differ, and NaN differs from everything.
+    differences = (
+        0.0 if left == right else abs(left - right) for left, right in zip(one, other, strict=True)
+    )
+    return max((math.inf if math.isnan(each) else each for each in differences), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """The fingerprint of a sequence of numbers, in single precision.
+    """The fingerprint of an answer, in single precision. Equal means equal to the bit.
 
     Attributes:
-        count: How many there were.
-        digest: Of all of them, to the bit.
+        count: How many numbers there were.
+        digest: Digest of all of them.
         sample: Up to :data:`KEPT` of them, evenly spread.
     """
 
@@ -45,8 +64,8 @@ class Canary:
         """Take the fingerprint.
 
         Raises:
-            UsageError: There is nothing to take it of, or a number is not finite or is beyond
-                single precision: it would be no ground for comparison.
+            UsageError: There are no numbers, or one is not finite in single precision, so nothing
+                could be compared with it.
         """
         if not numbers:
             raise UsageError("a canary needs at least one number")
@@ -62,104 +81,44 @@ class Canary:
         digest = hashlib.sha256(packed).hexdigest()[:32]
         return cls(len(single), digest, tuple(spread))
 
+    def distance_to(self, other: Canary) -> float:
+        """The largest difference in the samples; infinite where the two cannot be compared."""
+        return distance(self.sample, other.sample) if self.count == other.count else math.inf
+
     def __str__(self) -> str:
         """As it is stored with a checkpoint."""
         packed = struct.pack(f"<{len(self.sample)}f", *self.sample)
         return f"{self.count}:{self.digest}:{base64.b64encode(packed).decode()}"
 
     @classmethod
-    def parse(cls, said: str) -> Self:
-        """What ``str()`` wrote.
+    def parse(cls, text: str) -> Self:
+        """The reverse of ``str()``.
 
         Raises:
-            UsageError: It is something else.
+            UsageError: The text is not a fingerprint.
         """
         try:
-            count, digest, sample = said.split(":")
+            count, digest, sample = text.split(":")
             packed = base64.b64decode(sample, validate=True)
             numbers = struct.unpack(f"<{len(packed) // 4}f", packed)
             return cls(int(count), digest, numbers)
         except (ValueError, binascii.Error, struct.error) as error:
-            raise UsageError(f"{said[:80]!r} is not a canary's fingerprint") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """How two fingerprints compare.
-
-    Attributes:
-        result: ``"exact"``: to the bit. ``"close"``: the samples agree within the tolerance.
-            ``"different"``: they do not, or cannot be compared.
-        difference: The largest difference among the samples; infinite if not comparable.
-    """
-
-    result: Literal["exact", "close", "different"]
-    difference: float
-
-
-def compare(stored: Canary, seen: Canary, *, tolerance: float) -> Comparison:
-    """Compare what was stored with what is seen now.
-
-    Args:
-        stored: From the checkpoint.
-        seen: Taken after restoring it.
-        tolerance: Largest absolute difference of a number that still counts as close.
-    """
-    if stored.count != seen.count or len(stored.sample) != len(seen.sample):
-        return Comparison("different", math.inf)
-    difference = max(
-        (abs(one - other) for one, other in zip(stored.sample, seen.sample, strict=True)),
-        default=math.inf,
-    )
-    if stored.digest == seen.digest and difference == 0:
-        return Comparison("exact", 0.0)
-    # NaN is not below anything, so a damaged sample is never close.
-    return Comparison("close" if difference <= tolerance else "different", difference)
-
-
-Answer = tuple[float, ...]
-"""The logprobs of every token of the canary, in order."""
-
-
-def answer_of(output: types.ForwardBackwardOutput) -> Answer:
-    """The answer inside the result of a forward pass."""
-    return tuple(float(value) for each in output.loss_fn_outputs for value in each["logprobs"].data)
-
-
-def distance(one: Answer, other: Answer) -> float:
-    """The largest difference of a logprob; infinite where the two cannot be compared."""
-    if len(one) != len(other):
-        return float("inf")
-    widest = 0.0
-    for left, right in zip(one, other, strict=True):
-        # Written so that NaN counts as far away, and two equal infinities as near.
-        if left == right:
-            continue
-        apart = abs(left - right)
-        widest = max(widest, apart if apart == apart else float("inf"))  # noqa: PLR0124 - the test for NaN
-    return widest
+            raise UsageError(f"{text[:80]!r} is not a canary's fingerprint") from error
 
 
 def fingerprint_of(answer: Answer) -> str | None:
-    """As it is stored with a checkpoint; None if there is nothing to compare with in it."""
+    """As it is stored with a checkpoint; None if nothing could be compared with it."""
     try:
         return str(Canary.of(answer))
     except UsageError:
         return None
 
 
-def _distance(answer: Answer, fingerprint: Canary) -> float:
-    try:
-        return compare(fingerprint, Canary.of(answer), tolerance=0.0).difference
-    except UsageError:
-        return float("inf")
-
-
 class CanaryBook:
     """What the canary answered at each checkpoint of a run.
 
-    Answers heard by this process are kept whole; of those heard by an earlier one there is a
-    fingerprint, as it was stored with a checkpoint or in the journal.
+    Answers that this process received are kept in full; of earlier ones there are fingerprints,
+    from checkpoints or the journal.
 
     Args:
         tolerance: The largest distance of two answers that count as equal.
@@ -171,24 +130,28 @@ class CanaryBook:
         self._fingerprints: dict[tuple[str, int], Canary] = {}
 
     def record(self, attempt: str, step: int, answer: Answer) -> None:
-        """Remember what the weights of an attempt answered at a step."""
+        """Remember the answer of an attempt's weights at a step."""
         self._answers[attempt, step] = answer
 
-    def learn(self, attempt: str, step: int, said: str) -> None:
-        """Remember the fingerprint of an answer; one that cannot be read is passed over."""
+    def learn(self, attempt: str, step: int, fingerprint: str) -> None:
+        """Remember the fingerprint of an answer; one that cannot be read is ignored."""
         with contextlib.suppress(UsageError):
-            self._fingerprints[attempt, step] = Canary.parse(said)
+            self._fingerprints[attempt, step] = Canary.parse(fingerprint)
 
     def expects(self, attempt: str, step: int) -> bool:
-        """Whether it is known what these weights answer."""
+        """Whether the answer of these weights is known."""
         return (attempt, step) in self._answers or (attempt, step) in self._fingerprints
 
     def objection(self, answer: Answer, attempt: str, step: int) -> str | None:
-        """Why weights that give this answer are not those, in words; None if nothing says so."""
-        if (known := self._answers.get((attempt, step))) is not None:
-            apart = distance(answer, known)
-        elif (fingerprint := self._fingerprints.get((attempt, step))) is not None:
-            apart = _distance(answer, fingerprint)
+        """Why weights with this answer are not those; None if they may be, or none is known."""
+        at = attempt, step
+        if at in self._answers:
+            apart = distance(answer, self._answers[at])
+        elif at in self._fingerprints:
+            try:
+                apart = self._fingerprints[at].distance_to(Canary.of(answer))
+            except UsageError:
+                apart = math.inf
         else:
             return None
         if apart <= self._tolerance:
@@ -199,23 +162,19 @@ class CanaryBook:
         )
 
     def known(self, attempt: str) -> list[tuple[str, int]]:
-        """The (attempt, step) of every answer an attempt's weights gave."""
+        """The (attempt, step) of every full answer of an attempt's weights."""
         return [at for at in self._answers if at[0] == attempt]
-
-    def equal(self, one: Answer, other: Answer) -> bool:
-        """Whether two answers are those of the same weights."""
-        return distance(one, other) <= self._tolerance
 
     def rolled_back_to(
         self, answer: Answer, step: int, branch: Iterable[tuple[str, int]]
     ) -> int | None:
-        """The earlier step whose weights answer, though those of ``step`` should; None if none.
+        """The earlier step whose weights gave this answer; None if there is none, or several.
 
-        An answer that is equal to that of the newest checkpoint below ``step`` and to an older
-        one's as well says nothing: these weights do not change from step to step.
+        Several mean that the weights hardly change from step to step, so the answer cannot tell
+        which they are.
 
         Args:
-            answer: What was answered just now.
+            answer: The answer just now.
             step: Optimizer steps that should be in the weights.
             branch: The (attempt, step) of every checkpoint the run descends from.
         """
@@ -224,6 +183,6 @@ class CanaryBook:
             for attempt, at in branch
             if at < step
             and (old := self._answers.get((attempt, at))) is not None
-            and self.equal(answer, old)
+            and distance(answer, old) <= self._tolerance
         }
         return matches.pop() if len(matches) == 1 else None

@@ -3,14 +3,14 @@
 Whatever the retention rules say, a plan never deletes
 
 - the newest valid checkpoint, and the newest valid one that lasts;
-- the one the run was recovered from, and whatever the caller protects or pins;
-- published ones, and ones whose metric is still to come;
-- what this run did not make: no metadata of ours, another lineage, an attempt not known, a save the
+- the one the run was recovered from, and any the caller protects or pins;
+- published ones, and ones whose metric is not known yet;
+- what this run did not make: no metadata of ours, another lineage, an unknown attempt, a save the
   user asked for (unless that is allowed);
-- anything at all, as long as no checkpoint is known to be valid and to last: any of unknown
-  validity might be the only good one, and one that expires soon is no copy to rely on;
-- an abandoned or a bad one, or one whose deletion was begun, until a valid one with at least as
-  many steps exists.
+- anything at all while no checkpoint is known to be valid and to last: any unchecked one might be
+  the only good one, and one that expires soon is no copy to rely on;
+- an abandoned or bad one, or one whose deletion has begun, until a valid one with at least as many
+  steps exists.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tinker_recovery.checkpoints.validation import EXPIRY_MARGIN
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What is known of a run's checkpoints at the moment of planning.
+    """What is known of a run's checkpoints when planning.
 
     Attributes:
-        lineage: The run.
-        now: The date, with a time zone, by the service's clock.
-        segments: Every Tinker run it has lived in, oldest first. Empty if that is not known: then
-            every checkpoint of the lineage counts.
-        valid: Paths that were checked and found valid. The keeper decides how deep a check has to
-            be; a path in neither ``valid`` nor ``bad`` is of unknown validity.
+        lineage: Id of the logical run.
+        now: The service's date, with a time zone.
+        segments: Every Tinker run it has lived in, oldest first. Empty if unknown: then every
+            checkpoint of the lineage counts.
+        valid: Paths found valid, as deep as the caller checks. A path in neither ``valid`` nor
+            ``bad`` is of unknown validity.
         bad: Path to reason, of those found bad.
         protected: Path to reason, of those in use: recovered from, being read.
-        pending: Paths whose metric is still to come.
-        being_deleted: Paths whose deletion was begun and may have happened: never relied on.
-        delete_user_saves: Whether saves the user asked for may be deleted, too. If not, they do
-            not fill the places of "the last five" either, for the user may delete them any time.
+        pending: Paths whose metric is not known yet.
+        being_deleted: Paths whose deletion has begun and may have happened: never relied on.
+        delete_user_saves: Whether saves the user asked for may be deleted. If not, they do not
+            count towards "the last five" either, as the user may delete them at any time.
         lasting: A checkpoint that expires within this time is not relied on as the only copy.
     """
 
@@ -64,9 +64,9 @@ class PlannedCheckpoint:
     Attributes:
         path: Its ``tinker://`` path.
         delete: Whether to delete it.
-        reason: Why, or why not, in words.
-        step: Optimizer steps in it; None if it does not say.
-        size_bytes: Its size, where the service says.
+        reason: Why, or why not, for people.
+        step: Optimizer steps in it; None if unknown.
+        size_bytes: Its size; None if unknown.
     """
 
     path: str
@@ -78,40 +78,34 @@ class PlannedCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class DeletionPlan:
-    """The decision on every checkpoint listed.
+    """The decision on every listed checkpoint.
 
     Attributes:
-        rows: One for each, the most steps first.
+        checkpoints: One decision each, the most steps first.
     """
 
-    rows: tuple[PlannedCheckpoint, ...]
+    checkpoints: tuple[PlannedCheckpoint, ...]
 
     @property
     def deletions(self) -> tuple[PlannedCheckpoint, ...]:
         """What to delete, in this order: the fewest steps first."""
-        return tuple(row for row in reversed(self.rows) if row.delete)
+        return tuple(each for each in reversed(self.checkpoints) if each.delete)
 
     @property
     def kept(self) -> tuple[PlannedCheckpoint, ...]:
         """What stays."""
-        return tuple(row for row in self.rows if not row.delete)
-
-    @property
-    def bytes_freed(self) -> int:
-        """Bytes the deletions free, as far as their sizes are known."""
-        return sum(row.size_bytes or 0 for row in self.deletions)
+        return tuple(each for each in self.checkpoints if not each.delete)
 
 
 def plan_deletions(
     listed: Iterable[Listed], retention: Retention, situation: Situation
 ) -> DeletionPlan:
-    """Decide on every checkpoint listed, over all Tinker runs of the lineage.
+    """Decide on every listed checkpoint of all Tinker runs of the lineage.
 
-    Pure: the same facts in any order give the same plan. It holds for this moment only; make a new
-    one whenever anything changed.
+    The same facts in any order give the same plan. Make a new one whenever anything has changed.
 
     Raises:
-        Exception: Whatever a custom predicate of ``retention`` raises.
+        Exception: Whatever the user's predicate in ``retention`` raises.
     """
     return _Planner(listed, retention, situation).plan()
 
@@ -132,55 +126,56 @@ class _Planner:
             for path, each in self._listed.items()
             if each.record is not None and self._not_ours(each) is None
         }
-        self._places = {path: self._place(record) for path, record in ours.items()}
-        newest_first = sorted(ours.values(), key=_newest, reverse=True)
-        held = [Candidate(record, self._counts(record)) for record in newest_first]
-        self._kept = retention.keep(held)
-        valid = [record for record in counted(held) if record.path in situation.valid]
+        self._positions = {path: self._position(record) for path, record in ours.items()}
+        newest_first = sorted(
+            ours.values(), key=lambda each: (each.step, each.time, each.path), reverse=True
+        )
+        candidates = [Candidate(record, self._counts(record)) for record in newest_first]
+        self._kept = retention.keep(candidates)
+        valid = [record for record in counted(candidates) if record.path in situation.valid]
         lasting = [record for record in valid if self._lasts(record)]
         self._valid_step = lasting[0].step if lasting else None
         self._newest_valid = {record.path for record in [*valid[:1], *lasting[:1]]}
 
     def plan(self) -> DeletionPlan:
-        rows = [self._row(each) for each in self._listed.values()]
-        rows.sort(key=lambda row: (-1 if row.step is None else row.step, row.path), reverse=True)
-        return DeletionPlan(tuple(rows))
+        planned = [self._planned(each) for each in self._listed.values()]
+        planned.sort(
+            key=lambda each: (-1 if each.step is None else each.step, each.path), reverse=True
+        )
+        return DeletionPlan(tuple(planned))
 
-    def _row(self, each: Listed) -> PlannedCheckpoint:
-        why_not = self._reason_to_keep(each)
-        if each.path in self._contradicted:
-            # Nothing of one of them is told: which of the two came first must not matter.
-            return PlannedCheckpoint(
-                each.path, delete=False, reason=str(why_not), step=None, size_bytes=None
-            )
+    def _planned(self, each: Listed) -> PlannedCheckpoint:
+        keep = self._reason_to_keep(each)
+        # Of contradictory listings neither's facts are shown: their order must not matter.
+        known = each.path not in self._contradicted
         return PlannedCheckpoint(
             each.path,
-            delete=why_not is None,
-            reason=self._reason_to_delete(each.path) if why_not is None else why_not,
-            step=each.record.step if each.record else None,
-            size_bytes=each.size_bytes,
+            delete=keep is None,
+            reason=self._reason_to_delete(each.path) if keep is None else keep,
+            step=each.record.step if known and each.record else None,
+            size_bytes=each.size_bytes if known else None,
         )
 
     def _not_ours(self, each: Listed) -> str | None:
-        """Why this run may not decide over it."""
+        """Why this run may not delete it."""
         if each.path in self._contradicted:
             return "it is listed twice, with different facts"
         if each.record is None:
-            return each.problem or "it says nothing of itself"
+            return each.problem or "it has no tinker_recovery metadata"
         if each.record.lineage != self._situation.lineage:
             return f"it belongs to another run, lineage {each.record.lineage}"
-        place = self._place(each.record)
-        return place.reason if place.where == "unknown" else None
+        position = self._position(each.record)
+        return position.reason if position.where == "unknown" else None
 
-    def _place(self, record: CheckpointRecord) -> Position:
-        return self._branch.place(record) if self._situation.segments else Position("branch")
+    def _position(self, record: CheckpointRecord) -> Position:
+        return self._branch.position(record) if self._situation.segments else Position("branch")
 
     def _of_the_user(self, record: CheckpointRecord) -> bool:
         return record.saved_by == "user" and not self._situation.delete_user_saves
 
     def _counts(self, record: CheckpointRecord) -> bool:
         return (
-            self._places[record.path].where == "branch"
+            self._positions[record.path].where == "branch"
             and record.path not in self._situation.bad
             and record.path not in self._situation.being_deleted
             and not self._expired(record)
@@ -201,14 +196,14 @@ class _Planner:
 
     def _reason_to_keep(self, each: Listed) -> str | None:
         situation, path = self._situation, each.path
-        if (foreign := self._not_ours(each)) is not None or each.record is None:
-            return f"not ours to delete: {foreign}"
+        if (not_ours := self._not_ours(each)) is not None or each.record is None:
+            return f"not ours to delete: {not_ours}"
         checks = (
             (path in situation.protected, f"in use: {situation.protected.get(path)}"),
             (path == self._branch.parent, "the run was recovered from it"),
             (path in self._newest_valid, "the newest valid one"),
             (each.record.public, "published"),
-            (path in situation.pending, "its metric is still to come"),
+            (path in situation.pending, "its metric is not known yet"),
             (self._of_the_user(each.record), "saved by the user"),
             (path in self._kept, self._kept.get(path, "")),
             (self._expired(each.record), "expired: the service removes it"),
@@ -217,25 +212,21 @@ class _Planner:
             if holds:
                 return reason
         if self._valid_step is None:
-            return "no other one is known to be valid and to last"
+            return "no other checkpoint is known to be valid and to last"
         unusable = (
-            self._places[path].where == "abandoned"
+            self._positions[path].where == "abandoned"
             or path in situation.bad
             or path in situation.being_deleted
         )
         if unusable and each.record.step > self._valid_step:
-            return f"no valid one has reached step {each.record.step} yet"
+            return f"no valid checkpoint has reached step {each.record.step} yet"
         return None
 
     def _reason_to_delete(self, path: str) -> str:
         if path in self._situation.being_deleted:
-            return "its deletion was begun before"
+            return "its deletion has begun"
         if path in self._situation.bad:
             return f"bad: {self._situation.bad[path]}"
-        if self._places[path].where == "abandoned":
-            return f"abandoned: {self._places[path].reason}"
+        if self._positions[path].where == "abandoned":
+            return f"abandoned: {self._positions[path].reason}"
         return "no rule keeps it"
-
-
-def _newest(record: CheckpointRecord) -> tuple[int, datetime, str]:
-    return record.step, record.time, record.path

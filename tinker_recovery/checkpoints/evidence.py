@@ -1,30 +1,30 @@
-"""What a run has seen so far of step times, save costs and failures: running means, kept pure."""
+"""Running means of a run's step times and save costs, and its count of faults."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 STEP_MEMORY = 64
-"""How many steps the mean step time looks back on, more or less."""
+"""Roughly how many steps the mean step time covers."""
 
 SAVE_MEMORY = 8
-"""How many saves the mean save cost looks back on, more or less."""
+"""Roughly how many saves the mean save cost covers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Measurements of one logical run, over all its attempts.
+    """Measurements of one logical run, over all its attempts. Methods return a new object.
 
-    Means are plain ones at first, and forget exponentially once they have seen enough, so that a
-    service that becomes slower is noticed. Each method returns a new object.
+    Plain means at first, exponential ones once they cover enough, so that they follow a service
+    that becomes slower.
 
     Attributes:
-        steps: Optimizer steps seen.
+        steps: Optimizer steps measured.
         step_s: Mean seconds of a step; None before the first.
-        saves: Saves seen.
-        save_s: Mean seconds a save cost; None before the first.
-        failures: Faults seen.
-        observed_s: Seconds under observation, in which those faults happened.
+        saves: Saves measured.
+        save_s: Mean seconds a save costs; None before the first.
+        failures: Faults so far.
+        observed_s: Seconds in which those faults happened.
     """
 
     steps: int = 0
@@ -35,10 +35,7 @@ class Evidence:
     observed_s: float = 0.0
 
     def stepped(self, seconds: float) -> Evidence:
-        """One more step, and the seconds it took; they count as observed.
-
-        Time paused for capacity is better left out: it is neither training nor at risk.
-        """
+        """Add a step that took these seconds; pauses for capacity should be left out."""
         seconds = max(0.0, seconds)
         mean = _towards(self.step_s, seconds, self.steps + 1, STEP_MEMORY)
         # Written out: this runs at every step, and replace() takes four times as long.
@@ -52,16 +49,16 @@ class Evidence:
         )
 
     def saved(self, seconds: float) -> Evidence:
-        """One more save, and the seconds it kept the service from training."""
+        """Add a save that kept the service from training for these seconds."""
         mean = _towards(self.save_s, max(0.0, seconds), self.saves + 1, SAVE_MEMORY)
         return replace(self, saves=self.saves + 1, save_s=mean)
 
     def waited(self, seconds: float) -> Evidence:
-        """Time under observation that was no step: saving, recovering."""
+        """Add observed time in which no step ran: saving, recovering."""
         return replace(self, observed_s=self.observed_s + max(0.0, seconds))
 
     def failed(self) -> Evidence:
-        """One more fault."""
+        """Add a fault."""
         return replace(self, failures=self.failures + 1)
 
 

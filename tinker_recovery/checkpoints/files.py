@@ -1,8 +1,7 @@
-"""A look at a checkpoint's bytes on disk, in one pass, with the standard library alone.
+"""Checks of a checkpoint's file on disk, in one pass, with the standard library alone.
 
-Checks, in this order: the size, the header's rules, values that are not numbers, a tail of zeros,
-and the checksum against the one recorded when the file was first seen. Reads the file once, in
-chunks; about as fast as SHA-256 is, which takes most of the time.
+Checks the rules of the header, values that are NaN or infinite, and a tail of zeros, and takes the
+checksum, all while reading the file once, in chunks; SHA-256 takes most of the time.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tinker_recovery.checkpoints.safetensors_header import (
 )
 
 CHUNK = 1 << 20
-"""Bytes read at a time; a multiple of every element's size. Fits a cache, which is what counts."""
+"""Bytes read at a time: a multiple of every element's size, small enough for a CPU cache."""
 
 ZERO_TAIL = 4096
 """A tensor that ends in at least this many zero bytes, and holds others, was not written whole:
@@ -32,7 +31,7 @@ zeros alone is ordinary, as half of every fresh LoRA is."""
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What is recorded of a file at first sight, to be compared with ever after.
+    """Identifies a file's content.
 
     Attributes:
         size_bytes: Its size.
@@ -43,20 +42,10 @@ class FileFacts:
     sha256: str
 
 
-def inspect_file(
-    path: Path, recorded: FileFacts | None = None, *, size_bytes: int | None = None
-) -> FileFacts:
-    """Read one safetensors file through, and check everything that can be checked.
+def inspect_file(path: Path) -> FileFacts:
+    """Check one safetensors file.
 
     Blocks while it reads: call it in a worker thread.
-
-    Args:
-        path: The file.
-        recorded: What was recorded when it was first seen.
-        size_bytes: Its size as the service says, if nothing was recorded.
-
-    Returns:
-        What to record of it, if it is the first time.
 
     Raises:
         DamagedFile: Something is wrong with it; the message says what.
@@ -64,17 +53,12 @@ def inspect_file(
     """
     try:
         with path.open("rb") as file:
-            return _inspect(file, path.stat().st_size, recorded, size_bytes)
+            return _inspect(file, path.stat().st_size)
     except FileNotFoundError as error:
         raise DamagedFile("the file is gone") from error
 
 
-def _inspect(
-    file: BinaryIO, size: int, recorded: FileFacts | None, size_bytes: int | None
-) -> FileFacts:
-    expected = recorded.size_bytes if recorded else size_bytes
-    if expected is not None and size != expected:
-        raise DamagedFile(f"it has {size} bytes, and {expected} are on record")
+def _inspect(file: BinaryIO, size: int) -> FileFacts:
     digest = hashlib.sha256()
     first = file.read(LENGTH.size)
     length = header_length(first, size)
@@ -99,15 +83,10 @@ def _inspect(
             unfinished = tensor if tail >= ZERO_TAIL else None
     if unfinished is not None:
         raise DamagedFile(
-            f"it ends in zeros from within tensor {unfinished.name!r} on, as a file does that was "
-            "not written to its end"
+            f"it ends in zeros from within tensor {unfinished.name!r} on, as if it had not been "
+            "written to its end"
         )
-    facts = FileFacts(size, digest.hexdigest())
-    if recorded is not None and facts.sha256 != recorded.sha256:
-        raise DamagedFile(
-            f"its SHA-256 is {facts.sha256}, and {recorded.sha256} was recorded at first sight"
-        )
-    return facts
+    return FileFacts(size, digest.hexdigest())
 
 
 def _chunks(file: BinaryIO, count: int) -> Iterator[bytes]:
@@ -119,8 +98,8 @@ def _chunks(file: BinaryIO, count: int) -> Iterator[bytes]:
         yield chunk
 
 
-# Of each float format: how far apart elements lie, and for the last byte of one (little endian, so
-# sign and exponent come last) and the byte before it, which values a NaN or an infinity may have.
+# For each float format: bytes per element, and the values that a NaN or an infinity may have in the
+# last byte (little endian: sign and exponent come last) and in the byte before it.
 _TOP7 = bytes([0x7F, 0xFF])
 _FLOATS: dict[str, tuple[int, bytes, bytes | None]] = {
     "F64": (8, _TOP7, bytes(range(0xF0, 0x100))),
@@ -139,14 +118,14 @@ _FLOATS: dict[str, tuple[int, bytes, bytes | None]] = {
 def holds_non_finite(chunk: bytes, dtype: str) -> bool:
     """Whether a chunk of whole elements holds a NaN or an infinity; False for other dtypes.
 
-    Looks at the bytes of the exponent only, with operations that run over a whole chunk in C: no
-    array library, and still faster than the checksum.
+    Reads the exponents' bytes only, with operations that process a whole chunk in C: faster than
+    the checksum, without an array library.
     """
     if dtype not in _FLOATS:
         return False
     stride, last, before = _FLOATS[dtype]
     top = chunk[stride - 1 :: stride]
-    # An exponent this large is rare in honest weights, so this usually decides.
+    # An exponent this large is rare in sound weights, so this usually decides.
     if all(byte not in top for byte in last):
         return False
     if before is None:

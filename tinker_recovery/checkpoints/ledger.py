@@ -1,24 +1,22 @@
-"""Which saves are under way, done, or owed: the gate between "due" and "submitted"."""
+"""The saves of an attempt: whether one that is due may be submitted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 from tinker_recovery.checkpoints.evidence import Evidence
-from tinker_recovery.checkpoints.record import CheckpointRecord
 from tinker_recovery.checkpoints.schedule import Decision, Moment, Schedule
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A save that was submitted and is neither stored nor failed.
+    """A save that was submitted and has neither been stored nor failed.
 
     Attributes:
         step: Optimizer steps it contains.
-        began_s: Monotonic seconds of its submission.
+        began_s: Monotonic seconds at its submission.
         epoch: Epochs completed at that moment.
         metrics: Metrics at that moment.
     """
@@ -33,18 +31,18 @@ class InFlight:
 class SaveLedger:
     """The saves of one attempt. Frozen: each method returns the ledger after it.
 
-    At most one save is in flight, so saves slower than their schedule never pile up. A failed save
-    is owed: it is due again at the next optimizer step, whatever the schedule says, and only the
-    first failure of a row is worth a report.
+    At most one save is in flight, so saves slower than their schedule never queue up. After a
+    failed save the next optimizer step is due, whatever the schedule says, and of failures in a row
+    only the first should be reported.
 
     Attributes:
-        last_step: Step of the last save stored; before the first, where the attempt began.
-        last_s: Monotonic seconds at which that save was submitted; before it, of the beginning.
-        last_epoch: Epochs completed at that moment.
-        lowest: The lowest finite value of each metric among the saves stored.
+        last_step: Step of the last stored save; before the first, the attempt's start step.
+        last_s: Monotonic seconds at which that save was submitted, or the attempt started.
+        last_epoch: Epochs completed by then.
+        lowest: The lowest finite value of each metric among the stored saves.
         highest: The highest one.
-        in_flight: The save under way.
-        failures: Saves that failed one after the other.
+        in_flight: The save in flight.
+        failures: Saves that failed since the last stored one.
     """
 
     last_step: int
@@ -54,25 +52,6 @@ class SaveLedger:
     highest: Mapping[str, float] = field(default_factory=dict)
     in_flight: InFlight | None = None
     failures: int = 0
-
-    @classmethod
-    def resumed(
-        cls, step: int, now_s: float, *, epoch: int = 0, saved: Iterable[CheckpointRecord] = ()
-    ) -> Self:
-        """The ledger of an attempt that begins.
-
-        Args:
-            step: Optimizer steps in the weights it starts with.
-            now_s: Monotonic seconds.
-            epoch: Epochs completed in them.
-            saved: Checkpoints on its branch, so that "better than every save" goes on counting
-                where the last attempt stopped.
-        """
-        lowest: Mapping[str, float] = {}
-        highest: Mapping[str, float] = {}
-        for record in saved:
-            lowest, highest = _extremes(lowest, highest, record.metrics)
-        return cls(step, now_s, epoch, lowest, highest)
 
     def ask(
         self,
@@ -85,13 +64,13 @@ class SaveLedger:
         end: bool = False,
         evidence: Evidence | None = None,
     ) -> Decision:
-        """Whether to submit a save now, behind this optimizer step. Changes nothing."""
+        """Whether to submit a save now, behind this optimizer step."""
         if self.in_flight is not None:
             return Decision(
                 due=False, reason=f"the save of step {self.in_flight.step} is still under way"
             )
         if self.failures and step > self.last_step:
-            return Decision(due=True, reason="the save before it failed")
+            return Decision(due=True, reason="the previous save failed")
         return schedule.decide(
             Moment(
                 step=step,
@@ -119,7 +98,7 @@ class SaveLedger:
         """A save of this step was submitted.
 
         Raises:
-            ValueError: Another one is in flight; :meth:`ask` says so first.
+            ValueError: Another one is in flight: call :meth:`ask` first.
         """
         if self.in_flight is not None:
             raise ValueError(
@@ -130,7 +109,7 @@ class SaveLedger:
         return replace(self, in_flight=InFlight(step, now_s, epoch, dict(metrics or {})))
 
     def stored(self, step: int) -> SaveLedger:
-        """The save in flight is stored. Word of any other step changes nothing."""
+        """The save in flight was stored. Any other step changes nothing."""
         saved = self.in_flight
         if saved is None or saved.step != step:
             return self
@@ -138,7 +117,7 @@ class SaveLedger:
         return SaveLedger(saved.step, saved.began_s, saved.epoch, lowest, highest)
 
     def failed(self, step: int) -> tuple[SaveLedger, bool]:
-        """The save in flight failed; the bool says whether to report it (the first of a row)."""
+        """The save in flight failed; True if it is the first in a row, which is to be reported."""
         if self.in_flight is None or self.in_flight.step != step:
             return self, False
         return replace(self, in_flight=None, failures=self.failures + 1), self.failures == 0

@@ -1,8 +1,8 @@
-"""Which checkpoints lie on the branch a run is on: a pure decision over its lineage.
+"""Which checkpoints are on the current branch of a run's lineage.
 
-A logical run is a chain of segments, one for each Tinker run id it has lived in. Each segment says
-where it branched off, so what a later recovery abandoned can be told from what it built on: after
-rolling back from step 1660 to 1615, the old segment's checkpoint 1640 belongs to no one.
+A logical run is a chain of segments, one for each Tinker run it has lived in. Each records where it
+branched off, and so what a recovery abandoned: after a rollback from step 1660 to 1615, the old
+segment's checkpoint of step 1640 is not on the branch any more.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tinker_recovery.checkpoints.record import CheckpointRecord, run_id_of
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One stretch of a logical run: what one attempt trained under one Tinker run id.
+    """The part of a logical run that one attempt trained in one Tinker run.
 
     Attributes:
         run_id: The Tinker run id.
         attempt: Id of the attempt.
-        start_step: Optimizer steps contained in the weights it started with.
-        parent: Path of the checkpoint it started from, or None if it began afresh.
+        start_step: Optimizer steps in the weights it started with.
+        parent: Path of the checkpoint it started from; None if it started without one.
     """
 
     run_id: str
@@ -35,10 +35,9 @@ class Segment:
 
 
 def on_branch(segments: Sequence[Segment]) -> list[tuple[Segment, float]]:
-    """The segments the newest one descends from, newest first, each with its last valid step.
+    """The newest segment and those it descends from, newest first, each with its last valid step.
 
-    The newest has no limit (infinity); an older one counts only up to the step at which the next
-    one branched off.
+    That is infinite for the newest, and for an older one the step at which the next branched off.
     """
     by_run = {segment.run_id: segment for segment in segments}
     chain: list[tuple[Segment, float]] = []
@@ -54,20 +53,19 @@ def on_branch(segments: Sequence[Segment]) -> list[tuple[Segment, float]]:
 def eligible(
     segment: Segment, limit: float, listed: Iterable[CheckpointRecord]
 ) -> list[CheckpointRecord]:
-    """The checkpoints of one segment a run may go back to, the most steps first.
+    """The checkpoints of a segment that a run may be recovered from, the most steps first.
 
     Args:
         segment: One of :func:`on_branch`.
         limit: Its last valid step.
-        listed: What the service lists for its Tinker run; other attempts' and abandoned ones are
-            passed over.
+        listed: What the service lists for its Tinker run.
     """
     own = [
         record
         for record in listed
         if record.attempt == segment.attempt and segment.start_step <= record.step <= limit
     ]
-    # Two saves of one step hold the same state; the path makes the order total.
+    # Saves of one step hold the same state; the path makes their order definite.
     return sorted(own, key=lambda record: (record.step, record.path), reverse=True)
 
 
@@ -75,13 +73,11 @@ _STEP_IN_NAME = re.compile(r"/weights/step-([0-9]+)-")
 
 
 def segments_of(records: Iterable[CheckpointRecord]) -> list[Segment]:
-    """The segments of one lineage as its checkpoints tell of them, oldest first.
+    """The segments of one lineage, oldest first, from its checkpoints alone (no journal).
 
-    For whoever has nothing but the service's listing. An attempt that saved nothing is not in it,
-    so what the newest one says may be behind the times: the run may have gone back since.
-
-    Where an attempt began is what its parent checkpoint says; if that is gone, what its name says,
-    or at the latest the first step it saved itself.
+    An attempt that saved nothing is missing, so the newest segment may be out of date: the run may
+    have been rolled back since. An attempt's start step is that of its parent checkpoint; if that
+    is gone, the step in its name; failing that, the first step the attempt saved.
 
     Args:
         records: Checkpoints of one lineage, in any order.
@@ -93,13 +89,14 @@ def segments_of(records: Iterable[CheckpointRecord]) -> list[Segment]:
     found: list[tuple[datetime, Segment]] = []
     for (run_id, attempt), own in of.items():
         first = min(own, key=lambda record: (record.time, record.path))
-        began = _began(first.parent, by_path)
-        start = min(record.step for record in own) if began is None else began
+        start = _start_step(first.parent, by_path)
+        if start is None:
+            start = min(record.step for record in own)
         found.append((first.time, Segment(run_id, attempt, start, first.parent)))
     return [segment for _, segment in sorted(found, key=lambda each: (each[0], each[1].attempt))]
 
 
-def _began(parent: str | None, by_path: Mapping[str, CheckpointRecord]) -> int | None:
+def _start_step(parent: str | None, by_path: Mapping[str, CheckpointRecord]) -> int | None:
     if parent is None:
         return 0
     if parent in by_path:
@@ -110,13 +107,13 @@ def _began(parent: str | None, by_path: Mapping[str, CheckpointRecord]) -> int |
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a checkpoint lies in a lineage.
+    """The position of a checkpoint in a lineage.
 
     Attributes:
-        where: ``"branch"``: the run may go back to it. ``"abandoned"``: it was made by an attempt
-            of the run, and a recovery left it behind. ``"unknown"``: no attempt we know made it.
-        order: Of two places on the branch, the larger is the newer segment's.
-        reason: Why it is not on the branch, in words; empty if it is.
+        where: ``"branch"``: the run may be recovered from it. ``"abandoned"``: an attempt of the
+            run made it, and a recovery went back further. ``"unknown"``: no known attempt made it.
+        order: Among positions on the branch, larger in newer segments.
+        reason: Why it is not on the branch, for people; empty if it is.
     """
 
     where: Literal["branch", "abandoned", "unknown"]
@@ -125,7 +122,7 @@ class Position:
 
 
 class Branch:
-    """The branch a run is on, asked for one checkpoint after the other.
+    """The current branch of a run.
 
     Args:
         segments: Every Tinker run the run has lived in, oldest first.
@@ -140,14 +137,14 @@ class Branch:
         self.parent = segments[-1].parent if segments else None
         """The checkpoint the newest attempt started from."""
 
-    def place(self, record: CheckpointRecord) -> Position:
-        """Where this checkpoint lies."""
+    def position(self, record: CheckpointRecord) -> Position:
+        """The position of a checkpoint."""
         key = record.run_id, record.attempt
         if key not in self._known:
             return Position(
                 "unknown",
                 reason=f"attempt {record.attempt} of Tinker run {record.run_id} is not part of the "
-                "history known of this run",
+                "run's known history",
             )
         if key not in self._limits:
             return Position(
@@ -159,6 +156,6 @@ class Branch:
         if record.step < segment.start_step:
             return Position(
                 "unknown",
-                reason=f"it says step {record.step}, and its attempt began at {segment.start_step}",
+                reason=f"its step is {record.step}, and its attempt began at {segment.start_step}",
             )
         return Position("branch", order)

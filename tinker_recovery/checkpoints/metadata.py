@@ -1,8 +1,7 @@
-"""How a checkpoint's facts become strings and come back: the service stores nothing else.
+"""Encoding of checkpoint metadata: the service stores strings alone.
 
-Keys carry the prefix ``tinker_recovery.``, so they live beside the user's own. ``format`` is raised
-only when a reader that passes over keys it does not know would be misled; a new optional key does
-not raise it.
+Keys have the prefix ``tinker_recovery.``, beside the user's own. ``format`` is raised only when a
+reader that ignores unknown keys would be misled; a new optional key does not raise it.
 """
 
 from __future__ import annotations
@@ -10,28 +9,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from tinker_recovery.errors import UsageError
 
 FORMAT = "1"
-"""Version of the keys; a reader refuses one it does not know."""
+"""Version of the keys; a reader refuses any other."""
 
 PREFIX = "tinker_recovery."
 
 JSON_LIMIT = 16_384
-"""Most bytes of JSON a checkpoint's loop state, and again its metrics, may take.
+"""Most bytes of JSON for a checkpoint's loop state, and the same again for its metrics.
 
-The service names no limit of its own. This is a position and a seed, not a data set: what is large
-is better derived from the step, or kept in a file that the loop state names.
+The service documents no limit. A loop state is a position and a seed, not a data set.
 """
 
 
 def encode_metrics(metrics: Mapping[str, float]) -> str:
-    """Metrics as JSON, exact to the bit; what is not finite is spelled out, as JSON has no NaN.
+    """Metrics as JSON, exact to the bit; NaN and infinities, which JSON lacks, as strings.
 
     Raises:
-        UsageError: A value is not a number, or they take more than :data:`JSON_LIMIT` bytes.
+        UsageError: A value is not a number, or the JSON exceeds :data:`JSON_LIMIT` bytes.
     """
     plain: dict[str, float | str] = {}
     for name, value in metrics.items():
@@ -39,41 +36,31 @@ def encode_metrics(metrics: Mapping[str, float]) -> str:
             number = float(value)
         except (TypeError, ValueError) as error:
             raise UsageError(
-                f"metric {name!r} is {value!r}: a metric that is stored with a checkpoint has to "
-                "be a number"
+                f"metric {name!r} is {value!r}: metrics stored with a checkpoint must be numbers"
             ) from error
         plain[str(name)] = number if math.isfinite(number) else str(number)
     return _bounded("metrics", json.dumps(plain, sort_keys=True, separators=(",", ":")))
 
 
-def decode_metrics(said: str) -> dict[str, float]:
-    """What :func:`encode_metrics` wrote.
-
-    Raises:
-        ValueError: It is not that.
-    """
-    plain = json.loads(said)
+def decode_metrics(text: str) -> dict[str, float]:
+    """The reverse of :func:`encode_metrics`; ValueError or TypeError if that did not write it."""
+    plain = json.loads(text)
     if not isinstance(plain, dict):
-        raise ValueError(f"metrics are {said[:80]!r}, not a JSON object")  # noqa: TRY004 - one kind of error for all that cannot be read
+        raise ValueError(f"metrics are {text[:80]!r}, not a JSON object")  # noqa: TRY004 - one kind of error for all that cannot be read
     return {name: float(value) for name, value in plain.items()}
 
 
 def encode_loop_state(state: object) -> str:
-    """The user's loop state as JSON.
+    """The user's loop state as JSON, as Python writes it: NaN and infinities survive.
 
-    Tuples come back as lists. Floats that are not finite survive.
+    Tuples come back as lists.
 
     Raises:
-        UsageError: It holds something JSON has no word for, a key that is not a string (JSON would
-            silently make it one), or takes more than :data:`JSON_LIMIT` bytes.
+        UsageError: It holds a value that JSON cannot represent or a key that is not a string, or
+            exceeds :data:`JSON_LIMIT` bytes.
     """
     _check_plain(state, "loop_state")
     return _bounded("loop_state", json.dumps(state, separators=(",", ":"), ensure_ascii=False))
-
-
-def decode_loop_state(said: str) -> Any:
-    """What :func:`encode_loop_state` wrote; ValueError if it is not JSON."""
-    return json.loads(said)
 
 
 def _check_plain(value: object, where: str) -> None:
@@ -81,8 +68,8 @@ def _check_plain(value: object, where: str) -> None:
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise UsageError(
-                    f"{where} has the key {key!r}, a {type(key).__name__}: JSON keys are strings, "
-                    "and it would come back as one"
+                    f"{where} has the key {key!r}, a {type(key).__name__}: JSON would turn it into "
+                    "a string; use string keys"
                 )
             _check_plain(inner, f"{where}[{key!r}]")
     elif isinstance(value, list | tuple):
@@ -99,23 +86,19 @@ def _bounded(field: str, text: str) -> str:
     size = len(text.encode())
     if size > JSON_LIMIT:
         raise UsageError(
-            f"{field} takes {size} bytes as JSON, and {JSON_LIMIT} are allowed with a checkpoint: "
-            "derive what you can from the step, or keep it in a file and store its name"
+            f"{field} takes {size} bytes as JSON; a checkpoint may store {JSON_LIMIT}: derive what "
+            "you can from the step, or write it to a file and store the file's name"
         )
     return text
 
 
-def check_format(said: str) -> None:
-    """Refuse metadata this version cannot read.
-
-    Raises:
-        ValueError: Says whether an update would help.
-    """
-    if said == FORMAT:
+def check_format(version: str) -> None:
+    """Raise ValueError for metadata this version cannot read, and say whether to update."""
+    if version == FORMAT:
         return
-    if said.isdecimal() and int(said) > int(FORMAT):
+    if version.isdecimal() and int(version) > int(FORMAT):
         raise ValueError(
-            f"format {said!r} is newer than {FORMAT!r}, the newest this version of tinker_recovery "
-            "reads: update tinker_recovery to use this checkpoint"
+            f"format {version!r} is newer than {FORMAT!r}, the newest this version of "
+            "tinker_recovery reads: update tinker_recovery to use this checkpoint"
         )
-    raise ValueError(f"format {said!r} is not {FORMAT!r}, the one this version knows")
+    raise ValueError(f"format {version!r} is not {FORMAT!r}, the one this version knows")

@@ -1,4 +1,4 @@
-"""Bounded deletes a second: a token bucket that reads no clock of its own."""
+"""Limits deletions per second: a token bucket that is given the time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from tinker_recovery.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class TokenBucket:
-    """Lets ``rate_per_s`` through in the mean, and up to ``burst`` at once.
-
-    Frozen: :meth:`take` returns the bucket after it.
+    """Allows ``rate_per_s`` on average, and up to ``burst`` at once.
 
     Attributes:
-        rate_per_s: Tokens that come back each second.
+        rate_per_s: Tokens added each second.
         burst: Most tokens it holds; it starts full.
-        tokens: Tokens it holds now; None for a bucket not used yet.
-        at_s: Monotonic seconds at which that was counted.
+        tokens: Tokens at the last :meth:`take`; None before the first.
+        at_s: Monotonic seconds of that.
     """
 
     rate_per_s: float
@@ -30,27 +28,23 @@ class TokenBucket:
         if not (self.rate_per_s > 0 and math.isfinite(self.rate_per_s)):
             raise UsageError(
                 f"rate_per_s={self.rate_per_s!r}: it has to be above zero and finite; to delete "
-                "nothing, keep everything"
+                "nothing, keep all checkpoints"
             )
         if self.burst < 1:
             raise UsageError(f"burst={self.burst}: it has to be at least 1")
 
     def take(self, now_s: float) -> tuple[TokenBucket, float]:
-        """Take a token if there is one.
-
-        Args:
-            now_s: Monotonic seconds.
+        """Take a token at this time, in monotonic seconds, if there is one.
 
         Returns:
-            The bucket after it, and 0.0 if a token was taken; else the seconds to wait before
-            asking again.
+            The bucket after it, and 0.0 if a token was taken, else the seconds to wait for one.
         """
         held = float(self.burst)
         if self.tokens is not None:
-            # A clock that goes backwards brings no tokens, and takes none.
-            back = max(0.0, now_s - self.at_s) * self.rate_per_s
-            held = min(held, self.tokens + back)
-        # Room for rounding: who waited exactly as long as told is let through.
+            # A clock that goes backwards adds no tokens and takes none.
+            added = max(0.0, now_s - self.at_s) * self.rate_per_s
+            held = min(held, self.tokens + added)
+        # Allows for rounding: a caller that waited exactly wait_s gets its token.
         taken = held >= 1 - 1e-9
         left = max(0.0, held - 1) if taken else held
         wait_s = 0.0 if taken else (1 - held) / self.rate_per_s

@@ -1,4 +1,4 @@
-"""From what the user decides, a CheckpointPolicy, to the schedule and the retention that do it."""
+"""The schedule and the retention that a CheckpointPolicy asks for."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tinker_recovery.policy import CheckpointPolicy
 
 
 def schedule_of(policy: CheckpointPolicy) -> Schedule:
-    """When this policy saves; see :class:`~tinker_recovery.policy.CheckpointPolicy`."""
-    schedules: list[Schedule] = [_main(policy)]
+    """When this policy saves."""
+    schedules: list[Schedule] = [_of_strategy(policy)]
     if policy.save_every_s is not None:
         schedules.append(EverySeconds(policy.save_every_s))
     if policy.save_at_steps:
@@ -41,7 +41,7 @@ def schedule_of(policy: CheckpointPolicy) -> Schedule:
     return schedules[0] if len(schedules) == 1 else AnyOf(*schedules)
 
 
-def _main(policy: CheckpointPolicy) -> Schedule:
+def _of_strategy(policy: CheckpointPolicy) -> Schedule:
     match policy.strategy:
         case "steps" | "last" | "all":
             return EverySteps(policy.save_every)
@@ -59,12 +59,7 @@ def _main(policy: CheckpointPolicy) -> Schedule:
 
 
 def retention_of(policy: CheckpointPolicy, *, pinned: Collection[str] = ()) -> Retention:
-    """What this policy keeps.
-
-    Args:
-        policy: The user's decisions.
-        pinned: Paths to keep for ever.
-    """
+    """What this policy keeps, besides the pinned paths."""
     if policy.strategy == "all":
         return KeepAll()
     rules: list[Retention] = []

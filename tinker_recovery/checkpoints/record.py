@@ -1,11 +1,12 @@
-"""What a checkpoint says of itself.
+"""Checkpoint records: the metadata stored with a checkpoint, and reading it from a listing.
 
-Everything a resume needs travels in the checkpoint's ``user_metadata`` on the service, as strings,
-so any machine with the API key can read it back from a listing alone.
+Everything a resume needs is in the checkpoint's ``user_metadata`` at the service, as strings, so
+any machine with the API key can read it from a listing alone.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from tinker_recovery.checkpoints.metadata import (
     FORMAT,
     PREFIX,
     check_format,
-    decode_loop_state,
     decode_metrics,
     encode_loop_state,
     encode_metrics,
@@ -33,7 +33,7 @@ SavedBy = Literal["schedule", "user"]
 
 
 def run_id_of(path: str) -> str:
-    """The Tinker run id inside a ``tinker://RUN/weights/NAME`` path.
+    """The Tinker run id in a ``tinker://RUN/weights/NAME`` path.
 
     Raises:
         UsageError: The path has another form.
@@ -45,6 +45,11 @@ def run_id_of(path: str) -> str:
             "that save_state returns"
         )
     return match["run"]
+
+
+def run_id_unchecked(path: str) -> str:
+    """The same of a path of any kind, to be compared with known run ids: never raises."""
+    return path.removeprefix("tinker://").partition("/")[0]
 
 
 def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
@@ -64,18 +69,18 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
     """The ``user_metadata`` to save with a checkpoint. What is None is left out.
 
     Args:
-        step: Optimizer steps contained in the weights.
-        lineage: Id of the logical run, which spans many Tinker run ids.
+        step: Optimizer steps in the weights.
+        lineage: Id of the logical run, which lives in one or more Tinker runs.
         attempt: Id of the attempt that saves it.
-        parent: Path of the checkpoint that attempt started from, or None if it began afresh.
+        parent: Path of the checkpoint the attempt started from; None if it started without one.
         saved_by: Who asked for the save.
-        run_name: The name the user gave the run, by which it is found again.
+        run_name: The name the user gave the run.
         epoch: Epochs completed.
         metrics: The newest metrics, by name.
-        loop_state: The user's own state of the loop, as JSON can hold it.
-        previous_canary: Step and fingerprint (see ``checkpoints.canary``) of the newest save of
-            this attempt whose canary has answered; its own is asked behind it and not known yet.
-        previous_save_s: Seconds the save before this one took; its own is not known yet.
+        loop_state: The user's own state of the loop, as JSON can represent it.
+        previous_canary: Step and fingerprint (see ``checkpoints.canary``) of this attempt's newest
+            save whose canary has answered. Its own canary runs after the save, too late for it.
+        previous_save_s: Seconds the previous save took, for the same reason.
 
     Raises:
         UsageError: ``metrics`` or ``loop_state`` cannot be stored, or are too large.
@@ -91,35 +96,35 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         "epoch": None if epoch is None else str(epoch),
         "metrics": encode_metrics(metrics) if metrics else None,
         "loop_state": None if loop_state is None else encode_loop_state(loop_state),
-        "previous_canary": None if previous_canary is None else _at_step(*previous_canary),
+        "previous_canary": previous_canary and "{}:{}".format(*previous_canary),
         "previous_save_s": None if previous_save_s is None else repr(float(previous_save_s)),
     }
     return {PREFIX + key: value for key, value in fields.items() if value is not None}
 
 
 class CheckpointRecord(BaseModel):
-    """One training checkpoint: where it is, and how far the run had come.
+    """One training checkpoint that tinker_recovery saved: its metadata and its listing.
 
     Attributes:
         path: ``tinker://RUN/weights/NAME``.
         run_id: The Tinker run that saved it.
-        step: Optimizer steps contained in the weights.
-        lineage: The logical run it belongs to.
-        attempt: The attempt that saved it.
-        parent: Path of the checkpoint that attempt started from; None if it began afresh.
+        step: Optimizer steps in the weights.
+        lineage: Id of the logical run it belongs to.
+        attempt: Id of the attempt that saved it.
+        parent: Path of the checkpoint the attempt started from; None if it started without one.
         saved_by: Who asked for the save.
         time: When the service stored it.
-        size_bytes: Its size, where the service says.
+        size_bytes: Its size; None where the service does not report it.
         expires_at: When the service will delete it; None for never.
-        public: Whether it was published.
+        public: Whether it is published.
         run_name: The name the user gave the run, or None.
-        epoch: Epochs completed, where the loop said.
+        epoch: Epochs completed, or None if the loop reported none.
         metrics: The newest metrics when it was saved; values may be NaN or infinite.
         loop_state: The user's own state of the loop, or None.
-        canary: Fingerprint of a forward pass on its weights, or None. Told by a later checkpoint of
-            the same attempt, see :func:`with_canaries`.
-        previous_canary: What it tells of an earlier one: its step and fingerprint.
-        previous_save_s: Seconds the save before it took, or None.
+        canary: Fingerprint of the canary's answer on its weights, or None. It is stored with a
+            later checkpoint of the same attempt; :func:`with_canaries` fills it in.
+        previous_canary: Step and fingerprint of an earlier checkpoint of the attempt, or None.
+        previous_save_s: Seconds the previous save took, or None.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -145,17 +150,15 @@ class CheckpointRecord(BaseModel):
 
     @classmethod
     def from_listing(cls, listed: tinker.types.Checkpoint) -> Self | None:
-        """Read a listed checkpoint; None if it is not a training checkpoint, or not one of ours.
+        """Read a listed checkpoint; None unless it is a training checkpoint with our metadata.
 
         Raises:
-            InvalidMetadata: It carries our metadata, and that is broken or of an unknown format.
+            InvalidMetadata: Our metadata in it is broken, or of an unknown format.
         """
-        said = listed.user_metadata or {}
-        if listed.checkpoint_type != "training" or PREFIX + "format" not in said:
+        stored = listed.user_metadata or {}
+        if listed.checkpoint_type != "training" or PREFIX + "format" not in stored:
             return None
-        fields = {
-            key.removeprefix(PREFIX): value for key, value in said.items() if key.startswith(PREFIX)
-        }
+        fields = {key.removeprefix(PREFIX): stored[key] for key in stored if key.startswith(PREFIX)}
         try:
             check_format(fields["format"])
             return cls(
@@ -173,9 +176,11 @@ class CheckpointRecord(BaseModel):
                 run_name=fields.get("run_name"),
                 epoch=_count("epoch", fields["epoch"]) if "epoch" in fields else None,
                 metrics=decode_metrics(fields.get("metrics", "{}")),
-                loop_state=decode_loop_state(fields.get("loop_state", "null")),
+                loop_state=json.loads(fields.get("loop_state", "null")),
                 previous_canary=(
-                    _of_step(fields["previous_canary"]) if "previous_canary" in fields else None
+                    _step_and_rest(fields["previous_canary"])
+                    if "previous_canary" in fields
+                    else None
                 ),
                 previous_save_s=(
                     float(fields["previous_save_s"]) if "previous_save_s" in fields else None
@@ -183,43 +188,39 @@ class CheckpointRecord(BaseModel):
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise InvalidMetadata(
-                f"checkpoint {listed.tinker_path} carries metadata of tinker_recovery that cannot "
-                f"be read ({error!r}); it is not used for recovery"
+                f"the tinker_recovery metadata of checkpoint {listed.tinker_path} cannot be read "
+                f"({error!r}), so it is not used for recovery"
             ) from error
 
 
 def with_canaries(records: Iterable[CheckpointRecord]) -> list[CheckpointRecord]:
-    """The same records in the same order, each with the fingerprint that another tells of it."""
+    """The same records in the same order, each with the fingerprint stored with a later one."""
     records = list(records)
-    told = {
+    fingerprints = {
         (record.attempt, record.previous_canary[0]): record.previous_canary[1]
         for record in records
         if record.previous_canary is not None
     }
     return [
         record.model_copy(update={"canary": canary})
-        if (canary := told.get((record.attempt, record.step))) is not None
+        if (canary := fingerprints.get((record.attempt, record.step))) is not None
         else record
         for record in records
     ]
 
 
-def _at_step(step: int, said: str) -> str:
-    return f"{step}:{said}"
-
-
-def _of_step(said: str) -> tuple[int, str]:
-    step, _, rest = said.partition(":")
+def _step_and_rest(text: str) -> tuple[int, str]:
+    step, _, rest = text.partition(":")
     return _count("previous_canary", step), rest
 
 
 def _aware(date: datetime) -> datetime:
-    """The date with a time zone: one without cannot be compared with ours, and UTC is meant."""
+    """A date without a time zone cannot be compared with ours; the service means UTC."""
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
-def _count(field: str, said: str) -> int:
-    number = int(said)
+def _count(field: str, text: str) -> int:
+    number = int(text)
     if number < 0:
         raise ValueError(f"{field} {number} is negative")
     return number
@@ -227,15 +228,15 @@ def _count(field: str, said: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One checkpoint as the service lists it, whether or not it is one of ours.
+    """One checkpoint as the service lists it, ours or not.
 
-    Retention decides over these: what it cannot read it must still see, in order to keep it.
+    Retention decides over these: it must see what it cannot read, in order to keep it.
 
     Attributes:
         path: Its ``tinker://`` path.
-        record: What it says of itself; None if that is nothing, or cannot be read.
-        problem: Why there is no record, in words; None if there is one.
-        size_bytes: Its size, where the service says.
+        record: Its metadata; None if it has none of ours, or it cannot be read.
+        problem: Why there is no record, for people; None if there is one.
+        size_bytes: Its size; None where the service does not report it.
         source: The service's own entry; None if only what was read from it is at hand.
     """
 
@@ -262,20 +263,20 @@ class Listed:
 
     @classmethod
     def of(cls, record: CheckpointRecord) -> Self:
-        """The same, of a record read before."""
+        """From a record that was read before."""
         return cls(record.path, record, size_bytes=record.size_bytes)
 
     @classmethod
     def read(cls, listed: tinker.types.Checkpoint) -> Self:
-        """Read a listed checkpoint; never raises, what is wrong goes to ``problem``."""
-        problem: str | None = None
+        """From a listing; never raises: an error goes to ``problem``."""
+        record, problem = None, None
         try:
             record = CheckpointRecord.from_listing(listed)
         except InvalidMetadata as error:
-            record, problem = None, str(error)
+            problem = str(error)
         if record is None and problem is None:
             problem = (
-                "it carries no metadata of ours"
+                "it has no tinker_recovery metadata"
                 if listed.checkpoint_type == "training"
                 else f"it is a {listed.checkpoint_type} checkpoint, not a training one"
             )

@@ -1,4 +1,4 @@
-"""Which checkpoints' lifetimes to renew, and when: the recovery point must not expire under us."""
+"""Which checkpoints' lifetimes to renew, and when, so that no needed one expires."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ MAX_TTL_S = 10 * 365 * 86_400.0
 """The longest one: ten years."""
 
 LEAD = timedelta(days=1)
-"""How long before its end a checkpoint is renewed, if its lifetime allows."""
+"""How long before its expiry a checkpoint is renewed, if its lifetime allows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """One lifetime to renew.
+    """A lifetime to renew.
 
     Attributes:
         path: The checkpoint's ``tinker://`` path.
-        at: When to do it; due if that is past.
-        expires_at: When it would expire without.
-        ttl_s: The new lifetime in whole seconds from then on; None removes the end.
-        reason: Why it is worth it, in words.
+        at: When to renew it; due if that is past.
+        expires_at: When it expires otherwise.
+        ttl_s: The new lifetime in whole seconds from the renewal on; None for no expiry.
+        reason: Why the checkpoint is needed, for people.
     """
 
     path: str
@@ -45,17 +45,17 @@ def renewals(
     ttl_s: float | None,
     now: datetime,
 ) -> list[Renewal]:
-    """The lifetimes to renew, the most urgent first. Pure; input order does not matter.
+    """The lifetimes to renew, the most urgent first; the order of the input does not matter.
 
-    Each is renewed a day before its end, or when half of a shorter lifetime is left. One that has
-    expired already is beyond help and left out.
+    Each is renewed a day before its expiry, or when half of a shorter lifetime is left. One that
+    has expired is left out.
 
     Args:
         records: The checkpoints as listed.
-        needed: Path to reason, of those that must live on: the recovery point, the newest valid
-            one, one being read. The others are left to expire.
-        ttl_s: The lifetime to give, in seconds; None for no end, which also saves a run from a
-            service that lets checkpoints expire on its own account.
+        needed: Path to reason, of those that must not expire: the one recovered from, the newest
+            valid one, one being read.
+        ttl_s: The new lifetime in seconds; None for no expiry, which also overrides a default
+            lifetime of the service.
         now: The date, with a time zone.
 
     Raises:
@@ -64,7 +64,7 @@ def renewals(
     if ttl_s is not None and not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
         raise UsageError(
             f"ttl_s={ttl_s!r}: the service accepts {MIN_TTL_S:.0f} s (an hour) to {MAX_TTL_S:.0f} "
-            "s (ten years), or None for no end"
+            "s (ten years), or None for no expiry"
         )
     lead = LEAD if ttl_s is None else min(LEAD, timedelta(seconds=ttl_s / 2))
     found = {

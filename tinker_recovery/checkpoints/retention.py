@@ -1,8 +1,7 @@
-"""Which checkpoints are worth keeping: small rules, joined by any-of.
+"""Retention rules: which checkpoints to keep, and why.
 
-A rule only says what to keep. What may never be deleted whatever the rules say (the newest valid
-one, the one being read, what is not ours) is decided in
-:mod:`~tinker_recovery.checkpoints.deletion_plan`.
+What must not be deleted whatever the rules say (the newest valid one, one being read, what is not
+ours) is decided in :mod:`~tinker_recovery.checkpoints.deletion_plan`.
 """
 
 from __future__ import annotations
@@ -19,13 +18,12 @@ from tinker_recovery.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checkpoint of the run's lineage as a rule sees it.
+    """A checkpoint of the run's lineage, for a rule to decide on.
 
     Attributes:
-        record: What it says of itself.
-        counts: Whether a run could go back to it: it lies on the branch, is not known to be bad,
-            has not expired and is ours to delete. Only these fill the places of "the last five" or
-            "the best one".
+        record: Its metadata.
+        counts: Whether it counts towards "the last five" or "the best one": it is on the branch,
+            not known to be bad, not expired, not being deleted, and ours to delete.
     """
 
     record: CheckpointRecord
@@ -36,11 +34,11 @@ class Retention(Protocol):
     """Decides what to keep."""
 
     def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
-        """The paths to keep, each with the reason in words.
+        """The paths to keep, each with the reason for people.
 
         Args:
-            newest_first: Every checkpoint of the lineage over all its Tinker runs, most steps
-                first; ties are in a fixed order.
+            newest_first: Every checkpoint of the lineage, of all its Tinker runs, the most steps
+                first.
         """
         ...
 
@@ -48,28 +46,28 @@ class Retention(Protocol):
 def _at_least_one(name: str, n: int) -> None:
     if n < 1:
         raise UsageError(
-            f"{name}={n}: a rule has to keep something. To keep nothing by this rule, leave it out "
-            "and keep by another one"
+            f"{name}={n}: it has to be at least 1; to keep nothing by this rule, leave it out and "
+            "use another one"
         )
 
 
-def counted(held: Sequence[Candidate]) -> list[CheckpointRecord]:
-    """The records among them that count."""
-    return [each.record for each in held if each.counts]
+def counted(candidates: Sequence[Candidate]) -> list[CheckpointRecord]:
+    """The records of those that count."""
+    return [each.record for each in candidates if each.counts]
 
 
 @dataclass(frozen=True, slots=True)
 class KeepAll:
-    """Keep every one."""
+    """Keep all of them."""
 
     def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
-        return {held.record.path: "everything is kept" for held in newest_first}
+        return {each.record.path: "everything is kept" for each in newest_first}
 
 
 @dataclass(frozen=True, slots=True)
 class KeepLast:
-    """Keep the ``n`` with the most steps. 0 is refused: see :class:`KeepAny`."""
+    """Keep the ``n`` with the most steps."""
 
     n: int
 
@@ -84,9 +82,9 @@ class KeepLast:
 
 @dataclass(frozen=True, slots=True)
 class KeepBest:
-    """Keep the ``n`` best by a metric; of equals the one with more steps.
+    """Keep the ``n`` best by a metric, of equals those with more steps.
 
-    A metric that is missing, NaN or infinite is never among the best.
+    Those whose metric is missing, NaN or infinite are never among them.
     """
 
     n: int = 1
@@ -108,7 +106,7 @@ class KeepBest:
 def best_first(
     newest_first: Sequence[CheckpointRecord], metric: str, mode: Mode
 ) -> list[CheckpointRecord]:
-    """Those whose metric is finite, the best first; equals stay in the order given."""
+    """Those whose metric is finite, the best first; equals stay in order."""
     sign = 1 if mode == "min" else -1
     known = [r for r in newest_first if math.isfinite(r.metrics.get(metric, math.nan))]
     return sorted(known, key=lambda record: sign * record.metrics[metric])
@@ -116,7 +114,7 @@ def best_first(
 
 @dataclass(frozen=True, slots=True)
 class KeepEvery:
-    """Keep for ever those at a multiple of ``n`` optimizer steps."""
+    """Keep those at a multiple of ``n`` optimizer steps, for ever."""
 
     n: int
 
@@ -131,42 +129,41 @@ class KeepEvery:
 
 @dataclass(frozen=True, slots=True)
 class KeepPinned:
-    """Keep these paths, wherever they lie."""
+    """Keep these paths, abandoned and bad ones too."""
 
     paths: Collection[str]
 
     def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
         return {
-            held.record.path: "pinned" for held in newest_first if held.record.path in self.paths
+            each.record.path: "pinned" for each in newest_first if each.record.path in self.paths
         }
 
 
 @dataclass(frozen=True, slots=True)
 class KeepIf:
-    """Keep those a predicate of the user's says yes to, abandoned and bad ones too.
+    """Keep those for which a function of the user is true, abandoned and bad ones too.
 
-    What it raises goes to whoever asked for the plan, and nothing is deleted.
+    What it raises ends the planning, so that nothing is deleted.
     """
 
     predicate: Callable[[CheckpointRecord], bool]
-    reason: str = "the predicate says so"
 
     def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
-        kept = [held.record for held in newest_first if self.predicate(held.record)]
-        return {record.path: self.reason for record in kept}
+        kept = [each.record for each in newest_first if self.predicate(each.record)]
+        return {record.path: "keep_if is true for it" for record in kept}
 
 
 @dataclass(frozen=True, slots=True)
 class KeepAny:
-    """Keep what any of these keeps; all their reasons are told."""
+    """Keep what any of these rules keeps, with all their reasons."""
 
     rules: tuple[Retention, ...]
 
     def __init__(self, *rules: Retention) -> None:
         if not rules:
-            raise UsageError("KeepAny() without a rule would keep nothing: give it at least one")
+            raise UsageError("KeepAny() needs at least one rule: without any it keeps nothing")
         object.__setattr__(self, "rules", rules)
 
     def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:

@@ -1,7 +1,7 @@
-"""The rules a safetensors file's header obeys, checked without reading the tensors.
+"""The rules of a safetensors file's header, checked without reading the tensors.
 
-The file is 8 bytes of header length (little endian), that many bytes of JSON, then the tensors'
-bytes, end to end: no hole, no overlap, nothing after the last.
+The file is 8 bytes of header length (little endian), the header as that many bytes of JSON, then
+the tensors' bytes without holes or overlaps, and nothing after the last.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ BITS = {
 
 
 class DamagedFile(ValueError):
-    """A file breaks a rule of its format; the message says which."""
+    """A file is not what it should be; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor's place in the file.
+    """Where a tensor is in the file.
 
     Attributes:
         name: Its name.
         dtype: One of :data:`BITS`.
-        begin: Its first byte, counted from the file's beginning.
-        end: The byte after its last.
+        begin: Offset of its first byte in the file.
+        end: Offset of the byte after its last.
     """
 
     name: str
@@ -66,58 +66,52 @@ class Tensor:
 
 
 def header_length(first: bytes, size: int) -> int:
-    """Bytes of JSON, by the file's first 8 bytes.
-
-    Args:
-        first: Those bytes, or all there are.
-        size: The file's size in bytes.
+    """The header's length in bytes, from the first 8 of a file of ``size`` bytes.
 
     Raises:
-        DamagedFile: It cannot be.
+        DamagedFile: The file has no such header.
     """
     if len(first) < LENGTH.size:
-        raise DamagedFile(f"it has {len(first)} bytes, and a header length alone takes 8")
+        raise DamagedFile(f"it has {len(first)} bytes, and the header length alone takes 8")
     (length,) = LENGTH.unpack(first[:8])
     if length > MAX_HEADER or length < 2:  # noqa: PLR2004 - "{}"
-        raise DamagedFile(f"its header claims {length} bytes, and 2 to {MAX_HEADER} are possible")
+        raise DamagedFile(f"its header claims {length} bytes, and 2 to {MAX_HEADER} are allowed")
     if LENGTH.size + length > size:
         raise DamagedFile(f"its header claims {length} bytes, and the file has only {size}")
     return int(length)
 
 
 def read_header(header: bytes, size: int) -> list[Tensor]:
-    """The tensors in the order of their bytes.
-
-    Args:
-        header: The JSON, as long as :func:`header_length` said.
-        size: The file's size in bytes.
+    """The tensors of a file of ``size`` bytes, in the order of their offsets.
 
     Raises:
-        DamagedFile: A rule is broken.
+        DamagedFile: The header breaks a rule.
     """
     try:
-        said = json.loads(header.decode(), object_pairs_hook=_no_duplicates)
+        entries = json.loads(header.decode(), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"its header is not JSON: {error}") from error
-    if not isinstance(said, dict) or not header.startswith(b"{"):
+    if not isinstance(entries, dict) or not header.startswith(b"{"):
         raise DamagedFile("its header is not a JSON object")
-    notes = said.pop("__metadata__", {})
-    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
         raise DamagedFile("its __metadata__ is not a map of strings to strings")
     start = LENGTH.size + len(header)
-    tensors = [_tensor(name, facts, start) for name, facts in said.items()]
-    # Tensors without elements take no bytes, and may share their offset with the one behind them.
+    tensors = [_tensor(name, facts, start) for name, facts in entries.items()]
+    # A tensor without elements takes no bytes, and may share its offset with the next one.
     tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
     reached = start
     for tensor in tensors:
         if tensor.begin != reached:
             kind = "a hole" if tensor.begin > reached else "an overlap"
             raise DamagedFile(
-                f"{kind} of {abs(tensor.begin - reached)} bytes lies before tensor {tensor.name!r}"
+                f"{kind} of {abs(tensor.begin - reached)} bytes is before tensor {tensor.name!r}"
             )
         reached = tensor.end
     if reached > size:
-        raise DamagedFile(f"it is cut short: {reached} bytes are described, and it has {size}")
+        raise DamagedFile(f"it is cut short: its header describes {reached} bytes, it has {size}")
     if reached < size:
         raise DamagedFile(f"{size - reached} bytes follow the last tensor")
     return tensors
@@ -126,7 +120,7 @@ def read_header(header: bytes, size: int) -> list[Tensor]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise DamagedFile("its header names something twice")
+        raise DamagedFile("its header has a key twice")
     return found
 
 
@@ -138,11 +132,11 @@ def _tensor(name: str, facts: object, start: int) -> Tensor:
             pass
         case _:
             raise DamagedFile(
-                f"tensor {name!r} is described as {str(facts)[:200]}, and needs a dtype, a shape "
-                "and two data_offsets"
+                f"tensor {name!r} needs a dtype, a shape and two data_offsets, and is described as "
+                f"{str(facts)[:200]}"
             )
     if dtype not in BITS:
-        raise DamagedFile(f"tensor {name!r} is of the unknown dtype {dtype!r}")
+        raise DamagedFile(f"tensor {name!r} has the unknown dtype {dtype!r}")
     bits = math.prod(shape) * BITS[dtype]
     if begin > end or bits != (end - begin) * 8:
         raise DamagedFile(

@@ -1,7 +1,7 @@
-"""When a save is due: pure decisions over a plain record of the moment, joined as one likes.
+"""Schedules: when a save is due.
 
-A schedule keeps nothing. Whatever it compares with (the last save, the best metric saved) stands in
-the :class:`Moment`, which :class:`~tinker_recovery.checkpoints.ledger.SaveLedger` fills in.
+A schedule has no state. What it compares with (the last save, the best saved metric) is in the
+:class:`Moment`, which :class:`~tinker_recovery.checkpoints.ledger.SaveLedger` fills in.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Mode = Literal["min", "max"]
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Where a run stands when the question is asked: right behind an optimizer step.
+    """The state of a run right behind an optimizer step, when a schedule decides.
 
     Attributes:
         step: Optimizer steps submitted so far.
         now_s: Monotonic seconds.
-        last_step: Step of the last save; before the first one, where the attempt began.
-        last_s: Monotonic seconds of the last save; before the first one, when the attempt began.
-        epoch: Epochs completed, or None if the loop does not say.
-        last_epoch: The same at the last save, or when the attempt began.
+        last_step: Step of the last save; before the first, the attempt's start step.
+        last_s: Monotonic seconds of the last save; before the first, of the attempt's start.
+        epoch: Epochs completed, or None if the loop reports none.
+        last_epoch: The same at the last save, or at the attempt's start.
         metrics: The newest metrics, by name.
         lowest: The lowest finite value of each metric among the saves so far.
-        highest: The highest finite value of each metric among the saves so far.
-        end: Whether the loop has come to its end.
-        evidence: What was measured so far: costs, step times, failures.
+        highest: The highest one.
+        end: Whether the loop has ended.
+        evidence: Measured save costs, step times and failures.
     """
 
     step: int
@@ -50,18 +50,13 @@ class Moment:
 
     @property
     def fresh(self) -> bool:
-        """Whether there is anything to save that the last save does not hold."""
+        """Whether the last save is of an earlier step."""
         return self.step > self.last_step
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether to save, and why, or why not.
-
-    Attributes:
-        due: Whether to save now.
-        reason: In words, for logs and spans.
-    """
+    """Whether to save now, and why, or why not, for logs and spans."""
 
     due: bool
     reason: str
@@ -71,12 +66,12 @@ class Schedule(Protocol):
     """Decides when to save."""
 
     def decide(self, moment: Moment) -> Decision:
-        """Whether a save is due at this moment. Never due where :attr:`Moment.fresh` is False."""
+        """Whether a save is due; never unless :attr:`Moment.fresh`."""
         ...
 
 
 def improves(value: float, best: float | None, mode: Mode) -> bool:
-    """Whether a metric is better than the best before; a tie, NaN or an infinity is not."""
+    """Whether a metric is better than the best so far; a tie, NaN or an infinity is not."""
     if not math.isfinite(value):
         return False
     if best is None:
@@ -84,8 +79,8 @@ def improves(value: float, best: float | None, mode: Mode) -> bool:
     return value < best if mode == "min" else value > best
 
 
-def _positive(name: str, value: float) -> None:
-    # NaN compares false with everything, so this refuses it too.
+def check_positive(name: str, value: float) -> None:
+    """Raise UsageError, naming the setting, unless its value is above zero and finite."""
     if not (value > 0 and math.isfinite(value)):
         raise UsageError(f"{name}={value!r}: it has to be above zero and finite")
 
@@ -94,23 +89,19 @@ def _positive(name: str, value: float) -> None:
 class EverySteps:
     """Due after every ``n`` optimizer steps, counted from the run's step 0.
 
-    Counting from 0, and not from where an attempt began, keeps the saved steps of a recovered run
-    the same as an undisturbed run's. A multiple missed because another save was under way is
-    not made up for: saves that take longer than ``n`` steps would follow one another without end.
+    Counting from 0, not from the attempt's start, saves the same steps in a recovered run as in an
+    undisturbed one. A multiple missed because another save was in flight is skipped: otherwise
+    saves slower than ``n`` steps would follow one another without a pause.
     """
 
     n: int
 
     def __post_init__(self) -> None:
-        _positive("n", self.n)
-
-    def due(self, step: int) -> bool:
-        """Whether to save right behind the optimizer step that makes ``step`` of them."""
-        return step > 0 and step % self.n == 0
+        check_positive("n", self.n)
 
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""
-        if moment.fresh and self.due(moment.step):
+        if moment.fresh and moment.step % self.n == 0:
             return Decision(due=True, reason=f"step {moment.step} is a multiple of {self.n}")
         return Decision(due=False, reason=f"not at a multiple of {self.n} steps")
 
@@ -122,7 +113,7 @@ class EverySeconds:
     seconds: float
 
     def __post_init__(self) -> None:
-        _positive("seconds", self.seconds)
+        check_positive("seconds", self.seconds)
 
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""
@@ -135,13 +126,13 @@ class EverySeconds:
 class EveryEpochs:
     """Due at the boundary of every ``n``-th epoch.
 
-    A boundary passed while another save was under way is made up for at the next step.
+    A boundary passed while another save was in flight is saved at the next step.
     """
 
     n: int = 1
 
     def __post_init__(self) -> None:
-        _positive("n", self.n)
+        check_positive("n", self.n)
 
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""
@@ -157,7 +148,7 @@ class EveryEpochs:
 
 @dataclass(frozen=True, slots=True)
 class OnImprovement:
-    """Due when a metric is better than in every save so far; ties, NaN and infinities are not."""
+    """Due when a metric is better than in every save so far; see :func:`improves`."""
 
     metric: str
     mode: Mode = "min"
@@ -175,7 +166,7 @@ class OnImprovement:
 
 @dataclass(frozen=True, slots=True)
 class AtSteps:
-    """Due at the given steps; one passed while another save was under way is made up for."""
+    """Due at these steps; one passed while another save was in flight is saved at the next step."""
 
     steps: frozenset[int]
 
@@ -186,31 +177,31 @@ class AtSteps:
         """See :class:`Schedule`."""
         passed = [step for step in self.steps if moment.last_step < step <= moment.step]
         if passed:
-            return Decision(due=True, reason=f"step {max(passed)} was asked for")
-        return Decision(due=False, reason="no step that was asked for")
+            return Decision(due=True, reason=f"step {max(passed)} is in save_at_steps")
+        return Decision(due=False, reason="no step of save_at_steps")
 
 
 @dataclass(frozen=True, slots=True)
 class AtEnd:
-    """Due when the loop has come to its end, unless its last step is saved already."""
+    """Due when the loop has ended, unless its last step is saved already."""
 
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""
         if not moment.end:
             return Decision(due=False, reason="not at the end")
-        reason = "the loop is at its end" if moment.fresh else "its last step is saved already"
+        reason = "the loop has ended" if moment.fresh else "the last step is saved already"
         return Decision(moment.fresh, reason)
 
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
-    """Due when any of these is; the first that is gives the reason."""
+    """Due when any of these is, for the reason of the first that is."""
 
     schedules: tuple[Schedule, ...]
 
     def __init__(self, *schedules: Schedule) -> None:
         if not schedules:
-            raise UsageError("AnyOf() joins at least one schedule")
+            raise UsageError("AnyOf() needs at least one schedule")
         object.__setattr__(self, "schedules", schedules)
 
     def decide(self, moment: Moment) -> Decision:

@@ -1,10 +1,9 @@
-"""Which checkpoint to recover from: an order of candidates, and why the others were passed over."""
+"""Which checkpoint to recover from: candidates in order, and why the others are passed over."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from tinker_recovery.checkpoints.lineage import Branch, Segment
 from tinker_recovery.checkpoints.record import CheckpointRecord, run_id_of
@@ -20,10 +19,9 @@ class Latest:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best by a metric first, of equals the one with more steps.
+    """The best by a metric first, of equals those with more steps.
 
-    Those without a finite value of it follow, the most steps first: a recovery that goes on from
-    an unmeasured checkpoint is better than none.
+    Those without a finite value follow, the most steps first: better than no recovery.
     """
 
     metric: str = "loss"
@@ -32,7 +30,7 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class AtPath:
-    """This one or none, wherever it lies; also one the run has left behind."""
+    """This one or none; it may be abandoned."""
 
     path: str
 
@@ -45,19 +43,19 @@ class AtStep:
 
 
 Wanted = Latest | Best | AtPath | AtStep
-"""What a recovery goes back to."""
+"""What to recover from."""
 
 
 def wanted(strategy: str, *, metric: str = "loss", mode: Mode = "min") -> Wanted:
-    """What ``"latest"``, ``"best"``, ``"step:N"`` or a ``tinker://`` path asks for.
+    """The meaning of a policy's ``checkpoint_strategy``.
 
     Args:
-        strategy: One of these.
+        strategy: ``"latest"``, ``"best"``, ``"step:N"`` or a ``tinker://`` path.
         metric: What ``"best"`` compares.
         mode: Whether a smaller or a larger value of it is better.
 
     Raises:
-        UsageError: It is none of them.
+        UsageError: The strategy is none of them.
     """
     if strategy == "latest":
         return Latest()
@@ -77,11 +75,11 @@ def wanted(strategy: str, *, metric: str = "loss", mode: Mode = "min") -> Wanted
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to try, in this order, and what was not considered.
+    """What to try to recover from.
 
     Attributes:
-        candidates: The first is to be validated and taken, the next if it is refused, and so on.
-        passed_over: Path to reason, in words, of every other one.
+        candidates: In the order in which to try them.
+        passed_over: Path to reason, for people, of every other one.
     """
 
     candidates: Sequence[CheckpointRecord] = ()
@@ -95,59 +93,41 @@ def select(
     *,
     root: CheckpointRecord | None = None,
     bad: Mapping[str, str] | None = None,
-    fault_began: datetime | None = None,
 ) -> Selection:
-    """Order the checkpoints a run may go back to. Pure; the order of the input does not matter.
+    """Order the checkpoints a run may be recovered from; the order of the input does not matter.
 
     Args:
-        want: What is asked for.
+        want: What to recover from.
         listed: What the service lists, of as many of the run's Tinker runs as were read.
         segments: Every Tinker run the run has lived in, oldest first.
         root: The checkpoint the user started the run from; the last to be tried.
-        bad: Path to reason, of those found bad before, and of those whose deletion has begun.
-        fault_began: When the fault began, by the service's clock: what was stored from then on may
-            hold its damage. None if that is not known.
+        bad: Path to reason, of those found bad, and of those whose deletion has begun.
     """
     bad = bad or {}
     branch = Branch(segments)
+    records = {record.path: record for record in listed}
+    allowed = {want.path} if isinstance(want, AtPath) else set()
+    if root is not None:
+        records.setdefault(root.path, root)
+        allowed.add(root.path)
     passed: dict[str, str] = {}
-    found: list[tuple[CheckpointRecord, int]] = []
-    for record in {record.path: record for record in listed}.values():
-        place = branch.place(record)
-        explicit = isinstance(want, AtPath) and record.path == want.path
-        if record.path in bad:
-            passed[record.path] = f"marked as bad: {bad[record.path]}"
-        elif explicit or (root is not None and record.path == root.path):
-            found.append((record, place.order))
-        elif fault_began is not None and record.time >= fault_began:
-            passed[record.path] = f"saved after the fault began at {fault_began:%Y-%m-%d %H:%M:%S}"
-        elif place.where != "branch":
-            passed[record.path] = place.reason
+    found: list[tuple[bool, int, int, str]] = []
+    for path, record in records.items():
+        position = branch.position(record)
+        if path in bad:
+            passed[path] = f"marked as bad: {bad[path]}"
+        elif position.where != "branch" and path not in allowed:
+            passed[path] = position.reason
         else:
-            found.append((record, place.order))
-    if root is not None and root.path in bad:
-        passed[root.path] = f"marked as bad: {bad[root.path]}"
-    elif root is not None and all(record.path != root.path for record, _ in found):
-        found.append((root, 0))
-    # The root is last whatever its step says: its count of steps is another run's.
-    newest_first = [
-        record
-        for record, _ in sorted(
-            found,
-            key=lambda item: (
-                root is None or item[0].path != root.path,
-                item[0].step,
-                item[1],
-                item[0].path,
-            ),
-            reverse=True,
-        )
-    ]
+            # The root is last whatever its step: it counts another run's steps.
+            is_root = root is not None and path == root.path
+            found.append((not is_root, record.step, position.order, path))
+    newest_first = [records[path] for *_, path in sorted(found, reverse=True)]
     chosen = _chosen(want, newest_first)
     paths = {record.path for record in chosen}
     for record in newest_first:
         if record.path not in paths:
-            passed[record.path] = f"not what was asked for, {want}"
+            passed[record.path] = f"not asked for: {want}"
     return Selection(tuple(chosen), passed)
 
 

@@ -1,9 +1,9 @@
-"""Whether a checkpoint can be trusted, in five levels of rising cost. Pure but for the last.
+"""Whether a checkpoint is valid, in five levels of rising cost. Pure but for the last.
 
-1. ``metadata``: what it says of itself is complete and consistent. Costs nothing.
-2. ``listing``: the service lists it, it does not expire, its size is the one recorded.
+1. ``metadata``: its metadata is complete and consistent. Costs nothing.
+2. ``listing``: the service lists it, it does not expire soon, its size has not changed.
 3. ``weights``: the service's weights_info fits the run. One small request.
-4. ``canary``: after restoring, it answers as it did when it was saved. A session.
+4. ``canary``: once restored, it answers as when it was saved. A session.
 5. ``bytes``: its files on disk are whole. A download.
 """
 
@@ -17,14 +17,14 @@ from typing import Literal, Self
 
 import tinker
 
-from tinker_recovery.checkpoints.canary import Canary, compare
+from tinker_recovery.checkpoints.canary import Canary
 from tinker_recovery.checkpoints.files import FileFacts, inspect_file
 from tinker_recovery.checkpoints.record import CheckpointRecord, Listed
 from tinker_recovery.checkpoints.safetensors_header import DamagedFile
 from tinker_recovery.errors import UsageError
 
 EXPIRY_MARGIN = timedelta(minutes=5)
-"""A checkpoint this close to its end may be gone before the service has loaded it."""
+"""A checkpoint this close to its expiry may be gone before the service has loaded it."""
 
 Level = Literal["metadata", "listing", "weights", "canary", "bytes"]
 """How deep a check looks, in rising cost."""
@@ -32,12 +32,12 @@ Level = Literal["metadata", "listing", "weights", "canary", "bytes"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one level found.
+    """The result of one level.
 
     Attributes:
         level: Which level.
-        ok: Whether nothing speaks against the checkpoint.
-        reason: In words: what speaks against it, or what was found in order.
+        ok: Whether the checkpoint passed.
+        reason: What is wrong with the checkpoint, or what was found in order; for people.
     """
 
     level: Level
@@ -46,45 +46,44 @@ class Finding:
 
 
 def first_objection(checks: Iterable[Callable[[], Finding]]) -> Finding | None:
-    """Run checks, the cheapest first, up to the first objection; None if there is none."""
-    return next((verdict for check in checks if not (verdict := check()).ok), None)
+    """Run checks, the cheapest first, up to the first that fails; None if all pass."""
+    return next((finding for check in checks if not (finding := check()).ok), None)
 
 
 def check_metadata(
     listed: Listed, *, lineage: str | None = None, parent: CheckpointRecord | None = None
 ) -> Finding:
-    """Level 1: what it says of itself.
+    """Level 1: its metadata.
 
     Args:
         listed: The checkpoint as listed.
         lineage: The run it should belong to; None for any.
-        parent: The record of the checkpoint it says its attempt started from, if at hand.
+        parent: The record of its parent checkpoint, if known.
     """
-    return _verdict(
-        "metadata", _metadata_objection(listed, lineage, parent), "complete and consistent"
-    )
+    problem = _metadata_problem(listed, lineage, parent)
+    return Finding("metadata", problem is None, problem or "complete and consistent")
 
 
-def _metadata_objection(
+def _metadata_problem(
     listed: Listed, lineage: str | None, parent: CheckpointRecord | None
 ) -> str | None:
     record = listed.record
     if record is None:
-        return listed.problem or "it says nothing of itself"
+        return listed.problem or "it has no tinker_recovery metadata"
     empty = [name for name in ("lineage", "attempt") if not getattr(record, name)]
     if empty:
         return f"its {' and '.join(empty)} is empty"
     if lineage is not None and record.lineage != lineage:
         return f"it belongs to lineage {record.lineage}, and the run is {lineage}"
     if record.parent == record.path:
-        return "it names itself as what it descends from"
+        return "it names itself as its parent"
     if (
         parent is not None
         and record.parent == parent.path
         and record.lineage == parent.lineage
         and record.step < parent.step
     ):
-        return f"it says step {record.step}, and descends from step {parent.step}"
+        return f"its step is {record.step}, below step {parent.step} of its parent"
     return None
 
 
@@ -95,7 +94,7 @@ def check_listing(
     now: datetime,
     recorded_size: int | None = None,
 ) -> Finding:
-    """Level 2: what the service says of it.
+    """Level 2: how the service lists it.
 
     Args:
         path: The checkpoint's path.
@@ -103,16 +102,11 @@ def check_listing(
         now: The date, with a time zone.
         recorded_size: Its size in bytes when it was first seen, if it was.
     """
-    return _verdict(
-        "listing",
-        _listing_objection(listed.get(path), now, recorded_size),
-        "listed, lasting, of the size recorded",
-    )
+    problem = _listing_problem(listed.get(path), now, recorded_size)
+    return Finding("listing", problem is None, problem or "listed, not expiring, of the same size")
 
 
-def _listing_objection(
-    listed: Listed | None, now: datetime, recorded_size: int | None
-) -> str | None:
+def _listing_problem(listed: Listed | None, now: datetime, recorded_size: int | None) -> str | None:
     if listed is None:
         return "the service does not list it"
     if listed.expires_at is not None and listed.expires_at <= now + EXPIRY_MARGIN:
@@ -127,7 +121,7 @@ def _listing_objection(
 
 @dataclass(frozen=True, slots=True)
 class WeightsFacts:
-    """What a checkpoint's weights are. None where the service does not say.
+    """What kind of weights a checkpoint has. None where the service does not say.
 
     Attributes:
         base_model: Name of the base model.
@@ -152,67 +146,60 @@ class WeightsFacts:
 
 
 def check_weights(facts: WeightsFacts, expected: WeightsFacts) -> Finding:
-    """Level 3: whether the weights fit the run. What either side does not say is no objection."""
+    """Level 3: whether the weights fit the run. What is None on either side is not compared."""
     differing = [
-        f"{name} is {said!r}, and the run has {own!r}"
+        f"{name} is {found!r}, and the run has {own!r}"
         for name in WeightsFacts.__slots__
-        if (said := getattr(facts, name)) is not None
+        if (found := getattr(facts, name)) is not None
         and (own := getattr(expected, name)) is not None
-        and said != own
+        and found != own
     ]
-    return _verdict("weights", "; ".join(differing) or None, "they fit the run")
+    return Finding("weights", not differing, "; ".join(differing) or "they fit the run")
 
 
 def check_canary(record: CheckpointRecord, seen: Canary, *, tolerance: float = 0.0) -> Finding:
-    """Level 4: whether the restored model answers as it did. Without a stored canary, it passes.
+    """Level 4: whether the restored model answers as it did. Passes if no canary was stored.
 
     Args:
         record: The checkpoint.
         seen: The fingerprint taken after restoring it.
-        tolerance: Largest absolute difference of a number; 0 asks for equality to the bit.
+        tolerance: Largest absolute difference of a logprob; 0 requires equality to the bit.
     """
     if record.canary is None:
         return Finding("canary", ok=True, reason="no canary was stored with it")
     try:
-        found = compare(Canary.parse(record.canary), seen, tolerance=tolerance)
+        stored = Canary.parse(record.canary)
     except UsageError as error:
         return Finding("canary", ok=False, reason=str(error))
-    ok = found.result == "exact" or (tolerance > 0 and found.result == "close")
+    if stored == seen:
+        return Finding("canary", ok=True, reason="the logprobs are equal to the bit")
+    difference = stored.distance_to(seen)
     return Finding(
         "canary",
-        ok,
-        f"{found.result}: off by up to {found.difference:g}, {tolerance:g} is allowed",
+        tolerance > 0 and difference <= tolerance,
+        f"the logprobs differ by up to {difference:g}; {tolerance:g} is allowed",
     )
 
 
-def check_bytes(
-    files: Mapping[Path, FileFacts | None], *, size_bytes: int | None = None
-) -> tuple[Finding, dict[Path, FileFacts]]:
+def check_bytes(files: Iterable[Path]) -> tuple[Finding, dict[Path, FileFacts]]:
     """Level 5: whether the files are whole. Reads them: call it in a worker thread.
 
     Args:
-        files: Each safetensors file, with what was recorded when it was first seen, or None.
-        size_bytes: Size of the one file, as the service says; passed over if there are several,
-            for what the service counts is their sum.
+        files: The safetensors files.
 
     Returns:
-        The verdict, and what to record of each file that was found whole.
+        The finding, and what to record of each file that is whole.
 
     Raises:
         OSError: A file is there and cannot be read: that says nothing about the checkpoint.
     """
-    if not files:
-        return Finding("bytes", ok=False, reason="it has no files"), {}
     facts: dict[Path, FileFacts] = {}
-    single = size_bytes if len(files) == 1 else None
-    for path, recorded in files.items():
+    for path in files:
         try:
-            facts[path] = inspect_file(path, recorded, size_bytes=single)
+            facts[path] = inspect_file(path)
         except DamagedFile as error:
             return Finding("bytes", ok=False, reason=f"{path.name}: {error}"), facts
+    if not facts:
+        return Finding("bytes", ok=False, reason="it has no files"), facts
     total = sum(each.size_bytes for each in facts.values())
     return Finding("bytes", ok=True, reason=f"{total} bytes in {len(facts)} files are whole"), facts
-
-
-def _verdict(level: Level, against: str | None, otherwise: str) -> Finding:
-    return Finding(level, against is None, otherwise if against is None else against)

@@ -1,24 +1,16 @@
-"""Whether a service gives the optimizer back: the three-way comparison, by experiment.
+"""Whether a service really restores the optimizer, found by experiment.
 
-A restore "with optimizer" that leaves the moments at zero raises nothing and looks like any other;
-only the next update is another one (tinker-feedback #126). So a short run goes on from one
-checkpoint in three ways, each by the same single step: live, resumed with optimizer, resumed with
-weights only. What they answer to a fixed batch afterwards tells which of the other two the one in
-question equals. ``comparison`` judges, and is pure; ``examination`` asks the service.
+A restore "with optimizer" that leaves the moments at zero raises no error; only the next update
+differs (tinker-feedback #126). So a short run is continued from one checkpoint in three ways, each
+by the same single step: live, resumed with optimizer, resumed with weights only. The answers to a
+fixed batch then show which of the other two the second one equals.
+
+``comparison`` judges, and is pure; ``examination`` runs the experiment; ``once`` runs it in the
+background, once for each service. Called by ``cli/`` and the Supervisor; never imports ``run`` or
+``recovery``.
 """
 
-from tinker_recovery.doctor.comparison import Diagnosis, Finding, Observations, Stand, diagnose
 from tinker_recovery.doctor.examination import ExamPlan, Report, examine
 from tinker_recovery.doctor.once import OptimizerCheck
 
-__all__ = [
-    "Diagnosis",
-    "ExamPlan",
-    "Finding",
-    "Observations",
-    "OptimizerCheck",
-    "Report",
-    "Stand",
-    "diagnose",
-    "examine",
-]
+__all__ = ["ExamPlan", "OptimizerCheck", "Report", "examine"]

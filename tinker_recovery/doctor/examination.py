@@ -1,9 +1,10 @@
-"""The experiment: a short run, one checkpoint, three ways to go on from it."""
+"""The experiment: a short run, one checkpoint, three ways to continue from it."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +21,22 @@ from tinker_recovery.doctor.comparison import (
     diagnose,
 )
 from tinker_recovery.errors import DeadlineExceeded, UsageError
-from tinker_recovery.service import Backend, FromBaseModel, FromCheckpoint, StatusReader
+from tinker_recovery.service import (
+    Backend,
+    Connection,
+    FromBaseModel,
+    FromCheckpoint,
+    Origin,
+    StatusReader,
+)
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.temporary import TTL_S, opened, stored
 from tinker_recovery.service.waiting import result_of
 
 ROUNDS = 3
-"""Experiments before "it cannot be told"; each trains twice as long at four times the rate."""
+"""Rounds before it is inconclusive; each trains twice as long at four times the rate."""
 
-_PURPOSE = "an experiment: does the optimizer come back?"
+_PURPOSE = "an experiment: is the optimizer restored?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +46,13 @@ class ExamPlan:
     Attributes:
         base_model: The model to train.
         rank: LoRA rank; 1 or more.
-        steps: Steps before the checkpoint; 2 or more, for after one alone the moments hold little.
-        learning_rate: Of the first experiment.
-        timeout_s: Deadline of the whole, in seconds.
-        close_s: Deadline of each part of the cleaning up, which comes on top.
+        steps: Steps before the checkpoint; 2 or more, as after one the moments contain little.
+        learning_rate: The rate in the first round.
+        timeout_s: Deadline of the examination, in seconds.
+        close_s: Deadline of each part of the cleaning up, which is added to that.
 
     Raises:
-        UsageError: One is out of its range.
+        UsageError: A value is out of range.
     """
 
     base_model: str
@@ -65,15 +73,15 @@ class ExamPlan:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an examination found.
+    """The result of an examination.
 
     Attributes:
-        base_url: The service.
+        base_url: The service's address.
         sdk: Version of the tinker SDK.
         base_model: The model that was trained.
         rank: Its LoRA rank.
-        steps: Steps before the checkpoint that the diagnosis rests on.
-        learning_rate: The rate of its steps.
+        steps: Steps before the checkpoint that the diagnosis is based on.
+        learning_rate: The rate of those steps.
         diagnosis: What was found.
     """
 
@@ -87,7 +95,7 @@ class Report:
 
 
 def _batch(step: int) -> list[types.Datum]:
-    """A few tokens, different from step to step: where gradients agree, moments hardly matter."""
+    """A few tokens that differ from step to step: for equal gradients the moments hardly matter."""
     return [_datum([100 + (step * 31 + row * 13 + at * at * 7) % 256 for at in range(17)])
             for row in range(2)]  # fmt: skip
 
@@ -101,7 +109,7 @@ def _datum(tokens: list[int]) -> types.Datum:
 
 
 PROBE = [_datum([100 + (row * 41 + at * 11) % 256 for at in range(33)]) for row in range(2)]
-"""The batch that all are asked about; it is never trained on."""
+"""The batch that every client answers; it is never trained on."""
 
 
 async def examine(
@@ -113,22 +121,22 @@ async def examine(
 ) -> Report:
     """Find out whether the service's restore with optimizer is real.
 
-    Opens four sessions and trains a handful of steps on a hundred tokens; more of it only while
-    nothing can be told. Whatever happens, cancellation included, its checkpoints are deleted and
-    its sessions finished on the way out.
+    Opens four sessions and trains a handful of steps on a hundred tokens; more only while the
+    result is inconclusive. On every way out, cancellation included, its checkpoints are deleted and
+    its sessions finished.
 
     Args:
         plan: What to examine.
         backend: Makes clients.
-        reader: The service's word; asked first, so that one out of reach is told at once.
-        progress: Told what is done now, in words.
+        reader: Reads the service's status. Used first, so that a service out of reach fails early.
+        progress: Called with each phase, in words.
 
     Raises:
         DeadlineExceeded: It took longer than ``plan.timeout_s``.
-        StatusError: The service is out of reach, or lets nobody in.
-        Exception: Whatever else the service answered.
+        StatusError: The service is out of reach, or refuses the API key.
+        Exception: Any other error of the service.
     """
-    progress("asking whether the service is there")
+    progress("checking that the service answers")
     page = {"limit": 1, "offset": 0}
     await reader.http.ask(
         "GET", "training_runs", types.TrainingRunsResponse.model_validate, params=page
@@ -152,44 +160,41 @@ async def examine(
     )
 
 
+@dataclass(frozen=True, slots=True)
 class _Experiment:
     """The rounds, in one live run."""
 
-    def __init__(
-        self,
-        plan: ExamPlan,
-        backend: Backend,
-        calls: CheckpointCalls,
-        progress: Callable[[str], object],
-    ) -> None:
-        self._plan = plan
-        self._backend = backend
-        self._calls = calls
-        self._progress = progress
+    plan: ExamPlan
+    backend: Backend
+    calls: CheckpointCalls
+    progress: Callable[[str], object]
+
+    def _opened(self, origin: Origin) -> AbstractAsyncContextManager[Connection]:
+        return opened(
+            origin,
+            self.backend,
+            purpose=_PURPOSE,
+            deadline_s=self.plan.timeout_s,
+            close_s=self.plan.close_s,
+        )
 
     async def run(self) -> tuple[int, float, Diagnosis]:
         """Steps, rate and diagnosis of the last round."""
-        plan = self._plan
+        plan = self.plan
         origin = FromBaseModel(plan.base_model, {"rank": plan.rank, "seed": 0})
-        self._progress(f"creating a run of {plan.base_model}, rank {plan.rank}")
-        async with opened(
-            origin,
-            self._backend,
-            purpose=_PURPOSE,
-            deadline_s=plan.timeout_s,
-            close_s=plan.close_s,
-        ) as live:
+        self.progress(f"creating a run of {plan.base_model}, rank {plan.rank}")
+        async with self._opened(origin) as live:
             done = 0
             steps, rate = plan.steps, plan.learning_rate
             for round_ in range(1, ROUNDS + 1):
-                self._progress(f"training {steps} steps at learning rate {rate:g}")
+                self.progress(f"training {steps} steps at learning rate {rate:g}")
                 for step in range(done, done + steps):
                     await _all(_step(live.training, step, rate))
                 done += steps
                 diagnosis = diagnose(await self._compare(live.training, live.run_id, done, rate))
                 if diagnosis.finding is not Finding.INCONCLUSIVE or round_ == ROUNDS:
                     break
-                self._progress("the optimizer's part is too small to tell: once more, with more")
+                self.progress("inconclusive: another round, with more steps at a higher rate")
                 done += 1  # the step that was compared
                 steps, rate = steps * 2, rate * 4
         return done, rate, diagnosis
@@ -203,30 +208,24 @@ class _Experiment:
         async with stored(
             saving.future(),
             f"tinker://{run_id}/weights/{name}",
-            self._calls,
-            deadline_s=self._plan.timeout_s,
-            close_s=self._plan.close_s,
+            self.calls,
+            deadline_s=self.plan.timeout_s,
+            close_s=self.plan.close_s,
         ) as path:
             before = await _answers(asked)
-            self._progress("going on live, one step")
+            self.progress("continuing live, one step")
             await _all(_step(live, step, rate))
             after = await _answers([live.forward(PROBE, "cross_entropy") for _ in range(2)])
             warm = []
             for again in ("", ", again"):
-                self._progress(f"resuming with optimizer{again}, one step")
+                self.progress(f"resuming with optimizer{again}, one step")
                 warm.append(await self._resumed(path, step, rate, optimizer=True))
-            self._progress("resuming with weights only, one step")
+            self.progress("resuming with weights only, one step")
             cold = await self._resumed(path, step, rate, optimizer=False)
         return Observations(Stand(before, after), (warm[0], warm[1]), cold)
 
     async def _resumed(self, path: str, step: int, rate: float, *, optimizer: bool) -> Stand:
-        async with opened(
-            FromCheckpoint(path, optimizer=optimizer),
-            self._backend,
-            purpose=_PURPOSE,
-            deadline_s=self._plan.timeout_s,
-            close_s=self._plan.close_s,
-        ) as connection:
+        async with self._opened(FromCheckpoint(path, optimizer=optimizer)) as connection:
             training = connection.training
             before = [training.forward(PROBE, "cross_entropy") for _ in range(2)]
             stepping = _step(training, step, rate)
@@ -237,7 +236,7 @@ class _Experiment:
 
 
 def _step(training: tinker.TrainingClient, step: int, rate: float) -> list[Any]:
-    """Submit one step; the same one for whoever is at it."""
+    """Submit one step, the same on every client."""
     return [
         training.forward_backward(_batch(step), "cross_entropy"),
         training.optim_step(types.AdamParams(learning_rate=rate)),

@@ -19,9 +19,9 @@ _RANK = 32
 
 
 class OptimizerCheck:
-    """Whether the service gives the optimizer back, found out at most once and remembered.
+    """Whether the service restores the optimizer: examined at most once, and remembered.
 
-    What was found is noted by the version of the SDK, so that later processes know it.
+    The result is noted in the journal with the version of the SDK, for later processes.
 
     Args:
         collaborators: What it is done with.
@@ -36,10 +36,12 @@ class OptimizerCheck:
         self._begun = False
 
     async def run(self, origin: FromBaseModel) -> None:
-        """Find out, unless it is known, and warn if it does not come back; raises no Exception.
+        """Examine the service, unless that was done before, and warn of restores that are not real.
+
+        Raises no Exception. Cancelling it cleans up first, as :func:`examine` does.
 
         Args:
-            origin: How the run that asks for it was made: the same model is examined.
+            origin: How the run was made: the same model is examined.
         """
         if self._begun:
             return
@@ -53,12 +55,12 @@ class OptimizerCheck:
                     names.EVENT_OPTIMIZER_NOT_RESTORED, "", known, {names.REASON: known}
                 )
         except JournalError as error:
-            logger.info("what is known of the service's restores cannot be read: %s", error)
-        except Exception as error:  # noqa: BLE001 - an experiment that fails says nothing, and training goes on
-            logger.info("it could not be found out whether the optimizer comes back: %r", error)
+            logger.info("the notes on the service's restores cannot be read or written: %s", error)
+        except Exception as error:  # noqa: BLE001 - an experiment that fails proves nothing, and training goes on
+            logger.info("could not find out whether the optimizer is restored: %r", error)
 
     async def _find_out(self, origin: FromBaseModel) -> str:
-        """What speaks against the service's restores, in words; empty if nothing does."""
+        """What is wrong with the service's restores, in words; empty if nothing is known to be."""
         plan = ExamPlan(
             base_model=origin.base_model,
             rank=int(origin.options.get("rank") or _RANK),
@@ -66,13 +68,13 @@ class OptimizerCheck:
         )
         report = await examine(plan, backend=self._backend, reader=self._reader, progress=_log)
         diagnosis = report.diagnosis
-        logger.info("does the optimizer come back? %s", diagnosis.words)
+        logger.info("is the optimizer restored? %s", diagnosis.words)
         if diagnosis.finding.real is None:
             return ""
-        against = "" if diagnosis.finding.real else diagnosis.words
-        await self._notebook.note_optimizer(report.sdk, against)
-        return against
+        problem = "" if diagnosis.finding.real else diagnosis.words
+        await self._notebook.note_optimizer(report.sdk, problem)
+        return problem
 
 
-def _log(said: str) -> None:
-    logger.debug("does the optimizer come back? %s", said)
+def _log(phase: str) -> None:
+    logger.debug("is the optimizer restored? %s", phase)

@@ -16,7 +16,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tinker_recovery.checkpoints import CheckpointRecord, Segment, WeightsFacts, on_branch
+from tinker_recovery.checkpoints import (
+    CheckpointRecord,
+    Segment,
+    WeightsFacts,
+    on_branch,
+)
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, StatusUnavailable
 from tinker_recovery.journal import Found, FoundAttempt
@@ -150,7 +155,7 @@ async def snapshot_of(
     known.stored |= {
         path: (by_run[run_id], step)
         for path, step in found.stored
-        if (run_id := path.removeprefix("tinker://").partition("/")[0]) in by_run
+        if (run_id := run_id_unchecked(path)) in by_run
     }
     listed: dict[str, list[CheckpointRecord]] = {}
     branch = on_branch(segments)

@@ -1,7 +1,8 @@
-"""A run in pictures: data in, one self-contained page of HTML out. Nothing is read or written here.
+"""A run's report: from the journal's records to one self-contained page of HTML.
 
-The data are those of :mod:`tinker_recovery.journal.reading`. What a person reads is escaped and
-freed of secrets where it becomes HTML (:mod:`~tinker_recovery.report.html`), whoever wrote it.
+Called by ``cli/``. Nothing here reads or writes a file: the data come from
+:mod:`tinker_recovery.journal.reading`. Never imports a room that trains, recovers or deletes.
+:mod:`~tinker_recovery.report.html` escapes every text and removes secrets from it.
 """
 
 from tinker_recovery.report.figures import RunFigures, figures_of

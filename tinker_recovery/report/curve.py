@@ -1,4 +1,4 @@
-"""The loss curve, with the recoveries and the stretches that were trained twice."""
+"""The loss curve, with the faults and the steps that were done again."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _COLUMNS, _ROWS = 400, 60
 
 
 def loss_section(run: RunView) -> Markup:
-    """The curve with its table, or a line that says how to have one."""
-    told: list[Point] = [
+    """The curve with its table, or a line on how to get one."""
+    points: list[Point] = [
         (float(each.step), each.loss) for each in run.progress if each.loss is not None
     ]
-    if not told:
-        return tag("p", "No loss was reported: attempt.report(loss=...) in the loop draws it here.")
-    low, high = min(loss for _, loss in told), max(loss for _, loss in told)
-    last = max(run.step, *(round(step) for step, _ in told), run.start_step + 1)
+    if not points:
+        return tag("p", "No loss was reported. Call attempt.report(loss=...) in the loop.")
+    low, high = min(loss for _, loss in points), max(loss for _, loss in points)
+    last = max(run.step, *(round(step) for step, _ in points), run.start_step + 1)
     x = Scale(run.start_step, last, 0, 100)
     y = Scale(low, high if high > low else low + 1, _HEIGHT, _TOP + 12)
     description = (
-        f"Loss from step {round(told[0][0])} to {round(told[-1][0])}: from {number(told[0][1])} to "
-        f"{number(told[-1][1])}, lowest {number(low)}, highest {number(high)}. "
-        f"{counted(len(run.incidents), 'fault')} marked."
+        f"Loss from step {round(points[0][0])} to {round(points[-1][0])}: from "
+        f"{number(points[0][1])} to {number(points[-1][1])}, lowest {number(low)}, highest "
+        f"{number(high)}. {counted(len(run.incidents), 'fault')} marked."
     )
-    drawn = thin(told, _COLUMNS)
+    drawn = thin(points, _COLUMNS)
     return joined(
         chart(
             "loss",
@@ -52,20 +52,15 @@ def loss_section(run: RunView) -> Markup:
         ),
         key(("line", "loss"), ("fault", "fault"), ("replay", "steps done again")),
         _readout(drawn, x),
-        folded("The loss as a table", _table(told)),
+        folded("The loss as a table", _table(points)),
     )
 
 
 def _line(points: Sequence[Point], x: Scale, y: Scale) -> Markup:
-    places = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in points)
     if len(points) == 1:
-        return tag(
-            "circle",
-            cx=percent(x(points[0][0]) / _WIDE * 100),
-            cy=y(points[0][1]),
-            r=3,
-            class_="dot",
-        )
+        ((step, loss),) = points
+        return tag("circle", cx=percent(x(step) / _WIDE * 100), cy=y(loss), r=3, class_="dot")
+    places = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in points)
     return tag(
         "svg",
         tag("polyline", points=places, class_="line"),
@@ -117,15 +112,15 @@ def _marks(run: RunView, x: Scale) -> Markup:
 
 
 def _readout(points: Sequence[Point], x: Scale) -> Markup:
-    """For pointer and arrow keys; shown by the script alone, which finds its data here."""
-    told = [[round(step), float(f"{loss:.6g}"), round(x(step), 3)] for step, loss in points]
+    """The loss at the pointer or slider, with the data for the script, which alone shows it."""
+    data = [[round(step), float(f"{loss:.6g}"), round(x(step), 3)] for step, loss in points]
     return tag(
         "p",
-        tag("label", "Step ", tag("input", type="range", min=0, max=len(told) - 1, value=0)),
+        tag("label", "Step ", tag("input", type="range", min=0, max=len(data) - 1, value=0)),
         tag("output"),
         class_="readout",
         hidden=True,
-        data_points=json.dumps(told, separators=(",", ":"), allow_nan=False),
+        data_points=json.dumps(data, separators=(",", ":"), allow_nan=False),
     )
 
 

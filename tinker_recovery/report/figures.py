@@ -1,4 +1,4 @@
-"""A run in numbers, as far as the journal has them."""
+"""The figures of a run, from the journal."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class RunFigures:
         attempts: Attempts at the loop.
         attempts_left: Recoveries it may still try.
         incidents: Faults.
-        recoveries: Those that were recovered from.
+        recoveries: Faults it recovered from.
         replayed_steps: Steps that had to be done again.
         elapsed_s: From its start to its newest sign of life.
-        recovering_s: From the detection of a fault to the hand-over of a new client, together.
-        replaying_s: Spent on steps that had to be done again.
-        lost_s: Of ``elapsed_s``, all that is in no step the run still has: recoveries, replays,
-            starts, and the time in which no process trained it.
+        recovering_s: From the detection of each fault to the hand-over of a new client, in all.
+        replaying_s: Spent on the steps that had to be done again.
+        lost_s: The part of ``elapsed_s`` that went into no step in the run's weights: recoveries,
+            steps done again, starts, and time in which no process trained the run.
         goodput: The rest, as a share of ``elapsed_s``: 0 to 1.
-        handover_s: Of each recovery, from the detection to the hand-over.
+        handover_s: For each recovery, from the detection to the hand-over.
         checkpoints: Checkpoints stored, deleted ones included.
-        checkpoints_deleted: Those that are deleted.
+        checkpoints_deleted: The deleted ones.
     """
 
     steps: int
@@ -50,18 +50,18 @@ class RunFigures:
 
 
 def replayed(incident: IncidentView) -> int:
-    """Steps that a recovery had to do again; 0 if there was none."""
+    """Steps that had to be done again after a fault; 0 if there was no recovery."""
     if incident.outcome != "recovered" or incident.to_step is None:
         return 0
     return max(0, incident.step - incident.to_step)
 
 
 def figures_of(run: RunView, segments: Sequence[TreeSegment] | None = None) -> RunFigures:
-    """The figures of a run with its history.
+    """The figures of a run with its history, as ``journal.reading.read_run`` returns it.
 
     Args:
-        run: The run, as :func:`~tinker_recovery.journal.reading.read_run` gives it.
-        segments: Its lineage, if it is known already.
+        run: The run.
+        segments: Its :func:`~tinker_recovery.report.lineage.lineage`, if known already.
     """
     segments = lineage(run) if segments is None else segments
     stretches = [

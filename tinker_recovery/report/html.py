@@ -1,4 +1,4 @@
-"""HTML from values: whatever is not markup of our own becomes text, without secrets, escaped."""
+"""HTML from values: all text is escaped and freed of secrets unless :func:`tag` made it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Attribute = str | float | bool | None
 
 
 class Markup(str):
-    """Text that is HTML already, because it was made by :func:`tag`."""
+    """Text that is HTML already."""
 
     __slots__ = ()
 
 
 def text(value: object) -> Markup:
-    """A value as HTML: markup as it is, anything else as text that does nothing."""
+    """A value as HTML: markup unchanged, anything else as escaped text."""
     if isinstance(value, Markup):
         return value
     return Markup(escape(plain(str(value)), quote=True))
 
 
 def joined(*values: object) -> Markup:
-    """Several after one another."""
+    """Several values, one after the other."""
     return Markup("".join(map(text, values)))
 
 
@@ -34,18 +34,18 @@ def tag(name: str, /, *content: object, **attributes: Attribute) -> Markup:
     """An element of HTML or SVG.
 
     Args:
-        name: Its name; a constant of ours.
+        name: Its name; never escaped, so always a constant.
         *content: What is in it; escaped unless it is markup.
-        **attributes: By name, ``_`` for ``-``, and one at the end is dropped (``class_``). None
-            and False leave one out; True has no value; numbers lose needless digits.
+        **attributes: By name, with ``_`` for ``-``; a ``_`` at the end is dropped (``class_``).
+            None and False leave the attribute out; True gives it no value.
     """
-    told = [name]
+    parts = [name]
     for key, value in attributes.items():
         key = key.removesuffix("_").replace("_", "-")  # noqa: PLW2901 - Python's spelling becomes HTML's
         if value is None or value is False:
             continue
-        told.append(key if value is True else f'{key}="{_value(value)}"')
-    opened = f"<{' '.join(told)}>"
+        parts.append(key if value is True else f'{key}="{_value(value)}"')
+    opened = f"<{' '.join(parts)}>"
     return Markup(opened) if name in _VOID else Markup(f"{opened}{joined(*content)}</{name}>")
 
 

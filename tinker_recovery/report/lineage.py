@@ -1,13 +1,15 @@
-"""The tree of a run: its segments, what each began from, and how much of each is still in it."""
+"""The tree of a run: its segments, where each started, and how much of it the run has kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tinker_recovery.checkpoints import run_id_unchecked
 from tinker_recovery.journal.reading import AttemptView, CheckpointView, RunView
 
-_SCHEME = "tinker://"
+_SLACK_S = 0.001
+"""A fault and the end of the attempt it ends are recorded with one reading of the clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +19,16 @@ class TreeSegment:
     Attributes:
         number: The attempt's.
         run_id: The Tinker run id.
-        start_step: Where it begins.
-        end_step: How far it got, as far as is known.
-        kept_to: Up to here its steps are in the run's weights; ``start_step`` if it was abandoned
-            whole, ``end_step`` if nothing of it was.
-        parent: Number of the attempt whose checkpoint it began from; None if it began afresh.
-        origin: Path of that checkpoint.
-        outcome: How it ended; None while it goes on.
+        start_step: The step it started at.
+        end_step: The last step it is known to have reached.
+        kept_to: Its steps up to here are in the run's weights: ``start_step`` if none are,
+            ``end_step`` if all are.
+        parent: Number of the attempt whose checkpoint it started from; None if unknown or none.
+        origin: Path of that checkpoint; None if it started without one.
+        outcome: How it ended; None while it runs.
         checkpoints: Those saved in it, by step.
         started: Seconds since the epoch.
-        ended: The same; of an attempt whose end nobody saw, its last sign of life.
+        ended: The same; if its end was not recorded, its last sign of life.
     """
 
     number: int
@@ -42,13 +44,8 @@ class TreeSegment:
     ended: float
 
     def keeps(self, checkpoint: CheckpointView) -> bool:
-        """Whether the run's weights still descend from a checkpoint of this segment."""
+        """Whether the run's weights descend from this checkpoint of the segment."""
         return checkpoint.step <= self.kept_to and self.kept_to > self.start_step
-
-
-def run_id_of(path: str) -> str:
-    """The Tinker run that a checkpoint's path belongs to."""
-    return path.removeprefix(_SCHEME).split("/", 1)[0]
 
 
 def lineage(run: RunView) -> tuple[TreeSegment, ...]:
@@ -59,10 +56,9 @@ def lineage(run: RunView) -> tuple[TreeSegment, ...]:
 
 
 def branches(segments: Sequence[TreeSegment]) -> tuple[TreeSegment, ...]:
-    """The same, each cut where the run turned away from it.
+    """The same, each with ``kept_to`` set.
 
-    What the run has are the newest segment, and of each ancestor what lies before the step at
-    which its child began. Whatever begins afresh has no ancestors.
+    The run keeps its newest segment, and each ancestor up to the step at which the next started.
     """
     if not segments:
         return ()
@@ -78,13 +74,13 @@ def branches(segments: Sequence[TreeSegment]) -> tuple[TreeSegment, ...]:
 
 
 def _segment(run: RunView, attempt: AttemptView, numbers: Mapping[str, int]) -> TreeSegment:
-    own = tuple(each for each in run.checkpoints if run_id_of(each.path) == attempt.run_id)
+    own = tuple(each for each in run.checkpoints if run_id_unchecked(each.path) == attempt.run_id)
     later = [each.started for each in run.attempts if each.number > attempt.number]
     until = attempt.ended if attempt.ended is not None else min([run.updated, *later])
     parent = None
     if attempt.parent is not None:
-        parent = numbers.get(run_id_of(attempt.parent))
-        # An attempt goes back to what was there before it.
+        parent = numbers.get(run_id_unchecked(attempt.parent))
+        # An attempt descends from earlier ones only.
         parent = parent if parent is not None and parent < attempt.number else None
     end = _end_step(run, attempt, own, until)
     return TreeSegment(
@@ -105,7 +101,7 @@ def _segment(run: RunView, attempt: AttemptView, numbers: Mapping[str, int]) -> 
 def _end_step(
     run: RunView, attempt: AttemptView, own: Sequence[CheckpointView], until: float
 ) -> int:
-    """The last step an attempt is known to have come to."""
+    """The last step an attempt is known to have reached."""
     reached = [attempt.start_step, *(each.step for each in own)]
     if attempt is run.attempts[-1]:
         reached.append(run.step)
@@ -115,7 +111,3 @@ def _end_step(
         each.step for each in run.incidents if attempt.started < each.started <= until + _SLACK_S
     ]
     return max(reached)
-
-
-_SLACK_S = 0.001
-"""The fault that ends an attempt and the attempt's end are told with one reading of the clock."""

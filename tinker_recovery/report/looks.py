@@ -1,4 +1,4 @@
-"""The page's style and its script: all there is, for it may load nothing from anywhere."""
+"""The page's style and script, which are part of it: the page loads nothing."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""The page: everything about one run, whole without a script and without a network."""
+"""The report page of one run; complete without a script and without a network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tinker_recovery.report.tree import tree_section
 from tinker_recovery.report.words import duration, event_in_words, moment, number
 
 _OPEN_EVENTS = 40
-"""So many events are shown at once; more are folded."""
+"""Events that are shown; older ones are folded."""
 
 _TONES = {
     "finished": "good",
@@ -30,17 +30,16 @@ _TONES = {
 
 
 def render(run: RunView, events: Sequence[EventView], *, now: float) -> str:
-    """A run as one page of HTML that loads nothing from anywhere.
+    """A run as one page of HTML that loads nothing.
 
     Args:
-        run: With its history, as :func:`~tinker_recovery.journal.reading.read_run` gives it.
+        run: The run with its history, as ``journal.reading.read_run`` returns it.
         events: Its events, oldest first.
-        now: Seconds since the epoch, of when it was read.
+        now: When they were read, in seconds since the epoch.
     """
     segments = lineage(run)
     figures = figures_of(run, segments)
-    style, script = Markup(STYLE), Markup(SCRIPT)
-    # Whatever slipped through the escaping could still neither run nor call anywhere.
+    # If anything got past the escaping, it could still neither run nor contact another site.
     policy = (
         f"default-src 'none'; style-src '{_digest(STYLE)}'; script-src '{_digest(SCRIPT)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -52,7 +51,7 @@ def render(run: RunView, events: Sequence[EventView], *, now: float) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
         tag("title", f"{run.name}: report"),
-        tag("style", style),
+        tag("style", Markup(STYLE)),
     )
     body = tag(
         "body",
@@ -68,7 +67,7 @@ def render(run: RunView, events: Sequence[EventView], *, now: float) -> str:
             _section("events", "Events", _events(events, run.created)),
             tag("footer", f"Read from the journal at {moment(now)} by tinker-recovery report."),
         ),
-        tag("script", script),
+        tag("script", Markup(SCRIPT)),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
@@ -84,19 +83,16 @@ def _section(name: str, title: str, *content: object) -> Markup:
 
 def _header(run: RunView) -> Markup:
     state = run.display_state
-    detail = tag("p", run.detail, class_="about") if run.detail else ""
+    detail = run.detail
     if state == "dead":
-        detail = tag(
-            "p",
-            f"The process that trained it is gone{f' ({run.holder})' if run.holder else ''}. "
-            + (
-                "Run the same command again: it goes on from its newest checkpoint."
-                if run.named
-                else "It was given no name=, so nothing goes on with it by itself: start another "
-                "with from_checkpoint=, and the newest path below."
-            ),
-            class_="about",
+        holder = f" ({run.holder})" if run.holder else ""
+        advice = (
+            "Run the same command again: it continues from the newest checkpoint."
+            if run.named
+            else "It has no name=, so no command continues it: start another run with "
+            "from_checkpoint= and the newest path below."
         )
+        detail = f"The process that trained it has ended{holder}. {advice}"
     model = run.origin.get("base_model")
     return tag(
         "header",
@@ -108,7 +104,7 @@ def _header(run: RunView) -> Markup:
             f"lineage {run.lineage}",
             class_="about",
         ),
-        detail,
+        tag("p", detail, class_="about") if detail else "",
     )
 
 
@@ -122,7 +118,7 @@ def _tiles(figures: RunFigures) -> Markup:
     )
     return tag(
         "dl",
-        *(tag("div", tag("dt", name), tag("dd", said)) for name, said in tiles),
+        *(tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles),
         class_="tiles",
     )
 
@@ -136,29 +132,25 @@ def _figures(figures: RunFigures) -> Markup:
     rows = [
         ("optimizer steps in the weights", number(figures.steps)),
         ("attempts at the loop", number(figures.attempts)),
-        ("recoveries it may still try", _or_none(figures.attempts_left)),
+        ("recoveries it may still try", number(figures.attempts_left)),
         ("faults", number(figures.incidents)),
         ("recoveries", number(figures.recoveries)),
         ("from detection to hand-over, each", ", ".join(map(duration, figures.handover_s)) or "-"),
         ("steps done again", number(figures.replayed_steps)),
-        ("time, from start to newest sign of life", duration(figures.elapsed_s)),
+        ("time from the start to the newest sign of life", duration(figures.elapsed_s)),
         ("time in recoveries", duration(figures.recovering_s)),
         ("time in steps done again", duration(figures.replaying_s)),
-        ("time lost: all that is in no step of the run", duration(figures.lost_s)),
-        ("goodput: the rest of the time, as a share", _share(figures.goodput)),
+        ("time lost: in no step of the run's weights", duration(figures.lost_s)),
+        ("goodput: the share of the time not lost", _share(figures.goodput)),
         ("checkpoints kept", number(kept)),
         ("checkpoints deleted", number(figures.checkpoints_deleted)),
     ]
     return table("Figures", ("what", "value"), rows, numeric=(1,), prose=True)
 
 
-def _or_none(value: int | None) -> str:
-    return "-" if value is None else number(value)
-
-
 def _events(events: Sequence[EventView], since: float) -> Markup:
     if not events:
-        return tag("p", "Nothing was told of it yet.")
+        return tag("p", "No events yet.")
     rows = [
         (
             moment(each.time, beside=since),
@@ -168,7 +160,7 @@ def _events(events: Sequence[EventView], since: float) -> Markup:
         for each in reversed(events)
     ]
     heads = ("time", "what happened", "event")
-    newest = table("Events, the newest first", heads, rows[:_OPEN_EVENTS], prose=True)
+    newest = table("Events, newest first", heads, rows[:_OPEN_EVENTS], prose=True)
     if len(rows) <= _OPEN_EVENTS:
         return newest
     rest = rows[_OPEN_EVENTS:]

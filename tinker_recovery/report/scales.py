@@ -1,4 +1,4 @@
-"""From values to places: scales, ticks and thinning. Nothing here knows of HTML."""
+"""From values to coordinates: scales, ticks and thinning. Nothing here knows of HTML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A straight line from the values ``low`` to ``high`` to the places ``start`` to ``end``."""
+    """Maps the values ``low`` to ``high`` linearly to ``start`` to ``end``."""
 
     low: float
     high: float
@@ -20,13 +20,13 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """The place of a value; one outside is put at the nearer end."""
+        """The coordinate of a value; one outside is put at the nearer end."""
         share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.0
         return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Round values between two, ``about`` so many, rising; at least one if they are finite."""
+    """Round values from low to high, ``about`` as many; at least one if both are finite."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return []
     if not high > low:
@@ -42,7 +42,7 @@ _DAY = 86400
 
 
 def time_ticks(seconds: float, about: int = 6) -> list[float]:
-    """Times from 0 up to a length of time, at steps that clocks have."""
+    """Times from 0 to ``seconds`` at round seconds, minutes, hours or days."""
     if not (math.isfinite(seconds) and seconds > 0):
         return [0.0]
     wanted = seconds / max(1, about)
@@ -56,9 +56,7 @@ def time_ticks(seconds: float, about: int = 6) -> list[float]:
 
 
 def thin(points: Sequence[Point], columns: int) -> list[Point]:
-    """At most four points for each of so many columns, which draw the same line.
-
-    Of each column its first, last, lowest and highest stay, so that no spike is lost.
+    """At most four points per column that draw the same line: first, last, lowest and highest.
 
     Args:
         points: With their first coordinates rising.
@@ -73,18 +71,18 @@ def thin(points: Sequence[Point], columns: int) -> list[Point]:
         buckets.setdefault(min(columns - 1, int(scale(point[0]))), []).append(point)
     kept = []
     for _, bucket in sorted(buckets.items()):
-        told = {
+        chosen = {
             0,
             len(bucket) - 1,
             min(range(len(bucket)), key=lambda place: bucket[place][1]),
             max(range(len(bucket)), key=lambda place: bucket[place][1]),
         }
-        kept += [bucket[place] for place in sorted(told)]
+        kept += [bucket[place] for place in sorted(chosen)]
     return kept
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most ``most`` of the places 0 to ``count - 1``, even, the first and the last included."""
+    """At most ``most`` of the indexes 0 to ``count - 1``, evenly, with the first and the last."""
     if count <= most:
         return list(range(count))
     if most == 1:
@@ -93,7 +91,7 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def _round_step(step: float) -> float:
-    """The step of 1, 2 or 5 times a power of ten that is nearest, in proportion."""
+    """The nearest (in proportion) of 1, 2 or 5 times a power of ten."""
     if not sys.float_info.min <= step < math.inf:
         return 0.0
     power = 10.0 ** math.floor(math.log10(step))
@@ -103,6 +101,6 @@ def _round_step(step: float) -> float:
 
 
 def _multiples(step: float, low: float, high: float) -> list[float]:
-    # Counted, and not added up: a sum drifts, and for huge values it never moves.
+    # Counted, not added up: a sum drifts, and for huge values it does not grow at all.
     first, last = math.ceil(low / step), math.floor(high / step)
     return [place * step for place in range(first, min(last, first + 100) + 1)]

@@ -1,7 +1,7 @@
-"""What the three charts share. Places across are percentages, so that text keeps its size.
+"""What the three charts share.
 
-A chart has no ``viewBox``: it is as wide as the page lets it be, its lines and labels are placed by
-per cent of that, and only a curve is stretched, with strokes that are not.
+A chart has no ``viewBox``: it is as wide as the page, and horizontal coordinates are percentages of
+that, so text keeps its size. Only the loss curve is stretched, with strokes that are not.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from tinker_recovery.report.html import Markup, joined, tag
 
 
 def percent(place: float) -> str:
-    """A place across, of 0 to 100."""
+    """A horizontal coordinate from 0 to 100."""
     return f"{place:.3f}%"
 
 
 def chart(key: str, caption: str, description: str, height: int, *content: object) -> Markup:
-    """A chart with its name and description for those who do not see it.
+    """A chart with its name and description for screen readers.
 
     Args:
-        key: Of its ids; a constant of ours.
+        key: The prefix of its ids, and its class.
         caption: Its name, shown above it.
-        description: What is to be seen, in a sentence or two.
+        description: What it shows, in a sentence or two.
         height: Pixels.
         *content: The elements.
     """
@@ -44,19 +44,19 @@ def chart(key: str, caption: str, description: str, height: int, *content: objec
 def across(places: Sequence[tuple[float, str]], *, top: float, bottom: float) -> Markup:
     """The axis at the bottom: a grid line and a label at each place.
 
-    A label that would stand in another's way on a narrow page is marked as ``spare``.
+    Every other label is ``spare``: hidden on a narrow page.
     """
     lines = []
     for index, (place, label) in enumerate(places):
         at = percent(place)
-        spare = "spare" if index % 2 else None
+        kind = "tick spare" if index % 2 else "tick"
         lines.append(tag("line", x1=at, x2=at, y1=top, y2=bottom, class_="grid"))
-        lines.append(tag("text", label, x=at, y=bottom + 18, class_=f"tick {spare or ''}".strip()))
+        lines.append(tag("text", label, x=at, y=bottom + 18, class_=kind))
     return joined(*lines)
 
 
 def mark(place: float, y: float, number: int, words: str, room: str) -> Markup:
-    """The number of an incident, in a circle, with what it was on hovering."""
+    """The number of an incident, in a circle; ``words`` show on hovering."""
     at = percent(place)
     return tag(
         "g",
@@ -68,7 +68,7 @@ def mark(place: float, y: float, number: int, words: str, room: str) -> Markup:
 
 
 def rooms(places: Sequence[float]) -> list[str | None]:
-    """Whether marks have room for their number: None, or ``spare`` if a narrow page has none."""
+    """Whether each mark has room: None if not, ``spare`` if not on a narrow page, else empty."""
     shown: list[str | None] = []
     last = last_narrow = float("-inf")
     for place in places:
@@ -83,11 +83,11 @@ def rooms(places: Sequence[float]) -> list[str | None]:
 
 
 _APART, _NARROW_APART = 1.8, 6.5
-"""Per cent that a circle takes of a wide page, and of a narrow one."""
+"""A circle's width in per cent of a wide page, and of a narrow one."""
 
 
 def key(*entries: tuple[str, str]) -> Markup:
-    """What the colours mean: pairs of a class and words."""
+    """What the colours mean: pairs of a class and its meaning."""
     return tag(
         "ul",
         *(tag("li", tag("span", class_=f"swatch {name}"), words) for name, words in entries),

@@ -1,4 +1,4 @@
-"""Tables: what the charts show, for those who read or listen instead."""
+"""Tables: the charts' data, for reading and for screen readers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def table(
     name: str | None = None,
     prose: bool = False,
 ) -> Markup:
-    """A table that scrolls by itself where the page is too narrow for it.
+    """A table that scrolls where the page is too narrow for it.
 
     Args:
-        caption: What it is; shown to those who listen.
-        heads: Of its columns.
-        rows: Their cells, each row's first of them its name.
-        numeric: Columns set flush right.
-        prose: Its cells may be broken into lines.
-        name: Begins the id of each row, its number at the end.
+        caption: What it is, for screen readers.
+        heads: The headings of its columns.
+        rows: The cells of each row; the first is the row's heading.
+        numeric: Columns to set flush right.
+        name: Prefix of each row's id, before the row's number.
+        prose: Whether cells may wrap.
     """
 
     def cell(kind: str, index: int, value: object, scope: str | None) -> Markup:
@@ -58,5 +58,5 @@ def table(
 
 
 def folded(summary: str, *content: object) -> Markup:
-    """Content that opens on demand."""
+    """Content that is shown on demand."""
     return tag("details", tag("summary", summary), *content)

@@ -20,7 +20,7 @@ _BOTTOM = _TOP + _LANE * len(_LANES)
 _OUTCOMES = {
     "recovered": "recovered",
     "given_up": "given up",
-    "cut_off": "its process ended meanwhile",
+    "cut_off": "its process ended during the recovery",
     "ended": "not recovered from",
     None: "under way",
 }
@@ -34,7 +34,7 @@ def timeline_section(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
     description = (
         f"{duration(elapsed_s)} from {moment(run.created)} on: "
         f"{counted(len(run.attempts), 'attempt')}, {counted(len(run.incidents), 'fault')}, "
-        f"{duration(recovering_s)} in recoveries. The table below tells the same."
+        f"{duration(recovering_s)} in recoveries. The table below shows the same."
     )
     return joined(
         chart(
@@ -66,7 +66,7 @@ def timeline_section(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
             ),
         ),
         key(
-            ("kept", "steps the run still has"),
+            ("kept", "steps in the run's weights"),
             ("again", "steps that had to be done again"),
             ("recovery", "recovering"),
             ("save", "checkpoint stored"),
@@ -102,14 +102,14 @@ def _bar(x: Scale, begin: float, end: float, lane: int, kind: str, words: str) -
 
 
 def _trained(segment: TreeSegment, x: Scale) -> Markup:
-    """A segment's bar, the part at its end that was done again set apart."""
+    """A segment's bar; the part at its end that was done again has another colour."""
     done = segment.end_step - segment.start_step
     share = (segment.kept_to - segment.start_step) / done if done else 1.0
     turn = segment.started + share * (segment.ended - segment.started)
     words = f"attempt {segment.number}: steps {segment.start_step} to {segment.end_step}"
     bars = [_bar(x, segment.started, turn, 0, "kept", words)] if share else []
     if share < 1:
-        again = f"{words}, those from {segment.kept_to} on done again"
+        again = f"{words}; from {segment.kept_to} on done again"
         bars.append(_bar(x, turn, segment.ended, 0, "again", again))
     return joined(*bars)
 
@@ -145,10 +145,10 @@ def _incidents(run: RunView) -> Markup:
         )
         for index, each in enumerate(run.incidents, 1)
     ]
-    heads = ("no.", "detected", "fault", "noticed by", "at step", "back to", "done again", "tries")
+    heads = ("no.", "detected", "fault", "detected by", "at step", "back to", "done again", "tries")
     return table(
         "Incidents",
-        (*heads, "until handed over", "outcome"),
+        (*heads, "time to hand-over", "outcome"),
         rows,
         numeric=(0, 4, 5, 6, 7, 8),
         name="incident",

@@ -1,4 +1,4 @@
-"""The checkpoints of a run as a tree: one row for each attempt, branching off where it began."""
+"""The checkpoints of a run as a tree: one row per attempt, branching off where it started."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinker_recovery.report.words import checkpoint_name, counted, moment, numbe
 _TOP, _ROW, _LOW_ROW = 8, 28, 20
 _FEW_ROWS, _MOST_ROWS = 12, 60
 _APART = 0.8
-"""Per cent that a checkpoint's circle takes of the width."""
+"""A checkpoint's circle, in per cent of the chart's width."""
 
 
 def tree_section(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
@@ -32,14 +32,14 @@ def tree_section(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
     gone = sum(each.gone for each in run.checkpoints)
     description = (
         f"{counted(len(segments), 'attempt')} and {counted(len(run.checkpoints), 'checkpoint')}, "
-        f"{gone} of them deleted. The run stands at step {run.step}. "
-        "The tables below tell the same."
+        f"{gone} of them deleted. The run is at step {run.step}. "
+        "The tables below show the same."
     )
     left_out = len(segments) - len(shown)
     return joined(
         chart(
             "tree",
-            "Checkpoints, and what began from which",
+            "Checkpoints, and the attempts that started from them",
             description,
             bottom + 28,
             across(
@@ -50,11 +50,11 @@ def tree_section(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
             *(_branch(each, x, rows) for each in shown),
             *(_marks(each, x, rows[each.number], sources) for each in shown),
         ),
-        tag("p", f"The first {left_out} attempts are in the table alone.") if left_out else "",
+        tag("p", f"The first {left_out} attempts are in the table only.") if left_out else "",
         key(
-            ("kept", "steps the run still has"),
-            ("lost", "turned away from"),
-            ("source", "began something"),
+            ("kept", "steps in the run's weights"),
+            ("lost", "abandoned"),
+            ("source", "an attempt started from it"),
             ("gone", "deleted"),
         ),
         _attempts(segments),
@@ -77,23 +77,21 @@ def _branch(segment: TreeSegment, x: Scale, rows: dict[int, float]) -> Markup:
     if segment.kept_to > segment.start_step:
         parts.append(tag("line", x1=start, x2=kept, y1=y, y2=y, class_="branch kept"))
     if segment.end_step > segment.kept_to:
-        words = f"steps {segment.kept_to} to {segment.end_step}: turned away from"
-        lost = tag("title", words)
+        lost = tag("title", f"steps {segment.kept_to} to {segment.end_step}: abandoned")
         parts.append(tag("line", lost, x1=kept, x2=end, y1=y, y2=y, class_="branch lost"))
     return joined(*parts)
 
 
 def _marks(segment: TreeSegment, x: Scale, y: float, sources: set[str]) -> Markup:
-    """The checkpoints of a row; of very many only some, and all that something began from."""
+    """The checkpoints of a row; where they would overlap, the newest and every attempt's origin."""
     marks = []
     last = float("inf")
-    # From the end on: of those that would lie on one another, the newest is seen.
     for each in reversed(segment.checkpoints):
         place = x(each.step)
         if last - place < _APART and each.path not in sources:
             continue
         last = place
-        words = f"step {each.step}, {_said(segment, each, sources)}"
+        words = f"step {each.step}, {_status(segment, each, sources)}"
         kinds = ["saved", "kept" if segment.keeps(each) else "lost"]
         kinds += ["source"] if each.path in sources else []
         kinds += ["gone"] if each.gone else []
@@ -111,20 +109,20 @@ def _marks(segment: TreeSegment, x: Scale, y: float, sources: set[str]) -> Marku
 
 
 def ending(segment: TreeSegment) -> str:
-    """How an attempt ended."""
-    return "goes on" if segment.outcome is None else segment.outcome.replace("_", " ")
+    """How an attempt ended; ``open`` if no end is recorded."""
+    return "open" if segment.outcome is None else segment.outcome.replace("_", " ")
 
 
-def _said(segment: TreeSegment, checkpoint: CheckpointView, sources: set[str]) -> str:
-    said = ["in the run's past" if segment.keeps(checkpoint) else "turned away from"]
-    said += ["something began from it"] if checkpoint.path in sources else []
-    said += ["deleted"] if checkpoint.gone else []
-    return ", ".join(said)
+def _status(segment: TreeSegment, checkpoint: CheckpointView, sources: set[str]) -> str:
+    words = ["in the run's history" if segment.keeps(checkpoint) else "abandoned"]
+    words += ["an attempt started from it"] if checkpoint.path in sources else []
+    words += ["deleted"] if checkpoint.gone else []
+    return ", ".join(words)
 
 
 def _origin(segment: TreeSegment) -> str:
     if segment.origin is None:
-        return "afresh"
+        return "no checkpoint"
     of = "" if segment.parent is None else f" of attempt {segment.parent}"
     return f"{checkpoint_name(segment.origin)}{of}"
 
@@ -142,7 +140,7 @@ def _attempts(segments: Sequence[TreeSegment]) -> Markup:
         )
         for each in segments
     ]
-    heads = ("attempt", "steps", "began from", "still there", "turned away from", "saves", "end")
+    heads = ("attempt", "steps", "started from", "kept", "abandoned", "saves", "end")
     return table("Attempts", heads, rows, numeric=(0, 3, 4, 5))
 
 
@@ -154,10 +152,10 @@ def _checkpoints(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
             each.path,
             each.step,
             moment(each.saved, beside=run.created),
-            _said(by_path[each.path], each, sources)
+            _status(by_path[each.path], each, sources)
             if each.path in by_path
-            else "of no attempt known here",
+            else "of no known attempt",
         )
         for each in run.checkpoints
     ]
-    return table("Checkpoints", ("path", "step", "saved", "what became of it"), rows, numeric=(1,))
+    return table("Checkpoints", ("path", "step", "saved", "status"), rows, numeric=(1,))

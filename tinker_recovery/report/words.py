@@ -1,4 +1,4 @@
-"""What a run's records say, in words for people."""
+"""Values and events in words."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from tinker_recovery.telemetry import names, redact
 
 _UNITS = ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s"))
-"""Each unit and the next smaller one, in seconds, and their names."""
+"""Each unit and the next smaller one in seconds, and their names."""
 
 
 def plain(text: str) -> str:
-    """A text of anyone's on one line, without secrets and without what steers a terminal."""
+    """Any text on one line, without secrets and without control characters."""
     return "".join(each if each.isprintable() else " " for each in redact(text))
 
 
 def duration(seconds: float | None) -> str:
-    """A length of time, in the two largest of its units."""
+    """A duration in its two largest units."""
     if seconds is None:
         return "-"
     if seconds < 1:
@@ -34,12 +34,12 @@ def duration(seconds: float | None) -> str:
 
 
 def age(seconds: float) -> str:
-    """A length of time in its largest unit, for a place that is looked at again and again."""
+    """A duration in its largest unit, for a display that is refreshed."""
     return f"{max(0.0, seconds):.0f} s" if seconds < 60 else " ".join(duration(seconds).split()[:2])  # noqa: PLR2004 - seconds in a minute
 
 
 def moment(seconds: float, beside: float | None = None) -> str:
-    """A time of day where the reader is, with its date unless it is that of another beside it."""
+    """A local time of day, with its date unless that is the date of ``beside``."""
     date, at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)).split(" ")
     if beside is not None and time.strftime("%Y-%m-%d", time.localtime(beside)) == date:
         return at
@@ -47,19 +47,21 @@ def moment(seconds: float, beside: float | None = None) -> str:
 
 
 def checkpoint_name(path: str) -> str:
-    """The last part of a checkpoint's path, which tells it from the others of its run."""
+    """The last part of a checkpoint's path."""
     return path.rsplit("/", 1)[-1]
 
 
-def number(value: float) -> str:
-    """A number with the digits that a person reads."""
+def number(value: float | None) -> str:
+    """A whole number in full, any other with four digits; ``-`` for None."""
+    if value is None:
+        return "-"
     if not math.isfinite(value):
         return str(value)
     return f"{value:,.0f}" if value == int(value) and abs(value) < 1e12 else f"{value:.4g}"  # noqa: PLR2004 - as many digits as fit
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and what it counts."""
+    """A number with its noun."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
@@ -67,16 +69,14 @@ _BRIEFLY: Mapping[str, str] = {
     names.EVENT_CHECKPOINT_SAVED: "saved at step {step}",
     names.EVENT_CHECKPOINT_SELECTED: "goes back to the checkpoint at step {step}",
 }
-"""Events that say no more than this."""
+"""Short forms of events, where the step says as much as the path."""
 
 
 def event_in_words(name: str, message: str, fields: Mapping[str, Any]) -> str:
-    """An event on one line: what happened, without paths where the step says as much."""
-    step = fields.get(names.CHECKPOINT_STEP)
-    brief = _BRIEFLY.get(name)
-    if brief and step is not None and names.CHECKPOINT_PATH in fields:
-        return plain(brief.format(step=step))
-    path = fields.get(names.CHECKPOINT_PATH)
+    """An event on one line, with paths shortened."""
+    step, path = fields.get(names.CHECKPOINT_STEP), fields.get(names.CHECKPOINT_PATH)
+    if name in _BRIEFLY and step is not None and path is not None:
+        return plain(_BRIEFLY[name].format(step=step))
     if isinstance(path, str) and path:
         message = message.replace(path, checkpoint_name(path))
     return plain(message) or plain(name)

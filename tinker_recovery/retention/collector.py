@@ -211,7 +211,7 @@ class Collector:
                 run, outlook.ledger, commands, functools.partial(progress, done), done
             )
         if outlook is not None:
-            done.kept = len(outlook.plan.rows)
+            done.kept = len(outlook.plan.checkpoints)
             done.next_at = self._next_at(outlook)
             await self._forget(outlook)
         return done

@@ -310,7 +310,7 @@ class _Look:
                 f"the export of {self._path} holds {', '.join(files)}, and no {_SUFFIX} file: this "
                 "version of tinker_recovery cannot tell whether they are whole"
             )
-        verdict, facts = await anyio.to_thread.run_sync(check_bytes, dict.fromkeys(tensors))
+        verdict, facts = await anyio.to_thread.run_sync(check_bytes, tensors)
         return verdict, {tensors[place]: each for place, each in facts.items()}
 
 

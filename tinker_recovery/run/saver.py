@@ -88,7 +88,7 @@ class Saver:
         """The newest metrics."""
         self.canary: tuple[int, str] | None = None
         """Step and fingerprint of the newest save whose canary has answered."""
-        ledger = SaveLedger.resumed(segment.start_step, now_s, epoch=self.epoch)
+        ledger = SaveLedger(segment.start_step, now_s, self.epoch)
         # The saves the attempt descends from, so that "better than every save so far" goes on.
         for step, metrics in run.history.saved_below(segment.start_step, run.segments):
             ledger = ledger.began(step=step, now_s=now_s, epoch=self.epoch, metrics=metrics).stored(

@@ -193,7 +193,7 @@ def _print_plans(
             title=f"run {run.name}",
             title_justify="left",
         )
-        for row in look.plan.rows:
+        for row in look.plan.checkpoints:
             table.add_row(
                 "[red]delete[/]" if row.delete else "[green]keep[/]",
                 "-" if row.step is None else str(row.step),

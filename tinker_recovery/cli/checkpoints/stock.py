@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio.to_thread
 import click
 
-from tinker_recovery.checkpoints import CheckpointRecord, Listed, segments_of
+from tinker_recovery.checkpoints import CheckpointRecord, Listed, run_id_unchecked, segments_of
 from tinker_recovery.cli.checkpoints.scope import Scope
 from tinker_recovery.errors import JournalError, StatusError
 from tinker_recovery.journal import STATE_FOLDER, Found, Journal, Notebook, journal_path
@@ -53,7 +53,7 @@ class Stock:
         chosen = [
             each
             for each in found
-            if (run_ids is None or _run_id(each.path) in run_ids)
+            if (run_ids is None or run_id_unchecked(each.path) in run_ids)
             and (
                 lineage is None
                 or (each.record is not None and each.record.lineage.startswith(lineage))
@@ -145,10 +145,6 @@ def _unknown(lineage: str, records: Sequence[CheckpointRecord]) -> RunSnapshot:
     }
     segments = tuple(segments_of(records))
     return RunSnapshot(lineage, lineage, segments, CheckpointState(lineage), protected=young)
-
-
-def _run_id(path: str) -> str:
-    return path.removeprefix("tinker://").partition("/")[0]
 
 
 def _newest_first(each: Listed) -> tuple[datetime, int, str]:
