@@ -21,6 +21,7 @@ from tinker_recovery.checkpoints import (
     Segment,
     WeightsFacts,
     on_branch,
+    run_id_unchecked,
 )
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, StatusUnavailable
