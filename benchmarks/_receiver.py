@@ -39,12 +39,14 @@ class Received:
         traces: The requests for traces, as they came.
         metrics: The requests for metrics.
         headers: The headers, or gRPC metadata, of the last request; lower-case names.
+        path: The path of the last request over HTTP.
     """
 
     endpoint: str
     traces: list[ExportTraceServiceRequest] = field(default_factory=list)
     metrics: list[ExportMetricsServiceRequest] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
+    path: str = ""
 
     def spans(self) -> list[dict[str, Any]]:
         """Every span, flat, in the order of arrival."""
@@ -125,6 +127,7 @@ def _handler(received: Received) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             received.headers = {name.lower(): value for name, value in self.headers.items()}
+            received.path = self.path
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)

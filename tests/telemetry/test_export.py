@@ -325,10 +325,8 @@ def test_the_environment_can_turn_it_off(
 
 @pytest.mark.usefixtures("no_provider")
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tinker_recovery.telemetry as package  # noqa: PLC0415 - beside its only use
-
-    monkeypatch.setitem(sys.modules, "tinker_recovery.telemetry.otlp_pipeline", None)
-    monkeypatch.delattr(package, "otlp_pipeline", raising=False)
+    exporter = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
+    monkeypatch.setitem(sys.modules, exporter, None)
     with pytest.raises(UsageError, match=r'pip install "tinker-recovery\[otel\]"'):
         configure_tracing()
 
