@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state, until
 
@@ -204,6 +206,54 @@ async def test_a_refusal_of_who_asks_is_not_remembered_of_the_checkpoint(
     async with Supervisor(keeping, on_event=lambda event: told.append(event.name)) as supervisor:
         await supervisor.run(until_refused, base_model=MODEL, rank=8, seed=SEED)
     assert _steps(local, supervisor.runs[0].segments[0].run_id) == [12]
+
+
+async def test_what_a_fault_found_by_polling_leaves_trusted_is_not_deleted_for_later_saves(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The poll after step 4 calls the run sound, and the next, two saves later, corrupted."""
+    monkeypatch.setattr(retention_loop, "GAP_S", 0.01)
+    expected = await undisturbed_state(local, steps=STEPS)
+    told: list[str] = []
+    polling = True
+
+    async def sleep(seconds: float) -> None:
+        await anyio.sleep(seconds)
+        task = asyncio.current_task()
+        while task and "/monitor" in task.get_name() and not polling:
+            await anyio.sleep(0.01)
+
+    async def training(attempt: Attempt) -> None:
+        nonlocal polling
+        if attempt.number > 1:
+            await train(attempt, steps=STEPS)
+            return
+        await train(attempt, steps=4)
+        await attempt.client.drain()
+        await until(lambda: attempt._run.rollbacks.polled_step == 4)
+        polling = False
+        for steps in (8, STEPS):
+            await loop(attempt.client, steps - 4, steps, 0)
+            await attempt.client.drain()
+            await anyio.sleep(0.2)
+        local.corrupt([attempt.run_id])
+        polling = True
+        await anyio.sleep_forever()
+
+    given = policy(
+        checkpoints=CheckpointPolicy(save_every=4, keep_last=1, save_best=False),
+        poll_interval_s=0.05,
+        backoff_s=0.0,
+        max_backoff_s=0.0,
+    )
+    async with Supervisor(
+        given, on_event=lambda event: told.append(event.name), clock=Clock(sleep=sleep)
+    ) as supervisor:
+        await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 4]
+    assert "checkpoint.deleted" in told
+    assert local.run_state(run.segments[-1].run_id) == expected
 
 
 async def test_a_predicate_that_raises_deletes_nothing(local: LocalTinker) -> None:

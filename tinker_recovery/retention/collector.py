@@ -153,7 +153,7 @@ class Collector:
             {entry.path: entry for entry in own if run_id_of(entry.path) in run_ids}
         )
         records = [each.record for each in listed if each.record is not None]
-        valid = await self._valid(run, records)
+        valid, unconfirmed = await self._valid(run, records)
         plan = plan_deletions(
             listed,
             retention_of(self._policy, pinned=notes.pinned),
@@ -163,14 +163,14 @@ class Collector:
                 segments=run.segments,
                 valid=valid,
                 bad=known.bad,
-                protected=run.protected,
+                protected={**unconfirmed, **run.protected},
                 pending=[record.path for record in records if run.is_pending(record)],
                 being_deleted=known.being_deleted,
                 delete_user_saves=self._policy.delete_user_saves,
                 lasting=self._lasting(),
             ),
         )
-        needed = dict.fromkeys(valid, "the newest valid one")
+        needed = {**unconfirmed, **dict.fromkeys(valid, "the newest valid one")}
         if run.segments and (parent := run.segments[-1].parent) is not None:
             needed[parent] = "the one recovered from"
         lives = renewals(
@@ -293,13 +293,24 @@ class Collector:
                 {names.CHECKPOINT_PATH: renewal.path},
             )
 
-    async def _valid(self, run: CollectedRun, records: Sequence[CheckpointRecord]) -> list[str]:
-        """The newest trusted one found valid, and if it expires soon the newest that lasts."""
+    async def _valid(
+        self, run: CollectedRun, records: Sequence[CheckpointRecord]
+    ) -> tuple[list[str], dict[str, str]]:
+        """What may be relied on: the newest valid one, and if it expires soon the newest to last.
+
+        And what is kept because it may turn out to be the newest valid one: path to reason.
+        """
         known = run.checkpoints
         found: list[str] = []
+        unconfirmed: dict[str, str] = {}
         for record in select(Latest(), records, run.segments, bad=known.unusable).candidates:
             if record.step > known.trusted_to(record.attempt):
                 continue  # a recovery would not restore it
+            if record.step > known.confirmed_to(record.attempt):
+                # A fault found a moment from now may cast doubt on it.
+                reason = "the newest one, not known to be sound yet"
+                unconfirmed = unconfirmed or {record.path: reason}
+                continue
             objection = await self._inspector.objection(
                 Listed.of(record), known, run.weights, lineage=run.lineage, relied_on=True
             )
@@ -307,7 +318,7 @@ class Collector:
                 found.append(record.path)
                 if record.expires_at is None or record.expires_at > self._now() + self._lasting():
                     break
-        return found
+        return found, unconfirmed
 
     async def _is_whole(self, run: CollectedRun, record: CheckpointRecord) -> bool:
         """Whether its bytes were looked at and found whole, where the policy asks for that."""

@@ -130,6 +130,7 @@ class SupervisedRun:
         self.checkpoints.first_doubtful_step = self._first_doubtful_step
         self.rollbacks = RollbackDetector(self)
         """What notices that the service has lost weights."""
+        self.checkpoints.confirmed_to = self.rollbacks.confirmed_to
         self.collaborators = Collaborators(policy, backend, reader, notebook, events, clock, spawn)
         """What it is recovered with."""
         self._chronicle = RunJournal(self, record)
@@ -289,6 +290,10 @@ class SupervisedRun:
             # The next checkpoint carries it, so that any later process can compare.
             attempt.saver.canary = step, fingerprint
         self.checkpoints.write_canary(attempt.id, step, self.collaborators)
+
+    def checkpoints_changed(self) -> None:
+        """One is stored, or more of them are known to be sound."""
+        self._changed(self)
 
     def _first_doubtful_step(self, attempt_id: str) -> float:
         steps = [
