@@ -187,6 +187,20 @@ async def test_where_the_service_does_not_answer_nothing_is_deleted_and_training
     assert "checkpoint.retention_failed" in [event.name for event in events]
 
 
+@pytest.mark.parametrize(
+    ("status", "left"),
+    [(405, [12]), (501, [12]), (404, [3, 6, 9, 12]), (422, [3, 6, 9, 12])],
+    ids=["no such call", "not implemented", "not this one", "not this one's"],
+)
+async def test_what_the_service_does_not_say_of_a_checkpoint_alone_is_no_ground_for_deleting(
+    local: LocalTinker, status: int, left: list[int]
+) -> None:
+    local.inject(FaultRule("status", request="weights_info", status=status, for_s=60.0))
+    supervisor, events = await _run(CheckpointPolicy(save_every=3, keep_last=1, save_best=False))
+    assert _steps(local, supervisor.runs[0].segments[0].run_id) == left
+    assert "checkpoint.retention_failed" not in [event.name for event in events]
+
+
 async def test_a_refusal_of_who_asks_is_not_remembered_of_the_checkpoint(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,29 +229,30 @@ async def test_what_a_fault_found_by_polling_leaves_trusted_is_not_deleted_for_l
     monkeypatch.setattr(retention_loop, "GAP_S", 0.01)
     expected = await undisturbed_state(local, steps=STEPS)
     told: list[str] = []
-    polling = True
+    polls = anyio.Event()
+    polls.set()
 
     async def sleep(seconds: float) -> None:
         await anyio.sleep(seconds)
         task = asyncio.current_task()
-        while task and "/monitor" in task.get_name() and not polling:
-            await anyio.sleep(0.01)
+        if task and "/monitor" in task.get_name():
+            await polls.wait()
 
     async def training(attempt: Attempt) -> None:
-        nonlocal polling
+        nonlocal polls
         if attempt.number > 1:
             await train(attempt, steps=STEPS)
             return
         await train(attempt, steps=4)
         await attempt.client.drain()
         await until(lambda: attempt._run.rollbacks.polled_step == 4)
-        polling = False
+        polls = anyio.Event()
         for steps in (8, STEPS):
             await loop(attempt.client, steps - 4, steps, 0)
             await attempt.client.drain()
             await anyio.sleep(0.2)
         local.corrupt([attempt.run_id])
-        polling = True
+        polls.set()
         await anyio.sleep_forever()
 
     given = policy(

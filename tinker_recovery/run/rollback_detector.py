@@ -1,6 +1,6 @@
 """The RollbackDetector: notices that the service has lost weights, and since when.
 
-A service can lose weights without a word: it is out of reach for a while, comes back with those of
+A service can lose weights and not say so: it is out of reach for a while, comes back with those of
 its last checkpoint, and carries on. What was saved since then, or since any fault began, has the
 wrong step number on it. With a canary (a small batch of the user's) the weights are looked at after
 each outage; what is found out goes into the run's :class:`CheckpointState`.
