@@ -89,7 +89,7 @@ class RollbackDetector:
         """The service answers, and calls the run sound; after an outage that is not enough."""
         if self._confirmed_step > self._sound_step:
             self._sound_step = self._confirmed_step
-            self._run.checkpoints_changed()
+            self._run.changed(self._run)  # more of what is stored can be relied on
         if self._outage_from is None or self._looking:
             return
         if self._run.policy.canary is None:

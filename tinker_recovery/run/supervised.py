@@ -135,7 +135,7 @@ class SupervisedRun:
         """What it is recovered with."""
         self._chronicle = RunJournal(self, record)
         self._backend = backend
-        self._changed = changed
+        self.changed = changed
         self._events = events
         self._report = report
         self._settled = settled
@@ -270,7 +270,7 @@ class SupervisedRun:
         if attempt is self.current and sound:
             self.budget.note_saved(step)
             self.rollbacks.note_saved(step)
-        self._changed(self)
+        self.changed(self)
         self._chronicle.saved(attempt, step, path, sound=sound)
         self._events.emit(
             names.EVENT_CHECKPOINT_SAVED,
@@ -290,10 +290,6 @@ class SupervisedRun:
             # The next checkpoint carries it, so that any later process can compare.
             attempt.saver.canary = step, fingerprint
         self.checkpoints.write_canary(attempt.id, step, self.collaborators)
-
-    def checkpoints_changed(self) -> None:
-        """One is stored, or more of them are known to be sound."""
-        self._changed(self)
 
     def _first_doubtful_step(self, attempt_id: str) -> float:
         steps = [
@@ -465,7 +461,7 @@ class SupervisedRun:
         resumed = self.attempts[-1]
         self.rollbacks.note_resumed(resumed.start_step)
         self._news.set()
-        self._changed(self)
+        self.changed(self)
         if resumed.fault is not None:
             # It failed before anyone trained on it, in the user's own callback perhaps.
             self.fault_declared(resumed.fault)
