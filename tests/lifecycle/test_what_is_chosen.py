@@ -123,13 +123,13 @@ async def test_a_service_that_does_not_say_what_its_weights_are_is_asked_to_load
 
     local.poison(at_step=12)
     given = policy(backoff_s=0.0, max_backoff_s=0.0, poll_interval_s=0.05)
+
+    async def training(attempt: Attempt) -> None:
+        # What the run's weights are is known from polling, and only then is anything to compare.
+        await until(lambda: local.stats.by_route.get("training_run", 0) > 1)
+        await train(attempt, steps=13)
+
     async with Supervisor(given, on_event=refuse) as supervisor:
-
-        async def training(attempt: Attempt) -> None:
-            run = supervisor.runs[0]
-            await until(lambda: run.weights.base_model is not None)
-            await train(attempt, steps=13)
-
         await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
     (run,) = supervisor.runs
     assert [attempt.start_step for attempt in run.attempts] == [0, 10]
