@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import sqlite3
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 import anyio.to_thread
@@ -16,7 +18,7 @@ from loops import MODEL, SEED, policy, train
 
 from tinker_recovery import CheckpointPolicy, Supervisor
 from tinker_recovery.cli import main
-from tinker_recovery.journal import STATE_FOLDER, Journal, journal_path
+from tinker_recovery.journal import STATE_FOLDER, Journal, default_path, journal_path
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 
@@ -146,6 +148,24 @@ async def test_prune_leaves_alone_what_another_machine_may_still_be_training(
         plan = await _json("prune", "--all", "--keep-last", "1", "--yes")
         assert plan["to_delete"] == []
         assert len(_paths(server, supervisor)) == 5
+
+
+async def test_prune_keeps_what_a_killed_run_would_resume_from(local: LocalTinker) -> None:
+    """Its process ended before it could say that all before the newest save had succeeded."""
+    supervisor = await _trained("sft-42")
+    with closing(sqlite3.connect(default_path())) as database, database:
+        database.execute("UPDATE runs SET state = 'training', detail = ''")
+        database.execute("UPDATE attempts SET ended = NULL, outcome = NULL, sound_step = 6")
+        database.execute("UPDATE leases SET holder = 'dead', pid = 4194305")
+    pruned = await _json(
+        "prune", "--run", "sft-42", "--keep-last", "1", "--keep-best", "1", "--yes"
+    )
+    assert len(pruned["deleted"]) == 3
+    # The save at 10 shows that the one at 8 had been answered.
+    assert sorted(_paths(local, supervisor)) == [8, 10]
+    recover = functools.partial(CliRunner().invoke, main, ["recover", "sft-42", "--json"])
+    shown = await anyio.to_thread.run_sync(recover)
+    assert json.loads(shown.stdout)["step"] == 8
 
 
 async def test_a_deletion_that_fails_is_told_with_exit_status_1_and_done_by_the_next(

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -25,6 +26,7 @@ from tinker_recovery import (
     Supervisor,
     UsageError,
 )
+from tinker_recovery.journal import Journal
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -149,6 +151,31 @@ async def test_what_was_stored_after_the_run_was_last_well_is_not_gone_back_to(
         assert received.got[0][2].checkpoint_id == "weights/good"
     finally:
         await service.close("success")
+
+
+async def test_what_the_service_does_not_load_is_rejected_for_good_and_the_next_older_taken(
+    server: LocalTinker, tmp_path: Path
+) -> None:
+    """Announced, and noted in the journal, as for a supervised run."""
+    async with Supervisor(quick(), service=server.service) as supervisor:
+        await supervisor.run(functools.partial(train, steps=12), base_model=MODEL, rank=8)
+    (run_id,) = server.runs()
+    older, newest = [each.path for each in server.checkpoints(run_id)][-2:]
+    server.damage(newest, "truncated")
+    received, told = Received(), []
+    async with Supervisor(
+        quick(),
+        service=server.service,
+        journal=tmp_path / "journal",
+        on_event=lambda event: told.append(event.name),
+    ) as supervisor:
+        watch = supervisor.watch(run_id, on_recovery=received)
+        server.corrupt([run_id])
+        await until(lambda: watch.recoveries == 1)
+    assert received.got[0][2].tinker_path == older
+    assert told.count(names.EVENT_CHECKPOINT_BAD) == 1
+    with Journal(tmp_path / "journal", service=server.base_url) as journal:
+        assert list(journal.notes().bad) == [newest]
 
 
 async def test_a_run_without_a_checkpoint_is_given_up_and_its_owner_told(

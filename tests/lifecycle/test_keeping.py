@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from inspection import internals_of, retention_of, run_id_of
 from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state, until
@@ -186,6 +188,20 @@ async def test_where_the_service_does_not_answer_nothing_is_deleted_and_training
     assert "checkpoint.retention_failed" in [event.name for event in events]
 
 
+@pytest.mark.parametrize(
+    ("status", "left"),
+    [(405, [12]), (501, [12]), (404, [3, 6, 9, 12]), (422, [3, 6, 9, 12])],
+    ids=["no such call", "not implemented", "not this one", "not this one's"],
+)
+async def test_what_the_service_does_not_say_of_a_checkpoint_alone_is_no_ground_for_deleting(
+    local: LocalTinker, status: int, left: list[int]
+) -> None:
+    local.inject(FaultRule("status", request="weights_info", status=status, for_s=60.0))
+    supervisor, events = await _run(CheckpointPolicy(save_every=3, keep_last=1, save_best=False))
+    assert _steps(local, supervisor.runs[0].segments[0].run_id) == left
+    assert "checkpoint.retention_failed" not in [event.name for event in events]
+
+
 async def test_a_refusal_of_who_asks_is_not_remembered_of_the_checkpoint(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +221,56 @@ async def test_a_refusal_of_who_asks_is_not_remembered_of_the_checkpoint(
     async with Supervisor(keeping, on_event=lambda event: told.append(event.name)) as supervisor:
         await supervisor.run(until_refused, base_model=MODEL, rank=8, seed=SEED)
     assert _steps(local, supervisor.runs[0].segments[0].run_id) == [12]
+
+
+async def test_what_a_fault_found_by_polling_leaves_trusted_is_not_deleted_for_later_saves(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The poll after step 4 calls the run sound, and the next, two saves later, corrupted."""
+    monkeypatch.setattr(retention_loop, "GAP_S", 0.01)
+    expected = await undisturbed_state(local, steps=STEPS)
+    told: list[str] = []
+    polls = anyio.Event()
+    polls.set()
+
+    async def sleep(seconds: float) -> None:
+        await anyio.sleep(seconds)
+        task = asyncio.current_task()
+        if task and "/monitor" in task.get_name():
+            await polls.wait()
+
+    async def training(attempt: Attempt) -> None:
+        nonlocal polls
+        if attempt.number > 1:
+            await train(attempt, steps=STEPS)
+            return
+        await train(attempt, steps=4)
+        await attempt.client.drain()
+        polled = local.stats.by_route.get("training_run", 0)
+        await until(lambda: local.stats.by_route.get("training_run", 0) >= polled + 3)
+        polls = anyio.Event()
+        for steps in (8, STEPS):
+            await loop(attempt.client, steps - 4, steps, 0)
+            await attempt.client.drain()
+            await anyio.sleep(0.2)
+        local.corrupt([str(attempt.client.model_id)])
+        polls.set()
+        await anyio.sleep_forever()
+
+    given = policy(
+        checkpoints=CheckpointPolicy(save_every=4, keep_last=1, save_best=False),
+        poll_interval_s=0.05,
+        backoff_s=0.0,
+        max_backoff_s=0.0,
+    )
+    async with Supervisor(
+        given, on_event=lambda event: told.append(event.name), clock=Clock(sleep=sleep)
+    ) as supervisor:
+        await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 4]
+    assert "checkpoint.deleted" in told
+    assert local.run_state(run.segments[-1].run_id) == expected
 
 
 async def test_a_predicate_that_raises_deletes_nothing(local: LocalTinker) -> None:

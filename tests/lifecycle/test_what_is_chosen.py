@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from inspection import internals_of
-from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state
+from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state, until
 
 from tinker_recovery import (
     Attempt,
@@ -110,6 +110,32 @@ async def test_a_checkpoint_whose_size_has_changed_is_passed_over_for_the_next_o
     states.append(local.run_state(supervisor.runs[0].segments[-1].run_id))
     assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [0, 5]
     assert states[0].steps == 14
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 422, 501])
+async def test_a_service_that_does_not_say_what_its_weights_are_is_asked_to_load_them(
+    local: LocalTinker, status: int
+) -> None:
+    expected = await undisturbed_state(local, steps=13)
+
+    def refuse(event: RecoveryEvent) -> None:
+        if event.name == "recovery.detected":
+            local.inject(FaultRule("status", request="weights_info", status=status, for_s=60.0))
+
+    local.poison(at_step=12)
+    given = policy(backoff_s=0.0, max_backoff_s=0.0, poll_interval_s=0.05)
+
+    async def training(attempt: Attempt) -> None:
+        # What the run's weights are is known from polling, and only then is anything to compare.
+        await until(lambda: local.stats.by_route.get("training_run", 0) > 1)
+        await train(attempt, steps=13)
+
+    async with Supervisor(given, on_event=refuse) as supervisor:
+        await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 10]
+    assert local.stats.by_route["weights_info"]
+    assert local.run_state(run.segments[-1].run_id) == expected
 
 
 @pytest.mark.parametrize(

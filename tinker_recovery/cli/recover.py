@@ -1,4 +1,4 @@
-"""``tinker-recovery recover``: by hand, see that a run's checkpoint restores, and how to go on."""
+"""``tinker-recovery recover``: a dry run, to see that a checkpoint restores and how to continue."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOT_RESTORED, WRONG = 1, 2
 def command(
     *, run: str, checkpoint: str | None, weights_only: bool, journal: Path | None, as_json: bool
 ) -> None:
-    r"""See by hand that a run restores: choose its checkpoint, load it, say how to go on from it.
+    r"""A dry run: choose a run's checkpoint, load it, and say how to continue from it.
 
     \b
         tinker-recovery recover sft-42
@@ -41,12 +41,12 @@ def command(
 
     RUN is a name, as in `tinker-recovery runs`, or a Tinker run id. The checkpoint is the newest
     valid one, or what the run's checkpoint_strategy says. It is loaded with the optimizer's moments
-    into a session of its own, what came back is compared with the run's kind, and the session is
-    finished: no session can be handed to another process. What you start from is the path that is
-    printed. The run itself, its checkpoints and the journal stay as they are.
+    into a session of its own, base model and rank are compared with the run's, and the session is
+    finished: no session can be handed to another process. Start from the path that is printed. The
+    run itself, its checkpoints and the journal stay as they are.
 
-    It costs one session and no tokens. That the service says it restored the optimizer is taken for
-    true: `tinker-recovery doctor` finds out whether it is.
+    It costs one session and no tokens. Whether the service really restored the optimizer is not
+    checked here: `tinker-recovery doctor` finds that out.
 
     A run that a process trains recovers by itself, so that is refused; give --checkpoint to see
     whether one of its checkpoints loads. Deadlines are settings, see `tinker-recovery config show`.
@@ -103,7 +103,7 @@ def _as_json(proof: Proof) -> dict[str, Any]:
 
 
 def _show(proof: Proof) -> None:
-    step = "it does not say its step" if proof.step is None else f"step {proof.step}"
+    step = "its step is not known" if proof.step is None else f"step {proof.step}"
     what = "weights and optimizer" if proof.optimizer else "weights alone"
     for each in proof.passed_over:
         click.echo(f"passed over  {each}")
@@ -114,8 +114,8 @@ def _show(proof: Proof) -> None:
     )
     if proof.resumes:
         click.echo(
-            f"go on        run the command that began {proof.run!r} again: it goes back to this "
-            "checkpoint by itself"
+            f"go on        run the command that began {proof.run!r} again: it resumes from "
+            "this checkpoint by itself"
         )
         click.echo(f"or           {_go_on(proof)}")
     else:
@@ -123,7 +123,7 @@ def _show(proof: Proof) -> None:
 
 
 def _go_on(proof: Proof) -> str:
-    """The line of a program that goes on from there."""
+    """The line of a program that continues from there."""
     path = json.dumps(proof.checkpoint)
     if proof.optimizer and proof.step is not None:
         return f"supervisor.attempts(from_checkpoint={path})"

@@ -88,6 +88,8 @@ class CheckpointState:
         """Checkpoint, attempt and step the run began with in this process; None before."""
         self.first_doubtful_step: Callable[[str], float] = lambda _: math.inf
         """What an attempt of this process knows of its own requests, after a fault of it."""
+        self.confirmed_to: Callable[[str], float] = lambda _: math.inf
+        """The last step of an attempt that stays trusted whatever fault is found next."""
         self._not_finite: set[str] = set()
 
     @property

@@ -1,8 +1,8 @@
-"""Rediscovery: a run that no journal here knows, put together from what its checkpoints say.
+"""Discovery: a run that no journal here knows, put together from its checkpoints' metadata.
 
-A machine of its own, a folder that was lost, a damaged journal that was moved away: the service
-still lists what was saved, and each checkpoint names the run, its lineage, its attempt, its parent
-and its step.
+Another machine, a folder that was lost, a damaged journal that was moved away: the service still
+lists what was saved, and each checkpoint names the run, its lineage, its attempt, its parent and
+its step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
-from tinker_recovery.errors import InvalidMetadata, StatusError, StatusRefused, StatusUnavailable
+from tinker_recovery.errors import InvalidMetadata, StatusError, StatusUnavailable
 from tinker_recovery.journal import Found, FoundAttempt
 from tinker_recovery.service import StatusReader
 from tinker_recovery.telemetry import names
@@ -22,9 +22,9 @@ from tinker_recovery.telemetry import names
 logger = logging.getLogger(names.SCOPE)
 
 QUIET_S = 30.0
-"""A run whose session was not finished counts as left when it asks nothing for so long."""
+"""A run whose session was not finished counts as left once it has asked nothing for this long."""
 
-_NO_SUCH_ROUTE = frozenset({404, 405, 501})
+_NO_SUCH_CALL = frozenset({404, 405, 501})
 
 
 async def find_at_service(
@@ -54,8 +54,8 @@ async def find_at_service(
                 steps[record.path] = record.step
                 if record.run_name == name and record.lineage not in known:
                     named.append(record)
-    except StatusRefused as error:
-        if error.status_code not in _NO_SUCH_ROUTE:
+    except StatusError as error:
+        if error.status_code not in _NO_SUCH_CALL:
             raise
         return None  # a service without that list: nothing can be found there
     if not named:
@@ -90,7 +90,7 @@ def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> F
                 parent=parent,
                 ended=True,
                 sound_step=saved[-1],
-                # If the service calls it corrupted, nobody knows since when.
+                # If the service calls it corrupted, it is not known since when.
                 polled_step=saved[-2] if len(saved) > 1 else 0,
                 trusted_to=None,
                 faulty=False,
@@ -118,7 +118,7 @@ async def until_quiet(
     quiet_s: float = QUIET_S,
     monotonic: Callable[[], float],
 ) -> None:
-    """Wait until nobody trains a run that only the service knows: no lease can tell.
+    """Wait until no process trains a run that only the service knows: no lease can tell.
 
     A session that was finished, or failed, is over. Otherwise its last request has to have been the
     last one for ``quiet_s`` seconds.
@@ -132,7 +132,7 @@ async def until_quiet(
     except StatusError:
         logger.debug("the sessions cannot be searched; the requests of %s tell", run_id)
     seen, since = None, monotonic()
-    told = False
+    warned = False
     while True:
         try:
             said = (await reader.run(run_id)).last_request_time
@@ -142,11 +142,11 @@ async def until_quiet(
             seen, since = said, monotonic()
         if monotonic() - since >= quiet_s:
             return
-        if not told:
-            told = True
+        if not warned:
+            warned = True
             logger.warning(
-                "run %s has checkpoints at the service and is not in this journal; it is gone on "
-                "with once nobody has asked anything of Tinker run %s for %g s",
+                "run %s has checkpoints at the service and is not in this journal; it continues "
+                "here once Tinker run %s has been asked nothing for %g s",
                 name,
                 run_id,
                 quiet_s,

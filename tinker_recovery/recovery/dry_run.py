@@ -50,7 +50,7 @@ class Left:
         found: Its history; None if all that is known is that it exists.
         resumes: Whether the command that trained it resumes it when it is run again.
         strategy: The ``checkpoint_strategy`` it was trained under; None if that is not known.
-        holder: The process that trains it, as far as can be told from here.
+        holder: The process that trains it, as far as is known here.
     """
 
     name: str

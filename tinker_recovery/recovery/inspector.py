@@ -34,7 +34,7 @@ from tinker_recovery.checkpoints import (
     first_objection,
 )
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import StatusRefused
+from tinker_recovery.errors import StatusError, StatusRefused
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
@@ -43,7 +43,7 @@ from tinker_recovery.telemetry import names
 logger = logging.getLogger(names.SCOPE)
 
 NO_SUCH_CALL = frozenset({405, 501})
-"""Refusals of the call itself: this service tells of no checkpoint's weights."""
+"""There is no such call: this service says of no checkpoint what its weights are."""
 
 ABOUT_THE_CALLER = frozenset({401, 402, 403})
 """Refusals that say who may not ask, and nothing of the checkpoint."""
@@ -129,9 +129,13 @@ class Inspector:
             return None
         try:
             facts = WeightsFacts.of(await self._calls.weights_info(path))
-        except StatusRefused as error:
+        except StatusError as error:
+            if error.status_code in NO_SUCH_CALL:
+                return None
+            if not isinstance(error, StatusRefused):
+                raise
             logger.debug("weights_info of %s: %s", path, error)
-            if not relied_on or error.status_code in NO_SUCH_CALL:
+            if not relied_on:
                 return None
             if error.status_code in ABOUT_THE_CALLER:
                 raise

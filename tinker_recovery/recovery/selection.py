@@ -73,7 +73,7 @@ class Ordering(Protocol):
 
 @dataclass(slots=True)
 class ServiceTime:
-    """Adds up the time spent waiting for the service, so that our own can be told apart."""
+    """Adds up the time spent waiting for the service, as opposed to our own."""
 
     clock: Clock
     total_s: float = 0.0
@@ -167,9 +167,9 @@ class CheckpointSelection:
     def _may_go_unverified(self) -> bool:
         """Whether to take a checkpoint whose restored weights nothing can be compared with.
 
-        A fault can take the canary's answer on the weights just saved with it. Wrong weights could
-        not be told from right ones then, so such a checkpoint comes last: behind starting over,
-        where that can be told, and never once a restore has been seen to go wrong.
+        A fault can take the canary's answer on the weights just saved with it. Wrong weights would
+        not be noticed then, so such a checkpoint comes last: behind starting over, where they would
+        be, and never once a restore has been seen to go wrong.
         """
         known = self._run.checkpoints
         seen_bad = not known.bad.keys().isdisjoint(self.refused)

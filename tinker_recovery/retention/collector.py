@@ -153,7 +153,10 @@ class Collector:
             {entry.path: entry for entry in own if run_id_of(entry.path) in run_ids}
         )
         records = [each.record for each in listed if each.record is not None]
-        valid = await self._valid(run, records)
+        valid, confirmed = await self._valid(run, records)
+        beside = {
+            path: "the newest one known to be sound" for path in confirmed if path not in valid
+        }
         plan = plan_deletions(
             listed,
             retention_of(self._policy, pinned=notes.pinned),
@@ -161,16 +164,16 @@ class Collector:
                 lineage=run.lineage,
                 now=self._now(),
                 segments=run.segments,
-                valid=valid,
+                valid=valid if confirmed else (),
                 bad=known.bad,
-                protected=run.protected,
+                protected={**beside, **run.protected},
                 pending=[record.path for record in records if run.is_pending(record)],
                 being_deleted=known.being_deleted,
                 delete_user_saves=self._policy.delete_user_saves,
                 lasting=self._lasting(),
             ),
         )
-        needed = dict.fromkeys(valid, "the newest valid one")
+        needed = {**beside, **dict.fromkeys(valid, "the newest valid one")}
         if run.segments and (parent := run.segments[-1].parent) is not None:
             needed[parent] = "the one recovered from"
         lives = renewals(
@@ -293,21 +296,38 @@ class Collector:
                 {names.CHECKPOINT_PATH: renewal.path},
             )
 
-    async def _valid(self, run: CollectedRun, records: Sequence[CheckpointRecord]) -> list[str]:
-        """The newest trusted one found valid, and if it expires soon the newest that lasts."""
+    async def _valid(
+        self, run: CollectedRun, records: Sequence[CheckpointRecord]
+    ) -> tuple[list[str], list[str]]:
+        """The newest valid one, and if that one expires soon the newest that lasts.
+
+        And the newest that lasts and stays trusted whatever fault is found next, if there is one:
+        without it nothing may be deleted, for that fault would cast doubt on all the others.
+        """
         known = run.checkpoints
-        found: list[str] = []
+        valid: list[str] = []
+        lasts = False
         for record in select(Latest(), records, run.segments, bad=known.unusable).candidates:
             if record.step > known.trusted_to(record.attempt):
                 continue  # a recovery would not restore it
+            confirmed = record.step <= known.confirmed_to(record.attempt) and (
+                # Its own saves the user may delete at any time.
+                record.saved_by == "schedule" or self._policy.delete_user_saves
+            )
+            if lasts and not confirmed:
+                continue
             objection = await self._inspector.objection(
                 Listed.of(record), known, run.weights, lineage=run.lineage, relied_on=True
             )
-            if objection is None and await self._is_whole(run, record):
-                found.append(record.path)
-                if record.expires_at is None or record.expires_at > self._now() + self._lasting():
-                    break
-        return found
+            if objection is not None or not await self._is_whole(run, record):
+                continue
+            if not lasts:
+                valid.append(record.path)
+            if record.expires_at is None or record.expires_at > self._now() + self._lasting():
+                lasts = True
+                if confirmed:
+                    return valid, [record.path]
+        return valid, []
 
     async def _is_whole(self, run: CollectedRun, record: CheckpointRecord) -> bool:
         """Whether its bytes were looked at and found whole, where the policy asks for that."""

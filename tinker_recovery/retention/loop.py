@@ -95,7 +95,7 @@ class RetentionLoop:
             done = await self._collector.collect(run)
             next_at = done.next_at
             metrics.kept(run.name, done.kept)
-        except Exception as error:  # noqa: BLE001 - an unread listing, a full disk, the user's own predicate: training goes on, and nothing was deleted
+        except Exception as error:  # noqa: BLE001 - an unread listing, a full disk, the user's own predicate: training continues, and nothing was deleted
             next_at = self._clock.wall() + RETRY_S
             self._events.emit(
                 names.EVENT_RETENTION_FAILED,

@@ -188,8 +188,8 @@ class Verifier:
         if listing.ok and size is not None:
             await self.collaborators.notebook.note_sizes({path: size})
         verdicts = [check_metadata(listed[path], lineage=lineage, parent=parent), listing]
-        told = with_canaries(each.record for each in listed.values() if each.record is not None)
-        record = next((each for each in told if each.path == path), None)
+        records = with_canaries(each.record for each in listed.values() if each.record is not None)
+        record = next((each for each in records if each.path == path), None)
         if record is not None and record.canary is None:
             record = record.model_copy(update={"canary": notes.canaries.get(path)})
         return verdicts, record

@@ -1,6 +1,6 @@
 """The RollbackDetector: notices that the service has lost weights, and since when.
 
-A service can lose weights without a word: it is out of reach for a while, comes back with those of
+A service can lose weights and not say so: it is out of reach for a while, comes back with those of
 its last checkpoint, and carries on. What was saved since then, or since any fault began, has the
 wrong step number on it. With a canary (a small batch of the user's) the weights are looked at after
 each outage; what is found out goes into the run's :class:`CheckpointState`.
@@ -53,6 +53,23 @@ class RollbackDetector:
         """The newest step saved when the service last called the run sound."""
         return self._sound_step
 
+    def confirmed_to(self, attempt_id: str) -> float:
+        """The last step of an attempt that stays trusted whatever fault is found next.
+
+        Before the first poll that called an attempt sound, a fault found by polling would leave
+        nothing of it, so there is nothing to keep for that.
+        """
+        current = self._run.current
+        if current is None or current.id != attempt_id or current.finished:
+            return math.inf
+        limits = [self.sound_to]
+        if self._sound_step > current.start_step:
+            limits.append(self._sound_step)
+        if self._run.policy.guard_loss:
+            # The loss of a step shows whether the weights it began with are finite.
+            limits.append(current.start_step + current.saver.steps_done() - 1)
+        return min(limits)
+
     def note_saved(self, step: int) -> None:
         """A checkpoint of the current attempt is stored, and nothing before it is in doubt."""
         self._confirmed_step = max(step, self._confirmed_step)
@@ -70,7 +87,9 @@ class RollbackDetector:
 
     def note_reachable(self, current: AttemptScope) -> None:
         """The service answers, and calls the run sound; after an outage that is not enough."""
-        self._sound_step = self._confirmed_step
+        if self._confirmed_step > self._sound_step:
+            self._sound_step = self._confirmed_step
+            self._run.changed(self._run)  # more of what is stored can be relied on
         if self._outage_from is None or self._looking:
             return
         if self._run.policy.canary is None:

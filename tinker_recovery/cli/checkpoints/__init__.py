@@ -14,9 +14,9 @@ from tinker_recovery.cli.checkpoints.verifying import verify
 def command() -> None:
     """Look after the checkpoints that the service stores.
 
-    Works on the service that TINKER_BASE_URL and TINKER_API_KEY name. What a checkpoint says of
-    itself (step, run, metrics) is read from the service; pins, and what was found bad, are kept in
-    this machine's journal, in TINKER_RECOVERY_STATE_DIR.
+    Works on the service that TINKER_BASE_URL and TINKER_API_KEY name. A checkpoint's metadata
+    (step, run, metrics) is read from the service; pins, and what was found bad, are kept in this
+    machine's journal, in TINKER_RECOVERY_STATE_DIR.
 
     Exit status of all: 0 if all is well; 1 if something was found bad or could not be done; 2 for a
     wrong option; 3 if the service or the journal could not be read.

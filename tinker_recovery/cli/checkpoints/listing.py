@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def list_(run: str | None, lineage: str | None, *, everything: bool, as_json: bool) -> None:
     """Show every training checkpoint, the newest first.
 
-    Without an option: all of the account. The last line tells their number and size.
+    Without an option: all of the account. The last line has their number and size.
     """
     scope = scope_of(run, lineage, everything=everything, needed=False)
     listed, notes = asyncio.run(_list(scope))

@@ -35,7 +35,7 @@ def pin(paths: tuple[str, ...], reason: str, *, as_json: bool) -> None:
     """
     _check_paths(paths)
     missing = asyncio.run(_pin(paths, reason))
-    _tell_pins(paths, "pinned", missing, as_json=as_json)
+    _print_pins(paths, "pinned", missing, as_json=as_json)
 
 
 async def _pin(paths: Sequence[str], reason: str) -> list[str]:
@@ -66,7 +66,7 @@ def unpin(paths: tuple[str, ...], *, as_json: bool) -> None:
     """
     _check_paths(paths)
     missing = asyncio.run(_unpin(paths))
-    _tell_pins(paths, "unpinned", missing, as_json=as_json)
+    _print_pins(paths, "unpinned", missing, as_json=as_json)
 
 
 async def _unpin(paths: Sequence[str]) -> list[str]:
@@ -76,7 +76,7 @@ async def _unpin(paths: Sequence[str]) -> list[str]:
         return [path for path in paths if not await stock.collaborators.notebook.unpin(path)]
 
 
-def _tell_pins(paths: Sequence[str], done: str, missing: Sequence[str], *, as_json: bool) -> None:
+def _print_pins(paths: Sequence[str], done: str, missing: Sequence[str], *, as_json: bool) -> None:
     refused = "is not listed by the service" if done == "pinned" else "was not pinned"
     kept = [] if missing and done == "pinned" else [path for path in paths if path not in missing]
     if as_json:

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     type=click.Choice(["min", "max"]),
     help="Whether a smaller or a larger metric is better.",
 )
-@click.option("--keep-every", type=click.IntRange(1), help="Keep multiples of so many steps.")
+@click.option("--keep-every", type=click.IntRange(1), help="Keep multiples of this many steps.")
 @click.option(
-    "--delete-user-saves", is_flag=True, help="Also those the loop saved by itself, by save_state."
+    "--delete-user-saves", is_flag=True, help="Also those the loop saved itself, with save_state."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would go, and why the others stay.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting.")
@@ -205,7 +205,7 @@ def _print_plans(
     for run, holder in busy:
         console.print(
             f"run {run.name} is left alone: it is being trained by {_process(holder)}, "
-            "which keeps its checkpoints itself"
+            "which looks after its checkpoints itself"
         )
     rows = [row for _, look in looks for row in look.plan.deletions]
     freed = sum(row.size_bytes or 0 for row in rows)

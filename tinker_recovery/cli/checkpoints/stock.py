@@ -1,4 +1,4 @@
-"""What ``tinker-recovery checkpoints`` works on: the service's checkpoints, lineage by lineage."""
+"""What ``tinker-recovery checkpoints`` works on: the service's checkpoints, run by run."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Stock:
         return found
 
     async def _known(self, view: RunView, found: Found) -> RunSnapshot:
-        """A run of this machine's journal: what it may not be restored from is not relied on."""
+        """A run of this machine's journal; what a restart would not trust is not relied on."""
         parents = {
             each.parent: "an attempt began from it" for each in found.attempts[-1:] if each.parent
         }
@@ -135,7 +135,7 @@ class Stock:
 def _unknown(lineage: str, records: Sequence[CheckpointRecord]) -> RunSnapshot:
     """A run trained on another machine, perhaps at this moment.
 
-    It may have gone back to any of the recent ones, and the listing does not tell.
+    It may descend from any of the recent ones, and the listing does not say from which.
     """
     recent = datetime.now(UTC) - MIN_AGE
     young = {

@@ -38,9 +38,9 @@ def verify(
     r"""Check whether checkpoints can be trusted, the cheapest checks first.
 
     \b
-    metadata   what it says of itself is complete and consistent
+    metadata   its metadata is complete and consistent
     listing    the service lists it, it does not expire, its size is the one recorded
-    weights    the service's word on the weights fits the run
+    weights    base model and rank, as the service says them, fit the run
     bytes      with --deep: its files are whole, by their headers, values and checksums
 
     PATHs are tinker://RUN/weights/NAME. Checksums are recorded at the first deep look, in this
@@ -99,7 +99,7 @@ async def _verify(
                 title = f"{number} of {len(chosen)}"
                 bar = bars.add_task(title, total=None)
 
-                def tell(progress: Progress, bar: Any = bar, title: str = title) -> None:
+                def show(progress: Progress, bar: Any = bar, title: str = title) -> None:
                     bars.update(
                         bar,
                         description=f"{title}, {progress.phase}",
@@ -107,7 +107,7 @@ async def _verify(
                         total=progress.total_bytes,
                     )
 
-                found[path] = await verifier.verify(path, deep=deep, progress=tell)
+                found[path] = await verifier.verify(path, deep=deep, progress=show)
                 bars.remove_task(bar)
     return found
 
