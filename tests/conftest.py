@@ -17,14 +17,18 @@ from pathlib import Path
 import certifi
 import pytest
 import pytest_asyncio
+import stamina
+import tinker
 from hypothesis import settings
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from poisoned_run import leave_a_journal
+from sdk_loops import a_service
 from tinker.lib.internal_client_holder import _internal_client_holder_thread_singleton as sdk
 from virtual import World
+from wire import Wire, wired
 
 from tinker_recovery.testing import LocalTinker
 
@@ -167,6 +171,34 @@ async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalTinker]:
         yield server
         open_sessions = [key for key, state in server.sessions().items() if state == "active"]
         assert not open_sessions, f"sessions left open at the service: {open_sessions}"
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[LocalTinker]:
+    """A local Tinker server that the environment does not point to, and that is asked often."""
+    async with LocalTinker(long_poll_s=0.02) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def wire(server: LocalTinker) -> AsyncIterator[Wire]:
+    """A session at the server, without the SDK."""
+    async with wired(server) as wire:
+        yield wire
+
+
+@pytest_asyncio.fixture
+async def service(server: LocalTinker) -> AsyncIterator[tinker.ServiceClient]:
+    """A ServiceClient of the server."""
+    async with a_service(server) as service:
+        yield service
+
+
+@pytest.fixture
+def no_waiting_between_tries() -> Iterator[None]:
+    """Requests of ours are tried three times, and nothing waits in between."""
+    with stamina.set_testing(True, attempts=3):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,16 @@ def policy(**changes: object) -> RecoveryPolicy:
     return RecoveryPolicy.model_validate(defaults | changes)
 
 
+def quick(**changes: object) -> RecoveryPolicy:
+    """As :func:`policy`, without backoff."""
+    return policy(**({"backoff_s": 0.0, "max_backoff_s": 0.0} | changes))
+
+
+def most_steps(local: LocalTinker) -> int:
+    """How far the run at the server that has got furthest has got."""
+    return max((local.run_state(run).steps for run in local.runs()), default=0)
+
+
 @contextmanager
 def process(arguments: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     """A Python process of our own, killed in the end whatever happens."""

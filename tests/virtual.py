@@ -69,6 +69,16 @@ class VirtualClock:
             loop.call_soon(self._drive, loop)
 
 
+class ManualClock:
+    """A clock to read: it stands still until a test sets ``now``."""
+
+    def __init__(self, now: float = 100.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Kid:
     """A child that stays up until it is told to crash or to return.
 

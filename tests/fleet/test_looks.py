@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
 import pytest_asyncio
-import stamina
 from pydantic import SecretStr
 
 from tinker_recovery import RecoveryEvent, StatusRefused
@@ -17,11 +16,7 @@ from tinker_recovery.service import Endpoint, RunStatus, StatusReader
 from tinker_recovery.telemetry import EventSink, names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
-
-@pytest.fixture(autouse=True)
-def _no_waiting_between_tries() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=3):
-        yield
+pytestmark = pytest.mark.usefixtures("no_waiting_between_tries")
 
 
 class Heard:

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import loops
 import pytest
 import pytest_asyncio
 import tinker
-from loops import MODEL, batch, loop, policy, train, until
+from loops import MODEL, batch, loop, train, until
 from tinker import types
 
 from tinker_recovery import (
@@ -24,20 +25,12 @@ from tinker_recovery import (
     Supervisor,
     UsageError,
 )
-from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 POLL_S = 0.02
 
-
-def quick(**changes: object) -> RecoveryPolicy:
-    defaults: dict[str, object] = {
-        "poll_interval_s": POLL_S,
-        "backoff_s": 0.0,
-        "max_backoff_s": 0.0,
-    }
-    return policy(**(defaults | changes))
+quick = functools.partial(loops.quick, poll_interval_s=POLL_S)
 
 
 @pytest_asyncio.fixture

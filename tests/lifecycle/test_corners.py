@@ -17,8 +17,8 @@ from loops import (
     SEED,
     batch,
     interrupted,
-    policy,
     process,
+    quick,
     train,
     undisturbed_state,
     until,
@@ -40,19 +40,10 @@ STEPS = 12
 START: Any = {"base_model": MODEL, "rank": 8, "seed": SEED}
 
 
-def quick(**changes: Any) -> Any:
-    """A policy without backoff."""
-    return policy(**({"backoff_s": 0.0, "max_backoff_s": 0.0, "poll_interval_s": 30.0} | changes))
-
-
-async def _expected(local: LocalTinker) -> object:
-    return await undisturbed_state(local, steps=STEPS)
-
-
 async def test_a_body_that_cleans_up_for_longer_than_the_recovery_takes_is_run_again(
     local: LocalTinker,
 ) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
     begun: list[int] = []
 
@@ -74,7 +65,7 @@ async def test_a_body_that_cleans_up_for_longer_than_the_recovery_takes_is_run_a
 async def test_a_plain_function_that_is_busy_when_the_fault_strikes_is_run_again(
     local: LocalTinker,
 ) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
     begun: list[int] = []
 
@@ -157,7 +148,7 @@ async def test_saves_queued_behind_the_fault_give_no_attempts_back(local: LocalT
 async def test_a_new_client_that_fails_in_the_users_callback_is_replaced_again(
     local: LocalTinker,
 ) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
     called: list[int] = []
 
@@ -190,7 +181,7 @@ async def test_a_callback_that_waits_for_a_cancelled_result_is_called_once(
 
 
 async def test_a_task_group_in_the_body_does_not_hide_a_fault(local: LocalTinker) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
 
     async def loop(attempt: Attempt) -> None:
@@ -266,7 +257,7 @@ async def test_an_empty_listing_of_a_run_that_has_saved_is_waited_out(
 
 
 async def test_a_predicate_that_raises_counts_as_no(local: LocalTinker) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
     given = quick(retryable_errors=[lambda e: e.status_code == 418])
     async with Supervisor(given) as supervisor:

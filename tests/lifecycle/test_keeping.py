@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state, until
+from loops import ADAM, MODEL, SEED, batch, loop, policy, quick, train, undisturbed_state, until
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
 from tinker_recovery.clock import Clock
@@ -30,7 +30,7 @@ async def _run(
     checkpoints: CheckpointPolicy, *, steps: int = STEPS, journal: Path | None = None, **more: Any
 ) -> tuple[Supervisor, list[RecoveryEvent]]:
     events: list[RecoveryEvent] = []
-    given = policy(checkpoints=checkpoints, backoff_s=0.0, max_backoff_s=0.0)
+    given = quick(checkpoints=checkpoints)
     async with Supervisor(given, on_event=events.append, journal=journal, **more) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=steps), base_model=MODEL, rank=8, seed=SEED

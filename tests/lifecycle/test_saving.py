@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from loops import ADAM, MODEL, batch, policy
+from loops import ADAM, MODEL, batch, quick
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor, UsageError
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -26,7 +26,7 @@ async def _saves(
             assert isinstance(step, int)
             steps.append(step)
 
-    given = policy(checkpoints=checkpoints, backoff_s=0.0, max_backoff_s=0.0)
+    given = quick(checkpoints=checkpoints)
     async with Supervisor(given, on_event=note) as supervisor:
         await supervisor.run(train, base_model=MODEL, rank=8, seed=7)
     return steps, supervisor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
-from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state
+from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_state
 from tinker import ServiceClient
 
 from tinker_recovery import Attempt, Supervisor
@@ -24,7 +24,7 @@ async def test_a_save_queued_behind_a_request_that_failed_alone_is_never_gone_ba
     """Only this request fails; the optimizer step behind it and the save at 5 are executed."""
     expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule(action, 4, request_kind))  # type: ignore[arg-type]  # pytest's parameters
-    async with Supervisor(policy(backoff_s=0.0, max_backoff_s=0.0)) as supervisor:
+    async with Supervisor(quick()) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=STEPS, depth=depth),
             base_model=MODEL,
@@ -53,7 +53,7 @@ async def test_a_run_that_starts_over_on_other_weights_than_it_began_with_tries_
         return service.create_lora_training_client(MODEL, rank=8, seed=SEED)
 
     local.poison(at_step=3)
-    looked_at = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0)
+    looked_at = quick(canary=tuple(batch(3)))
     told: list[str] = []
     async with Supervisor(
         looked_at, on_event=lambda event: told.append(event.message)
@@ -71,7 +71,7 @@ async def test_a_canary_whose_answer_was_not_a_number_speaks_against_nothing(
     """The very first answer; what the run begins with would never again be recognized."""
     expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("nan_loss", 0, times=2))
-    looked_at = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0, guard_loss=True)
+    looked_at = quick(canary=tuple(batch(3)), guard_loss=True)
     async with Supervisor(looked_at) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
@@ -92,7 +92,7 @@ async def _struck_by_nan(local: LocalTinker, *, at_step: int, times: int) -> Sup
             await attempt.client.optim_step(ADAM)
             await forward
 
-    looked_at = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0, guard_loss=True)
+    looked_at = quick(canary=tuple(batch(3)), guard_loss=True)
     async with Supervisor(looked_at) as supervisor:
         await supervisor.run(striking, base_model=MODEL, rank=8, seed=SEED)
     assert len([fault for fault in local.fired if fault.rule.action == "nan_loss"]) == times

@@ -8,7 +8,7 @@ import logging
 import anyio.lowlevel
 import pytest
 import tinker
-from loops import ADAM, MODEL, InstantClock, batch, policy, train
+from loops import ADAM, MODEL, InstantClock, batch, policy, quick, train
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from told import events, failed, incident, links, named, only, ours, says, span_id
@@ -185,7 +185,7 @@ async def test_a_step_that_is_skipped_is_told_inside_the_recovery(
             await attempt.client.optim_step(ADAM)
 
     local.inject(FaultRule("fail", 7, "forward_backward", times=2))
-    given = policy(on_repeated_fault="skip_step", on_skip=skipped, backoff_s=0.0, max_backoff_s=0.0)
+    given = quick(on_repeated_fault="skip_step", on_skip=skipped)
     async with Supervisor(given) as supervisor:
         await supervisor.run(loop, base_model=MODEL)
     second = named(ours(spans), names.SPAN_RECOVERY)[1]

@@ -16,7 +16,6 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
-import stamina
 import tinker
 from loops import ADAM, MODEL, SEED, batch
 from opentelemetry import context
@@ -34,14 +33,10 @@ from tinker_recovery.service.download import _inside
 from tinker_recovery.service.export import Limits
 from tinker_recovery.testing import Damage, FaultRule, LocalTinker
 
+pytestmark = pytest.mark.usefixtures("no_waiting_between_tries")
+
 ALL = ["metadata", "listing", "weights", "bytes"]
 PROBE = batch(77)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_between_tries() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=3):
-        yield
 
 
 @pytest.fixture(autouse=True)
