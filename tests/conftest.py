@@ -20,7 +20,7 @@ import pytest_asyncio
 import stamina
 import tinker
 from hypothesis import settings
-from opentelemetry import trace
+from inspection import may_export_inside_its_lock, set_tracer_provider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -220,10 +220,8 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     """Every span that ended, from a provider of the test's own: a process can set only one."""
     provider = TracerProvider(shutdown_on_exit=False)
     exporter = InMemorySpanExporter()
-    # A request of the SDK's that is collected ends its span, wherever the collector strikes: inside
-    # this lock as well.
-    exporter._lock = threading.RLock()  # type: ignore[assignment]  # a lock all the same
+    may_export_inside_its_lock(exporter)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    set_tracer_provider(monkeypatch, provider)
     yield exporter
     provider.shutdown()

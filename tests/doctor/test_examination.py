@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 import stamina
+from inspection import set_doctor_rounds
 from loops import MODEL, SEED, policy, train, until
 from pydantic import SecretStr
 
@@ -87,7 +88,7 @@ async def test_one_wrong_restore_is_enough_and_so_are_all_of_them(
 async def test_where_nothing_can_be_told_more_steps_and_larger_ones_are_tried(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinker_recovery.doctor.examination.ROUNDS", 2)
+    set_doctor_rounds(monkeypatch, 2)
     said: list[str] = []
     # So small a rate changes no logprob at all.
     assert await found(local, said, learning_rate=1e-12, steps=2) is Finding.INCONCLUSIVE

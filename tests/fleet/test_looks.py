@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 import pytest
 import pytest_asyncio
+from inspection import set_failed_pages
 from pydantic import SecretStr
 
 from tinker_recovery import RecoveryEvent, StatusRefused
@@ -126,8 +127,7 @@ async def test_failed_sessions_are_found_among_thousands_in_one_question(fleet: 
 async def test_failed_sessions_beyond_what_one_look_reads_are_read_in_the_next(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinker_recovery.service.status.FAILED_PAGE", 2)
-    monkeypatch.setattr("tinker_recovery.detection.poller._FAILED_PAGES", 3)
+    set_failed_pages(monkeypatch, size=2, pages=3)
     runs = [Heard(run_id) for run_id in fleet.server.add_runs(20)]
     for run in runs:
         fleet.server.fail_session(run.name.partition(":")[0])

@@ -13,6 +13,7 @@ import loops
 import pytest
 import pytest_asyncio
 import tinker
+from inspection import was_seen_well
 from loops import MODEL, batch, loop, train, until
 from tinker import types
 
@@ -131,7 +132,7 @@ async def test_what_was_stored_after_the_run_was_last_well_is_not_gone_back_to(
         received = Received()
         async with Supervisor(quick(), service=server.service) as supervisor:
             watch = supervisor.watch(run_id, on_recovery=received)
-            await until(lambda: watch._last_good is not None)
+            await until(lambda: was_seen_well(watch))
             server.inject(FaultRule("status", request="training_run", status=500, for_s=60.0))
             await asyncio.sleep(0.1)
             await (await anyio.to_thread.run_sync(client.save_state, "doubtful"))

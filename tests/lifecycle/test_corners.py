@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 import pytest
 import tinker
+from inspection import endpoint, stored_paths
 from loops import (
     ADAM,
     MODEL,
@@ -217,7 +218,7 @@ async def test_with_recovery_off_a_plain_functions_client_is_left_alone(
 async def test_two_runs_of_one_name_begun_at_once_are_refused(local: LocalTinker) -> None:
     async with Supervisor(quick()) as supervisor:
         await supervisor.run(functools.partial(train, steps=5), **START)
-    path = next(iter(supervisor.runs[0].trust._stored))
+    path = stored_paths(supervisor.runs[0])[0]
     local.inject(FaultRule("slow", request="run_checkpoints", delay_s=0.2, times=2))
     errors: list[BaseException] = []
     async with Supervisor(quick()) as supervisor:
@@ -280,8 +281,7 @@ async def test_a_status_read_that_hangs_is_an_outage(local: LocalTinker) -> None
     supervisor = Supervisor(quick())
     async with supervisor:
         await supervisor.run(functools.partial(train, steps=1), **START)
-        endpoint = await supervisor._backend.endpoint()
-        async with StatusReader(endpoint, timeout_s=0.2) as reader:
+        async with StatusReader(await endpoint(supervisor), timeout_s=0.2) as reader:
             with pytest.raises(Exception, match="took longer than"):
                 await reader.run(local.runs()[0], lambda: heard.append(1))
     assert heard == [1]

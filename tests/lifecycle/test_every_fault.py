@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 import tinker
+from inspection import in_an_outage, service_of
 from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_state, until
 from tinker._base_client import BaseClient
 from tinker.lib import internal_client_holder
@@ -270,8 +271,7 @@ async def test_a_service_closed_under_the_loop_is_replaced(local: LocalTinker) -
         begun.append(attempt.start_step)
         if len(begun) == 1:
             await train(attempt, steps=7)
-            assert attempt.connection.service is not None
-            await attempt.connection.service.close("success")
+            await service_of(attempt).close("success")
         await train(attempt, steps=STEPS) if len(begun) > 1 else await _from(attempt, 7)
 
     async def _from(attempt: Attempt, step: int) -> None:
@@ -474,7 +474,7 @@ async def test_weights_the_service_lost_without_a_word_are_noticed_and_put_right
             return
         await train(attempt, steps=8)
         local.begin_outage(status=503, rollback=True)
-        await until(lambda: attempt._run.trust._outage_from is not None)  # type: ignore[attr-defined]  # its run
+        await until(lambda: in_an_outage(attempt))
         local.end_outage()
         for step in range(8, STEPS):
             await attempt.client.forward_backward(batch(step), "cross_entropy")
@@ -495,9 +495,9 @@ async def test_an_outage_that_lost_nothing_is_no_fault(local: LocalTinker) -> No
     async def loop(attempt: Attempt) -> None:
         await train(attempt, steps=8)
         local.begin_outage(status=503)
-        await until(lambda: attempt._run.trust._outage_from is not None)  # type: ignore[attr-defined]  # its run
+        await until(lambda: in_an_outage(attempt))
         local.end_outage()
-        await until(lambda: attempt._run.trust._outage_from is None)  # type: ignore[attr-defined]  # its run
+        await until(lambda: not in_an_outage(attempt))
         for step in range(8, STEPS):
             await attempt.client.forward_backward(batch(step), "cross_entropy")
             await attempt.client.optim_step(ADAM)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from inspection import interval_evidence
 from loops import ADAM, MODEL, batch, quick
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor, UsageError
@@ -135,7 +136,7 @@ async def test_auto_saves_by_what_the_run_measures_within_its_bounds() -> None:
     async def train(attempt: Attempt) -> None:
         for step in range(attempt.start_step, STEPS):
             await _step(attempt, step)
-        evidence = attempt._run.history.evidence
+        evidence = interval_evidence(attempt)
         assert evidence.steps == STEPS
         assert evidence.step_s is not None
         assert 0 < evidence.step_s < 5

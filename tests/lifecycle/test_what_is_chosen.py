@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inspection import expect_size
 from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_state
 
 from tinker_recovery import (
@@ -96,7 +97,7 @@ async def test_a_checkpoint_whose_size_has_changed_is_passed_over_for_the_next_o
         path = event.fields.get("tinker_recovery.checkpoint.path")
         if event.name == "checkpoint.saved" and str(path).endswith("10-" + str(path)[-8:]):
             # As a keeper that saw it with another size would have noted.
-            supervisor.runs[0].trust.sizes[str(path)] = 7
+            expect_size(supervisor.runs[0], str(path), 7)
 
     local.poison(at_step=12)
     given = quick()

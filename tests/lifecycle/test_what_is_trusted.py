@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
+from inspection import rejected
 from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_state
 from tinker import ServiceClient
 
@@ -106,7 +107,7 @@ async def test_a_canary_that_answers_with_no_number_once_condemns_no_checkpoint(
     expected = await undisturbed_state(local, steps=STEPS)
     run = await _struck_by_nan(local, at_step=7, times=2)
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
-    assert not run.trust.bad
+    assert not rejected(run)
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
@@ -116,6 +117,6 @@ async def test_a_canary_that_never_answers_with_a_number_has_the_next_older_one_
     expected = await undisturbed_state(local, steps=STEPS)
     run = await _struck_by_nan(local, at_step=11, times=3)
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
-    (bad,) = run.trust.bad
+    (bad,) = rejected(run)
     assert "/step-00000010-" in bad
     assert local.run_state(run.segments[-1].run_id) == expected

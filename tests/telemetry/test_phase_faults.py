@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from inspection import expect_size
 from loops import MODEL, InstantClock, batch, loop, policy, train, until
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from stuck import Stuck
@@ -61,10 +62,9 @@ async def test_a_candidate_that_is_turned_down_ends_as_an_error_and_the_next_has
     def note(event: RecoveryEvent) -> None:
         if event.name == names.EVENT_DETECTED:
             # Smaller than when it was stored: cut off.
-            trust = supervisor.runs[0].trust
             path = str(supervisor.runs[0].segments[0].run_id)
             newest = [each.path for each in local.checkpoints(path)][-1]
-            trust.sizes[newest] = 1
+            expect_size(supervisor.runs[0], newest, 1)
 
     local.inject(FaultRule("fail", 11, "optim_step"))
     async with Supervisor(policy(), on_event=note) as supervisor:

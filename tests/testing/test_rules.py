@@ -13,6 +13,7 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inspection import newest_rule
 from virtual import ManualClock
 from wire import NO_TLS
 
@@ -186,7 +187,7 @@ async def test_the_server_takes_every_rule_that_can_be_drawn() -> None:
                 def inject(rule: FaultRule) -> None:
                     reply = http.post("/testing/faults", json=asdict(rule))
                     assert reply.status_code == 200, reply.text
-                    assert server._book._entries[-1].rule == rule
+                    assert newest_rule(server) == rule
 
                 inject()
                 refused = http.post("/testing/faults", json={"action": "explode"})
