@@ -31,7 +31,7 @@ from tinker_recovery.journal import Journal, Recorder
 from tinker_recovery.journal.notebook import Notebook
 from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.service import Endpoint, StatusReader, download, status
-from tinker_recovery.telemetry import EventSink, metrics
+from tinker_recovery.telemetry import EventSink, events, metrics
 from tinker_recovery.telemetry.stream import Streams
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -169,6 +169,11 @@ def place_of_file(folder: Path, name: str) -> Path:
 def open_streams(streams: Streams) -> list[Any]:
     """The streams that somebody still holds."""
     return list(streams._open)
+
+
+def logged_events() -> set[str]:
+    """The events that have a level in the log; another cannot be emitted."""
+    return set(events._LEVELS)
 
 
 def provider_of_instruments() -> MeterProvider:

@@ -165,7 +165,7 @@ def quick(**changes: object) -> RecoveryPolicy:
 
 
 def most_steps(local: LocalTinker) -> int:
-    """How far the run at the server that has got furthest has got."""
+    """Optimizer steps of the run at the server that has the most; 0 if there is none."""
     return max((local.run_state(run).steps for run in local.runs()), default=0)
 
 

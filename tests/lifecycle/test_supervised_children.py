@@ -179,7 +179,7 @@ async def recover_once(
     # machine the loop may come to the fault before any.
     assert starts == [0, 5] or (quiet and starts == [0, 0])
     assert len(run.recoveries) == 1, "the fault was handled exactly once"
-    assert not faults_left(supervisor), "and nothing of it is left in hand"
+    assert not faults_left(supervisor), "and nothing of it is left"
     return supervisor, events
 
 

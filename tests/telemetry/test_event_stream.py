@@ -8,7 +8,7 @@ import logging
 
 import anyio
 import pytest
-from inspection import open_streams
+from inspection import logged_events, open_streams
 from loops import MODEL, CrashAtDetection, policy, train
 
 from tinker_recovery import Clock, RecoveryEvent, Supervisor, UsageError
@@ -85,6 +85,12 @@ async def test_a_crash_of_the_executor_and_its_restart_are_in_the_stream_and_in_
     (report,) = (each for each in logged if each["event.name"] == CrashReport.name)
     assert report["supervision.child"] == "executor"
     assert report["supervision.reason.type"] == "ExceptionGroup"
+
+
+def test_every_event_has_a_level_in_the_log() -> None:
+    assert logged_events() == {
+        value for name, value in vars(names).items() if name.startswith("EVENT_")
+    }
 
 
 async def test_log_records_carry_the_attributes_and_none_hides_one_of_loggings_own(
