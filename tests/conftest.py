@@ -17,14 +17,18 @@ from pathlib import Path
 import certifi
 import pytest
 import pytest_asyncio
+import stamina
+import tinker
 from hypothesis import settings
-from opentelemetry import trace
+from inspection import may_export_inside_its_lock, set_tracer_provider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from poisoned_run import leave_a_journal
+from sdk_loops import a_service
 from tinker.lib.internal_client_holder import _internal_client_holder_thread_singleton as sdk
 from virtual import World
+from wire import Wire, wired
 
 from tinker_recovery.testing import LocalTinker
 
@@ -169,6 +173,34 @@ async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalTinker]:
         assert not open_sessions, f"sessions left open at the service: {open_sessions}"
 
 
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[LocalTinker]:
+    """A local Tinker server that the environment does not point to, and that is asked often."""
+    async with LocalTinker(long_poll_s=0.02) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def wire(server: LocalTinker) -> AsyncIterator[Wire]:
+    """A session at the server, without the SDK."""
+    async with wired(server) as wire:
+        yield wire
+
+
+@pytest_asyncio.fixture
+async def service(server: LocalTinker) -> AsyncIterator[tinker.ServiceClient]:
+    """A ServiceClient of the server."""
+    async with a_service(server) as service:
+        yield service
+
+
+@pytest.fixture
+def no_waiting_between_tries() -> Iterator[None]:
+    """Requests of ours are tried three times, and nothing waits in between."""
+    with stamina.set_testing(True, attempts=3):
+        yield
+
+
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a journal, and of its events as lines, that one run left; only to be read."""
@@ -188,10 +220,8 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     """Every span that ended, from a provider of the test's own: a process can set only one."""
     provider = TracerProvider(shutdown_on_exit=False)
     exporter = InMemorySpanExporter()
-    # A request of the SDK's that is collected ends its span, wherever the collector strikes: inside
-    # this lock as well.
-    exporter._lock = threading.RLock()  # type: ignore[assignment]  # a lock all the same
+    may_export_inside_its_lock(exporter)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    set_tracer_provider(monkeypatch, provider)
     yield exporter
     provider.shutdown()

@@ -1,44 +1,317 @@
-"""Where tests look inside: the one place to mend when internals move."""
+"""Where tests look inside: each reach into what is not public, once, and by a name of its own.
+
+A test that needs to see or do what no public name gives calls a function of this module. What moves
+inside the package is then mended here, and nowhere else.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any
+
+import pytest
+import tinker
+from opentelemetry import trace
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.metrics import _internal as meters
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import TracerProvider
+from opentelemetry.util._once import Once
+
 from tinker_recovery import Attempt, Run, Supervisor, Watch
-from tinker_recovery.journal import Recorder
-from tinker_recovery.recovery.queue import FaultQueue
-from tinker_recovery.retention.loop import RetentionLoop
+from tinker_recovery.checkpoints.evidence import Evidence
+from tinker_recovery.cli import doctor
+from tinker_recovery.detection import poller
+from tinker_recovery.doctor import Report
+from tinker_recovery.journal import Journal, Recorder
+from tinker_recovery.journal.notebook import Notebook
+from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.supervised import SupervisedRun
-from tinker_recovery.service import StatusReader
-from tinker_recovery.watched.watch import PolledWatch
+from tinker_recovery.service import Endpoint, StatusReader, download, status
+from tinker_recovery.telemetry import EventSink, events, metrics
+from tinker_recovery.telemetry.stream import Streams
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+# A Supervisor and its runs
+
+
+def event_sink(supervisor: Supervisor) -> EventSink:
+    """Where its events go."""
+    return supervisor._events
+
+
+def status_reader(supervisor: Supervisor) -> StatusReader:
+    """What its Monitor reads with; only inside the Supervisor."""
+    return supervisor._inside.collaborators.reader
+
+
+async def endpoint(supervisor: Supervisor) -> Endpoint:
+    """The service its clients are of."""
+    return await supervisor._backend.endpoint()
+
+
+def faults_left(supervisor: Supervisor) -> bool:
+    """Whether a fault waits in its queue, or is being recovered from."""
+    queue = supervisor._inside.queue
+    return bool(queue._waiting or queue._taken)
+
+
+def retention_is_scheduled(supervisor: Supervisor) -> bool:
+    """Whether its retention worker has held a round, and knows when to look again."""
+    return bool(supervisor._inside.retention._next_at)
 
 
 def scope_of(attempt: Attempt) -> AttemptScope:
+    """The half of an attempt that its user does not see."""
     return attempt._scope
 
 
 def internals_of(run: Run) -> SupervisedRun:
+    """The run behind the view."""
     return run._run
 
 
-def polled(watch: Watch) -> PolledWatch:
-    return watch._polled
-
-
-def reader_of(supervisor: Supervisor) -> StatusReader:
-    return supervisor._inside.collaborators.reader
-
-
-def recorder_of(supervisor: Supervisor) -> Recorder:
-    return supervisor._inside.recorder
-
-
-def queue_of(supervisor: Supervisor) -> FaultQueue:
-    return supervisor._inside.queue
-
-
-def retention_of(supervisor: Supervisor) -> RetentionLoop:
-    return supervisor._inside.retention
-
-
 def run_id_of(attempt: Attempt) -> str:
-    return str(attempt.client.model_id)
+    """The Tinker run it trains under."""
+    return scope_of(attempt).run_id
+
+
+def in_an_outage(attempt: Attempt) -> bool:
+    """Whether its run knows of an outage that is not over, or not looked into."""
+    return scope_of(attempt).run.rollbacks._outage_from is not None
+
+
+def interval_evidence(attempt: Attempt) -> Evidence:
+    """What ``"auto"`` has measured of its run."""
+    return scope_of(attempt).run.history.evidence
+
+
+def lose(attempt: Attempt, step: int, loss: float) -> None:
+    """Have the client report a loss of this step, late."""
+    scope = scope_of(attempt)
+    scope.post(scope.declare_bad_loss, step, loss)
+
+
+def stored_paths(run: Run) -> list[str]:
+    """The paths of the saves it knows to be stored."""
+    return list(internals_of(run).checkpoints.stored)
+
+
+def rejected(run: Run) -> Mapping[str, str]:
+    """The checkpoints it will never use again, each with its reason."""
+    return internals_of(run).checkpoints.bad
+
+
+def expect_size(run: Run, path: str, size_bytes: int) -> None:
+    """Have it take a checkpoint for one that was of this size when it was first listed."""
+    internals_of(run).checkpoints.sizes[path] = size_bytes
+
+
+def service_of(attempt: Attempt) -> tinker.ServiceClient:
+    """The SDK's client below the attempt's."""
+    service = scope_of(attempt).connection.service
+    assert service is not None
+    return service
+
+
+def was_seen_well(watch: Watch) -> bool:
+    """Whether a poll has found the watched run sound."""
+    return watch._polled.last_good is not None
+
+
+# The journal
+
+
+def connection_of(journal: Journal | Recorder) -> Connection:
+    """Its connection to the file."""
+    database = journal.database if isinstance(journal, Journal) else journal._database
+    connection = database._database
+    assert connection is not None
+    return connection
+
+
+def journal_connection(supervisor: Supervisor) -> Connection:
+    """The connection that its runs are recorded by."""
+    return connection_of(supervisor._inside.recorder)
+
+
+@contextmanager
+def locked(journal: Journal) -> Iterator[Connection]:
+    """Its connection, while nothing else uses it."""
+    with journal.database._lock:
+        yield connection_of(journal)
+
+
+def beat(recorder: Recorder) -> None:
+    """Renew the leases it holds, now."""
+    recorder._beat()
+
+
+def notebook_of(verifier: Verifier) -> Notebook:
+    """Where it notes sizes and checksums."""
+    return verifier.collaborators.notebook
+
+
+# The service
+
+
+def http_auth(reader: StatusReader) -> object:
+    """What its HTTP client authenticates with."""
+    return reader.http._http.auth
+
+
+def place_of_file(folder: Path, name: str) -> Path:
+    """Where a download puts a file of this name."""
+    return download._inside(folder, name)
+
+
+# Telemetry
+
+
+def open_streams(streams: Streams) -> list[Any]:
+    """The streams that somebody still holds."""
+    return list(streams._open)
+
+
+def logged_events() -> set[str]:
+    """The events that have a level in the log; another cannot be emitted."""
+    return set(events._LEVELS)
+
+
+def provider_of_instruments() -> MeterProvider:
+    """The provider that our metrics are recorded with."""
+    return metrics._instruments().provider
+
+
+def meter_provider() -> MeterProvider | None:
+    """The provider that the process has set."""
+    return meters._METER_PROVIDER
+
+
+def set_tracer_provider(patch: pytest.MonkeyPatch, provider: TracerProvider) -> None:
+    """Set it for one test: OpenTelemetry lets a process do so once."""
+    patch.setattr(trace, "_TRACER_PROVIDER", provider)
+
+
+def set_meter_provider(patch: pytest.MonkeyPatch, provider: MeterProvider) -> None:
+    """Set it for one test."""
+    patch.setattr(meters, "_METER_PROVIDER", provider)
+
+
+def forget_providers(patch: pytest.MonkeyPatch) -> None:
+    """For one test a process in which nobody has set a provider yet."""
+    patch.setattr(trace, "_TRACER_PROVIDER", None)
+    patch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+    patch.setattr(meters, "_METER_PROVIDER", None)
+    patch.setattr(meters, "_METER_PROVIDER_SET_ONCE", Once())
+
+
+def may_export_inside_its_lock(exporter: InMemorySpanExporter) -> None:
+    """Make its lock one that a thread may take again.
+
+    A request of the SDK's that is collected ends its span, wherever the collector strikes: inside
+    this lock as well.
+    """
+    exporter._lock = threading.RLock()  # type: ignore[assignment]  # a lock all the same
+
+
+# The command line
+
+
+def doctor_status(*, real: bool | None) -> int:
+    """The exit status of ``doctor`` for what it found."""
+    return doctor._STATUS[real]
+
+
+def doctor_for_people(report: Report) -> str:
+    """What it prints."""
+    return doctor._for_people(report)
+
+
+def doctor_for_machines(report: Report) -> dict[str, Any]:
+    """What it prints under ``--json``."""
+    return doctor._for_machines(report)
+
+
+# The local server
+
+
+def folder_of(server: LocalTinker) -> Path:
+    """Where it stores checkpoints."""
+    root = server._root
+    assert root is not None
+    return root
+
+
+def requests_open(group: object) -> int:
+    """How many tasks of an anyio task group are not done."""
+    return len(group._tasks)  # type: ignore[attr-defined]  # of the group that runs on asyncio
+
+
+def newest_rule(server: LocalTinker) -> FaultRule:
+    """The fault injected last."""
+    return server._book._entries[-1].rule
+
+
+# Patience that is no setting: how long something waits, or how much it takes at once
+
+
+def set_beat_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """How often a lease is renewed."""
+    patch.setattr("tinker_recovery.supervisor.BEAT_S", seconds)
+
+
+def set_quiet_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """How long the service has to hear nothing of a run before it is taken for abandoned."""
+    patch.setattr("tinker_recovery.run.open.QUIET_S", seconds)
+
+
+def set_notice_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """After how long a client that is being created is mentioned in the log."""
+    patch.setattr("tinker_recovery.service.backend.NOTICE_S", seconds)
+
+
+def set_open_again_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """After how long another session is opened in the place of one that does not open."""
+    patch.setattr("tinker_recovery.service.backend.OPEN_AGAIN_S", seconds)
+
+
+def set_standby_after_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """How long after a run's start the standby session is opened."""
+    patch.setattr("tinker_recovery.service.backend.STANDBY_AFTER_S", seconds)
+
+
+def set_retention_gap_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """The time between two rounds of retention."""
+    patch.setattr("tinker_recovery.retention.loop.GAP_S", seconds)
+
+
+def set_sample_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """How far apart the metrics are that are recorded."""
+    patch.setattr("tinker_recovery.journal.recorder.SAMPLE_S", seconds)
+
+
+def set_write_retries_s(patch: pytest.MonkeyPatch, seconds: tuple[float, ...]) -> None:
+    """How long the journal waits before it writes again."""
+    patch.setattr("tinker_recovery.journal.writer.RETRY_S", seconds)
+
+
+def set_doctor_rounds(patch: pytest.MonkeyPatch, rounds: int) -> None:
+    """How often ``doctor`` tries again with more steps."""
+    patch.setattr("tinker_recovery.doctor.examination.ROUNDS", rounds)
+
+
+def set_failed_pages(patch: pytest.MonkeyPatch, *, size: int, pages: int) -> None:
+    """How many failed sessions a page holds, and how many pages one look reads."""
+    patch.setattr(status, "FAILED_PAGE", size)
+    patch.setattr(poller, "_FAILED_PAGES", pages)
+
+
+def set_file_chunk(patch: pytest.MonkeyPatch, size_bytes: int) -> None:
+    """How much of a checkpoint's file is read at once."""
+    patch.setattr("tinker_recovery.checkpoints.files.CHUNK", size_bytes)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ import anyio.to_thread
 import tinker
 from tinker import types
 
-from tinker_recovery import Attempt, CheckpointPolicy, Clock, RecoveryPolicy
+from tinker_recovery import Attempt, CheckpointPolicy, Clock, RecoveryEvent, RecoveryPolicy
+from tinker_recovery.telemetry import names
 from tinker_recovery.testing import LocalTinker, RunState
 
 ADAM = types.AdamParams(learning_rate=5e-2)
@@ -121,6 +123,30 @@ class InstantClock:
         return Clock(sleep=self._sleep, random=lambda: 0.0)
 
 
+class CrashAtDetection:
+    """Has the Executor raise as soon as it has detected a fault: the clock it reads next raises.
+
+    Args:
+        errors: What it raises, one for each time.
+    """
+
+    def __init__(self, *errors: BaseException) -> None:
+        self._errors = list(errors)
+        self._due = False
+
+    def note(self, event: RecoveryEvent) -> None:
+        """To be the Supervisor's ``on_event``."""
+        if event.name == names.EVENT_DETECTED:
+            self._due = bool(self._errors)
+
+    def monotonic(self) -> float:
+        """To be that of the Supervisor's clock."""
+        if self._due:
+            self._due = False
+            raise self._errors.pop(0)
+        return time.monotonic()
+
+
 def policy(**changes: object) -> RecoveryPolicy:
     """An enabled policy that saves every five steps, changed as given."""
     defaults: dict[str, object] = {
@@ -131,6 +157,16 @@ def policy(**changes: object) -> RecoveryPolicy:
         "checkpoints": CheckpointPolicy(save_every=5),
     }
     return RecoveryPolicy.model_validate(defaults | changes)
+
+
+def quick(**changes: object) -> RecoveryPolicy:
+    """As :func:`policy`, without backoff."""
+    return policy(**({"backoff_s": 0.0, "max_backoff_s": 0.0} | changes))
+
+
+def most_steps(local: LocalTinker) -> int:
+    """Optimizer steps of the run at the server that has the most; 0 if there is none."""
+    return max((local.run_state(run).steps for run in local.runs()), default=0)
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 
 import pytest
+from made import record
 
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.journal import FoundAttempt
@@ -29,22 +29,7 @@ def _attempt(
 
 
 def _saved(*steps: int) -> list[CheckpointRecord]:
-    return [
-        CheckpointRecord(
-            path=f"tinker://r/weights/{step}",
-            run_id="r",
-            step=step,
-            lineage="l",
-            attempt="a",
-            parent=None,
-            saved_by="schedule",
-            time=datetime(2026, 1, 1, tzinfo=UTC),
-            size_bytes=None,
-            expires_at=None,
-            public=False,
-        )
-        for step in steps
-    ]
+    return [record(step, "r", attempt="a") for step in steps]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,16 @@ class VirtualClock:
             loop.call_soon(self._drive, loop)
 
 
+class ManualClock:
+    """A clock to read: it stands still until a test sets ``now``."""
+
+    def __init__(self, now: float = 100.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Kid:
     """A child that stays up until it is told to crash or to return.
 
@@ -103,7 +113,7 @@ class Kid:
         self.alive = 0
         self.most_alive = 0
         self.child: Child | None = None
-        self._order: asyncio.Future[BaseException | None] | None = None
+        self.order: asyncio.Future[BaseException | None] | None = None
 
     async def serve(self, child: Child, *args: object) -> None:
         self.starts += 1
@@ -131,7 +141,7 @@ class Kid:
             await self._stay(asyncio.get_running_loop().create_future())
 
     async def _stay(self, order: asyncio.Future[BaseException | None]) -> None:
-        self._order = order
+        self.order = order
         while not order.done():
             try:
                 await asyncio.shield(order)
@@ -149,13 +159,13 @@ class Kid:
             raise error
 
     def crash(self, error: BaseException | None = None) -> None:
-        assert self._order is not None
-        assert not self._order.done()
-        self._order.set_result(error or ValueError(f"{self.id} crashed"))
+        assert self.order is not None
+        assert not self.order.done()
+        self.order.set_result(error or ValueError(f"{self.id} crashed"))
 
     def finish(self) -> None:
-        assert self._order is not None
-        self._order.set_result(None)
+        assert self.order is not None
+        self.order.set_result(None)
 
     def spec(self, **changes: Any) -> ChildSpec:
         return ChildSpec(id=self.id, start=self.serve, **changes)

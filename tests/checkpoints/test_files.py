@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inspection import set_file_chunk
 from numpy.typing import NDArray
 
 from tinker_recovery.checkpoints import check_bytes, files
@@ -182,7 +183,7 @@ def test_a_tail_of_zeros_that_begins_within_a_tensor_is_a_write_that_was_not_fin
 
 
 def test_zeros_are_followed_over_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "CHUNK", 1024)
+    set_file_chunk(monkeypatch, 1024)
     tensor = np.ones(4096, dtype=np.float32)
     tensor[-1500:] = 0
     with pytest.raises(DamagedFile, match="ends in zeros"):

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import NOW
-from tinker import types
+from made import stored
 
 from tinker_recovery import InvalidMetadata, UsageError
 from tinker_recovery.checkpoints import CheckpointRecord, Listed, checkpoint_metadata
@@ -23,24 +22,13 @@ JSON = st.recursive(
 )
 
 
-def _listed(metadata: dict[str, str] | None, kind: types.CheckpointType = "training") -> Any:
-    return types.Checkpoint(
-        checkpoint_id="weights/c",
-        checkpoint_type=kind,
-        time=NOW,
-        tinker_path="tinker://run/weights/c",
-        size_bytes=7,
-        user_metadata=metadata,
-    )
-
-
 def _metadata(**fields: Any) -> dict[str, str]:
     given = {"step": 7, "lineage": "l", "attempt": "a", "parent": None, "saved_by": "schedule"}
     return checkpoint_metadata(**{**given, **fields})
 
 
 def _read(metadata: dict[str, str]) -> CheckpointRecord:
-    record = CheckpointRecord.from_listing(_listed(metadata))
+    record = CheckpointRecord.from_listing(stored(metadata))
     assert record is not None
     return record
 
@@ -106,9 +94,9 @@ def test_metadata_of_the_first_release_is_still_read() -> None:
 def test_a_newer_format_says_that_an_update_is_needed() -> None:
     said = {**_metadata(), "tinker_recovery.format": "2"}
     with pytest.raises(InvalidMetadata, match=r"newer than '1'.*update tinker_recovery"):
-        CheckpointRecord.from_listing(_listed(said))
+        CheckpointRecord.from_listing(stored(said))
     with pytest.raises(InvalidMetadata, match="'one' is not '1'"):
-        CheckpointRecord.from_listing(_listed({**said, "tinker_recovery.format": "one"}))
+        CheckpointRecord.from_listing(stored({**said, "tinker_recovery.format": "one"}))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +116,7 @@ def test_a_newer_format_says_that_an_update_is_needed() -> None:
 def test_a_broken_optional_fact_is_refused_too(key: str, value: str) -> None:
     said = {**_metadata(), f"tinker_recovery.{key}": value}
     with pytest.raises(InvalidMetadata, match="tinker://run/weights/c"):
-        CheckpointRecord.from_listing(_listed(said))
+        CheckpointRecord.from_listing(stored(said))
 
 
 def test_a_loop_state_above_the_limit_is_refused_with_its_size_and_the_limit() -> None:
@@ -157,11 +145,11 @@ def test_a_metric_that_is_no_number_is_refused_with_its_name() -> None:
 
 
 def test_a_listing_is_read_without_raising_and_says_why_there_is_no_record() -> None:
-    assert Listed.read(_listed(_metadata())).record == _read(_metadata())
-    nothing = Listed.read(_listed(None))
-    assert (nothing.record, nothing.size_bytes) == (None, 7)
+    assert Listed.read(stored(_metadata())).record == _read(_metadata())
+    nothing = Listed.read(stored(None))
+    assert (nothing.record, nothing.size_bytes) == (None, 10)
     assert nothing.problem == "it has no tinker_recovery metadata"
-    broken = Listed.read(_listed({**_metadata(), "tinker_recovery.step": "x"}))
+    broken = Listed.read(stored({**_metadata(), "tinker_recovery.step": "x"}))
     assert broken.record is None
     assert "cannot be read" in (broken.problem or "")
-    assert "sampler" in (Listed.read(_listed(_metadata(), "sampler")).problem or "")
+    assert "sampler" in (Listed.read(stored(_metadata(), kind="sampler")).problem or "")

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tinker import types
+from made import NOW, stored
 
 from tinker_recovery import InvalidMetadata, UsageError
 from tinker_recovery.checkpoints import (
@@ -18,26 +18,6 @@ from tinker_recovery.checkpoints import (
 )
 from tinker_recovery.checkpoints.schedule import EverySteps, Moment
 
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-def _listed(
-    metadata: dict[str, str] | None,
-    *,
-    kind: types.CheckpointType = "training",
-    expires_at: datetime | None = None,
-    size_bytes: int | None = 10,
-) -> types.Checkpoint:
-    return types.Checkpoint(
-        checkpoint_id="weights/c",
-        checkpoint_type=kind,
-        time=NOW,
-        tinker_path="tinker://run/weights/c",
-        size_bytes=size_bytes,
-        user_metadata=metadata,
-        expires_at=expires_at,
-    )
-
 
 def _metadata() -> dict[str, str]:
     return checkpoint_metadata(
@@ -46,7 +26,7 @@ def _metadata() -> dict[str, str]:
 
 
 def _record(**fields: object) -> CheckpointRecord:
-    record = CheckpointRecord.from_listing(_listed(_metadata()))
+    record = CheckpointRecord.from_listing(stored(_metadata()))
     assert record is not None
     return record.model_copy(update=fields)
 
@@ -64,7 +44,7 @@ def test_what_is_saved_with_a_checkpoint_is_read_back(
         step=step, lineage=lineage, attempt=attempt, parent=parent, saved_by="user"
     )
     assert all(isinstance(value, str) for value in metadata.values())
-    record = CheckpointRecord.from_listing(_listed({**metadata, "theirs": "kept"}))
+    record = CheckpointRecord.from_listing(stored({**metadata, "theirs": "kept"}))
     assert record is not None
     assert (record.step, record.lineage, record.attempt, record.parent, record.saved_by) == (
         step,
@@ -77,9 +57,9 @@ def test_what_is_saved_with_a_checkpoint_is_read_back(
 
 
 def test_a_checkpoint_of_someone_else_is_not_ours() -> None:
-    assert CheckpointRecord.from_listing(_listed(None)) is None
-    assert CheckpointRecord.from_listing(_listed({"step": "3"})) is None
-    assert CheckpointRecord.from_listing(_listed(_metadata(), kind="sampler")) is None
+    assert CheckpointRecord.from_listing(stored(None)) is None
+    assert CheckpointRecord.from_listing(stored({"step": "3"})) is None
+    assert CheckpointRecord.from_listing(stored(_metadata(), kind="sampler")) is None
 
 
 @pytest.mark.parametrize(
@@ -102,7 +82,7 @@ def test_broken_metadata_is_refused_with_the_path_and_the_reason(
     else:
         metadata[f"tinker_recovery.{key}"] = value
     with pytest.raises(InvalidMetadata, match="tinker://run/weights/c") as caught:
-        CheckpointRecord.from_listing(_listed(metadata))
+        CheckpointRecord.from_listing(stored(metadata))
     assert (value or key) in str(caught.value)
 
 
@@ -141,10 +121,10 @@ def test_a_checkpoint_about_to_expire_is_not_trusted() -> None:
 
 
 def test_one_without_metadata_of_ours_expires_like_any_other() -> None:
-    soon = Listed.read(_listed(None, expires_at=NOW + timedelta(minutes=1)))
+    soon = Listed.read(stored(None, expires_at=NOW + timedelta(minutes=1)))
     assert soon.record is None
     assert "expires" in (_objection(soon) or "")
-    assert _objection(Listed.read(_listed(None))) is None
+    assert _objection(Listed.read(stored(None))) is None
     assert soon == Listed(soon.path, None, soon.problem, soon.size_bytes)
 
 

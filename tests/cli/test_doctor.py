@@ -11,9 +11,9 @@ import sys
 import anyio
 import pytest
 from click.testing import CliRunner
+from inspection import doctor_for_machines, doctor_for_people, doctor_status
 
 from tinker_recovery.cli import main
-from tinker_recovery.cli.doctor import _STATUS, _for_machines, _for_people
 from tinker_recovery.doctor import Report
 from tinker_recovery.doctor.comparison import Diagnosis, Finding
 from tinker_recovery.testing import LocalTinker
@@ -29,13 +29,13 @@ async def _run(local: LocalTinker, *arguments: str) -> subprocess.CompletedProce
 def test_what_was_found_is_said_in_plain_words_with_the_distances_it_rests_on() -> None:
     found = Diagnosis(Finding.WITHIN_NOISE, "It comes back.", 1.0, 0.0, 0.5, 0.01, 0.0, math.inf)
     report = Report("http://x", "0.38.0", "m", 8, 4, 1e-3, found)
-    shown = _for_people(report)
+    shown = doctor_for_people(report)
     assert shown.startswith("It comes back.\n\nLogprobs at http://x, tinker 0.38.0, m, rank 8")
     assert "with the optimizer, off by      0.01" in shown
-    said = _for_machines(report)
+    said = doctor_for_machines(report)
     assert (said["finding"], said["real"], said["noise_after"]) == ("within_noise", True, None)
     assert json.loads(json.dumps(said)) == said
-    assert {finding: _STATUS[finding.real] for finding in Finding} == {
+    assert {finding: doctor_status(real=finding.real) for finding in Finding} == {
         Finding.EXACT: 0,
         Finding.WITHIN_NOISE: 0,
         Finding.INEXACT: 1,

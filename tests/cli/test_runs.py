@@ -8,6 +8,7 @@ import json
 
 import pytest
 from click.testing import CliRunner, Result
+from inspection import set_beat_s
 from loops import MODEL, policy, train
 
 from tinker_recovery import LeaseLost, Supervisor
@@ -52,7 +53,7 @@ async def test_a_run_that_is_being_trained_is_forgotten_only_by_force_and_then_e
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del local
-    monkeypatch.setattr("tinker_recovery.supervisor.BEAT_S", 0.02)
+    set_beat_s(monkeypatch, 0.02)
     with pytest.raises(LeaseLost):
         async with Supervisor(policy()) as supervisor:
             async for attempt in supervisor.attempts(base_model=MODEL, name="sft-42"):

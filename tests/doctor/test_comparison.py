@@ -21,8 +21,8 @@ class Service:
 
     def __init__(self, seed: int, *, asking: float = 0.0, stepping: float = 0.0) -> None:
         self._random = random.Random(seed)
-        self._asking = asking
-        self._stepping = stepping
+        self.asking = asking
+        self.stepping = stepping
         self.saved = self._draw(1.0)
         self.step = self._draw(1.0)
         self.moments = self._draw(1.0)
@@ -31,13 +31,13 @@ class Service:
         return tuple(self._random.gauss(0, 1) * scale for _ in range(TOKENS))
 
     def _ask(self, weights: Answer) -> tuple[Answer, Answer]:
-        return tuple(add(weights, self._draw(self._asking), 1.0) for _ in range(2))  # type: ignore[return-value]  # two of them
+        return tuple(add(weights, self._draw(self.asking), 1.0) for _ in range(2))  # type: ignore[return-value]  # two of them
 
     def client(self, optimizer: float, weights_off: float = 0.0) -> Stand:
         """A client whose optimizer was restored to this share, and its weights with this error."""
         start = add(self.saved, self.step, weights_off)
         end = add(add(start, self.step, 1.0), self.moments, optimizer)
-        end = add(end, self._draw(self._stepping), 1.0)
+        end = add(end, self._draw(self.stepping), 1.0)
         return Stand(self._ask(start), self._ask(end))
 
     def observe(
@@ -103,7 +103,7 @@ def test_each_kind_of_restore_is_told_apart_with_and_without_noise(
 
 def test_where_live_and_weights_only_do_not_differ_it_is_inconclusive() -> None:
     for service in (Service(1), Service(1, asking=0.5), Service(1, stepping=1.0)):
-        quiet = service._asking == service._stepping == 0
+        quiet = service.asking == service.stepping == 0
         found = service.observe(warm=(0.0, 0.0), live=0.0 if quiet else 1.0)
         assert found.finding in (Finding.INCONCLUSIVE, Finding.INEXACT, Finding.COLD)
         assert found.finding.real is not True

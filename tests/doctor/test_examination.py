@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 import stamina
+from inspection import set_doctor_rounds
 from loops import MODEL, SEED, policy, train, until
 from pydantic import SecretStr
 
@@ -88,7 +89,7 @@ async def test_one_wrong_restore_is_enough_and_so_are_all_of_them(
 async def test_while_it_is_inconclusive_more_steps_and_larger_ones_are_tried(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinker_recovery.doctor.examination.ROUNDS", 2)
+    set_doctor_rounds(monkeypatch, 2)
     phases: list[str] = []
     # So small a rate changes no logprob at all.
     assert await found(local, phases, learning_rate=1e-12, steps=2) is Finding.INCONCLUSIVE

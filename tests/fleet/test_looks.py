@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
 import pytest_asyncio
-import stamina
+from inspection import set_failed_pages
 from pydantic import SecretStr
 
 from tinker_recovery import RecoveryEvent, StatusRefused
@@ -17,11 +17,7 @@ from tinker_recovery.service import Endpoint, RunStatus, StatusReader
 from tinker_recovery.telemetry import EventSink, names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
-
-@pytest.fixture(autouse=True)
-def _no_waiting_between_tries() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=3):
-        yield
+pytestmark = pytest.mark.usefixtures("no_waiting_between_tries")
 
 
 class Heard:
@@ -131,8 +127,7 @@ async def test_failed_sessions_are_found_among_thousands_in_one_question(fleet: 
 async def test_failed_sessions_beyond_what_one_look_reads_are_read_in_the_next(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinker_recovery.service.status.FAILED_PAGE", 2)
-    monkeypatch.setattr("tinker_recovery.detection.poller._FAILED_PAGES", 3)
+    set_failed_pages(monkeypatch, size=2, pages=3)
     runs = [Heard(run_id) for run_id in fleet.server.add_runs(20)]
     for run in runs:
         fleet.server.fail_session(run.name.partition(":")[0])

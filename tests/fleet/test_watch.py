@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import loops
 import pytest
 import pytest_asyncio
 import tinker
-from inspection import polled, run_id_of
-from loops import MODEL, batch, loop, policy, train, until
+from inspection import run_id_of, was_seen_well
+from loops import MODEL, batch, loop, train, until
 from tinker import types
 
 from tinker_recovery import (
@@ -27,20 +28,12 @@ from tinker_recovery import (
     UsageError,
 )
 from tinker_recovery.journal import Journal
-from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 POLL_S = 0.02
 
-
-def quick(**changes: object) -> RecoveryPolicy:
-    defaults: dict[str, object] = {
-        "poll_interval_s": POLL_S,
-        "backoff_s": 0.0,
-        "max_backoff_s": 0.0,
-    }
-    return policy(**(defaults | changes))
+quick = functools.partial(loops.quick, poll_interval_s=POLL_S)
 
 
 @pytest_asyncio.fixture
@@ -141,7 +134,7 @@ async def test_what_was_stored_after_the_run_was_last_well_is_not_gone_back_to(
         received = Received()
         async with Supervisor(quick(), service=server.service) as supervisor:
             watch = supervisor.watch(run_id, on_recovery=received)
-            await until(lambda: polled(watch).last_good is not None)
+            await until(lambda: was_seen_well(watch))
             server.inject(FaultRule("status", request="training_run", status=500, for_s=60.0))
             await asyncio.sleep(0.1)
             await (await anyio.to_thread.run_sync(client.save_state, "doubtful"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from inspection import set_sample_s
 
 from tinker_recovery.errors import JournalError, LeaseLost
 from tinker_recovery.journal import HeldLease, Journal, Recorder, RunRecord, RunRequest
@@ -115,7 +116,7 @@ async def test_events_are_read_from_where_one_left_off(recorder: Recorder, file:
 async def test_no_more_than_a_couple_of_thousand_losses_are_kept_of_a_run(
     recorder: Recorder, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinker_recovery.journal.recorder.SAMPLE_S", 0.0)
+    set_sample_s(monkeypatch, 0.0)
     record = await _open(recorder)
     for step in range(5_000):
         record.reported(step, {"loss": float(step)})

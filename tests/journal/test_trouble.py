@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from inspection import recorder_of
+from inspection import beat, journal_connection, locked, set_write_retries_s
 from loops import MODEL, SEED, policy, train, undisturbed_state
 from test_records import SERVICE, opening
 
@@ -40,15 +40,13 @@ def file(tmp_path: Path) -> Path:
 @contextmanager
 def _full(journal: Journal) -> Iterator[None]:
     """A disk with no room left: SQLite itself refuses to grow the file, with the error of one."""
-    connection = journal.database._database
-    assert connection is not None
-    with journal.database._lock:
+    with locked(journal) as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS filler (bytes BLOB)")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages}")
     yield
-    with journal.database._lock:
+    with locked(journal) as connection:
         connection.execute("PRAGMA max_page_count = 1000000")
 
 
@@ -60,7 +58,7 @@ def _many(recorder: Recorder) -> None:
 async def test_a_full_disk_is_told_of_once_and_nothing_is_lost_that_still_fits_later(
     file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinker_recovery.journal.writer.RETRY_S", (0.01, 0.02))
+    set_write_retries_s(monkeypatch, (0.01, 0.02))
     with Journal(file, service=SERVICE) as journal:
         async with Recorder(journal, service=SERVICE) as recorder:
             record = await recorder.open_run(opening())
@@ -86,11 +84,9 @@ async def test_a_disk_that_fills_up_while_training_changes_nothing_of_the_traini
     supervisor = Supervisor(policy())
 
     async def filling(attempt: Attempt) -> None:
-        recorder = recorder_of(supervisor)
-        database = recorder._database._database
-        assert database is not None
         if attempt.number == 1:
-            database.execute("PRAGMA query_only = 1")  # every write fails from here on
+            # Every write fails from here on.
+            journal_connection(supervisor).execute("PRAGMA query_only = 1")
         await train(attempt, steps=STEPS)
 
     async with supervisor:
@@ -271,7 +267,7 @@ async def test_no_clock_that_is_set_hands_a_run_to_two_processes(file: Path) -> 
                 wall[0] = time.time() + years * 365 * 86_400
                 held = _held(await second.open_run(opening(), held))
             moment[0] = LEASE_S - 1
-            first._beat()  # a sign of life, just in time
+            beat(first)  # a sign of life, just in time
             held = _held(await second.open_run(opening(), held))
             moment[0] += LEASE_S
             taken = await second.open_run(opening(), held)

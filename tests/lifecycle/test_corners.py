@@ -11,15 +11,15 @@ import anyio
 import anyio.to_thread
 import pytest
 import tinker
-from inspection import internals_of
+from inspection import endpoint, stored_paths
 from loops import (
     ADAM,
     MODEL,
     SEED,
     batch,
     interrupted,
-    policy,
     process,
+    quick,
     train,
     undisturbed_state,
     until,
@@ -41,19 +41,10 @@ STEPS = 12
 START: Any = {"base_model": MODEL, "rank": 8, "seed": SEED}
 
 
-def quick(**changes: Any) -> Any:
-    """A policy without backoff."""
-    return policy(**({"backoff_s": 0.0, "max_backoff_s": 0.0, "poll_interval_s": 30.0} | changes))
-
-
-async def _expected(local: LocalTinker) -> object:
-    return await undisturbed_state(local, steps=STEPS)
-
-
 async def test_a_body_that_cleans_up_for_longer_than_the_recovery_takes_is_run_again(
     local: LocalTinker,
 ) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
     begun: list[int] = []
 
@@ -75,7 +66,7 @@ async def test_a_body_that_cleans_up_for_longer_than_the_recovery_takes_is_run_a
 async def test_a_plain_function_that_is_busy_when_the_fault_strikes_is_run_again(
     local: LocalTinker,
 ) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
     begun: list[int] = []
 
@@ -158,7 +149,7 @@ async def test_saves_queued_behind_the_fault_give_no_attempts_back(local: LocalT
 async def test_a_new_client_that_fails_in_the_users_callback_is_replaced_again(
     local: LocalTinker,
 ) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
     called: list[int] = []
 
@@ -191,7 +182,7 @@ async def test_a_callback_that_waits_for_a_cancelled_result_is_called_once(
 
 
 async def test_a_task_group_in_the_body_does_not_hide_a_fault(local: LocalTinker) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
 
     async def loop(attempt: Attempt) -> None:
@@ -227,7 +218,7 @@ async def test_with_recovery_off_a_plain_functions_client_is_left_alone(
 async def test_two_runs_of_one_name_begun_at_once_are_refused(local: LocalTinker) -> None:
     async with Supervisor(quick()) as supervisor:
         await supervisor.run(functools.partial(train, steps=5), **START)
-    path = next(iter(internals_of(supervisor.runs[0]).checkpoints.stored))
+    path = stored_paths(supervisor.runs[0])[0]
     local.inject(FaultRule("slow", request="run_checkpoints", delay_s=0.2, times=2))
     errors: list[BaseException] = []
     async with Supervisor(quick()) as supervisor:
@@ -267,7 +258,7 @@ async def test_an_empty_listing_of_a_run_that_has_saved_is_waited_out(
 
 
 async def test_a_predicate_that_raises_counts_as_no(local: LocalTinker) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
     given = quick(retryable_errors=[lambda e: e.status_code == 418])
     async with Supervisor(given) as supervisor:
@@ -290,8 +281,7 @@ async def test_a_status_read_that_hangs_is_an_outage(local: LocalTinker) -> None
     supervisor = Supervisor(quick())
     async with supervisor:
         await supervisor.run(functools.partial(train, steps=1), **START)
-        endpoint = await supervisor._backend.endpoint()
-        async with StatusReader(endpoint, timeout_s=0.2) as reader:
+        async with StatusReader(await endpoint(supervisor), timeout_s=0.2) as reader:
             with pytest.raises(Exception, match="took longer than"):
                 await reader.run(local.runs()[0], lambda: heard.append(1))
     assert heard == [1]

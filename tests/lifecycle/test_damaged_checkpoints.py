@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 from inspection import run_id_of, scope_of
-from loops import ADAM, MODEL, SEED, batch, policy, undisturbed_state
+from loops import ADAM, MODEL, SEED, batch, quick, undisturbed_state
 
 from tinker_recovery import Attempt, CheckpointPolicy, Supervisor
 from tinker_recovery.testing import Damage, LocalTinker
@@ -41,10 +41,8 @@ async def test_recovery_lands_on_the_next_older_one_and_ends_with_the_same_weigh
                     local.damage(f"tinker://{run_id_of(attempt)}/weights/{newest}", left.pop(0))
                     local.poison()
 
-        given = policy(
+        given = quick(
             checkpoints=CheckpointPolicy(save_every=1, strategy="all"),
-            backoff_s=0.0,
-            max_backoff_s=0.0,
             canary=tuple(batch(0)),
             canary_tolerance=0.0,
         )

@@ -15,8 +15,8 @@ from typing import Any
 import anyio
 import pytest
 import tinker
-from inspection import run_id_of, scope_of
-from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state, until
+from inspection import in_an_outage, run_id_of, service_of
+from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_state, until
 from tinker._base_client import BaseClient
 from tinker.lib import internal_client_holder
 
@@ -40,16 +40,11 @@ BILLING_PAUSE_S = 5.0
 Train = Callable[[Attempt], object]
 
 
-async def _expected(local: LocalTinker) -> object:
-    return await undisturbed_state(local, steps=STEPS)
-
-
 async def _supervised(
     train_: Train | None = None, *, events: list[RecoveryEvent] | None = None, **changes: Any
 ) -> Run:
-    quick: dict[str, object] = {"backoff_s": 0.0, "max_backoff_s": 0.0, "poll_interval_s": 30.0}
     note = None if events is None else events.append
-    async with Supervisor(policy(**quick | changes), on_event=note) as supervisor:
+    async with Supervisor(quick(**changes), on_event=note) as supervisor:
         await supervisor.run(
             train_ or functools.partial(train, steps=STEPS, depth=1),
             base_model=MODEL,
@@ -153,7 +148,7 @@ async def test_a_backend_fault_is_heard_judged_and_recovered_from_bit_for_bit(
     detected_by: str,
     changes: dict[str, Any],
 ) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(rule)
     with caplog.at_level(logging.WARNING, "tinker_recovery"):
         run = await _supervised(**changes)
@@ -187,7 +182,7 @@ SUBMITS = [
 async def test_a_submit_that_fails_after_the_sdks_own_retries_is_recovered_from(
     local: LocalTinker, rule: FaultRule, kind: Kind
 ) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
 
     async def loop(attempt: Attempt) -> None:
         if attempt.number == 1:
@@ -269,16 +264,14 @@ async def test_a_session_the_service_failed_is_noticed_while_the_loop_is_idle(
 
 
 async def test_a_service_closed_under_the_loop_is_replaced(local: LocalTinker) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     begun: list[int] = []
 
     async def loop(attempt: Attempt) -> None:
         begun.append(attempt.start_step)
         if len(begun) == 1:
             await train(attempt, steps=7)
-            service = scope_of(attempt).connection.service
-            assert service is not None
-            await service.close("success")
+            await service_of(attempt).close("success")
         await train(attempt, steps=STEPS) if len(begun) > 1 else await _from(attempt, 7)
 
     async def _from(attempt: Attempt, step: int) -> None:
@@ -294,7 +287,7 @@ async def test_a_timeout_of_the_users_around_one_request_does_not_leave_a_client
     local: LocalTinker,
 ) -> None:
     """Cancelling a request leaves a gap that every later one of that client waits behind."""
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("slow", 7, "forward_backward", delay_s=0.6))
 
     async def loop(attempt: Attempt) -> None:
@@ -313,7 +306,7 @@ async def test_a_timeout_of_the_users_around_one_request_does_not_leave_a_client
 
 
 async def test_an_error_the_user_names_as_retryable_is_recovered_from(local: LocalTinker) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     raised: list[int] = []
 
     async def loop(attempt: Attempt) -> None:
@@ -335,7 +328,7 @@ async def test_a_capacity_pause_is_waited_out_however_long(local: LocalTinker) -
     """Four times the deadline for silence, and no fault."""
     events: list[RecoveryEvent] = []
     async with _short_polls() as server:
-        expected = await _expected(server)
+        expected = await undisturbed_state(server, steps=STEPS)
         server.inject(FaultRule("pause", 7, for_s=1.2))
         run = await _supervised(events=events, stall_after_s=0.3)
         assert run.recoveries == []
@@ -388,7 +381,7 @@ async def test_an_outage_of_status_reads_is_reported_and_leaves_the_run_alone(
 async def test_a_restore_that_takes_too_long_is_waited_for_and_spends_no_attempt(
     local: LocalTinker,
 ) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 7, "optim_step"))
     for _ in range(2):
         local.inject(FaultRule("hang", request="load_weights"))
@@ -458,7 +451,7 @@ async def test_a_checkpoint_saved_after_the_loss_went_bad_is_not_gone_back_to(
     local: LocalTinker,
 ) -> None:
     """Ten steps are inside the checkpoint that was saved last, and those gave a loss of NaN."""
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("nan_loss", 10))
     run = await _supervised(functools.partial(train, steps=STEPS, depth=0), guard_loss=True)
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
@@ -472,7 +465,7 @@ async def test_weights_the_service_lost_without_a_word_are_noticed_and_put_right
     local: LocalTinker,
 ) -> None:
     """It comes back at its last checkpoint, calls nothing corrupted, and the loop carries on."""
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     begun: list[int] = []
 
     async def loop(attempt: Attempt) -> None:
@@ -482,7 +475,7 @@ async def test_weights_the_service_lost_without_a_word_are_noticed_and_put_right
             return
         await train(attempt, steps=8)
         local.begin_outage(status=503, rollback=True)
-        await until(lambda: scope_of(attempt).run.rollbacks._outage_from is not None)
+        await until(lambda: in_an_outage(attempt))
         local.end_outage()
         for step in range(8, STEPS):
             await attempt.client.forward_backward(batch(step), "cross_entropy")
@@ -498,14 +491,14 @@ async def test_weights_the_service_lost_without_a_word_are_noticed_and_put_right
 
 
 async def test_an_outage_that_lost_nothing_is_no_fault(local: LocalTinker) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
 
     async def loop(attempt: Attempt) -> None:
         await train(attempt, steps=8)
         local.begin_outage(status=503)
-        await until(lambda: scope_of(attempt).run.rollbacks._outage_from is not None)
+        await until(lambda: in_an_outage(attempt))
         local.end_outage()
-        await until(lambda: scope_of(attempt).run.rollbacks._outage_from is None)
+        await until(lambda: not in_an_outage(attempt))
         for step in range(8, STEPS):
             await attempt.client.forward_backward(batch(step), "cross_entropy")
             await attempt.client.optim_step(ADAM)
@@ -519,7 +512,7 @@ async def test_an_outage_that_lost_nothing_is_no_fault(local: LocalTinker) -> No
 async def test_a_restore_that_brought_back_other_weights_is_not_used_and_the_older_one_is(
     local: LocalTinker,
 ) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     events: list[RecoveryEvent] = []
     local.inject(FaultRule("fail", 11, "optim_step"))
     local.inject(FaultRule("wrong_restore", request="load_weights"))
@@ -532,7 +525,7 @@ async def test_a_restore_that_brought_back_other_weights_is_not_used_and_the_old
 async def test_a_checkpoint_the_service_does_not_load_is_not_used_and_the_older_one_is(
     local: LocalTinker,
 ) -> None:
-    expected = await _expected(local)
+    expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 11, "optim_step"))
     local.inject(FaultRule("fail", request="load_weights", category="user", message="unreadable"))
     run = await _supervised()

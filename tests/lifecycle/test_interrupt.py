@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from loops import interrupted, process, until
+from loops import interrupted, most_steps, process, until
 
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing.faults import Request
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "minimal.py"
-
-
-def _steps(local: LocalTinker) -> int:
-    return max((local.run_state(run).steps for run in local.runs()), default=0)
 
 
 def _is_only_the_interrupt(errors: str) -> bool:
@@ -31,7 +27,7 @@ async def test_ctrl_c_in_the_middle_of_a_step_ends_the_process_as_an_interrupt(
     local: LocalTinker,
 ) -> None:
     with process([str(EXAMPLE), "--steps", "100000"]) as training:
-        await until(lambda: _steps(local) >= 3)
+        await until(lambda: most_steps(local) >= 3)
         errors = await interrupted(training)
     assert _is_only_the_interrupt(errors), errors
     assert list(local.sessions().values()) == ["interrupted"]
@@ -44,7 +40,7 @@ async def test_ctrl_c_in_the_middle_of_a_recovery_ends_the_process_as_an_interru
     """The service never answers the recovery: poisoned after a checkpoint, and before the first."""
     local.inject(FaultRule("poison", 12 if asked == "load_weights" else 2, "optim_step"))
     with process([str(EXAMPLE), "--steps", "100000"]) as training:
-        await until(lambda: _steps(local) >= 1)
+        await until(lambda: most_steps(local) >= 1)
         local.inject(FaultRule("hang", request=asked))
         await until(lambda: any(fault.rule.action == "hang" for fault in local.fired))
         errors = await interrupted(training)

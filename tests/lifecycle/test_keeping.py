@@ -10,15 +10,12 @@ from typing import Any
 
 import anyio
 import pytest
-from inspection import internals_of, retention_of, run_id_of
-from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state, until
+from inspection import rejected, retention_is_scheduled, run_id_of, set_retention_gap_s
+from loops import ADAM, MODEL, SEED, batch, loop, policy, quick, train, undisturbed_state, until
 
-from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
+from tinker_recovery import Attempt, CheckpointPolicy, CheckpointRecord, RecoveryEvent, Supervisor
 from tinker_recovery.clock import Clock
 from tinker_recovery.journal import Journal
-from tinker_recovery.retention import loop as retention_loop
-from tinker_recovery.retention.collector import Collector
-from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -33,7 +30,7 @@ async def _run(
     checkpoints: CheckpointPolicy, *, steps: int = STEPS, journal: Path | None = None, **more: Any
 ) -> tuple[Supervisor, list[RecoveryEvent]]:
     events: list[RecoveryEvent] = []
-    given = policy(checkpoints=checkpoints, backoff_s=0.0, max_backoff_s=0.0)
+    given = quick(checkpoints=checkpoints)
     async with Supervisor(given, on_event=events.append, journal=journal, **more) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=steps), base_model=MODEL, rank=8, seed=SEED
@@ -116,23 +113,22 @@ async def test_a_pinned_checkpoint_stays(local: LocalTinker, tmp_path: Path) -> 
 
 
 async def test_a_pin_set_while_a_round_is_under_way_still_counts(
-    local: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local: LocalTinker, tmp_path: Path
 ) -> None:
     """Set by another process after the round has looked, and before it asks for the deletion."""
     file = tmp_path / "journal"
-    pace = Collector._pace
     pinned: list[str] = []
 
-    async def pin_and_pace(collector: Collector) -> None:
-        if not pinned:
-            (run_id,) = local.runs()
-            pinned.append(local.checkpoints(run_id)[0].path)
-            with Journal(file, service=local.base_url) as journal:
-                journal.pin(pinned[0])
-        await pace(collector)
+    def pin_meanwhile(record: CheckpointRecord) -> bool:
+        # A round asks this once it has read the pins. Its deletion is the very next thing then.
+        with Journal(file, service=local.base_url) as journal:
+            if "deleting" in journal.notes().deletions.get(record.path, "") and not pinned:
+                pinned.append(record.path)
+                journal.pin(record.path)
+        return False
 
-    monkeypatch.setattr(Collector, "_pace", pin_and_pace)
-    await _run(CheckpointPolicy(save_every=4, keep_last=1, save_best=False), journal=file)
+    kept = CheckpointPolicy(save_every=4, keep_last=1, save_best=False, keep_if=pin_meanwhile)
+    await _run(kept, journal=file)
     (run_id,) = local.runs()
     assert pinned
     assert pinned[0] in [each.path for each in local.checkpoints(run_id)]
@@ -171,7 +167,7 @@ async def test_an_answer_404_is_success(local: LocalTinker) -> None:
     supervisor, events = await _run(CheckpointPolicy(save_every=6, keep_last=1, save_best=False))
     found = _steps(local, supervisor.runs[0].segments[0].run_id)
     assert found == [12]
-    assert not internals_of(supervisor.runs[0]).checkpoints.bad
+    assert not rejected(supervisor.runs[0])
     assert [event.name for event in events if "delete" in event.name] in (
         ["checkpoint.delete_failed"],
         ["checkpoint.deleted"],
@@ -205,7 +201,7 @@ async def test_what_the_service_does_not_say_of_a_checkpoint_alone_is_no_ground_
 async def test_a_refusal_of_who_asks_is_not_remembered_of_the_checkpoint(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention_loop, "GAP_S", 0.05)
+    set_retention_gap_s(monkeypatch, 0.05)
     local.inject(FaultRule("status", request="weights_info", status=403, times=1))
     told: list[str] = []
 
@@ -227,7 +223,7 @@ async def test_what_a_fault_found_by_polling_leaves_trusted_is_not_deleted_for_l
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The poll after step 4 calls the run sound, and the next, two saves later, corrupted."""
-    monkeypatch.setattr(retention_loop, "GAP_S", 0.01)
+    set_retention_gap_s(monkeypatch, 0.01)
     expected = await undisturbed_state(local, steps=STEPS)
     told: list[str] = []
     polls = anyio.Event()
@@ -298,7 +294,7 @@ async def test_saves_live_as_long_as_the_policy_says_and_the_recovery_point_is_r
         ends = {each.steps: each.expires for each in local.checkpoints(run_id_of(attempt))}
         assert all(end and 7100 < end - time.time() <= 7200 for end in ends.values())
         # An hour and a bit later the newest has less than half of its life left; the other may go.
-        await until(lambda: bool(retention_of(supervisor)._next_at))
+        await until(lambda: retention_is_scheduled(supervisor))
         wall[0] += 3700.0
         await until(lambda: any(event.name == "checkpoint.renewed" for event in events))
         later = {each.steps: each.expires for each in local.checkpoints(run_id_of(attempt))}
@@ -309,20 +305,21 @@ async def test_saves_live_as_long_as_the_policy_says_and_the_recovery_point_is_r
         await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
 
 
-async def test_a_retention_loop_that_crashes_is_restarted_and_collects(
-    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+async def test_a_keeper_that_crashes_is_restarted_and_holds_its_round(
+    local: LocalTinker,
 ) -> None:
     crashes: list[bool] = []
-    collect_all = RetentionLoop._collect_all
 
-    async def crash_once(worker: RetentionLoop) -> None:
-        if not crashes:
+    async def crash_once(seconds: float) -> None:
+        task = asyncio.current_task()
+        if not crashes and task is not None and "/retention" in task.get_name():
             crashes.append(True)
             raise OSError("the RetentionLoop's own bug")
-        await collect_all(worker)
+        await anyio.sleep(min(seconds, 0.05))
 
-    monkeypatch.setattr(RetentionLoop, "_collect_all", crash_once)
-    supervisor, _ = await _run(CheckpointPolicy(save_every=2, keep_last=2, save_best=False))
+    supervisor, _ = await _run(
+        CheckpointPolicy(save_every=2, keep_last=2, save_best=False), clock=Clock(sleep=crash_once)
+    )
     assert crashes
     found = _steps(local, supervisor.runs[0].segments[0].run_id)
     assert found == [10, 12]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
 from typing import Any
 
-import anyio
 import pytest
-from loops import MODEL, SEED, batch, policy, train, undisturbed_state, until
+from loops import MODEL, SEED, batch, policy, quick, train, undisturbed_state, until
+from stuck import Stuck
 
 from tinker_recovery import Attempt, RecoveryEvent, Supervisor
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -17,42 +16,11 @@ from tinker_recovery.testing import FaultRule, LocalTinker
 STEPS = 12
 
 
-class _Stuck:
-    """Lets a recovery get stuck in one phase, and says when it has."""
-
-    def __init__(self, local: LocalTinker, phase: str) -> None:
-        self.phase = phase
-        self.reached = anyio.Event()
-        self._local = local
-
-    def note(self, event: RecoveryEvent) -> None:
-        rules = {
-            "select": FaultRule("slow", request="run_checkpoints", delay_s=30.0),
-            "create_client": FaultRule("hang", request="load_weights"),
-        }
-        if event.name == "recovery.detected" and self.phase in rules:
-            self._local.inject(rules[self.phase])
-        if event.name == "recovery.client_created" and self.phase == "verify":
-            # The canary on the new client: the only forward pass there is just now.
-            self._local.inject(FaultRule("hang", 5, "forward_backward"))
-
-    async def resume(self, *_: object) -> None:
-        if self.phase == "resume":
-            self.reached.set()
-            await anyio.sleep_forever()
-
-    def until(self) -> Callable[[], bool]:
-        asked = {"select": "slow", "create_client": "hang", "verify": "hang"}.get(self.phase)
-        if asked is None:
-            return self.reached.is_set
-        return lambda: any(fault.rule.action == asked for fault in self._local.fired)
-
-
 @pytest.mark.parametrize("phase", ["select", "create_client", "verify", "resume"])
 async def test_cancelling_in_any_phase_of_a_recovery_passes_through_and_leaves_nothing(
     local: LocalTinker, phase: str
 ) -> None:
-    stuck = _Stuck(local, phase)
+    stuck = Stuck(local, phase)
     local.inject(FaultRule("fail", 7, "optim_step"))
     given: Any = policy(canary=batch(3), on_recovery=stuck.resume, close_timeout_s=5.0)
 
@@ -63,7 +31,7 @@ async def test_cancelling_in_any_phase_of_a_recovery_passes_through_and_leaves_n
             )
 
     running = asyncio.create_task(run())
-    await until(stuck.until())
+    await until(stuck.is_stuck)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -80,9 +48,7 @@ async def test_a_recovery_that_meets_a_fault_of_each_other_kind_still_ends_exact
     local.inject(FaultRule("fail", request="load_weights"))
     local.inject(FaultRule("hang", request="load_weights"))
     local.inject(FaultRule("malformed", request="load_weights"))
-    async with Supervisor(
-        policy(max_attempts=4, backoff_s=0.0, max_backoff_s=0.0, create_timeout_s=1.5)
-    ) as supervisor:
+    async with Supervisor(quick(max_attempts=4, create_timeout_s=1.5)) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
         )

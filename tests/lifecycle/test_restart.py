@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import pytest
 import tinker
-from inspection import internals_of, scope_of
+from inspection import internals_of, lose, set_beat_s, set_quiet_s
 from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state, until
 
 from tinker_recovery import (
@@ -230,8 +230,7 @@ async def test_what_a_fault_casts_doubt_on_is_not_gone_back_to_by_the_next_proce
 
     async def killed_later(attempt: Attempt) -> None:
         await train(attempt, steps=16)
-        scope = scope_of(attempt)
-        scope.post(scope.declare_bad_loss, 14, float("nan"))
+        lose(attempt, 14, float("nan"))
         await anyio.sleep_forever()
 
     guarded = policy(guard_loss=True, max_attempts=1, backoff_s=3600, max_backoff_s=3600)
@@ -287,7 +286,7 @@ async def test_losing_the_lease_ends_the_attempt_with_an_error_that_says_why(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del local
-    monkeypatch.setattr("tinker_recovery.supervisor.BEAT_S", 0.02)
+    set_beat_s(monkeypatch, 0.02)
     seen: list[type[BaseException]] = []
 
     async def robbed(attempt: Attempt) -> None:
@@ -364,7 +363,7 @@ async def test_a_run_that_only_the_service_knows_is_left_alone_while_another_tra
 ) -> None:
     """Two machines: no lease can tell, so what the service hears does."""
     del local
-    monkeypatch.setattr("tinker_recovery.run.open.QUIET_S", 0.3)
+    set_quiet_s(monkeypatch, 0.3)
     under_way, begun = anyio.Event(), []
 
     async def slowly(attempt: Attempt) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from inspection import scope_of
-from loops import ADAM, MODEL, batch, policy
+from inspection import interval_evidence
+from loops import ADAM, MODEL, batch, quick
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor, UsageError
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -27,7 +27,7 @@ async def _saves(
             assert isinstance(step, int)
             steps.append(step)
 
-    given = policy(checkpoints=checkpoints, backoff_s=0.0, max_backoff_s=0.0)
+    given = quick(checkpoints=checkpoints)
     async with Supervisor(given, on_event=note) as supervisor:
         await supervisor.run(train, base_model=MODEL, rank=8, seed=7)
     return steps, supervisor
@@ -136,7 +136,7 @@ async def test_auto_saves_by_what_the_run_measures_within_its_bounds() -> None:
     async def train(attempt: Attempt) -> None:
         for step in range(attempt.start_step, STEPS):
             await _step(attempt, step)
-        evidence = scope_of(attempt).run.history.evidence
+        evidence = interval_evidence(attempt)
         assert evidence.steps == STEPS
         assert evidence.step_s is not None
         assert 0 < evidence.step_s < 5

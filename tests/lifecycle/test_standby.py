@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 
 import pytest
+from inspection import set_standby_after_s
 from loops import MODEL, SEED, policy, train, undisturbed_state, until
 
 from tinker_recovery import Attempt, Supervisor
-from tinker_recovery.service import backend
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 8
@@ -16,7 +16,7 @@ STEPS = 8
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "STANDBY_AFTER_S", 0.01)
+    set_standby_after_s(monkeypatch, 0.01)
 
 
 def _standby(local: LocalTinker, attempt: Attempt) -> str | None:
@@ -72,7 +72,7 @@ async def test_one_that_the_service_has_forgotten_costs_no_attempt(local: LocalT
 async def test_one_that_could_not_be_opened_is_done_without(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "STANDBY_AFTER_S", 0.3)
+    set_standby_after_s(monkeypatch, 0.3)
     local.poison(at_step=6)
 
     async def without(attempt: Attempt) -> None:

@@ -8,15 +8,11 @@ from pathlib import Path
 
 import anyio.to_thread
 import pytest
-from loops import process, until
+from loops import most_steps, process, until
 
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def _steps(local: LocalTinker) -> int:
-    return max((local.run_state(run).steps for run in local.runs()), default=0)
 
 
 async def _stop(
@@ -36,7 +32,7 @@ async def test_the_last_step_submitted_is_saved_before_the_process_ends(
 ) -> None:
     file = str(EXAMPLES / f"{example}.py")
     with process([file, "--steps", "100000"]) as training:
-        await until(lambda: _steps(local) >= 3)
+        await until(lambda: most_steps(local) >= 3)
         code, errors = await _stop(training, number)
     assert code == status, errors
     assert "never retrieved" not in errors
@@ -51,7 +47,7 @@ async def test_a_second_signal_does_not_wait_for_a_save_that_hangs(
 ) -> None:
     local.inject(FaultRule("hang", request="save_weights"))
     with process([str(EXAMPLES / "minimal.py"), "--steps", "100000"]) as training:
-        await until(lambda: _steps(local) >= 3)
+        await until(lambda: most_steps(local) >= 3)
         training.send_signal(number)
         await until(lambda: any(fault.rule.action == "hang" for fault in local.fired))
         code, errors = await _stop(training, number)

@@ -6,13 +6,23 @@ import asyncio
 import functools
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
-from inspection import queue_of
-from loops import MODEL, SEED, InstantClock, policy, train, undisturbed_state
+from inspection import faults_left
+from loops import (
+    MODEL,
+    SEED,
+    CrashAtDetection,
+    InstantClock,
+    policy,
+    train,
+    undisturbed_state,
+    until,
+)
 
 from tinker_recovery import Clock, RecoveryEvent, RecoveryPolicy, Supervisor
 from tinker_recovery.faults import Fault
@@ -22,11 +32,13 @@ from tinker_recovery.run.monitored import MonitoredRun
 from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import FromCheckpoint, Origin, StatusReader, TinkerBackend
 from tinker_recovery.supervision import RestartLimitReached
-from tinker_recovery.telemetry import EventSink, names
-from tinker_recovery.testing import FaultRule, LocalTinker
+from tinker_recovery.telemetry import names
+from tinker_recovery.testing import FaultRule, FiredFault, LocalTinker
 
 STEPS = 12
 POLL_S = 0.02
+
+Note = Callable[[RecoveryEvent], object]
 
 
 def cancel_child(child: str) -> None:
@@ -71,27 +83,25 @@ def after(crash: Crash, call: Callable[..., Any]) -> Callable[..., Any]:
     return crashing
 
 
-def at_event(crash: Crash, name: str, emit: Callable[..., None]) -> Callable[..., None]:
-    def crashing(sink: EventSink, event: str, *args: Any) -> None:
-        emit(sink, event, *args)
-        if event == name:
+EVENTS = {
+    "detected": names.EVENT_DETECTED,
+    "attempt started": names.EVENT_STARTED,
+    "checkpoint selected": names.EVENT_CHECKPOINT_SELECTED,
+    "client created": names.EVENT_CLIENT_CREATED,
+    "recovery completed": names.EVENT_COMPLETED,
+}
+"""The phases that end with an event: there the user's own listener makes it crash."""
+
+
+def put(crash: Crash, phase: str, monkeypatch: pytest.MonkeyPatch) -> Note:
+    """Have it crash in this phase of a recovery, with this as a listener."""
+
+    def note(event: RecoveryEvent) -> None:
+        if event.name == EVENTS.get(phase):
             crash()
 
-    return crashing
-
-
-def put(crash: Crash, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have it crash in this phase of a recovery."""
-    events = {
-        "detected": names.EVENT_DETECTED,
-        "attempt started": names.EVENT_STARTED,
-        "checkpoint selected": names.EVENT_CHECKPOINT_SELECTED,
-        "client created": names.EVENT_CLIENT_CREATED,
-        "recovery completed": names.EVENT_COMPLETED,
-    }
-    if phase in events:
-        monkeypatch.setattr(EventSink, "emit", at_event(crash, events[phase], EventSink.emit))
-        return
+    if phase in EVENTS:
+        return note
     if phase == "before the client is made":
         # Not the first client, which the Supervisor makes itself.
         connect = TinkerBackend.connect
@@ -107,7 +117,7 @@ def put(crash: Crash, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
             return await connect(backend, origin, **options)
 
         monkeypatch.setattr(TinkerBackend, "connect", crashing)
-        return
+        return note
     owner, name, where = {
         "before the listing": (selection, "list_checkpoints", before),
         "before the validation": (selection, "check_listing", before),
@@ -118,6 +128,7 @@ def put(crash: Crash, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "after the loop runs again": (SupervisedRun, "hand_over", after),
     }[phase]
     monkeypatch.setattr(owner, name, where(crash, getattr(owner, name)))
+    return note
 
 
 PHASES = [
@@ -141,14 +152,24 @@ TO_THE_END_IN_ONE_STEP = PHASES[PHASES.index("client created") :]
 
 
 async def recover_once(
-    local: LocalTinker, *, clock: Clock, quiet: bool = False, **changes: Any
+    local: LocalTinker,
+    *,
+    clock: Clock,
+    quiet: bool = False,
+    note: Note = lambda _: None,
+    **changes: Any,
 ) -> tuple[Supervisor, list[RecoveryEvent]]:
     """A run poisoned once; held to end with the weights of an undisturbed one."""
     expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("poison", 7, "optim_step", quiet=quiet))
     events: list[RecoveryEvent] = []
+
+    def listen(event: RecoveryEvent) -> None:
+        events.append(event)
+        note(event)
+
     given: RecoveryPolicy = policy(poll_interval_s=POLL_S, **changes)
-    async with Supervisor(given, clock=clock, on_event=events.append) as supervisor:
+    async with Supervisor(given, clock=clock, on_event=listen) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
         )
@@ -159,8 +180,7 @@ async def recover_once(
     # machine the loop may come to the fault before any.
     assert starts == [0, 5] or (quiet and starts == [0, 0])
     assert len(run.recoveries) == 1, "the fault was handled exactly once"
-    assert not queue_of(supervisor)._waiting
-    assert not queue_of(supervisor)._taken, "and nothing taken is left unacknowledged"
+    assert not faults_left(supervisor), "and nothing of it is left"
     return supervisor, events
 
 
@@ -170,7 +190,7 @@ async def test_an_executor_that_crashes_in_any_phase_gets_the_fault_again_and_re
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch, phase: str, how: str
 ) -> None:
     crash = Crash(how)
-    put(crash, phase, monkeypatch)
+    note = put(crash, phase, monkeypatch)
     taken: list[Fault] = []
     take = FaultQueue.take
 
@@ -181,7 +201,7 @@ async def test_an_executor_that_crashes_in_any_phase_gets_the_fault_again_and_re
 
     monkeypatch.setattr(FaultQueue, "take", counted)
     clock = InstantClock(poll_interval_s=POLL_S)
-    await recover_once(local, clock=clock.clock)
+    await recover_once(local, clock=clock.clock, note=note)
     assert crash.count >= 1
     if how == "its task is cancelled" and phase in TO_THE_END_IN_ONE_STEP:
         assert len(taken) == 1
@@ -194,48 +214,34 @@ async def test_a_monitor_that_crashes_in_any_phase_of_a_recovery_does_not_touch_
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
     crash = Crash("the Monitor's task is cancelled")
-    put(crash, phase, monkeypatch)
+    note = put(crash, phase, monkeypatch)
     clock = InstantClock(poll_interval_s=POLL_S)
-    _, events = await recover_once(local, clock=clock.clock)
+    _, events = await recover_once(local, clock=clock.clock, note=note)
     assert crash.count >= 1
     assert Counter(event.name for event in events)[names.EVENT_STARTED] == 1
 
 
 async def test_an_executor_that_crashes_again_and_again_leaves_the_loop_alone_until_its_limit(
-    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+    local: LocalTinker,
 ) -> None:
     """Ten crashes are within the budget; the run recovers all the same."""
-    crashes = iter([True] * 10)
-
-    def emit(sink: EventSink, event: str, *args: Any) -> None:
-        original(sink, event, *args)
-        if event == names.EVENT_DETECTED and next(crashes, False):
-            raise OSError("the Executor's own bug")
-
-    original = EventSink.emit
-    monkeypatch.setattr(EventSink, "emit", emit)
+    crash = CrashAtDetection(*[OSError("the Executor's own bug")] * 10)
     clock = InstantClock(poll_interval_s=POLL_S)
-    _, events = await recover_once(local, clock=clock.clock)
+    crashing = replace(clock.clock, monotonic=crash.monotonic)
+    _, events = await recover_once(local, clock=crashing, note=crash.note)
     assert Counter(event.name for event in events)[names.EVENT_DETECTED] == 11
     assert clock.slept == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0, 5.0]
 
 
 async def test_beyond_its_limit_the_run_ends_with_the_crash_that_was_one_too_many(
-    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+    local: LocalTinker,
 ) -> None:
     """And with every session closed, which the server is asked about after each test."""
     own = OSError("the Executor's own bug")
-
-    def emit(sink: EventSink, event: str, *args: Any) -> None:
-        original(sink, event, *args)
-        if event == names.EVENT_DETECTED:
-            raise own
-
-    original = EventSink.emit
-    monkeypatch.setattr(EventSink, "emit", emit)
-    clock = InstantClock(poll_interval_s=POLL_S)
+    crash = CrashAtDetection(*[own] * 100)
+    clock = replace(InstantClock(poll_interval_s=POLL_S).clock, monotonic=crash.monotonic)
     with pytest.raises(RestartLimitReached) as caught:
-        await recover_once(local, clock=clock.clock)
+        await recover_once(local, clock=clock, note=crash.note)
     assert caught.value.child == "executor"
     assert isinstance(caught.value.__cause__, ExceptionGroup)
     assert caught.value.__cause__.exceptions == (own,)
@@ -293,20 +299,22 @@ class SilenceClock:
 
 
 async def test_a_monitor_that_hangs_is_replaced_and_the_next_one_detects(
-    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+    local: LocalTinker,
 ) -> None:
-    read = StatusReader.run
     silence = SilenceClock()
-    hung: list[str] = []
+    local.inject(FaultRule("slow", request="training_run", delay_s=60.0))
 
-    async def hanging(reader: StatusReader, run_id: str, *told: Any) -> Any:
-        if not hung:
-            hung.append(run_id)
-            silence.silence.set()
-            await anyio.sleep_forever()
-        return await read(reader, run_id, *told)
+    def hung() -> list[FiredFault]:
+        return [fault for fault in local.fired if fault.rule.action == "slow"]
 
-    monkeypatch.setattr(StatusReader, "run", hanging)
-    supervisor, _ = await recover_once(local, clock=silence.clock, quiet=True)
-    assert len(hung) == 1
+    async def fall_silent() -> None:
+        await until(lambda: bool(hung()))
+        silence.silence.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(fall_silent)
+        supervisor, _ = await recover_once(
+            local, clock=silence.clock, quiet=True, status_timeout_s=60.0
+        )
+    assert len(hung()) == 1
     assert [recovery.fault.detected_by for recovery in supervisor.runs[0].recoveries] == ["poll"]

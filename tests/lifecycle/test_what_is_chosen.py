@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inspection import internals_of
-from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state, until
+from inspection import expect_size, internals_of
+from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_state, until
 
 from tinker_recovery import (
     Attempt,
@@ -39,9 +39,7 @@ async def _train(attempt: Attempt) -> None:
 async def _starts(local: LocalTinker, **changes: Any) -> list[int]:
     """Where each attempt began, of a run that saves every step and is poisoned at step 6."""
     local.poison(at_step=6)
-    given = policy(
-        checkpoints=CheckpointPolicy(save_every=1), backoff_s=0.0, max_backoff_s=0.0, **changes
-    )
+    given = quick(checkpoints=CheckpointPolicy(save_every=1), **changes)
     async with Supervisor(given) as supervisor:
         await supervisor.run(_train, base_model=MODEL, rank=8, seed=SEED)
     return [attempt.start_step for attempt in supervisor.runs[0].attempts]
@@ -69,7 +67,7 @@ async def test_a_checkpoint_that_restores_wrong_weights_is_never_used_again_by_a
     told: list[RecoveryEvent] = []
     file = tmp_path / "journal"
     kept = CheckpointPolicy(strategy="all", save_every=5)
-    given = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0, checkpoints=kept)
+    given = quick(canary=tuple(batch(3)), checkpoints=kept)
     async with Supervisor(given, on_event=told.append, journal=file) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=13), base_model=MODEL, rank=8, seed=SEED
@@ -80,7 +78,7 @@ async def test_a_checkpoint_that_restores_wrong_weights_is_never_used_again_by_a
     with Journal(file, service=local.base_url) as journal:
         assert list(journal.notes().bad) == [path]
 
-    again = policy(checkpoint_strategy=path, backoff_s=0.0, max_backoff_s=0.0)
+    again = quick(checkpoint_strategy=path)
     local.poison(at_step=6)
     with pytest.raises(NoUsableCheckpoint, match="not the ones that were saved"):
         async with Supervisor(again, journal=file) as supervisor:
@@ -98,11 +96,11 @@ async def test_a_checkpoint_whose_size_has_changed_is_passed_over_for_the_next_o
     def note(event: RecoveryEvent) -> None:
         path = event.fields.get("tinker_recovery.checkpoint.path")
         if event.name == "checkpoint.saved" and str(path).endswith("10-" + str(path)[-8:]):
-            # As retention that saw it with another size would have noted.
-            internals_of(supervisor.runs[0]).checkpoints.sizes[str(path)] = 7
+            # As a keeper that saw it with another size would have noted.
+            expect_size(supervisor.runs[0], str(path), 7)
 
     local.poison(at_step=12)
-    given = policy(backoff_s=0.0, max_backoff_s=0.0)
+    given = quick()
     async with Supervisor(given, on_event=note, journal=file) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=14), base_model=MODEL, rank=8, seed=SEED
@@ -148,7 +146,7 @@ async def test_a_checkpoint_the_canary_never_answered_for_is_not_trusted_where_a
     undisturbed = await undisturbed_state(local, steps=13)
     local.inject(FaultRule("fail", lost_at, "forward_backward"))
     local.inject(FaultRule("wrong_restore", lost_at, "load_weights", times=9))
-    given = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0)
+    given = quick(canary=tuple(batch(3)))
     async with Supervisor(given) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=13), base_model=MODEL, rank=8, seed=SEED

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 
 import pytest
-from inspection import internals_of
-from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state
+from inspection import rejected
+from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_state
 from tinker import ServiceClient
 
-from tinker_recovery import Attempt, Supervisor
-from tinker_recovery.run.supervised import SupervisedRun
+from tinker_recovery import Attempt, Run, Supervisor
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -25,7 +24,7 @@ async def test_a_save_queued_behind_a_request_that_failed_alone_is_never_gone_ba
     """Only this request fails; the optimizer step behind it and the save at 5 are executed."""
     expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule(action, 4, request_kind))  # type: ignore[arg-type]  # pytest's parameters
-    async with Supervisor(policy(backoff_s=0.0, max_backoff_s=0.0)) as supervisor:
+    async with Supervisor(quick()) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=STEPS, depth=depth),
             base_model=MODEL,
@@ -54,7 +53,7 @@ async def test_a_run_that_starts_over_on_other_weights_than_it_began_with_tries_
         return service.create_lora_training_client(MODEL, rank=8, seed=SEED)
 
     local.poison(at_step=3)
-    looked_at = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0)
+    looked_at = quick(canary=tuple(batch(3)))
     told: list[str] = []
     async with Supervisor(
         looked_at, on_event=lambda event: told.append(event.message)
@@ -72,7 +71,7 @@ async def test_a_canary_whose_answer_was_not_a_number_speaks_against_nothing(
     """The very first answer; what the run begins with would never again be recognized."""
     expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("nan_loss", 0, times=2))
-    looked_at = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0, guard_loss=True)
+    looked_at = quick(canary=tuple(batch(3)), guard_loss=True)
     async with Supervisor(looked_at) as supervisor:
         await supervisor.run(
             functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
@@ -82,7 +81,7 @@ async def test_a_canary_whose_answer_was_not_a_number_speaks_against_nothing(
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
-async def _struck_by_nan(local: LocalTinker, *, at_step: int, times: int) -> SupervisedRun:
+async def _struck_by_nan(local: LocalTinker, *, at_step: int, times: int) -> Run:
     """A run whose own loss is NaN at a step, and the canary's on what is restored after that."""
 
     async def striking(attempt: Attempt) -> None:
@@ -93,12 +92,12 @@ async def _struck_by_nan(local: LocalTinker, *, at_step: int, times: int) -> Sup
             await attempt.client.optim_step(ADAM)
             await forward
 
-    looked_at = policy(canary=tuple(batch(3)), backoff_s=0.0, max_backoff_s=0.0, guard_loss=True)
+    looked_at = quick(canary=tuple(batch(3)), guard_loss=True)
     async with Supervisor(looked_at) as supervisor:
         await supervisor.run(striking, base_model=MODEL, rank=8, seed=SEED)
     assert len([fault for fault in local.fired if fault.rule.action == "nan_loss"]) == times
     (run,) = supervisor.runs
-    return internals_of(run)
+    return run
 
 
 async def test_a_canary_that_answers_with_no_number_once_condemns_no_checkpoint(
@@ -107,7 +106,7 @@ async def test_a_canary_that_answers_with_no_number_once_condemns_no_checkpoint(
     expected = await undisturbed_state(local, steps=STEPS)
     run = await _struck_by_nan(local, at_step=7, times=2)
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
-    assert not run.checkpoints.bad
+    assert not rejected(run)
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
@@ -117,6 +116,6 @@ async def test_a_canary_that_never_answers_with_a_number_has_the_next_older_one_
     expected = await undisturbed_state(local, steps=STEPS)
     run = await _struck_by_nan(local, at_step=11, times=3)
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
-    (bad,) = run.checkpoints.bad
+    (bad,) = rejected(run)
     assert "/step-00000010-" in bad
     assert local.run_state(run.segments[-1].run_id) == expected

@@ -8,11 +8,10 @@ import threading
 import anyio.to_thread
 import pytest
 import tinker
-from inspection import run_id_of
+from inspection import run_id_of, set_notice_s, set_open_again_s
 from loops import ADAM, MODEL, batch, policy, train, until
 
 from tinker_recovery import CheckpointPolicy, RecoveryEvent, StaleAttempt, Supervisor, UsageError
-from tinker_recovery.service import backend
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 
@@ -192,7 +191,7 @@ async def test_the_client_of_an_attempt_that_is_over_refuses_every_call(
 async def test_a_creation_that_takes_long_says_so_while_it_is_waited_for(
     local: LocalTinker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "NOTICE_S", 0.1)
+    set_notice_s(monkeypatch, 0.1)
     local.inject(FaultRule("pause", request="create_model", for_s=0.5))
     async with Supervisor(policy()) as supervisor:
         await supervisor.run(functools.partial(train, steps=1), base_model=MODEL)
@@ -202,7 +201,7 @@ async def test_a_creation_that_takes_long_says_so_while_it_is_waited_for(
 async def test_a_session_that_does_not_open_in_time_is_opened_again(
     local: LocalTinker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "OPEN_AGAIN_S", 0.2)
+    set_open_again_s(monkeypatch, 0.2)
     local.inject(FaultRule("slow", request="create_session", delay_s=1.0))
     async with Supervisor(policy()) as supervisor:
         await supervisor.run(functools.partial(train, steps=1), base_model=MODEL)
@@ -221,7 +220,7 @@ async def test_a_session_opened_ahead_that_hangs_delays_a_recovery_only_by_so_mu
                 if attempt.number == 0:
                     # The very first request of the next ServiceClient gets no answer for longer
                     # than this test may take.
-                    monkeypatch.setattr(backend, "OPEN_AGAIN_S", 0.2)
+                    set_open_again_s(monkeypatch, 0.2)
                     local.inject(FaultRule("slow", request="config", delay_s=2.0))
                 await train(attempt, steps=4)
     (run,) = supervisor.runs

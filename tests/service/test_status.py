@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
 import pytest_asyncio
-import stamina
 from loops import MODEL, policy, train
 from pydantic import SecretStr
 
 from tinker_recovery import StatusRefused, StatusUnavailable, Supervisor
 from tinker_recovery.service import Endpoint, StatusReader
 from tinker_recovery.testing import LocalTinker
+
+pytestmark = pytest.mark.usefixtures("no_waiting_between_tries")
 
 RUN = {
     "training_run_id": "r",
@@ -23,12 +24,6 @@ RUN = {
     "is_lora": True,
     "last_request_time": "2026-01-01T00:00:00Z",
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_between_tries() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=3):
-        yield
 
 
 @pytest_asyncio.fixture

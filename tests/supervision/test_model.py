@@ -245,7 +245,7 @@ async def endure(
                 if isinstance(target, float):
                     await world.clock.sleep(target / 4)
                 elif command in ("crash", "finish"):
-                    order = kids[target]._order
+                    order = kids[target].order
                     if kids[target].alive and order is not None and not order.done():
                         getattr(kids[target], command)()
                 else:

@@ -265,7 +265,7 @@ async def test_a_handshake_of_an_incarnation_that_is_over_does_nothing(world: Wo
 async def test_the_exit_of_an_abandoned_incarnation_is_ignored(world: World) -> None:
     kid = world.kid("kid", deaf=10**9)
     async with world.tree([kid.spec(shutdown=1.0)]) as tree:
-        first = kid._order
+        first = kid.order
         assert first is not None
         await tree.terminate_child("kid")
         await tree.restart_child("kid")

@@ -8,9 +8,10 @@ import logging
 
 import anyio
 import pytest
-from loops import MODEL, policy, train
+from inspection import logged_events, open_streams
+from loops import MODEL, CrashAtDetection, policy, train
 
-from tinker_recovery import RecoveryEvent, Supervisor, UsageError
+from tinker_recovery import Clock, RecoveryEvent, Supervisor, UsageError
 from tinker_recovery.supervision import (
     ChildReady,
     ChildRestarted,
@@ -61,18 +62,12 @@ async def test_every_consumer_is_told_of_runs_and_of_the_tree_until_the_supervis
 
 
 async def test_a_crash_of_the_executor_and_its_restart_are_in_the_stream_and_in_the_log(
-    local: LocalTinker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "tinker_recovery")
     local.poison(at_step=7)
-    crashes = iter([RuntimeError("a defect of ours")])
-
-    async def crash_once(*_: object) -> None:
-        for crash in crashes:
-            raise crash
-
-    monkeypatch.setattr("tinker_recovery.recovery.executor.Executor._look_for_progress", crash_once)
-    supervisor = Supervisor(policy())
+    crash = CrashAtDetection(RuntimeError("a defect of ours"))
+    supervisor = Supervisor(policy(), clock=Clock(monotonic=crash.monotonic), on_event=crash.note)
     stream = supervisor.events()
     async with supervisor:
         await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
@@ -87,9 +82,15 @@ async def test_a_crash_of_the_executor_and_its_restart_are_in_the_stream_and_in_
     logged = [vars(record) for record in caplog.records if "event.name" in vars(record)]
     named = [record["event.name"] for record in logged]
     assert {event.name for event in executors} <= set(named)
-    (crash,) = (each for each in logged if each["event.name"] == CrashReport.name)
-    assert crash["supervision.child"] == "executor"
-    assert crash["supervision.reason.type"] == "ExceptionGroup"
+    (report,) = (each for each in logged if each["event.name"] == CrashReport.name)
+    assert report["supervision.child"] == "executor"
+    assert report["supervision.reason.type"] == "ExceptionGroup"
+
+
+def test_every_event_has_a_level_in_the_log() -> None:
+    assert logged_events() == {
+        value for name, value in vars(names).items() if name.startswith("EVENT_")
+    }
 
 
 async def test_log_records_carry_the_attributes_and_none_hides_one_of_loggings_own(
@@ -162,7 +163,7 @@ async def test_a_stream_nobody_holds_is_forgotten_and_one_asked_for_too_late_is_
 ):
     streams = Streams()
     streams.new(3)
-    assert not list(streams._open)
+    assert not open_streams(streams)
     closed = streams.new(3)
     streams.put(_event(1))
     await closed.aclose()

@@ -14,14 +14,13 @@ from typing import Any, Literal
 import anyio.to_thread
 import pytest
 from _receiver import RECEIVERS, Received, grpc_receiver, http_receiver
+from inspection import forget_providers, set_tracer_provider
 from loops import MODEL, SEED, InstantClock, batch, policy, train, undisturbed_state
 from opentelemetry import trace
-from opentelemetry.metrics import _internal as metrics_api
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.util._once import Once
 
 from tinker_recovery import RecoveryExhausted, Supervisor, UsageError
 from tinker_recovery.telemetry import configure_metrics, configure_tracing, metrics, names
@@ -35,10 +34,7 @@ CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
 @pytest.fixture
 def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process in which nobody has set a provider yet; put back in the end."""
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
-    monkeypatch.setattr(metrics_api, "_METER_PROVIDER", None)
-    monkeypatch.setattr(metrics_api, "_METER_PROVIDER_SET_ONCE", Once())
+    forget_providers(monkeypatch)
 
 
 @pytest.fixture(params=["grpc", "http/protobuf"])
@@ -249,7 +245,7 @@ def test_a_provider_of_the_users_gets_our_exporter_and_outlives_it(
     provider = TracerProvider(resource=Resource({"service.name": "theirs"}), shutdown_on_exit=False)
     theirs = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(theirs))
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    set_tracer_provider(monkeypatch, provider)
     with grpc_receiver() as received:
         with configure_tracing(received.endpoint, service_name="ours"):
             trace.get_tracer("test").start_span("both").end()

@@ -8,16 +8,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from virtual import ManualClock
 
 from tinker_recovery.telemetry.figures import RunFigures, Stretch, goodput
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_run_that_was_never_disturbed_is_all_of_use() -> None:
@@ -32,7 +25,7 @@ def test_before_the_first_step_there_is_nothing_to_tell() -> None:
 
 def test_steps_done_again_and_the_time_of_the_recovery_are_lost() -> None:
     """100 s training 10 steps, 20 s recovering to step 5, 80 s for 8 more."""
-    clock = _Clock()
+    clock = ManualClock()
     figures = RunFigures(clock)
     figures.segment_began(0, lambda: 10)
     clock.now += 100.0
@@ -51,7 +44,7 @@ def test_steps_done_again_and_the_time_of_the_recovery_are_lost() -> None:
 
 
 def test_a_recovery_to_before_the_last_segment_takes_all_of_that_one() -> None:
-    figures = RunFigures(_Clock())
+    figures = RunFigures(ManualClock())
     figures.segment_began(0, lambda: 10)
     figures.segment_began(8, lambda: 4)
     figures.segment_began(6, lambda: 1)
@@ -66,7 +59,7 @@ def test_a_recovery_to_before_the_last_segment_takes_all_of_that_one() -> None:
 def test_what_is_kept_is_never_more_than_was_done_and_goodput_is_a_share(
     segments: list[tuple[int, int]], busy_s: float, idle_s: float
 ) -> None:
-    clock = _Clock()
+    clock = ManualClock()
     figures = RunFigures(clock)
     top = 0
     for start, done in segments:

@@ -23,9 +23,8 @@ from urllib.parse import urlsplit
 import anyio.to_thread
 import httpx
 import pytest
+from inspection import forget_providers
 from loops import MODEL, policy, train
-from opentelemetry import trace
-from opentelemetry.util._once import Once
 
 from tinker_recovery import Supervisor
 from tinker_recovery.telemetry import configure_tracing
@@ -146,8 +145,7 @@ async def test_jaeger_shows_an_incident_as_one_trace_that_leads_to_the_segment_i
     protocol: Literal["grpc", "http/protobuf"],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+    forget_providers(monkeypatch)
     service = f"test-{secrets.token_hex(4)}"
     export = configure_tracing(jaeger.otlp[protocol], protocol=protocol, service_name=service)
     local.poison(at_step=7)

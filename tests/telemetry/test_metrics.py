@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from inspection import event_sink, meter_provider, provider_of_instruments, set_meter_provider
 from loops import MODEL, InstantClock, policy, train
-from opentelemetry.metrics import _internal as api
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -57,7 +57,7 @@ def _said(point: Any) -> dict[str, Any]:
 def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Meter]:
     reader = InMemoryMetricReader()
     provider = MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
-    monkeypatch.setattr(api, "_METER_PROVIDER", provider)
+    set_meter_provider(monkeypatch, provider)
     yield _Meter(reader)
     provider.shutdown()
 
@@ -109,10 +109,10 @@ async def test_a_run_given_up_and_polls_that_fail_are_told_by_the_type_of_their_
     clock = InstantClock(poll_interval_s=30.0)
     with pytest.raises(RecoveryExhausted):
         async with Supervisor(policy(), clock=clock.clock) as supervisor:
-            supervisor._events.emit(
+            event_sink(supervisor).emit(
                 names.EVENT_POLL_ERROR, "sft", "", {names.ERROR_TYPE: "StatusUnavailable"}
             )
-            supervisor._events.emit(
+            event_sink(supervisor).emit(
                 names.EVENT_CHECKPOINT_SAVE_FAILED, "sft", "", {names.ERROR_TYPE: "ConflictError"}
             )
             await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
@@ -150,8 +150,7 @@ async def test_two_runs_of_one_name_are_one_series_that_never_goes_down(
 async def test_the_names_and_units_follow_the_conventions(meter: _Meter) -> None:
     metrics.kept("sft", 3)
     metrics.recovered(kind="poisoned", outcome="recovered", duration_s=1.0, error=None)
-    instruments = metrics._instruments()
-    assert instruments.provider is api._METER_PROVIDER
+    assert provider_of_instruments() is meter_provider()
     for name, metric in meter.metrics().items():
         assert re.fullmatch(r"tinker_recovery(\.[a-z_]+)+", name)
         assert not name.endswith("s")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import Counter
 from collections.abc import Callable
 
-import anyio
 import pytest
-from inspection import internals_of
-from loops import MODEL, InstantClock, batch, policy, train, until
+from inspection import expect_size
+from loops import MODEL, InstantClock, batch, loop, policy, train, until
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from stuck import Stuck
 from told import failed, incident, named, only, ours, says
 
-from tinker_recovery import RecoveryEvent, RecoveryRefused, Supervisor
-from tinker_recovery.recovery.selection import CheckpointSelection
+from tinker_recovery import Attempt, RecoveryEvent, RecoveryRefused, Supervisor
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -62,10 +62,9 @@ async def test_a_candidate_that_is_turned_down_ends_as_an_error_and_the_next_has
     def note(event: RecoveryEvent) -> None:
         if event.name == names.EVENT_DETECTED:
             # Smaller than when it was stored: cut off.
-            known = internals_of(supervisor.runs[0]).checkpoints
             path = str(supervisor.runs[0].segments[0].run_id)
             newest = [each.path for each in local.checkpoints(path)][-1]
-            known.sizes[newest] = 1
+            expect_size(supervisor.runs[0], newest, 1)
 
     local.inject(FaultRule("fail", 11, "optim_step"))
     async with Supervisor(policy(), on_event=note) as supervisor:
@@ -104,42 +103,6 @@ async def test_a_canary_that_fails_or_answers_otherwise_ends_verify_as_an_error(
     assert "the canary's logprobs differ" in str(verified[1].status.description)
 
 
-class _Stuck:
-    """Gets a recovery stuck in one phase, and says when it is."""
-
-    def __init__(self, local: LocalTinker, phase: str) -> None:
-        self.phase = phase
-        self.reached = anyio.Event()
-        self._local = local
-
-    def note(self, event: RecoveryEvent) -> None:
-        rules = {
-            "select": FaultRule("slow", request="run_checkpoints", delay_s=30.0),
-            "create_client": FaultRule("hang", request="load_weights"),
-            "backoff": FaultRule("fail", request="load_weights"),
-        }
-        if event.name == names.EVENT_DETECTED and self.phase in rules:
-            self._local.inject(rules[self.phase])
-        if event.name == names.EVENT_CLIENT_CREATED and self.phase == "verify":
-            self._local.inject(FaultRule("hang", 5, "forward_backward"))
-        if event.name == names.EVENT_FAILED:
-            self.reached.set()
-
-    async def resume(self, *_: object) -> None:
-        if self.phase == "resume":
-            await self.hang()
-
-    async def hang(self, *_: object) -> None:
-        self.reached.set()
-        await anyio.sleep_forever()
-
-    def is_stuck(self) -> bool:
-        stuck_at = {"slow", "hang"}
-        return self.reached.is_set() or any(
-            fault.rule.action in stuck_at for fault in self._local.fired
-        )
-
-
 @pytest.mark.parametrize(
     "phase", ["select", "validate", "create_client", "verify", "resume", "backoff"]
 )
@@ -147,19 +110,23 @@ async def test_a_phase_that_is_cancelled_ends_as_an_error_and_so_does_the_incide
     local: LocalTinker,
     spans: InMemorySpanExporter,
     phase: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The SDK by itself leaves such a span without a status, as if nothing had happened."""
-    stuck = _Stuck(local, phase)
+    stuck = Stuck(local, phase)
     local.inject(FaultRule("fail", 7, "optim_step"))
-    given = policy(canary=batch(3), on_recovery=stuck.resume, backoff_s=60.0)
-    if phase == "validate":
-        # What it asks the service, retention asks as well.
-        monkeypatch.setattr(CheckpointSelection, "_objection", stuck.hang)
+    given = policy(canary=batch(3), on_recovery=stuck.resume, backoff_s=60.0, poll_interval_s=0.05)
+
+    async def training(attempt: Attempt) -> None:
+        await train(attempt, steps=7)
+        # The validation asks for the weights' facts where a poll has brought those of the run. The
+        # retention worker asks the same of each checkpoint, once: let it do so before.
+        asked = ("training_run", "training_run", "weights_info")
+        await until(lambda: not Counter(asked) - Counter(local.stats.by_route))
+        await loop(attempt.client, 7, STEPS, 0)
 
     async def run() -> None:
         async with Supervisor(given, on_event=stuck.note) as supervisor:
-            await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
+            await supervisor.run(training, base_model=MODEL)
 
     running = asyncio.create_task(run())
     await until(stuck.is_stuck)

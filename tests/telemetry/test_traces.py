@@ -8,8 +8,8 @@ import logging
 import anyio.lowlevel
 import pytest
 import tinker
-from inspection import reader_of
-from loops import ADAM, MODEL, InstantClock, batch, policy, train
+from inspection import http_auth, status_reader
+from loops import ADAM, MODEL, InstantClock, batch, policy, quick, train
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from told import events, failed, incident, links, named, only, ours, says, span_id
@@ -186,7 +186,7 @@ async def test_a_step_that_is_skipped_is_told_inside_the_recovery(
             await attempt.client.optim_step(ADAM)
 
     local.inject(FaultRule("fail", 7, "forward_backward", times=2))
-    given = policy(on_repeated_fault="skip_step", on_skip=skipped, backoff_s=0.0, max_backoff_s=0.0)
+    given = quick(on_repeated_fault="skip_step", on_skip=skipped)
     async with Supervisor(given) as supervisor:
         await supervisor.run(loop, base_model=MODEL)
     second = named(ours(spans), names.SPAN_RECOVERY)[1]
@@ -212,9 +212,10 @@ async def test_what_a_callback_raises_is_on_the_span(
 
 
 async def test_a_status_that_cannot_be_read_is_told_of_and_the_run_left_alone(
-    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+    local: LocalTinker,
 ) -> None:
     """The key is good for the SDK's clients and not for ours: the service refuses each poll."""
+    local.inject(FaultRule("status", request="training_run", status=401, for_s=60.0))
     told: list[RecoveryEvent] = []
 
     async def main() -> None:
@@ -222,7 +223,6 @@ async def test_a_status_that_cannot_be_read_is_told_of_and_the_run_left_alone(
             policy(poll_interval_s=0.01), service=local.service, on_event=told.append
         ) as supervisor:
             async for attempt in supervisor.attempts(base_model=MODEL, name="sft"):
-                monkeypatch.setattr(reader_of(supervisor).http._http, "_auth", None)
                 async with attempt:
                     while not any(event.name == names.EVENT_POLL_ERROR for event in told):
                         await train(attempt, steps=attempt.client.step + 1)
@@ -246,9 +246,8 @@ async def test_the_api_key_appears_in_no_log_no_span_no_event_and_no_repr(
         async with Supervisor(
             policy(poll_interval_s=0.01), on_event=told.append, clock=clock.clock
         ) as supervisor:
-            reader = reader_of(supervisor)
+            reader = status_reader(supervisor)
             await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
-    assert reader is not None
     shown = "\n".join(
         [
             caplog.text,
@@ -257,7 +256,7 @@ async def test_the_api_key_appears_in_no_log_no_span_no_event_and_no_repr(
             str(caught.value),
             repr(reader),
             repr(reader.http.endpoint),
-            repr(reader.http._http.auth),
+            repr(http_auth(reader)),
             repr(vars(supervisor)),
             *(span.to_json() for span in ours(spans)),
         ]

@@ -20,25 +20,6 @@ from wire import Wire, wired
 
 from tinker_recovery.testing import FaultRule, LocalTinker
 
-
-@pytest_asyncio.fixture
-async def server() -> AsyncIterator[LocalTinker]:
-    async with LocalTinker(long_poll_s=0.02) as server:
-        yield server
-
-
-@pytest_asyncio.fixture
-async def wire(server: LocalTinker) -> AsyncIterator[Wire]:
-    async with wired(server) as wire:
-        yield wire
-
-
-@pytest_asyncio.fixture
-async def service(server: LocalTinker) -> AsyncIterator[tinker.ServiceClient]:
-    async with a_service(server) as service:
-        yield service
-
-
 # Rollbacks
 
 

@@ -9,6 +9,7 @@ import anyio.to_thread
 import pytest
 import pytest_asyncio
 from tinker.lib.public_interfaces.rest_client import RestClient
+from virtual import ManualClock
 from wire import Wire, wired
 
 from tinker_recovery.testing import LocalTinker
@@ -16,31 +17,15 @@ from tinker_recovery.testing import LocalTinker
 HOUR_S = 3600
 
 
-class Wall:
-    """A wall clock that moves when told."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def wall() -> Wall:
-    return Wall()
+def wall() -> ManualClock:
+    return ManualClock(1_800_000_000.0)
 
 
 @pytest_asyncio.fixture
-async def server(tmp_path: Path, wall: Wall) -> AsyncIterator[LocalTinker]:
+async def server(tmp_path: Path, wall: ManualClock) -> AsyncIterator[LocalTinker]:
     async with LocalTinker(tmp_path, wall=wall) as server:
         yield server
-
-
-@pytest_asyncio.fixture
-async def wire(server: LocalTinker) -> AsyncIterator[Wire]:
-    async with wired(server) as wire:
-        yield wire
 
 
 async def names(wire: Wire, run: str) -> list[str]:
@@ -49,7 +34,7 @@ async def names(wire: Wire, run: str) -> list[str]:
 
 
 async def test_the_sdk_reads_manages_and_deletes_a_checkpoint(
-    server: LocalTinker, wire: Wire, wall: Wall
+    server: LocalTinker, wire: Wire, wall: ManualClock
 ) -> None:
     run = await wire.create()
     metadata = {"step": "3", "loss": "0.5"}
@@ -145,7 +130,7 @@ async def test_a_ttl_out_of_range_is_refused(wire: Wire, ttl_s: int) -> None:
 
 
 async def test_an_expired_checkpoint_is_listed_nowhere_and_cannot_be_loaded(
-    server: LocalTinker, wire: Wire, wall: Wall
+    server: LocalTinker, wire: Wire, wall: ManualClock
 ) -> None:
     run = await wire.create()
     path = (await wire.result(await wire.save(run, 1, "a", ttl_seconds=HOUR_S)))["path"]

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from wire import Reply, Wire, wired
+from wire import Reply, Wire
 
 from tinker_recovery.testing import FaultRule, LocalTinker
-
-
-@pytest_asyncio.fixture
-async def server() -> AsyncIterator[LocalTinker]:
-    async with LocalTinker(long_poll_s=0.02) as server:
-        yield server
-
-
-@pytest_asyncio.fixture
-async def wire(server: LocalTinker) -> AsyncIterator[Wire]:
-    async with wired(server) as wire:
-        yield wire
 
 
 async def steps(wire: Wire, run: str, first: int, count: int) -> list[Reply]:

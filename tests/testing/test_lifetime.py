@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from inspection import folder_of
 from wire import Wire, http
 
 from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess, serve
@@ -49,8 +50,7 @@ async def test_it_stops_at_once_with_requests_open_and_leaves_no_thread_and_no_f
             began = time.monotonic()
         assert time.monotonic() - began < 10, "an open question is good for a minute"
     assert "local-tinker" not in [thread.name for thread in threading.enumerate()]
-    assert server._root is not None
-    assert not server._root.exists()
+    assert not folder_of(server).exists()
 
 
 async def test_leaving_it_while_cancelled_stops_it_all_the_same() -> None:
@@ -58,8 +58,7 @@ async def test_leaving_it_while_cancelled_stops_it_all_the_same() -> None:
     with anyio.move_on_after(0.05):
         async with server:
             await anyio.sleep_forever()
-    assert server._root is not None
-    assert not server._root.exists()
+    assert not folder_of(server).exists()
     assert "local-tinker" not in [thread.name for thread in threading.enumerate()]
 
 

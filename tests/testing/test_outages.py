@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 import httpx
 import pytest
-import pytest_asyncio
 import tinker
 from loops import ADAM, until
 from sdk_loops import a_service, fresh, train
-from wire import NO_TLS, Wire, http, wired
+from wire import NO_TLS, Wire, http
 
 from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess
-
-
-@pytest_asyncio.fixture
-async def server() -> AsyncIterator[LocalTinker]:
-    async with LocalTinker() as server:
-        yield server
-
-
-@pytest_asyncio.fixture
-async def wire(server: LocalTinker) -> AsyncIterator[Wire]:
-    async with wired(server) as wire:
-        yield wire
 
 
 async def is_up(base_url: str) -> bool:

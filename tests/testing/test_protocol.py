@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 
 import anyio.to_thread
 import pytest
-import pytest_asyncio
 import tinker
 import zstandard
 from loops import bare_run
 from tinker.lib.public_interfaces.rest_client import RestClient
 from tinker.proto import tinker_public_pb2 as pb
-from wire import Wire, http, wired
+from wire import Wire, http
 
 from tinker_recovery.testing import LocalTinker
 
 
-@pytest_asyncio.fixture
-async def wire(local: LocalTinker) -> AsyncIterator[Wire]:
-    async with wired(local) as wire:
-        yield wire
+@pytest.fixture
+def server(local: LocalTinker) -> LocalTinker:
+    return local
 
 
 async def test_requests_are_executed_in_the_order_of_their_seq_ids(

@@ -13,6 +13,8 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inspection import newest_rule
+from virtual import ManualClock
 from wire import NO_TLS
 
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -22,23 +24,13 @@ from tinker_recovery.testing.options import Options, ServerOptions
 from tinker_recovery.testing.strategies import fault_rules, schedules
 
 
-class HandClock:
-    """A clock that moves when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
-def book(clock: HandClock) -> FaultBook:
+def book(clock: ManualClock) -> FaultBook:
     return FaultBook(clock)
 
 
@@ -93,7 +85,7 @@ def test_a_rule_strikes_once_unless_it_says_how_often(book: FaultBook) -> None:
 
 
 def test_a_rule_with_a_duration_strikes_everything_from_its_first_strike_on(
-    book: FaultBook, clock: HandClock
+    book: FaultBook, clock: ManualClock
 ) -> None:
     book.add(FaultRule("fail", at_step=3, for_s=10))
     clock.now += 100
@@ -111,7 +103,7 @@ def test_a_duration_and_a_count_end_with_whichever_is_first(book: FaultBook) -> 
     assert [strikes(book) for _ in range(3)] == [True, True, False]
 
 
-def test_a_rule_for_later_does_not_strike_now(book: FaultBook, clock: HandClock) -> None:
+def test_a_rule_for_later_does_not_strike_now(book: FaultBook, clock: ManualClock) -> None:
     book.add(FaultRule("fail", after_s=5))
     clock.now += 4.9
     assert not strikes(book)
@@ -128,7 +120,7 @@ def test_a_released_rule_strikes_no_more_and_the_others_do(book: FaultBook) -> N
 
 
 async def test_a_strike_is_over_when_its_time_is_or_its_rule_is_released(
-    book: FaultBook, clock: HandClock
+    book: FaultBook, clock: ManualClock
 ) -> None:
     book.add(FaultRule("pause", for_s=10))
     book.add(FaultRule("pause", request="load_weights"))
@@ -195,7 +187,7 @@ async def test_the_server_takes_every_rule_that_can_be_drawn() -> None:
                 def inject(rule: FaultRule) -> None:
                     reply = http.post("/testing/faults", json=asdict(rule))
                     assert reply.status_code == 200, reply.text
-                    assert server._book._entries[-1].rule == rule
+                    assert newest_rule(server) == rule
 
                 inject()
                 refused = http.post("/testing/faults", json={"action": "explode"})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 import tinker
 from loops import ADAM, batch
 from sdk_loops import a_service, fresh, resumed, train
@@ -17,10 +15,9 @@ from tinker_recovery.testing import LocalTinker
 pytestmark = pytest.mark.usefixtures("local")
 
 
-@pytest_asyncio.fixture
-async def service(local: LocalTinker) -> AsyncIterator[tinker.ServiceClient]:
-    async with a_service(local) as service:
-        yield service
+@pytest.fixture
+def server(local: LocalTinker) -> LocalTinker:
+    return local
 
 
 async def test_losses_fall(service: tinker.ServiceClient) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,32 +14,15 @@ import httpx
 import pytest
 import pytest_asyncio
 import tinker
+from inspection import requests_open
 from loops import ADAM, batch, until
-from sdk_loops import a_service, fresh, train
+from sdk_loops import fresh, train
 from tinker.lib.public_interfaces.rest_client import RestClient
 from tinker.lib.retryable_exception import RetryableException
 from wire import Wire, wired
 
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing.actions import Target
-
-
-@pytest_asyncio.fixture
-async def server() -> AsyncIterator[LocalTinker]:
-    async with LocalTinker(long_poll_s=0.02) as server:
-        yield server
-
-
-@pytest_asyncio.fixture
-async def wire(server: LocalTinker) -> AsyncIterator[Wire]:
-    async with wired(server) as wire:
-        yield wire
-
-
-@pytest_asyncio.fixture
-async def service(server: LocalTinker) -> AsyncIterator[tinker.ServiceClient]:
-    async with a_service(server) as service:
-        yield service
 
 
 @pytest_asyncio.fixture
@@ -305,7 +287,7 @@ async def test_a_slow_reply_comes_late_or_when_it_is_released() -> None:
                 group.start_soon(wire.optim_step, run, seq_id)
                 await until(lambda: server.run_state(run).steps == len(server.fired) == seq_id)  # noqa: B023 - awaited here
                 await anyio.sleep(0.02)
-                assert len(group._tasks) == 1, "it was executed, and is not answered"  # type: ignore[attr-defined]  # asyncio's
+                assert requests_open(group) == 1, "it was executed, and is not answered"
                 if seq_id == 1:
                     now[0] += 30
                 else:

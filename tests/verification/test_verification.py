@@ -16,8 +16,8 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
-import stamina
 import tinker
+from inspection import folder_of, notebook_of, place_of_file
 from loops import ADAM, MODEL, SEED, batch
 from opentelemetry import context
 from pydantic import SecretStr
@@ -37,18 +37,13 @@ from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.retention.verifier import CanaryBatch, Progress, Verifier, encode_files
 from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
-from tinker_recovery.service.download import _inside
 from tinker_recovery.service.export import Limits
 from tinker_recovery.testing import Damage, FaultRule, LocalTinker
 
+pytestmark = pytest.mark.usefixtures("no_waiting_between_tries")
+
 ALL = ["metadata", "listing", "weights", "bytes"]
 PROBE = batch(77)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_between_tries() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=3):
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -262,7 +257,7 @@ async def test_a_service_whose_exports_are_not_the_same_twice_is_not_called_wron
     path = await saved(local, rank=8)
     async with a_desk(local) as desk:
         (run,) = local.runs()
-        notebook = desk.verifier.collaborators.notebook
+        notebook = notebook_of(desk.verifier)
         assert run in path
         await desk.bytes(path)
         noted = (await notebook.notes()).files[path]
@@ -283,9 +278,7 @@ async def test_a_service_whose_exports_are_not_the_same_twice_is_not_called_wron
                 local.damage(f"tinker://{local.runs()[0]}/external_weights/{only()}", "bit_flip")
 
         def only() -> str:
-            root = local._root
-            assert root is not None
-            (file,) = root.rglob("external_weights/*.json")
+            (file,) = folder_of(local).rglob("external_weights/*.json")
             return file.stem
 
         verdict = await desk.bytes(path, progress)
@@ -304,7 +297,7 @@ async def test_what_is_not_listed_or_of_another_size_is_not_looked_into_any_furt
             False,
             "the service does not list it",
         )
-        await desk.verifier.collaborators.notebook.note_sizes({path: 7})
+        await notebook_of(desk.verifier).note_sizes({path: 7})
         verdicts = await desk.verify(path, deep=True, lineage="theirs")
         assert [(each.level, each.ok) for each in verdicts] == [
             ("metadata", False),
@@ -438,11 +431,11 @@ async def test_whoever_traces_http_requests_is_asked_to_pass_over_the_downloads(
 @pytest.mark.parametrize("name", ["../x", "/x", ".", "", "a/../../x", "a/../.."])
 def test_a_file_whose_name_leads_out_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(StatusRefused, match="lies outside its folder"):
-        _inside(tmp_path, name)
+        place_of_file(tmp_path, name)
 
 
 def test_a_file_may_lie_in_a_folder_of_the_export(tmp_path: Path) -> None:
-    assert _inside(tmp_path, "a/b.safetensors") == tmp_path.resolve() / "a" / "b.safetensors"
+    assert place_of_file(tmp_path, "a/b.safetensors") == tmp_path.resolve() / "a" / "b.safetensors"
 
 
 async def test_a_reply_with_addresses_that_does_not_fit_is_refused_without_quoting_it() -> None:

@@ -92,6 +92,13 @@ class CheckpointState:
         """The last step of an attempt that stays trusted whatever fault is found next."""
         self._not_finite: set[str] = set()
 
+    def watch(
+        self, first_doubtful_step: Callable[[str], float], confirmed_to: Callable[[str], float]
+    ) -> None:
+        """Ask a run under way here, by attempt id, as well as what is kept."""
+        self.first_doubtful_step = first_doubtful_step
+        self.confirmed_to = confirmed_to
+
     @property
     def unusable(self) -> dict[str, str]:
         """What must not be relied on: rejected, or being deleted. Path to reason."""

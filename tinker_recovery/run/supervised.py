@@ -104,10 +104,9 @@ class SupervisedRun:
             else self.snapshot.checkpoints
         )
         """What is known of its checkpoints."""
-        self.checkpoints.first_doubtful_step = self._first_doubtful_step
         self.rollbacks = RollbackDetector(self)
         """What notices that the service has lost weights."""
-        self.checkpoints.confirmed_to = self.rollbacks.confirmed_to
+        self.checkpoints.watch(self._first_doubtful_step, self.rollbacks.confirmed_to)
         self.skipped: set[int] = set()
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
         self.incident: Fault | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
+from tinker import types
+
 from tinker_recovery.checkpoints import CheckpointRecord, Listed, SavedBy, Segment
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -20,6 +22,7 @@ def record(  # noqa: PLR0913 - a record's fields, by name
     run: str = "a",
     *,
     lineage: str = LINEAGE,
+    attempt: str | None = None,
     saved_by: SavedBy = "schedule",
     metrics: Mapping[str, float] | None = None,
     expires_in_s: float | None = None,
@@ -33,7 +36,7 @@ def record(  # noqa: PLR0913 - a record's fields, by name
         run_id=run,
         step=step,
         lineage=lineage,
-        attempt=run,
+        attempt=attempt or run,
         parent=parent,
         saved_by=saved_by,
         time=time or NOW + timedelta(seconds=step),
@@ -41,6 +44,25 @@ def record(  # noqa: PLR0913 - a record's fields, by name
         expires_at=None if expires_in_s is None else NOW + timedelta(seconds=expires_in_s),
         public=public,
         metrics=metrics or {},
+    )
+
+
+def stored(
+    metadata: dict[str, str] | None,
+    *,
+    kind: types.CheckpointType = "training",
+    expires_at: datetime | None = None,
+    size_bytes: int | None = 10,
+) -> types.Checkpoint:
+    """A checkpoint as the service lists it."""
+    return types.Checkpoint(
+        checkpoint_id="weights/c",
+        checkpoint_type=kind,
+        time=NOW,
+        tinker_path="tinker://run/weights/c",
+        size_bytes=size_bytes,
+        user_metadata=metadata,
+        expires_at=expires_at,
     )
 
 
