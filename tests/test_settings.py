@@ -130,6 +130,36 @@ def test_all_that_is_wrong_is_said_at_once_and_no_secret_with_it() -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_names_switches_and_values_that_are_wrong_are_said_together() -> None:
+    file = {"max_atempts": 1, "max_attempts": True, "backoff_s": -1, "checkpoints": {"ttl": 1}}
+    with pytest.raises(UsageError) as caught:
+        resolve({"enabled": "perhaps"}, {"TINKER_RECOVERY_NO": "1"}, _table(file))
+    said = str(caught.value)
+    assert len(said.splitlines()) == 6
+    assert "did you mean max_attempts?" in said
+    assert "did you mean checkpoints.ttl_s?" in said
+    assert "max_attempts=True, from file" in said
+    assert "backoff_s=-1, from file" in said
+    assert "enabled='perhaps', from flag" in said
+    assert "variable TINKER_RECOVERY_NO sets nothing" in said
+
+
+def test_a_setting_whose_name_begins_with_another_field_is_its_own() -> None:
+    """CANARY_TOLERANCE is not the TOLERANCE of the canary, which only a program can give."""
+    variable = "TINKER_RECOVERY_CANARY_TOLERANCE"
+    resolved = resolve({}, {variable: "0.5"})
+    assert _said_by(resolved, "canary_tolerance") == (0.5, f"variable {variable}")
+    assert resolved.policy.canary is None
+
+
+@pytest.mark.parametrize("content", ["tool = 3", "[tool]\ntinker_recovery = 3"])
+def test_our_table_of_a_pyproject_has_to_be_one(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"tool\.tinker_recovery has to be a table"):
+        find_table({}, config=path)
+
+
 _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "max_attempts": st.integers(1, 99),
     "backoff_s": st.floats(0, 60),
@@ -174,17 +204,18 @@ def test_each_setting_by_itself_is_the_flags_then_the_variables_then_the_files_t
     assert RecoveryPolicy.model_validate(resolved.values) == resolved.policy
 
 
-def test_the_file_is_the_nearest_pyproject_upwards_or_the_one_that_is_named(tmp_path: Path) -> None:
+def test_the_file_is_the_nearest_pyproject_upwards_or_the_one_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     within = tmp_path / "project" / "src"
     within.mkdir(parents=True)
+    monkeypatch.chdir(within)
     project = tmp_path / "project" / "pyproject.toml"
     project.write_text("[tool.tinker_recovery]\nmax_attempts = 4\n")
     own = tmp_path / "own.toml"
     own.write_text("max_attempts = 6\n[checkpoints]\nsave_every = 7\n")
-    assert find_table({}, start=within) == Table(
-        project, "tool.tinker_recovery", {"max_attempts": 4}
-    )
-    named = find_table({"TINKER_RECOVERY_CONFIG": str(own)}, start=within)
+    assert find_table({}) == Table(project, "tool.tinker_recovery", {"max_attempts": 4})
+    named = find_table({"TINKER_RECOVERY_CONFIG": str(own)})
     assert named is not None
     assert (named.path, str(named.source("checkpoints.save_every"))) == (
         own,
@@ -195,7 +226,7 @@ def test_the_file_is_the_nearest_pyproject_upwards_or_the_one_that_is_named(tmp_
     assert flagged.content == {"max_attempts": 4}
     # The nearest one is the project's, whether it has a word for us or not.
     (within / "pyproject.toml").write_text("[project]\nname = 'x'\n")
-    assert find_table({}, start=within) is None
+    assert find_table({}) is None
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 @pytest.fixture
 def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in which nobody has set a provider yet; put back in the end."""
+    """A process in which no provider is set yet; put back in the end."""
     forget_providers(monkeypatch)
 
 

@@ -25,7 +25,7 @@ Receivers = Mapping[str, Received]
 
 @pytest.fixture(autouse=True)
 def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in which nobody has set a provider yet; put back in the end."""
+    """A process in which no provider is set yet; put back in the end."""
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
     monkeypatch.setattr(metrics_api, "_METER_PROVIDER", None)
