@@ -139,9 +139,7 @@ class Supervisor(AsyncContextManagerMixin):
         async with (
             self._events.streams,
             Notebook(journal) as notebook,
-            Recorder(
-                journal, service=endpoint.base_url, hide=secrets_of(endpoint), beat_s=BEAT_S
-            ) as recorder,
+            Recorder(journal, service=endpoint.base_url, beat_s=BEAT_S) as recorder,
             StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as reader,
             anyio.create_task_group() as background,
         ):
@@ -326,9 +324,3 @@ class _Attempts:
             raise StopAsyncIteration
         self._last = await self._run.next_attempt()
         return self._last
-
-
-def secrets_of(endpoint: Endpoint) -> list[str]:
-    """What lets someone in at the service, and so must not be written anywhere."""
-    key = endpoint.api_key
-    return [*([] if key is None else [key.get_secret_value()]), *endpoint.headers.values()]

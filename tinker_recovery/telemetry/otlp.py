@@ -12,6 +12,7 @@ from typing import Literal, Protocol, Self
 from tinker_recovery.errors import UsageError
 from tinker_recovery.telemetry import names
 from tinker_recovery.telemetry.otlp_target import Signal, Target, is_off, resolve
+from tinker_recovery.telemetry.redaction import hide_headers
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -215,6 +216,7 @@ def _target(
     if is_off(signal, os.environ):
         logger.info("%s are not exported: the environment turns them off", signal)
         return None
+    hide_headers(target.headers)
     return target
 
 
