@@ -27,14 +27,22 @@
 
 Errors of the supervision tree live in :mod:`tinker_recovery.supervision`, which knows nothing of
 training. What the SDK or the user's own code raises is never wrapped in any of these.
+
+All can be pickled and copied, with what they were raised from. Some errors of the SDK, such as
+``tinker.APITimeoutError``, cannot, and as a cause or in ``errors`` each is replaced by a
+:class:`~tinker_recovery.supervision.errors.ErrorStandIn` with its type's name and its text; see
+:class:`~tinker_recovery.supervision.errors.PortableError`. No message holds a secret known to
+:mod:`~tinker_recovery.telemetry.redaction`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tinker_recovery.supervision.errors import PortableError
 
-class TinkerRecoveryError(Exception):
+
+class TinkerRecoveryError(PortableError):
     """Root of everything this package raises."""
 
 

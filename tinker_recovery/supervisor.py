@@ -150,9 +150,7 @@ class Supervisor(AsyncContextManagerMixin):
         async with (
             self._events.streams,
             Notebook(journal) as notebook,
-            Recorder(
-                journal, service=endpoint.base_url, hide=secrets_of(endpoint), beat_s=BEAT_S
-            ) as recorder,
+            Recorder(journal, service=endpoint.base_url, beat_s=BEAT_S) as recorder,
             StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as reader,
             anyio.create_task_group() as background,
         ):
@@ -456,9 +454,3 @@ def _silence_check_s(policy: RecoveryPolicy) -> float | None:
     """Seconds between two looks at silence: within a tenth of its deadlines, 10 ms at least."""
     deadlines = [each for each in (policy.stall_warning_s, policy.stall_after_s) if each]
     return max(0.01, min([5.0, *(each / 10 for each in deadlines)])) if deadlines else None
-
-
-def secrets_of(endpoint: Endpoint) -> list[str]:
-    """What lets someone in at the service, and so must not be written anywhere."""
-    key = endpoint.api_key
-    return [*([] if key is None else [key.get_secret_value()]), *endpoint.headers.values()]

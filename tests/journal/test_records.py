@@ -44,7 +44,7 @@ def file(tmp_path: Path) -> Path:
 @pytest_asyncio.fixture
 async def recorder(file: Path) -> AsyncIterator[Recorder]:
     with Journal(file, service=SERVICE) as journal:
-        async with Recorder(journal, service=SERVICE, hide=[KEY]) as recorder:
+        async with Recorder(journal, service=SERVICE) as recorder:
             yield recorder
 
 

@@ -142,6 +142,25 @@ async def test_without_a_key_the_error_says_where_to_put_one() -> None:
             await reader.run("r")
 
 
+async def test_a_password_in_the_base_url_is_sent_as_a_header_with_every_request() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        name = request.url.path.rpartition("/")[2]
+        seen.append((name, request.headers["Authorization"]))
+        assert request.headers["X-Gate"] == "open"
+        assert "@" not in str(request.url)
+        if name == "config":
+            return httpx.Response(200, json={"pjwt_auth_enabled": True})
+        return httpx.Response(200, json={"jwt": "a token"} if name == "token" else RUN)
+
+    endpoint = Endpoint("http://me:p%40ss-w0rd@127.0.0.1:1", SecretStr("tml-x"), {"X-Gate": "open"})
+    async with StatusReader(endpoint, transport=httpx.MockTransport(answer)) as reader:
+        await reader.run("r")
+    # "me:p@ss-w0rd", as HTTP has it
+    assert seen == [(name, "Basic bWU6cEBzcy13MHJk") for name in ("config", "token", "r")]
+
+
 async def test_a_token_that_is_refused_is_renewed_once() -> None:
     tokens = iter(["first", "second"])
     seen: list[str] = []

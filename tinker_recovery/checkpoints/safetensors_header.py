@@ -12,6 +12,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from tinker_recovery.errors import CheckpointError
+
 LENGTH = struct.Struct("<Q")
 
 MAX_HEADER = 100_000_000
@@ -44,7 +46,7 @@ BITS = {
 """Bits of one element of each dtype."""
 
 
-class DamagedFile(ValueError):
+class DamagedFile(CheckpointError, ValueError):
     """A file is not what it should be; the message says why."""
 
 

@@ -64,6 +64,7 @@ def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json
     could not be found out, for the service was out of reach, or too noisy; 130 after Ctrl-C.
     """
     from tinker_recovery.doctor import ExamPlan
+    from tinker_recovery.telemetry import redact
 
     plan = ExamPlan(
         base_model=base_model,
@@ -77,7 +78,8 @@ def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json
     except KeyboardInterrupt:
         _leave(_INTERRUPTED, "Interrupted.", {"error": "interrupted"}, as_json)
     except Exception as error:  # noqa: BLE001 - whatever a service answers instead is the reason it was not found out
-        _leave(_UNKNOWN, f"It could not be found out: {error}", {"error": str(error)}, as_json)
+        why = redact(str(error))
+        _leave(_UNKNOWN, f"It could not be found out: {why}", {"error": why}, as_json)
     else:
         finding = report.diagnosis.finding
         _leave(_STATUS[finding.real], _for_people(report), _for_machines(report), as_json)

@@ -17,9 +17,19 @@ journal_option = click.option(
     help="The journal, or its folder. Default: that of TINKER_RECOVERY_STATE_DIR.",
 )
 
+
+def _without_userinfo(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
+    if url is None:
+        return None
+    from tinker_recovery.telemetry.redaction import split_userinfo
+
+    return split_userinfo(url)[0]
+
+
 service_option = click.option(
     "--service",
     metavar="URL",
+    callback=_without_userinfo,  # as the journal has it
     help="Base URL of its service, if several know a run of that name. Default: the newest run.",
 )
 

@@ -16,6 +16,7 @@ from typing import Self
 
 from tinker_recovery.errors import UsageError
 from tinker_recovery.journal.database import Database
+from tinker_recovery.telemetry import redact
 
 JOURNAL_FILE = "journal.sqlite3"
 """The journal's name in its folder."""
@@ -136,7 +137,7 @@ class Journal:
 
     def pin(self, path: str, reason: str = "pinned by the user") -> None:
         """Keep a checkpoint for ever."""
-        self._put("pinned", path, reason)
+        self._put("pinned", path, redact(reason))
 
     def unpin(self, path: str) -> bool:
         """Take the pin back; whether there was one."""
@@ -144,7 +145,7 @@ class Journal:
 
     def mark_bad(self, path: str, reason: str) -> None:
         """Never recover from this checkpoint again."""
-        self._put("bad", path, reason)
+        self._put("bad", path, redact(reason))
 
     def clear_bad(self, path: str) -> bool:
         """Take that back; whether it was marked."""
@@ -175,7 +176,7 @@ class Journal:
 
     def note_optimizer(self, sdk: str, against: str) -> None:
         """What speaks against the service's restores with optimizer; empty if nothing does."""
-        self._put("optimizer", sdk, against)
+        self._put("optimizer", sdk, redact(against))
 
     def forget(self, paths: Iterable[str]) -> None:
         """Everything noted of checkpoints that are gone for good."""

@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from types import TracebackType
@@ -26,9 +26,9 @@ from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.journal import Journal
 from tinker_recovery.journal.lease import HeldLease
 from tinker_recovery.journal.records import Found, RunRequest
-from tinker_recovery.journal.redaction import redactor
 from tinker_recovery.journal.writer import Job, Writer
-from tinker_recovery.telemetry import RecoveryEvent, names
+from tinker_recovery.telemetry import RecoveryEvent, names, redact
+from tinker_recovery.telemetry.redaction import redact_value
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -53,7 +53,6 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
     Args:
         journal: Where to; has to be open.
         service: Base URL of the service.
-        hide: Texts that must not be written, an API key for one.
         wall: Seconds since the epoch.
         monotonic: Seconds of a clock that only runs forward.
         beat_s: How often the leases are renewed.
@@ -64,7 +63,6 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         journal: Journal,
         *,
         service: str,
-        hide: Sequence[str] = (),
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         beat_s: float = lease.BEAT_S,
@@ -72,7 +70,6 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         self.service = service
         self.persistent = journal.path is not None
         """Whether another process can find what is written."""
-        self.redact = redactor(hide)
         self.wall = wall
         self._monotonic = monotonic
         self._database = journal.database
@@ -156,14 +153,7 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         """An event of a run, or of none."""
         with self._lock:
             record = self._by_name.get(event.run)
-        event = replace(
-            event,
-            message=self.redact(event.message),
-            fields={
-                key: self.redact(value) if isinstance(value, str) else value
-                for key, value in event.fields.items()
-            },
-        )
+        event = replace(event, message=redact(event.message), fields=redact_value(event.fields))
         if record is None:
             self.writer.put(lambda connection: records.note_event(connection, None, event))
         else:
@@ -445,7 +435,7 @@ class RunRecord:
         """
         if self._over:
             return
-        now, detail = self._recorder.wall(), self._recorder.redact(detail)
+        now, detail = self._recorder.wall(), redact(detail)
 
         def write(connection: sqlite3.Connection) -> None:
             if state is not None:

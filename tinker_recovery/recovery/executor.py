@@ -24,7 +24,7 @@ from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import Recoverable, Recovery
 from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.supervision import Child
-from tinker_recovery.telemetry import metrics, names, past_span, phase, redact, refuse, trying
+from tinker_recovery.telemetry import metrics, names, past_span, phase, refuse, trying
 
 
 class Ended(NamedTuple):
@@ -232,7 +232,7 @@ class Executor:
     async def _refused(self, run: Recoverable, fault: Fault, rule: FaultRule) -> Ended:
         errors = run.budget.errors
         refused = RecoveryRefused(
-            redact(f"run {run.name!r} cannot be recovered, because {rule.reason}: {errors[-1]!r}"),
+            f"run {run.name!r} cannot be recovered, because {rule.reason}: {errors[-1]!r}",
             run=run.name,
             errors=errors,
         )
@@ -254,7 +254,7 @@ class Executor:
         exhausted = RecoveryExhausted(
             f"run {run.name!r} was given up after {spent}; the last fault was "
             f"{fault.kind.value} at step {step}; what went wrong, in order: "
-            + redact("; ".join(f"({n}) {error!r}" for n, error in enumerate(errors, 1))),
+            + "; ".join(f"({n}) {error!r}" for n, error in enumerate(errors, 1)),
             run=run.name,
             errors=errors,
         )

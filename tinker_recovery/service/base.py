@@ -5,12 +5,22 @@ Tests and other backends implement :class:`Backend`; the one for Tinker is in ``
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+from urllib.parse import unquote_to_bytes
 
 import tinker
 from pydantic import SecretStr
+
+from tinker_recovery.telemetry.redaction import (
+    hide,
+    hide_environment,
+    hide_headers,
+    hide_userinfo,
+    split_userinfo,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +67,34 @@ Origin = FromBaseModel | FromCheckpoint | FromCallable
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the service is and how to be let in.
+    """Where the service is and how to be let in. Making one hides its secrets in every text.
 
     Attributes:
-        base_url: Without a trailing slash.
+        base_url: Without a trailing slash. A user and password given in it
+            (``https://user:password@host``) are taken out, and sent as a header.
         api_key: Never shown in a repr.
-        headers: Further headers the user's ServiceClient sends.
+        headers: Further headers the user's ServiceClient sends. An Authorization among them is sent
+            in place of a user and password in the URL.
     """
 
     base_url: str
     api_key: SecretStr | None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        plain, userinfo = split_userinfo(self.base_url)
+        headers = self.headers
+        if userinfo:
+            hide_userinfo(userinfo)
+            object.__setattr__(self, "base_url", plain)
+            if not any(name.lower() == "authorization" for name in headers):
+                basic = base64.b64encode(unquote_to_bytes(userinfo)).decode()
+                headers = {**headers, "Authorization": f"Basic {basic}"}
+                object.__setattr__(self, "headers", headers)
+        hide_headers(headers)
+        hide_environment()
+        if self.api_key is not None:
+            hide(self.api_key.get_secret_value())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -46,6 +46,7 @@ class _ApiKeyOrJwt(httpx.Auth):
     def __init__(self, endpoint: Endpoint, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._key = endpoint.api_key.get_secret_value() if endpoint.api_key else ""
         self._root = f"{endpoint.base_url}/api/v1"
+        self._headers = endpoint.headers
         self._monotonic = monotonic
         self._exchange: bool | None = None
         self._token = ""
@@ -77,7 +78,7 @@ class _ApiKeyOrJwt(httpx.Auth):
                 return
 
     def _ask(self, path: str, body: dict[str, str]) -> httpx.Request:
-        headers = {"X-API-Key": self._key}
+        headers = {**self._headers, "X-API-Key": self._key}
         return httpx.Request("POST", self._root + path, json=body, headers=headers)
 
 

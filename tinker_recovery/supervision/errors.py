@@ -20,12 +20,111 @@
 
 A child's own exception is never wrapped on its way out of a start: it is raised as it is, with a
 note (PEP 678) that names the child and the supervisor.
+
+All are :class:`PortableError`: they can be pickled and copied.
 """
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, ClassVar, Self, TypeVar
 
-class SupervisionError(Exception):
+_Error = TypeVar("_Error", bound="PortableError")
+
+_TESTED: ContextVar[frozenset[int]] = ContextVar("tinker_recovery_tested", default=frozenset())
+"""Ids of what is being pickled to see whether it can be: an exception may lead back to itself."""
+
+
+class PortableError(Exception):
+    """An exception that crosses process boundaries.
+
+    Pickled or deep-copied it keeps its message, its attributes, its notes, ``__cause__``,
+    ``__context__`` and ``__suppress_context__``; as with every exception the traceback is left
+    behind. What of these cannot be pickled is replaced: an exception by an :class:`ErrorStandIn`,
+    alone or in a list or tuple such as ``errors``, and any other value by its repr. An exception
+    that is none of ours keeps what pickle keeps of it, which leaves out its own cause.
+    ``copy.copy`` replaces nothing.
+    """
+
+    redact: ClassVar[Callable[[str], str]] = str
+    """What each message passes through when an error is made; a program with secrets sets it."""
+
+    def __init__(self, *args: object) -> None:
+        redact = PortableError.redact
+        super().__init__(*(redact(each) if isinstance(each, str) else each for each in args))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        stand_ins: dict[int, ErrorStandIn] = {}
+        args = _portable(self.args, stand_ins)
+        state = {name: _portable(value, stand_ins) for name, value in _state(self).items()}
+        return _made, (type(self), args), state
+
+    def __copy__(self) -> Self:
+        copied = _made(type(self), self.args)
+        copied.__setstate__(_state(self))
+        return copied
+
+
+class ErrorStandIn(PortableError):
+    """Stands for an exception that cannot be pickled, or that must not be shown as it is.
+
+    Its message is the name of the other's type and its text.
+
+    Attributes:
+        type_name: Module and qualified name of its type.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        kind = type(error)
+        super().__init__(f"{kind.__qualname__}: {error}")
+        self.type_name = f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _made(kind: type[_Error], args: tuple[object, ...]) -> _Error:
+    # Not by its constructor, which may want more than the message.
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
+
+def _state(error: BaseException) -> dict[str, Any]:
+    return {
+        **vars(error),  # the notes are among them
+        "__cause__": error.__cause__,
+        "__context__": error.__context__,
+        "__suppress_context__": error.__suppress_context__,  # behind the cause, which sets it
+    }
+
+
+def _portable(value: Any, stand_ins: dict[int, ErrorStandIn]) -> Any:
+    """The value, or what stands for it where it cannot be pickled."""
+    if type(value) in (list, tuple):
+        return type(value)(_portable(each, stand_ins) for each in value)
+    if id(value) in stand_ins:
+        return stand_ins[id(value)]
+    if id(value) in _TESTED.get():
+        return value
+    token = _TESTED.set(_TESTED.get() | {id(value)})
+    try:
+        # Of our own only the class can be in the way; they see to the rest when their turn comes.
+        tested = type(value) if isinstance(value, PortableError) else value
+        pickle.loads(pickle.dumps(tested))  # noqa: S301 - bytes made here and now
+    except Exception:  # noqa: BLE001 - whatever it is, it cannot be pickled
+        if not isinstance(value, BaseException):
+            return repr(value)
+        stand_in = stand_ins[id(value)] = ErrorStandIn(value)
+        links = _state(value)
+        names = ("__cause__", "__context__", "__suppress_context__", "__notes__")
+        stand_in.__setstate__({name: links[name] for name in names if name in links})
+        return stand_in
+    finally:
+        _TESTED.reset(token)
+    return value
+
+
+class SupervisionError(PortableError):
     """Root of everything this package raises."""
 
 

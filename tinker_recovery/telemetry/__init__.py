@@ -1,6 +1,7 @@
 """What a recovery tells the world: spans, metrics, events, logs.
 
-Every name is in one place, :mod:`~tinker_recovery.telemetry.names`, and no secret is in any of it.
+Every name is in one place, :mod:`~tinker_recovery.telemetry.names`, and no secret is in any of it:
+see :mod:`~tinker_recovery.telemetry.redaction`, and :func:`hide` for secrets of your own.
 
 - **Traces** and **metrics** go to whatever OpenTelemetry SDK the program has configured;
   :func:`configure_tracing` and :func:`configure_metrics` configure one.
@@ -18,7 +19,7 @@ Every name is in one place, :mod:`~tinker_recovery.telemetry.names`, and no secr
 from tinker_recovery.telemetry.events import EventSink
 from tinker_recovery.telemetry.otlp import Export, configure_metrics, configure_tracing
 from tinker_recovery.telemetry.record import RecoveryEvent, from_json_line, json_line
-from tinker_recovery.telemetry.redaction import redact
+from tinker_recovery.telemetry.redaction import hide, redact
 from tinker_recovery.telemetry.run_telemetry import RunTelemetry
 from tinker_recovery.telemetry.spans import past_span, phase, refuse, trying
 from tinker_recovery.telemetry.stream import Event, EventsDropped, EventStream
@@ -34,6 +35,7 @@ __all__ = [
     "configure_metrics",
     "configure_tracing",
     "from_json_line",
+    "hide",
     "json_line",
     "past_span",
     "phase",

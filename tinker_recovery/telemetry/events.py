@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import fields as fields_of
+from dataclasses import replace
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
@@ -18,7 +21,7 @@ from tinker_recovery.supervision import (
 )
 from tinker_recovery.telemetry import metrics, names
 from tinker_recovery.telemetry.record import RecoveryEvent
-from tinker_recovery.telemetry.redaction import redact, redact_value
+from tinker_recovery.telemetry.redaction import redact, redact_error, redact_value
 from tinker_recovery.telemetry.spans import record
 from tinker_recovery.telemetry.stream import Streams
 
@@ -81,8 +84,7 @@ class EventSink:
         self, name: str, run: str, message: str, fields: Mapping[str, AttributeValue] | None = None
     ) -> None:
         """Tell of one event. Call it on the event loop's thread."""
-        told = {key: redact_value(value) for key, value in (fields or {}).items()}
-        event = RecoveryEvent(name, run, redact(message), told)
+        event = RecoveryEvent(name, run, redact(message), dict(redact_value(fields or {})))
         level = _LEVELS[name]
         if run in self.quiet_runs and name not in _GIVEN_UP:
             level = logging.DEBUG
@@ -105,9 +107,14 @@ class EventSink:
 
     def tree(self, event: SupervisionEvent) -> None:
         """Tell of something in the supervision tree; its listener."""
+        errors: dict[str, Any] = {
+            field.name: redact_error(value)
+            for field in fields_of(event)
+            if isinstance(value := getattr(event, field.name), BaseException)
+        }
+        event = replace(event, **errors) if errors else event
         level = _TREE_LEVELS.get(type(event))
         if level is not None and tree_logger.isEnabledFor(level):
-            told = {key: redact_value(value) for key, value in event.as_attributes().items()}
             tree_logger.log(
                 level,
                 "supervisor %s: child %s (incarnation %d): %s",
@@ -115,7 +122,7 @@ class EventSink:
                 event.child,
                 event.incarnation,
                 event.name.removeprefix("supervision.").replace(".", " ").replace("_", " "),
-                extra=told,
+                extra=event.as_attributes(),
             )
         self.streams.put(event)
 

@@ -22,6 +22,7 @@ from opentelemetry.util.re import parse_env_headers
 
 from tinker_recovery.errors import UsageError
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.redaction import hide_headers
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -379,6 +380,7 @@ def _headers(signal: Signal, arguments: Mapping[str, str]) -> dict[str, str]:
             raise UsageError(
                 f"the value of header {name!r} is not allowed: printable ASCII on one line"
             )
+    hide_headers(headers)
     return headers
 
 

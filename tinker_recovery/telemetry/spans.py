@@ -18,7 +18,7 @@ from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from tinker_recovery.telemetry import names
-from tinker_recovery.telemetry.redaction import redact
+from tinker_recovery.telemetry.redaction import redact, redact_value
 
 Attributes = Mapping[str, AttributeValue]
 
@@ -91,7 +91,10 @@ def phase(name: str, attributes: Attributes | None = None) -> Iterator[Span]:
     if number is not None:
         attributes = {**(attributes or {}), names.TRY: number}
     with _tracer().start_as_current_span(
-        name, attributes=attributes, record_exception=False, set_status_on_exception=False
+        name,
+        attributes=redact_value(attributes),
+        record_exception=False,
+        set_status_on_exception=False,
     ) as span:
         try:
             yield span
@@ -108,7 +111,7 @@ def new_trace(
     span = _tracer().start_span(
         name,
         context=context.Context(),
-        attributes=attributes,
+        attributes=redact_value(attributes),
         start_time=start_ns,
         links=_links(related),
     )
@@ -124,7 +127,7 @@ def new_trace(
 
 def past_span(name: str, attributes: Attributes, *, start_ns: int, end_ns: int) -> None:
     """A span for something that is already over, under the current one."""
-    span = _tracer().start_span(name, attributes=attributes, start_time=start_ns)
+    span = _tracer().start_span(name, attributes=redact_value(attributes), start_time=start_ns)
     span.end(end_time=max(start_ns, end_ns))
 
 
@@ -133,7 +136,10 @@ def mark(
 ) -> SpanContext:
     """A root span as short as can be: something began or ended. Returns what to link to."""
     span = _tracer().start_span(
-        name, context=context.Context(), attributes=attributes, links=_links(related)
+        name,
+        context=context.Context(),
+        attributes=redact_value(attributes),
+        links=_links(related),
     )
     if error is not None:
         fail(span, error)

@@ -26,9 +26,12 @@ class ServiceError(Exception):
     """
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(status, message)
         self.status = status
         self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class RequestError(Exception):
