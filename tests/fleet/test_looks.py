@@ -193,7 +193,7 @@ async def test_what_a_page_says_in_words_not_understood_is_refused_and_not_taken
     ]:
         transport = httpx.MockTransport(answering(run, total))
         async with StatusReader(endpoint, transport=transport) as reader:
-            with pytest.raises(StatusRefused, match="does not fit"):
+            with pytest.raises(StatusRefused, match="cannot be parsed"):
                 await reader.run_page(0)
     async with StatusReader(endpoint, transport=httpx.MockTransport(answering(good))) as reader:
         assert await reader.run_page(0) == ([("r", True, None, None)], 1)

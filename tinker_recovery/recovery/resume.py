@@ -172,7 +172,7 @@ async def finish_sessions(reader: StatusReader, run_ids: Sequence[str]) -> None:
     """Tell the service that the sessions of a dead process are over; best effort, never raises."""
     for session_id in dict.fromkeys(run_id.partition(":train:")[0] for run_id in run_ids):
         try:
-            said = await reader.http.tell(
+            said = await reader.http.send(
                 "POST",
                 f"sessions/{session_id}/finish",
                 json={
