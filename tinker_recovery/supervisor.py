@@ -140,7 +140,7 @@ class Supervisor(AsyncContextManagerMixin):
             self._events.streams,
             Notebook(journal) as notebook,
             Recorder(
-                journal, service=endpoint.base_url, hide=secrets_of(endpoint), beat_s=BEAT_S
+                journal, service=endpoint.base_url, hide=secrets_of(endpoint), heartbeat_s=BEAT_S
             ) as recorder,
             StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as reader,
             anyio.create_task_group() as background,

@@ -29,9 +29,9 @@ from tinker_recovery.checkpoints.canary import Answer
 from tinker_recovery.checkpoints.deletion import DeletionLedger
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, UsageError
-from tinker_recovery.journal import Found, Journal, Notes
+from tinker_recovery.journal import Journal, Notes, StoredRun
 from tinker_recovery.journal.holder import Holder
-from tinker_recovery.journal.reading import read_left
+from tinker_recovery.journal.reading import read_stored_run
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import find_at_service, put_together
 from tinker_recovery.recovery.manual import recover_from_checkpoint
@@ -65,7 +65,7 @@ class Left:
     """
 
     name: str
-    found: Found | None
+    found: StoredRun | None
     resumes: bool = False
     strategy: str | None = None
     holder: Holder | None = None
@@ -176,7 +176,9 @@ async def find_left(reader: StatusReader, name: str, journal: Path | None) -> Le
     """
     service = reader.http.endpoint.base_url
     if journal is not None and await anyio.Path(journal).exists():
-        known = await anyio.to_thread.run_sync(lambda: read_left(journal, name, service=service))
+        known = await anyio.to_thread.run_sync(
+            lambda: read_stored_run(journal, name, service=service)
+        )
         if known is not None:
             view, found = known
             holder = view.holder if view.live else None
@@ -194,7 +196,7 @@ async def find_left(reader: StatusReader, name: str, journal: Path | None) -> Le
     return Left(name, at_service[0], resumes=True)
 
 
-async def _of_tinker_run(reader: StatusReader, run_id: str) -> Found | None:
+async def _of_tinker_run(reader: StatusReader, run_id: str) -> StoredRun | None:
     try:
         await reader.run(run_id)
     except StatusRefused as error:

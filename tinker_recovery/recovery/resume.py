@@ -22,7 +22,7 @@ from tinker_recovery.errors import (
     StatusRefused,
     StatusUnavailable,
 )
-from tinker_recovery.journal import Found, FoundAttempt
+from tinker_recovery.journal import StoredAttempt, StoredRun
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.listing import list_checkpoints
@@ -58,7 +58,7 @@ class RunSnapshot:
 
 
 def trusted_limit(
-    attempt: FoundAttempt, saved: Sequence[CheckpointRecord], *, corrupted: bool
+    attempt: StoredAttempt, saved: Sequence[CheckpointRecord], *, corrupted: bool
 ) -> float:
     """The last step of an attempt whose checkpoints may be gone back to: a pure decision.
 
@@ -86,7 +86,7 @@ def trusted_limit(
 
 
 async def snapshot_of(
-    found: Found, reader: StatusReader, policy: RecoveryPolicy, clock: Clock
+    found: StoredRun, reader: StatusReader, policy: RecoveryPolicy, clock: Clock
 ) -> RunSnapshot:
     """Where a run stood, by the journal and by the service.
 
@@ -126,7 +126,7 @@ async def snapshot_of(
     by_run = {each.run_id: each.attempt for each in found.attempts}
     stored = {
         path: (by_run[run_id], step)
-        for path, step in found.stored
+        for path, step in found.checkpoints
         if (run_id := path.removeprefix("tinker://").partition("/")[0]) in by_run
     }
     newest = found.attempts[-LATEST_SESSIONS:]
