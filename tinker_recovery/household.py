@@ -110,7 +110,7 @@ class Household:
             lambda: [*self.runs.values(), *watches],
             reader=self.reader,
             interval_s=policy.poll_interval_s,
-            look_every_s=_look_every_s(policy),
+            check_silence_every_s=_look_every_s(policy),
             events=self._events,
             clock=self._clock,
         )
