@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import tinker_recovery
@@ -41,9 +42,18 @@ def _room(module: Path) -> str:
     return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def _run_time_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those under `if TYPE_CHECKING:`: naming a type of a room above calls nothing
+    of it, and copying the type into a protocol would only hide that."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from _run_time_nodes(node)
+
+
 def _imported_rooms(module: Path) -> set[str]:
     rooms = set()
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in _run_time_nodes(ast.parse(module.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinker_recovery"):
             assert node.level == 0
             _, *rest = (node.module or "").split(".")

@@ -1,4 +1,4 @@
-"""A fault in each phase of a recovery, as its trace tells it: the phase ends as an error."""
+"""A fault in each phase of a recovery: in the trace, the phase ends as an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import anyio
 import pytest
 from loops import MODEL, InstantClock, batch, policy, train, until
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from told import failed, incident, named, only, ours, says
+from span_reading import failed, incident, named, only, ours, says
 
 from tinker_recovery import RecoveryEvent, RecoveryRefused, Supervisor
 from tinker_recovery.recovery.selection import CheckpointSelection
@@ -52,10 +52,10 @@ async def test_a_phase_that_fails_ends_as_an_error_and_the_next_try_is_in_the_sa
     assert says(tries[0])[names.ERROR_TYPE] == error_type
     assert [says(span)[names.TRY] for span in tries] == [1, 2]
     assert [event.name for event in tries[0].events] == ["exception"]
-    assert not failed(root), "the incident as a whole went well"
+    assert not failed(root), "the incident as a whole succeeded"
 
 
-async def test_a_candidate_that_is_turned_down_ends_as_an_error_and_the_next_has_its_own_span(
+async def test_a_rejected_candidate_ends_as_an_error_and_the_next_has_its_own_span(
     local: LocalTinker, spans: InMemorySpanExporter
 ) -> None:
     def note(event: RecoveryEvent) -> None:
@@ -79,7 +79,7 @@ async def test_a_candidate_that_is_turned_down_ends_as_an_error_and_the_next_has
     assert says(second)[names.CHECKPOINT_STEP] == 5
 
 
-async def test_a_canary_that_fails_or_answers_otherwise_ends_verify_as_an_error(
+async def test_a_canary_that_fails_or_differs_ends_verify_as_an_error(
     local: LocalTinker, spans: InMemorySpanExporter
 ) -> None:
     """The first new client fails the canary, the second restores other weights than were saved."""
@@ -148,12 +148,12 @@ async def test_a_phase_that_is_cancelled_ends_as_an_error_and_so_does_the_incide
     phase: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The SDK by itself leaves such a span without a status, as if nothing had happened."""
+    """OpenTelemetry's SDK leaves the status of such a span unset, as if nothing had happened."""
     stuck = _Stuck(local, phase)
     local.inject(FaultRule("fail", 7, "optim_step"))
     given = policy(canary=batch(3), on_recovery=stuck.resume, backoff_s=60.0)
     if phase == "validate":
-        # What it asks the service, housekeeping asks as well.
+        # Retention sends the same requests, so a fault at the server could hit those instead.
         monkeypatch.setattr(CheckpointSelection, "_weights_objection", stuck.hang)
 
     async def run() -> None:
@@ -174,7 +174,7 @@ async def test_a_phase_that_is_cancelled_ends_as_an_error_and_so_does_the_incide
     assert says(root)[names.OUTCOME] == says(end)[names.OUTCOME] == names.INTERRUPTED
 
 
-async def test_an_incident_that_trying_again_cannot_change_ends_as_an_error_at_once(
+async def test_an_incident_that_a_retry_cannot_change_ends_as_an_error_at_once(
     local: LocalTinker, spans: InMemorySpanExporter
 ) -> None:
     def note(event: RecoveryEvent) -> None:
