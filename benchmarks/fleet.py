@@ -99,7 +99,7 @@ async def watching(
     ):
         inside = supervisor._inside  # noqa: SLF001 - what the Supervisor's own Monitor works with
         reader = inside.collaborators.reader
-        looker = Poller(reader, interval_s=0.0, events=EventSink(), clock=SYSTEM_CLOCK)
+        poller = Poller(reader, interval_s=0.0, events=EventSink(), clock=SYSTEM_CLOCK)
 
         async def ask(run_id: str) -> bool:
             reply = await http.get(f"/api/v1/training_runs/{run_id}")
@@ -116,13 +116,13 @@ async def watching(
         tracemalloc.start()
         began = tracemalloc.get_traced_memory()[0]
         watches = [supervisor.watch(run_id, on_recovery=print) for run_id in run_ids]
-        await looker.look(by_run_id(list(inside.watches.polled())), lambda: None)
+        await poller.poll(by_run_id(list(inside.watches.polled())))
         gc.collect()
         used = (tracemalloc.get_traced_memory()[0] - began) / len(watches)
         tracemalloc.stop()
 
         async def ours() -> None:
-            await looker.look(by_run_id(list(inside.watches.polled())), lambda: None)
+            await poller.poll(by_run_id(list(inside.watches.polled())))
 
         await one_by_one(run_ids[:20])  # pays for the connection
         for _ in range(rounds):

@@ -96,15 +96,15 @@ async def fill(path: Path, count: int, scratch: Path) -> tuple[dict[str, float],
                 rounds["journal"].append(
                     timed(lambda number: recorder.note_event(event("run-0", number)), BURST)
                 )
-                await runs[0].ask(lambda _: None)
+                await runs[0].submit(lambda _: None)
                 rounds["commit each"].append(timed(commit, BURST))
                 rounds["JSON, synced"].append(timed(append, BURST))
             began = time.perf_counter()
             for number in range(count):
                 recorder.note_event(event(f"run-{number % 100}", number))
                 if number % 5_000 == 0:
-                    await runs[0].ask(lambda _: None)
-            await runs[0].ask(lambda _: None)
+                    await runs[0].submit(lambda _: None)
+            await runs[0].submit(lambda _: None)
             took = time.perf_counter() - began
     return {way: statistics.median(times) for way, times in rounds.items()}, took
 

@@ -149,7 +149,7 @@ def locked(journal: Journal) -> Iterator[Connection]:
 
 def beat(recorder: Recorder) -> None:
     """Renew the leases it holds, now."""
-    recorder._beat()
+    recorder._renew_leases()
 
 
 def notebook_of(verifier: Verifier) -> Notebook:

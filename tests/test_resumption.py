@@ -8,14 +8,14 @@ import pytest
 from made import record
 
 from tinker_recovery.checkpoints import CheckpointRecord
-from tinker_recovery.journal import FoundAttempt
+from tinker_recovery.journal import StoredAttempt
 from tinker_recovery.recovery.resume import trusted_limit
 
 
 def _attempt(
     *, sound: int = 0, polled: int = 0, faulty: bool = False, trusted_to: float | None = None
-) -> FoundAttempt:
-    return FoundAttempt(
+) -> StoredAttempt:
+    return StoredAttempt(
         attempt="a",
         run_id="r",
         start_step=0,
@@ -43,7 +43,7 @@ def _saved(*steps: int) -> list[CheckpointRecord]:
     ],
 )
 def test_of_a_process_that_was_killed_what_is_known_to_be_sound_counts(
-    attempt: FoundAttempt, saved: tuple[int, ...], limit: float
+    attempt: StoredAttempt, saved: tuple[int, ...], limit: float
 ) -> None:
     assert trusted_limit(attempt, _saved(*saved), corrupted=False) == limit
 

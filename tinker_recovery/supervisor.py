@@ -150,7 +150,7 @@ class Supervisor(AsyncContextManagerMixin):
         async with (
             self._events.streams,
             Notebook(journal) as notebook,
-            Recorder(journal, service=endpoint.base_url, beat_s=BEAT_S) as recorder,
+            Recorder(journal, service=endpoint.base_url, heartbeat_s=BEAT_S) as recorder,
             StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as reader,
             anyio.create_task_group() as background,
         ):
@@ -368,7 +368,7 @@ class _Entered:
             lambda: [*self.monitored.values(), *watches.polled()],
             reader=self.collaborators.reader,
             interval_s=policy.poll_interval_s,
-            look_every_s=_silence_check_s(policy),
+            check_silence_every_s=_silence_check_s(policy),
             events=self.collaborators.events,
             clock=clock,
         )

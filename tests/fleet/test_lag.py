@@ -1,4 +1,4 @@
-"""How long a fault can go unseen: the Monitor on virtual time, over runs that come as they like."""
+"""How long a fault can go unseen: the Monitor on virtual time, with runs added at any time."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ INTERVAL_S = 60.0
 
 
 class Run:
-    """A watched run that writes down when it was looked at."""
+    """A watched run that records when it was polled."""
 
     def __init__(self, number: int, clock: VirtualClock) -> None:
         self.name = str(number)
         self.watched_run_id = self.name
         self._clock = clock
         self.seen = [clock.now]
-        """From when it was watched on."""
+        """When it was added, then each poll."""
 
     def note_status(self, status: RunStatus) -> None:
         assert status.run_id == self.name
@@ -59,7 +59,7 @@ class Service:
 
 
 class Child:
-    """What the Monitor tells the tree."""
+    """What the Monitor reports to the tree."""
 
     def started(self) -> None:
         pass
@@ -69,7 +69,9 @@ class Child:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_no_run_goes_unseen_for_longer_than_the_interval_whenever_it_came(seed: int) -> None:
+async def test_no_run_goes_unseen_for_longer_than_the_interval_whenever_it_was_added(
+    seed: int,
+) -> None:
     chance = random.Random(seed)
     clock = VirtualClock()
     service: Any = Service(clock)
@@ -79,7 +81,7 @@ async def test_no_run_goes_unseen_for_longer_than_the_interval_whenever_it_came(
         lambda: runs,
         reader=service,
         interval_s=INTERVAL_S,
-        look_every_s=None,
+        check_silence_every_s=None,
         events=EventSink(),
         clock=Clock(monotonic=lambda: clock.now, sleep=clock.sleep, random=chance.random),
     )
@@ -100,5 +102,5 @@ async def test_no_run_goes_unseen_for_longer_than_the_interval_whenever_it_came(
         for sooner, later in zip(run.seen, [*run.seen[1:], clock.now], strict=True)
     ]
     assert len(late) > 3 * len(runs)
-    # The pages take a second and a half in all, which nobody can know beforehand.
+    # The pages take a second and a half in all, which cannot be known beforehand.
     assert max(late) <= INTERVAL_S + 2.0

@@ -1,4 +1,4 @@
-"""The journal: real files, real processes killed in the middle of a write."""
+"""Notes on checkpoints: real files, real processes killed in the middle of a write."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_what_is_noted_is_there_for_the_next_process(journal: Journal, file: Pat
     )
 
 
-def test_only_the_first_sight_of_a_size_or_a_checksum_is_kept(journal: Journal) -> None:
+def test_only_the_first_size_and_checksum_noted_are_kept(journal: Journal) -> None:
     journal.note_sizes({PATH: 10})
     journal.note_sizes({PATH: 11, "tinker://run/weights/b": 5})
     journal.note_files(PATH, "first")
@@ -68,14 +68,14 @@ def test_a_pin_and_a_bad_mark_can_be_taken_back_once(journal: Journal) -> None:
     assert (journal.clear_bad(PATH), journal.clear_bad(PATH)) == (True, False)
 
 
-def test_what_is_gone_for_good_is_forgotten(journal: Journal) -> None:
+def test_notes_on_deleted_checkpoints_are_removed(journal: Journal) -> None:
     journal.pin(PATH)
     journal.note_sizes({PATH: 10})
     journal.forget([PATH])
     assert journal.notes() == Notes({}, {}, {}, {}, {})
 
 
-def test_one_file_serves_several_services_apart(journal: Journal, file: Path) -> None:
+def test_notes_of_several_services_in_one_file_are_separate(journal: Journal, file: Path) -> None:
     journal.pin(PATH)
     assert _again(file, "http://127.0.0.1:2").pinned == {}
 
@@ -105,13 +105,13 @@ def test_a_process_killed_while_it_writes_leaves_a_journal_that_opens(file: Path
         [sys.executable, "-c", program, str(file), SERVICE], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        told = [int(process.stdout.readline()) for _ in range(20)]
+        acknowledged = [int(process.stdout.readline()) for _ in range(20)]
         process.send_signal(signal.SIGKILL)
     pinned = _again(file).pinned
-    assert {f"tinker://run/weights/{number}" for number in told} <= pinned.keys()
+    assert {f"tinker://run/weights/{number}" for number in acknowledged} <= pinned.keys()
 
 
-def test_a_newer_schema_is_left_alone_and_says_what_to_do(journal: Journal, file: Path) -> None:
+def test_a_newer_schema_is_refused_and_says_what_to_do(journal: Journal, file: Path) -> None:
     journal.pin(PATH)
     journal.close()
     with sqlite3.connect(file) as database:
@@ -121,7 +121,7 @@ def test_a_newer_schema_is_left_alone_and_says_what_to_do(journal: Journal, file
         _again(file)
 
 
-def test_a_file_that_is_no_journal_gives_an_error_that_names_it(file: Path) -> None:
+def test_a_file_that_is_not_a_journal_gives_an_error_that_names_it(file: Path) -> None:
     file.parent.mkdir()
     file.write_bytes(b"not a database at all" * 100)
     with pytest.raises(JournalError, match=r"journal\.sqlite3 cannot be used.*another folder"):
@@ -129,20 +129,20 @@ def test_a_file_that_is_no_journal_gives_an_error_that_names_it(file: Path) -> N
     assert file.read_bytes().startswith(b"not a database"), "nothing is overwritten"
 
 
-def test_a_folder_that_cannot_be_made_gives_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_gives_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file, where a folder should be")
     with pytest.raises(JournalError, match=r"taken.*another folder"):
         _again(tmp_path / "taken" / "journal.sqlite3")
 
 
-def test_without_a_path_it_lives_in_memory(tmp_path: Path) -> None:
+def test_without_a_path_it_is_in_memory(tmp_path: Path) -> None:
     with Journal(None, service=SERVICE) as journal:
         journal.pin(PATH)
         assert PATH in journal.notes().pinned
     assert not list(tmp_path.rglob("*.sqlite3"))
 
 
-def test_its_place_is_the_users_choice_or_the_state_folder(
+def test_its_path_is_the_users_choice_or_the_state_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", str(tmp_path / "mine"))

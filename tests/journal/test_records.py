@@ -1,4 +1,4 @@
-"""What is written of runs, and what another process reads of it: real files, real threads."""
+"""Run records, as they are written and as another process reads them: real files and threads."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ import pytest_asyncio
 from inspection import set_sample_s
 
 from tinker_recovery.errors import JournalError, LeaseLost
-from tinker_recovery.journal import HeldLease, Journal, Recorder, RunRecord, RunRequest
-from tinker_recovery.journal import records as records_module
-from tinker_recovery.journal.glance import read_glances
+from tinker_recovery.journal import HeldLease, Journal, Recorder, RunRecord, RunRequest, run_sql
 from tinker_recovery.journal.reading import read_events, read_run, read_runs
 from tinker_recovery.journal.recorder import SAMPLES_AT_ONCE
+from tinker_recovery.journal.summary import read_summaries
 from tinker_recovery.telemetry import RecoveryEvent, names
 
 SERVICE = "http://127.0.0.1:1"
 KEY = "tml-this-is-a-key"
 
 
-def opening(name: str = "sft", *, named: bool = True) -> RunRequest:
+def request(name: str = "sft", *, named: bool = True) -> RunRequest:
     return RunRequest(
         service=SERVICE,
         name=name,
@@ -49,14 +48,14 @@ async def recorder(file: Path) -> AsyncIterator[Recorder]:
 
 
 async def _open(recorder: Recorder, name: str = "sft") -> RunRecord:
-    record = await recorder.open_run(opening(name))
+    record = await recorder.open_run(request(name))
     assert isinstance(record, RunRecord)
     return record
 
 
 async def _written(record: RunRecord) -> None:
-    """Wait until everything put so far is on disk."""
-    await record.ask(lambda _: None)
+    """Wait until everything queued so far is on disk."""
+    await record.submit(lambda _: None)
 
 
 async def test_another_process_reads_a_run_while_it_is_being_written(
@@ -68,7 +67,7 @@ async def test_another_process_reads_a_run_while_it_is_being_written(
     record.stepped("a1", 6, sound=5, polled=5)
     record.saved("a1", "tinker://session:train:0/weights/x", 5, sound=True)
     record.fault(("request_failed", "call", 7), "a1", 6.0, recovers=True)
-    told: list[tuple[str, dict[str, str | int]]] = [
+    events: list[tuple[str, dict[str, str | int]]] = [
         (names.EVENT_DETECTED, {}),
         (names.EVENT_STARTED, {}),
         (
@@ -77,7 +76,7 @@ async def test_another_process_reads_a_run_while_it_is_being_written(
         ),
         (names.EVENT_CLIENT_CREATED, {names.RUN_ID: "session-2:train:0"}),
     ]
-    for name, fields in told:
+    for name, fields in events:
         recorder.note_event(RecoveryEvent(name, "sft", "said", fields))
     await _written(record)
     run = read_run(file, "sft")
@@ -101,7 +100,7 @@ async def test_another_process_reads_a_run_while_it_is_being_written(
     assert [each.name for each in read_runs(file)] == ["sft"]
 
 
-async def test_events_are_read_from_where_one_left_off(recorder: Recorder, file: Path) -> None:
+async def test_events_are_read_from_the_last_one_read_on(recorder: Recorder, file: Path) -> None:
     record = await _open(recorder)
     for number in range(5):
         recorder.note_event(RecoveryEvent(names.EVENT_STARTED, "sft", str(number)))
@@ -113,7 +112,7 @@ async def test_events_are_read_from_where_one_left_off(recorder: Recorder, file:
     assert [(event.run, event.message) for event in read_events(file)][-1] == ("", "of no run")
 
 
-async def test_no_more_than_a_couple_of_thousand_losses_are_kept_of_a_run(
+async def test_at_most_two_thousand_losses_are_kept_of_a_run(
     recorder: Recorder, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_sample_s(monkeypatch, 0.0)
@@ -124,7 +123,7 @@ async def test_no_more_than_a_couple_of_thousand_losses_are_kept_of_a_run(
     run = read_run(file, "sft")
     assert run is not None
     steps = [point.step for point in run.progress]
-    assert len(steps) <= records_module.POINTS
+    assert len(steps) <= run_sql.POINTS
     assert (steps[0], steps[-1]) == (0, 4_999)
 
 
@@ -146,15 +145,15 @@ async def test_a_run_held_here_is_not_given_to_a_second(recorder: Recorder, file
     await _open(recorder)
     with Journal(file, service=SERVICE) as journal:
         async with Recorder(journal, service=SERVICE) as second:
-            held = await second.open_run(opening())
+            held = await second.open_run(request())
     assert isinstance(held, HeldLease)
     assert held.by.lives() is True
 
 
-async def test_a_token_that_is_another_s_by_now_writes_nothing(
+async def test_a_token_that_is_no_longer_valid_writes_nothing(
     recorder: Recorder, file: Path
 ) -> None:
-    """As after a holder that cannot be seen was given up, and was only asleep."""
+    """As when a holder that cannot be seen was only suspended, and has lost the run since."""
     record = await _open(recorder)
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE leases SET token = token + 1, holder = 'another'")
@@ -167,10 +166,10 @@ async def test_a_token_that_is_another_s_by_now_writes_nothing(
     assert (run.state, run.attempts, run.checkpoints) == ("training", (), ())
 
 
-async def test_a_lost_lease_is_noticed_by_the_next_sign_of_life(file: Path) -> None:
+async def test_a_lost_lease_is_noticed_by_the_next_heartbeat(file: Path) -> None:
     lost = threading.Event()
     with Journal(file, service=SERVICE) as journal:
-        async with Recorder(journal, service=SERVICE, beat_s=0.01) as recorder:
+        async with Recorder(journal, service=SERVICE, heartbeat_s=0.01) as recorder:
             record = await _open(recorder)
             record.on_lost = lambda _: lost.set()
             with closing(sqlite3.connect(file)) as database, database:
@@ -178,7 +177,7 @@ async def test_a_lost_lease_is_noticed_by_the_next_sign_of_life(file: Path) -> N
             assert lost.wait(5)
 
 
-async def test_what_is_found_of_a_run_says_where_it_stood(recorder: Recorder, file: Path) -> None:
+async def test_a_restart_finds_how_far_the_run_had_got(recorder: Recorder, file: Path) -> None:
     record = await _open(recorder)
     await record.attempt_begins(1, "a1", "session:train:0", 0, None)
     record.stepped("a1", 8, sound=7, polled=5)
@@ -192,20 +191,20 @@ async def test_what_is_found_of_a_run_says_where_it_stood(recorder: Recorder, fi
     with Journal(file, service=SERVICE) as journal:
         async with Recorder(journal, service=SERVICE) as second:
             again = await _open(second)
-            found = again.found
-            await again.begin(opening(), anew=False)
-    assert found is not None
-    (attempt,) = found.attempts
-    assert (found.step, attempt.sound_step, attempt.trusted_to) == (8, 7, 6.0)
+            stored = again.stored
+            await again.begin(request(), anew=False)
+    assert stored is not None
+    (attempt,) = stored.attempts
+    assert (stored.step, attempt.sound_step, attempt.trusted_to) == (8, 7, 6.0)
     assert (attempt.polled_step, attempt.faulty) == (5, True)
-    assert found.leftovers == ("left:train:0",)
-    assert found.origin["options"] == {"seed": 7}
+    assert stored.leftovers == ("left:train:0",)
+    assert stored.origin["options"] == {"seed": 7}
     run = read_run(file, "sft")
     assert run is not None
     assert run.incidents[0].outcome == "cut_off"
 
 
-def test_a_journal_of_the_first_version_is_brought_up_to_date_with_its_notes(file: Path) -> None:
+def test_a_journal_of_the_first_version_is_migrated_with_its_notes(file: Path) -> None:
     with closing(sqlite3.connect(file)) as database, database:
         database.execute(
             "CREATE TABLE notes (service TEXT NOT NULL, path TEXT NOT NULL, kind TEXT NOT NULL, "
@@ -222,7 +221,7 @@ def test_a_journal_of_the_first_version_is_brought_up_to_date_with_its_notes(fil
     assert read_runs(file) == []
 
 
-def test_reading_a_journal_that_is_not_there_makes_none(file: Path) -> None:
+def test_reading_a_missing_journal_does_not_create_it(file: Path) -> None:
     with pytest.raises(JournalError, match="there is no journal at"):
         read_runs(file)
     assert not file.exists()
@@ -259,7 +258,7 @@ async def test_of_a_short_run_every_loss_is_kept_and_of_a_long_one_a_sample(
     assert len(steps) < SAMPLES_AT_ONCE + 50
 
 
-async def test_many_runs_are_read_at_one_glance_with_the_newest_of_each(
+async def test_summaries_of_many_runs_have_the_newest_entries_of_each(
     recorder: Recorder, file: Path
 ) -> None:
     record, _ = await _open(recorder), await _open(recorder, "other")
@@ -270,13 +269,13 @@ async def test_many_runs_are_read_at_one_glance_with_the_newest_of_each(
         record.saved("a1", f"tinker://session:train:0/weights/{step}", step, sound=True)
         recorder.note_event(RecoveryEvent(names.EVENT_CHECKPOINT_SAVED, "sft", f"at {step}"))
     await _written(record)
-    glances = {each.run.name: each for each in read_glances(file, losses=3)}
-    assert glances.keys() == {"sft", "other"}
-    sft, other = glances["sft"], glances["other"]
+    summaries = {each.run.name: each for each in read_summaries(file, losses=3)}
+    assert summaries.keys() == {"sft", "other"}
+    sft, other = summaries["sft"], summaries["other"]
     assert (sft.attempts, sft.recoveries, sft.losses) == (1, 0, (2.0, 3.0, 4.0))
     assert sft.checkpoint is not None
     assert sft.checkpoint.step == 10
     assert sft.event is not None
     assert sft.event.message == "at 10"
     assert (other.attempts, other.losses, other.checkpoint, other.event) == (0, (), None, None)
-    assert [each.run.name for each in read_glances(file, "other")] == ["other"]
+    assert [each.run.name for each in read_summaries(file, "other")] == ["other"]

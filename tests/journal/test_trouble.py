@@ -1,4 +1,4 @@
-"""A journal in trouble: full disks, torn files, other writers, clocks that go back."""
+"""When the journal fails: full disks, torn files, other writers, clocks that are set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from inspection import beat, journal_connection, locked, set_write_retries_s
 from loops import MODEL, SEED, policy, train, undisturbed_state
-from test_records import SERVICE, opening
+from test_records import SERVICE, request
 
 from tinker_recovery import Attempt, JournalError, Supervisor
 from tinker_recovery.journal import HeldLease, Journal, Recorder, RunRecord, default_path
@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
 
 @contextmanager
 def _full(journal: Journal) -> Iterator[None]:
-    """A disk with no room left: SQLite itself refuses to grow the file, with the error of one."""
+    """A full disk: SQLite refuses to grow the file, with the error it has for that."""
     with locked(journal) as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS filler (bytes BLOB)")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -55,24 +55,24 @@ def _many(recorder: Recorder) -> None:
         recorder.note_event(RecoveryEvent(names.EVENT_STARTED, "sft", f"{number} " + "x" * 500))
 
 
-async def test_a_full_disk_is_told_of_once_and_nothing_is_lost_that_still_fits_later(
+async def test_a_full_disk_is_logged_once_and_what_fits_later_is_not_lost(
     file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_write_retries_s(monkeypatch, (0.01, 0.02))
     with Journal(file, service=SERVICE) as journal:
         async with Recorder(journal, service=SERVICE) as recorder:
-            record = await recorder.open_run(opening())
+            record = await recorder.open_run(request())
             assert isinstance(record, RunRecord)
             with _full(journal):
                 _many(recorder)
-                assert await record.ask(lambda _: "written") is None
-                await record.attempt_begins(1, "a1", "r", 0, None)  # told, and training goes on
-            await record.ask(lambda _: None)
-    told = [each.message for each in caplog.records if each.levelno == logging.ERROR]
-    assert len(told) == 1
-    assert "disk is full" in told[0]
-    assert "Training goes on" in told[0]
-    assert "can be written again; 0 lines were lost" in caplog.text
+                assert await record.submit(lambda _: "written") is None
+                await record.attempt_begins(1, "a1", "r", 0, None)  # logged, and training continues
+            await record.submit(lambda _: None)
+    logged = [each.message for each in caplog.records if each.levelno == logging.ERROR]
+    assert len(logged) == 1
+    assert "disk is full" in logged[0]
+    assert "Training continues" in logged[0]
+    assert "can be written again; 0 entries were lost" in caplog.text
     assert len(read_events(file, limit=10_000)) == 500
 
 
@@ -94,8 +94,8 @@ async def test_a_disk_that_fills_up_while_training_changes_nothing_of_the_traini
     (run,) = supervisor.runs
     assert [attempt.start_step for attempt in run.attempts] == [0, 10]
     assert local.run_state(run.segments[-1].run_id) == expected
-    assert caplog.text.count("Training goes on") == 1
-    # And the same command finds it again, and replays what nobody wrote down.
+    assert caplog.text.count("Training continues") == 1
+    # The same command finds it again, and replays what could not be written.
     with closing(sqlite3.connect(default_path())) as database, database:
         database.execute("UPDATE leases SET pid = 4194305")
     async with Supervisor(policy()) as again:
@@ -134,7 +134,7 @@ async def main():
             record = await recorder.open_run(RunRequest("s", name, True, "l", {}, {}, 0))
             for number in itertools.count():
                 recorder.note_event(RecoveryEvent("e", name, str(number)))
-                await record.ask(lambda _: None)
+                await record.submit(lambda _: None)
                 print(number, flush=True)
 asyncio.run(main())
 """
@@ -151,7 +151,7 @@ def _writing(file: Path, name: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def _told(process: subprocess.Popen[str], count: int) -> list[int]:
+def _acknowledged(process: subprocess.Popen[str], count: int) -> list[int]:
     assert process.stdout is not None
     return [int(process.stdout.readline()) for _ in range(count)]
 
@@ -177,8 +177,8 @@ if __name__ == "__main__":
 """
 
 
-def test_processes_that_make_a_new_journal_at_the_same_moment_all_get_it(tmp_path: Path) -> None:
-    """SQLite says "locked" at once, and does not wait, where a file is turned to WAL."""
+def test_processes_that_create_a_journal_at_the_same_moment_all_get_it(tmp_path: Path) -> None:
+    """SQLite reports "locked" without waiting while a file is turned to WAL."""
     done = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, "-c", _MAKES, str(tmp_path)],
         capture_output=True,
@@ -189,17 +189,17 @@ def test_processes_that_make_a_new_journal_at_the_same_moment_all_get_it(tmp_pat
     assert done.returncode == 0, done.stderr
 
 
-def test_two_processes_write_at_once_and_one_killed_and_torn_in_the_middle_loses_no_word(
+def test_two_processes_write_at_once_and_being_killed_and_torn_loses_no_acknowledged_event(
     file: Path,
 ) -> None:
     with _writing(file, "left") as left, _writing(file, "right") as right:
-        told = {"left": _told(left, 20), "right": _told(right, 20)}
+        acknowledged = {"left": _acknowledged(left, 20), "right": _acknowledged(right, 20)}
         left.send_signal(signal.SIGKILL)
         right.send_signal(signal.SIGKILL)
-    for name, numbers in told.items():
+    for name, numbers in acknowledged.items():
         run = read_run(file, name)
         assert run is not None
-        assert not run.live, "its process is dead, and that is seen at once"
+        assert not run.live, "its process is dead, which is seen at once"
         seen = {int(event.message) for event in read_events(file, name, limit=100_000)}
         assert set(numbers) <= seen
     # What a power cut leaves of the last write: half a page of it.
@@ -211,7 +211,7 @@ def test_two_processes_write_at_once_and_one_killed_and_torn_in_the_middle_loses
     assert len(read_events(file, limit=100_000)) == before >= 38
 
 
-def test_a_file_damaged_in_the_middle_says_so_and_what_to_do_and_is_left_as_it_is(
+def test_a_damaged_file_says_so_and_what_to_do_and_is_left_unchanged(
     file: Path,
 ) -> None:
     with Journal(file, service=SERVICE) as journal:
@@ -220,10 +220,10 @@ def test_a_file_damaged_in_the_middle_says_so_and_what_to_do_and_is_left_as_it_i
     content = bytearray(file.read_bytes())
     content[4096:-4096] = b"\xff" * (len(content) - 8192)
     file.write_bytes(content)
-    said = r"the file is damaged.*Nothing in it was changed.*mv .*found again by their name"
-    with pytest.raises(JournalError, match=said), Journal(file, service=SERVICE) as journal:
+    message = r"the file is damaged.*was left unchanged.*mv .*found again by name"
+    with pytest.raises(JournalError, match=message), Journal(file, service=SERVICE) as journal:
         journal.notes()
-    with pytest.raises(JournalError, match=said):
+    with pytest.raises(JournalError, match=message):
         read_run(file, "sft")
     assert file.read_bytes() == content
 
@@ -237,7 +237,7 @@ def test_a_file_damaged_in_the_middle_says_so_and_what_to_do_and_is_left_as_it_i
         (None, LEASE_S, True),
     ],
 )
-def test_a_run_is_taken_from_the_dead_and_from_those_silent_for_a_whole_lease(
+def test_a_run_is_taken_from_a_dead_holder_and_from_one_silent_for_a_whole_lease(
     *, lives: bool | None, silent_s: float, taken: bool
 ) -> None:
     held = HeldLease(Holder("h", "m", 1, "1", 0.0, 0.0), 3, 7, unchanged_since=100.0)
@@ -249,7 +249,7 @@ def _held(answer: HeldLease | RunRecord) -> HeldLease:
     return answer
 
 
-async def test_no_clock_that_is_set_hands_a_run_to_two_processes(file: Path) -> None:
+async def test_setting_a_clock_does_not_give_a_run_to_two_processes(file: Path) -> None:
     """The holder is on another machine; the clock here is years ahead, then years behind."""
     moment, wall = [0.0], [time.time()]
 
@@ -258,29 +258,29 @@ async def test_no_clock_that_is_set_hands_a_run_to_two_processes(file: Path) -> 
 
     with Journal(file, service=SERVICE) as one, Journal(file, service=SERVICE) as other:
         async with recorder(one) as first, recorder(other) as second:
-            record = await first.open_run(opening())
+            record = await first.open_run(request())
             assert isinstance(record, RunRecord)
             with closing(sqlite3.connect(file)) as database, database:
                 database.execute("UPDATE leases SET machine = 'elsewhere'")
             held: HeldLease | None = None
             for years in (0, 10, -10):
                 wall[0] = time.time() + years * 365 * 86_400
-                held = _held(await second.open_run(opening(), held))
+                held = _held(await second.open_run(request(), held))
             moment[0] = LEASE_S - 1
-            beat(first)  # a sign of life, just in time
-            held = _held(await second.open_run(opening(), held))
+            beat(first)  # a heartbeat, just in time
+            held = _held(await second.open_run(request(), held))
             moment[0] += LEASE_S
-            taken = await second.open_run(opening(), held)
+            taken = await second.open_run(request(), held)
             assert isinstance(taken, RunRecord)
             assert taken.token == record.token + 1
             record.saved("a", "tinker://r/weights/late", 5, sound=True)
-            await record.end("finished")  # of one that was only asleep: nothing comes of it
+            await record.end("finished")  # as if it was only suspended: it changes nothing
     run = read_run(file, "sft")
     assert run is not None
     assert (run.state, run.checkpoints) == ("training", ())
 
 
-def test_a_process_id_that_is_used_again_is_not_the_holder() -> None:
+def test_a_process_id_that_is_reused_is_not_the_holder() -> None:
     here = Holder.here(now=0.0, lease_s=LEASE_S)
     assert here.lives() is True
     assert replace(here, born="1").lives() is False
@@ -289,14 +289,14 @@ def test_a_process_id_that_is_used_again_is_not_the_holder() -> None:
 
 
 def test_many_threads_of_many_supervisors_take_each_run_once(file: Path) -> None:
-    """Sixteen at once: each run has one holder, and the others are told of it."""
+    """Sixteen at once: each run has one holder, and the others learn who it is."""
     import asyncio  # noqa: PLC0415 - each thread has a loop of its own
 
     def take(_: int) -> list[bool]:
         async def all_runs() -> list[bool]:
             with Journal(file, service=SERVICE) as journal:
                 async with Recorder(journal, service=SERVICE) as recorder:
-                    got = [await recorder.open_run(opening(f"run-{n}")) for n in range(3)]
+                    got = [await recorder.open_run(request(f"run-{n}")) for n in range(3)]
                     return [isinstance(each, RunRecord) for each in got]
 
         return asyncio.run(all_runs())

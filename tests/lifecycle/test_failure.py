@@ -292,7 +292,7 @@ async def test_a_callback_that_raises_or_hangs_breaks_nothing(
             await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
         assert len(supervisor.runs[0].recoveries) == 1
     assert "the callback's own trouble" in caplog.text
-    assert caplog.text.count("on_recovery raised; recovery goes on") == 2
+    assert caplog.text.count("on_recovery raised; recovery continues") == 2
 
 
 async def test_a_listener_that_raises_breaks_nothing(

@@ -111,8 +111,8 @@ def put(crash: Crash, phase: str, monkeypatch: pytest.MonkeyPatch) -> Note:
                 try:
                     crash()
                 except BaseException:
-                    if options.get("opening") is not None:
-                        await backend.discard(options["opening"])
+                    if options.get("pending") is not None:
+                        await backend.discard(options["pending"])
                     raise
             return await connect(backend, origin, **options)
 

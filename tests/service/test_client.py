@@ -1,4 +1,4 @@
-"""SupervisedClient: TrainingClient's surface, counted."""
+"""SupervisedClient: TrainingClient's methods, with every step counted."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_loading_in_place_is_refused_because_the_count_would_be_wrong(
                         getattr(attempt.client, name)
 
 
-async def test_the_sdks_deprecated_spellings_warn_and_are_counted_all_the_same(
+async def test_the_sdks_deprecated_spellings_warn_and_are_counted(
     local: LocalTinker,  # noqa: ARG001 - its environment
 ) -> None:
     async with Supervisor(policy()) as supervisor:
@@ -188,7 +188,7 @@ async def test_the_client_of_an_attempt_that_is_over_refuses_every_call(
             client.save_weights_for_sampler("late")
 
 
-async def test_a_creation_that_takes_long_says_so_while_it_is_waited_for(
+async def test_a_slow_creation_is_logged_while_it_is_waited_for(
     local: LocalTinker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_notice_s(monkeypatch, 0.1)
@@ -205,12 +205,12 @@ async def test_a_session_that_does_not_open_in_time_is_opened_again(
     local.inject(FaultRule("slow", request="create_session", delay_s=1.0))
     async with Supervisor(policy()) as supervisor:
         await supervisor.run(functools.partial(train, steps=1), base_model=MODEL)
-        assert len(local.runs()) == 1, "nothing was made in the session that came late"
-    assert "another one is opened" in caplog.text
+        assert len(local.runs()) == 1, "nothing was created in the late session"
+    assert "opening another" in caplog.text
     await until(lambda: sorted(local.sessions().values()) == ["interrupted", "success"])
 
 
-async def test_a_session_opened_ahead_that_hangs_delays_a_recovery_only_by_so_much(
+async def test_a_session_opened_ahead_that_hangs_delays_a_recovery_by_little(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local.poison(at_step=2)

@@ -75,19 +75,19 @@ async def test_all_pages_are_read_and_an_empty_page_ends_it() -> None:
 
 async def test_an_unknown_run_is_refused_and_has_no_checkpoints(reader: StatusReader) -> None:
     with pytest.raises(StatusRefused) as caught:
-        await reader.run("nobody")
+        await reader.run("unknown")
     assert caught.value.status_code == 404
-    assert await reader.checkpoints("nobody") == []
+    assert await reader.checkpoints("unknown") == []
 
 
 @pytest.mark.parametrize("code", [408, 429, 500, 503])
-async def test_a_passing_failure_is_tried_again(code: int) -> None:
+async def test_a_transient_failure_is_retried(code: int) -> None:
     answers = iter([httpx.Response(code), httpx.Response(code), httpx.Response(200, json=RUN)])
     async with _answering(lambda _: next(answers)) as reader:
         assert (await reader.run("r")).training_run_id == "r"
 
 
-async def test_a_failure_that_lasts_says_what_was_read_and_what_came_back() -> None:
+async def test_a_lasting_failure_names_what_was_read_and_the_answer() -> None:
     async with _answering(lambda _: httpx.Response(503)) as reader:
         with pytest.raises(StatusUnavailable, match=r"training_runs/r: HTTP 503"):
             await reader.run("r")
@@ -103,7 +103,7 @@ async def test_a_failure_that_lasts_says_what_was_read_and_what_came_back() -> N
         httpx.Response(200, json={"training_run_id": "r"}),
     ],
 )
-async def test_an_answer_that_trying_again_will_not_change_is_refused_at_once(
+async def test_an_answer_that_a_retry_will_not_change_is_refused_at_once(
     response: httpx.Response,
 ) -> None:
     asked: list[httpx.Request] = []
@@ -118,7 +118,7 @@ async def test_an_answer_that_trying_again_will_not_change_is_refused_at_once(
     assert len(asked) == 1
 
 
-async def test_a_server_that_never_answers_costs_the_deadline_and_no_more() -> None:
+async def test_a_server_that_never_answers_takes_the_deadline_and_no_longer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         endpoint = Endpoint(f"http://127.0.0.1:{port}", SecretStr("tml-x"))

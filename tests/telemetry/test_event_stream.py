@@ -1,4 +1,4 @@
-"""What happens, as a stream of records and as log records for machines."""
+"""Events, as a stream of records and as structured log records."""
 
 from __future__ import annotations
 
@@ -36,20 +36,23 @@ async def _read(stream: EventStream) -> list[Event]:
     return [event async for event in stream]
 
 
-async def test_every_consumer_is_told_of_runs_and_of_the_tree_until_the_supervisor_is_left(
+async def test_every_consumer_gets_events_of_runs_and_the_tree_until_the_supervisor_is_left(
     local: LocalTinker,
 ) -> None:
     local.poison(at_step=7)
-    heard: list[RecoveryEvent] = []
-    async with asyncio.TaskGroup() as group, Supervisor(policy(), on_event=heard.append) as chief:
+    listened: list[RecoveryEvent] = []
+    async with (
+        asyncio.TaskGroup() as group,
+        Supervisor(policy(), on_event=listened.append) as chief,
+    ):
         readers = [group.create_task(_read(chief.events())) for _ in range(2)]
         await chief.run(functools.partial(train, steps=STEPS), base_model=MODEL, name="sft")
     first, second = (reader.result() for reader in readers)
     assert first == second
     runs = [event for event in first if isinstance(event, RecoveryEvent)]
-    assert runs == heard
-    told = [event.name for event in runs if event.name.startswith("recovery.")]
-    assert told == [
+    assert runs == listened
+    recovery = [event.name for event in runs if event.name.startswith("recovery.")]
+    assert recovery == [
         names.EVENT_DETECTED,
         names.EVENT_STARTED,
         names.EVENT_CHECKPOINT_SELECTED,
@@ -93,7 +96,7 @@ def test_every_event_has_a_level_in_the_log() -> None:
     }
 
 
-async def test_log_records_carry_the_attributes_and_none_hides_one_of_loggings_own(
+async def test_log_records_carry_the_attributes_and_none_clashes_with_one_of_loggings_own(
     local: LocalTinker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "tinker_recovery")
@@ -111,7 +114,7 @@ async def test_log_records_carry_the_attributes_and_none_hides_one_of_loggings_o
         assert all("." in key for key in record.keys() - LOG_RECORD)
 
 
-async def test_a_slow_consumer_loses_the_oldest_and_is_told_how_many() -> None:
+async def test_a_slow_consumer_loses_the_oldest_and_learns_how_many() -> None:
     streams = Streams()
     slow, quick = streams.new(3), streams.new(10)
     for number in range(5):
@@ -158,9 +161,7 @@ async def test_two_tasks_on_one_stream_share_its_events_and_both_end() -> None:
     assert sorted(got) == [f"event-{number}" for number in range(4)]
 
 
-async def test_a_stream_nobody_holds_is_forgotten_and_one_asked_for_too_late_is_at_its_end() -> (
-    None
-):
+async def test_an_unreferenced_stream_is_dropped_and_one_opened_too_late_is_at_its_end() -> None:
     streams = Streams()
     streams.new(3)
     assert not open_streams(streams)
@@ -172,6 +173,6 @@ async def test_a_stream_nobody_holds_is_forgotten_and_one_asked_for_too_late_is_
     assert await _read(streams.new(3)) == []
 
 
-def test_a_buffer_of_nothing_is_refused() -> None:
+def test_a_buffer_of_size_zero_is_refused() -> None:
     with pytest.raises(UsageError, match="buffer=0"):
         Supervisor().events(buffer=0)

@@ -1,4 +1,4 @@
-"""A run's figures: what was done, what had to be done again, and what of its time was of use."""
+"""A run's figures: steps done, steps replayed, and goodput."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual import ManualClock
 
-from tinker_recovery.telemetry.figures import RunFigures, Stretch, goodput
+from tinker_recovery.telemetry.figures import AttemptFigures, RunFigures, goodput
 
 
-def test_a_run_that_was_never_disturbed_is_all_of_use() -> None:
-    assert goodput([Stretch(0, 50, math.inf, 10.0)], 10.0) == 1.0
+def test_a_run_that_was_never_disturbed_has_full_goodput() -> None:
+    assert goodput([AttemptFigures(0, 50, math.inf, 10.0)], 10.0) == 1.0
 
 
-def test_before_the_first_step_there_is_nothing_to_tell() -> None:
+def test_before_the_first_step_there_is_no_goodput() -> None:
     assert goodput([], 10.0) is None
-    assert goodput([Stretch(0, 0, math.inf, 10.0)], 10.0) is None
-    assert goodput([Stretch(0, 5, math.inf, 0.0)], 0.0) is None
+    assert goodput([AttemptFigures(0, 0, math.inf, 10.0)], 10.0) is None
+    assert goodput([AttemptFigures(0, 5, math.inf, 0.0)], 0.0) is None
 
 
-def test_steps_done_again_and_the_time_of_the_recovery_are_lost() -> None:
+def test_replayed_steps_and_the_time_of_the_recovery_are_lost() -> None:
     """100 s training 10 steps, 20 s recovering to step 5, 80 s for 8 more."""
     clock = ManualClock()
     figures = RunFigures(clock)
@@ -72,6 +72,6 @@ def test_what_is_kept_is_never_more_than_was_done_and_goodput_is_a_share(
     figures.ended()
     read = figures.read()
     assert read.done == sum(done for _, done in segments)
-    # What the last segment ends with is all in the weights, and nothing else is.
+    # Exactly the steps of the run's final branch are in its weights.
     assert read.done - read.replayed == top
     assert read.goodput is None or 0.0 <= read.goodput <= 1.0

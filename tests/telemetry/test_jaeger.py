@@ -112,7 +112,7 @@ def jaeger(tmp_path: Path) -> Iterator[_Jaeger]:
 
 
 def _found(jaeger: _Jaeger, service: str) -> list[dict[str, Any]]:
-    """Every span of a service's traces, as /api/v3/traces tells it."""
+    """Every span of a service's traces, from /api/v3/traces."""
     now = datetime.now(UTC)
     reply = httpx.get(
         f"{jaeger.query}/api/v3/traces",
@@ -134,7 +134,7 @@ def _found(jaeger: _Jaeger, service: str) -> list[dict[str, Any]]:
     ]
 
 
-def _said(attributes: list[dict[str, Any]]) -> dict[str, Any]:
+def _attributes(attributes: list[dict[str, Any]]) -> dict[str, Any]:
     return {each["key"]: next(iter(each["value"].values())) for each in attributes}
 
 
@@ -169,15 +169,17 @@ async def test_jaeger_shows_an_incident_as_one_trace_that_leads_to_the_segment_i
         "recovery.create_client",
         "recovery.resume",
     ]
-    said = _said(root["attributes"])
-    assert said["tinker_recovery.run.name"] == "sft"
-    assert said["tinker_recovery.outcome"] == "recovered"
-    linked = {_said(link["attributes"])["tinker_recovery.link"]: link for link in root["links"]}
+    attributes = _attributes(root["attributes"])
+    assert attributes["tinker_recovery.run.name"] == "sft"
+    assert attributes["tinker_recovery.outcome"] == "recovered"
+    linked = {
+        _attributes(link["attributes"])["tinker_recovery.link"]: link for link in root["links"]
+    }
     (replaced,) = (
         span
         for span in spans
         if span["name"] == "run.segment"
-        and _said(span["attributes"])["tinker_recovery.attempt.number"] == "1"
+        and _attributes(span["attributes"])["tinker_recovery.attempt.number"] == "1"
     )
     assert linked["replaced_segment"]["spanId"] == replaced["spanId"]
     assert linked["replaced_segment"]["traceId"] == replaced["traceId"]

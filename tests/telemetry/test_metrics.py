@@ -1,4 +1,4 @@
-"""What is measured, through the real OpenTelemetry SDK."""
+"""The metrics, through the real OpenTelemetry SDK."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = 12
 
 
 class _Meter:
-    """Reads everything that is measured now."""
+    """Reads the current value of every metric."""
 
     def __init__(self, reader: InMemoryMetricReader) -> None:
         self._reader = reader
@@ -39,13 +39,13 @@ class _Meter:
         }
 
     def points(self, name: str, **by: object) -> list[Any]:
-        """The points of a metric, of one run if it is told by run."""
+        """The data points of a metric, filtered by attributes."""
         metric = self.metrics().get(name)
         every = [] if metric is None else list(metric.data.data_points)
-        return [point for point in every if by.items() <= _said(point).items()]
+        return [point for point in every if by.items() <= _attributes(point).items()]
 
 
-def _said(point: Any) -> dict[str, Any]:
+def _attributes(point: Any) -> dict[str, Any]:
     """A point's attributes, without our prefix."""
     return {
         key.removeprefix("tinker_recovery.").replace(".", "_"): value
@@ -74,14 +74,14 @@ async def test_a_run_with_a_recovery_in_numbers(local: LocalTinker, meter: _Mete
     async with Supervisor(given) as supervisor:
         await supervisor.run(loop, base_model=MODEL, name="in-numbers")
     (duration,) = meter.points(metrics.RECOVERY_DURATION)
-    assert _said(duration) == {"fault_kind": "request_failed", "outcome": "recovered"}
+    assert _attributes(duration) == {"fault_kind": "request_failed", "outcome": "recovered"}
     (recovery,) = supervisor.runs[0].recoveries
     assert duration.count == 1
     assert 0 < duration.sum < 60
     (tried,) = meter.points(metrics.RECOVERY_ATTEMPT)
-    assert (tried.value, _said(tried)) == (1, {"outcome": "recovered"})
+    assert (tried.value, _attributes(tried)) == (1, {"outcome": "recovered"})
     (lag,) = meter.points(metrics.DETECTION_LAG)
-    assert _said(lag) == {"fault_kind": "request_failed", "fault_detected_by": "call"}
+    assert _attributes(lag) == {"fault_kind": "request_failed", "fault_detected_by": "call"}
     assert lag.sum < 1.0
     (done,) = meter.points(metrics.STEP_DONE, run_name="in-numbers")
     (replayed,) = meter.points(metrics.STEP_REPLAYED, run_name="in-numbers")
@@ -96,12 +96,12 @@ async def test_a_run_with_a_recovery_in_numbers(local: LocalTinker, meter: _Mete
     (deleted,) = meter.points(metrics.CHECKPOINT_DELETED)
     assert kept.value + deleted.value == 3
     assert deleted.value >= 1
-    assert _said(kept) == _said(deleted) == {"run_name": "in-numbers"}
+    assert _attributes(kept) == _attributes(deleted) == {"run_name": "in-numbers"}
     assert active == [1, 1]
     assert [point.value for point in meter.points(metrics.RUN_ACTIVE)] == [0]
 
 
-async def test_a_run_given_up_and_polls_that_fail_are_told_by_the_type_of_their_error(
+async def test_a_run_given_up_and_failed_polls_have_the_type_of_their_error(
     local: LocalTinker, meter: _Meter
 ) -> None:
     local.poison(at_step=7)
@@ -117,7 +117,7 @@ async def test_a_run_given_up_and_polls_that_fail_are_told_by_the_type_of_their_
             )
             await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
     (duration,) = meter.points(metrics.RECOVERY_DURATION)
-    assert _said(duration)["outcome"] == "exhausted"
+    assert _attributes(duration)["outcome"] == "exhausted"
     assert duration.attributes["error.type"] == "RecoveryExhausted"
     (tried,) = meter.points(metrics.RECOVERY_ATTEMPT)
     assert tried.value == 3

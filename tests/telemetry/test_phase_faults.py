@@ -1,4 +1,4 @@
-"""A fault in each phase of a recovery, as its trace tells it: the phase ends as an error."""
+"""A fault in each phase of a recovery: in the trace, the phase ends as an error."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from inspection import expect_size
 from loops import MODEL, InstantClock, batch, loop, policy, train, until
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from span_reading import failed, incident, named, only, ours, says
 from stuck import Stuck
-from told import failed, incident, named, only, ours, says
 
 from tinker_recovery import Attempt, RecoveryEvent, RecoveryRefused, Supervisor
 from tinker_recovery.telemetry import names
@@ -53,10 +53,10 @@ async def test_a_phase_that_fails_ends_as_an_error_and_the_next_try_is_in_the_sa
     assert says(tries[0])[names.ERROR_TYPE] == error_type
     assert [says(span)[names.TRY] for span in tries] == [1, 2]
     assert [event.name for event in tries[0].events] == ["exception"]
-    assert not failed(root), "the incident as a whole went well"
+    assert not failed(root), "the incident as a whole succeeded"
 
 
-async def test_a_candidate_that_is_turned_down_ends_as_an_error_and_the_next_has_its_own_span(
+async def test_a_rejected_candidate_ends_as_an_error_and_the_next_has_its_own_span(
     local: LocalTinker, spans: InMemorySpanExporter
 ) -> None:
     def note(event: RecoveryEvent) -> None:
@@ -79,7 +79,7 @@ async def test_a_candidate_that_is_turned_down_ends_as_an_error_and_the_next_has
     assert says(second)[names.CHECKPOINT_STEP] == 5
 
 
-async def test_a_canary_that_fails_or_answers_otherwise_ends_verify_as_an_error(
+async def test_a_canary_that_fails_or_differs_ends_verify_as_an_error(
     local: LocalTinker, spans: InMemorySpanExporter
 ) -> None:
     """The first new client fails the canary, the second restores other weights than were saved."""
@@ -142,7 +142,7 @@ async def test_a_phase_that_is_cancelled_ends_as_an_error_and_so_does_the_incide
     assert says(root)[names.OUTCOME] == says(end)[names.OUTCOME] == names.INTERRUPTED
 
 
-async def test_an_incident_that_trying_again_cannot_change_ends_as_an_error_at_once(
+async def test_an_incident_that_a_retry_cannot_change_ends_as_an_error_at_once(
     local: LocalTinker, spans: InMemorySpanExporter
 ) -> None:
     def note(event: RecoveryEvent) -> None:

@@ -14,7 +14,7 @@ import tinker
 from click.testing import CliRunner
 from loops import MODEL, InstantClock, policy, train
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from told import ours
+from span_reading import ours
 
 from tinker_recovery import (
     NoUsableCheckpoint,

@@ -1,4 +1,4 @@
-"""A recovery as its trace tells it, through the real OpenTelemetry SDK."""
+"""A recovery in its trace, through the real OpenTelemetry SDK."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inspection import http_auth, status_reader
 from loops import ADAM, MODEL, InstantClock, batch, policy, quick, train
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from told import events, failed, incident, links, named, only, ours, says, span_id
+from span_reading import events, failed, incident, links, named, only, ours, says, span_id
 
 from tinker_recovery import Attempt, RecoveryEvent, RecoveryExhausted, Supervisor
 from tinker_recovery.telemetry import names
@@ -42,15 +42,15 @@ async def test_one_recovery_is_one_trace_with_a_span_for_each_phase(
         assert span.parent is not None
         assert span.parent.span_id == span_id(root)
         assert not failed(span)
-    said = says(root)
-    assert said[names.RUN] == "sft"
-    assert said[names.LINEAGE] == run.lineage
-    assert said[names.RUN_ID] == run.segments[0].run_id
-    assert said[names.ATTEMPT] == 1
-    assert said[names.FAULT_KIND] == "request_failed"
-    assert said[names.FAULT_DETECTED_BY] == "call"
-    assert said[names.VERDICT] == "recover"
-    assert said[names.OUTCOME] == names.RECOVERED
+    root_says = says(root)
+    assert root_says[names.RUN] == "sft"
+    assert root_says[names.LINEAGE] == run.lineage
+    assert root_says[names.RUN_ID] == run.segments[0].run_id
+    assert root_says[names.ATTEMPT] == 1
+    assert root_says[names.FAULT_KIND] == "request_failed"
+    assert root_says[names.FAULT_DETECTED_BY] == "call"
+    assert root_says[names.VERDICT] == "recover"
+    assert root_says[names.OUTCOME] == names.RECOVERED
     assert not failed(root)
     _, select, validate, create, resume = phases
     (recovery,) = run.recoveries
@@ -69,7 +69,7 @@ async def test_one_recovery_is_one_trace_with_a_span_for_each_phase(
     assert events(resume) == [names.EVENT_COMPLETED]
 
 
-async def test_begin_segments_recoveries_and_end_of_a_run_are_roots_that_link_to_each_other(
+async def test_start_segments_recoveries_and_end_of_a_run_are_roots_that_link_to_each_other(
     local: LocalTinker, spans: InMemorySpanExporter
 ) -> None:
     local.poison(at_step=7)
@@ -77,9 +77,9 @@ async def test_begin_segments_recoveries_and_end_of_a_run_are_roots_that_link_to
     with trace.get_tracer("the user's").start_as_current_span("experiment") as users:
         async with Supervisor(policy()) as supervisor:
             await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
-    told = ours(spans)
-    start, end = only(told, names.SPAN_RUN_START), only(told, names.SPAN_RUN_END)
-    segments, recoveries = named(told, names.SPAN_SEGMENT), named(told, names.SPAN_RECOVERY)
+    all_ours = ours(spans)
+    start, end = only(all_ours, names.SPAN_RUN_START), only(all_ours, names.SPAN_RUN_END)
+    segments, recoveries = named(all_ours, names.SPAN_SEGMENT), named(all_ours, names.SPAN_RECOVERY)
     roots = [start, *segments, *recoveries, end]
     assert len(segments) == 3
     assert len(recoveries) == 2
@@ -170,7 +170,7 @@ async def test_spans_a_callback_makes_are_children_of_the_phase_that_called_it(
     assert says(second)[names.ERROR_TYPE] == "PermissionDeniedError"
 
 
-async def test_a_step_that_is_skipped_is_told_inside_the_recovery(
+async def test_a_skipped_step_is_an_event_inside_the_recovery(
     local: LocalTinker, spans: InMemorySpanExporter
 ) -> None:
     tracer = trace.get_tracer("the user's")
@@ -197,11 +197,11 @@ async def test_a_step_that_is_skipped_is_told_inside_the_recovery(
     assert user.parent.span_id == span_id(resume)
 
 
-async def test_what_a_callback_raises_is_on_the_span(
+async def test_an_error_raised_by_a_callback_is_on_the_span(
     local: LocalTinker, spans: InMemorySpanExporter
 ) -> None:
     def raises(*_: object) -> None:
-        raise RuntimeError("the callback's own trouble")
+        raise RuntimeError("the callback failed")
 
     local.poison(at_step=7)
     async with Supervisor(policy(on_recovery=raises)) as supervisor:
@@ -211,25 +211,25 @@ async def test_what_a_callback_raises_is_on_the_span(
     assert not failed(resume), "the recovery itself went well"
 
 
-async def test_a_status_that_cannot_be_read_is_told_of_and_the_run_left_alone(
+async def test_a_status_that_cannot_be_read_is_an_event_and_not_a_fault(
     local: LocalTinker,
 ) -> None:
     """The key is good for the SDK's clients and not for ours: the service refuses each poll."""
     local.inject(FaultRule("status", request="training_run", status=401, for_s=60.0))
-    told: list[RecoveryEvent] = []
+    events_seen: list[RecoveryEvent] = []
 
     async def main() -> None:
         async with Supervisor(
-            policy(poll_interval_s=0.01), service=local.service, on_event=told.append
+            policy(poll_interval_s=0.01), service=local.service, on_event=events_seen.append
         ) as supervisor:
             async for attempt in supervisor.attempts(base_model=MODEL, name="sft"):
                 async with attempt:
-                    while not any(event.name == names.EVENT_POLL_ERROR for event in told):
+                    while not any(event.name == names.EVENT_POLL_ERROR for event in events_seen):
                         await train(attempt, steps=attempt.client.step + 1)
         assert supervisor.runs[0].recoveries == []
 
     await main()
-    error = next(event for event in told if event.name == names.EVENT_POLL_ERROR)
+    error = next(event for event in events_seen if event.name == names.EVENT_POLL_ERROR)
     assert error.run == "sft"
     assert "HTTP 401" in error.message
 
@@ -237,21 +237,21 @@ async def test_a_status_that_cannot_be_read_is_told_of_and_the_run_left_alone(
 async def test_the_api_key_appears_in_no_log_no_span_no_event_and_no_repr(
     local: LocalTinker, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: list[RecoveryEvent] = []
+    events_seen: list[RecoveryEvent] = []
     caplog.set_level(logging.DEBUG, "tinker_recovery")
     local.poison(at_step=7)
     local.inject(FaultRule("fail", request="load_weights", times=3))
     clock = InstantClock(poll_interval_s=0.01)
     with pytest.raises(RecoveryExhausted) as caught:
         async with Supervisor(
-            policy(poll_interval_s=0.01), on_event=told.append, clock=clock.clock
+            policy(poll_interval_s=0.01), on_event=events_seen.append, clock=clock.clock
         ) as supervisor:
             reader = status_reader(supervisor)
             await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
     shown = "\n".join(
         [
             caplog.text,
-            repr(told),
+            repr(events_seen),
             repr(caught.value),
             str(caught.value),
             repr(reader),

@@ -31,7 +31,7 @@ def command(
     journal cannot be used; 4 if a process trains it (--force).
     """
     from tinker_recovery.errors import JournalError, RunHeld
-    from tinker_recovery.journal.forgetting import abandon
+    from tinker_recovery.journal.abandon import abandon
 
     try:
         forgotten = abandon(journal_file(journal), run, service=service, even_if_held=force)

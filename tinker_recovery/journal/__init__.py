@@ -1,4 +1,9 @@
-"""What must survive this process: kept in a small database of the user's own."""
+"""The journal: what must survive this process, in one SQLite file in the user's state folder.
+
+Here live the notes on checkpoints (:class:`Journal`, :class:`Notebook`), the records of runs with
+the lease that lets one process train each (:class:`Recorder`), and the readers for other processes
+(``reading``, ``summary``). Every room above may call it; it never imports ``service``.
+"""
 
 from tinker_recovery.journal.journal import (
     STATE_FOLDER,
@@ -11,12 +16,10 @@ from tinker_recovery.journal.journal import (
 from tinker_recovery.journal.lease import HeldLease
 from tinker_recovery.journal.notebook import Notebook
 from tinker_recovery.journal.recorder import Recorder, RunRecord
-from tinker_recovery.journal.records import Found, FoundAttempt, RunRequest
+from tinker_recovery.journal.run_sql import RunRequest, StoredAttempt, StoredRun
 
 __all__ = [
     "STATE_FOLDER",
-    "Found",
-    "FoundAttempt",
     "HeldLease",
     "Journal",
     "Notebook",
@@ -25,6 +28,8 @@ __all__ = [
     "RunRecord",
     "RunRequest",
     "StateFolder",
+    "StoredAttempt",
+    "StoredRun",
     "default_path",
     "journal_path",
 ]

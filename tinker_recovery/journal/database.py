@@ -1,4 +1,4 @@
-"""The journal's file: opened, brought up to date, and written in transactions."""
+"""The journal's SQLite file: opened, migrated to the current schema, written in transactions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tinker_recovery.errors import JournalError
 from tinker_recovery.journal.schema import SCHEMA, upgrade
 
 BUSY_S = 10.0
-"""How long a write waits for another process's."""
+"""How long to wait for another process's write lock."""
 
-_AGAIN_S = 0.01
+_RETRY_S = 0.01
 
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
@@ -23,14 +23,13 @@ _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 class Database:
     """One SQLite file, or one in memory.
 
-    Its methods may be called from any thread; each call may block for up to :data:`BUSY_S`.
+    Thread-safe; each call may block for up to :data:`BUSY_S`.
 
     Args:
-        path: The file, made with its folder when it is not there; None keeps it in memory.
+        path: The file, created with its folder if missing; None keeps it in memory.
 
     Raises:
-        JournalError: From any call: it cannot be opened, read or written; the message says why and
-            what to do.
+        JournalError: From any call: the file cannot be opened, read or written.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -50,8 +49,8 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of what is done inside is on disk when it is left, or none of it."""
-        with self._lock, _explained(self.path):
+        """One write transaction: committed to disk on exit, rolled back if the body raises."""
+        with self._lock, journal_errors(self.path):
             database = self._database or self._open()
             database.execute("BEGIN IMMEDIATE")
             try:
@@ -69,11 +68,11 @@ class Database:
         database = sqlite3.connect(
             ":memory:" if self.path is None else self.path,
             timeout=BUSY_S,
-            isolation_level=None,  # transactions are ours to begin and to end
+            isolation_level=None,  # no implicit transactions
             check_same_thread=False,
         )
         try:
-            # Readers and one writer do not wait for each other, and a commit is on disk.
+            # Readers and one writer do not block each other, and a commit is on disk.
             _turn_to_wal(database)
             database.execute("PRAGMA synchronous = FULL")
             self._migrate(database)
@@ -84,7 +83,8 @@ class Database:
         return database
 
     def _migrate(self, database: sqlite3.Connection) -> None:
-        # Asked inside the transaction: of two processes that come at once, one makes the tables.
+        # Checked inside the transaction: of two processes that start at once, one creates the
+        # tables.
         database.execute("BEGIN IMMEDIATE")
         version = check_version(database, self.path)
         if version < SCHEMA:
@@ -93,46 +93,42 @@ class Database:
 
 
 def check_version(database: sqlite3.Connection, path: Path | None) -> int:
-    """The version of the tables in a file.
+    """The schema version of a file.
 
     Raises:
-        JournalError: It is newer than what is known here.
+        JournalError: It is newer than :data:`SCHEMA`.
     """
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA:
         raise JournalError(
-            f"the journal {path} has schema {version}, and this version of tinker_recovery knows "
-            f"{SCHEMA}: install a newer one, or set TINKER_RECOVERY_STATE_DIR to another folder"
+            f"the journal {path} has schema {version}, but this version of tinker_recovery only "
+            f"supports up to {SCHEMA}: install a newer one, or set TINKER_RECOVERY_STATE_DIR to "
+            "another folder"
         )
     return int(version)
 
 
 @contextmanager
-def _explained(path: Path | None) -> Iterator[None]:
+def journal_errors(path: Path | None) -> Iterator[None]:
+    """Turn errors of SQLite and the file system into a JournalError that says what to do."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise explained(error, path) from error
-
-
-def explained(error: sqlite3.Error | OSError, path: Path | None) -> JournalError:
-    """What a failure means to a person, and what to do about it."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
-        return JournalError(
-            f"the journal {path} cannot be used, because the file is damaged: {error}. Nothing in "
-            f"it was changed. Look at it, or move it away (mv {path} {path}.damaged) and a new one "
-            "is begun: runs are found again by their name from what their checkpoints say, and "
-            "pins and marks of bad checkpoints have to be set again. Or set "
-            "TINKER_RECOVERY_STATE_DIR to another folder"
-        )
-    return JournalError(
-        f"the journal {path or 'in memory'} cannot be used: {error}; check the folder and the "
-        "disk, or set TINKER_RECOVERY_STATE_DIR to another folder"
-    )
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            raise JournalError(
+                f"the journal {path} cannot be used: the file is damaged ({error}) and was left "
+                f"unchanged. Move it away (mv {path} {path}.damaged) and a new journal is created: "
+                "runs are found again by name from the metadata of their checkpoints, but pins and "
+                "bad marks have to be set again. Or set TINKER_RECOVERY_STATE_DIR to another folder"
+            ) from error
+        raise JournalError(
+            f"the journal {path or 'in memory'} cannot be used: {error}; check the folder and the "
+            "disk, or set TINKER_RECOVERY_STATE_DIR to another folder"
+        ) from error
 
 
 def _turn_to_wal(database: sqlite3.Connection) -> None:
-    """Where several processes make the file at once, SQLite says "locked" and does not wait."""
+    # If several processes create the file at once, SQLite reports "locked" without waiting.
     deadline = time.monotonic() + BUSY_S
     while True:
         try:
@@ -140,6 +136,6 @@ def _turn_to_wal(database: sqlite3.Connection) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-            time.sleep(_AGAIN_S)
+            time.sleep(_RETRY_S)
         else:
             return

@@ -1,8 +1,8 @@
-"""The journal: what is known of checkpoints that the service has no place for.
+"""Notes on checkpoints that the service cannot store, and where the journal's file is.
 
-Pins, checkpoints found bad, deletions under way, sizes and checksums at first sight. One SQLite
-file in the user's state folder, shared by the processes of the user; every write is on disk when
-the call returns. It holds no API key and no weights, and losing it loses no training state.
+Pins, bad marks, deletions in progress, sizes and checksums when first read. Shared by all
+processes of the user; every write is on disk when the call returns. The journal contains no API key
+and no weights, and losing it loses no training state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tinker_recovery.journal.database import Database
 from tinker_recovery.telemetry import redact
 
 JOURNAL_FILE = "journal.sqlite3"
-"""The journal's name in its folder."""
+"""The file's name in its folder."""
 
 
 def default_path() -> Path:
@@ -42,10 +42,10 @@ STATE_FOLDER = StateFolder.DEFAULT
 
 
 def journal_path(choice: Path | str | StateFolder | None) -> Path | None:
-    """The file that a choice of journal means; None for one in memory.
+    """The file of a ``journal=`` argument; None for one in memory.
 
     Raises:
-        UsageError: It is an empty path.
+        UsageError: The path is empty.
     """
     if choice is None:
         return None
@@ -53,24 +53,24 @@ def journal_path(choice: Path | str | StateFolder | None) -> Path | None:
         return default_path()
     if not str(choice):
         raise UsageError(
-            f"journal={choice!r} is not allowed: the path of a file, or None to keep it in memory"
+            f"journal={choice!r} is not allowed: give the path of a file, or None for memory"
         )
     return Path(choice)
 
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What is noted of the checkpoints of one service, by path.
+    """The notes on the checkpoints of one service, by path.
 
     Attributes:
-        pinned: Kept for ever, with the reason given.
-        bad: Not to be recovered from, with what is wrong.
-        deletions: The newest line of each deletion, as its ledger writes it.
-        sizes: Bytes at first sight.
-        files: Checksums at first sight, as whoever took them writes them.
-        canaries: Fingerprints of what the canary answered on their weights.
-        optimizer: What speaks against the service's restores with optimizer, by version of the SDK
-            and not by path; empty where it was looked into and nothing does.
+        pinned: Never to be deleted; the reason given.
+        bad: Never to be recovered from; what is wrong with it.
+        deletions: The newest ledger line of each deletion.
+        sizes: Bytes when first read.
+        files: Encoded checksums when first read.
+        canaries: Fingerprints of the canary's logprobs on the checkpoint's weights.
+        optimizer: What is wrong with the service's optimizer restores; empty if nothing. By version
+            of the SDK, not by path.
     """
 
     pinned: Mapping[str, str]
@@ -85,22 +85,21 @@ class Notes:
 class Journal:
     """Notes on checkpoints, by service and path.
 
-    Every method may block for up to ``database.BUSY_S`` seconds: call it in a worker thread.
-    Methods may be called from any thread.
+    Thread-safe. Every method may block for up to ``database.BUSY_S`` seconds: from the event loop
+    use a :class:`Notebook`.
 
     Args:
-        path: The file, made with its folder when it is not there; None keeps it in memory.
+        path: The file, created with its folder if missing; None keeps it in memory.
         service: Base URL of the service that the paths belong to.
 
     Raises:
-        JournalError: From any call: it cannot be opened, read or written; the message says why and
-            what to do.
+        JournalError: From any call: the file cannot be opened, read or written.
     """
 
     def __init__(self, path: Path | None, *, service: str) -> None:
         self.path = path
         self.database = Database(path)
-        """The file, shared with the records of runs."""
+        """The file, shared with the run records."""
         self._service = service
 
     def __repr__(self) -> str:
@@ -117,30 +116,30 @@ class Journal:
         self.database.close()
 
     def notes(self) -> Notes:
-        """Everything noted of this service's checkpoints."""
+        """All notes on this service's checkpoints."""
         by_kind: dict[str, dict[str, str]] = {}
         with self.database.transaction() as database:
             rows: Iterable[tuple[str, str, str]] = database.execute(
                 "SELECT kind, path, said FROM notes WHERE service = ?", (self._service,)
             )
-            for kind, path, said in rows:
-                by_kind.setdefault(kind, {})[path] = said
+            for kind, path, text in rows:
+                by_kind.setdefault(kind, {})[path] = text
         return Notes(
             pinned=by_kind.get("pinned", {}),
             bad=by_kind.get("bad", {}),
             deletions=by_kind.get("deletion", {}),
-            sizes={path: int(said) for path, said in by_kind.get("size", {}).items()},
+            sizes={path: int(text) for path, text in by_kind.get("size", {}).items()},
             files=by_kind.get("files", {}),
             canaries=by_kind.get("canary", {}),
             optimizer=by_kind.get("optimizer", {}),
         )
 
     def pin(self, path: str, reason: str = "pinned by the user") -> None:
-        """Keep a checkpoint for ever."""
+        """Keep a checkpoint forever."""
         self._put("pinned", path, redact(reason))
 
     def unpin(self, path: str) -> bool:
-        """Take the pin back; whether there was one."""
+        """Remove a pin; returns whether there was one."""
         return self._drop("pinned", path)
 
     def mark_bad(self, path: str, reason: str) -> None:
@@ -148,55 +147,52 @@ class Journal:
         self._put("bad", path, redact(reason))
 
     def clear_bad(self, path: str) -> bool:
-        """Take that back; whether it was marked."""
+        """Remove a bad mark; returns whether there was one."""
         return self._drop("bad", path)
 
     def write_deletion(self, path: str, line: str) -> None:
-        """The newest line of a deletion."""
+        """Write the newest ledger line of a deletion."""
         self._put("deletion", path, line)
 
     def note_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Sizes at first sight; one noted before stays as it is."""
-        with self.database.transaction() as database:
-            database.executemany(
-                "INSERT OR IGNORE INTO notes VALUES (?, ?, 'size', ?)",
-                [(self._service, path, str(size)) for path, size in sizes.items()],
-            )
+        """Note sizes in bytes; a size noted before is kept."""
+        self._put_first("size", {path: str(size) for path, size in sizes.items()})
 
-    def note_files(self, path: str, said: str) -> None:
-        """Checksums of a checkpoint's files at first sight; those noted before stay."""
-        with self.database.transaction() as database:
-            database.execute(
-                "INSERT OR IGNORE INTO notes VALUES (?, ?, 'files', ?)", (self._service, path, said)
-            )
+    def note_files(self, path: str, checksums: str) -> None:
+        """Note the checksums of a checkpoint's files; those noted before are kept."""
+        self._put_first("files", {path: checksums})
 
-    def note_canary(self, path: str, said: str) -> None:
-        """The fingerprint of what the canary answered on a checkpoint's weights."""
-        self._put("canary", path, said)
+    def note_canary(self, path: str, fingerprint: str) -> None:
+        """Note the fingerprint of the canary's logprobs on a checkpoint's weights."""
+        self._put("canary", path, fingerprint)
 
-    def note_optimizer(self, sdk: str, against: str) -> None:
-        """What speaks against the service's restores with optimizer; empty if nothing does."""
-        self._put("optimizer", sdk, redact(against))
+    def note_optimizer(self, sdk: str, problem: str) -> None:
+        """Note what is wrong with the service's optimizer restores; empty if nothing is."""
+        self._put("optimizer", sdk, redact(problem))
 
     def forget(self, paths: Iterable[str]) -> None:
-        """Everything noted of checkpoints that are gone for good."""
-        gone = list(paths)
+        """Remove every note on checkpoints that were deleted."""
+        gone = [(self._service, path) for path in paths]
         with self.database.transaction() as database:
+            database.executemany("DELETE FROM notes WHERE service = ? AND path = ?", gone)
             database.executemany(
-                "DELETE FROM notes WHERE service = ? AND path = ?",
-                [(self._service, path) for path in gone],
-            )
-            database.executemany(
-                "UPDATE checkpoints SET gone = 1 WHERE path = ? "
-                "AND run IN (SELECT id FROM runs WHERE service = ?)",
-                [(path, self._service) for path in gone],
+                "UPDATE checkpoints SET gone = 1 "
+                "WHERE run IN (SELECT id FROM runs WHERE service = ?) AND path = ?",
+                gone,
             )
 
-    def _put(self, kind: str, path: str, said: str) -> None:
+    def _put(self, kind: str, path: str, text: str) -> None:
         with self.database.transaction() as database:
             database.execute(
                 "INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?)",
-                (self._service, path, kind, said),
+                (self._service, path, kind, text),
+            )
+
+    def _put_first(self, kind: str, texts: Mapping[str, str]) -> None:
+        with self.database.transaction() as database:
+            database.executemany(
+                "INSERT OR IGNORE INTO notes VALUES (?, ?, ?, ?)",
+                [(self._service, path, kind, text) for path, text in texts.items()],
             )
 
     def _drop(self, kind: str, path: str) -> bool:

@@ -1,36 +1,36 @@
-"""The lease on a run: one process trains it, and whoever comes second waits, or is told who does.
+"""The lease on a run: one process trains it; a second one waits, or learns which process holds it.
 
-No clock that can be set decides anything. On one machine it is whether the holder's process lives.
-Where that cannot be told (another machine, another container) the holder counts its signs of life,
-and whoever waits takes over once it has seen the same count for a whole lease, by a clock of its
-own that only runs forward. Each holder has a token, one higher than the one before; every write of
-a holder is refused once the token is another's, so one that was only asleep changes nothing.
+Only clocks that cannot be set decide. On one machine, the lease is free when its holder's process
+is dead. Where that cannot be seen (another machine, another container), the holder counts its
+heartbeats, and a waiting process takes over after seeing the same count for a whole lease by its
+own monotonic clock. Each holder gets a fencing token, one higher than the last; a write with an old
+token is rejected, so a holder that was only suspended cannot change anything.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from tinker_recovery.journal.holder import Holder
 
 LEASE_S = 30.0
-"""How long a holder that cannot be seen is waited for without a sign of life."""
+"""How long to wait without a heartbeat for a holder whose process cannot be seen."""
 
-BEAT_S = LEASE_S / 3
-"""How often a holder gives one."""
+HEARTBEAT_S = LEASE_S / 3
+"""How often a holder sends one."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldLease:
-    """A run is held by another.
+    """The lease of a run that another process holds.
 
     Attributes:
-        by: Who.
-        token: Its token.
-        beats: Its signs of life so far.
-        unchanged_since: Since when these two have been as they are, by the clock of whoever asks;
-            it only runs forward.
+        by: The holder.
+        token: Its fencing token.
+        beats: Its heartbeats so far.
+        unchanged_since: Since when token and beats are unchanged, by the monotonic clock of the
+            process that asks.
     """
 
     by: Holder
@@ -39,18 +39,13 @@ class HeldLease:
     unchanged_since: float
 
 
-def may_take(held: HeldLease, *, now: float, lives: bool | None, lease_s: float = LEASE_S) -> bool:
+def may_take(held: HeldLease, *, now: float, lives: bool | None) -> bool:
     """Whether a run may be taken from its holder: a pure decision.
 
-    Args:
-        held: What is known of the holder.
-        now: By the clock of ``held.unchanged_since``.
-        lives: Whether the holder's process lives; None if that cannot be told.
-        lease_s: How long it may be silent where it cannot be told.
+    ``now`` is by the clock of ``held.unchanged_since``; ``lives`` says whether the holder's process
+    is alive, None if that cannot be seen.
     """
-    if lives is None:
-        return now - held.unchanged_since >= lease_s
-    return not lives
+    return now - held.unchanged_since >= LEASE_S if lives is None else not lives
 
 
 def take(
@@ -62,15 +57,10 @@ def take(
     seen: HeldLease | None,
     now: float,
 ) -> int | HeldLease:
-    """Take a run, inside the caller's transaction: the new token, or who holds it.
+    """Take a run inside the caller's transaction: returns the new token, or the lease of another.
 
-    Args:
-        connection: Of the journal.
-        run: The journal's number of the run.
-        holder: Id of whoever takes it, unlike every other's.
-        here: The same, for people and for those who look whether it lives.
-        seen: What was seen of the holder when asked before.
-        now: Seconds of a clock that only runs forward.
+    ``holder`` is the unique id of the new holder, ``here`` its process, ``seen`` the lease that the
+    last call returned, and ``now`` seconds of a monotonic clock.
     """
     row = connection.execute(
         "SELECT holder, token, beats, host, machine, pid, born, since, expires FROM leases "
@@ -89,23 +79,13 @@ def take(
                 return held
     connection.execute(
         "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?)",
-        (
-            run,
-            token + 1,
-            holder,
-            here.host,
-            here.machine,
-            here.pid,
-            here.born,
-            here.since,
-            here.expires,
-        ),
+        (run, token + 1, holder, *astuple(here)),
     )
     return token + 1
 
 
 def is_held(connection: sqlite3.Connection, run: int, token: int) -> bool:
-    """Whether this token is still the run's: asked in the same transaction as each write."""
+    """Whether this token still holds the run; to be asked in the same transaction as each write."""
     row = connection.execute(
         "SELECT 1 FROM leases WHERE run = ? AND token = ? AND holder <> ''", (run, token)
     ).fetchone()
@@ -113,18 +93,18 @@ def is_held(connection: sqlite3.Connection, run: int, token: int) -> bool:
 
 
 def release(connection: sqlite3.Connection, run: int, token: int) -> None:
-    """Give a run back; its token stays, so that the next is higher."""
+    """Release a run; its token stays in the table, so that the next is higher."""
     connection.execute("UPDATE leases SET holder = '' WHERE run = ? AND token = ?", (run, token))
 
 
 def held_by(connection: sqlite3.Connection, holder: str) -> dict[int, int]:
-    """The token of every run that a holder holds."""
+    """The token of every run that a holder holds, by run id."""
     held = connection.execute("SELECT run, token FROM leases WHERE holder = ?", (holder,))
     return dict(held.fetchall())
 
 
-def beat(connection: sqlite3.Connection, holder: str, *, expires: float) -> None:
-    """A sign of life for all that is held."""
+def heartbeat(connection: sqlite3.Connection, holder: str, *, expires: float) -> None:
+    """Renew every lease of a holder."""
     connection.execute(
         "UPDATE leases SET beats = beats + 1, expires = ? WHERE holder = ?", (expires, holder)
     )

@@ -1,25 +1,35 @@
-"""The notes of the journal for the event loop: each call runs in a worker thread."""
+"""The journal's notes for the event loop: each call runs in a worker thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
-from types import TracebackType
-from typing import Self, TypeVar
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from tinker_recovery.journal.journal import Journal, Notes
+from tinker_recovery.journal.journal import Journal
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class Notebook(AbstractAsyncContextManager["Notebook"]):
-    """A journal's notes, to be awaited; entering it opens the journal, leaving it closes it.
+def _threaded(
+    method: Callable[Concatenate[Journal, _P], _T],
+) -> Callable[Concatenate[Notebook, _P], Coroutine[Any, Any, _T]]:
+    """The async counterpart of a method of the Journal."""
 
-    A write that has begun is carried through even if whoever waits for it is cancelled: it is on
-    disk or it failed, and nobody is left to guess.
+    async def call(self: Notebook, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await self._do(functools.partial(method, self._journal, *args, **kwargs))
+
+    return functools.update_wrapper(call, method)
+
+
+class Notebook:
+    """A journal's notes as coroutines; entering it opens the journal, leaving it closes it.
+
+    A cancelled write is finished first, so the note is either on disk or the write has failed.
 
     Raises:
         JournalError: From any call.
@@ -29,58 +39,24 @@ class Notebook(AbstractAsyncContextManager["Notebook"]):
         self._journal = journal
 
     async def __aenter__(self) -> Self:
-        await self.notes()  # refused at once, and not at the first thing worth writing down
+        await self.notes()  # a journal that cannot be used fails here, not at the first write
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         with anyio.CancelScope(shield=True):
             await self._do(self._journal.close)
 
-    async def notes(self) -> Notes:
-        """Everything noted of this service's checkpoints."""
-        return await self._do(self._journal.notes)
-
-    async def pin(self, path: str, reason: str) -> None:
-        """Keep a checkpoint for ever."""
-        await self._do(lambda: self._journal.pin(path, reason))
-
-    async def unpin(self, path: str) -> bool:
-        """Take the pin back; whether there was one."""
-        return await self._do(lambda: self._journal.unpin(path))
-
-    async def mark_bad(self, path: str, reason: str) -> None:
-        """Never recover from this checkpoint again."""
-        await self._do(lambda: self._journal.mark_bad(path, reason))
-
-    async def write_deletion(self, path: str, line: str) -> None:
-        """The newest line of a deletion."""
-        await self._do(lambda: self._journal.write_deletion(path, line))
-
-    async def note_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Sizes at first sight; one noted before stays as it is."""
-        await self._do(lambda: self._journal.note_sizes(sizes))
-
-    async def note_canary(self, path: str, said: str) -> None:
-        """The fingerprint of what the canary answered on a checkpoint's weights."""
-        await self._do(lambda: self._journal.note_canary(path, said))
-
-    async def note_files(self, path: str, said: str) -> None:
-        """Checksums of a checkpoint's files at first sight; those noted before stay."""
-        await self._do(lambda: self._journal.note_files(path, said))
-
-    async def note_optimizer(self, sdk: str, against: str) -> None:
-        """What speaks against the service's restores with optimizer; empty if nothing does."""
-        await self._do(lambda: self._journal.note_optimizer(sdk, against))
-
-    async def forget(self, paths: list[str]) -> None:
-        """Everything noted of checkpoints that are gone for good."""
-        await self._do(lambda: self._journal.forget(paths))
+    notes = _threaded(Journal.notes)
+    pin = _threaded(Journal.pin)
+    unpin = _threaded(Journal.unpin)
+    mark_bad = _threaded(Journal.mark_bad)
+    write_deletion = _threaded(Journal.write_deletion)
+    note_sizes = _threaded(Journal.note_sizes)
+    note_files = _threaded(Journal.note_files)
+    note_canary = _threaded(Journal.note_canary)
+    note_optimizer = _threaded(Journal.note_optimizer)
+    forget = _threaded(Journal.forget)
 
     async def _do(self, call: Callable[[], _T]) -> _T:
-        # Not abandoned on cancellation, which is what carries a write through.
+        # Not abandoned on cancellation: that is what finishes a write.
         return await anyio.to_thread.run_sync(call)

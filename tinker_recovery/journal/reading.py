@@ -1,8 +1,8 @@
-"""Reading the journal, from any process, while it is being written.
+"""Reading the journal from any process, also while it is being written.
 
-Plain frozen records of what is known of each run, for ``tinker-recovery watch``, ``report`` and
-whoever else wants to look. Nothing here writes, waits for the writer, or holds it up. Every call
-opens the file and closes it again; each may block for as long as a disk does.
+Frozen records of what is known of each run, for ``tinker-recovery watch``, ``report`` and programs
+of the user's. Nothing here writes, or waits for the writer. Every call opens the file and closes it
+again, and may block on the disk.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from tinker_recovery.errors import JournalError
-from tinker_recovery.journal.database import BUSY_S, check_version, explained
+from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
-from tinker_recovery.journal.records import Found, find
+from tinker_recovery.journal.run_sql import StoredRun, select_run
 from tinker_recovery.journal.schema import SCHEMA
 
 State = Literal["training", "recovering", "stopped", "finished", "failed", "abandoned"]
-"""``stopped``: interrupted or cancelled, to be gone on with by the same command. A run whose
-process was killed is still ``training`` or ``recovering`` here; its :attr:`RunView.live` is False.
+"""``stopped``: interrupted or cancelled; the same command resumes it. A run whose process was
+killed is still ``training`` or ``recovering`` here; its :attr:`RunView.live` is False.
 """
+
+_ACTIVE = ("training", "recovering")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,9 @@ class AttemptView:
         attempt: Its id.
         run_id: The Tinker run id.
         start_step: Optimizer steps in the weights it began with.
-        parent: Path of the checkpoint it began with; None if it began afresh.
+        parent: Path of the checkpoint it began with; None if it began from scratch.
         started: Seconds since the epoch.
-        ended: The same; None while it runs, or if its process was killed.
+        ended: Seconds since the epoch; None while it runs, or if its process was killed.
         outcome: ``finished``, the kind of the fault, the name of the exception, or None.
     """
 
@@ -59,17 +61,17 @@ class IncidentView:
 
     Attributes:
         kind: What went wrong, as in ``tinker-recovery faults``.
-        detected_by: How it was noticed.
+        detected_by: How it was detected.
         step: Optimizer steps submitted by then.
-        phase: Where its recovery is, or was left: ``detected``, ``started``, ``selected``,
-            ``created``, ``done``.
-        tries: Recovery attempts begun.
+        phase: How far its recovery got: ``detected``, ``started``, ``selected``, ``created``,
+            ``done``.
+        tries: Recovery attempts started.
         started: Seconds since the epoch.
-        ended: The same; None while it is open.
+        ended: Seconds since the epoch; None while it is open.
         outcome: ``recovered``, ``given_up``, ``cut_off`` (its process ended), ``ended`` (a fault
-            nobody recovers from), or None.
-        checkpoint: Path of the checkpoint chosen; None if there is none yet, or it starts over.
-        to_step: The step gone back to; None if not known yet.
+            that is not recovered from), or None.
+        checkpoint: Path of the checkpoint selected; None if none is yet, or the run starts over.
+        to_step: The step the run was rewound to; None if not known yet.
     """
 
     kind: str
@@ -86,14 +88,14 @@ class IncidentView:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointView:
-    """A checkpoint that the service said it has stored.
+    """A checkpoint that the service confirmed as stored.
 
     Attributes:
         path: ``tinker://RUN/weights/NAME``.
         step: Optimizer steps in it.
         saved: Seconds since the epoch.
-        sound: Whether everything before it had succeeded.
-        gone: Whether it was deleted since, by whoever keeps the run's checkpoints.
+        sound: Whether every request before it had succeeded.
+        gone: Whether retention has deleted it since.
     """
 
     path: str
@@ -105,12 +107,12 @@ class CheckpointView:
 
 @dataclass(frozen=True, slots=True)
 class ProgressPoint:
-    """What the loop reported at a step; sampled: one a second, after a few hundred at will.
+    """What the loop reported at a step; sampled to one a second after the first few hundred.
 
     Attributes:
         step: The loop's step.
         time: Seconds since the epoch.
-        loss: ``attempt.report(loss=...)``, if it is finite.
+        loss: ``attempt.report(loss=...)``, if finite.
         metrics: Everything reported.
     """
 
@@ -125,11 +127,11 @@ class EventView:
     """One event.
 
     Attributes:
-        id: Rises with time; ``read_events(after=)`` takes it.
-        run: The run's name; empty where it concerns no single run.
+        id: Increases with time; for ``read_events(after=)``.
+        run: The run's name; empty if the event is about no single run.
         time: Seconds since the epoch.
         name: One of ``telemetry.names.EVENT_*``.
-        message: In words.
+        message: For people.
         fields: Attributes by their telemetry name.
     """
 
@@ -146,21 +148,21 @@ class RunView:
     """What the journal knows of a run.
 
     Attributes:
-        id: The journal's own number for it.
+        id: Its id in the journal.
         service: Base URL of the service.
         name: Its name.
-        named: Whether the user gave the name; only such a run is gone on with after a restart.
+        named: Whether the user chose the name; only such a run is resumed after a restart.
         lineage: Id of the logical run, as in its checkpoints.
-        origin: How it starts: ``way``, and what belongs to that.
-        policy: The policy it runs under, in part.
-        state: Where it stands.
-        detail: Why, in words, if it is failed or stopped.
+        origin: How it starts: ``way``, and the arguments of that way.
+        policy: Part of the policy it runs under.
+        state: Its state.
+        detail: Why, if it is failed or stopped.
         start_step: The step it began at.
         step: Optimizer steps known to be done.
-        attempts_left: Recoveries it may still try, as last told.
+        attempts_left: Recoveries left in its budget, as last written.
         created: Seconds since the epoch.
-        updated: The same, of the newest sign of life.
-        holder: The process that trains it, or trained it last; None if none holds it.
+        updated: When it was last written to, in seconds since the epoch.
+        holder: The process that holds its lease, dead or alive; None if it was released.
         attempts: Oldest first.
         incidents: Oldest first.
         checkpoints: By step.
@@ -189,22 +191,18 @@ class RunView:
 
     @property
     def live(self) -> bool:
-        """Whether it is under way, as far as can be told from here.
-
-        On this machine that is whether its process lives; of another one it is believed.
-        """
-        at_work = self.state in ("training", "recovering")
-        return at_work and self.holder is not None and self.holder.lives() is not False
+        """Whether it is being trained; a process that cannot be seen from here counts as alive."""
+        active = self.state in _ACTIVE
+        return active and self.holder is not None and self.holder.lives() is not False
 
     @property
     def display_state(self) -> str:
-        """Its state, for people; ``dead`` if its process is gone and never said how it ended."""
-        at_work = self.state in ("training", "recovering")
-        return "dead" if at_work and not self.live else self.state
+        """Its state for display; ``dead`` if its process died without writing how it ended."""
+        return "dead" if self.state in _ACTIVE and not self.live else self.state
 
     @property
     def next_save_step(self) -> int | None:
-        """The step of the next save, where the policy fixes it; None elsewhere."""
+        """The step of the next save; None if the policy's strategy does not fix it."""
         every = self.policy.get("save_every")
         if self.policy.get("strategy") not in ("steps", "last", "all") or not every:
             return None
@@ -212,10 +210,10 @@ class RunView:
 
 
 def read_runs(path: Path) -> list[RunView]:
-    """Every run in a journal, the one most recently alive first, without its history.
+    """Every run in a journal without its history, most recently updated first.
 
     Raises:
-        JournalError: The file is not there, or cannot be read.
+        JournalError: The file does not exist, or cannot be read.
     """
     with open_to_read(path) as database:
         return [
@@ -225,19 +223,13 @@ def read_runs(path: Path) -> list[RunView]:
 
 
 def read_run(path: Path, name: str, *, service: str | None = None) -> RunView | None:
-    """One run with its history, or None; of several of that name, the newest.
-
-    Args:
-        path: The journal.
-        name: The run's name.
-        service: Base URL of its service; None for any.
+    """The newest run of a name with its history, or None; at any service if that is None.
 
     Raises:
-        JournalError: The file is not there, or cannot be read.
+        JournalError: The file does not exist, or cannot be read.
     """
     with open_to_read(path) as database:
-        # One picture: nothing of it changes between the questions.
-        database.execute("BEGIN")
+        database.execute("BEGIN")  # one snapshot for all queries
         row = database.execute(
             f"{RUNS} WHERE name = ? AND (? IS NULL OR service = ?) ORDER BY runs.id DESC LIMIT 1",
             (name, service, service),
@@ -245,111 +237,99 @@ def read_run(path: Path, name: str, *, service: str | None = None) -> RunView | 
         return None if row is None else run_from(row, database)
 
 
-def read_left(path: Path, name: str, *, service: str) -> tuple[RunView, Found] | None:
-    """A run as it was left, for whoever wants to know what a restart would find; or None.
-
-    Args:
-        path: The journal.
-        name: The run's name, or the id of a Tinker run it has lived in.
-        service: Base URL of its service.
+def read_stored_run(path: Path, name: str, *, service: str) -> tuple[RunView, StoredRun] | None:
+    """A run and what a restart finds of it, by its name or the id of one of its Tinker runs.
 
     Raises:
-        JournalError: The file is not there, or cannot be read.
+        JournalError: The file does not exist, or cannot be read.
     """
     with open_to_read(path) as database:
         database.execute("BEGIN")
-        meant = database.execute(
-            "SELECT id FROM runs WHERE service = ?1 AND (name = ?2 OR id IN "
+        row = database.execute(
+            f"{RUNS} WHERE service = ?1 AND (name = ?2 OR runs.id IN "  # noqa: S608 - our own constants
             "(SELECT run FROM attempts WHERE run_id = ?2)) "
-            "ORDER BY name = ?2 DESC, id DESC LIMIT 1",
+            "ORDER BY name = ?2 DESC, runs.id DESC LIMIT 1",
             (service, name),
         ).fetchone()
-        if meant is None:
-            return None
-        row = database.execute(f"{RUNS} WHERE runs.id = ?", meant).fetchone()
-        return run_from(row), find(database, *meant)
+        return None if row is None else (run_from(row), select_run(database, row[0]))
 
 
 def read_events(
     path: Path, name: str | None = None, *, after: int = 0, limit: int = 1000
 ) -> list[EventView]:
-    """The newest events after one already seen, oldest of them first.
+    """The newest ``limit`` events, oldest first; of the runs of one name, or of all.
 
-    Args:
-        path: The journal.
-        name: Of the runs of this name; None for all.
-        after: ``EventView.id`` of the last one seen.
-        limit: At most so many.
+    ``after`` is the :attr:`EventView.id` of the last one already read.
 
     Raises:
-        JournalError: The file is not there, or cannot be read.
+        JournalError: The file does not exist, or cannot be read.
     """
+    newest = "events.id > ? ORDER BY events.id DESC LIMIT ?"
     with open_to_read(path) as database:
         rows: list[tuple[Any, ...]] = []
         if name is None:
-            rows += database.execute(f"{_EVENTS} ORDER BY events.id DESC LIMIT ?", (after, limit))
+            rows += database.execute(f"{EVENTS} WHERE {newest}", (after, limit))
         else:
-            # One run after the other, each by its index: a quiet one is not looked for among all.
+            # Run by run, through the index: one with few events does not scan all of them.
             for (run,) in database.execute(
                 "SELECT id FROM runs WHERE name = ?", (name,)
             ).fetchall():
                 rows += database.execute(
-                    f"{_EVENTS} AND events.run = ? ORDER BY events.id DESC LIMIT ?",
-                    (after, run, limit),
+                    f"{EVENTS} WHERE events.run = ? AND {newest}", (run, after, limit)
                 )
-    return [
-        EventView(id_, run, time, event, message, json.loads(fields))
-        for id_, run, time, event, message, fields in sorted(rows)[-limit:]
-    ]
+    return [event_from(row) for row in sorted(rows)[-limit:]]
 
-
-_EVENTS = (
-    "SELECT events.id, coalesce(runs.name, ''), events.time, events.name, message, fields "
-    "FROM events LEFT JOIN runs ON runs.id = events.run WHERE events.id > ?"
-)
 
 RUNS = (
     "SELECT runs.id, service, name, named, lineage, origin, policy, state, detail, start_step, "
     "step, attempts_left, created, updated, host, machine, pid, born, since, expires "
     "FROM runs LEFT JOIN leases ON leases.run = runs.id AND leases.holder <> ''"
 )
-"""What :func:`run_from` reads."""
+"""Selects rows for :func:`run_from`."""
+
+CHECKPOINTS = "SELECT path, step, saved, sound, gone FROM checkpoints WHERE run = ?"
+"""Selects rows for :func:`checkpoint_from`."""
+
+EVENTS = (
+    "SELECT events.id, coalesce(runs.name, ''), events.time, events.name, message, fields "
+    "FROM events LEFT JOIN runs ON runs.id = events.run"
+)
+"""Selects rows for :func:`event_from`."""
 
 
 @contextmanager
 def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
-    """The journal, opened for reading alone.
+    """The journal, opened read-only.
 
     Raises:
-        JournalError: The file is not there, or cannot be read; from the body as well.
+        JournalError: The file does not exist, or cannot be read; also from the body.
     """
     if not path.exists():
         raise JournalError(
-            f"there is no journal at {path}: nothing has been trained here yet, or "
-            "TINKER_RECOVERY_STATE_DIR points elsewhere"
+            f"there is no journal at {path}: nothing has been trained on this machine yet, or "
+            "TINKER_RECOVERY_STATE_DIR names another folder"
         )
-    try:
-        with closing(
+    with (
+        journal_errors(path),
+        closing(
             sqlite3.connect(
                 f"file:{quote(str(path))}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None
             )
-        ) as database:
-            version = check_version(database, path)
-            if version < SCHEMA:
-                raise JournalError(
-                    f"the journal {path} has schema {version}, which holds no runs: it is brought "
-                    "up to date by the next training process that uses it"
-                )
-            yield database
-    except (sqlite3.Error, OSError) as error:
-        raise explained(error, path) from error
+        ) as database,
+    ):
+        version = check_version(database, path)
+        if version < SCHEMA:
+            raise JournalError(
+                f"the journal {path} has schema {version}, which holds no runs: the next training "
+                "process that uses it updates it"
+            )
+        yield database
 
 
 def run_from(row: tuple[Any, ...], database: sqlite3.Connection | None = None) -> RunView:
-    """The run of a row of :data:`RUNS`; with its history if there is a database to read it from."""
+    """The run of a row of :data:`RUNS`; with its history if ``database`` is given."""
     run, service, name, named, lineage, origin, policy, *rest = row
-    *told, host, machine, pid, born, since, expires = rest
-    holder = None if host is None else Holder(host, machine, pid, born, since, expires)
+    *state, host, machine, pid, born, since, expires = rest
     view = (
         run,
         service,
@@ -358,10 +338,22 @@ def run_from(row: tuple[Any, ...], database: sqlite3.Connection | None = None) -
         lineage,
         json.loads(origin),
         json.loads(policy),
-        *told,
-        holder,
+        *state,
+        None if host is None else Holder(host, machine, pid, born, since, expires),
     )
     return RunView(*view, **({} if database is None else _history(database, run)))
+
+
+def checkpoint_from(row: tuple[Any, ...]) -> CheckpointView:
+    """The checkpoint of a row of :data:`CHECKPOINTS`."""
+    path, step, saved, sound, gone = row
+    return CheckpointView(path, step, saved, bool(sound), bool(gone))
+
+
+def event_from(row: tuple[Any, ...]) -> EventView:
+    """The event of a row of :data:`EVENTS`."""
+    id_, run, time, name, message, fields = row
+    return EventView(id_, run, time, name, message, json.loads(fields))
 
 
 def _history(database: sqlite3.Connection, run: int) -> dict[str, Any]:
@@ -375,20 +367,14 @@ def _history(database: sqlite3.Connection, run: int) -> dict[str, Any]:
         "to_step FROM incidents WHERE run = ? ORDER BY id",
         (run,),
     )
-    checkpoints = database.execute(
-        "SELECT path, step, saved, sound, gone FROM checkpoints WHERE run = ? ORDER BY step, saved",
-        (run,),
-    )
+    checkpoints = database.execute(f"{CHECKPOINTS} ORDER BY step, saved", (run,))
     progress = database.execute(
         "SELECT step, time, loss, metrics FROM progress WHERE run = ? ORDER BY step", (run,)
     )
     return {
         "attempts": tuple(AttemptView(*row) for row in attempts),
         "incidents": tuple(IncidentView(*row) for row in incidents),
-        "checkpoints": tuple(
-            CheckpointView(path, step, saved, bool(sound), bool(gone))
-            for path, step, saved, sound, gone in checkpoints
-        ),
+        "checkpoints": tuple(checkpoint_from(row) for row in checkpoints),
         "progress": tuple(
             ProgressPoint(step, time, loss, json.loads(metrics))
             for step, time, loss, metrics in progress

@@ -1,4 +1,4 @@
-"""The Recorder: writes down each run of a Supervisor, and holds its lease."""
+"""The Recorder: writes the runs of a Supervisor to the journal, and holds their leases."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from types import TracebackType
 from typing import Self, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from tinker_recovery.errors import JournalError, LeaseLost
-from tinker_recovery.journal import lease, records
+from tinker_recovery.journal import lease, run_sql
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.journal import Journal
 from tinker_recovery.journal.lease import HeldLease
-from tinker_recovery.journal.records import Found, RunRequest
+from tinker_recovery.journal.run_sql import RunRequest, StoredRun
 from tinker_recovery.journal.writer import Job, Writer
 from tinker_recovery.telemetry import RecoveryEvent, names, redact
 from tinker_recovery.telemetry.redaction import redact_value
@@ -35,27 +33,27 @@ logger = logging.getLogger(names.SCOPE)
 _T = TypeVar("_T")
 
 WAIT_S = 5.0
-"""How long a run waits for a line that has to be on disk, before it goes on without."""
+"""How long a run waits for a write to be on disk before it continues without."""
 
 CLOSE_S = 10.0
-"""How long the end waits for what is still to be written."""
+"""How long leaving the Recorder waits for what is still queued."""
 
 SAMPLE_S = 1.0
 """Progress is written at most this often."""
 
 SAMPLES_AT_ONCE = 200
-"""So many of the reported losses may come faster than that: a short run is drawn whole."""
+"""Progress points that may come faster than that, so that a short run is kept whole."""
 
 
-class Recorder(AbstractAsyncContextManager["Recorder"]):
-    """Writes down the runs of one Supervisor; entering it begins, leaving it writes the rest.
+class Recorder:
+    """Writes the runs of one Supervisor; leaving it writes out what is still queued.
 
     Args:
-        journal: Where to; has to be open.
+        journal: Where to write; has to be open.
         service: Base URL of the service.
         wall: Seconds since the epoch.
-        monotonic: Seconds of a clock that only runs forward.
-        beat_s: How often the leases are renewed.
+        monotonic: Seconds of a monotonic clock.
+        heartbeat_s: How often the leases are renewed.
     """
 
     def __init__(
@@ -65,11 +63,11 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         service: str,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        beat_s: float = lease.BEAT_S,
+        heartbeat_s: float = lease.HEARTBEAT_S,
     ) -> None:
         self.service = service
         self.persistent = journal.path is not None
-        """Whether another process can find what is written."""
+        """Whether another process can read it: not if the journal is in memory."""
         self.wall = wall
         self._monotonic = monotonic
         self._database = journal.database
@@ -77,100 +75,84 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         self._lock = threading.Lock()
         self._records: dict[int, RunRecord] = {}
         self._by_name: dict[str, RunRecord] = {}
-        self.writer = Writer(self._database, beat=self._beat, beat_every_s=beat_s)
+        self.writer = Writer(
+            self._database, heartbeat=self._renew_leases, heartbeat_every_s=heartbeat_s
+        )
 
     async def __aenter__(self) -> Self:
         self.writer.start()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self.writer.close, CLOSE_S)
 
     async def open_run(
-        self, opening: RunRequest, seen: HeldLease | None = None
+        self, request: RunRequest, seen: HeldLease | None = None
     ) -> RunRecord | HeldLease:
-        """Take a run, new or begun before; or who holds it.
+        """Take the lease of a run, new or stored; returns another's lease if that holds it.
 
         Args:
-            opening: The run.
-            seen: What this answered before, if it is asked again.
+            request: The run.
+            seen: What the last call returned, if the lease was held.
 
         Raises:
-            JournalError: The journal cannot be written, so nobody could tell who trains the run.
+            JournalError: The journal cannot be written, so no other process could see the lease.
         """
         here = Holder.here(now=self.wall(), lease_s=lease.LEASE_S)
         taken = await asyncio.wrap_future(
-            self.writer.ask(functools.partial(self._take, opening, here, seen))
+            self.writer.submit(functools.partial(self._take, request, here, seen))
         )
         if isinstance(taken, HeldLease):
             return taken
-        run, token, found, points = taken
-        record = RunRecord(
-            self,
-            opening,
-            found.lineage if found else opening.lineage,
-            run,
-            token,
-            found,
-            points,
-        )
+        record = RunRecord(self, request, *taken)
         with self._lock:
-            self._records[run] = self._by_name[record.name] = record
+            self._records[record.id] = self._by_name[record.name] = record
         return record
 
     def _take(
         self,
-        opening: RunRequest,
+        request: RunRequest,
         here: Holder,
         seen: HeldLease | None,
         connection: sqlite3.Connection,
-    ) -> HeldLease | tuple[int, int, Found | None, int]:
-        now = self.wall()
-        run = records.number_of(connection, opening)
-        known = run is not None
-        if run is None:
-            run = records.insert_run(connection, opening, now)
+    ) -> HeldLease | tuple[int, int, StoredRun | None, int]:
+        known = run_sql.select_id(connection, request)
+        run = run_sql.insert_run(connection, request, self.wall()) if known is None else known
         taken = lease.take(
             connection, run, holder=self._holder, here=here, seen=seen, now=self._monotonic()
         )
         if isinstance(taken, HeldLease):
             return taken
-        if not known:
+        if known is None:
             return run, taken, None, 0
-        found = records.find(connection, run)
         (points,) = connection.execute(
             "SELECT count(*) FROM progress WHERE run = ?", (run,)
         ).fetchone()
-        return run, taken, found, points
+        return run, taken, run_sql.select_run(connection, run), points
 
     def note_event(self, event: RecoveryEvent) -> None:
-        """An event of a run, or of none."""
+        """Write an event, of a run or of none."""
         with self._lock:
             record = self._by_name.get(event.run)
         event = replace(event, message=redact(event.message), fields=redact_value(event.fields))
         if record is None:
-            self.writer.put(lambda connection: records.note_event(connection, None, event))
+            self.writer.put(lambda connection: run_sql.note_event(connection, None, event))
         else:
             record.put(
-                lambda connection: records.note_event(connection, record.id, event),
+                lambda connection: run_sql.note_event(connection, record.id, event),
                 soon=event.name == names.EVENT_CLIENT_CREATED,
             )
 
     def forget(self, record: RunRecord) -> None:
-        """A run is over."""
+        """Let go of a run that is over."""
         with self._lock:
             self._records.pop(record.id, None)
             if self._by_name.get(record.name) is record:
                 del self._by_name[record.name]
 
-    def _beat(self) -> None:
-        """On the writer's thread, now and then: a sign of life, and a look who holds what."""
+    def _renew_leases(self) -> None:
+        """Renew the leases, and notice those that were lost; runs in the writer's thread."""
         with self._lock:
             mine = list(self._records.values())
         if not mine:
@@ -180,10 +162,9 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
         try:
             with self._database.transaction() as connection:
                 tokens = lease.held_by(connection, self._holder)
-                lease.beat(connection, self._holder, expires=expires)
+                lease.heartbeat(connection, self._holder, expires=expires)
         except JournalError as error:
-            # What was read before the write failed still counts; that it fails is told of by the
-            # lines that cannot be written.
+            # Tokens read before the write failed are valid. The writer logs the failure.
             logger.debug("the leases were not renewed: %s", error)
         for record in mine:
             if tokens is not None and tokens.get(record.id) != record.token:
@@ -191,36 +172,35 @@ class Recorder(AbstractAsyncContextManager["Recorder"]):
 
 
 class RunRecord:
-    """What is written of one run, by whoever holds it. From any thread, unless it is awaited.
+    """Writes one run, for the process that holds its lease. Its plain methods are thread-safe.
 
     Attributes:
         name: Its name.
         lineage: Id of the logical run, in all its checkpoints.
-        id: The journal's number for it.
-        token: Its lease's token.
-        found: What was written of it before; None for a new run.
+        id: Its id in the journal.
+        token: The fencing token of its lease.
+        stored: What an earlier process wrote of it; None for a new run.
     """
 
     def __init__(
         self,
         recorder: Recorder,
-        opening: RunRequest,
-        lineage: str,
+        request: RunRequest,
         run: int,
         token: int,
-        found: Found | None,
+        stored: StoredRun | None,
         points: int,
     ) -> None:
-        self.name = opening.name
-        self.given_name = opening.name if opening.named else None
-        """The same, if it is to be gone on with by it."""
-        self.lineage = lineage
+        self.name = request.name
+        self.given_name = request.name if request.named else None
+        """Its name, if it is resumed by that; else None."""
+        self.lineage = stored.lineage if stored else request.lineage
         self.id = run
         self.token = token
-        self.found = found
+        self.stored = stored
         self.attempts_left: Callable[[], int | None] = lambda: None
         self.on_lost: Callable[[LeaseLost], object] = lambda _: None
-        """Told, on the writer's thread, when another process has taken the run."""
+        """Called in the writer's thread when another process has taken the run."""
         self._recorder = recorder
         self._points = points
         self._stepped_at = -math.inf
@@ -232,7 +212,7 @@ class RunRecord:
         return f"<RunRecord {self.name!r}>"
 
     def put(self, job: Job, *, soon: bool = False) -> None:
-        """Write this when it suits, if the run is still ours by then."""
+        """Queue a write; it is skipped if the lease is lost by then."""
         if self._over:
             return
 
@@ -242,11 +222,11 @@ class RunRecord:
 
         self._recorder.writer.put(fenced, soon=soon)
 
-    async def ask(self, job: Callable[[sqlite3.Connection], _T]) -> _T | None:
-        """Write this before anything else happens; None if the journal cannot be written just now.
+    async def submit(self, job: Callable[[sqlite3.Connection], _T]) -> _T | None:
+        """Wait until a write is on disk; None if the journal cannot be written at the moment.
 
         Raises:
-            LeaseLost: The run is another process's by now.
+            LeaseLost: Another process has taken the run.
         """
 
         def fenced(connection: sqlite3.Connection) -> _T:
@@ -254,15 +234,15 @@ class RunRecord:
                 raise self._loss()
             return job(connection)
 
-        asked = self._recorder.writer.ask(fenced)
+        written = self._recorder.writer.submit(fenced)
         try:
             with anyio.fail_after(WAIT_S):
-                return await asyncio.wrap_future(asked)
+                return await asyncio.wrap_future(written)
         except JournalError:
-            return None  # told of by the writer, once
+            return None  # logged by the writer
         except TimeoutError:
             logger.warning(
-                "run %s: the journal has not taken a line within %g s; training goes on",
+                "run %s: the journal was not written within %g s; training continues",
                 self.name,
                 WAIT_S,
             )
@@ -270,72 +250,71 @@ class RunRecord:
 
     def _loss(self) -> LeaseLost:
         return LeaseLost(
-            f"run {self.name!r} has been taken over by another process, which gave this one up "
-            f"because it saw no sign of life for {lease.LEASE_S:g} s: this one must not train it "
-            "any further",
+            f"run {self.name!r} has been taken over by another process, which saw no heartbeat of "
+            f"this one for {lease.LEASE_S:g} s: this process must stop training it",
             run=self.name,
         )
 
     def lose(self) -> None:
-        """Another process has taken the run."""
+        """Report once that another process has taken the run."""
         if not self._lost and not self._over:
             self._lost = True
             self.on_lost(self._loss())
 
-    # What happens to a run
-
-    async def begin(self, opening: RunRequest, *, anew: bool) -> None:
-        """The run is gone on with: what an earlier process left open is closed."""
+    async def begin(self, request: RunRequest, *, anew: bool) -> None:
+        """Close what an earlier process left open; ``anew`` if that had not trained yet."""
         now = self._recorder.wall()
-        await self.ask(
-            lambda connection: records.begin_again(connection, self.id, opening, now, anew=anew)
+        await self.submit(
+            lambda connection: run_sql.resume_run(connection, self.id, request, now, anew=anew)
         )
 
     async def known_lineages(self) -> set[str]:
-        """Ids of every logical run this journal knows, the forgotten ones too."""
-        known = await self.ask(
+        """The lineage of every run in the journal, abandoned ones included."""
+        known = await self.submit(
             lambda connection: connection.execute("SELECT lineage FROM runs").fetchall()
         )
         return {lineage for (lineage,) in known or []}
 
-    async def rebuild(self, found: Found) -> None:
-        """Take over what the service alone knew of the run."""
+    async def rebuild(self, stored: StoredRun) -> None:
+        """Write a run that was put together from its checkpoints at the service."""
         now = self._recorder.wall()
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "UPDATE runs SET lineage = ?, start_step = ?, step = ? WHERE id = ?",
-                (found.lineage, found.start_step, found.step, self.id),
+                (stored.lineage, stored.start_step, stored.step, self.id),
             )
-            for number, each in enumerate(found.attempts, 1):
-                told = (number, each.attempt, each.run_id, each.start_step, each.parent)
-                records.insert_attempt(connection, self.id, told, now)
+            for number, each in enumerate(stored.attempts, 1):
+                begun = (number, each.attempt, each.run_id, each.start_step, each.parent)
+                run_sql.insert_attempt(connection, self.id, begun, now)
                 connection.execute(
                     "UPDATE attempts SET sound_step = ?, polled_step = ? WHERE run = ? "
                     "AND number = ?",
                     (each.sound_step, each.polled_step, self.id, number),
                 )
-            for path, step in found.stored:
+            for path, step in stored.checkpoints:
                 connection.execute(
                     "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, 1, 0)",
                     (self.id, path, step, now),
                 )
 
-        await self.ask(write)
-        self.lineage, self.found = found.lineage, found
+        await self.submit(write)
+        self.lineage, self.stored = stored.lineage, stored
 
     async def attempt_begins(
         self, number: int, attempt: str, run_id: str, start_step: int, parent: str | None
     ) -> None:
-        """An attempt is about to train: on disk before it does, so that nobody looks elsewhere.
+        """Write an attempt before it trains: a restart has to know every Tinker run of the run.
 
         Raises:
-            LeaseLost: The run is another process's by now.
+            LeaseLost: Another process has taken the run.
         """
-        told = (number, attempt, run_id, start_step, parent)
+        begun = (number, attempt, run_id, start_step, parent)
         now = self._recorder.wall()
         self._stepped_at = -math.inf
-        await self.ask(lambda connection: records.insert_attempt(connection, self.id, told, now))
+        await self.submit(
+            lambda connection: run_sql.insert_attempt(connection, self.id, begun, now)
+        )
 
     def fault(
         self,
@@ -345,20 +324,20 @@ class RunRecord:
         *,
         recovers: bool,
     ) -> None:
-        """A fault (kind, ear, step) is declared on an attempt, and what it casts doubt on."""
+        """Write a fault (kind, detected by, step), and up to which step it leaves trust."""
         limit = None
         if attempt is not None:
             limit = attempt, None if math.isinf(trusted_to) else trusted_to
         now = self._recorder.wall()
         self.put(
-            lambda connection: records.note_fault(
+            lambda connection: run_sql.note_fault(
                 connection, self.id, fault, limit, now, recovers=recovers
             ),
             soon=True,
         )
 
     def saved(self, attempt: str, path: str, step: int, *, sound: bool) -> None:
-        """A checkpoint is stored; ``sound`` if everything before it is known to have succeeded."""
+        """Write a stored checkpoint; ``sound`` if every request before it has succeeded."""
         now = self._recorder.wall()
 
         def write(connection: sqlite3.Connection) -> None:
@@ -380,11 +359,11 @@ class RunRecord:
         self.put(write, soon=True)
 
     def is_due(self) -> bool:
-        """Whether it is time for :meth:`stepped`; asked after every step, so it does no more."""
+        """Whether it is time for :meth:`stepped`; cheap, since it is asked after every step."""
         return time.monotonic() - self._stepped_at >= SAMPLE_S
 
     def stepped(self, attempt: str, step: int, *, sound: int, polled: int) -> None:
-        """So many steps are done, and so many are known to have succeeded."""
+        """Write how many steps are done, known to have succeeded, and confirmed by a poll."""
         self._stepped_at = time.monotonic()
         now, left = self._recorder.wall(), self.attempts_left()
 
@@ -403,7 +382,7 @@ class RunRecord:
         self.put(write)
 
     def reported(self, step: int, metrics: Mapping[str, float]) -> None:
-        """What the loop reported, sampled."""
+        """Write what the loop reported, sampled."""
         moment = time.monotonic()
         earned = (moment - self._sampled_at) / SAMPLE_S if SAMPLE_S else math.inf
         self._samples = min(SAMPLES_AT_ONCE, self._samples + earned)
@@ -412,7 +391,7 @@ class RunRecord:
             return
         self._samples -= 1
         self._points += 1
-        thin = self._points > records.POINTS
+        thin = self._points > run_sql.POINTS
         if thin:
             self._points //= 2
         loss = metrics.get("loss")
@@ -422,16 +401,16 @@ class RunRecord:
         def write(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT OR REPLACE INTO progress VALUES (?, ?, ?, ?, ?)", line)
             if thin:
-                records.thin_out(connection, self.id)
+                run_sql.thin_out(connection, self.id)
 
         self.put(write)
 
     async def end(self, state: str | None, detail: str = "") -> None:
-        """The run is over for good, or for now; its lease is given back. Never raises.
+        """Write the end of the run, and release its lease. Never raises an Exception.
 
         Args:
-            state: Where it stands; None leaves that as it is.
-            detail: Why, in words.
+            state: Its final state, or ``stopped``; None leaves the state unchanged.
+            detail: Why.
         """
         if self._over:
             return
@@ -439,14 +418,16 @@ class RunRecord:
 
         def write(connection: sqlite3.Connection) -> None:
             if state is not None:
-                records.end_run(connection, self.id, state, detail, now)
+                run_sql.end_run(connection, self.id, state, detail, now)
             lease.release(connection, self.id, self.token)
 
         try:
             with anyio.CancelScope(shield=True):
-                await self.ask(write)
+                await self.submit(write)
         except LeaseLost:
-            logger.warning("run %s ended here, and is another process's by now", self.name)
+            logger.warning(
+                "run %s has ended here, but another process had taken it over", self.name
+            )
         finally:
             self._over = True
             self._recorder.forget(self)

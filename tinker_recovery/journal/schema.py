@@ -1,7 +1,7 @@
-"""The tables of the journal, version by version: each step takes the one before it further.
+"""The journal's tables, as a chain of migrations.
 
-Times are seconds since the epoch, for people; nothing is decided by them. Steps are optimizer
-steps. What the service knows better (what is stored, and what is in it) is not repeated here.
+Times are seconds since the epoch, for display: no decision uses them. Steps are optimizer steps.
+What a checkpoint contains is read from the service, and not repeated here.
 """
 
 from __future__ import annotations
@@ -117,16 +117,16 @@ CREATE TABLE leases (
 """
 
 STEPS: Final = (_NOTES, _RUNS)
-"""What makes version n + 1 of version n."""
+"""The migration from version n to n + 1, at index n."""
 
 SCHEMA: Final = len(STEPS)
-"""The version this package writes; a newer one is not touched."""
+"""The version this package writes; a newer one is refused."""
 
 
 def upgrade(database: sqlite3.Connection, version: int) -> None:
-    """Bring tables of an older version, 0 for an empty file, to :data:`SCHEMA`.
+    """Migrate from an older version, 0 for an empty file, to :data:`SCHEMA`.
 
-    Inside the caller's transaction: it happens as a whole or not at all.
+    Runs in the caller's transaction.
     """
     for step in STEPS[version:]:
         for statement in filter(str.strip, step.split(";")):

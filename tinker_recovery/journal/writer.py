@@ -1,8 +1,8 @@
 """The one thread that writes the records of runs, so that no training loop waits for a disk.
 
-What can wait is put in a queue and written in batches; what has to be on disk before anything else
-happens is asked for, and comes with a future. A journal that fails on the way (a full disk, a
-folder taken away) is told of once, tried again now and then, and never stops who trains.
+What can wait is queued and written in batches; what has to be on disk before anything else happens
+is submitted, and gives a future. If writing fails (a full disk, a removed folder), that is logged
+once and retried, and training continues.
 """
 
 from __future__ import annotations
@@ -25,44 +25,52 @@ logger = logging.getLogger(names.SCOPE)
 
 _T = TypeVar("_T")
 Job = Callable[[sqlite3.Connection], Any]
-"""Something to do inside a transaction."""
+"""Work to do inside a transaction."""
 
 BATCH_S = 0.1
-"""How long what can wait is gathered before it is written."""
+"""How long queued jobs are collected into one batch."""
 
 LIMIT = 10_000
-"""How much may wait; beyond it the oldest is dropped, counted, and told of."""
+"""Most jobs in the queue; beyond it the oldest is dropped, which is logged."""
 
 RETRY_S = (1.0, 30.0)
-"""First and longest wait before a journal that failed is tried again."""
+"""First and longest wait before a failed batch is retried."""
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
     job: Job
-    answer: Future[Any] | None
+    future: Future[Any] | None
 
-    def fail(self, error: JournalError) -> None:
-        if self.answer is not None and self.answer.set_running_or_notify_cancel():
-            self.answer.set_exception(error)
+    def is_wanted(self) -> bool:
+        """Whether it is still to be done: not if its future was cancelled."""
+        return (
+            self.future is None
+            or self.future.running()
+            or self.future.set_running_or_notify_cancel()
+        )
+
+    def fail(self, error: BaseException) -> None:
+        if self.future is not None and self.is_wanted():
+            self.future.set_exception(error)
 
 
 class Writer:
-    """Writes in a thread of its own; every method may be called from any thread, and none blocks.
+    """Writes in a thread of its own. Thread-safe; no method but :meth:`close` blocks.
 
     Args:
-        database: Where to.
-        beat: Done every ``beat_every_s`` seconds between the writing, whatever the event loop is
-            kept from: the leases are renewed by it.
-        beat_every_s: Seconds.
+        database: Where to write.
+        heartbeat: Called in that thread every ``heartbeat_every_s`` seconds, even while the event
+            loop is blocked: it renews the leases.
+        heartbeat_every_s: Seconds.
     """
 
     def __init__(
-        self, database: Database, *, beat: Callable[[], object], beat_every_s: float
+        self, database: Database, *, heartbeat: Callable[[], object], heartbeat_every_s: float
     ) -> None:
         self._database = database
-        self._beat = beat
-        self._beat_every_s = beat_every_s
+        self._heartbeat = heartbeat
+        self._heartbeat_every_s = heartbeat_every_s
         self._wake = threading.Condition()
         self._waiting: deque[_Entry] = deque()
         self._first_at = 0.0
@@ -76,31 +84,31 @@ class Writer:
         )
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the thread."""
         self._thread.start()
 
     def put(self, job: Job, *, soon: bool = False) -> None:
-        """Do this when it suits, or ``soon``, which is at once and still not waited for."""
+        """Queue a job for the next batch; ``soon`` starts that batch at once."""
         self._add(_Entry(job, None), urgent=soon)
 
-    def ask(self, job: Callable[[sqlite3.Connection], _T]) -> Future[_T]:
-        """Do this now, behind what was put before; the future is done once it is on disk.
+    def submit(self, job: Callable[[sqlite3.Connection], _T]) -> Future[_T]:
+        """Do a job at once, behind those queued before; the future is done when it is on disk.
 
-        Its exceptions: what ``job`` raises, and :class:`JournalError` if it cannot be written.
+        The future raises what ``job`` raises, or :class:`JournalError` if it cannot be written.
         """
-        answer: Future[Any] = Future()
-        self._add(_Entry(job, answer), urgent=True)
-        return cast("Future[_T]", answer)
+        future: Future[Any] = Future()
+        self._add(_Entry(job, future), urgent=True)
+        return cast("Future[_T]", future)
 
     def close(self, deadline_s: float) -> None:
-        """Write what waits, and end the thread; past the deadline it is left to itself."""
+        """Write what is queued and end the thread; blocks for up to ``deadline_s``."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         self._thread.join(deadline_s)
         if self._thread.is_alive():
             logger.error(
-                "the journal %s is still being written after %g s, and is left to itself",
+                "the journal %s could not be written out within %g s; its last entries may be lost",
                 self._database.path,
                 deadline_s,
             )
@@ -122,14 +130,14 @@ class Writer:
         while len(self._waiting) > LIMIT:
             oldest = self._waiting.popleft()
             self._dropped += 1
-            oldest.fail(JournalError("the journal is too far behind"))
+            oldest.fail(JournalError("the journal's disk is too slow for its entries"))
 
     def _work(self) -> None:
-        beat_at = time.monotonic() + self._beat_every_s
+        beat_at = time.monotonic() + self._heartbeat_every_s
         while True:
             with self._wake:
-                while not self._is_due(beat_at):
-                    self._wake.wait(self._idle_s(beat_at))
+                while (idle_s := self._due_at(beat_at) - time.monotonic()) > 0:
+                    self._wake.wait(idle_s)
                 batch, closing = list(self._waiting), self._closing
                 self._waiting.clear()
                 self._urgent = False
@@ -139,69 +147,57 @@ class Writer:
                 return
             if time.monotonic() >= beat_at:
                 self._beat_safely()
-                beat_at = time.monotonic() + self._beat_every_s
+                beat_at = time.monotonic() + self._heartbeat_every_s
 
     def _beat_safely(self) -> None:
         try:
-            self._beat()
+            self._heartbeat()
         except Exception:
-            # Without this thread nothing is written any more, and every lease runs out.
-            logger.exception("looking after the leases failed; it is done again")
+            # If this thread ended, nothing would be written any more, and every lease would expire.
+            logger.exception("renewing the leases failed; it will be tried again")
 
-    def _is_due(self, beat_at: float) -> bool:
-        now = time.monotonic()
-        gathered = bool(self._waiting) and now >= max(self._first_at + BATCH_S, self._retry_at)
-        return self._closing or self._urgent or gathered or now >= beat_at
-
-    def _idle_s(self, beat_at: float) -> float:
-        until = beat_at
-        if self._waiting:
-            until = min(beat_at, max(self._first_at + BATCH_S, self._retry_at))
-        return max(0.0, until - time.monotonic())
+    def _due_at(self, beat_at: float) -> float:
+        """When there is something to do next."""
+        if self._closing or self._urgent:
+            return 0.0
+        if not self._waiting:
+            return beat_at
+        return min(beat_at, max(self._first_at + BATCH_S, self._retry_at))
 
     def _write(self, batch: list[_Entry], *, last: bool) -> None:
-        ended: list[tuple[_Entry, Any, BaseException | None]] = []
-        # Whoever has stopped waiting for an answer is passed over.
-        batch = [
-            each
-            for each in batch
-            if each.answer is None
-            or each.answer.running()
-            or each.answer.set_running_or_notify_cancel()
-        ]
+        done: list[tuple[_Entry, Any, BaseException | None]] = []
+        batch = [entry for entry in batch if entry.is_wanted()]
         try:
             with self._database.transaction() as connection:
-                ended = [(entry, *_do(connection, entry.job)) for entry in batch]
+                done = [(entry, *_do(connection, entry.job)) for entry in batch]
         except JournalError as error:
             self._failed(batch, error, last=last)
             return
-        self._works()
-        for entry, result, failure in ended:
-            if entry.answer is None:
-                if failure is not None:
-                    logger.error("a line of the journal could not be written", exc_info=failure)
-            elif failure is not None:
-                entry.answer.set_exception(failure)
-            else:
-                entry.answer.set_result(result)
+        self._succeeded()
+        for entry, result, failure in done:
+            if failure is not None:
+                entry.fail(failure)
+                if entry.future is None:
+                    logger.error("a journal entry could not be written", exc_info=failure)
+            elif entry.future is not None:
+                entry.future.set_result(result)
 
     def _failed(self, batch: list[_Entry], error: JournalError, *, last: bool) -> None:
         if not self._retry_s:
             logger.error(
-                "%s. Training goes on; what is not written down now is read from the service if "
-                "this process has to be replaced",
+                "%s. Training continues; after a restart, what could not be written is read from "
+                "the service",
                 error,
             )
         first, longest = RETRY_S
         self._retry_s = min(longest, self._retry_s * 2 or first)
         for entry in batch:
-            if entry.answer is not None:
-                entry.answer.set_exception(error)
-        rest = [entry for entry in batch if entry.answer is None]
+            entry.fail(error)
+        rest = [entry for entry in batch if entry.future is None]
         if last:
             self._dropped += len(rest)
             logger.error(
-                "the journal %s ends with %d lines that could not be written",
+                "the journal %s was closed with %d entries that could not be written",
                 self._database.path,
                 self._dropped,
             )
@@ -211,33 +207,31 @@ class Writer:
             self._waiting.extendleft(reversed(rest))
             self._shorten()
 
-    def _works(self) -> None:
+    def _succeeded(self) -> None:
         if self._retry_s:
             logger.warning(
-                "the journal %s can be written again; %d lines were lost",
+                "the journal %s can be written again; %d entries were lost",
                 self._database.path,
                 self._dropped,
             )
         elif self._dropped:
             logger.error(
-                "%d lines of the journal were dropped: the disk is too slow for them", self._dropped
+                "%d journal entries were dropped because the disk is too slow", self._dropped
             )
         self._retry_s = self._retry_at = 0.0
         self._dropped = 0
 
 
 def _do(connection: sqlite3.Connection, job: Job) -> tuple[Any, BaseException | None]:
-    """Do one job of a batch; what it raises undoes its own part, and no other's."""
+    """Do one job of a batch; if it raises, only its own changes are rolled back."""
     connection.execute("SAVEPOINT job")
     try:
         result = job(connection)
-    except sqlite3.OperationalError:
-        raise  # the disk, or a file that is locked: the batch fails as a whole
-    except Exception as error:  # it goes to whoever asked for the job
+    except Exception as error:
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(
-            error, (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
+            error, (sqlite3.IntegrityError, sqlite3.ProgrammingError)
         ):
-            raise
+            raise  # the disk, or a locked file: the whole batch fails
         connection.execute("ROLLBACK TO job")
         connection.execute("RELEASE job")
         return None, error

@@ -15,7 +15,7 @@ import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.errors import InvalidMetadata, StatusError, StatusUnavailable
-from tinker_recovery.journal import Found, FoundAttempt
+from tinker_recovery.journal import StoredAttempt, StoredRun
 from tinker_recovery.service import StatusReader
 from tinker_recovery.telemetry import names
 
@@ -29,7 +29,7 @@ _NO_SUCH_CALL = frozenset({404, 405, 501})
 
 async def find_at_service(
     reader: StatusReader, name: str, *, known: Collection[str]
-) -> tuple[Found, Mapping[str, Any]] | None:
+) -> tuple[StoredRun, Mapping[str, Any]] | None:
     """A run of this name with checkpoints, and what the service says it was begun with; or None.
 
     Reads the list of all checkpoints, a hundred to a page.
@@ -67,7 +67,7 @@ async def find_at_service(
     return found, {"base_model": said.base_model, "rank": said.lora_rank}
 
 
-def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> Found:
+def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> StoredRun:
     """A run from its checkpoints: a pure decision.
 
     Args:
@@ -82,7 +82,7 @@ def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> F
         parent = records[0].parent
         saved = sorted({record.step for record in records})
         attempts.append(
-            FoundAttempt(
+            StoredAttempt(
                 attempt=attempt,
                 run_id=run_id,
                 # Of a parent that is gone nothing older is relied on.
@@ -97,7 +97,7 @@ def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> F
             )
         )
     last = next(reversed(by_attempt.values()))
-    return Found(
+    return StoredRun(
         lineage=last[-1].lineage,
         origin={},
         state="lost",
@@ -106,7 +106,7 @@ def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> F
         step=last[-1].step,
         attempts=tuple(attempts),
         leftovers=(),
-        stored=tuple((record.path, record.step) for record in last),
+        checkpoints=tuple((record.path, record.step) for record in last),
     )
 
 

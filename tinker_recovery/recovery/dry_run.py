@@ -19,9 +19,9 @@ import tinker
 from tinker_recovery.checkpoints import CheckpointRecord, WeightsFacts, check_weights, run_id_of
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, UsageError
-from tinker_recovery.journal import Found, Journal, Notebook
+from tinker_recovery.journal import Journal, Notebook, StoredRun
 from tinker_recovery.journal.holder import Holder
-from tinker_recovery.journal.reading import read_left
+from tinker_recovery.journal.reading import read_stored_run
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -54,7 +54,7 @@ class Left:
     """
 
     name: str
-    found: Found | None
+    found: StoredRun | None
     resumes: bool = False
     strategy: str | None = None
     holder: Holder | None = None
@@ -109,7 +109,9 @@ async def find_left(reader: StatusReader, name: str, journal: Path | None) -> Le
     """
     service = reader.http.endpoint.base_url
     if journal is not None:
-        known = await anyio.to_thread.run_sync(lambda: read_left(journal, name, service=service))
+        known = await anyio.to_thread.run_sync(
+            lambda: read_stored_run(journal, name, service=service)
+        )
         if known is not None:
             view, found = known
             holder = view.holder if view.live else None
@@ -127,7 +129,7 @@ async def find_left(reader: StatusReader, name: str, journal: Path | None) -> Le
     return Left(name, at_service[0], resumes=True)
 
 
-async def _of_tinker_run(reader: StatusReader, run_id: str) -> Found | None:
+async def _of_tinker_run(reader: StatusReader, run_id: str) -> StoredRun | None:
     try:
         await reader.run(run_id)
     except StatusRefused as error:

@@ -31,7 +31,7 @@ class Ended(NamedTuple):
     """How dealing with one fault ended.
 
     Attributes:
-        outcome: One of ``names.OUTCOMES``.
+        outcome: ``names.RECOVERED`` and so on.
         error: What the run was given up with, or was left alone with.
     """
 

@@ -166,7 +166,7 @@ class Restore:
             ) as span:
                 with self._waiting:
                     connection = await self._backend.connect(
-                        origin, deadline_s=self._policy.create_timeout_s, opening=opening
+                        origin, deadline_s=self._policy.create_timeout_s, pending=opening
                     )
                 span.set_attribute(names.RUN_ID, connection.run_id)
                 self._collaborators.events.emit(

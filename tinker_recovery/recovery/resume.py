@@ -25,7 +25,7 @@ from tinker_recovery.checkpoints import (
 )
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, StatusUnavailable
-from tinker_recovery.journal import Found, FoundAttempt
+from tinker_recovery.journal import StoredAttempt, StoredRun
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.reading import AttemptView
 from tinker_recovery.policy import RecoveryPolicy
@@ -87,7 +87,7 @@ class RunSnapshot:
         return False
 
 
-def segments_from(attempts: Iterable[FoundAttempt | AttemptView]) -> tuple[Segment, ...]:
+def segments_from(attempts: Iterable[StoredAttempt | AttemptView]) -> tuple[Segment, ...]:
     """The segments of a run, from its attempts as the journal has them."""
     return tuple(
         Segment(each.run_id, each.attempt, each.start_step, each.parent) for each in attempts
@@ -95,7 +95,7 @@ def segments_from(attempts: Iterable[FoundAttempt | AttemptView]) -> tuple[Segme
 
 
 def trusted_limit(
-    attempt: FoundAttempt, saved: Sequence[CheckpointRecord], *, corrupted: bool
+    attempt: StoredAttempt, saved: Sequence[CheckpointRecord], *, corrupted: bool
 ) -> float:
     """The last step of an attempt whose checkpoints may be restored: a pure decision.
 
@@ -124,7 +124,7 @@ def trusted_limit(
 
 async def snapshot_of(
     name: str,
-    found: Found,
+    found: StoredRun,
     *,
     parent: str | None,
     reader: StatusReader,
@@ -155,7 +155,7 @@ async def snapshot_of(
     by_run = {each.run_id: each.attempt for each in found.attempts}
     known.stored |= {
         path: (by_run[run_id], step)
-        for path, step in found.stored
+        for path, step in found.checkpoints
         if (run_id := run_id_unchecked(path)) in by_run
     }
     listed: dict[str, list[CheckpointRecord]] = {}
@@ -215,12 +215,12 @@ async def status_of(reader: StatusReader, run_id: str) -> RunStatus:
         return RunStatus(run_id, corrupted=False)
 
 
-async def _root(reader: StatusReader, parent: str, found: Found) -> CheckpointRecord | None:
+async def _root(reader: StatusReader, parent: str, found: StoredRun) -> CheckpointRecord | None:
     """What the user started the run from, if it is there: a run that has saved needs it not."""
     try:
         return await find_checkpoint(reader, parent)
     except NoUsableCheckpoint as error:
-        if not found.stored:
+        if not found.checkpoints:
             raise
         logger.warning("what the run was started from is gone: %s", error)
         return None
@@ -243,7 +243,7 @@ async def finish_sessions(reader: StatusReader, run_ids: Sequence[str]) -> None:
     """End the sessions of a dead process at the service; best effort, never raises."""
     for session_id in dict.fromkeys(run_id.partition(":train:")[0] for run_id in run_ids):
         try:
-            said = await reader.http.tell(
+            said = await reader.http.send(
                 "POST",
                 f"sessions/{session_id}/finish",
                 json={

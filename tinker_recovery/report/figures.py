@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tinker_recovery.journal.reading import IncidentView, RunView
 from tinker_recovery.report.lineage import TreeSegment, lineage
-from tinker_recovery.telemetry.figures import Stretch, goodput
+from tinker_recovery.telemetry.figures import AttemptFigures, goodput
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def figures_of(run: RunView, segments: Sequence[TreeSegment] | None = None) -> R
     """
     segments = lineage(run) if segments is None else segments
     stretches = [
-        Stretch(
+        AttemptFigures(
             start_step=each.start_step,
             done=each.end_step - each.start_step,
             kept_to=math.inf if each.kept_to == each.end_step else each.kept_to,

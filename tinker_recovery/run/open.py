@@ -1,4 +1,4 @@
-"""RunRequest a run: its lease is taken, and what an earlier process left of it is found."""
+"""Opening a run: its lease is taken, and what an earlier process left of it is found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import anyio
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import RunFinished, UsageError
-from tinker_recovery.journal import Found, HeldLease, Recorder, RunRecord, RunRequest
+from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import QUIET_S, find_at_service, until_quiet
 from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of
@@ -86,9 +86,9 @@ async def open_run(
     )
     record = await take_run(recorder, opening, plan.on_lease)
     try:
-        if opening.named and (record.found is None or not record.found.attempts):
+        if opening.named and (record.stored is None or not record.stored.attempts):
             await _look_at_service(record, reader, plan, clock)
-        found = record.found
+        found = record.stored
         if found is None:
             return await _begun(record, opening, reader, plan)
         check_not_finished(name, found)
@@ -152,7 +152,7 @@ async def _begun(
     if plan.parent is not None and plan.start_step is None:
         root = await find_checkpoint(reader, plan.parent)
     start_step = root.step if root is not None else opening.start_step
-    if root is not None or record.found is not None:
+    if root is not None or record.stored is not None:
         await record.begin(replace(opening, start_step=start_step), anew=True)
     return OpenedRun(record, plan, root, start_step, None)
 
@@ -204,7 +204,7 @@ async def take_run(
         await anyio.sleep(LOOK_S)
 
 
-def check_not_finished(name: str, found: Found) -> None:
+def check_not_finished(name: str, found: StoredRun) -> None:
     """Refuse a run that has come to its end.
 
     Raises:
@@ -212,7 +212,7 @@ def check_not_finished(name: str, found: Found) -> None:
     """
     if found.state != "finished":
         return
-    path = found.stored[-1][0] if found.stored else None
+    path = found.checkpoints[-1][0] if found.checkpoints else None
     runner = os.environ.get("TINKER_RECOVERY_FINISHED_FILE")
     if runner:
         # `tinker-recovery run` would take the error for a crash, and start the script again.

@@ -1,4 +1,9 @@
-"""Everything that touches Tinker."""
+"""Everything that touches Tinker: the SDK adapter, the status reader, listings, downloads.
+
+:class:`Backend` creates and closes clients, :class:`SupervisedClient` passes on a run's requests,
+and :class:`StatusReader` reads over an HTTP client that shares nothing with the SDK. Every room
+above may call it; it never imports ``journal`` or ``faults``, and makes no decision about a run.
+"""
 
 from tinker_recovery.service.backend import TinkerBackend
 from tinker_recovery.service.base import (

@@ -1,4 +1,4 @@
-"""The SDK adapter: clients created and closed with deadlines of our own."""
+"""The SDK adapter: creates and closes clients, each within a deadline of ours."""
 
 from __future__ import annotations
 
@@ -24,37 +24,36 @@ from tinker_recovery.service.base import (
     Origin,
     ServiceFactory,
 )
-from tinker_recovery.service.opening import PendingSession
+from tinker_recovery.service.pending_session import PendingSession
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
 
-
 NOTICE_S = 15.0
-"""After this long a creation still under way says so in the log."""
+"""A creation that takes longer than this is logged as slow."""
 
 OPEN_AGAIN_S = 10.0
-"""After this long a session that is still not open is opened again.
+"""A session that is not open after this long is given up, and another one opened.
 
-Opening one takes seconds. But now and then (ran: once in 300, where one process opens a session
-after the other) the SDK never sees the answer to its first request: it leaves the HTTP client of
-that request to the garbage collector, whose finalizer closes a socket by a number that is another
-one's by then. It asks again after 60 s.
+Opening one takes seconds. But now and then (measured: once in 300, when one process opens session
+after session) the SDK never sees the answer to its first request: it leaves the HTTP client of that
+request to the garbage collector, whose finalizer closes a file descriptor that by then belongs to
+another socket. The SDK repeats the request only after 60 s.
 """
 
 STANDBY_AFTER_S = 1.0
-"""How long after a client is made the session for the next one is opened, out of its way."""
+"""How long after a client is created the standby session is opened, so as not to delay it."""
 
 ABANDON_S = 2.0
-"""How long whoever gives up a creation waits for its thread, and then for its session's end."""
+"""How long giving up a creation waits for its thread, and then for its session to close."""
 
 
 def endpoint_of(service: tinker.ServiceClient) -> Endpoint:
-    """Where a ServiceClient goes, by the SDK's own rules, without opening a session for it.
+    """The endpoint of a ServiceClient, without opening a session for it.
 
-    The SDK resolves the same three sources (argument, environment, stored credentials) when it
-    opens a session, and shows the result only there.
+    Follows the SDK's rules: argument, environment, stored credentials. The SDK itself applies them
+    only when it opens a session.
     """
     api_key = service._api_key or os.environ.get("TINKER_API_KEY")  # noqa: SLF001 - the SDK has no public way to ask
     if api_key is None and not os.environ.get("TINKER_CREDENTIAL_CMD"):
@@ -73,8 +72,7 @@ class TinkerBackend:
     Args:
         factory: Returns a fresh ServiceClient; the default reads TINKER_BASE_URL and
             TINKER_API_KEY, as the SDK does.
-        standby: Whether one session is held open for the next client to be made ahead; to be let
-            go by :meth:`aclose`.
+        standby: Whether to hold one session open for the next client; :meth:`aclose` closes it.
     """
 
     def __init__(
@@ -86,71 +84,65 @@ class TinkerBackend:
         self._preparing: asyncio.TimerHandle | None = None
 
     async def endpoint(self) -> Endpoint:
-        """Where the service is; makes a ServiceClient and never opens a session with it."""
+        """See :meth:`Backend.endpoint`; creates a ServiceClient, but opens no session."""
         service = await anyio.to_thread.run_sync(self._factory, abandon_on_cancel=True)
         self._prepare()
         return endpoint_of(service)
 
     def open_ahead(self) -> PendingSession:
-        """Begin to open a session, or take the one on standby; see :meth:`Backend.open_ahead`."""
+        """See :meth:`Backend.open_ahead`; takes the session on standby if there is one."""
         standby = self._standby
         if standby is not None and standby.is_open:
             self._standby = None
             return standby
         return PendingSession(self._factory)
 
-    async def discard(self, opening: PendingSession) -> None:
-        """Close a session opened ahead; see :meth:`Backend.discard`."""
+    async def discard(self, pending: PendingSession) -> None:
+        """See :meth:`Backend.discard`."""
         with anyio.CancelScope(shield=True):
-            await _give_up(opening, "it was not needed")
+            await _give_up(pending, "it was not needed")
 
     async def connect(
-        self, origin: Origin, *, deadline_s: float, opening: PendingSession | None = None
+        self, origin: Origin, *, deadline_s: float, pending: PendingSession | None = None
     ) -> Connection:
-        """A new client in a new session; see :meth:`Backend.connect`."""
-        if opening is None:
-            opening = PendingSession(self._factory)
-        # A service that is out of reach looks like one that is slow, for as long as the SDK tries.
+        """See :meth:`Backend.connect`."""
+        if pending is None:
+            pending = PendingSession(self._factory)
+        # The SDK retries a service that is out of reach, so it looks like a slow one for a while.
         notice = asyncio.get_running_loop().call_later(
-            NOTICE_S, _still_waiting, origin, deadline_s - NOTICE_S
+            NOTICE_S, _log_slow, origin, deadline_s - NOTICE_S
         )
         try:
             with anyio.fail_after(deadline_s):
-                opening.submit(origin)
-                if not await _opens(opening):
-                    logger.warning(
-                        "no session is open after %g s: another one is opened", OPEN_AGAIN_S
-                    )
-                    opening = await self._instead(opening, origin)
+                pending.submit(origin)
+                if not await _opens(pending):
+                    logger.warning("no session opened within %g s; opening another", OPEN_AGAIN_S)
+                    pending = await self._replace(pending, origin)
                 try:
-                    training = await _created(opening)
+                    training = await _created(pending)
                 except Exception as error:
-                    if not opening.standby:
+                    if not pending.standby:
                         raise
-                    # The service may have forgotten the session; if it was something else, the
-                    # next one meets it as well.
-                    logger.info(
-                        "the session on standby is of no use, another one is opened: %r", error
-                    )
-                    opening = await self._instead(opening, origin)
-                    training = await _created(opening)
+                    # The service may have forgotten the session. Any other cause will show again
+                    # in the new one.
+                    logger.info("the standby session failed; opening another: %r", error)
+                    pending = await self._replace(pending, origin)
+                    training = await _created(pending)
             _check_client(training)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                await _give_up(opening, "its training client could not be created")
+                await _give_up(pending, "its training client could not be created")
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded(f"creating a client by {origin!r}", deadline_s) from error
             raise
         finally:
             notice.cancel()
         self._prepare()
-        return Connection(training, str(training.model_id), opening.service)
+        return Connection(training, str(training.model_id), pending.service)
 
-    async def _instead(self, opening: PendingSession, origin: Origin) -> PendingSession:
-        # One that opens after all is closed by its thread; nobody waits for that.
-        service = opening.abandon()
-        if service is not None:
-            await _close(service, "interrupted", "another one was opened", deadline_s=ABANDON_S)
+    async def _replace(self, pending: PendingSession, origin: Origin) -> PendingSession:
+        # If the old one opens after all, its thread closes it.
+        await _abandon(pending, "another one was opened")
         another = PendingSession(self._factory)
         another.submit(origin)
         return another
@@ -163,12 +155,12 @@ class TinkerBackend:
     def _open_standby(self) -> None:
         self._preparing = None
         standby = self._standby
-        # One that could not be opened is not tried again before the next client is made.
-        if standby is None or standby.out.done():
+        # One that could not be opened is not tried again before the next client is created.
+        if standby is None or standby.finished.done():
             self._standby = PendingSession(self._factory, standby=True)
 
     async def aclose(self) -> None:
-        """Let the session on standby go; see :meth:`Backend.aclose`."""
+        """See :meth:`Backend.aclose`; closes the session on standby."""
         if self._preparing is not None:
             self._preparing.cancel()
         self._wants_standby = False
@@ -179,58 +171,59 @@ class TinkerBackend:
     async def close(
         self, connection: Connection, status: CloseStatus, detail: str, *, deadline_s: float
     ) -> None:
-        """Finish the session and stop its polling; see :meth:`Backend.close`."""
+        """See :meth:`Backend.close`."""
         if connection.service is not None:
             await _close(connection.service, status, detail, deadline_s=deadline_s)
 
 
-def _still_waiting(origin: Origin, left_s: float) -> None:
+def _log_slow(origin: Origin, left_s: float) -> None:
     logger.warning(
-        "creating a client by %r has taken %g s so far; the service may be out of reach or short "
-        "of capacity, and has %g s left",
+        "creating a client by %r has taken %g s so far: the service may be out of reach or short "
+        "of capacity; the attempt is given up in %g s",
         origin,
         NOTICE_S,
         max(0.0, left_s),
     )
 
 
-async def _opens(opening: PendingSession) -> bool:
-    """Whether its session is open, or refused, by the time it should be."""
+async def _opens(pending: PendingSession) -> bool:
+    """Whether the session is open, or refused, within :data:`OPEN_AGAIN_S`."""
     with anyio.move_on_after(OPEN_AGAIN_S):
-        await asyncio.wrap_future(opening.opened)
-    return opening.opened.done()
+        await asyncio.wrap_future(pending.opened)
+    return pending.opened.done()
 
 
-async def _created(opening: PendingSession) -> Any:
-    return await _outcome(await asyncio.wrap_future(opening.submitted), opening)
+async def _created(pending: PendingSession) -> Any:
+    """The client that was asked for; cancelling this wait does not cancel its creation."""
+    submitted = await asyncio.wrap_future(pending.submitted)
+    if not isinstance(submitted, APIFuture):
+        return await submitted if inspect.isawaitable(submitted) else submitted
+    creation = pending.creation = submitted.future()
+    return await result_of(creation)
 
 
-async def _give_up(opening: PendingSession, detail: str) -> None:
-    opening.release()
-    # Mostly the thread is about to come out, and then nothing at all is left behind.
+async def _give_up(pending: PendingSession, detail: str) -> None:
+    pending.release()
+    # Usually the thread is about to end, and then nothing is left behind.
     with anyio.move_on_after(ABANDON_S):
-        await asyncio.wrap_future(opening.out)
-    service = opening.abandon()
+        await asyncio.wrap_future(pending.finished)
+    await _abandon(pending, detail)
+    # Last: for a request that is cancelled just as it fails, the SDK logs a traceback.
+    if pending.creation is not None:
+        pending.creation.cancel()
+
+
+async def _abandon(pending: PendingSession, detail: str) -> None:
+    service = pending.abandon()
     if service is not None:
         await _close(service, "interrupted", detail, deadline_s=ABANDON_S)
-    # Only now: a request cancelled in the moment it fails has the SDK log a traceback.
-    if opening.creation is not None:
-        opening.creation.cancel()
-
-
-async def _outcome(pending: Any, opening: PendingSession) -> Any:
-    """What a submitted creation ends as; being cancelled here does not cancel the creation."""
-    if not isinstance(pending, APIFuture):
-        return await pending if inspect.isawaitable(pending) else pending
-    creation = opening.creation = pending.future()
-    return await result_of(creation)
 
 
 def _check_client(training: object) -> None:
     if not isinstance(training, tinker.TrainingClient):
         raise UsageError(
-            f"start= returned {type(training).__name__}: it has to return a "
-            "tinker.TrainingClient, or a future of one"
+            f"start= returned {type(training).__name__}: it has to return a tinker.TrainingClient "
+            "or a future of one"
         )
 
 
@@ -246,15 +239,12 @@ async def _close(
             await future
     except TimeoutError:
         logger.warning(
-            "finishing a session took longer than %g s; it is left to the service to time out",
-            deadline_s,
+            "closing a session took longer than %g s; the service will time it out", deadline_s
         )
-    except Exception as error:  # noqa: BLE001 - closing is the last thing done for a client: nothing may depend on it
-        logger.warning(
-            "finishing a session failed; it is left to the service to time out: %r", error
-        )
+    except Exception as error:  # noqa: BLE001 - nothing may depend on a session being closed
+        logger.warning("closing a session failed; the service will time it out: %r", error)
     finally:
         if future is not None and not future.future().done():
-            # Cancelling it skips the finish request, and still runs the SDK's own clean-up, which
-            # is what stops every future of that client from polling on.
+            # Skips the finish request but still runs the SDK's clean-up, without which every
+            # future of that client would keep polling.
             future.future().cancel()

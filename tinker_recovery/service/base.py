@@ -1,6 +1,6 @@
-"""The seam: what the rest of the package needs from a training service.
+"""What the rest of the package needs from a training service.
 
-Tests and other backends implement :class:`Backend`; the one for Tinker is in ``backend``.
+Tests and other services implement :class:`Backend`; the one for Tinker is in ``backend``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tinker_recovery.telemetry.redaction import (
 
 @dataclass(frozen=True, slots=True)
 class FromBaseModel:
-    """Create a fresh run; repeating it with the same seed gives the same weights.
+    """Create a new Tinker run; the same seed gives the same weights again.
 
     Attributes:
         base_model: Name of the base model.
@@ -38,11 +38,11 @@ class FromBaseModel:
 
 @dataclass(frozen=True, slots=True)
 class FromCheckpoint:
-    """Create a run from a saved state.
+    """Create a Tinker run from a saved state.
 
     Attributes:
         path: ``tinker://RUN/weights/NAME``.
-        optimizer: Whether to restore the optimizer's moments with the weights.
+        optimizer: Whether to restore the optimizer state with the weights.
     """
 
     path: str
@@ -51,30 +51,30 @@ class FromCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class FromCallable:
-    """Create a run by the user's own function of a fresh ServiceClient, sync or async.
+    """Create a Tinker run by a function of the user's, sync or async.
 
     Attributes:
-        start: Returns a TrainingClient, or a future of one. A sync one runs in a worker thread,
-            because the SDK's creating calls block.
+        start: Takes a fresh ServiceClient; returns a TrainingClient, or a future of one. A sync
+            function runs in a worker thread, because the SDK's creating calls block.
     """
 
     start: Callable[[tinker.ServiceClient], Any]
 
 
 Origin = FromBaseModel | FromCheckpoint | FromCallable
-"""How a client comes to be; each can be repeated."""
+"""How a client is created; each can be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the service is and how to be let in. Making one hides its secrets in every text.
+    """The address of the service, and the credentials for it. Making one hides its secrets.
 
     Attributes:
         base_url: Without a trailing slash. A user and password given in it
             (``https://user:password@host``) are taken out, and sent as a header.
-        api_key: Never shown in a repr.
-        headers: Further headers the user's ServiceClient sends. An Authorization among them is sent
-            in place of a user and password in the URL.
+        api_key: Hidden in the repr.
+        headers: Additional headers the user's ServiceClient sends. An Authorization among them is
+            sent in place of a user and password in the URL.
     """
 
     base_url: str
@@ -99,7 +99,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Connection:
-    """A live client and what has to be closed with it.
+    """A client, and what has to be closed with it.
 
     Attributes:
         training: The SDK's client.
@@ -114,12 +114,12 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class SaveRequest:
-    """A checkpoint to save right behind an optimizer step.
+    """A checkpoint to save directly behind an optimizer step.
 
     Attributes:
         name: Unique within the Tinker run.
         metadata: The ``user_metadata`` to store with it.
-        ttl_s: Its lifetime in whole seconds; None for no end.
+        ttl_s: Its lifetime in whole seconds; None for unlimited.
     """
 
     name: str
@@ -128,37 +128,37 @@ class SaveRequest:
 
 
 CloseStatus = Literal["success", "errored", "interrupted"]
-"""How a session ended, in the service's words."""
+"""How a session ended, as the service knows it."""
 
 
 class Backend(Protocol):
-    """Creates and closes clients, each call within a deadline of its own."""
+    """Creates and closes clients, each call within a deadline."""
 
     async def endpoint(self) -> Endpoint:
-        """Where the service is, for whoever reads its status without the SDK."""
+        """The address and credentials of the service, for reading statuses without the SDK."""
         ...
 
     def open_ahead(self) -> Any:
-        """Begin to open a session for a :meth:`connect` to come; returns at once.
+        """Start opening a session for a later :meth:`connect`; returns at once.
 
-        To be given to :meth:`connect` or to :meth:`discard`, once.
+        The result has to be passed to :meth:`connect` or :meth:`discard`, once.
         """
         ...
 
-    async def discard(self, opening: Any) -> None:
-        """Close a session that was opened ahead and is not needed; never raises an Exception."""
+    async def discard(self, pending: Any) -> None:
+        """Close a session opened ahead that is not needed; never raises an Exception."""
         ...
 
     async def connect(
-        self, origin: Origin, *, deadline_s: float, opening: Any = None
+        self, origin: Origin, *, deadline_s: float, pending: Any = None
     ) -> Connection:
-        """A new client in a new session, or in the one that was opened ahead.
+        """A new client in a new session, or in one opened ahead.
 
-        Cancelling it, or its deadline, leaves no session behind: what was created is closed.
+        If it is cancelled or fails, the session and the client are closed.
 
         Raises:
             DeadlineExceeded: It took longer than ``deadline_s``.
-            Exception: Whatever the service answered.
+            Exception: The service's error.
         """
         ...
 
@@ -167,15 +167,14 @@ class Backend(Protocol):
     ) -> None:
         """Finish the session and stop everything that polls for it; never raises an Exception.
 
-        Within the deadline the session is finished at the service; past it, only what is on this
-        side is released.
+        Past the deadline only the resources of this process are released.
         """
         ...
 
     async def aclose(self) -> None:
-        """Let go what is held ready for clients to come; never raises an Exception."""
+        """Close what is held ready for later clients; never raises an Exception."""
         ...
 
 
 ServiceFactory = Callable[[], tinker.ServiceClient]
-"""Returns a fresh ServiceClient, one for each recovery: never the same client twice."""
+"""Returns a fresh ServiceClient for each recovery: a client is never used again."""

@@ -1,4 +1,4 @@
-"""What is asked of the service about one stored checkpoint: delete it, where its files are."""
+"""Requests about one stored checkpoint: delete it, set its lifetime, where its files are."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tinker import types
 
 from tinker_recovery.service.http import ServiceHttp
 
-_AGAIN_S = 0.5
+_RETRY_S = 0.5
 _OK, _NOT_OK, _NOT_FOUND = 200, 300, 404
 
 
 @dataclass(frozen=True, slots=True)
 class SignedFiles:
-    """Where the files of an export are. Whoever has an address can read the file: keep them secret.
+    """The files of an export. A signed URL grants access to its file: keep it secret.
 
     Attributes:
-        urls: The address of each file, by its path in the export.
-        expires: When the addresses stop working.
+        urls: The signed URL of each file, by its path in the export.
+        expires: When the URLs stop working.
     """
 
     urls: Mapping[str, SecretStr]
@@ -31,42 +31,35 @@ class SignedFiles:
 
 
 class CheckpointCalls:
-    """Calls about single checkpoints, each by its ``tinker://RUN/weights/NAME`` path.
-
-    Args:
-        http: The way to the service.
-    """
+    """Requests about single checkpoints, each by its ``tinker://RUN/weights/NAME`` path."""
 
     def __init__(self, http: ServiceHttp) -> None:
         self._http = http
 
     async def delete(self, path: str) -> int | None:
-        """Ask once for its deletion; the HTTP status, or None if no answer came in time."""
-        return await self._http.tell("DELETE", _route(path))
+        """Send one deletion request; the HTTP status, or None if there was no answer in time."""
+        return await self._http.send("DELETE", _route(path))
 
     async def remove(self, path: str, *, deadline_s: float) -> str | None:
-        """Ask for its deletion until it is gone; what stood in the way after a deadline, or None.
-
-        One that is not there is gone.
-        """
+        """Delete it, with retries until the deadline; None on success (or a 404), else why not."""
         status: int | None = None
         with anyio.move_on_after(deadline_s):
             while True:
                 status = await self.delete(path)
                 if status is not None and (status == _NOT_FOUND or _OK <= status < _NOT_OK):
                     return None
-                await anyio.sleep(_AGAIN_S)
+                await anyio.sleep(_RETRY_S)
         return "no answer" if status is None else f"HTTP {status}"
 
     async def set_ttl(self, path: str, ttl_s: int | None) -> int | None:
-        """Let it expire so many whole seconds from now, or never; the HTTP status, or None."""
-        return await self._http.tell("PUT", f"{_route(path)}/ttl", json={"ttl_seconds": ttl_s})
+        """Let it expire ``ttl_s`` seconds from now, or never; the HTTP status, or None."""
+        return await self._http.send("PUT", f"{_route(path)}/ttl", json={"ttl_seconds": ttl_s})
 
     async def weights_info(self, path: str) -> types.WeightsInfoResponse:
-        """What the service says of its weights.
+        """What the service says about its weights.
 
         Raises:
-            StatusError: It says nothing; StatusRefused with status 404 if it knows no such path.
+            StatusError: It cannot be read; StatusRefused with status 404 if there is no such path.
         """
         return await self._http.ask(
             "POST",
@@ -76,22 +69,22 @@ class CheckpointCalls:
         )
 
     async def signed_files(self, path: str) -> SignedFiles:
-        """Where the files of an export are, by its ``tinker://RUN/external_weights/NAME`` path.
+        """The files of an export, by its ``tinker://RUN/external_weights/NAME`` path.
 
         Raises:
-            StatusError: The service does not say.
+            StatusError: They cannot be read.
         """
         return await self._http.ask("GET", f"{_route(path)}/external_weights_urls", _signed_files)
 
 
-def _signed_files(said: Any) -> SignedFiles:
+def _signed_files(body: Any) -> SignedFiles:
     try:
-        reply = types.ExternalWeightsUrlsResponse.model_validate(said)
+        reply = types.ExternalWeightsUrlsResponse.model_validate(body)
     except ValidationError:
         reply = None
     if reply is None:
-        # Not from within the handler: pydantic's error quotes what it was given, addresses and all.
-        raise ValueError("it is no map of signed addresses with a date")
+        # Outside the handler: pydantic's error quotes its input, with the signed URLs.
+        raise ValueError("it is not a map of signed URLs with a date")
     expires = reply.expires if reply.expires.tzinfo else reply.expires.replace(tzinfo=UTC)
     return SignedFiles({name: SecretStr(url) for name, url in reply.urls.items()}, expires)
 

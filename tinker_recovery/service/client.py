@@ -1,4 +1,4 @@
-"""SupervisedClient: TrainingClient's surface, with every optimizer step counted at submission."""
+"""SupervisedClient: a TrainingClient that counts every optimizer step when it is submitted."""
 
 from __future__ import annotations
 
@@ -27,23 +27,14 @@ _T = TypeVar("_T")
 _ERRORS_KEPT = 16
 
 CUSTOM_LOSS = "forward_backward_custom"
-"""The one request that runs code of the user's, on its way."""
-
-_IN_PLACE_LOADS = frozenset(
-    {
-        "load_state",
-        "load_state_async",
-        "load_state_with_optimizer",
-        "load_state_with_optimizer_async",
-    }
-)
+"""The one request that runs the user's own code."""
 
 
 class ClientHooks(Protocol):
-    """What a client tells the run it belongs to. All but the last two may come from any thread."""
+    """What a client reports to its run. All but the last two may be called from any thread."""
 
     def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
-        """A request of that step of the loop failed, whether or not anyone awaits it."""
+        """A request of that step of the loop failed, whether or not it is awaited."""
         ...
 
     def call_cancelled(self, operation: str, step: int | None) -> None:
@@ -51,7 +42,7 @@ class ClientHooks(Protocol):
         ...
 
     def loss_not_finite(self, step: int, value: float) -> None:
-        """The result of that step carries a loss that is NaN or infinite."""
+        """The result of that step has a loss that is NaN or infinite."""
         ...
 
     def canary_answered(self, step: int, output: types.ForwardBackwardOutput) -> None:
@@ -67,28 +58,28 @@ class ClientHooks(Protocol):
         ...
 
     def save_failed(self, step: int, error: BaseException) -> None:
-        """A save did not succeed."""
+        """A save failed."""
         ...
 
     def save_due(self, step: int) -> SaveRequest | None:
-        """What to save behind this optimizer step, if it is time; asked under the client's lock."""
+        """What to save behind this optimizer step, if due; called under the client's lock."""
         ...
 
     def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str]:
-        """The metadata to store with a save the user asked for."""
+        """The metadata to store with a save that the user requested."""
         ...
 
 
 class SupervisedClient:
     """A TrainingClient that counts.
 
-    Has the surface of ``tinker.TrainingClient``; whatever is not listed here goes straight to it.
-    Each submitted ``optim_step`` moves :attr:`step`; when a save is due it is queued directly
+    It has every method of ``tinker.TrainingClient``; those not defined here are passed on to it.
+    Each submitted ``optim_step`` increments :attr:`step`; a save that is due is queued directly
     behind that optimizer step, under one lock, so the step stored with a checkpoint is exactly the
-    number of optimizer steps inside it. Submissions may come from several threads.
+    number of optimizer steps in it. Requests may be submitted from several threads.
 
-    Cancelling the await of a future cancels that request, as in the SDK, and the SDK's client is
-    unusable after that, which is a fault of its own; let the attempt's body end instead.
+    Cancelling the await of a future cancels the request, as in the SDK; the SDK's client is
+    unusable after that, which is a fault of its own. Let the attempt's body end instead.
     """
 
     def __init__(
@@ -116,10 +107,10 @@ class SupervisedClient:
         self._doubts: list[tuple[int, BaseException | None]] = []
         self._seen: list[BaseException] = []
         self._forwards_open: set[int] = set()
-        self._look_first = False
-        self._looked: tuple[Future[Any], int] | None = None
+        self._canary_is_next = False
+        self._canary_run: tuple[Future[Any], int] | None = None
         self.errors: list[BaseException] = []
-        """What its requests failed with, the first few."""
+        """The first few errors of its requests."""
         watch_queue_state(training, self._paused)
         self.first_call_at: float | None = None
         """Monotonic seconds of the first submission; None before it."""
@@ -130,17 +121,17 @@ class SupervisedClient:
 
     @property
     def training(self) -> tinker.TrainingClient:
-        """The SDK's client underneath. What is submitted through it is not counted."""
+        """The SDK's client. Requests submitted through it directly are not counted."""
         return self._training
 
     @property
     def step(self) -> int:
-        """Optimizer steps in the weights once everything submitted so far has been executed."""
+        """Optimizer steps in the weights once all submitted requests have been executed."""
         return self._step
 
     @property
     def open_requests(self) -> int:
-        """Requests submitted and not finished."""
+        """How many submitted requests have not finished."""
         return len(self._open)
 
     @property
@@ -150,10 +141,10 @@ class SupervisedClient:
 
     @property
     def first_doubtful_step(self) -> float:
-        """The first step of the loop of which not every request is known to have succeeded.
+        """The first step of the loop with a request not known to have succeeded; infinite if none.
 
-        What was saved above it is not what its step number says: the requests behind a failed one
-        are executed all the same. Infinite while nothing is in doubt.
+        Requests behind a failed one are executed all the same, so checkpoints above this step do
+        not contain what their step number says.
         """
         failed = min((step for step, _ in self._doubts), default=math.inf)
         oldest = self.oldest_open_step
@@ -161,7 +152,7 @@ class SupervisedClient:
 
     @property
     def unseen_errors(self) -> list[BaseException]:
-        """What steps of the loop failed with, and nobody has awaited."""
+        """Errors of the loop's requests that no wait has raised yet."""
         return [
             error
             for _, error in list(self._doubts)
@@ -170,10 +161,10 @@ class SupervisedClient:
 
     @property
     def reported_step(self) -> int:
-        """The step that metrics reported just now are about.
+        """The step that metrics reported at this moment belong to.
 
-        Metrics come with the forward pass: while the update of a step is the oldest request open,
-        they are that step's, and otherwise those of the step before the oldest open one.
+        Metrics come with the forward pass: if the oldest open request is a step's update, they are
+        that step's, otherwise those of the step before the oldest open one.
         """
         oldest = self.oldest_open_step
         if oldest is None:
@@ -181,20 +172,19 @@ class SupervisedClient:
         return oldest - 1 if oldest in self._forwards_open else oldest
 
     def _has_seen(self, error: BaseException) -> None:
-        """A wait for a result raised this: whoever waited knows, and decides."""
+        """Note that a wait has raised this error: the loop knows of it, and decides."""
         self._seen.append(error)
         if (
             isinstance(error, tinker.RequestFailedError)
             and error.category is RequestErrorCategory.User
         ):
-            # The request was refused as it stands. A loop that goes on after that does so knowing.
+            # The request itself was invalid. A loop that continues after that does so knowingly.
             self._doubts = [doubt for doubt in self._doubts if doubt[1] is not error]
 
     def silent_s(self) -> float | None:
-        """Seconds since a submitted request last finished, or was told to wait; None when idle.
+        """Seconds without progress while requests are open; None when idle.
 
-        Time in which nothing is submitted does not count, and neither does a pause for capacity:
-        the service tells of it again and again.
+        Progress is a request that finishes, or a capacity pause, which the service keeps reporting.
         """
         if not self._open:
             return None
@@ -209,7 +199,7 @@ class SupervisedClient:
         *,
         adam_params: types.AdamParams | None = None,
     ) -> APIFuture[types.OptimStepResponse]:
-        """Submit an optimizer step, count it, and queue a save behind it if one is due."""
+        """Submit an optimizer step, count it, and queue a save behind it if due."""
         with self._lock:
             self._before_submitting()
             future = self._training.optim_step(optim_params, adam_params=adam_params)
@@ -218,7 +208,7 @@ class SupervisedClient:
         return watched
 
     def skip_step(self) -> None:
-        """Count a step of the loop that is left out, so that the loop and the count agree."""
+        """Count a step that the loop skips, so that the loop and the count agree."""
         with self._lock:
             self._check_live()
             self._advance()
@@ -229,14 +219,14 @@ class SupervisedClient:
         if due is not None:
             self._queue(due)
 
-    def save(self, asked: Callable[[int], SaveRequest | None]) -> None:
-        """Queue a save of ours behind everything submitted so far, if one is ``asked`` for.
+    def save(self, request_at: Callable[[int], SaveRequest | None]) -> None:
+        """Queue a save behind everything submitted so far, if ``request_at`` returns one.
 
-        ``asked`` is called with the step under the client's lock.
+        ``request_at`` is called with the step, under the client's lock.
         """
         with self._lock:
             self._check_live()
-            request = asked(self._step)
+            request = request_at(self._step)
             if request is not None:
                 self._queue(request)
 
@@ -245,50 +235,48 @@ class SupervisedClient:
             request.name, ttl_seconds=request.ttl_s, user_metadata=request.metadata
         )
         self._watch("save_state", saving, None, functools.partial(self._save_ended, self._step))
-        # Behind the save and before whatever comes next: these weights, and no others.
-        self._look(record=True)
+        # Directly behind the save, so on exactly these weights.
+        self._submit_canary(record=True)
 
     def record_canary(self) -> None:
-        """Run the canary on the weights as they are now, and have its answer remembered."""
+        """Run the canary on the current weights, and report its result to the hooks."""
         with self._lock:
             self._check_live()
-            self._look(record=True)
+            self._submit_canary(record=True)
 
-    def look(self) -> tuple[Future[Any], int] | None:
-        """Run the canary on the weights as they are now; its result and their step.
+    def run_canary(self) -> tuple[Future[Any], int] | None:
+        """Run the canary on the current weights; returns its result and their step.
 
-        None without a canary. One that :meth:`look_first` asked for and that has been submitted
-        since is the one returned.
+        None without a canary. If :meth:`run_canary_next` has run it since, returns that run.
         """
         with self._lock:
             self._check_live()
-            looked, self._looked, self._look_first = self._looked, None, False
-            return looked or self._look()
+            earlier, self._canary_run, self._canary_is_next = self._canary_run, None, False
+            return earlier or self._submit_canary()
 
-    def look_first(self) -> int:
-        """Run the canary before whatever is submitted next; returns how many updates are open.
+    def run_canary_next(self) -> int:
+        """Run the canary before the next request; returns how many requests of the loop are open.
 
-        After an outage the weights can be told to be older ones only as long as no step has been
-        applied to them.
+        After an outage, older weights can be recognised only until a step is applied to them.
         """
         with self._lock:
-            self._look_first = self._canary is not None
+            self._canary_is_next = self._canary is not None
             return sum(step is not None for step in self._open.values())
 
-    def _look(self, *, record: bool = False) -> tuple[Future[Any], int] | None:
+    def _submit_canary(self, *, record: bool = False) -> tuple[Future[Any], int] | None:
         if self._canary is None:
             return None
-        looking = self._training.forward(self._canary, "cross_entropy")
-        # What is asked to find out about the weights is no word on what they should answer.
-        told = functools.partial(self._look_ended, self._step) if record else None
-        self._watch("forward", looking, None, told)
-        return looking.future(), self._step
+        running = self._training.forward(self._canary, "cross_entropy")
+        # A run that is to examine the weights must not define what they should answer.
+        ended = functools.partial(self._canary_ended, self._step) if record else None
+        self._watch("forward", running, None, ended)
+        return running.future(), self._step
 
     def _before_submitting(self) -> None:
         self._check_live()
-        if self._look_first:
-            self._look_first = False
-            self._looked = self._look()
+        if self._canary_is_next:
+            self._canary_is_next = False
+            self._canary_run = self._submit_canary()
 
     def forward_backward(
         self,
@@ -305,7 +293,7 @@ class SupervisedClient:
     def forward_backward_custom(
         self, data: list[types.Datum], loss_fn: Any, **options: Any
     ) -> APIFuture[types.ForwardBackwardOutput]:
-        """Submit a pass whose loss is the user's own code: what that raises is the user's."""
+        """Submit a pass with a loss of the user's own; what that raises is not a fault."""
         submit = self._training.forward_backward_custom
         return self._pass(CUSTOM_LOSS, functools.partial(submit, data, loss_fn, **options))
 
@@ -325,7 +313,7 @@ class SupervisedClient:
         overwrite: bool = False,  # noqa: FBT001, FBT002 - the SDK's signature
         user_metadata: dict[str, str] | None = None,
     ) -> APIFuture[types.SaveWeightsResponse]:
-        """Save a checkpoint of the user's own; the exact step is stored beside their metadata."""
+        """Save a checkpoint for the user; the exact step is stored beside their metadata."""
         with self._lock:
             self._check_live()
             step = self._step
@@ -336,47 +324,44 @@ class SupervisedClient:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if name in _IN_PLACE_LOADS:
+        if name.startswith("load_state"):
             raise UsageError(
-                f"{name}() replaces the weights under a supervised run, and its step count would "
-                "no longer be true: start the run with from_checkpoint= instead"
+                f"{name}() would replace the weights of a supervised run, and its step count would "
+                "be wrong: start the run with from_checkpoint= instead"
             )
-        # The SDK's deprecated `x_async` would go round our counting: it is `x`, and warns.
+        # The SDK's deprecated `x_async` would bypass our counting: it is `x`, with a warning.
         base = name.removesuffix("_async")
         if base != name and callable(getattr(tinker.TrainingClient, base, None)):
-            return self._deprecated(name, getattr(self, base))
+            return functools.partial(self._deprecated, name, getattr(self, base))
         attribute = getattr(self._training, name)
         if not callable(attribute) or name.startswith("_"):
             return attribute
 
         @functools.wraps(attribute)
         def submit(*args: Any, **kwargs: Any) -> Any:
-            # Without the lock: some of these block for seconds, and none changes the weights.
+            # Without the lock: some of these block for seconds, but none changes the weights.
             self._check_live()
             result = attribute(*args, **kwargs)
             return self._watch(name, result, None) if isinstance(result, APIFuture) else result
 
-        # Found here once; later look-ups find it on the instance.
+        # Later look-ups find it on the instance.
         self.__dict__[name] = submit
         return submit
 
     @staticmethod
-    def _deprecated(name: str, current: Callable[..., Any]) -> Callable[..., Any]:
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            warnings.warn(
-                f"{name}() is deprecated by the Tinker SDK; use {name.removesuffix('_async')}(), "
-                "whose future can be awaited",
-                FutureWarning,
-                stacklevel=2,
-            )
-            return current(*args, **kwargs)
-
-        return call
+    async def _deprecated(name: str, current: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        warnings.warn(
+            f"{name}() is deprecated by the Tinker SDK; use {name.removesuffix('_async')}(), whose "
+            "future can be awaited",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return current(*args, **kwargs)
 
     def _check_live(self) -> None:
         if self._retired is not None:
             raise StaleAttempt(
-                f"{self!r}: {self._retired}; use the client of the newest attempt, attempt.client"
+                f"{self!r}: {self._retired}; use attempt.client of the newest attempt"
             )
         if self.first_call_at is None:
             self.first_call_at = time.monotonic()
@@ -398,7 +383,7 @@ class SupervisedClient:
         return SupervisedFuture(plain, self._is_over, self._has_seen)
 
     def _is_over(self) -> bool:
-        # A request cancelled on the way out would leave a gap that the last save waits behind.
+        # A request cancelled while stopping would leave a gap that blocks the last save.
         return self._retired is not None or self._stopping()
 
     def _request_ended(
@@ -408,54 +393,50 @@ class SupervisedClient:
         ended: Callable[[Future[Any]], None] | None,
         future: Future[Any],
     ) -> None:
-        # On the SDK's thread, where nothing may raise. Told before it is struck off, so that
-        # whoever drains the open requests finds their failures already reported.
+        # In the SDK's thread, where nothing may raise. Removed from the open requests last, so that
+        # their failures are reported by the time drain() returns.
         self._progress_at = self._monotonic()
+        error = None if future.cancelled() else future.exception()
         if step is not None:
             if operation != "optim_step":
                 self._forwards_open.discard(step)
-            if future.cancelled() or future.exception() is not None:
-                failure = None if future.cancelled() else future.exception()
-                self._doubts.append((step, failure))
+            if not _succeeded(future):
+                self._doubts.append((step, error))
         if ended is not None:
             ended(future)
         if future.cancelled():
             if self._retired is None:
                 self._hooks.call_cancelled(operation, step)
-        elif (error := future.exception()) is not None:
+        elif error is not None:
             if operation != CUSTOM_LOSS and len(self.errors) < _ERRORS_KEPT:
                 self.errors.append(error)
             self._hooks.call_failed(operation, step, error)
         self._open.pop(future, None)
 
     def _check_loss(self, step: int, future: Future[Any]) -> None:
-        if future.cancelled() or future.exception() is not None:
-            return
-        for name, value in (future.result().metrics or {}).items():
-            if name.startswith("loss") and not math.isfinite(value):
-                self._hooks.loss_not_finite(step, value)
+        if _succeeded(future):
+            for name, value in (future.result().metrics or {}).items():
+                if name.startswith("loss") and not math.isfinite(value):
+                    self._hooks.loss_not_finite(step, value)
 
-    def _look_ended(self, step: int, future: Future[Any]) -> None:
-        if not future.cancelled() and future.exception() is None:
+    def _canary_ended(self, step: int, future: Future[Any]) -> None:
+        if _succeeded(future):
             self._hooks.canary_answered(step, future.result())
 
     def _step_ended(self, future: Future[Any]) -> None:
-        if not future.cancelled() and future.exception() is None:
+        if _succeeded(future):
             self._hooks.step_done()
 
     def _save_ended(self, step: int, future: Future[Any]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
-        if error is None:
+        if _succeeded(future):
             self._hooks.saved(step, future.result().path)
-        else:
+        elif not future.cancelled() and (error := future.exception()) is not None:
             self._hooks.save_failed(step, error)
 
     async def drain(self) -> None:
         """Wait until every submitted request has finished; raises the first failure.
 
-        Cancelling the wait leaves the requests as they are.
+        Cancelling this wait does not cancel the requests.
         """
         while still_open := list(self._open):
             for future in still_open:
@@ -464,17 +445,15 @@ class SupervisedClient:
                     future.result()
 
     def retire(self, reason: str) -> None:
-        """Refuse every further submission; ``reason`` says why to whoever tries."""
+        """Refuse every further submission, with ``reason`` in the error."""
         with self._lock:
             self._retired = self._retired or reason
 
-    def cancel_open(self) -> int:
-        """Cancel every request still open; returns how many.
-
-        Requests waiting for their turn hold a task each on the SDK's loop, which closing the
-        ServiceClient does not end; cancelling them does.
-        """
-        still_open = list(self._open)
-        for future in still_open:
+    def cancel_open(self) -> None:
+        """Cancel every open request: each holds a task on the SDK's loop, even after a close."""
+        for future in list(self._open):
             future.cancel()
-        return len(still_open)
+
+
+def _succeeded(future: Future[Any]) -> bool:
+    return not future.cancelled() and future.exception() is None

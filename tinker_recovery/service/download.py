@@ -1,8 +1,8 @@
-"""The files of an export, downloaded one by one from their signed addresses.
+"""Downloads the files of an export, one by one, from their signed URLs.
 
-An address is a secret: with it anybody can read the weights. So none is put into an error, a log
-or a span: what httpx would write of a request is kept out of the log while one is under way, and
-whoever traces every HTTP request of the process is asked to pass over these.
+A signed URL is a secret: it grants access to the weights. None appears in an error, a log or a
+span: log records of httpx are dropped for these requests, and OpenTelemetry's HTTP instrumentation
+is suppressed.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from tinker_recovery.service.http import tls
 from tinker_recovery.service.temporary import TTL_S
 
 CHUNK = 1 << 20
-"""Bytes written at a time."""
+"""Bytes per write."""
 
 RENEW_BEFORE = timedelta(minutes=5)
-"""An address this close to its end is signed again before a download begins."""
+"""A URL this close to its expiry is renewed before a download begins."""
 
 TRIES = 3
 
 Received = Callable[[int], object]
-"""Told how many bytes have arrived in all."""
+"""Called with the total number of bytes received so far."""
 
 _LATER = frozenset({408, 425, 429})
 _NOT_SIGNED = frozenset({400, 401, 403})
-"""What object stores say of an address that has expired."""
+"""What object stores answer for an expired URL."""
 
 _UNTRACED = str(
-    # As the instrumentations read it; the API has no public name for it.
+    # The key the instrumentations read; the API has no public name for it.
     getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
 )
 _LOGGERS = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
@@ -55,11 +55,10 @@ def _may_be_logged(_: logging.LogRecord) -> bool:
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """Keep the requests of this task out of logs and traces; those of others stay in them."""
+    """Keep the requests of this task, and only these, out of logs and traces."""
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(
-            _may_be_logged
-        )  # once: the same filter is not added twice
+        # The same filter is not added twice.
+        logging.getLogger(name).addFilter(_may_be_logged)
     token = _secret.set(True)
     traced = context.attach(context.set_value(_UNTRACED, True))  # noqa: FBT003 - the value of a key
     try:
@@ -70,15 +69,15 @@ def _unlogged() -> Iterator[None]:
 
 
 class Download:
-    """The download of one export. Cancellable at any point; whoever gave the folder removes it.
+    """The download of one export. Cancellable at any point; the caller removes the folder.
 
     Args:
         path: The export's ``tinker://RUN/external_weights/NAME`` path.
-        folder: Where the files go.
-        calls: Where addresses are asked for.
+        folder: Where to write the files.
+        calls: Gives the signed URLs.
         limits: How long it may take.
-        clock: The date.
-        received: Told of progress.
+        clock: The wall clock, for the expiry of URLs.
+        received: Called with the progress.
     """
 
     def __init__(
@@ -100,11 +99,11 @@ class Download:
         self._done = 0
 
     async def files(self) -> dict[str, Path]:
-        """Download every file; each by its name in the export.
+        """Download every file; returns the local path of each by its name in the export.
 
         Raises:
-            StatusUnavailable: The service, or what holds its files, was out of reach or too slow.
-            StatusRefused: It refuses, or names no file, or one that lies outside the folder.
+            StatusUnavailable: The service, or its object store, was out of reach or too slow.
+            StatusRefused: It refuses, or lists no file, or one outside the folder.
             OSError: A file cannot be written.
         """
         try:
@@ -119,9 +118,8 @@ class Download:
         signed = await self._calls.signed_files(self._path)
         places = {name: _inside(self._folder, name) for name in sorted(signed.urls)}
         if not places:
-            raise StatusRefused(f"the service names no file of {self._path}")
-        # No header of the service's own: the files lie elsewhere, and the key is none of its
-        # business.
+            raise StatusRefused(f"the service lists no files of {self._path}")
+        # Without the service's headers: the object store must not get the API key.
         async with httpx.AsyncClient(
             timeout=self._limits.silence_s, verify=tls(), follow_redirects=True
         ) as http:
@@ -139,16 +137,16 @@ class Download:
         ):
             with attempt:
                 self._done = before
-                signed = await self._fresh(signed, even_so=attempt.num > 1)
+                signed = await self._renewed(signed, force=attempt.num > 1)
                 if name not in signed.urls:
-                    raise StatusRefused(f"{self._path} has no file {name!r} any more")
+                    raise StatusRefused(f"{self._path} no longer has a file {name!r}")
                 await self._stream(http, name, signed.urls[name].get_secret_value(), place)
         return signed
 
-    async def _fresh(self, signed: SignedFiles, *, even_so: bool) -> SignedFiles:
-        """Addresses that last a while, and an export that outlives them."""
+    async def _renewed(self, signed: SignedFiles, *, force: bool) -> SignedFiles:
+        """The URLs, renewed if they expire soon, or by force; the export's lifetime with them."""
         now = datetime.fromtimestamp(self._clock.wall(), UTC)
-        if not even_so and now < signed.expires - RENEW_BEFORE:
+        if not force and now < signed.expires - RENEW_BEFORE:
             return signed
         await self._calls.set_ttl(self._path, TTL_S)
         return await self._calls.signed_files(self._path)
@@ -165,30 +163,30 @@ class Download:
                         self._received(self._done)
                 promised = reply.headers.get("Content-Length")
                 if promised is not None and int(promised) != reply.num_bytes_downloaded:
-                    failure = f"{reply.num_bytes_downloaded} bytes came, and {promised} were said"
+                    failure = f"{reply.num_bytes_downloaded} bytes arrived instead of {promised}"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             failure = type(error).__name__
         if failure:
-            # Not from within the handler: httpx's errors carry the request, and it the address.
+            # Outside the handler: httpx's errors carry the request, with its URL.
             raise StatusUnavailable(f"downloading {name!r} of {self._path}: {failure}")
 
     def _check(self, code: int, name: str) -> None:
-        said = f"downloading {name!r} of {self._path}: HTTP {code}"
+        message = f"downloading {name!r} of {self._path}: HTTP {code}"
         if code in _LATER or code in _NOT_SIGNED or code >= httpx.codes.INTERNAL_SERVER_ERROR:
-            # An address may have expired meanwhile: the next try asks for another.
-            raise StatusUnavailable(said, status_code=code)
+            # The URL may have expired meanwhile: the next try renews it.
+            raise StatusUnavailable(message, status_code=code)
         if code != httpx.codes.OK:
-            raise StatusRefused(said, status_code=code)
+            raise StatusRefused(message, status_code=code)
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Where a file of this name goes.
+    """The local path of a file of this name.
 
     Raises:
-        StatusRefused: Outside the folder.
+        StatusRefused: It is outside the folder.
     """
     root = folder.resolve()
     place = (root / name).resolve()
     if place == root or not place.is_relative_to(root):
-        raise StatusRefused(f"the service names a file {name!r}, which lies outside its folder")
+        raise StatusRefused(f"the service lists a file {name!r}, which is outside its folder")
     return place

@@ -1,9 +1,8 @@
-"""A checkpoint's weights brought out of the service: loaded, exported, and cleaned up after.
+"""Exporting a checkpoint's weights: loaded, exported, and cleaned up afterwards.
 
-The service hands out no file of a checkpoint as such. What can be had is an *export*: the
-checkpoint is loaded into a session of its own, its weights are saved in an external format, and
-their files lie behind signed addresses for a while. An export holds the weights alone, not the
-optimizer's moments.
+The service gives no access to the files of a checkpoint. An *export* does: the checkpoint is loaded
+into a session of its own, its weights are saved in an external format, and the files are behind
+signed URLs for a while. An export contains the weights, not the optimizer state.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ class Limits:
         load_s: Loading the checkpoint into a session.
         answer_s: One forward pass of the loaded checkpoint.
         export_s: Saving its weights in the external format.
-        silence_s: No byte of a download arrives.
+        silence_s: The longest gap between two bytes of a download.
         download_s: All files of one export.
-        close_s: Each part of the cleaning up.
+        close_s: Each step of the cleanup.
 
     Raises:
-        UsageError: One is not above zero.
+        UsageError: A value is not above zero.
     """
 
     load_s: float = 240.0
@@ -51,11 +50,11 @@ class Limits:
 def loaded(
     path: str, backend: Backend, *, limits: Limits
 ) -> AbstractAsyncContextManager[Connection]:
-    """A checkpoint's weights in a session of their own; see :func:`opened`."""
+    """A checkpoint's weights, loaded into a session of their own; see :func:`opened`."""
     return opened(
         FromCheckpoint(path, optimizer=False),
         backend,
-        purpose="a checkpoint was looked at",
+        purpose="a checkpoint was verified",
         deadline_s=limits.load_s,
         close_s=limits.close_s,
     )

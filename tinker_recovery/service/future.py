@@ -18,13 +18,13 @@ class SupervisedFuture(APIFuture[_T]):
     """An APIFuture whose request outlives a wait that a fault cancels.
 
     Cancelling a wait cancels the request, as with the SDK's own; except after a fault, when the
-    request ends with its client. The SDK would log a traceback for each request that is cancelled
-    in the moment it fails, and after a fault that is when most of them are.
+    request ends with its client. For a request that is cancelled just as it fails, the SDK logs a
+    traceback, and after a fault most requests fail.
 
     Args:
         future: The SDK's.
-        over: Whether the client has been retired by a fault, or the process is to stop.
-        seen: Told what a wait for the result raises.
+        over: Whether the client was retired by a fault, or the process is stopping.
+        seen: Called with the error that a wait for the result raises.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class SupervisedFuture(APIFuture[_T]):
         self._seen = seen
 
     def future(self) -> Future[_T]:
-        """The plain future underneath."""
+        """The SDK's concurrent future."""
         return self._future
 
     def result(self, timeout: float | None = None) -> _T:
-        """Block until the result is there; raises what the request failed with, or TimeoutError."""
+        """Block for the result; raises the request's error, or TimeoutError."""
         try:
             return self._future.result(timeout)
         except Exception as error:
@@ -51,7 +51,7 @@ class SupervisedFuture(APIFuture[_T]):
             raise
 
     async def result_async(self, timeout: float | None = None) -> _T:  # noqa: ASYNC109 - the SDK's signature
-        """Wait for the result; raises what the request failed with, or TimeoutError."""
+        """Wait for the result; raises the request's error, or TimeoutError."""
         async with asyncio.timeout(timeout):
             try:
                 await ended(self._future)

@@ -1,6 +1,6 @@
-"""Our own way to the service: an HTTP client with our deadlines and our retries.
+"""Our own HTTP client of the service, with our deadlines and retries.
 
-It shares nothing with the SDK, whose one event-loop thread may be the thing that hangs.
+It shares nothing with the SDK, whose single event-loop thread may be what hangs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import ssl
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 import anyio
@@ -22,7 +22,7 @@ from tinker_recovery.service.base import Endpoint
 _T = TypeVar("_T")
 _LATER = frozenset({408, 409, 425, 429})
 _OUT_OF_REACH = frozenset({502, 503, 504})
-"""What a proxy says for a service that is gone; other codes are a live service's own."""
+"""What a proxy answers for a service that is down; other codes come from the service itself."""
 
 _JWT_LIFETIME_S = 300.0
 _UNAUTHORIZED = 401
@@ -30,24 +30,23 @@ _UNAUTHORIZED = 401
 
 @functools.cache
 def tls() -> ssl.SSLContext:
-    """The one TLS context of the process: reading the certificates takes 30 ms of the loop."""
+    """The TLS context, shared by all clients: loading the certificates blocks for 30 ms."""
     return httpx.create_ssl_context()
 
 
 class _ApiKeyOrJwt(httpx.Auth):
-    """Sends the API key, or a token exchanged for it where the service asks for that.
+    """Sends the API key, or a token exchanged for it if the service wants one.
 
-    Which of the two is asked once (``/client/config``). A token is renewed after five minutes, and
-    at once when it is refused.
+    ``/client/config`` says which, and is read once. A token is renewed after five minutes, and at
+    once when it is refused.
     """
 
     requires_response_body = True
 
-    def __init__(self, endpoint: Endpoint, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._key = endpoint.api_key.get_secret_value() if endpoint.api_key else ""
         self._root = f"{endpoint.base_url}/api/v1"
         self._headers = endpoint.headers
-        self._monotonic = monotonic
         self._exchange: bool | None = None
         self._token = ""
         self._renew_at = 0.0
@@ -61,17 +60,17 @@ class _ApiKeyOrJwt(httpx.Auth):
         if self._exchange is None:
             reply = yield self._ask("/client/config", {"sdk_version": tinker.__version__})
             if not reply.is_success:
-                # Unknown for now: go on with the key, and ask again next time.
+                # Unknown for now: use the key, and ask again next time.
                 request.headers["X-API-Key"] = self._key
                 yield request
                 return
             self._exchange = bool((await _json(reply)).get("pjwt_auth_enabled", False))
         for renewal in (False, True):
-            if self._exchange and (renewal or self._monotonic() >= self._renew_at):
+            if self._exchange and (renewal or time.monotonic() >= self._renew_at):
                 reply = yield self._ask("/auth/token", {})
                 if reply.is_success:
                     self._token = str((await _json(reply)).get("jwt", ""))
-                    self._renew_at = self._monotonic() + _JWT_LIFETIME_S
+                    self._renew_at = time.monotonic() + _JWT_LIFETIME_S
             request.headers["X-API-Key"] = (self._token if self._exchange else "") or self._key
             reply = yield request
             if reply.status_code != _UNAUTHORIZED or not self._exchange:
@@ -86,15 +85,11 @@ async def _json(reply: httpx.Response) -> dict[str, Any]:
     await reply.aread()
     try:
         body = reply.json()
-    except ValueError as error:
-        raise StatusRefused(
-            f"the service answered {reply.request.url.path} with something that is not JSON",
-            status_code=reply.status_code,
-        ) from error
+    except ValueError:
+        body = None
     if not isinstance(body, dict):
         raise StatusRefused(
-            f"the service answered {reply.request.url.path} with {type(body).__name__}, not an "
-            "object",
+            f"the answer of the service to {reply.request.url.path} is not a JSON object",
             status_code=reply.status_code,
         )
     return body
@@ -105,7 +100,7 @@ class ServiceHttp:
 
     Args:
         endpoint: Where the service is.
-        timeout_s: Deadline of one question, retries included, in seconds.
+        timeout_s: Deadline of one request, retries included, in seconds.
         transport: Instead of the network, for tests.
     """
 
@@ -131,10 +126,11 @@ class ServiceHttp:
         """Close the connections."""
         await self._http.aclose()
 
-    async def tell(self, method: str, path: str, **request: Any) -> int | None:
-        """Ask once for something to be done; the HTTP status, or None if no answer came in time.
+    async def send(self, method: str, path: str, **request: Any) -> int | None:
+        """Send one request without retries; the HTTP status, or None if no answer came in time.
 
-        For what is repeated by whoever asks, by rules of their own.
+        Raises:
+            StatusRefused: There is no API key.
         """
         self._check_key()
         try:
@@ -146,7 +142,7 @@ class ServiceHttp:
     def _check_key(self) -> None:
         if self.endpoint.api_key is None:
             raise StatusRefused(
-                "no API key to ask the service with: set TINKER_API_KEY, or pass api_key= to the "
+                "there is no API key for the service: set TINKER_API_KEY, or pass api_key= to the "
                 "ServiceClient"
             )
 
@@ -156,31 +152,32 @@ class ServiceHttp:
         path: str,
         parse: Callable[[Any], _T],
         *,
-        troubled: Callable[[], object] = lambda: None,
+        unreachable: Callable[[], object] = lambda: None,
         **request: Any,
     ) -> _T:
-        """What the service answers, parsed; a passing failure is tried again up to twice.
+        """Send a request and parse the answer; a transient failure is retried up to twice.
 
-        ``troubled`` is called the moment the service is found out of reach, though a further try
-        may still make it good. Cancellable at any point.
+        ``unreachable`` is called as soon as the service is found out of reach, even if a retry then
+        succeeds. Cancellable at any point.
 
         Raises:
-            StatusUnavailable: No answer within the deadline, or one that says "later".
-            StatusRefused: Any other answer that is not the one asked for.
+            StatusUnavailable: No answer within the deadline, or a transient error.
+            StatusRefused: Any other error, or an answer that cannot be parsed.
         """
         self._check_key()
-
-        async def once() -> _T:
-            return await self._once(method, path, parse, request, troubled)
-
         try:
             with anyio.fail_after(self._timeout_s):
-                return await _patiently(once)
+                async for attempt in stamina.retry_context(
+                    on=StatusUnavailable, attempts=3, timeout=None, wait_initial=0.1, wait_max=1.0
+                ):
+                    with attempt:
+                        return await self._once(method, path, parse, request, unreachable)
         except TimeoutError as error:
-            troubled()
+            unreachable()
             raise StatusUnavailable(
                 f"reading {path} took longer than {self._timeout_s:g} s"
             ) from error
+        raise AssertionError("stamina either returns or raises")  # pragma: no cover
 
     async def _once(
         self,
@@ -188,17 +185,17 @@ class ServiceHttp:
         path: str,
         parse: Callable[[Any], _T],
         request: dict[str, Any],
-        troubled: Callable[[], object],
+        unreachable: Callable[[], object],
     ) -> _T:
         try:
             reply = await self._http.request(method, path, **request)
         except httpx.HTTPError as error:
-            troubled()
+            unreachable()
             raise StatusUnavailable(f"reading {path}: {error!r}") from error
         code = reply.status_code
         if code in _LATER or code >= httpx.codes.INTERNAL_SERVER_ERROR:
             if code in _OUT_OF_REACH:
-                troubled()
+                unreachable()
             raise StatusUnavailable(f"reading {path}: HTTP {code}", status_code=code)
         if not reply.is_success:
             raise StatusRefused(f"reading {path}: HTTP {code}", status_code=code)
@@ -206,14 +203,5 @@ class ServiceHttp:
             return parse(await _json(reply))
         except ValueError as error:
             raise StatusRefused(
-                f"reading {path}: a reply that does not fit: {error}", status_code=code
+                f"reading {path}: the reply cannot be parsed: {error}", status_code=code
             ) from error
-
-
-async def _patiently(read: Callable[[], Awaitable[_T]]) -> _T:
-    async for attempt in stamina.retry_context(
-        on=StatusUnavailable, attempts=3, timeout=None, wait_initial=0.1, wait_max=1.0
-    ):
-        with attempt:
-            return await read()
-    raise AssertionError("stamina either returns or raises")  # pragma: no cover

@@ -1,4 +1,4 @@
-"""What the service lists: the checkpoints of one Tinker run, and one checkpoint by its path."""
+"""Checkpoints as the service lists them: of one Tinker run, or one by its path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tinker_recovery.service.status import StatusReader
 
 
 async def list_checkpoints(reader: StatusReader, run_id: str) -> list[Listed]:
-    """The training checkpoints of one Tinker run, read as far as they can be."""
+    """The training checkpoints of one Tinker run, those with unreadable metadata included."""
     return [
         Listed.read(listed)
         for listed in await reader.checkpoints(run_id)
@@ -20,9 +20,9 @@ async def find_checkpoint(reader: StatusReader, path: str) -> CheckpointRecord:
     """One checkpoint by its path.
 
     Raises:
-        InvalidMetadata: What it says of itself cannot be read.
-        NoUsableCheckpoint: It is not listed, or does not say how many steps it contains.
-        StatusError: The listing could not be read.
+        InvalidMetadata: Its metadata cannot be read.
+        NoUsableCheckpoint: It is not listed, or its metadata has no step.
+        StatusError: The listing cannot be read.
     """
     for listed in await reader.checkpoints(run_id_of(path)):
         if listed.tinker_path == path:
@@ -30,7 +30,7 @@ async def find_checkpoint(reader: StatusReader, path: str) -> CheckpointRecord:
             if record is None:
                 raise NoUsableCheckpoint(
                     f"checkpoint {path} does not say how many optimizer steps it contains: it was "
-                    "not saved through a supervised client, so the loop cannot be rewound to it"
+                    "not saved by a supervised client, so the loop cannot be rewound to it"
                 )
             return record
     raise NoUsableCheckpoint(f"checkpoint {path} is not listed by the service")

@@ -1,8 +1,8 @@
-"""Hearing the service ask for patience.
+"""Noticing that the service has paused a run for lack of capacity.
 
-A run that waits for capacity looks exactly like one that hangs, and may wait for hours. Only the
-replies to the SDK's polls tell the two apart, and the SDK hands those to an observer of its own
-making that writes to the log. Ours stands in front of it.
+A paused run looks exactly like one that hangs, and may wait for hours. Only the replies to the
+SDK's polls distinguish the two, and the SDK passes those to its own observer, which logs them. Ours
+is installed in front of it.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from tinker.lib.api_future_impl import QueueState, QueueStateObserver
 logger = logging.getLogger("tinker_recovery")
 
 _PAUSED = frozenset({QueueState.PAUSED_CAPACITY, QueueState.PAUSED_RATE_LIMIT})
-_PLACE = "_queue_state_logger"
+_ATTRIBUTE = "_queue_state_logger"
 
 
-class _Listener(QueueStateObserver):
-    def __init__(self, paused: Callable[[], None], behind: Any) -> None:
+class _Observer(QueueStateObserver):
+    def __init__(self, paused: Callable[[], None], inner: Any) -> None:
         self._paused = paused
-        self._behind = behind
+        self._inner = inner
 
     def on_queue_state_change(
         self, queue_state: QueueState, queue_state_reason: str | None
     ) -> None:
         if queue_state in _PAUSED:
             self._paused()
-        self._behind.on_queue_state_change(queue_state, queue_state_reason)
+        self._inner.on_queue_state_change(queue_state, queue_state_reason)
 
 
 def watch_queue_state(training: tinker.TrainingClient, paused: Callable[[], None]) -> None:
-    """Have ``paused`` called, from the SDK's thread, each time the service says to wait."""
-    behind = getattr(training, _PLACE, None)
-    if behind is None:
-        # An SDK that keeps it elsewhere: a pause longer than stall_after_s will look like silence.
+    """Call ``paused``, in the SDK's thread, each time the service reports a pause."""
+    sdks_own = getattr(training, _ATTRIBUTE, None)
+    if sdks_own is None:
+        # An SDK without that attribute: a pause longer than stall_after_s will look like silence.
         logger.warning(
-            "this version of the tinker SDK does not let capacity pauses be heard: set "
-            "stall_after_s above the longest one you expect"
+            "capacity pauses cannot be detected with this version of the tinker SDK: set "
+            "stall_after_s above the longest pause you expect"
         )
         return
-    setattr(training, _PLACE, _Listener(paused, behind))
+    setattr(training, _ATTRIBUTE, _Observer(paused, sdks_own))

@@ -1,4 +1,4 @@
-"""How to read a service's refusal of a checkpoint."""
+"""Whether an error means that the service refuses a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tinker_recovery.errors import causes
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether the service says that this checkpoint cannot be loaded, now or later."""
+    """Whether this checkpoint cannot be loaded, now or later, by the service's answer."""
     for each in causes(error):
         if isinstance(
             each,

@@ -1,11 +1,12 @@
-"""The status reader: the service's word on runs and checkpoints, over an HTTP client of its own."""
+"""The status reader: reads runs, sessions and checkpoints over an HTTP client of its own."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import httpx
+from pydantic import BaseModel
 from tinker import types
 
 from tinker_recovery.checkpoints import WeightsFacts
@@ -14,23 +15,27 @@ from tinker_recovery.service.base import Endpoint
 from tinker_recovery.service.http import ServiceHttp
 
 PAGE = 100
-"""Entries asked for in one page, as the SDK's own CLI does."""
+"""Entries in a page, as in the SDK's own CLI."""
 
 FAILED_PAGE = 200
-"""Sessions asked for in one page of the search, the most it gives."""
+"""Sessions in a page of the search: its maximum."""
 
-_T = TypeVar("_T")
 _NOT_FOUND = 404
 
 
+def session_id_of(run_id: str) -> str:
+    """The id of the session that a Tinker run was created in."""
+    return run_id.partition(":train:")[0]
+
+
 class RunStatus(NamedTuple):
-    """What a watcher needs of a run's status.
+    """The part of a Tinker run's status that polls need.
 
     Attributes:
         run_id: The Tinker run id.
         corrupted: Whether the service says that its weights can no longer be trusted.
         base_model: What it is trained on; None if the service does not say.
-        lora_rank: Its LoRA rank, where it has one.
+        lora_rank: Its LoRA rank, if it has one.
     """
 
     run_id: str
@@ -40,7 +45,7 @@ class RunStatus(NamedTuple):
 
     @classmethod
     def of(cls, run: types.TrainingRun) -> Self:
-        """Of the SDK's own model of a run."""
+        """From the SDK's model of a run."""
         return cls(run.training_run_id, run.corrupted, run.base_model, run.lora_rank)
 
     @property
@@ -62,11 +67,11 @@ class RunPage(NamedTuple):
 
 
 class FailedPage(NamedTuple):
-    """One page of the sessions that failed for a reason of the service's own.
+    """One page of the sessions that failed for a reason on the service's side.
 
     Attributes:
         failed: Session id to reason.
-        next_cursor: What to ask for the next page with; None for the last.
+        next_cursor: The cursor of the next page; None for the last.
     """
 
     failed: dict[str, str]
@@ -74,15 +79,17 @@ class FailedPage(NamedTuple):
 
 
 class StatusReader:
-    """Reads what the service says of runs and checkpoints.
+    """Reads runs, sessions and checkpoints from the service.
 
-    Every call is one or more GETs, each within ``timeout_s``; a passing failure is tried again up
+    Every call is one or more requests, each within ``timeout_s``; a transient failure is retried up
     to twice within it. All raise :class:`StatusUnavailable` or :class:`StatusRefused`, and nothing
-    else; all are cancellable at any point.
+    else; all are cancellable at any point. ``unreachable`` is called as soon as the service is
+    found out of reach, even if a retry then succeeds. The SDK calls the search for sessions
+    experimental, so a service may not have it.
 
     Args:
-        endpoint: Where the service is.
-        timeout_s: Deadline of one read, retries included, in seconds.
+        endpoint: The service.
+        timeout_s: Deadline of one request, retries included, in seconds.
         transport: Instead of the network, for tests.
     """
 
@@ -94,7 +101,7 @@ class StatusReader:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.http = ServiceHttp(endpoint, timeout_s=timeout_s, transport=transport)
-        """What it asks over; also good for other questions."""
+        """Its HTTP client, also for other requests."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -107,69 +114,71 @@ class StatusReader:
         await self.http.aclose()
 
     async def run(
-        self, run_id: str, troubled: Callable[[], object] = lambda: None
+        self, run_id: str, unreachable: Callable[[], object] = lambda: None
     ) -> types.TrainingRun:
-        """One run's status.
-
-        ``troubled`` is called the moment the service is found out of reach, though a further try
-        may still make the read good.
-        """
+        """One run's status."""
         return await self.http.ask(
-            "GET", f"training_runs/{run_id}", types.TrainingRun.model_validate, troubled=troubled
+            "GET",
+            f"training_runs/{run_id}",
+            types.TrainingRun.model_validate,
+            unreachable=unreachable,
         )
 
-    async def run_page(self, offset: int, troubled: Callable[[], object] = lambda: None) -> RunPage:
-        """One page of the list of runs, from an offset on; no more of each than its status.
-
-        ``troubled`` as in :meth:`run`.
-        """
+    async def run_page(
+        self, offset: int, unreachable: Callable[[], object] = lambda: None
+    ) -> RunPage:
+        """One page of the list of runs, from an offset on."""
         return await self.http.ask(
             "GET",
             "training_runs",
             _run_page,
-            troubled=troubled,
+            unreachable=unreachable,
             params={"limit": PAGE, "offset": offset},
         )
 
-    async def failed_sessions(
-        self,
-        cursor: dict[str, Any] | None = None,
-        troubled: Callable[[], object] = lambda: None,
-    ) -> FailedPage:
-        """One page of the caller's failed sessions, those created last first.
-
-        The SDK calls this search experimental, so a service may not have it.
-        """
+    async def failed_sessions(self, cursor: dict[str, Any] | None = None) -> FailedPage:
+        """One page of the caller's failed sessions, newest first."""
         query = {"statuses": [{"type": "failed"}], "limit": FAILED_PAGE}
         return await self.http.ask(
             "POST",
             "sessions/search",
             _failed_page,
-            troubled=troubled,
             json=query if cursor is None else {**query, "cursor": cursor},
         )
 
-    async def runs(self) -> AsyncIterator[types.TrainingRun]:
-        """All runs, page by page, newest first as the service orders them."""
-        offset = 0
-        while True:
-            page = await self._get(
-                "training_runs",
-                {"limit": PAGE, "offset": offset},
-                types.TrainingRunsResponse.model_validate,
-            )
-            for run in page.training_runs:
-                yield run
-            offset += len(page.training_runs)
-            if not page.training_runs or offset >= page.cursor.total_count:
-                return
+    async def session_failure(
+        self, run_id: str, unreachable: Callable[[], object] = lambda: None
+    ) -> str | None:
+        """Why a run's session failed, if for a reason on the service's side; else None."""
+        session = await self._session(run_id, unreachable)
+        if session is None or not isinstance(session.status, types.SessionFailed):
+            return None
+        return None if session.status.category == "user" else session.status.message
+
+    async def session_over(self, run_id: str) -> bool:
+        """Whether a run's session was finished by its client, or failed."""
+        session = await self._session(run_id, lambda: None)
+        return session is not None and not isinstance(session.status, types.SessionActive)
+
+    async def _session(
+        self, run_id: str, unreachable: Callable[[], object]
+    ) -> types.SessionSummary | None:
+        session_id = session_id_of(run_id)
+        reply = await self.http.ask(
+            "POST",
+            "sessions/search",
+            types.SessionSearchResponse.model_validate,
+            unreachable=unreachable,
+            json={"session_id": session_id, "limit": 1},
+        )
+        return next((each for each in reply.sessions if each.session_id == session_id), None)
 
     async def checkpoints(self, run_id: str) -> list[types.Checkpoint]:
         """The checkpoints of one run; empty if the service does not know the run."""
         try:
-            reply = await self._get(
+            reply = await self.http.ask(
+                "GET",
                 f"training_runs/{run_id}/checkpoints",
-                {},
                 types.CheckpointsListResponse.model_validate,
             )
         except StatusRefused as error:
@@ -178,63 +187,32 @@ class StatusReader:
             raise
         return list(reply.checkpoints)
 
-    async def session_failure(
-        self, run_id: str, troubled: Callable[[], object] = lambda: None
-    ) -> str | None:
-        """Why the session of a run failed for a reason of the service's own; None if it did not.
+    def runs(self) -> AsyncIterator[types.TrainingRun]:
+        """All runs, page by page, newest first."""
+        return self._entries("training_runs", types.TrainingRunsResponse)
 
-        The SDK calls this search experimental, so a service may not have it.
-        """
-        session_id = run_id.partition(":train:")[0]
-        reply = await self.http.ask(
-            "POST",
-            "sessions/search",
-            types.SessionSearchResponse.model_validate,
-            troubled=troubled,
-            json={"session_id": session_id, "limit": 1},
-        )
-        for session in reply.sessions:
-            status = session.status
-            if session.session_id == session_id and isinstance(status, types.SessionFailed):
-                return None if status.category == "user" else status.message
-        return None
-
-    async def session_over(self, run_id: str) -> bool:
-        """Whether the session of a run was finished by its client, or failed."""
-        session_id = run_id.partition(":train:")[0]
-        reply = await self.http.ask(
-            "POST",
-            "sessions/search",
-            types.SessionSearchResponse.model_validate,
-            json={"session_id": session_id, "limit": 1},
-        )
-        return any(
-            session.session_id == session_id and not isinstance(session.status, types.SessionActive)
-            for session in reply.sessions
-        )
-
-    async def every_checkpoint(self) -> AsyncIterator[types.Checkpoint]:
+    def every_checkpoint(self) -> AsyncIterator[types.Checkpoint]:
         """The checkpoints of all runs, page by page."""
+        return self._entries("checkpoints", types.CheckpointsListResponse)
+
+    async def _entries(self, path: str, model: type[BaseModel]) -> AsyncIterator[Any]:
+        """Every entry of a list, which is the attribute ``path`` of its reply."""
         offset = 0
         while True:
-            page = await self._get(
-                "checkpoints",
-                {"limit": PAGE, "offset": offset},
-                types.CheckpointsListResponse.model_validate,
+            page: Any = await self.http.ask(
+                "GET", path, model.model_validate, params={"limit": PAGE, "offset": offset}
             )
-            for checkpoint in page.checkpoints:
-                yield checkpoint
-            offset += len(page.checkpoints)
-            if not page.checkpoints or page.cursor is None or offset >= page.cursor.total_count:
+            entries = getattr(page, path)
+            for entry in entries:
+                yield entry
+            offset += len(entries)
+            if not entries or page.cursor is None or offset >= page.cursor.total_count:
                 return
-
-    async def _get(self, path: str, params: dict[str, int], parse: Callable[[Any], _T]) -> _T:
-        return await self.http.ask("GET", path, parse, params=params)
 
 
 def _run_page(reply: dict[str, Any]) -> RunPage:
-    # Not by the SDK's models: they would build dates and checkpoints of ten thousand runs in each
-    # look, which is most of its cost, and most fields of each are passed over.
+    # Without the SDK's models: they would parse every field of ten thousand runs in each poll,
+    # which is most of its cost.
     try:
         runs = [_run_status(run) for run in reply["training_runs"]]
         total = reply["cursor"]["total_count"]
@@ -247,7 +225,7 @@ def _run_page(reply: dict[str, Any]) -> RunPage:
 
 def _run_status(run: dict[str, Any]) -> RunStatus:
     run_id, corrupted = run["training_run_id"], run.get("corrupted", False)
-    # A word that is not understood must not pass for "it is fine".
+    # A value of another type must not pass for "sound".
     if type(run_id) is not str or type(corrupted) is not bool:
         raise ValueError(f"training_run_id={run_id!r}, corrupted={corrupted!r}")
     base_model, rank = run.get("base_model"), run.get("lora_rank")

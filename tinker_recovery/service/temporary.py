@@ -1,4 +1,4 @@
-"""What is made at the service for a short while, and is gone afterwards, whatever happens."""
+"""Temporary sessions and checkpoints at the service, removed on the way out in any case."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from tinker_recovery.telemetry.names import SCOPE
 logger = logging.getLogger(SCOPE)
 
 TTL_S = 3600
-"""The shortest the service allows: what could not be deleted is gone after that."""
+"""The shortest lifetime the service allows, for what cannot be deleted."""
 
 
 @asynccontextmanager
 async def opened(
     origin: Origin, backend: Backend, *, purpose: str, deadline_s: float, close_s: float
 ) -> AsyncGenerator[Connection]:
-    """A client in a session of its own, which is finished on the way out, cancelled or not.
+    """A client in a session of its own, which is closed on the way out, also when cancelled.
 
     Args:
-        origin: How to make it.
-        backend: Makes it.
-        purpose: What it was for, in words; told to the service at the end.
-        deadline_s: How long making it may take.
-        close_s: How long finishing the session may take.
+        origin: How to create the client.
+        backend: Creates it.
+        purpose: What it was for; sent to the service when the session is closed.
+        deadline_s: How long creating it may take.
+        close_s: How long closing the session may take.
 
     Raises:
-        DeadlineExceeded: Making it took longer than ``deadline_s``.
-        Exception: Whatever the service answered.
+        DeadlineExceeded: Creating it took longer than ``deadline_s``.
+        Exception: The service's error.
     """
     connection = await backend.connect(origin, deadline_s=deadline_s)
-    how: CloseStatus = "interrupted"
+    status: CloseStatus = "interrupted"
     try:
         yield connection
-        how = "success"
+        status = "success"
     except Exception:
-        how = "errored"
+        status = "errored"
         raise
     finally:
         with anyio.CancelScope(shield=True):
-            await backend.close(connection, how, purpose, deadline_s=close_s)
+            await backend.close(connection, status, purpose, deadline_s=close_s)
 
 
 @asynccontextmanager
@@ -61,21 +61,21 @@ async def stored(
     deadline_s: float,
     close_s: float,
 ) -> AsyncGenerator[str]:
-    """A checkpoint or export that was just asked for, by its path; deleted on the way out.
+    """The path of a checkpoint or export that is being saved; it is deleted on the way out.
 
-    Being cancelled while the service still writes it waits, up to ``close_s``, for that to end:
-    what is not there yet cannot be deleted.
+    If cancelled while it is being saved, waits up to ``close_s`` for that to end, since only then
+    can it be deleted.
 
     Args:
         saving: The request; its result has a ``path``.
         expected: The path it is going to have.
-        calls: Where its deletion is asked for.
+        calls: Deletes it.
         deadline_s: How long saving it may take.
-        close_s: How long it is waited for on the way out, and again how long deleting it may take.
+        close_s: How long to wait for it on the way out, and again how long deleting it may take.
 
     Raises:
         DeadlineExceeded: Saving it took longer than ``deadline_s``.
-        Exception: Whatever the service answered.
+        Exception: The service's error.
     """
     try:
         try:
@@ -93,8 +93,8 @@ async def stored(
             status = await calls.remove(path, deadline_s=close_s)
             if status is not None:
                 logger.warning(
-                    "%s was made for a short while and could not be deleted (%s): the service "
-                    "deletes it by itself, %d s after it was made",
+                    "%s was temporary but could not be deleted (%s): the service deletes it %d s "
+                    "after it was saved",
                     path,
                     status,
                     TTL_S,

@@ -13,10 +13,9 @@ _T = TypeVar("_T")
 
 
 async def ended(future: Future[Any]) -> None:
-    """Wait until a future of another thread is done, whatever its end.
+    """Wait until a future of another thread is done, also if it fails or is cancelled.
 
-    Awaiting it directly would cancel it with whoever waits. Cancelling this wait leaves it as it
-    is.
+    Cancelling this wait does not cancel the future, as awaiting it directly would.
     """
     loop = asyncio.get_running_loop()
     done = anyio.Event()
@@ -31,9 +30,9 @@ async def ended(future: Future[Any]) -> None:
 
 
 async def result_of(future: Future[_T]) -> _T:
-    """The result of a future of another thread; raises what it failed with.
+    """The result of a future of another thread, or its error.
 
-    Cancelling this wait leaves the future as it is.
+    Cancelling this wait does not cancel the future.
     """
     await ended(future)
     return future.result()

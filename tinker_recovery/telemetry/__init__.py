@@ -1,7 +1,8 @@
-"""What a recovery tells the world: spans, metrics, events, logs.
+"""Telemetry: the spans, metrics, events and logs of runs and recoveries.
 
-Every name is in one place, :mod:`~tinker_recovery.telemetry.names`, and no secret is in any of it:
-see :mod:`~tinker_recovery.telemetry.redaction`, and :func:`hide` for secrets of your own.
+Every room above may call it; it imports only ``supervision``. Every name is in
+:mod:`~tinker_recovery.telemetry.names`, and secrets are redacted everywhere: see
+:mod:`~tinker_recovery.telemetry.redaction`, and :func:`hide` for secrets of your own.
 
 - **Traces** and **metrics** go to whatever OpenTelemetry SDK the program has configured;
   :func:`configure_tracing` and :func:`configure_metrics` configure one.
@@ -11,9 +12,9 @@ see :mod:`~tinker_recovery.telemetry.redaction`, and :func:`hide` for secrets of
 - **Logs**: each event is one record of the logger ``tinker_recovery``, or
   ``tinker_recovery.supervision``, with a message for people, and the attributes for machines as
   ``extra``: ``event.name``, ``tinker_recovery.run.name``, ``tinker_recovery.fault.kind`` and so on.
-  A JSON formatter that prints what it does not know, or OpenTelemetry's logging handler, has them
-  all; ``record.__dict__["tinker_recovery.run.name"]`` is one. Every key has a dot in it, so none is
-  an attribute that ``logging`` itself uses.
+  JSON formatters that print unknown attributes, and OpenTelemetry's logging handler, include them;
+  ``record.__dict__["tinker_recovery.run.name"]`` is one. Every key contains a dot, so none clashes
+  with an attribute that ``logging`` itself uses.
 """
 
 from tinker_recovery.telemetry.events import EventSink

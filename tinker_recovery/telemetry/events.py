@@ -69,32 +69,25 @@ _TREE_LEVELS: Mapping[type[SupervisionEvent], int] = {
 class EventSink:
     """Sends each event to the log, the current span, the listener and the streams; never raises.
 
-    In the log an event is a message for people with ``extra`` for machines: its attributes by
-    their telemetry names (:mod:`~tinker_recovery.telemetry.names`), each a key with a dot in it.
+    A log record has the event's message, and its attributes by telemetry name as ``extra``.
     """
 
     def __init__(self, listener: Callable[[RecoveryEvent], object] | None = None) -> None:
         self._listener = listener
         self.quiet_runs: set[str] = set()
-        """Runs of which the log tells all together; by themselves only if one is given up."""
+        """Runs whose events are logged at DEBUG, except giving up: one event covers them all."""
         self.streams = Streams()
-        """Where events are read from."""
+        """The open streams of events."""
 
     def emit(
         self, name: str, run: str, message: str, fields: Mapping[str, AttributeValue] | None = None
     ) -> None:
-        """Tell of one event. Call it on the event loop's thread."""
+        """Send an event of a run. Call it in the event loop's thread."""
         event = RecoveryEvent(name, run, redact(message), dict(redact_value(fields or {})))
         level = _LEVELS[name]
         if run in self.quiet_runs and name not in _GIVEN_UP:
             level = logging.DEBUG
-        logger.log(
-            level,
-            "run %s: %s",
-            run or "-",
-            event.message,
-            extra=event.as_attributes(),
-        )
+        logger.log(level, "run %s: %s", run or "-", event.message, extra=event.as_attributes())
         trace.get_current_span().add_event(name, {**event.fields, names.RUN: run})
         metrics.count(event)
         self.streams.put(event)
@@ -103,10 +96,10 @@ class EventSink:
         try:
             self._listener(event)
         except Exception:
-            logger.exception("on_event raised for %s; recovery goes on", name)
+            logger.exception("on_event raised for %s; recovery continues", name)
 
     def tree(self, event: SupervisionEvent) -> None:
-        """Tell of something in the supervision tree; its listener."""
+        """Send an event of the supervision tree; to be given to it as ``on_event``."""
         errors: dict[str, Any] = {
             field.name: redact_error(value)
             for field in fields_of(event)
@@ -127,6 +120,6 @@ class EventSink:
         self.streams.put(event)
 
     def callback_failed(self, name: str, error: BaseException) -> None:
-        """A callback of the user's raised: into the log and onto the span, and no further."""
-        logger.error("%s raised; recovery goes on", name, exc_info=error)
+        """Log an error that a callback of the user's raised, and record it on the span."""
+        logger.error("%s raised; recovery continues", name, exc_info=error)
         record(trace.get_current_span(), error, {names.REASON: f"{name} raised"})

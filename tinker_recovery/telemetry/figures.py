@@ -1,6 +1,6 @@
-"""The figures of a run: steps done, steps lost, and goodput. No OpenTelemetry in here.
+"""The figures of a run: steps done, steps replayed, and goodput. Without OpenTelemetry.
 
-Nothing is added up while the loop runs; whoever wants the figures asks for them.
+They are computed when read, so the loop pays nothing for them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Stretch:
-    """One attempt at the loop, as far as goodput is concerned.
+class AttemptFigures:
+    """The figures of one attempt.
 
     Attributes:
         start_step: Optimizer steps in the weights it started with.
         done: Optimizer steps it completed.
-        kept_to: The step at which the run branched off from it; infinite while it did not.
+        kept_to: The step that a later attempt rewound the run to; infinite if none did.
         busy_s: Seconds it trained.
     """
 
@@ -29,32 +29,32 @@ class Stretch:
 
     @property
     def kept(self) -> int:
-        """How many of its steps are still in the run's weights."""
+        """How many of its steps are in the run's weights."""
         return int(max(0, min(self.start_step + self.done, self.kept_to) - self.start_step))
 
     @property
     def useful_s(self) -> float:
-        """The share of its time that went into those."""
+        """The part of its time that went into the steps kept."""
         return self.busy_s * self.kept / self.done if self.done else 0.0
 
 
-def goodput(stretches: Sequence[Stretch], elapsed_s: float) -> float | None:
-    """The share of a run's time that went into steps that are still in its weights, 0 to 1.
+def goodput(attempts: Sequence[AttemptFigures], elapsed_s: float) -> float | None:
+    """The share of a run's time that went into steps that are in its weights, 0 to 1.
 
-    Recoveries, waits and steps that were done again count as lost. None before the first step.
+    Recoveries, waits and replayed steps count as lost. None before the first step.
     """
-    if elapsed_s <= 0 or not any(each.done for each in stretches):
+    if elapsed_s <= 0 or not any(each.done for each in attempts):
         return None
-    return min(1.0, sum(each.useful_s for each in stretches) / elapsed_s)
+    return min(1.0, sum(each.useful_s for each in attempts) / elapsed_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A run in numbers.
+    """The figures of a run.
 
     Attributes:
-        done: Optimizer steps completed, by all its attempts.
-        replayed: Those among them that had to be done again.
+        done: Optimizer steps completed, in all attempts.
+        replayed: Those of them that had to be done again.
         goodput: See :func:`goodput`.
     """
 
@@ -64,17 +64,13 @@ class Figures:
 
 
 class RunFigures:
-    """Keeps the times and steps of one run. Told by the event loop, read from any thread.
-
-    Args:
-        monotonic: Time.
-    """
+    """Keeps the times and steps of one run. Updated in the event loop, readable from any thread."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._began = monotonic()
         self._ended: float | None = None
-        self._past: list[Stretch] = []
+        self._past: list[AttemptFigures] = []
         self._start_step = 0
         self._done: Callable[[], int] = lambda: 0
         self._since: float | None = None
@@ -82,11 +78,11 @@ class RunFigures:
         self._lock = threading.Lock()
 
     def segment_began(self, start_step: int, done: Callable[[], int]) -> None:
-        """An attempt starts training at this step; ``done`` counts what it has completed."""
+        """An attempt starts training at this step; ``done`` returns its completed steps."""
         with self._lock:
             self._close()
-            for stretch in self._past:
-                stretch.kept_to = min(stretch.kept_to, start_step)
+            for attempt in self._past:
+                attempt.kept_to = min(attempt.kept_to, start_step)
             self._start_step, self._done = start_step, done
             self._since, self._busy_s = self._monotonic(), 0.0
 
@@ -98,7 +94,7 @@ class RunFigures:
                 self._since = None
 
     def ended(self) -> None:
-        """The run is over; its figures stay what they are now, and nothing of it is held."""
+        """The run is over: freeze its figures, and release the client."""
         self.stopped()
         with self._lock:
             self._close()
@@ -110,19 +106,18 @@ class RunFigures:
             self._past.append(current)
         self._done = lambda: 0
 
-    def _current(self) -> Stretch | None:
+    def _current(self) -> AttemptFigures | None:
         done = self._done()
         running_s = 0.0 if self._since is None else self._monotonic() - self._since
         busy_s = self._busy_s + running_s
-        return Stretch(self._start_step, done, math.inf, busy_s) if done else None
+        return AttemptFigures(self._start_step, done, math.inf, busy_s) if done else None
 
     def read(self) -> Figures:
         """The figures as they are now."""
         with self._lock:
             current = self._current()
-            stretches = self._past if current is None else [*self._past, current]
+            attempts = self._past if current is None else [*self._past, current]
             elapsed_s = (self._monotonic() if self._ended is None else self._ended) - self._began
-            done = sum(each.done for each in stretches)
-            return Figures(
-                done, done - sum(each.kept for each in stretches), goodput(stretches, elapsed_s)
-            )
+            done = sum(each.done for each in attempts)
+            kept = sum(each.kept for each in attempts)
+            return Figures(done, done - kept, goodput(attempts, elapsed_s))

@@ -1,7 +1,7 @@
 """Metrics, on opentelemetry-api alone: without an SDK configured they cost next to nothing.
 
-What happens now and then is recorded when it does, from the events. What happens at every step is
-not recorded at all: it is read from the run when a collection asks for it.
+Rare things are recorded from their events. What happens at every step is not recorded, but read
+from the run when metrics are collected.
 
 | metric | unit | attributes |
 |---|---|---|
@@ -34,6 +34,7 @@ from opentelemetry.util.types import AttributeValue
 from tinker_recovery.telemetry import names
 from tinker_recovery.telemetry.figures import Figures, RunFigures
 from tinker_recovery.telemetry.record import RecoveryEvent
+from tinker_recovery.telemetry.spans import Attributes
 
 RECOVERY_DURATION = "tinker_recovery.recovery.duration"
 RECOVERY_ATTEMPT = "tinker_recovery.recovery.attempt"
@@ -49,12 +50,10 @@ RUN_ACTIVE = "tinker_recovery.run.active"
 RUN_GOODPUT = "tinker_recovery.run.goodput"
 
 _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
-"""Bounds that tell our own milliseconds from a service's minutes."""
+"""Bucket bounds that resolve both our own milliseconds and a service's minutes."""
 
 _RUNS_REMEMBERED = 500
-"""How many runs that have ended stay in what is read; the SDK takes 2000 sets of attributes."""
-
-Attributes = Mapping[str, AttributeValue]
+"""How many ended runs are still reported; the SDK accepts 2000 sets of attributes."""
 
 
 class _Registry:
@@ -66,10 +65,13 @@ class _Registry:
         self._lock = threading.Lock()
 
     def add(self, name: str, run: RunFigures) -> None:
+        """Report a run from now on."""
         with self._lock:
             self._active[run] = name
+        _instruments()
 
     def end(self, name: str, run: RunFigures) -> None:
+        """Keep the last figures of a run that is over."""
         with self._lock:
             self._active.pop(run, None)
             self._past.setdefault(name, []).append(run.read())
@@ -81,7 +83,7 @@ class _Registry:
         return len(self._active)
 
     def read(self) -> Iterator[tuple[str, Figures]]:
-        """The figures of every run; several of one name are told one after the other."""
+        """The name and figures of every run; a name may occur several times."""
         with self._lock:
             past = [(name, each) for name, every in self._past.items() for each in every]
             active = list(self._active.items())
@@ -90,25 +92,14 @@ class _Registry:
             yield name, run.read()
 
 
-_RUNS = _Registry()
-
-
-def run_began(name: str, run: RunFigures) -> None:
-    """A run of this name is to be read from now on."""
-    _RUNS.add(name, run)
-    _instruments()
-
-
-def run_ended(name: str, run: RunFigures) -> None:
-    """It is over; its last figures stay."""
-    _RUNS.end(name, run)
+RUNS = _Registry()
 
 
 def _sum(pick: Callable[[Figures], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
         # Runs of one name are one series, which never goes down.
         sums: dict[str, int] = defaultdict(int)
-        for name, figures in _RUNS.read():
+        for name, figures in RUNS.read():
             sums[name] += pick(figures)
         return [Observation(value, {names.RUN: name}) for name, value in sums.items()]
 
@@ -116,18 +107,18 @@ def _sum(pick: Callable[[Figures], int]) -> Callable[[CallbackOptions], Iterable
 
 
 def _active(_: CallbackOptions) -> Iterable[Observation]:
-    return [Observation(_RUNS.active())]
+    return [Observation(RUNS.active())]
 
 
 def _goodput(_: CallbackOptions) -> Iterable[Observation]:
-    newest = {name: figures.goodput for name, figures in _RUNS.read()}
+    newest = {name: figures.goodput for name, figures in RUNS.read()}
     return [
         Observation(value, {names.RUN: name}) for name, value in newest.items() if value is not None
     ]
 
 
 class _Instruments:
-    """What is recorded to, of one meter provider."""
+    """The instruments of one meter provider."""
 
     def __init__(self, provider: MeterProvider) -> None:
         self.provider = provider
@@ -186,8 +177,8 @@ _current: _Instruments | None = None
 
 
 def _instruments() -> _Instruments:
-    """Those of the provider that is set now; set later, it gets its own (the SDK's, once)."""
-    global _current  # noqa: PLW0603 - one set of instruments a process, as OpenTelemetry has it
+    """The instruments of the current provider; created anew if the provider was set since."""
+    global _current  # noqa: PLW0603 - one set of instruments per process, as in OpenTelemetry
     provider = metrics.get_meter_provider()
     if _current is None or _current.provider is not provider:
         _current = _Instruments(provider)
@@ -195,7 +186,7 @@ def _instruments() -> _Instruments:
 
 
 def recovered(*, kind: str, outcome: str, duration_s: float, error: BaseException | None) -> None:
-    """Dealing with one fault ended."""
+    """Record the end of a recovery."""
     attributes: dict[str, AttributeValue] = {names.FAULT_KIND: kind, names.OUTCOME: outcome}
     if error is not None:
         attributes[names.ERROR_TYPE] = type(error).__qualname__
@@ -203,7 +194,7 @@ def recovered(*, kind: str, outcome: str, duration_s: float, error: BaseExceptio
 
 
 def kept(run: str, checkpoints: int) -> None:
-    """House was kept: so many checkpoints of the run are left."""
+    """Record how many checkpoints retention has kept of a run."""
     _instruments().kept.set(checkpoints, {names.RUN: run})
 
 
@@ -211,55 +202,40 @@ _Count = Callable[[_Instruments, RecoveryEvent], None]
 
 
 def count(event: RecoveryEvent) -> None:
-    """Record what an event says, if it is one that is measured."""
-    counted = _COUNTED.get(event.name)
+    """Record an event in the metrics it belongs to, if any."""
+    counted = _COUNTS.get(event.name)
     if counted is not None:
         counted(_instruments(), event)
 
 
-def _only(fields: Attributes, *keys: str) -> dict[str, AttributeValue]:
-    return {key: fields[key] for key in keys if key in fields}
+def _only(event: RecoveryEvent, *keys: str) -> Attributes:
+    return {key: event.fields[key] for key in keys if key in event.fields}
 
 
-def _detected(to: _Instruments, event: RecoveryEvent) -> None:
-    told = _only(event.fields, names.FAULT_KIND, names.FAULT_DETECTED_BY)
-    _record(to.lag, event.fields.get(names.SILENT_S), told)
-
-
-def _saved(to: _Instruments, event: RecoveryEvent) -> None:
-    _record(to.save, event.fields.get(names.SAVE_S), {})
-
-
-def _record(to: Histogram, seconds: AttributeValue | None, attributes: Attributes) -> None:
-    if isinstance(seconds, (int, float)):
-        to.record(seconds, attributes)
+def _record(
+    histogram: Histogram, event: RecoveryEvent, seconds: str, attributes: Attributes
+) -> None:
+    value = event.fields.get(seconds)
+    if isinstance(value, (int, float)):
+        histogram.record(value, attributes)
 
 
 def _tried(outcome: str) -> _Count:
-    def tried(to: _Instruments, event: RecoveryEvent) -> None:
-        to.attempt.add(1, {names.OUTCOME: outcome, **_only(event.fields, names.ERROR_TYPE)})
-
-    return tried
-
-
-def _save_failed(to: _Instruments, event: RecoveryEvent) -> None:
-    to.save_error.add(1, _only(event.fields, names.ERROR_TYPE))
+    return lambda to, event: to.attempt.add(
+        1, {names.OUTCOME: outcome, **_only(event, names.ERROR_TYPE)}
+    )
 
 
-def _poll_failed(to: _Instruments, event: RecoveryEvent) -> None:
-    to.poll_error.add(1, _only(event.fields, names.ERROR_TYPE))
-
-
-def _deleted(to: _Instruments, event: RecoveryEvent) -> None:
-    to.deleted.add(1, {names.RUN: event.run})
-
-
-_COUNTED: Mapping[str, _Count] = {
-    names.EVENT_DETECTED: _detected,
+_COUNTS: Mapping[str, _Count] = {
+    names.EVENT_DETECTED: lambda to, event: _record(
+        to.lag, event, names.SILENT_S, _only(event, names.FAULT_KIND, names.FAULT_DETECTED_BY)
+    ),
     names.EVENT_COMPLETED: _tried(names.RECOVERED),
     names.EVENT_FAILED: _tried(names.FAILED),
-    names.EVENT_CHECKPOINT_SAVED: _saved,
-    names.EVENT_CHECKPOINT_SAVE_FAILED: _save_failed,
-    names.EVENT_CHECKPOINT_DELETED: _deleted,
-    names.EVENT_POLL_ERROR: _poll_failed,
+    names.EVENT_CHECKPOINT_SAVED: lambda to, event: _record(to.save, event, names.SAVE_S, {}),
+    names.EVENT_CHECKPOINT_SAVE_FAILED: lambda to, event: to.save_error.add(
+        1, _only(event, names.ERROR_TYPE)
+    ),
+    names.EVENT_CHECKPOINT_DELETED: lambda to, event: to.deleted.add(1, {names.RUN: event.run}),
+    names.EVENT_POLL_ERROR: lambda to, event: to.poll_error.add(1, _only(event, names.ERROR_TYPE)),
 }

@@ -20,7 +20,7 @@ SPAN_RESUME: Final = "recovery.resume"
 # Short root spans of their own, since one that stays open for days is lost in a crash.
 SPAN_RUN_START: Final = "run.start"
 SPAN_SEGMENT: Final = "run.segment"
-"""A stretch of training begins, on a client of its own."""
+"""A segment begins, on a client of its own."""
 SPAN_RUN_END: Final = "run.end"
 
 # Events, on the span they belong to and in the log.
@@ -37,7 +37,7 @@ EVENT_STALL_WARNING: Final = "recovery.stall_warning"
 EVENT_POLL_ERROR: Final = "recovery.poll_error"
 EVENT_OPTIMIZER_NOT_RESTORED: Final = "recovery.optimizer_not_restored"
 EVENT_MASS_FAILURE: Final = "recovery.mass_failure"
-"""Many runs failed alike: from here on the log tells of them in one."""
+"""Many runs fail alike; until it is over, the log reports them in one line."""
 EVENT_MASS_OVER: Final = "recovery.mass_failure_over"
 EVENT_CHECKPOINT_SAVED: Final = "checkpoint.saved"
 EVENT_CHECKPOINT_BAD: Final = "checkpoint.bad"
@@ -48,23 +48,23 @@ EVENT_CHECKPOINT_RENEWED: Final = "checkpoint.renewed"
 EVENT_CHECKPOINT_RENEWAL_FAILED: Final = "checkpoint.renewal_failed"
 EVENT_RETENTION_FAILED: Final = "checkpoint.retention_failed"
 
-# Attributes. A name is never the namespace of another (OpenTelemetry's rule for names).
+# Attributes. No name is the namespace of another (OpenTelemetry's rule for names).
 EVENT: Final = "event.name"
 """In log records: which event it is."""
 RUN: Final = "tinker_recovery.run.name"
 LINEAGE: Final = "tinker_recovery.run.lineage"
-"""Id of the logical run, over all its Tinker runs."""
+"""Id of the logical run, the same in all its Tinker runs."""
 RUN_ID: Final = "tinker_recovery.tinker_run.id"
 ATTEMPT: Final = "tinker_recovery.attempt.number"
 """Which attempt at the loop, from 1."""
 ATTEMPT_ID: Final = "tinker_recovery.attempt.id"
 START_STEP: Final = "tinker_recovery.attempt.start_step"
 TRY: Final = "tinker_recovery.recovery.try"
-"""Which try at recovering from one incident, from 1."""
+"""Which attempt to recover from one incident, from 1."""
 OUTCOME: Final = "tinker_recovery.outcome"
-"""How a recovery or a run ended; one of ``OUTCOMES``."""
+"""How a recovery or a run ended: ``RECOVERED`` to ``COMPLETED`` below."""
 RUNS: Final = "tinker_recovery.runs.count"
-"""How many runs something concerns."""
+"""How many runs the event is about."""
 FAULT_KIND: Final = "tinker_recovery.fault.kind"
 FAULT_REASON: Final = "tinker_recovery.fault.reason"
 FAULT_DETECTED_BY: Final = "tinker_recovery.fault.detected_by"
@@ -76,7 +76,7 @@ CHECKPOINT_STEP: Final = "tinker_recovery.checkpoint.step"
 CHECKPOINTS_FOUND: Final = "tinker_recovery.checkpoint.found"
 """How many candidates a listing gave."""
 SAVE_S: Final = "tinker_recovery.checkpoint.save_s"
-"""Seconds a save took once its turn had come."""
+"""Seconds a save took, without its time in the queue."""
 REPLAYED_STEPS: Final = "tinker_recovery.recovery.replayed_steps"
 RESTORE_OPTIMIZER: Final = "tinker_recovery.recovery.restore_optimizer"
 BACKOFF_S: Final = "tinker_recovery.recovery.backoff_s"
@@ -94,7 +94,7 @@ LINK_RUN: Final = "run_start"
 LINK_RECOVERY: Final = "recovered_by"
 LINK_CALLER: Final = "caller"
 
-# How a recovery ended.
+# How a recovery or a run ended.
 RECOVERED: Final = "recovered"
 EXHAUSTED: Final = "exhausted"
 REFUSED: Final = "refused"
@@ -102,24 +102,13 @@ NO_CHECKPOINT: Final = "no_checkpoint"
 OBSERVED: Final = "observed"
 """Recovery is off, or the fault is one that is not recovered from."""
 ABANDONED: Final = "abandoned"
-"""The user's own code ended the run meanwhile."""
+"""The user's code ended the run during the recovery."""
 FAILED: Final = "failed"
-"""One try that failed; others may follow."""
+"""One attempt that failed; others may follow."""
 INTERRUPTED: Final = "interrupted"
-"""Cancelled: the Supervisor was left, or its Executor crashed and another goes on."""
+"""Cancelled: the Supervisor was left, or its Executor crashed and was restarted."""
 COMPLETED: Final = "completed"
 """A run whose loop came to its end."""
-OUTCOMES: Final = (
-    RECOVERED,
-    EXHAUSTED,
-    REFUSED,
-    NO_CHECKPOINT,
-    OBSERVED,
-    ABANDONED,
-    FAILED,
-    INTERRUPTED,
-    COMPLETED,
-)
 
 BAD_CHECKPOINT: Final = "bad_checkpoint"
-"""``error.type`` of a candidate that something speaks against."""
+"""``error.type`` of a checkpoint that validation or the canary rejected."""

@@ -1,4 +1,4 @@
-"""The record of something that happened to a run."""
+"""RecoveryEvent, and its form as a line of JSON."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class RecoveryEvent:
 
     Attributes:
         name: One of ``telemetry.names.EVENT_*``.
-        run: The run's name; empty where it concerns no single run.
-        message: The event in words.
+        run: The run's name; empty if the event is about no single run.
+        message: For people.
         fields: Attributes by their telemetry name; plain values, no secrets.
         time: Seconds since the epoch.
     """
@@ -31,40 +31,37 @@ class RecoveryEvent:
     time: float = field(default_factory=time.time)
 
     def as_attributes(self) -> dict[str, AttributeValue]:
-        """The event as a flat mapping, for log records and spans.
-
-        Every key has a dot in it, so none can be one of a ``logging.LogRecord``'s own.
-        """
+        """The event as a flat mapping for log records; every key contains a dot."""
         return {names.EVENT: self.name, names.RUN: self.run, **self.fields}
 
 
 def json_line(event: RecoveryEvent) -> str:
-    """The event as one line of JSON, for ``tinker-recovery watch --events`` and whoever reads it.
+    """The event as one line of JSON, as ``tinker-recovery watch --events`` reads it.
 
-    An object of ``name``, ``run``, ``time``, ``message`` and ``fields``, without the line's end::
+    An object of ``name``, ``run``, ``time``, ``message`` and ``fields``, without a newline::
 
         Supervisor(policy, on_event=lambda event: print(json_line(event), file=log, flush=True))
     """
-    told = {
+    line = {
         "name": event.name,
         "run": event.run,
         "time": event.time,
         "message": event.message,
         "fields": dict(event.fields),
     }
-    return json.dumps(told, default=str)
+    return json.dumps(line, default=str)
 
 
 def from_json_line(line: str | bytes) -> RecoveryEvent:
-    """The event of a line that :func:`json_line` made.
+    """The event of a line that :func:`json_line` wrote.
 
     Raises:
         ValueError: It is not such a line; the message says why.
     """
     try:
-        told = json.loads(line)
+        read = json.loads(line)
     except RecursionError as error:
-        raise ValueError("JSON nested without end") from error
+        raise ValueError("JSON nested too deeply") from error
     expected: dict[str, type | tuple[type, ...]] = {
         "name": str,
         "run": str,
@@ -72,11 +69,11 @@ def from_json_line(line: str | bytes) -> RecoveryEvent:
         "message": str,
         "fields": dict,
     }
-    if not isinstance(told, dict):
+    if not isinstance(read, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - a line's content, not an argument's type
     for name, kind in expected.items():
-        if not isinstance(told.get(name), kind):
-            raise ValueError(f"{name} is missing or not what it should be")  # noqa: TRY004 - as above
+        if not isinstance(read.get(name), kind):
+            raise ValueError(f"{name} is missing or of the wrong type")  # noqa: TRY004 - as above
     return RecoveryEvent(
-        told["name"], told["run"], told["message"], told["fields"], float(told["time"])
+        read["name"], read["run"], read["message"], read["fields"], float(read["time"])
     )

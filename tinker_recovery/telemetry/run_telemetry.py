@@ -1,13 +1,14 @@
-"""One run as telemetry sees it: its begin, segments, recoveries and end, in spans and figures.
+"""The spans and figures of one run: its start, segments, recoveries and end.
 
-Each is a trace of its own, so that a run of days is on the screen while it lasts; links join them.
+Each is a trace of its own, so that they are visible while a run of days still lasts; links connect
+them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span, SpanContext
 
@@ -15,39 +16,12 @@ from tinker_recovery.telemetry import metrics, names
 from tinker_recovery.telemetry.figures import RunFigures
 from tinker_recovery.telemetry.spans import Attributes, caller, mark, new_trace
 
-
-class Stretch(Protocol):
-    """A segment of a run's lineage, as its span tells it."""
-
-    @property
-    def run_id(self) -> str:
-        """The Tinker run id."""
-        ...
-
-    @property
-    def attempt(self) -> str:
-        """Id of the attempt."""
-        ...
-
-    @property
-    def start_step(self) -> int:
-        """Optimizer steps contained in the weights it started with."""
-        ...
-
-    @property
-    def parent(self) -> str | None:
-        """Path of the checkpoint it started from."""
-        ...
+if TYPE_CHECKING:
+    from tinker_recovery.checkpoints import Segment
 
 
 class RunTelemetry:
-    """Remembers, for one run, the spans that later ones link to, and keeps its figures.
-
-    Args:
-        name: The run's name.
-        lineage: Id of the logical run.
-        monotonic: Time.
-    """
+    """Emits the spans of one run, keeps those that later ones link to, and keeps its figures."""
 
     def __init__(self, name: str, lineage: str, monotonic: Callable[[], float]) -> None:
         self.figures = RunFigures(monotonic)
@@ -60,16 +34,16 @@ class RunTelemetry:
         self._ended = False
 
     def started(self, step: int) -> None:
-        """The run begins at this step; to be called where the user's own span is current."""
-        metrics.run_began(self._name, self.figures)
+        """The run starts at this step; call it where the user's own span is current."""
+        metrics.RUNS.add(self._name, self.figures)
         self._start = mark(
             names.SPAN_RUN_START,
             {**self._run, names.START_STEP: step},
             related=[(names.LINK_CALLER, caller())],
         )
 
-    def segment_began(self, segment: Stretch, number: int, done: Callable[[], int]) -> None:
-        """An attempt at the loop begins, on a client of its own; ``done`` counts its steps."""
+    def segment_began(self, segment: Segment, number: int, done: Callable[[], int]) -> None:
+        """An attempt begins on a client of its own; ``done`` returns its completed steps."""
         self.figures.segment_began(segment.start_step, done)
         parent = {} if segment.parent is None else {names.CHECKPOINT_PATH: segment.parent}
         self._segment = mark(
@@ -86,12 +60,12 @@ class RunTelemetry:
         )
 
     def stopped(self) -> None:
-        """A fault ended the attempt that trained."""
+        """A fault ended the attempt."""
         self.figures.stopped()
 
     @contextmanager
     def recovery(self, attributes: Attributes, *, start_ns: int) -> Iterator[Span]:
-        """The root of one incident, linked to the one before and to the segment it replaces."""
+        """The root span of an incident, linked to the one before and the segment it replaces."""
         related = [
             (names.LINK_PREVIOUS, self._recovery),
             (names.LINK_REPLACED, self._segment),
@@ -104,12 +78,12 @@ class RunTelemetry:
             yield span
 
     def ended(self, *, step: int, recoveries: int, error: BaseException | None) -> None:
-        """The run is over, at this step; told once."""
+        """The run is over, at this step; later calls are ignored."""
         if self._ended:
             return
         self._ended = True
         self.figures.ended()
-        metrics.run_ended(self._name, self.figures)
+        metrics.RUNS.end(self._name, self.figures)
         outcome = names.COMPLETED
         if error is not None:
             outcome = names.FAILED if isinstance(error, Exception) else names.INTERRUPTED

@@ -1,8 +1,8 @@
 """Spans of a recovery, on opentelemetry-api alone: without an SDK configured they cost nothing.
 
 One trace per incident: :func:`new_trace` is its root, :func:`phase` each child. What lasts for days
-(a run, a segment of training) is no open span, which a crash would lose, but a :func:`mark`: a
-short root span whose context is remembered, and which the recoveries link to.
+(a run, a segment) is not an open span, which a crash would lose, but a :func:`mark`: a short root
+span whose context is kept for the recoveries to link to.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 from opentelemetry import context, trace
@@ -23,15 +23,14 @@ from tinker_recovery.telemetry.redaction import redact, redact_value
 Attributes = Mapping[str, AttributeValue]
 
 Related = Sequence[tuple[str, SpanContext | None]]
-"""Spans to link to, each with what it is (``names.LINK_*``); None and invalid ones are left out."""
-
+"""Spans to link to, each with its role (``names.LINK_*``); None and invalid ones are left out."""
 
 _TRY: ContextVar[int | None] = ContextVar("tinker_recovery_try", default=None)
 
 
 @contextmanager
 def trying(number: int) -> Iterator[None]:
-    """Every phase inside carries the number of this try at recovering."""
+    """Every phase inside has the number of this attempt to recover."""
     token = _TRY.set(number)
     try:
         yield
@@ -59,62 +58,30 @@ def fail(span: Span, error: BaseException) -> None:
 
 
 def record(span: Span, error: BaseException, attributes: Attributes | None = None) -> None:
-    """Put an exception on a span, without the secrets it may quote."""
+    """Record an exception on a span, with the secrets in it redacted."""
     if not span.is_recording():
         return
-    told = {
+    redacted = {
         "exception.message": redact(str(error)),
         "exception.stacktrace": redact("".join(traceback.format_exception(error))),
     }
-    span.record_exception(error, {**told, **(attributes or {})})
+    span.record_exception(error, {**redacted, **(attributes or {})})
 
 
 def refuse(span: Span, error_type: str, reason: str) -> None:
-    """End a span as an error that no exception stands for: a candidate that was turned down."""
+    """End a span as an error without an exception, as for a rejected checkpoint."""
     span.set_attribute(names.ERROR_TYPE, error_type)
     span.set_status(Status(StatusCode.ERROR, redact(reason)))
 
 
 def caller() -> SpanContext:
-    """The span of the user's own that is current here, if there is one; else an invalid context."""
+    """The user's current span, if there is one; else an invalid context."""
     return trace.get_current_span().get_span_context()
 
 
 @contextmanager
-def phase(name: str, attributes: Attributes | None = None) -> Iterator[Span]:
-    """A span around one phase, current while it lasts; errors and cancellation end it as an error.
-
-    The SDK leaves the status of a cancelled span unset, which hides exactly the phases that hung;
-    so the status is set here.
-    """
-    number = _TRY.get()
-    if number is not None:
-        attributes = {**(attributes or {}), names.TRY: number}
-    with _tracer().start_as_current_span(
-        name,
-        attributes=redact_value(attributes),
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
-        try:
-            yield span
-        except BaseException as error:
-            fail(span, error)
-            raise
-
-
-@contextmanager
-def new_trace(
-    name: str, attributes: Attributes, *, start_ns: int, related: Related = ()
-) -> Iterator[Span]:
-    """The root span of a trace of its own, started in the past; current while it lasts."""
-    span = _tracer().start_span(
-        name,
-        context=context.Context(),
-        attributes=redact_value(attributes),
-        start_time=start_ns,
-        links=_links(related),
-    )
+def _current(span: Span) -> Iterator[Span]:
+    # The SDK leaves the status of a cancelled span unset, which would hide the phases that hung.
     with trace.use_span(
         span, end_on_exit=True, record_exception=False, set_status_on_exception=False
     ):
@@ -125,8 +92,31 @@ def new_trace(
             raise
 
 
+def phase(name: str, attributes: Attributes | None = None) -> AbstractContextManager[Span]:
+    """A span of one phase, current while it lasts; an error or cancellation ends it as an error."""
+    number = _TRY.get()
+    if number is not None:
+        attributes = {**(attributes or {}), names.TRY: number}
+    return _current(_tracer().start_span(name, attributes=redact_value(attributes)))
+
+
+def new_trace(
+    name: str, attributes: Attributes, *, start_ns: int, related: Related = ()
+) -> AbstractContextManager[Span]:
+    """The root span of a new trace, with a start in the past; current while it lasts."""
+    return _current(
+        _tracer().start_span(
+            name,
+            context=context.Context(),
+            attributes=redact_value(attributes),
+            start_time=start_ns,
+            links=_links(related),
+        )
+    )
+
+
 def past_span(name: str, attributes: Attributes, *, start_ns: int, end_ns: int) -> None:
-    """A span for something that is already over, under the current one."""
+    """A child of the current span for something that is already over."""
     span = _tracer().start_span(name, attributes=redact_value(attributes), start_time=start_ns)
     span.end(end_time=max(start_ns, end_ns))
 
@@ -134,7 +124,7 @@ def past_span(name: str, attributes: Attributes, *, start_ns: int, end_ns: int) 
 def mark(
     name: str, attributes: Attributes, *, related: Related = (), error: BaseException | None = None
 ) -> SpanContext:
-    """A root span as short as can be: something began or ended. Returns what to link to."""
+    """A root span of no duration: something began or ended. Returns its context to link to."""
     span = _tracer().start_span(
         name,
         context=context.Context(),

@@ -1,4 +1,4 @@
-"""Events as an async stream: bounded, and never in the way of a recovery."""
+"""Events as an async stream: bounded, and never delaying a recovery."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class EventsDropped:
 
 
 Event = RecoveryEvent | SupervisionEvent | EventsDropped
-"""What a stream gives: what happened to a run, what happened in the tree, and what was missed."""
+"""What a stream yields: events of runs, of the supervision tree, and notes of dropped ones."""
 
 
 class EventStream(AsyncIterator[Event]):
     """One consumer's events, oldest first; ends when the Supervisor is left.
 
-    Nothing waits for it: past its size the oldest event is dropped, and the next thing read says
-    how many were. Cancelling a read loses nothing. Belongs to the event loop's thread.
+    Nothing waits for it: when it is full the oldest event is dropped, and the next read returns how
+    many were. Cancelling a read loses nothing. Belongs to the event loop's thread.
     """
 
     def __init__(self, size: int) -> None:
@@ -59,7 +59,7 @@ class EventStream(AsyncIterator[Event]):
         self._wake()
 
     def end(self) -> None:
-        """Nothing more will come; what is waiting can still be read."""
+        """Accept no more events; those waiting can still be read."""
         self._ended = True
         self._wake()
 
@@ -86,14 +86,18 @@ class EventStream(AsyncIterator[Event]):
         return self._waiting.popleft()
 
     async def aclose(self) -> None:
-        """Take no more events, and forget those waiting."""
+        """Accept no more events, and drop those waiting."""
         self._waiting.clear()
         self._dropped = 0
         self.end()
 
 
 class Streams:
-    """Every stream that someone still holds; a context manager that ends them on the way out."""
+    """Every stream still referenced; a context manager that ends them on exit."""
+
+    def __init__(self) -> None:
+        self._open: WeakSet[EventStream] = WeakSet()
+        self._ended = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -101,12 +105,8 @@ class Streams:
     async def __aexit__(self, *_: object) -> None:
         self.end()
 
-    def __init__(self) -> None:
-        self._open: WeakSet[EventStream] = WeakSet()
-        self._ended = False
-
     def new(self, size: int) -> EventStream:
-        """A stream of what happens from now on."""
+        """A stream of all events from now on."""
         stream = EventStream(size)
         if self._ended:
             stream.end()
@@ -114,12 +114,12 @@ class Streams:
         return stream
 
     def put(self, event: RecoveryEvent | SupervisionEvent) -> None:
-        """Give an event to every stream."""
+        """Add an event to every stream."""
         for stream in list(self._open):
             stream.put(event)
 
     def end(self) -> None:
-        """Nothing more happens."""
+        """End every stream, and those opened later."""
         self._ended = True
         for stream in list(self._open):
             stream.end()

@@ -15,8 +15,8 @@ import click
 from tinker_recovery.checkpoints import CheckpointRecord, Listed, run_id_unchecked, segments_of
 from tinker_recovery.cli.checkpoints.scope import Scope
 from tinker_recovery.errors import JournalError, StatusError
-from tinker_recovery.journal import STATE_FOLDER, Found, Journal, Notebook, journal_path
-from tinker_recovery.journal.reading import RunView, read_left, read_runs
+from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, StoredRun, journal_path
+from tinker_recovery.journal.reading import RunView, read_runs, read_stored_run
 from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -69,12 +69,14 @@ class Stock:
             return None, known[1].lineage
         return {scope.run}, scope.lineage
 
-    async def _read(self, name: str) -> tuple[RunView, Found] | None:
+    async def _read(self, name: str) -> tuple[RunView, StoredRun] | None:
         path, service = self.journal, self._service
         if path is None or not path.exists():
             return None
         try:
-            left = await anyio.to_thread.run_sync(lambda: read_left(path, name, service=service))
+            left = await anyio.to_thread.run_sync(
+                lambda: read_stored_run(path, name, service=service)
+            )
         except JournalError:
             return None  # one of an older schema: brought up to date by the next training process
         # The id of a Tinker run finds its run as well.
@@ -96,7 +98,7 @@ class Stock:
             for lineage, records in of.items()
         ]
 
-    async def _known_lineages(self) -> dict[str, tuple[RunView, Found]]:
+    async def _known_lineages(self) -> dict[str, tuple[RunView, StoredRun]]:
         path = self.journal
         if path is None or not path.exists():
             return {}
@@ -104,7 +106,7 @@ class Stock:
             views = await anyio.to_thread.run_sync(lambda: read_runs(path))
         except JournalError:
             return {}
-        found: dict[str, tuple[RunView, Found]] = {}
+        found: dict[str, tuple[RunView, StoredRun]] = {}
         for view in views:
             if view.service == self._service:
                 left = await self._read(view.name)
@@ -112,7 +114,7 @@ class Stock:
                     found[view.lineage] = left
         return found
 
-    async def _known(self, view: RunView, found: Found) -> RunSnapshot:
+    async def _known(self, view: RunView, found: StoredRun) -> RunSnapshot:
         """A run of this machine's journal; what a restart would not trust is not relied on."""
         parents = {
             each.parent: "an attempt began from it" for each in found.attempts[-1:] if each.parent

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tinker_recovery.journal.glance import Glance
+from tinker_recovery.journal.summary import RunSummary
 from tinker_recovery.report import event_in_words
 from tinker_recovery.telemetry import RecoveryEvent, names
 
@@ -57,16 +57,16 @@ class RunRow:
     detail: str = ""
 
     @classmethod
-    def of(cls, glance: Glance) -> RunRow:
+    def of(cls, summary: RunSummary) -> RunRow:
         """The row of a run in a journal."""
-        run, event, stored = glance.run, glance.event, glance.checkpoint
+        run, event, stored = summary.run, summary.event, summary.checkpoint
         state = run.display_state
         return cls(
             run=run.name,
             state=state,
             step=run.step,
-            losses=glance.losses,
-            recoveries=glance.recoveries,
+            losses=summary.losses,
+            recoveries=summary.recoveries,
             attempts_left=run.attempts_left,
             checkpoint=None if stored is None else stored.path,
             checkpoint_step=None if stored is None else stored.step,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tinker_recovery.cli.watch.rows import RunRow, Said, after, said
-from tinker_recovery.journal.glance import read_glances
 from tinker_recovery.journal.reading import RunView, read_events, read_run
+from tinker_recovery.journal.summary import read_summaries
 from tinker_recovery.telemetry import from_json_line
 
 _CHUNK = 65536
@@ -60,10 +60,10 @@ class JournalSource:
 
     def rows(self) -> list[RunRow]:
         """See :class:`Source`; of several runs of the one name wanted, the newest."""
-        glances = read_glances(self._path, self._run, service=self._service)
+        summaries = read_summaries(self._path, self._run, service=self._service)
         if self._run is not None:
-            glances = sorted(glances, key=lambda each: each.run.id)[-1:]
-        return [RunRow.of(each) for each in glances]
+            summaries = sorted(summaries, key=lambda each: each.run.id)[-1:]
+        return [RunRow.of(each) for each in summaries]
 
     def news(self) -> list[Said]:
         """See :class:`Source`."""

@@ -1,4 +1,4 @@
-"""The statements behind the records of a run: what is written, and what a restart finds."""
+"""The SQL behind the records of a run: what is written of it, and what a restart reads back."""
 
 from __future__ import annotations
 
@@ -11,33 +11,30 @@ from typing import Any
 from tinker_recovery.telemetry import RecoveryEvent, names
 
 POINTS = 2_000
-"""Reported losses kept of a run; past it every second one is dropped."""
+"""Most progress points kept of a run; beyond it, every second one is dropped."""
 
-_PHASES: Mapping[str, str] = {
-    names.EVENT_STARTED: "started",
-    names.EVENT_CHECKPOINT_SELECTED: "selected",
-    names.EVENT_CLIENT_CREATED: "created",
-    names.EVENT_COMPLETED: "done",
+_INCIDENT_UPDATES: Mapping[str, str] = {
+    names.EVENT_STARTED: "phase = 'started', tries = tries + 1",
+    names.EVENT_CHECKPOINT_SELECTED: "phase = 'selected', checkpoint = :path, to_step = :step",
+    names.EVENT_CLIENT_CREATED: "phase = 'created', created_run_id = :run_id",
+    names.EVENT_COMPLETED: "phase = 'done', outcome = 'recovered', ended = :time",
+    names.EVENT_EXHAUSTED: "outcome = 'given_up', ended = :time",
+    names.EVENT_GAVE_UP: "outcome = 'given_up', ended = :time",
 }
-
-_OUTCOMES: Mapping[str, str] = {
-    names.EVENT_COMPLETED: "recovered",
-    names.EVENT_EXHAUSTED: "given_up",
-    names.EVENT_GAVE_UP: "given_up",
-}
+"""What each event changes in the open incident of its run."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """A run as whoever starts it describes it.
+    """A run that a process wants to train.
 
     Attributes:
         service: Base URL of the service.
         name: Its name.
-        named: Whether that is to be gone on with by this name.
+        named: Whether a run of this name is to be resumed.
         lineage: Id of the logical run, if it is a new one.
         origin: How it starts.
-        policy: The policy, in part.
+        policy: Part of the policy.
         start_step: The step it begins at.
     """
 
@@ -51,19 +48,19 @@ class RunRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundAttempt:
-    """One attempt of an earlier process.
+class StoredAttempt:
+    """One attempt of an earlier process, as the journal has it.
 
     Attributes:
         attempt: Its id.
         run_id: The Tinker run id.
         start_step: Optimizer steps it began with.
         parent: Path of the checkpoint it began with.
-        ended: Whether its process saw its end.
-        sound_step: Everything up to this step is known to have succeeded.
-        polled_step: The newest step saved when the service last called the run sound.
-        trusted_to: The last step that may be gone back to, if it ended by a fault; None if that
-            fault speaks against none, or there was none.
+        ended: Whether its process wrote its end.
+        sound_step: Every request up to this step is known to have succeeded.
+        polled_step: The newest step saved when the service last called the Tinker run sound.
+        trusted_to: If it ended by a fault, the last step that may be recovered to; None if that
+            fault casts doubt on none, or there was no fault.
         faulty: Whether it ended by a fault.
     """
 
@@ -79,19 +76,19 @@ class FoundAttempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What is written of a run that was begun before.
+class StoredRun:
+    """A run of an earlier process, as the journal has it.
 
     Attributes:
         lineage: Id of the logical run.
         origin: How it starts.
-        state: Where it was left.
-        detail: Why.
+        state: Its state when that process last wrote it.
+        detail: Why it is in that state.
         start_step: The step it began at.
         step: Optimizer steps known to be done.
         attempts: Oldest first.
-        leftovers: Tinker run ids of clients that a recovery made and did not hand over.
-        stored: Its checkpoints that are sound and not deleted, by step: path and step.
+        leftovers: Tinker run ids of clients that a recovery created and did not hand over.
+        checkpoints: Path and step of those that are sound and not deleted, by step.
     """
 
     lineage: str
@@ -100,36 +97,36 @@ class Found:
     detail: str
     start_step: int
     step: int
-    attempts: tuple[FoundAttempt, ...]
+    attempts: tuple[StoredAttempt, ...]
     leftovers: tuple[str, ...]
-    stored: tuple[tuple[str, int], ...]
+    checkpoints: tuple[tuple[str, int], ...]
 
 
-def number_of(connection: sqlite3.Connection, opening: RunRequest) -> int | None:
-    """The journal's number of the run of that name, if it is to be gone on with."""
-    if not opening.named:
+def select_id(connection: sqlite3.Connection, request: RunRequest) -> int | None:
+    """The id of the run to be resumed; None if the request is for a new one."""
+    if not request.named:
         return None
     row = connection.execute(
         "SELECT id FROM runs WHERE service = ? AND name = ? AND named AND state <> 'abandoned'",
-        (opening.service, opening.name),
+        (request.service, request.name),
     ).fetchone()
     return None if row is None else int(row[0])
 
 
-def insert_run(connection: sqlite3.Connection, opening: RunRequest, now: float) -> int:
-    """A new run; returns its number."""
+def insert_run(connection: sqlite3.Connection, request: RunRequest, now: float) -> int:
+    """Insert a new run; returns its id."""
     cursor = connection.execute(
         "INSERT INTO runs (service, name, named, lineage, origin, policy, state, start_step, step, "
         "created, updated) VALUES (?, ?, ?, ?, ?, ?, 'training', ?, ?, ?, ?)",
         (
-            opening.service,
-            opening.name,
-            opening.named,
-            opening.lineage,
-            json.dumps(opening.origin),
-            json.dumps(opening.policy),
-            opening.start_step,
-            opening.start_step,
+            request.service,
+            request.name,
+            request.named,
+            request.lineage,
+            json.dumps(request.origin),
+            json.dumps(request.policy),
+            request.start_step,
+            request.start_step,
             now,
             now,
         ),
@@ -137,8 +134,8 @@ def insert_run(connection: sqlite3.Connection, opening: RunRequest, now: float) 
     return int(cursor.lastrowid or 0)
 
 
-def find(connection: sqlite3.Connection, run: int) -> Found:
-    """What is written of a run."""
+def select_run(connection: sqlite3.Connection, run: int) -> StoredRun:
+    """What is stored of a run."""
     lineage, origin, state, detail, start_step, step = connection.execute(
         "SELECT lineage, origin, state, detail, start_step, step FROM runs WHERE id = ?", (run,)
     ).fetchone()
@@ -148,17 +145,17 @@ def find(connection: sqlite3.Connection, run: int) -> Found:
         "'process_lost') FROM attempts WHERE run = ? ORDER BY number",
         (run,),
     ).fetchall()
-    made = connection.execute(
+    created = connection.execute(
         "SELECT created_run_id FROM incidents WHERE run = ? AND ended IS NULL "
         "AND created_run_id IS NOT NULL",
         (run,),
     ).fetchall()
-    stored = connection.execute(
+    checkpoints = connection.execute(
         "SELECT path, step FROM checkpoints WHERE run = ? AND sound AND NOT gone "
         "ORDER BY step, saved",
         (run,),
     ).fetchall()
-    return Found(
+    return StoredRun(
         lineage,
         json.loads(origin),
         state,
@@ -166,45 +163,47 @@ def find(connection: sqlite3.Connection, run: int) -> Found:
         start_step,
         step,
         tuple(
-            FoundAttempt(
+            StoredAttempt(
                 attempt, run_id, at, parent, bool(ended), sound, polled, trusted, bool(faulty)
             )
             for attempt, run_id, at, parent, ended, sound, polled, trusted, faulty in attempts
         ),
-        tuple(run_id for (run_id,) in made),
-        tuple((path, at) for path, at in stored),
+        tuple(run_id for (run_id,) in created),
+        tuple(checkpoints),
     )
 
 
-def begin_again(
-    connection: sqlite3.Connection, run: int, opening: RunRequest, now: float, *, anew: bool
+def resume_run(
+    connection: sqlite3.Connection, run: int, request: RunRequest, now: float, *, anew: bool
 ) -> None:
-    """A run is gone on with: what the process before left open is closed.
+    """Close what an earlier process left open of a run, and set it to training.
 
-    Args:
-        connection: Of the journal.
-        run: The run.
-        opening: As it is started now.
-        now: Seconds since the epoch.
-        anew: Nothing was trained yet, so that how it starts may change.
+    ``anew`` means that nothing was trained yet, so the way it starts is replaced too.
     """
     connection.execute(
         "UPDATE runs SET state = 'training', detail = '', policy = ?, updated = ? WHERE id = ?",
-        (json.dumps(opening.policy), now, run),
+        (json.dumps(request.policy), now, run),
     )
     if anew:
         connection.execute(
             "UPDATE runs SET origin = ?, start_step = ?, step = ? WHERE id = ?",
-            (json.dumps(opening.origin), opening.start_step, opening.start_step, run),
+            (json.dumps(request.origin), request.start_step, request.start_step, run),
         )
+    _close(connection, run, now, incidents="cut_off", attempts="process_lost")
+
+
+def _close(
+    connection: sqlite3.Connection, run: int, now: float, *, incidents: str, attempts: str
+) -> None:
+    """End the open incidents and attempts of a run, with these outcomes."""
     connection.execute(
-        "UPDATE incidents SET ended = ?, outcome = 'cut_off' WHERE run = ? AND ended IS NULL",
-        (now, run),
+        "UPDATE incidents SET ended = ?, outcome = ? WHERE run = ? AND ended IS NULL",
+        (now, incidents, run),
     )
     connection.execute(
-        "UPDATE attempts SET ended = ?, outcome = coalesce(outcome, 'process_lost') "
+        "UPDATE attempts SET ended = ?, outcome = coalesce(outcome, ?) "
         "WHERE run = ? AND ended IS NULL",
-        (now, run),
+        (now, attempts, run),
     )
 
 
@@ -214,7 +213,7 @@ def insert_attempt(
     attempt: tuple[int, str, str, int, str | None],
     now: float,
 ) -> None:
-    """An attempt (number, id, Tinker run id, start step, parent) is about to train."""
+    """Insert an attempt (number, id, Tinker run id, start step, parent) before it trains."""
     number, attempt_id, run_id, start_step, parent = attempt
     connection.execute(
         "INSERT INTO attempts (run, number, attempt, run_id, start_step, parent, "
@@ -236,15 +235,10 @@ def note_fault(
     *,
     recovers: bool,
 ) -> None:
-    """A fault (kind, ear, step) is declared.
+    """Insert the incident of a fault (kind, detected by, steps submitted by then).
 
-    Args:
-        connection: Of the journal.
-        run: The run.
-        fault: The fault.
-        limit: The attempt it struck, and the last of its steps that may be gone back to.
-        now: Seconds since the epoch.
-        recovers: Whether a recovery follows.
+    ``limit`` is the attempt it ended, with the last step of that which may be recovered to;
+    ``recovers`` whether a recovery follows.
     """
     ended = (None, None) if recovers else (now, "ended")
     connection.execute(
@@ -266,62 +260,41 @@ def note_fault(
 
 
 def note_event(connection: sqlite3.Connection, run: int | None, event: RecoveryEvent) -> None:
-    """An event, and where the recovery it belongs to stands by it."""
+    """Insert an event, and update the incident or checkpoint that it is about."""
     connection.execute(
         "INSERT INTO events (run, time, name, message, fields) VALUES (?, ?, ?, ?, ?)",
         (run, event.time, event.name, event.message, json.dumps(dict(event.fields), default=str)),
     )
+    about = {
+        "run": run,
+        "time": event.time,
+        "path": event.fields.get(names.CHECKPOINT_PATH),
+        "step": event.fields.get(names.CHECKPOINT_STEP),
+        "run_id": event.fields.get(names.RUN_ID),
+    }
     if event.name == names.EVENT_CHECKPOINT_DELETED:
         connection.execute(
-            "UPDATE checkpoints SET gone = 1 WHERE run = ? AND path = ?",
-            (run, event.fields.get(names.CHECKPOINT_PATH)),
+            "UPDATE checkpoints SET gone = 1 WHERE run = :run AND path = :path", about
         )
-    phase, outcome = _PHASES.get(event.name), _OUTCOMES.get(event.name)
-    if run is None or (phase is None and outcome is None):
-        return
-    selected = event.name == names.EVENT_CHECKPOINT_SELECTED
-    created = event.name == names.EVENT_CLIENT_CREATED
-    connection.execute(
-        "UPDATE incidents SET phase = coalesce(?, phase), outcome = ?, ended = ?, "
-        "tries = tries + ?, "
-        "checkpoint = CASE WHEN ? THEN ? ELSE checkpoint END, "
-        "to_step = CASE WHEN ? THEN ? ELSE to_step END, "
-        "created_run_id = CASE WHEN ? THEN ? ELSE created_run_id END "
-        "WHERE run = ? AND ended IS NULL",
-        (
-            phase,
-            outcome,
-            None if outcome is None else event.time,
-            event.name == names.EVENT_STARTED,
-            selected,
-            event.fields.get(names.CHECKPOINT_PATH),
-            selected,
-            event.fields.get(names.CHECKPOINT_STEP),
-            created,
-            event.fields.get(names.RUN_ID),
-            run,
-        ),
-    )
+    if run is not None and event.name in _INCIDENT_UPDATES:
+        connection.execute(
+            f"UPDATE incidents SET {_INCIDENT_UPDATES[event.name]} "  # noqa: S608 - our own constants
+            "WHERE run = :run AND ended IS NULL",
+            about,
+        )
 
 
 def end_run(connection: sqlite3.Connection, run: int, state: str, detail: str, now: float) -> None:
-    """A run is over, for good or for now."""
+    """Set a run's final state, or ``stopped``, and close what is open of it."""
     connection.execute(
         "UPDATE runs SET state = ?, detail = ?, updated = ? WHERE id = ?", (state, detail, now, run)
     )
-    connection.execute(
-        "UPDATE incidents SET ended = ?, outcome = ? WHERE run = ? AND ended IS NULL",
-        (now, "given_up" if state == "failed" else "cut_off", run),
-    )
-    connection.execute(
-        "UPDATE attempts SET ended = ?, outcome = coalesce(outcome, ?) "
-        "WHERE run = ? AND ended IS NULL",
-        (now, state, run),
-    )
+    incidents = "given_up" if state == "failed" else "cut_off"
+    _close(connection, run, now, incidents=incidents, attempts=state)
 
 
 def thin_out(connection: sqlite3.Connection, run: int) -> None:
-    """Drop every second reported loss of a run."""
+    """Drop every second progress point of a run."""
     connection.execute(
         "DELETE FROM progress WHERE run = ? AND step IN (SELECT step FROM (SELECT step, "
         "row_number() OVER (ORDER BY step) AS place FROM progress WHERE run = ?) "

@@ -1,4 +1,4 @@
-"""One look at many runs, on the real server: by pages, and at whoever was on none of them."""
+"""One poll of many runs on the real server: by pages, and one by one for those on none of them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tinker_recovery.testing import FaultRule, LocalTinker
 pytestmark = pytest.mark.usefixtures("no_waiting_between_tries")
 
 
-class Heard:
-    """A watched run, and what the look told it."""
+class Polled:
+    """A watched run, and what polls reported to it."""
 
     def __init__(self, run_id: str) -> None:
         self.name = run_id
@@ -48,21 +48,19 @@ class Heard:
 
 
 class Fleet:
-    """Looks at runs of a server."""
+    """Polls runs of a server."""
 
     def __init__(self, server: LocalTinker, reader: StatusReader) -> None:
         self.server = server
         self.events: list[RecoveryEvent] = []
-        self.looker = Poller(
+        self.poller = Poller(
             reader, interval_s=0.0, events=EventSink(self.events.append), clock=SYSTEM_CLOCK
         )
 
-    async def look(self, runs: list[Heard], *, brisk: bool = False) -> dict[str, int]:
-        """Look once; returns what was asked of the server for it."""
+    async def poll(self, runs: list[Polled], *, quick: bool = False) -> dict[str, int]:
+        """Poll once; returns the number of requests by route."""
         before = self.server.stats.by_route
-        self.faults = await self.looker.look(
-            {run.name: run for run in runs}, lambda: None, brisk=brisk
-        )
+        self.faults = await self.poller.poll({run.name: run for run in runs}, quick=quick)
         asked = self.server.stats.by_route
         return {
             route: asked[route] - before.get(route, 0)
@@ -84,9 +82,9 @@ async def test_many_runs_are_read_by_pages_and_no_further_than_the_last_of_them(
     fleet: Fleet,
 ) -> None:
     old = fleet.server.add_runs(500)
-    runs = [Heard(run_id) for run_id in fleet.server.add_runs(250)]
+    runs = [Polled(run_id) for run_id in fleet.server.add_runs(250)]
     fleet.server.corrupt([runs[0].name, old[0]])
-    assert await fleet.look(runs) == {"training_runs": 3, "search_sessions": 1}
+    assert await fleet.poll(runs) == {"training_runs": 3, "search_sessions": 1}
     assert [run.statuses for run in runs] == [[True], *[[False]] * 249]
     assert fleet.faults == 1
     assert not fleet.events
@@ -94,16 +92,16 @@ async def test_many_runs_are_read_by_pages_and_no_further_than_the_last_of_them(
 
 async def test_a_few_runs_are_asked_for_one_by_one(fleet: Fleet) -> None:
     fleet.server.add_runs(500)
-    runs = [Heard(run_id) for run_id in fleet.server.add_runs(3)]
-    assert await fleet.look(runs) == {"training_run": 3, "search_sessions": 3}
+    runs = [Polled(run_id) for run_id in fleet.server.add_runs(3)]
+    assert await fleet.poll(runs) == {"training_run": 3, "search_sessions": 3}
 
 
-async def test_a_run_on_no_page_is_asked_for_by_itself_and_a_404_is_waited_out(
+async def test_a_run_on_no_page_is_asked_for_by_itself_and_a_404_is_not_a_fault(
     fleet: Fleet,
 ) -> None:
-    runs = [Heard(run_id) for run_id in fleet.server.add_runs(120)]
+    runs = [Polled(run_id) for run_id in fleet.server.add_runs(120)]
     fleet.server.delete_run(runs[7].name)
-    assert await fleet.look(runs) == {
+    assert await fleet.poll(runs) == {
         "training_runs": 2,
         "training_run": 1,
         "search_sessions": 1,
@@ -114,25 +112,25 @@ async def test_a_run_on_no_page_is_asked_for_by_itself_and_a_404_is_waited_out(
     assert (event.name, event.fields[names.RUNS]) == (names.EVENT_POLL_ERROR, 1)
 
 
-async def test_failed_sessions_are_found_among_thousands_in_one_question(fleet: Fleet) -> None:
-    runs = [Heard(run_id) for run_id in fleet.server.add_runs(60)]
+async def test_failed_sessions_are_found_among_thousands_in_one_request(fleet: Fleet) -> None:
+    runs = [Polled(run_id) for run_id in fleet.server.add_runs(60)]
     fleet.server.fail_session(runs[3].name.partition(":")[0], message="the node is gone")
     fleet.server.fail_session(runs[4].name.partition(":")[0], category="user")
-    assert await fleet.look(runs) == {"training_runs": 1, "search_sessions": 1}
+    assert await fleet.poll(runs) == {"training_runs": 1, "search_sessions": 1}
     assert {run.name: run.failed for run in runs if run.failed} == {
         runs[3].name: ["the node is gone"]
     }
 
 
-async def test_failed_sessions_beyond_what_one_look_reads_are_read_in_the_next(
+async def test_failed_sessions_beyond_what_one_poll_reads_are_read_in_the_next(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_failed_pages(monkeypatch, size=2, pages=3)
-    runs = [Heard(run_id) for run_id in fleet.server.add_runs(20)]
+    runs = [Polled(run_id) for run_id in fleet.server.add_runs(20)]
     for run in runs:
         fleet.server.fail_session(run.name.partition(":")[0])
     for _ in range(5):
-        assert (await fleet.look(runs))["search_sessions"] <= 3
+        assert (await fleet.poll(runs))["search_sessions"] <= 3
     assert all(run.failed for run in runs)
 
 
@@ -140,34 +138,34 @@ async def test_failed_sessions_beyond_what_one_look_reads_are_read_in_the_next(
 async def test_a_service_without_the_search_is_not_asked_for_it_again(
     fleet: Fleet, count: int
 ) -> None:
-    runs = [Heard(run_id) for run_id in fleet.server.add_runs(count)]
+    runs = [Polled(run_id) for run_id in fleet.server.add_runs(count)]
     fleet.server.inject(FaultRule("status", request="search_sessions", status=404, for_s=60.0))
-    assert "search_sessions" in await fleet.look(runs)
-    assert "search_sessions" not in await fleet.look(runs)
+    assert "search_sessions" in await fleet.poll(runs)
+    assert "search_sessions" not in await fleet.poll(runs)
 
 
-async def test_a_page_that_cannot_be_read_ends_the_look_and_is_told_of_once(fleet: Fleet) -> None:
-    runs = [Heard(run_id) for run_id in fleet.server.add_runs(250)]
+async def test_a_page_that_cannot_be_read_ends_the_poll_and_is_reported_once(fleet: Fleet) -> None:
+    runs = [Polled(run_id) for run_id in fleet.server.add_runs(250)]
     fleet.server.inject(FaultRule("status", request="training_runs", status=503, for_s=60.0))
-    assert await fleet.look(runs) == {"training_runs": 3}, "one page, three tries"
-    assert fleet.looker.out_of_reach
+    assert await fleet.poll(runs) == {"training_runs": 3}, "one page, three tries"
+    assert fleet.poller.out_of_reach
     assert not any(run.statuses or run.failed for run in runs)
     assert all(run.unreachable for run in runs)
     (event,) = fleet.events
     assert (event.name, event.fields[names.RUNS]) == (names.EVENT_POLL_ERROR, 250)
     fleet.server.release()
-    await fleet.look(runs)
+    await fleet.poll(runs)
     assert all(run.statuses == [False] for run in runs)
-    assert not fleet.looker.out_of_reach
+    assert not fleet.poller.out_of_reach
 
 
-async def test_a_brisk_look_takes_a_few_requests_whatever_it_does_not_show(fleet: Fleet) -> None:
+async def test_a_quick_poll_takes_a_few_requests_whatever_it_misses(fleet: Fleet) -> None:
     new = fleet.server.add_runs(1000)
-    asked = await fleet.look([Heard(run_id) for run_id in [*new, "unlisted"]], brisk=True)
+    asked = await fleet.poll([Polled(run_id) for run_id in [*new, "unlisted"]], quick=True)
     assert asked == {"training_runs": 8}
 
 
-async def test_what_a_page_says_in_words_not_understood_is_refused_and_not_taken_for_good() -> None:
+async def test_a_page_with_values_of_wrong_types_is_refused_and_not_taken_as_sound() -> None:
     def answering(run: object, total: object = 1) -> Callable[[httpx.Request], httpx.Response]:
         def answer(request: httpx.Request) -> httpx.Response:
             if request.url.path.endswith("/client/config"):
@@ -188,7 +186,7 @@ async def test_what_a_page_says_in_words_not_understood_is_refused_and_not_taken
     ]:
         transport = httpx.MockTransport(answering(run, total))
         async with StatusReader(endpoint, transport=transport) as reader:
-            with pytest.raises(StatusRefused, match="does not fit"):
+            with pytest.raises(StatusRefused, match="cannot be parsed"):
                 await reader.run_page(0)
     async with StatusReader(endpoint, transport=httpx.MockTransport(answering(good))) as reader:
         assert await reader.run_page(0) == ([("r", True, None, None)], 1)

@@ -1,4 +1,4 @@
-"""Spans as the tests here read them: ours alone, by name, by parent, by link."""
+"""How these tests read spans: ours only, by name, by parent, by link."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinker_recovery.telemetry import names
 
 
 def ours(exporter: InMemorySpanExporter) -> list[ReadableSpan]:
-    """Our spans, in the order in which they ended; a user's own are left out."""
+    """Our spans without the user's, in the order in which they ended."""
     return [
         span
         for span in exporter.get_finished_spans()
@@ -60,12 +60,12 @@ def events(span: ReadableSpan) -> list[str]:
 
 
 def failed(span: ReadableSpan) -> bool:
-    """Whether it ended as an error, and says of what type."""
+    """Whether it ended as an error; if so it has to have an error type."""
     is_error = span.status.status_code is StatusCode.ERROR
     assert is_error == (names.ERROR_TYPE in says(span))
     return is_error
 
 
 def links(span: ReadableSpan) -> dict[str, int]:
-    """The ids of the spans it links to, by what they are to it."""
+    """The ids of the spans it links to, by their role."""
     return {str((link.attributes or {})[names.LINK]): link.context.span_id for link in span.links}

@@ -1,0 +1,208 @@
+"""What to ask the service about many runs, and when: the decisions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinker_recovery.detection.plan import (
+    FEW,
+    QUICK_FACTOR,
+    RENEW_AFTER,
+    RETRY_FACTOR,
+    SLACK,
+    SPREAD_PAGES,
+    SPREAD_SINGLE,
+    PageCounts,
+    PagePoll,
+    PollSchedule,
+    pages_worth_reading,
+)
+
+PAGE = 10
+
+
+def read(poll: PagePoll, listed: list[str]) -> tuple[list[str], int]:
+    """Read the pages it asks for; what it saw, and how many pages that took."""
+    seen: list[str] = []
+    pages = 0
+    while (offset := poll.next_offset()) is not None:
+        pages += 1
+        seen += poll.note_page(offset, listed[offset : offset + PAGE], len(listed))
+    return seen, pages
+
+
+def test_a_few_runs_are_asked_for_one_by_one() -> None:
+    poll = PagePoll(["a"] * FEW, None, page=PAGE)
+    assert poll.next_offset() is None
+    assert poll.missing() == ["a"]
+
+
+def test_pages_end_once_every_run_has_been_seen() -> None:
+    listed = [str(number) for number in range(1000)]
+    poll = PagePoll(listed[:15], None, page=PAGE)
+    seen, pages = read(poll, listed)
+    assert (sorted(seen), pages, poll.missing()) == (sorted(listed[:15]), 2, [])
+
+
+def test_old_runs_far_down_a_long_list_cost_their_pages_once() -> None:
+    listed = [str(number) for number in range(10_000)]
+    wanted = listed[5000:5020]
+    first = PagePoll(wanted, None, page=PAGE)
+    seen, pages = read(first, listed)
+    assert (seen, pages) == ([], 20)
+    second = PagePoll(wanted, first.counts(), page=PAGE)
+    assert read(second, listed) == ([], 0)
+    assert second.missing() == wanted
+
+
+def test_page_counts_are_not_relied_on_forever_nor_after_the_runs_have_moved() -> None:
+    listed = [str(number) for number in range(1000)]
+    wanted = listed[:200]
+    poll = PagePoll(wanted, None, page=PAGE)
+    read(poll, listed)
+    counts = poll.counts()
+    for _ in range(RENEW_AFTER):
+        assert counts is not None
+        poll = PagePoll(wanted, counts, page=PAGE)
+        _, pages = read(poll, listed)
+        assert pages == 20
+        counts = poll.counts()
+    assert counts is None
+    moved = ["new"] * 500 + listed
+    poll = PagePoll(wanted, PageCounts([PAGE] * 20), page=PAGE)
+    read(poll, moved)
+    assert poll.missing() == wanted, "asked for one by one this time"
+    assert poll.counts() is None, "and counted afresh the next time"
+
+
+@given(
+    found=st.lists(st.integers(0, PAGE), max_size=60),
+    unlisted=st.integers(0, 40),
+    new=st.integers(0, 40),
+)
+def test_the_plan_never_costs_more_than_one_request_each_nor_than_all_pages(
+    found: list[int], unlisted: int, new: int
+) -> None:
+    wanted = sum(found) + unlisted + new
+    pages = pages_worth_reading(wanted, PageCounts(found, unlisted))
+    seen = sum(found[:pages]) + (new if pages else 0)
+    cost = pages + wanted - seen
+    assert cost <= wanted
+    if wanted > FEW:
+        assert cost <= len(found) + unlisted + (new if not found else 0)
+
+
+@st.composite
+def services(draw: st.DrawFn) -> tuple[list[str], list[str], list[list[tuple[str, int]]]]:
+    """A list of runs, the watched among them, and what happens to it before each page."""
+    listed = [f"r{number}" for number in range(draw(st.integers(0, 120)))]
+    wanted = draw(st.lists(st.sampled_from(listed), unique=True)) if listed else []
+    wanted += [f"unlisted{number}" for number in range(draw(st.integers(0, 12)))]
+    change = st.tuples(st.sampled_from(["new", "deleted"]), st.integers(0, 200))
+    return listed, wanted, draw(st.lists(st.lists(change, max_size=12), max_size=30))
+
+
+@settings(max_examples=50)
+@given(services(), st.one_of(st.none(), st.builds(PageCounts, st.lists(st.integers(0, PAGE)))))
+def test_every_watched_run_is_seen_or_asked_for_however_the_pages_shift(
+    service: tuple[list[str], list[str], list[list[tuple[str, int]]]], counts: PageCounts | None
+) -> None:
+    listed, wanted, changes = service
+    poll = PagePoll(wanted, counts, page=PAGE)
+    seen: list[str] = []
+    asked = 0
+    while (offset := poll.next_offset()) is not None:
+        for kind, at in changes.pop(0) if changes else []:
+            if kind == "new":
+                listed.insert(0, f"new{len(listed)}")
+            elif listed:
+                del listed[at % len(listed)]
+        asked += 1
+        seen += poll.note_page(offset, listed[offset : offset + PAGE], len(listed))
+    missing = poll.missing()
+    assert sorted(seen + missing) == sorted(wanted), "each exactly once"
+    assert asked + len(missing) <= 2 * len(wanted) + SLACK
+    following = poll.counts()
+    if following is not None and len(wanted) > FEW:
+        assert pages_worth_reading(len(wanted), following) <= len(wanted)
+
+
+@settings(max_examples=50)
+@given(
+    interval_s=st.floats(0.1, 3600),
+    polls=st.lists(
+        st.tuples(st.floats(0, 0.999), st.floats(0, 0.2), st.sets(st.integers(0, 9)), st.booleans())
+    ),
+)
+def test_no_run_waits_longer_than_the_interval_for_its_next_poll(
+    interval_s: float, polls: list[tuple[float, float, set[int], bool]]
+) -> None:
+    """Where ``lasts`` is the share of the interval that a poll takes."""
+    schedule = PollSchedule(interval_s)
+    now = full_at = 0.0
+    for chance, lasts, runs, found in polls:
+        wait_s = schedule.wait_s(now, chance, out_of_reach=False)
+        assert wait_s <= interval_s * (1 + 1e-9)
+        now += wait_s
+        watched = {str(run) for run in runs}
+        only = schedule.begin(now, watched)
+        if only is None:
+            late_s = now - full_at - interval_s
+            assert late_s <= interval_s / RETRY_FACTOR * (1 + 1e-9), (
+                "the shortest pause between two polls"
+            )
+            full_at = now
+        else:
+            assert only <= watched
+        now += interval_s * lasts / QUICK_FACTOR
+        schedule.end(faults=int(found))
+
+
+def test_new_runs_are_polled_sooner_and_every_run_in_time() -> None:
+    schedule = PollSchedule(40.0)
+    now, polls = 0.0, []
+    for _ in range(7):
+        now += schedule.wait_s(now, 0.0, out_of_reach=False)
+        only = schedule.begin(now, ["a", "b"] if now > 40.0 else ["a"])
+        polls.append((now, only))
+        schedule.end(faults=0)
+    every_run = None
+    assert polls == [
+        (40.0, every_run),
+        (50.0, {"a"}),
+        (60.0, {"a"}),
+        (70.0, {"a"}),
+        (80.0, every_run),
+        (90.0, {"b"}),
+        (100.0, {"b"}),
+    ]
+
+
+def test_a_quiet_fleet_is_polled_once_in_an_interval_and_in_an_incident_four_times() -> None:
+    schedule = PollSchedule(40.0)
+    schedule.begin(0.0, [])
+    schedule.end(faults=0)
+    assert schedule.wait_s(0.0, 0.0, out_of_reach=False) == 40.0
+    assert schedule.begin(40.0, []) is None
+    schedule.end(faults=1)
+    assert schedule.wait_s(40.0, 0.0, out_of_reach=False) == 10.0
+    assert schedule.begin(50.0, []) is None
+
+
+def test_many_runs_are_polled_so_often_that_the_last_run_of_a_poll_is_not_late_either() -> None:
+    schedule = PollSchedule(30.0)
+    schedule.begin(30.0, [str(run) for run in range(100)])
+    schedule.end(faults=0)
+    for _ in range(QUICK_FACTOR - 1):
+        schedule.begin(30.0, ["0"])
+    wait_s = schedule.wait_s(30.0, 0.0, out_of_reach=False)
+    assert math.isclose(wait_s + 30.0 * (SPREAD_PAGES + SPREAD_SINGLE), 30.0)
+
+
+@pytest.mark.parametrize(("chance", "expected"), [(0.0, 30.0), (0.5, 28.5)])
+def test_jitter_only_ever_shortens(chance: float, expected: float) -> None:
+    assert math.isclose(PollSchedule(30.0).wait_s(0.0, chance, out_of_reach=False), expected)

@@ -1,0 +1,89 @@
+"""Run summaries: cheap enough to be read every second while the runs train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinker_recovery.journal.reading import (
+    CHECKPOINTS,
+    EVENTS,
+    RUNS,
+    CheckpointView,
+    EventView,
+    RunView,
+    checkpoint_from,
+    event_from,
+    open_to_read,
+    run_from,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run without its history, with the newest entries of it.
+
+    Attributes:
+        run: The run, without its history.
+        attempts: Number of attempts.
+        recoveries: Incidents that were recovered from.
+        losses: The newest finite losses reported, by step.
+        checkpoint: The newest one that is not deleted.
+        event: The newest event.
+    """
+
+    run: RunView
+    attempts: int
+    recoveries: int
+    losses: tuple[float, ...]
+    checkpoint: CheckpointView | None
+    event: EventView | None
+
+
+def read_summaries(
+    path: Path, name: str | None = None, *, service: str | None = None, losses: int = 60
+) -> list[RunSummary]:
+    """Every run in a journal, or those of one name or service, most recently updated first.
+
+    ``losses`` is how many of the newest losses to read.
+
+    Raises:
+        JournalError: The file does not exist, or cannot be read.
+    """
+    with open_to_read(path) as database:
+        database.execute("BEGIN")  # one snapshot for all queries
+        rows = database.execute(
+            f"{RUNS} WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR service = ?2) "
+            "ORDER BY runs.updated DESC, runs.id DESC",
+            (name, service),
+        ).fetchall()
+        summaries = []
+        for row in rows:
+            run = run_from(row)
+            attempts, recoveries = database.execute(
+                "SELECT (SELECT count(*) FROM attempts WHERE run = ?1), "
+                "(SELECT count(*) FROM incidents WHERE run = ?1 AND outcome = 'recovered')",
+                (run.id,),
+            ).fetchone()
+            newest = database.execute(
+                "SELECT loss FROM progress WHERE run = ? AND loss IS NOT NULL "
+                "ORDER BY step DESC LIMIT ?",
+                (run.id, losses),
+            ).fetchall()
+            stored = database.execute(
+                f"{CHECKPOINTS} AND NOT gone ORDER BY saved DESC, step DESC LIMIT 1", (run.id,)
+            ).fetchone()
+            event = database.execute(
+                f"{EVENTS} WHERE events.run = ? ORDER BY events.id DESC LIMIT 1", (run.id,)
+            ).fetchone()
+            summaries.append(
+                RunSummary(
+                    run,
+                    attempts,
+                    recoveries,
+                    tuple(loss for (loss,) in reversed(newest)),
+                    None if stored is None else checkpoint_from(stored),
+                    None if event is None else event_from(event),
+                )
+            )
+    return summaries
