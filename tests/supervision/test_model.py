@@ -130,7 +130,7 @@ async def carry_out(tree: SupervisionTree, kid: Kid, command: str) -> str:
         elif command == "restart":
             await tree.restart_child(kid.id)
         else:
-            tree.delete_child(kid.id)
+            await tree.delete_child(kid.id)
     except ChildError as error:
         return type(error).__name__
     return ""

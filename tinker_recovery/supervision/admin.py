@@ -74,7 +74,7 @@ async def terminate(engine: Engine, child: str) -> None:
     await life.wait_gone()
 
 
-def delete(engine: Engine, child: str) -> None:
+async def delete(engine: Engine, child: str) -> None:
     """Forget a child that is down."""
     record = find(engine, child)
     _refuse_if_up(record)

@@ -270,7 +270,7 @@ class SupervisionTree(BaseSupervisor):
         """
         return await admin.restart(self._running(), child)
 
-    def delete_child(self, child: str) -> None:
+    async def delete_child(self, child: str) -> None:
         """Forget a child that is down.
 
         Raises:
@@ -279,7 +279,7 @@ class SupervisionTree(BaseSupervisor):
             ChildRestarting: It is being restarted.
             SupervisorStopped: The supervisor is not running.
         """
-        admin.delete(self._running(), child)
+        await admin.delete(self._running(), child)
 
 
 class DynamicSupervisor(BaseSupervisor):
