@@ -17,8 +17,7 @@ from _kill_loop import NAME
 
 from tinker_recovery.journal.reading import RunView, read_run
 from tinker_recovery.telemetry import names
-from tinker_recovery.testing import FaultRule, LocalTinkerProcess
-from tinker_recovery.testing.runs import RunState
+from tinker_recovery.testing import FaultRule, LocalTinkerProcess, RunState
 
 STEPS = 24
 KILLED = -9

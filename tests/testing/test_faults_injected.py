@@ -134,7 +134,7 @@ async def test_an_error_of_the_servers_own_fails_the_request_and_not_the_run(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tinker_recovery.testing.store.Store.save_checkpoint", full)
+        patch.setattr("tinker_recovery.testing._store.Store.save_checkpoint", full)
         reply = await wire.result(await wire.save(run, 1, "a"))
     assert reply["category"] == "server"
     assert "No space left" in reply["error"]

@@ -163,7 +163,7 @@ async def test_where_a_token_is_asked_for_the_bare_key_is_refused(
         forged = await client.get("training_runs", headers={"X-API-Key": token[:-2] + "xx"})
         assert forged.status_code == 401
         later = time.time() + 3601
-        monkeypatch.setattr("tinker_recovery.testing.auth.time.time", lambda: later)
+        monkeypatch.setattr("tinker_recovery.testing._auth.time.time", lambda: later)
         expired = await client.get("training_runs", headers={"X-API-Key": token})
         assert expired.status_code == 401
 

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import NO_TLS
 
-from tinker_recovery.testing import FaultRule, LocalTinker
+from tinker_recovery.testing import FaultRule, LocalTinker, Options
+from tinker_recovery.testing._fault_book import FaultBook
+from tinker_recovery.testing._options import ServerOptions
 from tinker_recovery.testing.actions import RUNLESS, SPECS
-from tinker_recovery.testing.book import FaultBook
-from tinker_recovery.testing.options import Options, ServerOptions
 from tinker_recovery.testing.strategies import fault_rules, schedules
 
 
@@ -139,7 +139,7 @@ async def test_a_strike_is_over_when_its_time_is_or_its_rule_is_released(
     over = []
 
     async def wait(name: str, strike: Any) -> None:
-        await book.over(strike)
+        await book.wait_over(strike)
         over.append(name)
 
     async with anyio.create_task_group() as group:

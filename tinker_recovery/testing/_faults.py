@@ -1,4 +1,4 @@
-"""FaultRule: which request goes wrong, when, how often or how long, and how."""
+"""FaultRule: which request a fault strikes, when, how often or for how long."""
 
 from __future__ import annotations
 
@@ -24,35 +24,34 @@ __all__ = ["Action", "Category", "FaultRule", "Request", "Target"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FaultRule:
-    """One fault to come. Its ``repr`` is the call that makes it.
+    """A scripted fault. Its ``repr`` is the call that makes it.
 
     Attributes:
-        action: What happens: see the table at the top of :mod:`tinker_recovery.testing.actions`.
-        at_step: Optimizer steps contained in the run's weights when the request's turn comes (for
-            a poll: the turn of the request it asks for); None for any. For ``load_weights`` the
-            steps contained in the checkpoint, for ``create_model`` 0. Together with ``for_s``, the
-            step at which the time begins.
-        request: The kind of request. None for any, except that engine faults strike
-            ``create_model`` and ``load_weights`` only where that is asked for.
+        action: One of the table in :mod:`tinker_recovery.testing.actions`.
+        at_step: Optimizer steps in the run's weights when the request's turn comes (for a poll:
+            the turn of the request it polls); None for any. For ``load_weights`` the steps in the
+            checkpoint, for ``create_model`` 0. With ``for_s``, the step at which its time begins.
+        request: The kind of request. None for any; but engine faults strike ``create_model`` and
+            ``load_weights`` only if named here.
         run: The Tinker run id; None for any.
-        times: How often it strikes. None: once, or, with ``for_s``, as often as it can.
+        times: How often it strikes. None: once, or, with ``for_s``, every time.
         category: For ``poison``, ``fail`` and ``fail_session``.
         message: For ``poison``, ``fail``, ``fail_session`` and ``status``.
         quiet: For ``poison``: hang instead of failing.
-        for_s: Seconds from its first strike on during which it strikes; None for no limit.
+        for_s: Seconds from its first strike during which it strikes; None for no limit.
         after_s: Seconds after its injection before it can strike.
         status: For ``status``: the HTTP status, 400 or more.
-        retry_after_s: For ``status``: seconds to put into a Retry-After header.
+        retry_after_s: For ``status``: seconds of a Retry-After header.
         polled: For ``retrieve_future``: the kind of request that is polled; None for any.
-        delay_s: For ``slow``: seconds that the reply is held back.
+        delay_s: For ``slow``: seconds of delay.
         silent: For ``truncate``: leave the connection open.
-        body: For ``malformed``: what the reply is.
+        body: For ``malformed``: the kind of reply.
         queue_state: For ``pause``: the reason given.
         loss: For ``nan_loss``: the loss reported.
         sticky: For ``nan_loss``: whether the weights become NaN too.
 
     Raises:
-        ValueError: A field is out of its range, or does not go with the action.
+        ValueError: A field is out of range, or does not belong to the action.
     """
 
     action: Action
@@ -92,8 +91,8 @@ class FaultRule:
         self._at_least("times", 1, whole=True)
         self._at_least("after_s", 0)
         for name in ("for_s", "delay_s", "retry_after_s"):
-            self._more_than_nothing(name)
-        self._fits_together()
+            self._positive(name)
+        self._check_combination()
 
     @property
     def _spec(self) -> Spec:
@@ -120,7 +119,7 @@ class FaultRule:
         if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < math.inf:
             self._refuse(name, f"{least} or more" + (", or None for any" if whole else ""))
 
-    def _more_than_nothing(self, name: str) -> None:
+    def _positive(self, name: str) -> None:
         value = getattr(self, name)
         if value is None and name != "delay_s":
             return
@@ -131,7 +130,7 @@ class FaultRule:
         ):
             self._refuse(name, "seconds, more than 0")
 
-    def _fits_together(self) -> None:
+    def _check_combination(self) -> None:
         for name in _defaults().keys() & _OWN:
             if getattr(self, name) != _defaults()[name] and name not in self._spec.takes:
                 takers = ", ".join(repr(key) for key, spec in SPECS.items() if name in spec.takes)
@@ -152,7 +151,7 @@ class FaultRule:
                 )
 
     def matches(self, request: str, run: str | None, polled: str | None) -> bool:
-        """Whether it is meant for such a request, at some step."""
+        """Whether it is for such a request, at some step."""
         wanted = (self.request,) if self.request is not None else self._spec.default
         return request in wanted and self.run in (None, run) and self.polled in (None, polled)
 
