@@ -17,7 +17,7 @@ HOUR_S = 3600
 
 
 class Wall:
-    """A wall clock that moves when told."""
+    """A wall clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -107,7 +107,7 @@ async def test_a_name_is_taken_while_its_save_is_still_in_the_queue(wire: Wire) 
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".part", "é", "x" * 200])
-async def test_a_name_that_is_no_name_is_refused(wire: Wire, name: str) -> None:
+async def test_a_name_that_is_not_allowed_is_refused(wire: Wire, name: str) -> None:
     run = await wire.create()
     await wire.post("save_weights", {"model_id": run, "seq_id": 1, "path": name}, status=400)
 
@@ -123,7 +123,7 @@ async def test_no_name_gets_in_the_way_of_the_servers_own_files(
         assert again.runs() == [run]
 
 
-async def test_checkpoints_keep_their_order_though_the_clock_stands_still(
+async def test_checkpoints_keep_their_order_with_a_stopped_clock(
     tmp_path: Path, wire: Wire
 ) -> None:
     run = await wire.create()

@@ -1,4 +1,4 @@
-"""Rules, the book they are kept in, and the strategies that draw them."""
+"""Rules, the fault book, and the strategies that draw them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tinker_recovery.testing.actions import RUNLESS, SPECS
 from tinker_recovery.testing.strategies import fault_rules, schedules
 
 
-class HandClock:
-    """A clock that moves when told."""
+class ManualClock:
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -33,12 +33,12 @@ class HandClock:
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture
-def book(clock: HandClock) -> FaultBook:
+def book(clock: ManualClock) -> FaultBook:
     return FaultBook(clock)
 
 
@@ -80,7 +80,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_a_rule_that_makes_no_sense_is_refused_by_field_value_and_what_is_allowed() -> None:
+def test_an_invalid_rule_is_refused_by_field_value_and_what_is_allowed() -> None:
     for fields, named in REFUSED:
         with pytest.raises(ValueError, match=re.escape(named)):
             FaultRule(**fields)
@@ -93,7 +93,7 @@ def test_a_rule_strikes_once_unless_it_says_how_often(book: FaultBook) -> None:
 
 
 def test_a_rule_with_a_duration_strikes_everything_from_its_first_strike_on(
-    book: FaultBook, clock: HandClock
+    book: FaultBook, clock: ManualClock
 ) -> None:
     book.add(FaultRule("fail", at_step=3, for_s=10))
     clock.now += 100
@@ -111,7 +111,7 @@ def test_a_duration_and_a_count_end_with_whichever_is_first(book: FaultBook) -> 
     assert [strikes(book) for _ in range(3)] == [True, True, False]
 
 
-def test_a_rule_for_later_does_not_strike_now(book: FaultBook, clock: HandClock) -> None:
+def test_a_rule_for_later_does_not_strike_now(book: FaultBook, clock: ManualClock) -> None:
     book.add(FaultRule("fail", after_s=5))
     clock.now += 4.9
     assert not strikes(book)
@@ -128,7 +128,7 @@ def test_a_released_rule_strikes_no_more_and_the_others_do(book: FaultBook) -> N
 
 
 async def test_a_strike_is_over_when_its_time_is_or_its_rule_is_released(
-    book: FaultBook, clock: HandClock
+    book: FaultBook, clock: ManualClock
 ) -> None:
     book.add(FaultRule("pause", for_s=10))
     book.add(FaultRule("pause", request="load_weights"))
