@@ -1,9 +1,9 @@
 """Histories of one run's checkpoints at a real server: saved, damaged, expired, deleted.
 
-The housekeeping is the real one, with a real journal, and so is the restoration after a fault; what
-is made up is what happens to them. The process may die between any two writes of the journal, and
-answers of the service get lost. Two things are held against it after every act: nothing was deleted
-that must not be, and once a good checkpoint existed there always is one.
+The collector, the journal and the restore after a fault are real; the history is random. The
+process may die between any two writes of the journal, and replies of the service get lost. Two
+promises are checked after every action: nothing was deleted that must not be, and once a good
+checkpoint existed there is always one.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ ORIGIN = FromBaseModel("m", {"rank": 4, "seed": 1})
 
 
 class Died(BaseException):
-    """The process is gone, in the midst of something."""
+    """The process died in the middle of something."""
 
 
 class Mortal(Notebook):
-    """A notebook whose process may die right before or right after it has written something."""
+    """A notebook whose process may die right before or right after a write."""
 
     def __init__(self, journal: Journal, chance: random.Random) -> None:
         super().__init__(journal)
@@ -71,7 +71,7 @@ class Mortal(Notebook):
 
 @dataclass
 class Trust:
-    """What is known of the run's checkpoints, as a recovery sees it."""
+    """The trust in the run's checkpoints, as a recovery sees it."""
 
     bad: dict[str, str] = field(default_factory=dict)
     being_deleted: dict[str, str] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Trust:
         return float("inf")
 
     def stored_on(self, segment: Segment, limit: float) -> list[str]:
-        """Nothing is missed if it is not listed."""
+        """Nothing is missing from the listing."""
         del segment, limit
         return []
 
@@ -96,17 +96,17 @@ class Trust:
         return False
 
     def objection(self, checkpoint: CheckpointRecord | None, answer: object) -> None:
-        """And so nothing speaks against them."""
+        """Nothing is objected to."""
 
     def condemns(self, checkpoint: CheckpointRecord, answer: object) -> bool:
-        """Nor against a checkpoint."""
+        """No checkpoint is rejected."""
         del checkpoint, answer
         return False
 
 
 @dataclass
 class Run:
-    """One logical run, as housekeeping and restoration see it."""
+    """One logical run, as the collector and the restore see it."""
 
     reader: StatusReader
     notebook: Mortal
@@ -135,7 +135,7 @@ class Run:
         self.trust.sizes.update(sizes)
 
     async def refresh_notes(self) -> None:
-        """What the journal says."""
+        """Read the journal again."""
         notes = await self.notebook.notes()
         self.trust.bad.update(notes.bad)
         self.trust.sizes.update(notes.sizes)
@@ -189,7 +189,7 @@ class _World:
         )
 
     async def open(self) -> None:
-        """Begin, or begin again after the process has died: all but the journal is forgotten."""
+        """Begin, also after the process has died: everything but the journal is lost."""
         endpoint = await self._backend.endpoint()
         journal = Journal(self._folder / "journal", service=endpoint.base_url)
         self.reader = StatusReader(endpoint)
@@ -232,7 +232,7 @@ class _World:
         }
 
     def check(self, act: str) -> None:
-        """Hold what has gone since the last look against the promises."""
+        """Check what has been deleted since the last check against the promises."""
         now = self.stored()
         for path, was in self.before.items():
             if path in now:
@@ -308,7 +308,7 @@ class _World:
         self.seen["saved"] += 1
 
     async def damage(self) -> None:
-        """Something happens to a file; never to the last good one, which nothing can mend."""
+        """Damage a file; never that of the last good checkpoint, which nothing can repair."""
         spare = sorted(self.stored().keys() - self.damaged)
         if not spare:
             return
@@ -394,7 +394,7 @@ async def play(seed: int, folder: Path, acts: int = 24) -> History:
                 idle += act == world.time_passes
                 if idle >= 2 or world.chance.random() < 0.6:
                     await world.keep()
-                    world.check("the housekeeping")
+                    world.check("the collector")
                     idle = 0
         except NoUsableCheckpoint:
             pass  # a clear giving up, with nothing good there
