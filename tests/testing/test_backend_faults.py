@@ -243,7 +243,7 @@ async def test_a_request_can_fail_its_whole_session_and_no_other(
     server: LocalTinker, service: tinker.ServiceClient, rest: RestClient, wire: Wire
 ) -> None:
     one, other = await fresh(service), await fresh(service)
-    other = await wire.create()
+    second = await wire.create()
     await train(one, 0, 2)
     await train(other, 0, 1)
     server.inject(FaultRule("fail_session", 2, run=one.model_id, message="out of memory"))
@@ -257,7 +257,7 @@ async def test_a_request_can_fail_its_whole_session_and_no_other(
     await wire.post("session_heartbeat", {"session_id": session}, status=410)
     await wire.post("create_model", {"session_id": session, "model_seq_id": 9, "base_model": "b"},
                     status=410)  # fmt: skip
-    assert await wire.result(await wire.optim_step(other, 1)) == {"metrics": {}}
+    assert await wire.result(await wire.optim_step(second, 1)) == {"metrics": {}}
 
     (failed,) = (await _search(rest, statuses=[{"type": "failed"}])).sessions
     assert failed.session_id == session

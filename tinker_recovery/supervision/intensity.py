@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from tinker_recovery.supervision.backoff import Backoff
-from tinker_recovery.supervision.checks import number, whole
+from tinker_recovery.supervision.checks import number
 from tinker_recovery.supervision.errors import SpecError
 
 
@@ -70,10 +70,3 @@ def healthy_after(
             f"would never need more than {max_restarts} restarts within {max_seconds:g} s",
         )
     return given_s
-
-
-def check_intensity(max_restarts: object, max_seconds: object) -> None:
-    """Raise SpecError unless ``max_restarts`` is a whole number and ``max_seconds`` above 0."""
-    whole("max_restarts", max_restarts)
-    if number("max_seconds", max_seconds, "more than 0 seconds") <= 0:
-        raise SpecError("max_seconds", max_seconds, "more than 0 seconds")

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tinker_recovery.supervision.backoff import Backoff
-from tinker_recovery.supervision.checks import one_of, text
+from tinker_recovery.supervision.checks import number, one_of, text, whole
 from tinker_recovery.supervision.errors import SpecError
 from tinker_recovery.supervision.events import Listener
-from tinker_recovery.supervision.intensity import check_intensity, healthy_after
+from tinker_recovery.supervision.intensity import healthy_after
 from tinker_recovery.supervision.specs import ChildSpec
 from tinker_recovery.supervision.strategies import AutoShutdown, Strategy
 
@@ -41,7 +41,9 @@ class Settings:
     def __post_init__(self) -> None:
         one_of("strategy", self.strategy, Strategy)
         one_of("auto_shutdown", self.auto_shutdown, AutoShutdown)
-        check_intensity(self.max_restarts, self.max_seconds)
+        whole("max_restarts", self.max_restarts)
+        if number("max_seconds", self.max_seconds, "more than 0 seconds") <= 0:
+            raise SpecError("max_seconds", self.max_seconds, "more than 0 seconds")
         text("name", self.name)
         if not isinstance(self.backoff, Backoff):
             raise SpecError("backoff", self.backoff, "a Backoff, or None for the default one")

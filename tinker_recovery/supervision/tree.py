@@ -85,12 +85,8 @@ class BaseSupervisor(AsyncContextManagerMixin):
         the incarnation they were added to. To the parent, giving up is one crash, and ending by
         ``auto_shutdown`` a normal exit. ``ChildInfo.value`` is this supervisor.
 
-        Args:
-            id: The child's id; by default this supervisor's name.
-            restart: This and the others as in ChildSpec.
-            shutdown: The default leaves its children their own limits.
-            significant: See ``restart``.
-            backoff: See ``restart``.
+        The arguments are those of ChildSpec. The default ``id`` is this supervisor's name; the
+        default ``shutdown`` leaves its children their own limits.
         """
         return ChildSpec(
             id=self.name if id is None else id,

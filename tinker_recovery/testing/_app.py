@@ -26,15 +26,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class TinkerApp:
-    """All routes; those for sessions and training are handled here.
-
-    Args:
-        state: The service.
-        auth: Checks the key of each request.
-        wire: Spoils replies.
-        control: The routes for tests.
-        long_poll_s: Seconds that a poll waits for a result before it answers try_again.
-    """
+    """All routes; those for sessions and training are handled here."""
 
     def __init__(
         self,

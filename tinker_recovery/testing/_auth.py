@@ -24,12 +24,7 @@ def _b64(content: bytes) -> str:
 
 
 class Auth:
-    """Checks the key of each request.
-
-    Args:
-        api_key: The key.
-        jwt: Whether it has to be exchanged for a token first.
-    """
+    """Checks the key of each request; with ``jwt`` it has to be exchanged for a token first."""
 
     def __init__(self, api_key: str, *, jwt: bool) -> None:
         self._api_key = api_key

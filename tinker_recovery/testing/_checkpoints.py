@@ -40,13 +40,7 @@ class StoredCheckpoint:
 
 
 class Checkpoints:
-    """All checkpoints of the service.
-
-    Args:
-        store: Where they are kept.
-        wall: Seconds since the epoch, for expiry.
-        lenient: Whether loads ignore checksums.
-    """
+    """All checkpoints of the service; with ``lenient``, loads ignore checksums."""
 
     def __init__(self, store: Store, wall: Callable[[], float], *, lenient: bool = False) -> None:
         self._store = store
@@ -77,17 +71,9 @@ class Checkpoints:
     def export(
         self, run_id: str, name: str, model: BigramLora, *, ttl_s: float | None, config: str
     ) -> tuple[str, int]:
-        """Store a model's weights, without its optimizer, for download.
+        """Store a model's weights, without its optimizer, and a JSON file for download.
 
-        Args:
-            run_id: The run of the model.
-            name: The export's name.
-            model: The model.
-            ttl_s: Seconds until it expires; None for never.
-            config: A second file, as JSON.
-
-        Returns:
-            The path, and the size of the weights in bytes.
+        Returns its path, and the size of the weights in bytes.
         """
         facts = self._facts(run_id, "external_weights", name, ttl_s)
         facts |= {"steps": model.steps, "user_metadata": None, "config": config}

@@ -16,12 +16,7 @@ async def find_faults(
 ) -> tuple[FaultRule | None, list[FaultRule]]:
     """The fault that ends a request, if any, and those that take effect before it is executed.
 
-    Waits while a ``pause`` lasts.
-
-    Args:
-        book: The rules.
-        promise: The request.
-        run: Its run, unless it makes one.
+    Waits while a ``pause`` lasts. ``run`` is None for a request that makes a run.
     """
     struck_by: list[Entry] = []
     effects: list[FaultRule] = []

@@ -19,6 +19,8 @@ from tinker_recovery.testing.actions import (
     Target,
 )
 
+_ABOVE_ZERO = math.ulp(0.0)
+
 __all__ = ["Action", "Category", "FaultRule", "Request", "Target"]
 
 
@@ -87,11 +89,11 @@ class FaultRule:
             self._one_of("request", self._spec.requests)
         if self.polled is not None:
             self._one_of("polled", get_args(Request))
-        self._at_least("at_step", 0, whole=True)
-        self._at_least("times", 1, whole=True)
-        self._at_least("after_s", 0)
+        self._number("at_step", 0, "0 or more, or None for any", whole=True)
+        self._number("times", 1, "1 or more, or None for any", whole=True)
+        self._number("after_s", 0, "0 or more")
         for name in ("for_s", "delay_s", "retry_after_s"):
-            self._positive(name)
+            self._number(name, _ABOVE_ZERO, "seconds, more than 0")
         self._check_combination()
 
     @property
@@ -111,24 +113,13 @@ class FaultRule:
         if not isinstance(value, str | int | bool) or value not in allowed:
             self._refuse(name, ", ".join(str(one) for one in allowed))
 
-    def _at_least(self, name: str, least: int, *, whole: bool = False) -> None:
+    def _number(self, name: str, least: float, allowed: str, *, whole: bool = False) -> None:
         value = getattr(self, name)
-        if value is None and name != "after_s":
+        if value is None and name not in ("after_s", "delay_s"):
             return
         kinds = int if whole else int | float
         if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < math.inf:
-            self._refuse(name, f"{least} or more" + (", or None for any" if whole else ""))
-
-    def _positive(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is None and name != "delay_s":
-            return
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
-            self._refuse(name, "seconds, more than 0")
+            self._refuse(name, allowed)
 
     def _check_combination(self) -> None:
         for name in _defaults().keys() & _OWN:

@@ -91,12 +91,7 @@ def listen(host: str, port: int) -> socket.socket:
 class Host:
     """A service and its server; belongs to the running event loop.
 
-    Args:
-        listener: The socket to serve on.
-        root: Where runs and checkpoints are kept.
-        book: The rules that strike requests.
-        options: The server's options.
-        wall: Seconds since the epoch, for expiry.
+    ``wall`` is seconds since the epoch, for expiry.
     """
 
     def __init__(
@@ -148,8 +143,7 @@ class Host:
     async def serve(self, ready: Callable[[], None]) -> None:
         """Serve until stopped; then end open connections at once and wait for every task.
 
-        Args:
-            ready: Called once connections are accepted.
+        ``ready`` is called once connections are accepted.
         """
         self._server.ready = ready
         await self._server.serve([self._listener])

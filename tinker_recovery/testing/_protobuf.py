@@ -16,11 +16,7 @@ MEDIA_TYPE = "application/x-protobuf"
 
 
 def read_request(content: bytes, encoding: str | None) -> Any:
-    """A ForwardBackwardRequest.
-
-    Args:
-        content: The body of the HTTP request.
-        encoding: Its Content-Encoding, if any.
+    """A ForwardBackwardRequest, from an HTTP body and its Content-Encoding.
 
     Raises:
         ValueError: It cannot be parsed as one.

@@ -95,14 +95,6 @@ class Promise:
         self._reported = self.queue_state
 
 
-@dataclass(slots=True)
-class Job:
-    """A queued request of a run."""
-
-    promise: Promise
-    execute: Callable[[Run], Reply]
-
-
 @dataclass(frozen=True, slots=True)
 class RunState:
     """The contents of a run, for tests to compare.
@@ -143,7 +135,7 @@ class Run:
         self.current: Promise | None = None
         self.worker: asyncio.Task[None] | None = None
         self._next_seq = next_seq
-        self._waiting: dict[int, Job] = {}
+        self._queue: dict[int, tuple[Promise, Callable[[Run], Reply]]] = {}
         self._arrived = asyncio.Event()
 
     @property
@@ -172,24 +164,24 @@ class Run:
         digests = self.model.digests() if self.model else ("", "")
         return RunState(self.steps, *digests, self.corrupted, self.facts.get("parent"))
 
-    def queue(self, job: Job) -> None:
+    def queue(self, promise: Promise, execute: Callable[[Run], Reply]) -> None:
         """Add a request."""
-        job.promise.set_queue_state(self.queue_state)
-        self._waiting[job.promise.seq_id] = job
+        promise.set_queue_state(self.queue_state)
+        self._queue[promise.seq_id] = promise, execute
         self._arrived.set()
 
-    async def next(self) -> Job:
+    async def next(self) -> tuple[Promise, Callable[[Run], Reply]]:
         """The next request in its turn."""
         if self._next_seq is None:
             # A client from before a restart keeps counting; its chunks may arrive out of order.
-            while not self._waiting:
+            while not self._queue:
                 await self._arrival()
             await asyncio.sleep(_SETTLE_S)
-            self._next_seq = min(self._waiting)
-        while self._next_seq not in self._waiting:
+            self._next_seq = min(self._queue)
+        while self._next_seq not in self._queue:
             await self._arrival()
         self._next_seq += 1
-        return self._waiting.pop(self._next_seq - 1)
+        return self._queue.pop(self._next_seq - 1)
 
     def stop(self) -> None:
         """Execute no more requests."""
@@ -203,7 +195,7 @@ class Run:
     def pending(self) -> list[Promise]:
         """The request being executed, and those in the queue."""
         current = [self.current] if self.current is not None and not self.current.done else []
-        return current + [job.promise for job in self._waiting.values()]
+        return current + [promise for promise, _ in self._queue.values()]
 
     def set_queue_state(self, queue_state: str) -> None:
         """Change what polls of everything pending report."""

@@ -21,7 +21,6 @@ from tinker_recovery.testing._fault_book import FaultBook
 from tinker_recovery.testing._faults import FaultRule
 from tinker_recovery.testing._options import Restart, ServerOptions
 from tinker_recovery.testing._runs import (
-    Job,
     Promise,
     Reply,
     RequestError,
@@ -40,14 +39,7 @@ def _now() -> str:
 
 
 class ServiceState:
-    """All state of the service.
-
-    Args:
-        store: Where runs and checkpoints are kept.
-        faults: The rules that strike requests.
-        options: The server's options.
-        wall: Seconds since the epoch, for expiry.
-    """
+    """All state of the service."""
 
     def __init__(
         self,
@@ -300,14 +292,14 @@ class ServiceState:
         if run.worker is None:
             promise.fail(f"model {run_id} is not loaded", "server")
         else:
-            run.queue(Job(promise, execute))
+            run.queue(promise, execute)
         return request_id
 
     async def _work(self, run: Run) -> None:
         """Execute the run's requests in the order of their seq_ids."""
         while True:
-            job = await run.next()
-            promise = run.current = job.promise
+            promise, execute = await run.next()
+            run.current = promise
             promise.step = run.steps
             if duration_s := self._duration_s.get(promise.request):
                 await asyncio.sleep(duration_s)
@@ -317,7 +309,7 @@ class ServiceState:
                 for effect in effects:
                     apply_effect(run, effect, self.checkpoints)
             if rule is None or rule.action == "gone":
-                _execute(promise, functools.partial(job.execute, run), gone=rule is not None)
+                _execute(promise, functools.partial(execute, run), gone=rule is not None)
             else:
                 await self._fail(run, promise, rule)
 
@@ -343,11 +335,7 @@ class ServiceState:
     ) -> None:
         """Fail a session: pending and later requests of its runs fail.
 
-        Args:
-            session: The session's id.
-            message: The error's message.
-            category: The error's category.
-            reason: What the service reports as the cause; by default the newest run.
+        ``reason`` is the cause that the service reports; by default the newest run.
         """
         runs = self.runs_of(session)
         if reason is None:

@@ -14,12 +14,7 @@ Facts = dict[str, Any]
 
 
 class Sessions:
-    """All sessions, oldest first.
-
-    Args:
-        store: Where they are kept.
-        wall: Seconds since the epoch.
-    """
+    """All sessions, oldest first."""
 
     def __init__(self, store: Store, wall: Callable[[], float]) -> None:
         self._store = store

@@ -41,11 +41,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 class Store:
-    """Everything that survives the server.
-
-    Args:
-        root: Its folder; made if it does not exist.
-    """
+    """Everything that survives the server, in a folder that is made if it does not exist."""
 
     def __init__(self, root: Path) -> None:
         self._root = root / "runs"
@@ -147,12 +143,7 @@ class Store:
     def tensors(
         self, run_id: str, facts: Mapping[str, Any], *, lenient: bool
     ) -> dict[str, NDArray[Any]]:
-        """The tensors of a checkpoint.
-
-        Args:
-            run_id: Its run.
-            facts: Its record.
-            lenient: Whether to ignore the checksum.
+        """The tensors of a checkpoint; with ``lenient``, its checksum is ignored.
 
         Raises:
             DamagedCheckpoint: They are missing, or not what was saved.

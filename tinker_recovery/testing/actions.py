@@ -88,12 +88,7 @@ Request = Literal[
 """The kinds of request that the service executes."""
 
 Target = Literal[
-    "create_model",
-    "load_weights",
-    "forward_backward",
-    "optim_step",
-    "save_weights",
-    "save_weights_external",
+    Request,
     "retrieve_future",
     "get_info",
     "training_run",

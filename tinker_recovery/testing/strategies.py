@@ -135,18 +135,9 @@ def schedules(
     min_faults: int = 1,
     max_faults: int = 3,
 ) -> st.SearchStrategy[list[FaultRule]]:
-    """Lists of rules to inject before a run.
+    """Lists of ``min_faults`` to ``max_faults`` rules to inject before a run.
 
-    Args:
-        steps: As for :func:`fault_rules`; so are the next three.
-        actions: See ``steps``.
-        requests: See ``steps``.
-        parameters: See ``steps``.
-        min_faults: The smallest number of rules.
-        max_faults: The largest number of rules.
-
-    Raises:
-        ValueError: An unknown action, or nothing to draw.
+    The other arguments and the errors are those of :func:`fault_rules`.
     """
     rules = fault_rules(steps=steps, actions=actions, requests=requests, parameters=parameters)
     return st.lists(rules, min_size=min_faults, max_size=max_faults)
