@@ -1,4 +1,4 @@
-"""What ``tinker-recovery checkpoints`` works on: the service's checkpoints, lineage by lineage."""
+"""The service and the journal, as ``tinker-recovery checkpoints`` uses them."""
 
 from __future__ import annotations
 
@@ -10,30 +10,27 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio.to_thread
-import click
 
 from tinker_recovery.checkpoints import CheckpointRecord, Listed, Segment, WeightsFacts, segments_of
 from tinker_recovery.cli.checkpoints.scope import Scope
+from tinker_recovery.cli.common import refuse
 from tinker_recovery.errors import JournalError, StatusError
 from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, journal_path
 from tinker_recovery.journal.reading import RunView, read_run, read_runs
 from tinker_recovery.service import StatusReader, TinkerBackend
 
-OUT_OF_REACH = 3
-"""Exit status: the service, or the journal, could not be read."""
-
 MIN_AGE = timedelta(days=1)
-"""Of a lineage this machine knows nothing of, what was saved since then is left alone."""
+"""In lineages that are not in this machine's journal, younger checkpoints are protected."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
-    """The service as these commands see it.
+class Context:
+    """The service and the journal.
 
     Attributes:
-        backend: For what needs a session.
-        reader: The service's word.
-        notebook: The journal's.
+        backend: Opens sessions.
+        reader: Reads the service's status and listings.
+        notebook: Reads and writes pins and checksums in the journal.
         journal: The journal's file.
     """
 
@@ -43,7 +40,7 @@ class Stock:
     journal: Path | None
 
     async def listed(self, scope: Scope) -> list[Listed]:
-        """Every training checkpoint meant by a scope, the newest first."""
+        """Every training checkpoint in a scope, the newest first."""
         run_ids, lineage = await self._resolve(scope)
         found = [
             Listed.read(each)
@@ -64,58 +61,48 @@ class Stock:
     async def _resolve(self, scope: Scope) -> tuple[set[str] | None, str | None]:
         if scope.run is None or ":train:" in scope.run:
             return None if scope.run is None else {scope.run}, scope.lineage
-        known = await self._read(scope.run)
-        if known is not None:
-            return None, known.lineage
-        return {scope.run}, scope.lineage
-
-    async def _read(self, name: str) -> RunView | None:
-        path, service = self.journal, self.reader.http.endpoint.base_url
-        if path is None or not path.exists():
-            return None
-        try:
-            return await anyio.to_thread.run_sync(lambda: read_run(path, name, service=service))
-        except JournalError:
-            return None  # one of an older schema: brought up to date by the next training process
+        known = await self._known(scope.run)
+        return (None, next(iter(known))) if known else ({scope.run}, scope.lineage)
 
     async def lineages(self, listed: Sequence[Listed]) -> list[StoredLineage]:
-        """The lineages that the readable ones among these belong to, each with its history."""
+        """The lineages of these checkpoints, each with its history; without unreadable ones."""
         of: dict[str, list[CheckpointRecord]] = {}
         for each in listed:
             if each.record is not None:
                 of.setdefault(each.record.lineage, []).append(each.record)
-        known = await self._known_lineages()
+        known = await self._known()
         return [_stored(lineage, records, known.get(lineage)) for lineage, records in of.items()]
 
-    async def _known_lineages(self) -> dict[str, RunView]:
+    async def _known(self, name: str | None = None) -> dict[str, RunView]:
+        """The runs of this service in the journal, by lineage id; of a name, only its newest."""
         path, service = self.journal, self.reader.http.endpoint.base_url
         if path is None or not path.exists():
             return {}
+
+        def read() -> dict[str, RunView]:
+            every = {view.name for view in read_runs(path) if view.service == service}
+            chosen = every if name is None else [name]
+            views = [read_run(path, each, service=service) for each in chosen]
+            return {view.lineage: view for view in views if view is not None}
+
         try:
-            views = await anyio.to_thread.run_sync(lambda: read_runs(path))
+            return await anyio.to_thread.run_sync(read)
         except JournalError:
-            return {}
-        found: dict[str, RunView] = {}
-        for view in views:
-            if view.service == service:
-                whole = await self._read(view.name)
-                if whole is not None and whole.lineage == view.lineage:
-                    found[view.lineage] = whole
-        return found
+            return {}  # of an older schema, which the next training process migrates
 
 
 @dataclass(frozen=True, slots=True)
 class StoredLineage:
-    """A lineage of which no run is under way in this process.
+    """A lineage that is not trained by this process; implements ``CollectedRun``.
 
     Attributes:
-        name: Its name, or its id where it has none here.
-        lineage: Its id.
+        name: The run's name, or the lineage id if this machine knows no name.
+        lineage: The lineage id.
         segments: Every Tinker run it has lived in, oldest first.
-        protected: Path to reason, of what is left alone.
-        trained_by: The process that trains it just now, in words; None if none is known.
-        weights: What its weights are.
-        recovering: It is not, here.
+        protected: Reasons not to delete, by path.
+        trained_by: Describes the process that trains it now; None if none is known.
+        weights: What is known of its weights: nothing.
+        recovering: Always False.
     """
 
     name: str
@@ -127,29 +114,29 @@ class StoredLineage:
     recovering: bool = False
 
     def is_pending(self, record: CheckpointRecord) -> bool:
-        """No metric is still to come."""
+        """Always False."""
         del record
         return False
 
     async def mark_bad(self, path: str, reason: str) -> None:
-        """Nothing is marked by these commands."""
+        """Do nothing: these commands mark no checkpoints."""
 
     def note_being_deleted(self, paths: Collection[str]) -> None:
-        """Nobody here relies on any."""
+        """Do nothing."""
 
     def note_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Nobody here compares them."""
+        """Do nothing."""
 
 
 def _stored(
     lineage: str, records: Sequence[CheckpointRecord], known: RunView | None
 ) -> StoredLineage:
     if known is None or not known.attempts:
-        # Trained on another machine, perhaps at this moment: it may have gone back to any of the
-        # recent ones, and the listing does not tell.
+        # Perhaps being trained on another machine, where it may have recovered from any of the
+        # recent checkpoints.
         recent = datetime.now(UTC) - MIN_AGE
         young = {
-            record.path: "saved less than a day ago, by a run this machine knows nothing of"
+            record.path: "saved less than a day ago by a run that is not in this machine's journal"
             for record in records
             if record.time > recent
         }
@@ -177,18 +164,11 @@ def _newest_first(each: Listed) -> tuple[datetime, int, str]:
     return record.time, record.step, each.path
 
 
-class _Unread(click.ClickException):
-    """The service, or the journal, could not be read."""
-
-    exit_code = OUT_OF_REACH
-
-
 @asynccontextmanager
-async def open_stock(timeout_s: float = 30.0) -> AsyncGenerator[Stock]:
+async def open_context(timeout_s: float = 30.0) -> AsyncGenerator[Context]:
     """The service that TINKER_BASE_URL and TINKER_API_KEY name, and the user's journal.
 
-    Raises:
-        click.ClickException: With exit status 3: either cannot be read.
+    Exits with status 3 if either cannot be read.
     """
     logging.getLogger("stamina").setLevel(logging.ERROR)
     path = journal_path(STATE_FOLDER)
@@ -199,6 +179,6 @@ async def open_stock(timeout_s: float = 30.0) -> AsyncGenerator[Stock]:
             Notebook(Journal(path, service=endpoint.base_url)) as notebook,
             StatusReader(endpoint, timeout_s=timeout_s) as reader,
         ):
-            yield Stock(backend, reader, notebook, path)
+            yield Context(backend, reader, notebook, path)
     except (StatusError, JournalError) as error:
-        raise _Unread(str(error)) from error
+        refuse(str(error))

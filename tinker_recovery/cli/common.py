@@ -1,0 +1,61 @@
+"""What several commands share: the journal they read, the console, and how they exit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NO_SUCH_RUN, UNREADABLE = 1, 3
+"""Exit statuses."""
+
+journal_option = click.option(
+    "--journal",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="The journal, or its folder. Default: TINKER_RECOVERY_STATE_DIR, or your state folder.",
+)
+
+service_option = click.option(
+    "--service",
+    metavar="URL",
+    help="Base URL of the service, if runs at several have this name. Default: the newest run.",
+)
+
+
+def journal_file(choice: Path | None) -> Path:
+    """The journal that ``--journal`` names; it may not exist."""
+    from tinker_recovery.journal.journal import JOURNAL_FILE, default_path
+
+    if choice is None:
+        return default_path()
+    return choice / JOURNAL_FILE if choice.is_dir() else choice
+
+
+def plain_console() -> Console:
+    """A console that prints names and messages as they are, without markup, emoji or highlights.
+
+    Every Tinker run id contains ``:train:``, which rich would print as an emoji.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False)
+
+
+def refuse(why: str, status: int = UNREADABLE) -> NoReturn:
+    """Exit the command with an error message."""
+    click.echo(f"Error: {why}", err=True)
+    raise click.exceptions.Exit(status)
+
+
+def no_such_run(journal: Path, name: str) -> NoReturn:
+    """Exit because the journal has no run of that name; lists the names it has."""
+    from tinker_recovery.journal.reading import read_runs
+    from tinker_recovery.report import plain
+
+    known = ", ".join(sorted({plain(each.name) for each in read_runs(journal)})) or "none"
+    refuse(f"there is no run {plain(name)!r} in {journal}; its runs: {known}", NO_SUCH_RUN)
