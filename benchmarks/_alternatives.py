@@ -1,7 +1,7 @@
-"""The same faults on the same server, recovered from as people do without tinker_recovery.
+"""Recovery from the same faults on the same server, in ways people use without tinker_recovery.
 
-Each way returns the seconds from the fault to the first call of whatever takes over. All clocks
-are the machine's monotonic one, which its processes share.
+Each returns the seconds from the fault to the first call after the restart. All clocks are the
+machine's monotonic one, which its processes share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-import _by_hand
+import _plain_loop
 import anyio
 import anyio.to_thread
 import stamina
@@ -50,7 +50,7 @@ async def shell_loop(server: LocalTinkerProcess, rule: FaultRule) -> float:
 
     def run() -> str:
         with _folder() as folder:
-            script = Path(_by_hand.__file__)
+            script = Path(_plain_loop.__file__)
             command = shlex.join([sys.executable, str(script), f"{folder}/state", str(STEPS)])
             return subprocess.run(  # noqa: S603 - our own script
                 ["/bin/sh", "-c", f"until {command} 2>/dev/null; do :; done"],
@@ -72,7 +72,7 @@ async def stamina_around_main(server: LocalTinkerProcess, rule: FaultRule) -> fl
 
     def run() -> None:
         with _folder() as folder:
-            main = stamina.retry(on=Exception)(_by_hand.train)
+            main = stamina.retry(on=Exception)(_plain_loop.train)
             main(Path(folder) / "state", STEPS, lambda _: calls.append(time.monotonic()))
 
     await anyio.to_thread.run_sync(run)
@@ -80,7 +80,7 @@ async def stamina_around_main(server: LocalTinkerProcess, rule: FaultRule) -> fl
 
 
 async def poll_and_backoff(server: LocalTinkerProcess, rule: FaultRule) -> float:
-    """Ask every 30 s whether the run is corrupted; if so wait 5 s, and take it up again."""
+    """Poll every 30 s whether the run is corrupted; if so, wait 5 s and restart it."""
     calls: list[float] = []
     runs: list[str] = []
 
@@ -93,8 +93,10 @@ async def poll_and_backoff(server: LocalTinkerProcess, rule: FaultRule) -> float
         # The fault falls anywhere between two polls.
         poll_at = time.monotonic() + random.uniform(0.2, 1.0) * POLL_S
         connect = partial(tinker.ServiceClient, base_url=server.base_url, api_key=server.api_key)
-        train = partial(_by_hand.train, state, STEPS, called, connect)
-        await anyio.to_thread.run_sync(partial(_by_hand.train, state, STRIKE - 1, called, connect))
+        train = partial(_plain_loop.train, state, STEPS, called, connect)
+        await anyio.to_thread.run_sync(
+            partial(_plain_loop.train, state, STRIKE - 1, called, connect)
+        )
         await server.inject(rule)
         try:
             await anyio.to_thread.run_sync(train)

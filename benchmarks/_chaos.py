@@ -1,9 +1,9 @@
-"""Chaos: random faults over random loops, and the one thing that may come of them.
+"""Chaos: random faults in random loops, and the result that each must have.
 
-A schedule is a loop (its depth, sync or async) and what goes wrong under it. Whatever it is, the
-run ends with exactly the weights of an undisturbed one, or with an error that says why it cannot,
-and then only if the schedule holds something that cannot be recovered from. It never hangs, never
-ends with other weights, and leaves nothing behind.
+A schedule is a loop (its depth, sync or async) and its faults. The run has to end with exactly the
+weights of an undisturbed one; or, only if the schedule contains a fault that cannot be recovered
+from, with an error that says why. It must not hang, end with other weights, or leave anything
+behind.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ _REFUSALS = {400, 401, 403, 404, 422}
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The service is gone for a while when a step is reached.
+    """The service is down for a while when a step is reached.
 
     Attributes:
         at_step: The loop's step.
         rollback: Whether it comes back at its last checkpoint.
-        status: What it answers meanwhile; None refuses connections.
+        status: The status of its replies meanwhile; None refuses connections.
     """
 
     at_step: int
@@ -86,7 +86,7 @@ CONDEMNED_BY = 2
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A loop, and what goes wrong under it. Its ``repr`` is the call that makes it.
+    """A loop and its faults. Its ``repr`` is the call that makes it.
 
     Attributes:
         depth: Batches submitted ahead.
@@ -103,10 +103,10 @@ class Schedule:
     standby: bool = False
 
     def may_be_given_up(self, *, started: bool) -> bool:
-        """Whether it holds an answer that trying again cannot change.
+        """Whether it contains a fault that trying again cannot change.
 
-        Nonsense in answer to the very first start is passed on to the user, who loses nothing by
-        it. A canary that answers NaN twice condemns a checkpoint, as a wrong restore does.
+        A malformed reply to the very first start is raised, because nothing is lost yet. A canary
+        that answers NaN twice rejects a checkpoint, as a wrong restore does.
         """
         return (
             any(
@@ -122,15 +122,15 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a schedule.
+    """The result of a schedule.
 
     Attributes:
         schedule: The schedule.
         recoveries: How often the run was recovered.
         fired: How many faults struck.
         gave_up: The error it was given up with, if it was.
-        violation: What was not as promised; empty if nothing.
-        wall_s: How long it took.
+        violation: The promise that was broken; empty if none.
+        wall_s: Seconds it took.
     """
 
     schedule: Schedule
@@ -288,9 +288,9 @@ _known: list[object] = []
 
 
 async def _undisturbed() -> object:
-    """The final state of a run under which nothing goes wrong."""
+    """The final state of a run without faults."""
     if not _known:
-        _known.append(None)  # asked for by itself just below
+        _known.append(None)  # computed just below
         async with LocalTinker() as server:
             os.environ.update(TINKER_BASE_URL=server.base_url)
             async with Supervisor(POLICY, journal=None) as supervisor:
@@ -300,8 +300,8 @@ async def _undisturbed() -> object:
 
 
 async def _left_behind(server: LocalTinker, schedule: Schedule, limit_s: float = 8.0) -> str:
-    """What is still there that should not be; empty if nothing."""
-    # A session whose first reply was lost is known to the service alone, which times it out.
+    """What was left behind; empty if nothing."""
+    # A session whose first reply was lost is known only to the service, which times it out.
     nameless = any(rule.request in {"create_session", None} for rule in schedule.faults)
     deadline = time.monotonic() + limit_s
     while True:

@@ -1,7 +1,7 @@
-"""The supervisors that benchmarks/supervision.py compares, each behind one small face.
+"""The supervisors that benchmarks/supervision.py compares, each as an async context manager.
 
-A contestant is entered with its workers up, keeps them up, and is left with them stopped. The
-libraries are optional (`pip install "tinker-recovery[bench]"`).
+Entering one starts its workers, and leaving it stops them. The libraries are optional
+(`pip install "tinker-recovery[bench]"`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALWAYS = 10**9
 
 
 class Crash(Exception):
-    """A worker was told to crash."""
+    """Raised by a worker that was ordered to crash."""
 
 
 class Yard:
@@ -36,7 +36,7 @@ class Yard:
         self._all_up: asyncio.Future[None] | None = None
 
     def expect(self, count: int) -> asyncio.Future[None]:
-        """A future that is done once this many have come up from now on."""
+        """A future that is done once this many more have come up."""
         self._missing = count
         self._all_up = asyncio.get_running_loop().create_future()
         return self._all_up
@@ -89,7 +89,7 @@ Contestant = Callable[[Sequence[Worker], Yard], AbstractAsyncContextManager[None
 
 @asynccontextmanager
 async def ours(workers: Sequence[Worker], _: Yard) -> AsyncGenerator[None]:
-    """SupervisionTree, without a backoff, as none of the by-hand ones has one."""
+    """SupervisionTree, without a backoff, because the manual ones have none."""
 
     def spec(worker: Worker) -> ChildSpec:
         async def serve(child: Child) -> None:
@@ -104,7 +104,7 @@ async def ours(workers: Sequence[Worker], _: Yard) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def anyio_by_hand(workers: Sequence[Worker], _: Yard) -> AsyncGenerator[None]:
+async def anyio_manual(workers: Sequence[Worker], _: Yard) -> AsyncGenerator[None]:
     """A bare anyio task group: each start waits for ready, each crash starts a fresh task."""
     async with anyio.create_task_group() as group:
 
@@ -124,7 +124,7 @@ async def anyio_by_hand(workers: Sequence[Worker], _: Yard) -> AsyncGenerator[No
 
 @asynccontextmanager
 async def anyio_loop(workers: Sequence[Worker], _: Yard) -> AsyncGenerator[None]:
-    """The same with a loop inside one task: nothing is fresh, and nothing can be abandoned."""
+    """The same with a loop inside one task, which cannot be replaced or abandoned."""
     async with anyio.create_task_group() as group:
 
         async def keep(worker: Worker, *, task_status: TaskStatus[None]) -> None:
@@ -141,7 +141,7 @@ async def anyio_loop(workers: Sequence[Worker], _: Yard) -> AsyncGenerator[None]
 
 
 @asynccontextmanager
-async def asyncio_by_hand(workers: Sequence[Worker], _: Yard) -> AsyncGenerator[None]:
+async def asyncio_manual(workers: Sequence[Worker], _: Yard) -> AsyncGenerator[None]:
     """A bare asyncio.TaskGroup: each start waits for ready, each crash starts a fresh task."""
     tasks: dict[str, asyncio.Task[None]] = {}
     async with asyncio.TaskGroup() as group:
@@ -162,7 +162,7 @@ async def asyncio_by_hand(workers: Sequence[Worker], _: Yard) -> AsyncGenerator[
 
 
 def library(name: str) -> ModuleType:
-    """An optional library; raises ImportError if it is not there."""
+    """An optional library; raises ImportError if it is not installed."""
     return importlib.import_module(name)
 
 
@@ -256,14 +256,14 @@ async def fauxtp(workers: Sequence[Worker], yard: Yard) -> AsyncGenerator[None]:
 
 CONTESTANTS: dict[str, Contestant] = {
     "tinker_recovery.supervision": ours,
-    "anyio task group, by hand": anyio_by_hand,
+    "anyio task group, manual": anyio_manual,
     "anyio, a loop in one task": anyio_loop,
-    "asyncio.TaskGroup, by hand": asyncio_by_hand,
+    "asyncio.TaskGroup, manual": asyncio_manual,
     "chrono-daemon": chrono_daemon,
     "tapio-py": tapio,
     "mode-streaming": mode,
     "fauxtp": fauxtp,
 }
 OURS, BARE, *_ = CONTESTANTS
-BY_HAND = 4
-"""The first four are measured in every round, the libraries in the first few alone."""
+CHEAP = 4
+"""The first four are measured in every round, the libraries only in the first few."""

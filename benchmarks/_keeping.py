@@ -1,9 +1,9 @@
 """Histories of one run's checkpoints at a real server: saved, damaged, expired, deleted.
 
-The Collector is the real one, with a real journal, and so is the restore after a fault; what is
-made up is what happens to them. The process may die between any two writes of the journal, and
-answers of the service get lost. Two things are checked after every act: nothing was deleted that
-must not be, and once a good checkpoint existed there always is one.
+The collector, the journal and the restore after a fault are real; the history is random. The
+process may die between any two writes of the journal, and replies of the service get lost. Two
+promises are checked after every action: nothing was deleted that must not be, and once a good
+checkpoint existed there is always one.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ ORIGIN = FromBaseModel("m", {"rank": 4, "seed": 1})
 
 
 class Died(BaseException):
-    """The process is gone, in the midst of something."""
+    """The process died in the middle of something."""
 
 
 class Mortal(Notebook):
-    """A notebook whose process may die right before or right after it has written something."""
+    """A notebook whose process may die right before or right after a write."""
 
     def __init__(self, journal: Journal, chance: random.Random) -> None:
         super().__init__(journal)
@@ -71,7 +71,7 @@ class Mortal(Notebook):
 
 @dataclass
 class Run:
-    """One logical run, as retention and a restore see it."""
+    """One logical run, as the collector and the restore see it."""
 
     segments: list[Segment] = field(default_factory=list)
     checkpoints: CheckpointState = field(default_factory=lambda: CheckpointState("sft"))
@@ -133,7 +133,7 @@ class _World:
         )
 
     async def open(self) -> None:
-        """Begin, or begin again after the process has died: all but the journal is forgotten."""
+        """Begin, also after the process has died: everything but the journal is lost."""
         endpoint = await self._backend.endpoint()
         journal = Journal(self._folder / "journal", service=endpoint.base_url)
         self.reader = StatusReader(endpoint)
@@ -172,7 +172,7 @@ class _World:
         }
 
     def check(self, act: str) -> None:
-        """Hold what has gone since the last look against the promises."""
+        """Check what has been deleted since the last check against the promises."""
         now = self.stored()
         for path, was in self.before.items():
             if path in now:
@@ -248,7 +248,7 @@ class _World:
         self.seen["saved"] += 1
 
     async def damage(self) -> None:
-        """Something happens to a file; never to the last good one, which nothing can mend."""
+        """Damage a file; never that of the last good checkpoint, which nothing can repair."""
         spare = sorted(self.stored().keys() - self.damaged)
         if not spare:
             return
@@ -331,7 +331,7 @@ async def play(seed: int, folder: Path, acts: int = 24) -> History:
                 idle += act == world.time_passes
                 if idle >= 2 or world.chance.random() < 0.6:
                     await world.keep()
-                    world.check("the collection")
+                    world.check("the collector")
                     idle = 0
         except NoUsableCheckpoint:
             pass  # a clear giving up, with nothing good there

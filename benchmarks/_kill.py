@@ -1,4 +1,4 @@
-"""Kills: a training process killed at random points and run again, and what has to be true then."""
+"""Kills: a training process killed at random points and run again, and what must hold then."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from _kill_loop import NAME
 
 from tinker_recovery.journal.reading import RunView, read_run
 from tinker_recovery.telemetry import names
-from tinker_recovery.testing import FaultRule, LocalTinkerProcess
-from tinker_recovery.testing.runs import RunState
+from tinker_recovery.testing import FaultRule, LocalTinkerProcess, RunState
 
 STEPS = 24
 KILLED = -9
@@ -53,7 +52,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a plan.
+    """The result of a plan.
 
     Attributes:
         plan: The plan.
@@ -92,7 +91,7 @@ def draw(chance: random.Random) -> Plan:
 
 
 class _Process:
-    """One process of the run, killed by a timer of ours if not by itself."""
+    """One process of the run, which kills itself or is killed by a timer."""
 
     def __init__(self, folder: Path, depth: int, death: str | float | None) -> None:
         self._death = death
@@ -105,7 +104,7 @@ class _Process:
         self.process = subprocess.Popen(command, stderr=self._errors)  # noqa: S603 - our own script
 
     async def end(self) -> int:
-        """Its exit status, once it has ended; kills it when its time has come."""
+        """Its exit status once it has ended; kills it when its time is up."""
         try:
             if isinstance(self._death, float):
                 await self._first_step()
@@ -157,7 +156,7 @@ async def play(plan: Plan, expected: RunState | None = None) -> Outcome:
 
 
 async def _run_until_done(plan: Plan, folder: Path) -> tuple[int, str]:
-    """Start one process after the other, by the same command, until one says it is done."""
+    """Start one process after the other, by the same command, until one is done."""
     kills = 0
     for death in (*plan.deaths, None, None, None):
         processes = [_Process(folder, plan.depth, death)]

@@ -57,13 +57,13 @@ class Fate:
         self._seen: Counter[str] = Counter()
 
     def reached(self, point: str) -> None:
-        """A point is reached; dies there if it is the one."""
+        """Record that a point is reached; die if it is the one."""
         self._seen[point] += 1
         if point == self._point and self._seen[point] == self._count:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def event(self, event: RecoveryEvent) -> None:
-        """An event is told."""
+        """Record an event."""
         self.reached(f"event:{event.name}")
 
 

@@ -1,4 +1,4 @@
-"""An OTLP receiver on loopback, gRPC and HTTP: takes what a real exporter puts on the wire."""
+"""An OTLP receiver on loopback, over gRPC and HTTP, for a real exporter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How every benchmark here prints: a table for people, and bars as JSON on the last line."""
+"""The output of every benchmark: a table, and bars as JSON on the last line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A measured value and the limit it has to keep."""
+    """A measured value and its limit."""
 
     name: str
     value: float
@@ -39,7 +39,7 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 def keep_no_state() -> None:
-    """Have every journal written to a folder that goes with the benchmark, and not the user's."""
+    """Write every journal to a folder that is deleted with the benchmark, not to the user's."""
     folder = tempfile.TemporaryDirectory(prefix="benchmark-state-")
     atexit.register(folder.cleanup)
     os.environ["TINKER_RECOVERY_STATE_DIR"] = folder.name

@@ -1,7 +1,7 @@
 """A process that trains blocks of steps on request, with tracing exported or without an SDK.
 
-A process has one tracer provider for good, so each contestant of ``step_overhead.py`` is one of its
-own. Every line on stdin asks for a block; the answer is the seconds it took.
+A process can have only one tracer provider, so each contestant of ``step_overhead.py`` has its own
+process. Every line on stdin requests a block; the reply is the seconds it took.
 """
 
 from __future__ import annotations

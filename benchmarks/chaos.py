@@ -1,10 +1,9 @@
 """Chaos: random schedules of faults over random loops, and how many broke a promise.
 
-Each schedule (pipeline depth 0 to 3, sync or async, up to three faults and now and then an outage)
-is played with the real SDK on a local server. The promise: bit-identical final weights, or a clear
-giving up where the schedule makes recovery impossible; never a hang, never a wrong result, nothing
-left behind. Goodput is the time of the same loop under which nothing goes wrong, over the time it
-took.
+Each schedule (pipeline depth 0 to 3, sync or async, up to three faults and sometimes an outage) is
+played with the real SDK on a local server. The promise: bit-identical final weights, or a clear
+error where the schedule makes recovery impossible; no hang, no wrong result, nothing left behind.
+Goodput is the time of the same loop without faults, divided by the time it took.
 
     python benchmarks/chaos.py [--schedules 1000] [--seed 1] [--quick] [--json]
 """
@@ -40,7 +39,7 @@ def arguments() -> argparse.Namespace:
 
 
 def play_all(count: int, first_seed: int, limit_s: float | None) -> list[Outcome]:
-    """Play so many random schedules, telling of progress on stderr."""
+    """Play random schedules, with progress on stderr."""
     outcomes: list[Outcome] = []
     began = time.monotonic()
 

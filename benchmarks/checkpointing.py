@@ -2,12 +2,12 @@
 
 Three supervised loops, two batches ahead, on one local server in a process of its own: one never
 saves, one saves behind every step, and one saves behind every step at a service that answers each
-save two seconds late. The Keeper looks after what they save, as always: it lists, and deletes what
-is too much. Blocks of steps alternate between the loops in random order, and a ratio is the median
-over rounds of (saving / never saving) within the round.
+save two seconds late. The collector lists their checkpoints and deletes old ones, as always. Blocks
+of steps alternate between the loops in random order, and a ratio is the median over rounds of
+(saving / never saving) within the round.
 
 A step takes 0.1 s at the server, a tenth of a quick real one; a save is really written to disk and
-is executed in its turn, so what the service itself spends on it is part of the figure.
+is executed in its turn, so the service's own time for it is part of the figure.
 
     python benchmarks/checkpointing.py [--quick] [--json]
 """

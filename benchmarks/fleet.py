@@ -1,16 +1,16 @@
 """Ten thousand watched runs: what watching costs, how soon a fault is seen, and 500 at once.
 
-The server is in a process of its own, so CPU seconds are those of the watcher alone. Against ours,
-in the same run and in turns, what a program does that asks for each run by itself: one GET after
-the other, as the Elixir layer does, and all of them gathered. Both ask over httpx and read the
-answer as the SDK would; they ask for a sample of the runs, and the figures are scaled to all.
+The server is in a process of its own, so CPU seconds are those of the watcher alone. Ours is
+compared, in turns, with programs that ask for each run separately: one GET after the other, as the
+Elixir layer does, and all of them at once. Both use httpx and read the reply as the SDK would; they
+ask for a sample of the runs, and the figures are scaled to all.
 
-- requests per cycle: what the server counts for one look at all runs;
-- cpu ratio: CPU seconds of the cheaper of the two others, over ours;
-- bytes per run: what tracemalloc counts for 10,000 watches and everything remembered for them;
-- detection lag: from a run's corruption to our noticing, with a Supervisor at its own pace. The
-  others notice within their interval and the time of their cycle;
-- 500 poisoned at once: all are to be recovered, never more in flight than the policy allows.
+- requests per cycle: the server's count for one poll of all runs;
+- cpu ratio: CPU seconds of the cheaper of the two others, divided by ours;
+- bytes per run: what tracemalloc counts for 10,000 watches and their state;
+- detection lag: from a run's corruption to its detection by a Supervisor at its own pace. The
+  others detect it within their interval and the time of their cycle;
+- 500 poisoned at once: all are recovered, never more at once than the policy allows.
 
     python benchmarks/fleet.py [--quick] [--json]
 """
@@ -57,7 +57,7 @@ LATEST = 1.2
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one look at all runs costs."""
+    """What one poll of all runs costs."""
 
     requests: float
     cpu_s: float
@@ -67,13 +67,13 @@ class Cost:
 async def measured(
     server: LocalTinkerProcess, look: Callable[[], Awaitable[object]], share: float = 1.0
 ) -> Cost:
-    """The cost of a look at a share of the runs, scaled to all of them."""
+    """The cost of a poll of a share of the runs, scaled to all of them."""
     before = (await server.stats()).total
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
     await look()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    asked = (await server.stats()).total - before - 1  # the question for the count is one itself
+    asked = (await server.stats()).total - before - 1  # without this request itself
     return Cost(asked / share, cpu / share, wall / share)
 
 
@@ -89,7 +89,7 @@ def median(costs: Sequence[Cost]) -> Cost:
 async def watching(
     server: LocalTinkerProcess, run_ids: list[str], *, rounds: int, sample: int
 ) -> tuple[dict[str, Cost], float]:
-    """What a look costs, three ways, and the bytes of a watch."""
+    """What a poll costs, three ways, and the bytes of a watch."""
     quiet = RecoveryPolicy(enabled=True, poll_interval_s=36_000.0)
     headers = {"X-API-Key": server.api_key}
     costs: dict[str, list[Cost]] = {"ours": [], "one after the other": [], "gathered": []}
@@ -140,7 +140,7 @@ async def watching(
 
 @dataclass
 class Recoveries:
-    """What is under way, counted where clients are made and handed over."""
+    """Recoveries in progress, counted where clients are made and handed over."""
 
     detected_at: dict[str, float] = field(default_factory=dict)
     recovered: set[str] = field(default_factory=set)
@@ -151,7 +151,7 @@ class Recoveries:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def service(self) -> tinker.ServiceClient:
-        """A fresh client; the first is asked for the service's address alone."""
+        """A new client; the first only provides the service's address."""
         with self._lock:
             self.made += 1
             if self.made > 1:
@@ -167,7 +167,7 @@ class Recoveries:
         self.recovered.add(old)
 
     def heard(self, event: RecoveryEvent) -> None:
-        """What the Supervisor tells."""
+        """Record an event of the Supervisor."""
         if event.name == names.EVENT_DETECTED:
             self.detected_at[event.run] = time.monotonic()
         if event.name in (names.EVENT_MASS_FAILURE, names.EVENT_MASS_OVER):
@@ -189,7 +189,7 @@ class Incident:
 async def corrupted(
     server: LocalTinkerProcess, run_ids: list[str], saved: list[str], *, singles: int, poll_s: float
 ) -> Incident:
-    """A few runs go bad, each by itself, then five hundred at once."""
+    """Corrupt a few runs, one at a time, then five hundred at once."""
     seen = Recoveries()
     policy = RecoveryPolicy(
         enabled=True, poll_interval_s=poll_s, max_concurrent_recoveries=BOUND, backoff_s=1.0
@@ -225,14 +225,14 @@ async def _one(
 
 
 def trust_little(file: Path) -> None:
-    """Have the SDK read one certificate for each client, not all: nothing here is encrypted."""
+    """Make the SDK read one certificate for each client, not all: the server speaks plain HTTP."""
     end = "-----END CERTIFICATE-----\n"
     file.write_text(certifi.contents().partition(end)[0] + end)
     os.environ["SSL_CERT_FILE"] = str(file)
 
 
 def say(what: str) -> None:
-    """Progress, for whoever waits."""
+    """Print progress on stderr."""
     print(what, file=sys.stderr, flush=True)
 
 
@@ -256,7 +256,7 @@ async def main(*, quick: bool) -> list[Bar]:
             say("the cost of a look is measured")
             incident = await corrupted(server, run_ids, saved, singles=singles, poll_s=poll_s)
     ours = costs["ours"]
-    print(f"one look at {RUNS} runs, median of 3\n")
+    print(f"one poll of {RUNS} runs, median of 3\n")
     table(
         ["", "requests", "CPU s", "seconds"],
         [
@@ -281,7 +281,7 @@ async def main(*, quick: bool) -> list[Bar]:
     table(["", "median s", "worst s"], rows)
     print(f"\n{POISONED} at once: back after {incident.wall_s:.1f} s, {incident.unrecovered} left")
     for line in incident.told:
-        print(f"  told: {line}")
+        print(f"  {line}")
     cheapest = min(costs["one after the other"].cpu_s, costs["gathered"].cpu_s)
     return [
         Bar("requests per cycle", ours.requests, MOST_REQUESTS),

@@ -1,11 +1,11 @@
 """How much of a run's time is useful: the ``auto`` save interval against the best fixed one.
 
-A simulation, over how often a run fails and what a save costs it. A failure throws the run back to
-its last stored checkpoint; a save cut short by a failure is lost. Goodput is the time of the steps
-that count over the time it all took. Every policy meets the very same failures, on several runs of
-two to seven days each, and ``auto`` starts each of them knowing nothing: its first guess and its
-learning are part of its result. "Best fixed" is the interval, of all those searched, with the
-highest goodput over the same runs, which nobody could know beforehand.
+A simulation over failure rates and save costs. A failure sets the run back to its last stored
+checkpoint; a save interrupted by a failure is lost. Goodput is the time of the steps that count,
+divided by the whole time. Every policy meets the same failures, on several runs of two to seven
+days each, and ``auto`` starts each run without knowledge: its first guess and its learning are part
+of its result. "Best fixed" is the interval, of all those searched, with the highest goodput over
+the same runs, which cannot be known beforehand.
 
 Failures come at random (exponential gaps), and in one part of the grid in bursts (Weibull gaps of
 shape 0.6), which the theory behind ``auto`` does not assume. Steps take 20 or 30 s.
@@ -81,12 +81,12 @@ class Run:
 
 
 def fixed(cell: Cell, interval: int, steps: int, seed: int) -> float:
-    """Seconds a run of so many steps takes with a save every ``interval`` steps."""
+    """Seconds a run takes with a save every ``interval`` steps."""
     run = Run(cell.gaps(seed))
     done = 0
     while done < steps:
         count = min(interval, steps - done)
-        # The last stretch is not saved: the run is over. `auto` is spared that save as well.
+        # The last steps are not saved because the run is over; `auto` does not save them either.
         cost_s = count * cell.step_s + (cell.save_s if done + count < steps else 0.0)
         if run.spend(cost_s):
             done += count

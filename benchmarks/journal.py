@@ -1,9 +1,9 @@
-"""The journal: what a line costs whoever trains, and how large and slow a million events are.
+"""The journal: what an event costs the training loop, and the size and speed of a million events.
 
-Three ways to keep an event are interleaved: the journal's writer (a queue, a thread, batches), one
-SQLite commit for each event (the plain way to be sure), and a line appended to a JSON file and
-synced. What counts is how long the training loop is held up for each event. Then a million events
-of a hundred runs are written, and read as `watch` and `show` read them.
+Three ways to store an event are interleaved: the journal's writer (a queue, a thread, batches), one
+SQLite commit for each event, and a line appended to a JSON file and synced. What is measured is how
+long the training loop is held up by each event. Then a million events of a hundred runs are
+written, and read as `watch` and `show` read them.
 
     python benchmarks/journal.py [--quick] [--json]
 """
@@ -80,7 +80,7 @@ def appending(path: Path) -> Callable[[int], object]:
 
 
 async def fill(path: Path, count: int, scratch: Path) -> tuple[dict[str, float], float]:
-    """Compare the three, then write so many events; medians in microseconds, and seconds."""
+    """Compare the three, then write many events; medians in microseconds, and seconds."""
     rounds: dict[str, list[float]] = {"journal": [], "commit each": [], "JSON, synced": []}
     commit, append = committing(scratch / "plain.sqlite3"), appending(scratch / "plain.jsonl")
     with Journal(path, service="s") as journal:
@@ -110,7 +110,7 @@ async def fill(path: Path, count: int, scratch: Path) -> tuple[dict[str, float],
 
 
 def reading(path: Path) -> dict[str, float]:
-    """Milliseconds of each question, the median of five."""
+    """Milliseconds of each query, the median of five."""
     newest = read_events(path, limit=1)[0].id
     questions: dict[str, Callable[[], object]] = {
         "every run": lambda: read_runs(path),

@@ -1,9 +1,9 @@
-"""Chaos of keeping: random histories of a run's checkpoints, and how many broke a promise.
+"""Chaos for retention: random histories of a run's checkpoints, and how many broke a promise.
 
-Each history is one run at a local server: saves, files damaged in nine ways, lifetimes running out,
-deletions refused or answered too late, recoveries, and a process that dies between any two writes
-of its journal. The promises: no forbidden deletion, and always a good checkpoint to go back to once
-one was saved.
+Each history is one run at a local server: saves, files damaged in nine ways, checkpoints that
+expire, deletions refused or answered too late, recoveries, and a process that dies between any two
+writes of its journal. The promises: no forbidden deletion, and always a good checkpoint once one
+was saved.
 
     python benchmarks/keeping.py [--histories 1000] [--seed 1] [--quick] [--json]
 """

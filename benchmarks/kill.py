@@ -1,10 +1,10 @@
 """Kills: a training process killed with SIGKILL at random points, and run again each time.
 
 Each run is poisoned twice by its backend and killed three to six times: by a timer, in each phase
-of a recovery, at a save, at a step, in the middle of a journal commit and right behind it. The same
-command is run again until it is done. The promise: bit-identical final weights, no session of a
-dead process left open that the journal knew of, and never two processes training the run, though
-every fourth time two are begun at once.
+of a recovery, at a save, at a step, in the middle of a journal commit and right after it. The same
+command is run again until it is done. The promises: bit-identical final weights, no open session of
+a dead process that the journal knew of, and never two processes training the run, although every
+fourth time two are started at once.
 
     python benchmarks/kill.py [--kills 200] [--seed 1] [--quick] [--json]
 """
@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
 
 
 async def play_all(kills: int, seed: int, limit_s: float | None) -> list[Outcome]:
-    """Play random plans until so many processes were killed, telling of progress on stderr."""
+    """Play random plans until enough processes were killed, with progress on stderr."""
     chance = random.Random(seed)
     expected = await undisturbed()
     outcomes: list[Outcome] = []
@@ -58,7 +58,7 @@ async def play_all(kills: int, seed: int, limit_s: float | None) -> list[Outcome
 
 
 def main() -> None:
-    """Play, and print what came of it."""
+    """Play the plans and print the results."""
     given = arguments()
     outcomes = anyio.run(play_all, given.kills, given.seed, QUICK_S if given.quick else None)
     bad = sum(bool(outcome.violation) for outcome in outcomes)

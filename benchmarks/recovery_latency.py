@@ -1,20 +1,19 @@
-"""From a poisoned backend to the new attempt's first completed step, and whose time it is.
+"""The time from a poisoned backend to the new attempt's first completed step, and its parts.
 
 Each round trains a short run on a local server that poisons it at a random step, at pipeline depth
-0, 1 or 2, and takes four moments apart:
+0, 1 or 2, and separates four parts:
 
-- detection: from the server's poisoning to our noticing, by a failed call;
-- service: waiting for the service on the way back (list checkpoints, open a session, load);
-- own: everything else between noticing and the first call of the new attempt;
+- detection: from the server's poisoning to its detection by a failed call;
+- service: waiting for the service (list checkpoints, open a session, load);
+- own: everything else between detection and the first call of the new attempt;
 - first step: from that call to its result.
 
-Then, on a server in a process of its own, each kind of fault: how long from the fault to the first
-call of the new attempt, which is detection plus hand-over. Beside it, for the faults that a call
-tells of, what a user would do otherwise: a shell loop that restarts the process, stamina around
-``main()``, and a 30-second poll with a fixed 5-second backoff. Their faults are recovered from
-twice, as the policy is by default and with ``standby_session=True``; the bars are for the latter.
-Most of a recovery without it is the SDK reading certificates for four new HTTP clients, which the
-alternatives pay as well.
+Then, on a server in a process of its own, the time from each kind of fault to the first call of the
+new attempt, that is, detection plus hand-over. For faults that a call reports, the alternatives are
+measured too: a shell loop that restarts the process, stamina around ``main()``, and a 30-second
+poll with a fixed 5-second backoff. Ours recovers from these twice, by default and with
+``standby_session=True``; the bars are for the latter. Without it, the SDK spends most of a recovery
+reading certificates for four new HTTP clients, as it does in the alternatives.
 
     python benchmarks/recovery_latency.py [--quick] [--json]
 """
@@ -77,7 +76,7 @@ def batch(step: int) -> list[types.Datum]:
 
 
 async def train(attempt: Attempt, depth: int, completed: list[float]) -> None:
-    """Train, and write down when the first step of each attempt was completed."""
+    """Train, and record when the first step of each attempt was completed."""
     pending: deque[
         tuple[int, APIFuture[types.ForwardBackwardOutput], APIFuture[types.OptimStepResponse]]
     ] = deque()
@@ -133,7 +132,7 @@ RULES = {
 
 
 async def in_peace_first(attempt: Attempt, *, standby: bool) -> None:
-    """Train; a fault strikes hours after the start, when a session on standby is long open."""
+    """Train; the fault strikes when the standby session is open, as it would after hours."""
     if standby and attempt.number == 1:
         await anyio.sleep(STANDBY_AFTER_S + 0.3)
     await train(attempt, depth=0, completed=[])
@@ -165,7 +164,7 @@ async def polling(rounds: int, measured: list[float]) -> None:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="recovery-latency-") as folder:
             async with LocalTinkerProcess(Path(folder)) as server:
-                # Only the flag `corrupted` is polled for: no other fault would ever be seen.
+                # This poll reads only the flag `corrupted`, so it detects no other fault.
                 measured.append(await poll_and_backoff(server, RULES["poison"]))
 
 
@@ -175,7 +174,7 @@ async def others(
     standby_s: dict[str, list[float]],
     theirs_s: dict[str, list[float]],
 ) -> None:
-    """Every fault with ours, and the faults that a call tells of with the quicker alternatives."""
+    """Every fault with ours, and those that a call reports with the quicker alternatives."""
     with tempfile.TemporaryDirectory(prefix="recovery-latency-") as folder:
         async with LocalTinkerProcess(Path(folder)) as server:
             os.environ.update(TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key)
@@ -192,7 +191,7 @@ async def others(
 
 
 async def against_the_alternatives(*, quick: bool) -> list[Bar]:
-    """The second table, and how many times sooner."""
+    """The second table, and how many times faster ours is."""
     ours_s: dict[str, list[float]] = {kind: [] for kind in RULES}
     standby_s: dict[str, list[float]] = {kind: [] for kind in IN_BAND}
     theirs_s: dict[str, list[float]] = {name: [] for name in (*WAYS, "30 s poll, 5 s backoff")}
@@ -218,7 +217,9 @@ async def against_the_alternatives(*, quick: bool) -> list[Bar]:
         rows.append([name, *times, f"{median:.3f}"])
         sooner.append(Bar(f"sooner than {name}", median / on_standby, SOONER, "higher"))
     table(["", "by default", "standby_session=True", "theirs"], rows)
-    print(f"\nstall_after_s={STALL_S:g}, poll_interval_s={POLL_S:g} where they are what hears it")
+    print(
+        f"\nstall_after_s={STALL_S:g}, poll_interval_s={POLL_S:g} where detection depends on them"
+    )
     return sooner
 
 

@@ -1,12 +1,12 @@
 """What supervision costs a training step: a supervised loop against a bare SDK loop.
 
-Both train on one local server in one run. Blocks of steps alternate between the two, in random
-order within each pair, and the ratio is the median over pairs of (supervised / bare): noise that
-lasts longer than a pair hits both alike. The loops never save, so this is the cost of counting and
-watching alone. A step is forward_backward and optim_step, submitted together and awaited.
+Both train on one local server. Blocks of steps alternate between the two, in random order within
+each pair, and the ratio is the median over pairs of (supervised / bare), so that noise lasting
+longer than a pair affects both alike. The loops never save, so this is the cost of counting and
+monitoring alone. A step is forward_backward and optim_step, submitted together and awaited.
 
-What tracing costs a step is measured the same way, between two processes: in one the traces go to
-an OTLP receiver over gRPC, in the other no OpenTelemetry SDK is configured.
+The cost of tracing is measured the same way, between two processes: one exports its traces to an
+OTLP receiver over gRPC, the other has no OpenTelemetry SDK configured.
 
     python benchmarks/step_overhead.py [--quick] [--json]
 """

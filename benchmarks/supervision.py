@@ -1,12 +1,12 @@
-"""What a supervisor costs: ours, task groups that restart by hand, and other libraries.
+"""What a supervisor costs: ours, task groups that restart manually, and other libraries.
 
 All run in one process on the same workers. Rounds are interleaved in random order, and a ratio is
 the median over rounds of (ours / bare anyio task group) within the round, so that noise lasting
-longer than a round hits both alike. "By hand" is as little code as restarts: a fresh task for each
-life, no limit, no backoff, no report. The loop in one task is shown because it is the least there
-can be; it gives up what a fresh task gives. Logging is off for all.
+longer than a round affects both alike. "Manual" is the least code that restarts: a new task for
+each incarnation, no limit, no backoff, no report. The loop in one task is shown as the lower bound;
+it lacks what a new task provides. Logging is off for all.
 
-Crash to running is from the last line of a life to the first line of the next.
+Crash to running is from the last line of an incarnation to the first line of the next.
 
     python benchmarks/supervision.py [--quick] [--json]
 """
@@ -24,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
 import anyio
-from _contestants import BARE, BY_HAND, CLOCK, CONTESTANTS, OURS, Contestant, Worker, Yard
+from _contestants import BARE, CHEAP, CLOCK, CONTESTANTS, OURS, Contestant, Worker, Yard
 from _report import Bar, arguments, bars, table
 
 CRASHES = 200
@@ -174,7 +174,7 @@ def measured(*, rounds: int, rounds_of_libraries: int) -> Results:
     results = Results()
     names = list(CONTESTANTS)
     for number in range(rounds):
-        turn = names if number < rounds_of_libraries else names[:BY_HAND]
+        turn = names if number < rounds_of_libraries else names[:CHEAP]
         for measurement, measure in MEASUREMENTS.items():
             for name in random.sample(turn, len(turn)):
                 results.take(name, measurement, measure)
@@ -184,7 +184,7 @@ def measured(*, rounds: int, rounds_of_libraries: int) -> Results:
 
 
 def show(results: Results) -> None:
-    """The table, and below it why there is a dash."""
+    """Print the table, and the reason for each dash."""
     columns: list[tuple[str, str, Callable[[float], str]]] = [
         ("crash to running", "crash", lambda value: f"{value * 1e6:.1f} us"),
         (f"beside {SIBLINGS}", f"beside {SIBLINGS}", lambda value: f"{value * 1e6:.1f} us"),

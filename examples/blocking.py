@@ -1,4 +1,4 @@
-"""A loop that blocks on ``.result()``, in a script without asyncio: supervised all the same.
+"""A supervised loop that blocks on ``.result()``, in a script without asyncio.
 
 Run it against a local server, in two terminals:
 
@@ -22,7 +22,7 @@ ADAM = types.AdamParams(learning_rate=1e-2)
 
 
 def batch(step: int) -> list[types.Datum]:
-    """The batch of one step. A function of the step alone, so that a replay gets the same one."""
+    """The batch of one step; it depends on the step alone, so a replay gets the same one."""
     tokens = [(step * 7 + offset * offset) % 50 for offset in range(17)]
     return [
         types.Datum(
@@ -33,7 +33,7 @@ def batch(step: int) -> list[types.Datum]:
 
 
 def train(attempt: Attempt, steps: int) -> None:
-    """One attempt at the loop, from wherever it has to begin."""
+    """One attempt at the loop, from its start step."""
     print(f"{attempt!r}")
     for step in range(attempt.start_step, steps):
         forward = attempt.client.forward_backward(batch(step), "cross_entropy")
@@ -63,5 +63,5 @@ if __name__ == "__main__":
     try:
         main(given.steps, given.model)
     except RunFinished as finished:
-        # The same command goes on with a run that was cut short; this one has come to its end.
+        # The same command resumes a run that was interrupted; this one is finished already.
         sys.exit(str(finished))

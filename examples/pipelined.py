@@ -1,10 +1,10 @@
-"""A pipelined loop: one and two batches are submitted ahead of the one awaited.
+"""A pipelined loop: one or two batches are submitted ahead of the one awaited.
 
-The service works in the order of submission, so a pipelined loop keeps it busy. The step stored
-with each checkpoint stays exact all the same: a save is queued behind its optimizer step when that
+The service executes requests in the order of submission, so a pipelined loop keeps it busy. The
+step stored with each checkpoint stays exact: a save is queued behind its optimizer step when that
 is submitted, not when its result arrives.
 
-Run it as examples/minimal.py says, with ``--depth 1`` or ``--depth 2``; without, it does both.
+Run it as examples/minimal.py says, with ``--depth 1`` or ``--depth 2``; by default it does both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Pending = tuple[int, APIFuture[types.ForwardBackwardOutput], APIFuture[types.Opt
 
 
 def batch(step: int) -> list[types.Datum]:
-    """The batch of one step. A function of the step alone, so that a replay gets the same one."""
+    """The batch of one step; it depends on the step alone, so a replay gets the same one."""
     tokens = [(step * 11 + offset * 3) % 50 for offset in range(17)]
     return [
         types.Datum(
@@ -73,5 +73,5 @@ if __name__ == "__main__":
     try:
         asyncio.run(main(given.steps, given.depth or [1, 2], given.model))
     except RunFinished as finished:
-        # The same command goes on with a run that was cut short; this one has come to its end.
+        # The same command resumes a run that was interrupted; this one is finished already.
         sys.exit(str(finished))

@@ -230,12 +230,12 @@ def doctor_status(*, real: bool | None) -> int:
 
 def doctor_for_people(report: Report) -> str:
     """What it prints."""
-    return doctor._for_people(report)
+    return doctor._as_text(report)
 
 
 def doctor_for_machines(report: Report) -> dict[str, Any]:
     """What it prints under ``--json``."""
-    return doctor._for_machines(report)
+    return doctor._as_json(report)
 
 
 # The local server

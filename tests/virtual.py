@@ -1,4 +1,4 @@
-"""Virtual time, and children that do as they are told: what the supervision tests run on."""
+"""Virtual time, and children under control: what the supervision tests run on."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ManualClock:
 
 
 class Kid:
-    """A child that stays up until it is told to crash or to return.
+    """A child that stays up until `crash` or `finish` is called.
 
     Args:
         id: Its id.

@@ -16,7 +16,7 @@ from tinker_recovery.testing import LocalTinker
 Reply = dict[str, Any]
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Nothing here is encrypted, and reading the system's certificates takes 30 ms for each client."""
+"""The server speaks plain HTTP, and reading the system's certificates takes 30 ms per client."""
 
 
 class Wire:

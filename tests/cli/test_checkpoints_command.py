@@ -60,7 +60,7 @@ def _paths(local: LocalTinker, supervisor: Supervisor) -> dict[int, str]:
     return {each.steps: each.path for each in local.checkpoints(run_id)}
 
 
-async def test_list_shows_what_each_checkpoint_says_of_itself(local: LocalTinker) -> None:
+async def test_list_shows_the_metadata_of_each_checkpoint(local: LocalTinker) -> None:
     supervisor = await _trained()
     rows = await _json("list")
     assert [row["step"] for row in rows] == [10, 8, 6, 4, 2]
@@ -82,10 +82,10 @@ async def test_options_that_contradict_are_refused() -> None:
     assert "--run and --all do not go together" in both.output
     none = await _call("prune", "--yes")
     assert none.exit_code == 2
-    assert "--run, --lineage, or --all" in none.output
+    assert "choose checkpoints with --run, --lineage, or --all" in none.output
 
 
-async def test_verify_says_what_speaks_against_each_and_exits_1(local: LocalTinker) -> None:
+async def test_verify_gives_the_reason_for_each_bad_one_and_exits_1(local: LocalTinker) -> None:
     supervisor = await _trained()
     paths = _paths(local, supervisor)
     good = await _json("verify", "--all")
@@ -101,7 +101,7 @@ async def test_verify_says_what_speaks_against_each_and_exits_1(local: LocalTink
     shown = await _call("verify", paths[6], paths[8])
     assert shown.exit_code == 1
     assert "BAD" in shown.output
-    assert "2 checkpoints, 1 not to be trusted" in shown.output
+    assert "2 checkpoints, 1 bad" in shown.output
 
 
 async def test_verify_deep_reads_the_bytes_and_leaves_nothing_at_the_service(
@@ -144,7 +144,7 @@ async def test_prune_leaves_alone_what_another_machine_may_still_be_training(
     async with LocalTinker() as server:
         monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
         monkeypatch.setenv("TINKER_API_KEY", server.api_key)
-        supervisor = await _trained(journal=None)  # this machine's journal knows nothing of it
+        supervisor = await _trained(journal=None)  # not in this machine's journal
         plan = await _json("prune", "--all", "--keep-last", "1", "--yes")
         assert plan["to_delete"] == []
         assert len(_paths(server, supervisor)) == 5
@@ -168,7 +168,7 @@ async def test_prune_keeps_what_a_killed_run_would_resume_from(local: LocalTinke
     assert json.loads(shown.stdout)["step"] == 8
 
 
-async def test_a_deletion_that_fails_is_told_with_exit_status_1_and_done_by_the_next(
+async def test_a_deletion_that_fails_is_reported_with_exit_status_1_and_done_by_the_next(
     local: LocalTinker,
 ) -> None:
     supervisor = await _trained()

@@ -31,8 +31,8 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_demo_ends_with_identical_weights_and_says_so_in_one_json_object() -> None:
     done = _run("demo", "--steps", "20", "--save-every", "5", "--pace", "0", "--json")
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert {key: type(value) for key, value in said.items()} == {
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {key: type(value) for key, value in result.items()} == {
         "steps": int,
         "recoveries": int,
         "replayed_steps": int,
@@ -42,13 +42,13 @@ def test_the_demo_ends_with_identical_weights_and_says_so_in_one_json_object() -
         "handover_s": list,
         "optimizer_restored": bool,
     }
-    assert said["weights_identical"] is True
-    assert said["optimizer_restored"] is True
-    assert (said["steps"], said["recoveries"], said["lost_steps"]) == (20, 2, 0)
-    assert said["replayed_steps"] > 0
-    assert len(said["detection_s"]) == len(said["handover_s"]) == 2
-    assert all(0 <= seconds < 10 for seconds in said["detection_s"] + said["handover_s"])
-    assert "loss, undisturbed" in done.stderr, "the picture is for people, beside the data"
+    assert result["weights_identical"] is True
+    assert result["optimizer_restored"] is True
+    assert (result["steps"], result["recoveries"], result["lost_steps"]) == (20, 2, 0)
+    assert result["replayed_steps"] > 0
+    assert len(result["detection_s"]) == len(result["handover_s"]) == 2
+    assert all(0 <= seconds < 10 for seconds in result["detection_s"] + result["handover_s"])
+    assert "loss, undisturbed" in done.stderr, "the curves are on stderr"
 
 
 def test_the_demo_sends_its_traces_to_a_collector_and_says_where_to_look() -> None:
@@ -103,9 +103,9 @@ def test_the_lines_of_an_example_stay_lines_in_every_help() -> None:
         assert command is not None
         each_of_them = command.commands.values() if isinstance(command, click.Group) else ()
         for each in (command, *each_of_them):
-            told = each.get_help(click.Context(each, info_name=each.name))
-            assert "\\b" not in told
-            assert "\b" not in told
+            text = each.get_help(click.Context(each, info_name=each.name))
+            assert "\\b" not in text
+            assert "\b" not in text
     shown = CliRunner().invoke(main, ["doctor", "--help"]).output
     assert "\n      tinker-recovery serve\n      tinker-recovery serve --cold-optimizer\n" in shown
 

@@ -1,4 +1,4 @@
-"""``tinker-recovery config show``: for people and for machines."""
+"""``tinker-recovery config show``: as text and as JSON."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_each_setting_is_shown_with_where_it_came_from(
     monkeypatch.setenv("TINKER_RECOVERY_STALL_AFTER_S", "none")
     done = _show("--set", "max_attempts=5", "--json")
     assert done.exit_code == 0
-    said = json.loads(done.stdout)
-    assert said["file"] == str(project)
-    rows = {row.pop("name"): row for row in said["settings"]}
+    shown = json.loads(done.stdout)
+    assert shown["file"] == str(project)
+    rows = {row.pop("name"): row for row in shown["settings"]}
     assert list(rows) == list(SETTINGS)
     assert rows["max_attempts"] == {
         "value": 5,
@@ -55,7 +55,7 @@ def test_each_setting_is_shown_with_where_it_came_from(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "reason"),
     [
         (["--set", "max_attempts=0"], "max_attempts='0', from flag, is not allowed"),
         (["--set", "max_attempts"], "NAME=VALUE"),
@@ -63,7 +63,7 @@ def test_each_setting_is_shown_with_where_it_came_from(
         (["--config", "nowhere.toml"], "--config='nowhere.toml' is no file"),
     ],
 )
-def test_what_is_refused_is_status_2_with_the_reason(arguments: list[str], said: str) -> None:
+def test_what_is_refused_is_status_2_with_the_reason(arguments: list[str], reason: str) -> None:
     done = _show(*arguments)
     assert done.exit_code == 2
-    assert said in done.stderr
+    assert reason in done.stderr

@@ -26,15 +26,19 @@ async def _run(local: LocalTinker, *arguments: str) -> subprocess.CompletedProce
         return await anyio.run_process(command, env=env, check=False)
 
 
-def test_what_was_found_is_said_in_plain_words_with_the_distances_it_rests_on() -> None:
+def test_the_result_is_a_sentence_with_the_distances_behind_it() -> None:
     found = Diagnosis(Finding.WITHIN_NOISE, "It comes back.", 1.0, 0.0, 0.5, 0.01, 0.0, math.inf)
     report = Report("http://x", "0.38.0", "m", 8, 4, 1e-3, found)
     shown = doctor_for_people(report)
     assert shown.startswith("It comes back.\n\nLogprobs at http://x, tinker 0.38.0, m, rank 8")
-    assert "with the optimizer, off by      0.01" in shown
-    said = doctor_for_machines(report)
-    assert (said["finding"], said["real"], said["noise_after"]) == ("within_noise", True, None)
-    assert json.loads(json.dumps(said)) == said
+    assert "with the optimizer, differ by    0.01" in shown
+    result = doctor_for_machines(report)
+    assert (result["finding"], result["real"], result["noise_after"]) == (
+        "within_noise",
+        True,
+        None,
+    )
+    assert json.loads(json.dumps(result)) == result
     assert {finding: doctor_status(real=finding.real) for finding in Finding} == {
         Finding.EXACT: 0,
         Finding.WITHIN_NOISE: 0,
@@ -49,10 +53,10 @@ async def test_a_cold_restore_is_status_1_and_one_json_object() -> None:
     async with LocalTinker(cold_optimizer=True) as local:
         done = await _run(local, "--json", "--steps", "3", "--rank", "4")
         assert done.returncode == 1, done.stderr
-        said = json.loads(done.stdout.splitlines()[-1])
-        assert (said["finding"], said["real"]) == ("cold", False)
-        assert said["restored_off"] == said["optimizer_part"] > 0
-        assert (said["base_url"], said["rank"], said["steps"]) == (local.base_url, 4, 3)
+        result = json.loads(done.stdout.splitlines()[-1])
+        assert (result["finding"], result["real"]) == ("cold", False)
+        assert result["restored_off"] == result["optimizer_part"] > 0
+        assert (result["base_url"], result["rank"], result["steps"]) == (local.base_url, 4, 3)
         assert b"s] resuming with optimizer, one step" in done.stderr
         assert "active" not in local.sessions().values()
         assert local.api_key not in done.stdout.decode() + done.stderr.decode()

@@ -1,4 +1,4 @@
-"""``tinker-recovery recover``, on a real service: what restores, and how to go on from it."""
+"""``tinker-recovery recover``, on a real service: what restores, and how to resume from it."""
 
 from __future__ import annotations
 
@@ -53,42 +53,46 @@ def _paths(local: LocalTinker, run_id: str) -> dict[int, str]:
 
 
 def _written() -> list[str]:
-    """All that stands in the journal."""
+    """The contents of the journal."""
     with closing(sqlite3.connect(default_path())) as database:
         return list(database.iterdump())
 
 
-async def test_the_newest_valid_checkpoint_is_restored_and_told_and_nothing_else_changes(
+async def test_the_newest_valid_checkpoint_is_restored_and_nothing_else_changes(
     local: LocalTinker,
 ) -> None:
     run_id = await _left_run()
     paths, before = _paths(local, run_id), _written()
     newest = max(paths)
-    told = await _json("sft-42")
-    assert (told["restored"], told["checkpoint"], told["step"]) == (True, paths[newest], newest)
-    assert (told["base_model"], told["lora_rank"], told["optimizer"]) == (MODEL, 8, True)
-    assert told["run_id"] not in ("", run_id)
-    assert told["resumes"]
-    assert told["go_on"] == f'supervisor.attempts(from_checkpoint="{paths[newest]}")'
+    result = await _json("sft-42")
+    assert (result["restored"], result["checkpoint"], result["step"]) == (
+        True,
+        paths[newest],
+        newest,
+    )
+    assert (result["base_model"], result["lora_rank"], result["optimizer"]) == (MODEL, 8, True)
+    assert result["run_id"] not in ("", run_id)
+    assert result["resumes"]
+    assert result["resume_with"] == f'supervisor.attempts(from_checkpoint="{paths[newest]}")'
     # It was a session of its own, and is over; the fixture looks at all of them.
-    session = told["run_id"].partition(":train:")[0]
+    session = result["run_id"].partition(":train:")[0]
     assert local.sessions()[session] not in ("active", "interrupted")
     shown = (await _recover(run_id)).stdout
     assert f"checkpoint   {paths[newest]}, step {newest}" in shown
-    assert "run the command that began 'sft-42' again" in shown
+    assert "run the command of 'sft-42' again: it starts from this checkpoint" in shown
     assert (_written(), _paths(local, run_id)) == (before, paths)
 
 
-async def test_one_that_does_not_load_is_passed_over_and_if_none_does_it_is_status_1(
+async def test_one_that_does_not_load_is_skipped_and_if_none_does_it_is_status_1(
     local: LocalTinker,
 ) -> None:
     run_id = await _left_run()
     paths, before = _paths(local, run_id), _written()
     *older, newest = sorted(paths)
     local.damage(paths[newest], "truncated")
-    told = await _json("sft-42")
-    assert told["step"] == older[-1]
-    (passed,) = told["passed_over"]
+    result = await _json("sft-42")
+    assert result["step"] == older[-1]
+    (passed,) = result["passed_over"]
     assert passed.startswith(f"{paths[newest]}: ")
     assert "the service does not load it" in passed
     named = await _json("sft-42", "--checkpoint", paths[newest], expect=1)
@@ -99,18 +103,21 @@ async def test_one_that_does_not_load_is_passed_over_and_if_none_does_it_is_stat
     none = await _recover("sft-42")
     assert none.exit_code == 1
     assert "has checkpoints, and none can be used" in none.stderr
-    # A verdict for good is for a recovery to make.
+    # Only a recovery marks a checkpoint as bad.
     assert _written() == before
 
 
 async def test_a_checkpoint_can_be_named_and_the_optimizer_left_out(local: LocalTinker) -> None:
     run_id = await _left_run()
     paths = _paths(local, run_id)
-    told = await _json("sft-42", "--checkpoint", paths[2], "--weights-only")
-    assert (told["step"], told["optimizer"], told["resumes"]) == (2, False, False)
-    assert told["go_on"] == f'await recover_from_checkpoint("{paths[2]}", restore_optimizer=False)'
+    result = await _json("sft-42", "--checkpoint", paths[2], "--weights-only")
+    assert (result["step"], result["optimizer"], result["resumes"]) == (2, False, False)
+    assert (
+        result["resume_with"]
+        == f'await recover_from_checkpoint("{paths[2]}", restore_optimizer=False)'
+    )
     whole = local.run_state((await _json("sft-42", "--checkpoint", paths[2]))["run_id"])
-    alone = local.run_state(told["run_id"])
+    alone = local.run_state(result["run_id"])
     assert (whole.steps, whole.parent, alone.parent) == (2, paths[2], paths[2])
     assert whole.weights_digest == alone.weights_digest
     assert whole.optimizer_digest != alone.optimizer_digest
@@ -142,12 +149,12 @@ async def test_of_a_run_that_was_not_supervised_a_checkpoint_has_to_be_named(
     await service.close("success")
     unnamed = await _json(run_id, expect=1)
     assert "give one (--checkpoint PATH)" in unnamed["reason"]
-    told = await _json(run_id, "--checkpoint", path)
-    assert (told["checkpoint"], told["step"]) == (path, None)
-    assert "start_step=" in told["go_on"]
+    result = await _json(run_id, "--checkpoint", path)
+    assert (result["checkpoint"], result["step"]) == (path, None)
+    assert "start_step=" in result["resume_with"]
 
 
-async def test_a_run_that_is_being_trained_is_refused_unless_a_checkpoint_is_only_looked_at(
+async def test_a_run_that_is_being_trained_is_refused_unless_a_checkpoint_is_named(
     local: LocalTinker,
 ) -> None:
     async with Supervisor(policy()) as supervisor:
@@ -170,8 +177,8 @@ async def test_what_is_wrong_is_status_2_and_what_cannot_be_read_is_status_3(
             await supervisor.run(loop_, base_model=MODEL, rank=8, name=name)
     path = local.checkpoints(supervisor.runs[0].segments[0].run_id)[0].path
     for arguments, status, said in (
-        (["nobody"], 2, "there is no run 'nobody'"),
-        (["nobody:train:0"], 2, "does not know a Tinker run"),
+        (["unknown"], 2, "there is no run 'unknown'"),
+        (["unknown:train:0"], 2, "does not know a Tinker run"),
         (["one", "--checkpoint", "step-1"], 2, "is not of the form"),
         (["other", "--checkpoint", path], 2, "is no checkpoint of run 'other'"),
         (["one", "--journal", "nowhere.sqlite"], 3, "there is no journal at nowhere.sqlite"),
@@ -185,5 +192,5 @@ async def test_what_is_wrong_is_status_2_and_what_cannot_be_read_is_status_3(
     assert "from variable TINKER_RECOVERY_STATUS_TIMEOUT_S" in refused.stderr
     monkeypatch.setenv("TINKER_RECOVERY_STATUS_TIMEOUT_S", "0.3")
     monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9")
-    away = await _recover("nobody:train:0")
+    away = await _recover("unknown:train:0")
     assert away.exit_code == 3

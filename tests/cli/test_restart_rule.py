@@ -19,7 +19,7 @@ def test_the_first_restart_is_at_once_and_each_further_one_waits_twice_as_long()
     assert answers[3] == Stop("3 restarts in a row, and none ran for 60 s")
 
 
-def test_a_script_that_had_got_going_begins_the_row_again() -> None:
+def test_after_a_healthy_run_restarts_are_counted_from_0_again() -> None:
     assert RULE.after(Ending(1, lived_s=60.0), 3) == Restart(1, 0.0)
 
 
@@ -33,9 +33,9 @@ def test_a_kill_or_a_crash_is_restarted(number: int) -> None:
     [
         (Ending(0, 1.0), "done"),
         (Ending(2, 1.0), "refuses its arguments"),
-        (Ending(-signal.SIGINT, 1.0), "asked to end"),
-        (Ending(-signal.SIGTERM, 1.0), "asked to end"),
-        (Ending(1, 1.0, asked_to_end=True), "told to end"),
+        (Ending(-signal.SIGINT, 1.0), "a signal asked it to end"),
+        (Ending(-signal.SIGTERM, 1.0), "a signal asked it to end"),
+        (Ending(1, 1.0, asked_to_end=True), "a signal asked it to end"),
         (Ending(1, 1.0, finished_before=True), "nothing to train"),
     ],
 )
@@ -53,6 +53,6 @@ def test_the_status_is_what_a_shell_would_say() -> None:
     )
 
 
-def test_no_restarts_at_all_can_be_asked_for() -> None:
+def test_restarts_can_be_turned_off() -> None:
     none = RestartRule(0, Backoff(5.0, 60.0), 60.0)
     assert none.after(Ending(1, 1.0), 0) == Stop("no restarts are allowed")

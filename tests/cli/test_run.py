@@ -45,19 +45,19 @@ def _lives(path: Path) -> int:
 
 def test_a_script_that_crashes_is_started_again_until_it_is_done(script: Script) -> None:
     path = script("sys.exit(0 if life == 3 else 7)")
-    status, said = _run("--", sys.executable, str(path))
+    status, stderr = _run("--", sys.executable, str(path))
     assert (status, _lives(path)) == (0, 3)
-    assert "ended with status 7 after 0 s; restart 1 of 3" in said
+    assert "ended with status 7 after 0 s; restart 1 of 3" in stderr
 
 
 def test_one_that_is_killed_every_time_is_given_up_with_the_status_of_a_kill(
     script: Script,
 ) -> None:
     path = script("os.kill(os.getpid(), signal.SIGKILL)")
-    status, said = _run("--max-restarts", "2", "--json", "--", sys.executable, str(path))
+    status, stderr = _run("--max-restarts", "2", "--json", "--", sys.executable, str(path))
     assert (status, _lives(path)) == (137, 3)
-    lines = [json.loads(line) for line in said.splitlines()]
-    assert lines[-1]["said"].startswith("died of SIGKILL after 0 s: 2 restarts in a row")
+    lines = [json.loads(line) for line in stderr.splitlines()]
+    assert lines[-1]["message"].startswith("died of SIGKILL after 0 s: 2 restarts in a row")
 
 
 @pytest.mark.parametrize(("code", "lives"), [("sys.exit(2)", 1), ("sys.exit(0)", 1)])
@@ -67,14 +67,14 @@ def test_done_and_a_usage_error_are_not_restarted(script: Script, code: str, liv
     assert (status, _lives(path)) == (0 if "0" in code else 2, lives)
 
 
-def test_a_run_that_came_to_its_end_before_is_not_started_again(script: Script) -> None:
+def test_a_run_that_was_finished_already_is_not_started_again(script: Script) -> None:
     path = script("pathlib.Path(os.environ['TINKER_RECOVERY_FINISHED_FILE']).touch(); sys.exit(1)")
-    status, said = _run("--", sys.executable, str(path))
+    status, stderr = _run("--", sys.executable, str(path))
     assert (status, _lives(path)) == (1, 1)
-    assert "had come to its end before" in said
+    assert "its run was finished already" in stderr
 
 
-def test_options_behind_the_command_are_the_scripts_own(script: Script) -> None:
+def test_options_after_the_command_are_the_scripts_own(script: Script) -> None:
     path = script("sys.exit(0 if sys.argv[1:] == ['--json', '--lr', '1e-4'] else 3)")
     assert _run("--max-restarts", "0", sys.executable, str(path), "--json", "--lr", "1e-4")[0] == 0
 
@@ -114,9 +114,9 @@ def test_a_signal_is_passed_on_and_ends_it_without_a_restart(
             assert running.stdout is not None
             assert running.stdout.readline() == "ready\n"
             running.send_signal(number)
-            _, said = running.communicate(timeout=20)
+            _, stderr = running.communicate(timeout=20)
         finally:
             running.kill()
     assert running.returncode == 40
-    assert "it was told to end" in said
+    assert "a signal asked it to end" in stderr
     assert _lives(path) == 1

@@ -1,4 +1,4 @@
-"""``runs``, ``show`` and ``abandon``: what the journal knows, for people and for machines."""
+"""``runs``, ``show`` and ``abandon``: runs in the journal, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _cli(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments))
 
 
-async def test_a_run_is_listed_shown_and_forgotten_and_its_name_begins_anew(
+async def test_a_run_is_listed_shown_and_forgotten_and_its_name_starts_over(
     local: LocalTinker,
 ) -> None:
     local.poison(at_step=7)
@@ -36,9 +36,10 @@ async def test_a_run_is_listed_shown_and_forgotten_and_its_name_begins_anew(
     assert [each["outcome"] for each in shown["attempts"]] == ["request_failed", "finished"]
     assert [(each["step"], each["to_step"]) for each in shown["incidents"]] == [(8, 5)]
     assert [each["step"] for each in shown["checkpoints"]] == [5, 10, 12]
-    for_people = _cli("show", "sft-42").stdout
-    assert "finished, at step 12" in for_people
-    assert "recovery.completed" in for_people
+    text = _cli("show", "sft-42").stdout
+    assert "finished, at step 12" in text
+    assert "recovery.completed" in text
+    assert all(attempt["run_id"] in text for attempt in shown["attempts"])
     assert json.loads(_cli("abandon", "sft-42", "--json").stdout) == {
         "run": "sft-42",
         "was": "finished",
@@ -66,18 +67,18 @@ async def test_a_run_that_is_being_trained_is_forgotten_only_by_force_and_then_e
                     await asyncio.Event().wait()
 
 
-def test_what_is_not_there_is_said_with_an_exit_status_of_its_own() -> None:
+def test_without_a_journal_the_exit_status_is_3() -> None:
     for arguments in (["runs"], ["show", "x"], ["abandon", "x"]):
         done = _cli(*arguments)
         assert done.exit_code == 3
         assert "there is no journal at" in done.stderr
 
 
-async def test_a_run_nobody_knows_is_status_1(local: LocalTinker) -> None:
+async def test_an_unknown_run_is_status_1(local: LocalTinker) -> None:
     del local
     async with Supervisor(policy()):
         pass
     for command in ("show", "abandon"):
-        done = _cli(command, "nobody")
+        done = _cli(command, "unknown")
         assert done.exit_code == 1
-        assert "there is no run 'nobody'" in done.stderr
+        assert "there is no run 'unknown'" in done.stderr

@@ -25,7 +25,7 @@ from tinker_recovery import (
 )
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.testing import FaultRule, LocalTinker
-from tinker_recovery.testing.faults import Request
+from tinker_recovery.testing.actions import Request
 
 STEPS = 12
 POLL_S = 30.0

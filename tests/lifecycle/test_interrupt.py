@@ -8,7 +8,7 @@ import pytest
 from loops import interrupted, most_steps, process, until
 
 from tinker_recovery.testing import FaultRule, LocalTinker
-from tinker_recovery.testing.faults import Request
+from tinker_recovery.testing.actions import Request
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "minimal.py"
 

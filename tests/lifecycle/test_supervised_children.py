@@ -26,7 +26,7 @@ from loops import (
 
 from tinker_recovery import Clock, RecoveryEvent, RecoveryPolicy, Supervisor
 from tinker_recovery.faults import Fault
-from tinker_recovery.recovery import selection
+from tinker_recovery.recovery import inspector, selection
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.run.monitored import MonitoredRun
 from tinker_recovery.run.supervised import SupervisedRun
@@ -120,8 +120,8 @@ def put(crash: Crash, phase: str, monkeypatch: pytest.MonkeyPatch) -> Note:
         return note
     owner, name, where = {
         "before the listing": (selection, "list_checkpoints", before),
-        "before the validation": (selection, "check_listing", before),
-        "after the validation": (selection, "check_listing", after),
+        "before the validation": (inspector, "check_listing", before),
+        "after the validation": (inspector, "check_listing", after),
         "before the hand-over": (SupervisedRun, "hold_ready", before),
         "after the hand-over": (SupervisedRun, "hold_ready", after),
         "before the loop runs again": (SupervisedRun, "hand_over", before),

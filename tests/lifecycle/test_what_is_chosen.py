@@ -20,8 +20,7 @@ from tinker_recovery import (
 from tinker_recovery.checkpoints import with_canaries
 from tinker_recovery.journal import Journal
 from tinker_recovery.service.listing import list_checkpoints
-from tinker_recovery.testing import FaultRule, LocalTinker
-from tinker_recovery.testing.runs import RunState
+from tinker_recovery.testing import FaultRule, LocalTinker, RunState
 
 STEPS = 9
 LOSSES = [9.0, 8.0, 3.0, 4.0, 5.0, 6.0, 7.0, 2.0, 2.0]

@@ -192,7 +192,7 @@ def test_report_says_which_runs_there_are_if_it_is_asked_for_another(
     journal, nowhere = ["--journal", str(written)], str(tmp_path / "no" / "x")
     for status, arguments, said in (
         (1, ["sft", *journal, "-o", str(out)], "alert('sft')"),
-        (1, [NAME, "--service", "http://another", *journal, "-o", str(out)], "has no run"),
+        (1, [NAME, "--service", "http://another", *journal, "-o", str(out)], "there is no run"),
         (3, ["sft", "--journal", nowhere, "-o", str(out)], "there is no journal at"),
         (3, ["sft", "-o", str(out)], "TINKER_RECOVERY_STATE_DIR"),
         (3, [NAME, *journal, "-o", nowhere], "choose another -o"),

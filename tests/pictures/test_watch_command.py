@@ -36,7 +36,7 @@ def _watch(*arguments: str, given: str | None = None) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
-def test_one_look_shows_where_each_run_stands(written: Path) -> None:
+def test_once_shows_the_state_of_each_run(written: Path) -> None:
     status, shown, _ = _watch("--journal", str(written), "--once")
     assert status == 0
     assert re.search(rf"finished +{STEPS} +\S+ +[▁-█]+ +2 +{STEPS}, \d+ \S+ ago", shown)
@@ -53,7 +53,7 @@ def test_one_run_is_shown_with_its_curve_its_attempts_incidents_and_events(writt
     assert "recovered: the loop runs again from step" in shown
 
 
-def test_for_machines_one_look_is_one_array(written: Path) -> None:
+def test_once_as_json_is_one_array(written: Path) -> None:
     status, said, _ = _watch("--journal", str(written), "--once", "--json")
     (row,) = json.loads(said)
     assert status == 0
@@ -68,10 +68,12 @@ def test_for_machines_one_look_is_one_array(written: Path) -> None:
     assert row["event"]["name"] == names.EVENT_CHECKPOINT_SAVED
 
 
-def test_what_is_not_there_is_said_and_what_is_too(written: Path, tmp_path: Path) -> None:
+def test_an_unknown_run_or_file_is_reported_with_what_there_is(
+    written: Path, tmp_path: Path
+) -> None:
     for expected, arguments, said in (
         (3, ["--journal", str(tmp_path)], "there is no journal at"),
-        (1, ["sft", "--journal", str(written)], "has no run 'sft'; it has: <script>"),
+        (1, ["sft", "--journal", str(written)], "; its runs: <script>"),
         (3, ["--events", str(tmp_path / "none")], "No such file"),
     ):
         status, _, errors = _watch(*arguments, "--once")
@@ -82,7 +84,7 @@ def test_what_is_not_there_is_said_and_what_is_too(written: Path, tmp_path: Path
     assert "do not go together" in errors
 
 
-def test_a_process_that_was_killed_is_told_from_one_that_trains(
+def test_a_process_that_was_killed_is_distinguished_from_one_that_trains(
     written: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / JOURNAL_FILE
@@ -109,7 +111,7 @@ def test_events_of_another_process_are_shown_as_they_come_and_end_with_their_str
     status, said, errors = _watch("--events", "-", "--interval", "0.05", given=lines)
     assert status == 0
     assert "training, step" in said
-    assert "1 lines were no events" in errors
+    assert "lines skipped because they are not events: 1" in errors
     status, shown, _ = _watch(NAME, "--events", str(written / EVENTS), "--once")
     assert status == 0
     assert "recovered: the loop runs again from step" in shown
@@ -179,7 +181,7 @@ def test_ctrl_c_ends_it_while_it_waits_for_an_event(written: Path) -> None:
         watching.kill()
         watching.wait()
     assert (watching.returncode, errors) == (0, "")
-    assert "-: training" not in shown + rest, "what concerns no single run is none"
+    assert "-: training" not in shown + rest, "an event that concerns no single run makes no row"
 
 
 attributes = st.dictionaries(
@@ -214,15 +216,15 @@ def test_a_line_that_is_no_event_is_refused_and_nothing_else_happens(line: str |
 
 @settings(max_examples=20)
 @given(st.lists(happened, min_size=1, max_size=8))
-def test_a_row_of_events_counts_recoveries_and_tells_the_newest(
-    told: list[RecoveryEvent],
+def test_a_row_from_events_counts_recoveries_and_has_the_newest(
+    history: list[RecoveryEvent],
 ) -> None:
     row: RunRow | None = None
-    for event in told:
+    for event in history:
         row = after(row, event)
     assert row is not None
-    assert row.recoveries == sum(each.name == names.EVENT_COMPLETED for each in told)
-    assert row.newest is not None
-    assert row.newest.time == told[-1].time
-    if told[-1].name == names.EVENT_EXHAUSTED:
+    assert row.recoveries == sum(each.name == names.EVENT_COMPLETED for each in history)
+    assert row.event is not None
+    assert row.event.time == history[-1].time
+    if history[-1].name == names.EVENT_EXHAUSTED:
         assert row.state == "failed"

@@ -1,4 +1,4 @@
-"""Administration of a running tree: OTP's calls, OTP's outcomes, and never a wait for another."""
+"""Administration of a running tree: OTP's calls, OTP's outcomes, and no wait for a sibling."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_a_child_can_be_started_terminated_restarted_and_deleted(world: Wo
         assert states(tree) == {"a": "running", "b": "stopped"}
         assert (await tree.restart_child("b")).incarnation == 2
         await tree.terminate_child("b")
-        tree.delete_child("b")
+        await tree.delete_child("b")
         assert states(tree) == {"a": "running"}
         await tree.start_child(b.spec())
         assert world.cleared() == ["+a", "+b", "-b", "+b", "-b", "+b"]
@@ -49,7 +49,7 @@ async def test_a_child_can_be_started_terminated_restarted_and_deleted(world: Wo
     [
         (lambda tree: tree.terminate_child("nobody"), ChildNotFound),
         (lambda tree: tree.restart_child("nobody"), ChildNotFound),
-        (lambda tree: asyncio.to_thread(tree.delete_child, "nobody"), ChildNotFound),
+        (lambda tree: tree.delete_child("nobody"), ChildNotFound),
     ],
 )
 async def test_a_child_that_is_not_there_is_not_found_and_the_error_names_those_that_are(
@@ -84,7 +84,7 @@ async def test_restarting_or_deleting_one_that_is_up_says_running(world: World) 
         with pytest.raises(ChildRunning):
             await tree.restart_child("a")
         with pytest.raises(ChildRunning):
-            tree.delete_child("a")
+            await tree.delete_child("a")
 
 
 async def test_restarting_or_deleting_in_a_backoff_says_restarting_and_one_incarnation_comes(
@@ -98,7 +98,7 @@ async def test_restarting_or_deleting_in_a_backoff_says_restarting_and_one_incar
         with pytest.raises(ChildRestarting):
             await tree.restart_child("a")
         with pytest.raises(ChildRestarting):
-            tree.delete_child("a")
+            await tree.delete_child("a")
         await world.clock.sleep(1000)
         assert (a.starts, a.most_alive) == (2, 1)
 
@@ -118,7 +118,7 @@ async def test_a_child_terminated_in_its_backoff_is_never_resurrected(
 
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one"])
-async def test_terminated_and_restarted_by_hand_in_its_backoff_there_is_one_incarnation(
+async def test_terminated_and_restarted_manually_in_its_backoff_there_is_one_incarnation(
     world: World, strategy: str
 ) -> None:
     a = world.kid("a")
@@ -166,7 +166,7 @@ async def test_terminating_costs_no_restart(world: World) -> None:
         assert tree.which_children()[0].incarnation == 6
 
 
-async def test_a_start_by_hand_that_fails_raises_the_childs_own_error_and_leaves_no_trace(
+async def test_a_manual_start_that_fails_raises_the_childs_own_error_and_leaves_no_trace(
     world: World,
 ) -> None:
     own = OSError("port taken")
@@ -179,7 +179,7 @@ async def test_a_start_by_hand_that_fails_raises_the_childs_own_error_and_leaves
         await tree.start_child(broken.spec())
 
 
-async def test_a_restart_by_hand_that_fails_leaves_the_child_down(world: World) -> None:
+async def test_a_manual_restart_that_fails_leaves_the_child_down(world: World) -> None:
     a = world.kid("a", failing=[None, OSError("port taken")])
     async with world.tree([a], max_restarts=0) as tree:
         await tree.terminate_child("a")
@@ -189,7 +189,7 @@ async def test_a_restart_by_hand_that_fails_leaves_the_child_down(world: World) 
         await tree.restart_child("a")
 
 
-async def test_a_child_started_by_hand_may_answer_ignore(world: World) -> None:
+async def test_a_child_started_manually_may_call_ignore(world: World) -> None:
     a = world.kid("a", failing=["ignore"])
     async with world.tree([]) as tree:
         assert (await tree.start_child(a.spec())).state == "stopped"
@@ -197,7 +197,7 @@ async def test_a_child_started_by_hand_may_answer_ignore(world: World) -> None:
         assert (await tree.restart_child("a")).state == "running"
 
 
-async def test_a_start_by_hand_that_is_terminated_meanwhile_says_so(world: World) -> None:
+async def test_a_manual_start_that_is_terminated_meanwhile_says_so(world: World) -> None:
     slow = world.kid("slow", start_s=100)
     async with world.tree([]) as tree:
         starting = asyncio.ensure_future(tree.start_child(slow.spec()))
@@ -244,7 +244,7 @@ async def test_a_child_may_terminate_itself(world: World) -> None:
         assert states(tree) == {"a": "running", "b": "stopped"}
 
 
-async def test_every_call_answers_at_once_while_another_child_defies_its_stop(
+async def test_every_call_answers_at_once_while_another_child_ignores_its_stop(
     world: World,
 ) -> None:
     a, deaf = world.kid("a"), world.kid("deaf", stop_s=1000)
@@ -259,7 +259,7 @@ async def test_every_call_answers_at_once_while_another_child_defies_its_stop(
         await world.settle()
         assert (a.starts, tree.count_children().active) == (3, 3)
         with pytest.raises(ChildRunning):
-            tree.delete_child("deaf")
+            await tree.delete_child("deaf")
         assert world.clock.now == 0
         await stopping
         assert world.clock.now == 100
@@ -282,7 +282,7 @@ async def test_every_call_answers_at_once_while_another_child_sits_in_a_backoff(
         assert states(tree) == dict.fromkeys("abc", "running")
 
 
-async def test_a_restart_by_hand_waits_for_the_stop_of_that_child(world: World) -> None:
+async def test_a_manual_restart_waits_for_the_stop_of_that_child(world: World) -> None:
     a = world.kid("a", stop_s=3)
     async with world.tree([a]) as tree:
         stopping = asyncio.ensure_future(tree.terminate_child("a"))
@@ -300,7 +300,7 @@ async def test_two_who_terminate_one_child_both_wait_for_one_stop(world: World) 
         assert world.log == ["+a", "-a", "~a"]
 
 
-async def test_which_children_tells_each_in_the_order_of_start(world: World) -> None:
+async def test_which_children_lists_each_in_the_order_of_start(world: World) -> None:
     a, b = world.kids("ab")
     inner = world.tree([], name="inner")
     specs = [a.spec(restart="transient", significant=True), inner.as_child(), b.spec()]
@@ -326,7 +326,7 @@ async def test_count_children_counts_specs_the_active_supervisors_and_workers(
         assert (counts.specs, counts.active, counts.supervisors, counts.workers) == (3, 1, 1, 2)
 
 
-async def test_a_significant_child_is_refused_by_a_tree_that_would_not_heed_it(
+async def test_a_significant_child_is_refused_by_a_tree_without_auto_shutdown(
     world: World,
 ) -> None:
     a = world.kid("a")
@@ -347,7 +347,7 @@ async def test_calls_made_while_the_tree_stops_are_refused(world: World) -> None
                     await tree.start_child(world.kid("new").spec())
 
 
-async def test_a_start_by_hand_under_way_when_the_tree_gives_up_hears_why(world: World) -> None:
+async def test_a_manual_start_under_way_when_the_tree_gives_up_raises_why(world: World) -> None:
     kid, slow = world.kid("kid"), world.kid("slow", start_s=100)
     with pytest.raises(RestartLimitReached) as caught:
         async with world.tree([kid], max_restarts=0) as tree:
@@ -355,9 +355,9 @@ async def test_a_start_by_hand_under_way_when_the_tree_gives_up_hears_why(world:
             await world.settle()
             kid.crash()
             await world.clock.sleep(10)
-    with pytest.raises(RestartLimitReached) as told:
+    with pytest.raises(RestartLimitReached) as raised:
         await starting
-    assert told.value is caught.value
+    assert raised.value is caught.value
 
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one"])
@@ -373,12 +373,12 @@ async def test_a_restart_that_hangs_in_its_start_can_be_looked_at_and_terminated
         with pytest.raises(ChildRestarting):
             await tree.restart_child("kid")
         with pytest.raises(ChildRestarting):
-            tree.delete_child("kid")
+            await tree.delete_child("kid")
         with pytest.raises(ChildAlreadyStarted):
             await tree.start_child(kid.spec())
         await tree.terminate_child("kid")
         assert states(tree) == {"other": "running", "kid": "stopped"}
-        tree.delete_child("kid")
+        await tree.delete_child("kid")
         assert kid.alive == 0
 
 

@@ -11,7 +11,7 @@ from virtual import World, states
 from tinker_recovery.supervision import Backoff, Child, ChildSpec, RestartLimitReached
 
 
-async def test_a_cancelled_error_nobody_asked_for_is_a_crash_and_is_restarted(
+async def test_a_cancelled_error_of_its_own_is_a_crash_and_is_restarted(
     world: World,
 ) -> None:
     kid = world.kid("kid")
@@ -38,7 +38,9 @@ async def test_a_child_cancelled_from_outside_has_crashed_and_is_restarted(world
         assert tasks[1].cancelling() == 0
 
 
-async def test_unasked_cancellations_trip_the_limit_and_never_look_like_one(world: World) -> None:
+async def test_cancellations_of_its_own_exceed_the_limit_and_never_look_like_one(
+    world: World,
+) -> None:
     kid = world.kid("kid")
     with pytest.raises(RestartLimitReached) as caught:
         async with world.tree([kid], max_restarts=0):
@@ -91,7 +93,7 @@ async def test_a_group_raised_by_the_body_is_not_wrapped_again(world: World) -> 
     assert caught.value is own
 
 
-async def test_cancelling_the_host_stops_the_children_in_their_limits_and_goes_on(
+async def test_cancelling_the_host_stops_the_children_in_their_limits_and_continues(
     world: World,
 ) -> None:
     a, tidy = world.kid("a"), world.kid("tidy", stop_s=4)

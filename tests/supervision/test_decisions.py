@@ -1,4 +1,4 @@
-"""The pure decisions, held against plain statements of what they mean."""
+"""The pure decisions, checked against plain statements of what they mean."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_jitter_only_lengthens_and_the_cap_holds(
 
 
 @given(backoffs, st.integers(0, 100))
-def test_delays_never_shrink_while_failures_go_on(backoff: Backoff, failures: int) -> None:
+def test_delays_never_shrink_while_failures_continue(backoff: Backoff, failures: int) -> None:
     assert backoff.delay_s(failures) <= backoff.delay_s(failures + 1)
 
 
@@ -60,7 +60,7 @@ def test_no_backoff_never_waits() -> None:
 
 
 @given(st.integers(0, 6), st.integers(1, 20), st.lists(st.integers(0, 8).map(float), max_size=40))
-def test_the_ledger_allows_at_most_so_many_within_any_window(
+def test_the_ledger_allows_at_most_the_limit_within_any_window(
     max_restarts: int, max_seconds: int, gaps: list[float]
 ) -> None:
     ledger = RestartLedger(max_restarts, max_seconds)
@@ -85,7 +85,7 @@ def test_the_ledger_allows_at_most_so_many_within_any_window(
 def test_no_child_that_is_never_healthy_for_long_escapes_the_limit(
     max_restarts: int, max_seconds: float, backoff: Backoff, chance: float, shares: list[float]
 ) -> None:
-    """Whatever its lives, up to and a hair past healthy: the limit trips."""
+    """Whatever its lives, up to and a hair past healthy: the limit is exceeded."""
     try:
         healthy_s = healthy_after(
             None, max_restarts=max_restarts, max_seconds=max_seconds, backoff=backoff
@@ -104,7 +104,7 @@ def test_no_child_that_is_never_healthy_for_long_escapes_the_limit(
     assert max_restarts >= len(shares)  # more lives than were drawn
 
 
-def test_healthy_is_refused_where_a_child_dying_as_late_would_escape() -> None:
+def test_healthy_is_refused_where_a_crash_loop_would_escape() -> None:
     window = {"max_restarts": 10, "max_seconds": 60.0, "backoff": Backoff.none()}
     assert healthy_after(5.9, **window) == 5.9  # type: ignore[arg-type]  # a dict of mixed values
     error = caught(lambda: healthy_after(6.0, **window))  # type: ignore[arg-type]  # as above
@@ -121,7 +121,7 @@ def test_who_is_affected_follows_from_the_strategy(crashed: set[str]) -> None:
     assert affected("rest_for_one", ORDER, crashed) == ORDER[ORDER.index(min(crashed)) :]
 
 
-def test_nobody_is_affected_by_the_crash_of_a_child_that_is_gone() -> None:
+def test_none_is_affected_by_the_crash_of_a_child_that_is_gone() -> None:
     assert affected("rest_for_one", ORDER, {"z"}) == []
 
 

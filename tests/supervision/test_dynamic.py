@@ -1,4 +1,4 @@
-"""DynamicSupervisor: many children of one kind, started when asked for."""
+"""DynamicSupervisor: many children of one kind, started on request."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def test_all_are_stopped_side_by_side(world: World) -> None:
     assert sum(entry.startswith("~") for entry in world.log) == 20
 
 
-async def test_side_by_side_each_that_defies_its_stop_is_abandoned(world: World) -> None:
+async def test_side_by_side_each_that_ignores_its_stop_is_abandoned(world: World) -> None:
     crowd = Crowd(world, deaf=10**9)
     async with world.dynamic(crowd.template(shutdown=5.0)) as workers:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""What a supervisor tells of its work."""
+"""The events and log records of a supervisor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tinker_recovery.supervision import (
 SLOW = Backoff(initial_s=1, max_s=1, jitter=0)
 
 
-def told(world: World) -> list[tuple[str, str, int]]:
+def summaries(world: World) -> list[tuple[str, str, int]]:
     return [
         (event.name.removeprefix("supervision."), event.child, event.incarnation)
         for event in world.events
@@ -30,7 +30,7 @@ async def test_the_life_of_a_child_from_start_to_restart_to_stop(world: World) -
     async with world.tree([kid], backoff=SLOW):
         kid.crash()
         await world.clock.sleep(2)
-    assert told(world) == [
+    assert summaries(world) == [
         ("child.started", "kid", 1),
         ("child.ready", "kid", 1),
         ("child.exited", "kid", 1),
@@ -121,7 +121,7 @@ async def test_a_listener_that_raises_is_logged_and_harmless(
         kid.crash()
         await world.settle()
         assert kid.starts == 2
-    assert "on_event raised for supervision.child.exited; supervision goes on" in caplog.text
+    assert "on_event raised for supervision.child.exited; supervision continues" in caplog.text
 
 
 async def test_without_a_listener_everything_works_the_same(world: World) -> None:

@@ -48,7 +48,7 @@ async def test_the_deadline_runs_from_ready_not_from_the_start(world: World) -> 
         assert kid.starts == 1
 
 
-async def test_a_silent_child_that_defies_its_stop_is_abandoned_and_replaced(
+async def test_a_silent_child_that_ignores_its_stop_is_abandoned_and_replaced(
     world: World,
 ) -> None:
     kid = world.kid("kid", deaf=10**9)
@@ -76,14 +76,14 @@ async def test_a_temporary_child_that_falls_silent_is_stopped_and_gone(world: Wo
         assert (states(tree), kid.alive) == ({}, 0)
 
 
-async def test_silence_takes_the_siblings_along_where_the_strategy_says_so(world: World) -> None:
+async def test_silence_restarts_the_siblings_where_the_strategy_says_so(world: World) -> None:
     kid, other = world.kid("kid"), world.kid("other")
     async with world.tree([kid.spec(heartbeat_s=10.0), other], strategy="one_for_all"):
         await world.clock.sleep(11)
         assert (kid.starts, other.starts) == (2, 2)
 
 
-async def test_a_silent_child_terminated_by_hand_while_it_is_stopped_stays_down(
+async def test_a_silent_child_terminated_while_it_is_stopped_stays_down(
     world: World,
 ) -> None:
     kid = world.kid("kid", stop_s=3)
@@ -95,7 +95,7 @@ async def test_a_silent_child_terminated_by_hand_while_it_is_stopped_stays_down(
         assert (states(tree), kid.starts) == ({"kid": "stopped"}, 1)
 
 
-async def test_an_event_loop_that_stood_still_is_not_the_childs_silence(world: World) -> None:
+async def test_a_blocked_event_loop_is_not_the_childs_silence(world: World) -> None:
     async def serve(child: Child) -> None:
         starts.append(child.incarnation)
         child.started()

@@ -50,7 +50,7 @@ async def test_up_to_the_limit_crashes_are_restarted_and_one_more_escalates(worl
     assert (error.supervisor, error.child, error.max_restarts) == ("tree", "kid", 3)
     assert str(error) == (
         "supervisor 'tree' gave up: its children needed more than 3 restarts within 60 s; "
-        "the last to die was 'kid', of OSError('disk full')"
+        "the last crash was that of 'kid': OSError('disk full')"
     )
     assert world.log[-1] == "-other"
     assert (kid.alive, other.alive) == (0, 0)
@@ -136,7 +136,7 @@ async def test_a_child_has_a_backoff_of_its_own_if_its_spec_says_so(world: World
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])
 @pytest.mark.parametrize("life", [0.0, 0.5, 0.99, 1.0, 1.01, 1.5])
-async def test_a_child_that_dies_for_ever_trips_the_limit_however_it_straddles_healthy(
+async def test_a_child_in_a_crash_loop_exceeds_the_limit_on_either_side_of_healthy(
     world: World, factor: float, life: float
 ) -> None:
     """Living just past healthy keeps the delays short; just below, it lets them grow."""
@@ -160,7 +160,7 @@ async def test_giving_up_ends_a_body_that_waits_and_one_that_swallows_it(world: 
                 await world.clock.sleep(10)
 
 
-async def test_giving_up_is_told_once(world: World) -> None:
+async def test_giving_up_is_reported_once(world: World) -> None:
     a, b = world.kids("ab")
     with pytest.raises(RestartLimitReached):
         async with world.tree([a, b], max_restarts=0):
@@ -187,7 +187,7 @@ async def test_giving_up_while_coming_up_surfaces_the_reason(world: World) -> No
     assert (kid.alive, slow.alive) == (0, 0)
 
 
-async def test_a_limit_reached_while_a_child_defies_its_stop_waits_for_that_limit_only(
+async def test_a_limit_reached_while_a_child_ignores_its_stop_waits_for_that_limit_only(
     world: World,
 ) -> None:
     kid, slow = world.kid("kid"), world.kid("slow", stop_s=1000)

@@ -1,4 +1,4 @@
-"""Random commands and crashes, held against a small model of what a supervisor is."""
+"""Random commands and crashes, compared with a small model of what a supervisor is."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Model:
     now: float = 0.0
     states: dict[str, str] = field(default_factory=lambda: dict.fromkeys(IDS, "running"))
     starts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(IDS, 1))
-    by_hand: set[str] = field(default_factory=set)
+    manual: set[str] = field(default_factory=set)
     due: dict[str, float] = field(default_factory=dict)
     spent: list[float] = field(default_factory=list)
 
     def up(self, child: str) -> None:
         self.states[child] = "running"
         self.starts[child] += 1
-        self.by_hand.discard(child)
+        self.manual.discard(child)
         self.due.pop(child, None)
 
     def down(self, child: str) -> None:
@@ -88,7 +88,7 @@ class Model:
         for sibling in taken[self.strategy]:
             if self.kinds[sibling] == "temporary":
                 self.down(sibling)
-            elif sibling not in self.by_hand:
+            elif sibling not in self.manual:
                 self.up(sibling)
 
     def wait(self, seconds: float) -> None:
@@ -109,7 +109,7 @@ class Model:
         if state is None:
             return "ChildNotFound"
         if command == "terminate":
-            self.by_hand.add(child)
+            self.manual.add(child)
             self.down(child)
             return ""
         if state != "stopped":
@@ -130,7 +130,7 @@ async def carry_out(tree: SupervisionTree, kid: Kid, command: str) -> str:
         elif command == "restart":
             await tree.restart_child(kid.id)
         else:
-            tree.delete_child(kid.id)
+            await tree.delete_child(kid.id)
     except ChildError as error:
         return type(error).__name__
     return ""
@@ -238,7 +238,7 @@ async def endure(
     calls: list[asyncio.Task[str]] = []
     KINDS.clear()
     KINDS.update(dict.fromkeys(kids.values(), "permanent"))
-    by_hand = False
+    manual = False
     try:
         async with tree:
             for command, target in script:
@@ -249,7 +249,7 @@ async def endure(
                     if kids[target].alive and order is not None and not order.done():
                         getattr(kids[target], command)()
                 else:
-                    by_hand = True
+                    manual = True
                     call = carry_out_anyhow(tree, kids[target], command)
                     calls.append(asyncio.ensure_future(call))
                 await asyncio.sleep(0)
@@ -260,7 +260,7 @@ async def endure(
             assert set(settled.values()) <= {"running", "stopped"}
             for one, state in settled.items():
                 assert kids[one].alive == (state == "running")
-            if not by_hand and not any("ignore" in kid["failing"] for kid in settings.values()):  # type: ignore[operator]  # a list
+            if not manual and not any("ignore" in kid["failing"] for kid in settings.values()):  # type: ignore[operator]  # a list
                 assert settled == dict.fromkeys(IDS, "running")
     except RestartLimitReached as error:
         assert error.__cause__ is not None  # noqa: PT017 - giving up is one of the outcomes
@@ -273,7 +273,7 @@ async def endure(
 async def carry_out_anyhow(tree: SupervisionTree, kid: Kid, command: str) -> str:
     try:
         return await carry_out(tree, kid, command)
-    except Exception as error:  # noqa: BLE001 - a start that fails, a tree that stops: all are answers
+    except Exception as error:  # noqa: BLE001 - a start that fails, a tree that stops: all are outcomes
         return repr(error)
 
 

@@ -112,7 +112,7 @@ async def test_an_inner_start_that_fails_surfaces_at_the_root_with_every_id(
     assert world.log == ["+a", "+broken", "-a"]
 
 
-async def test_a_keyboard_interrupt_goes_through_every_level_as_it_is(world: World) -> None:
+async def test_a_keyboard_interrupt_passes_every_level_unchanged(world: World) -> None:
     kid = world.kid("kid")
     error = KeyboardInterrupt()
     inner = world.tree([kid], name="inner")
@@ -132,7 +132,7 @@ async def test_a_tree_that_runs_as_a_child_cannot_be_entered_as_well(world: Worl
                 raise AssertionError
 
 
-async def test_group_restarts_take_inner_supervisors_along(world: World) -> None:
+async def test_group_restarts_include_inner_supervisors(world: World) -> None:
     a, b = world.kids("ab")
     inner = world.tree([b], name="inner")
     async with world.tree([a.spec(), inner.as_child()], strategy="one_for_all"):

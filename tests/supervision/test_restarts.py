@@ -1,4 +1,4 @@
-"""Who is restarted after what, and who goes along: restart types, exits, strategies."""
+"""Which children are restarted after what: restart types, exits, strategies."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_one_for_all_stops_all_in_reverse_and_starts_all_in_order(world: W
         assert world.cleared() == ["-c", "-a", "+a", "+b", "+c"]
 
 
-async def test_rest_for_one_takes_along_those_started_after_it(world: World) -> None:
+async def test_rest_for_one_includes_those_started_after_it(world: World) -> None:
     a, b, c = world.kids("abc")
     async with world.tree([a, b, c], strategy="rest_for_one"):
         world.cleared()
@@ -120,7 +120,7 @@ async def test_a_group_restart_starts_a_transient_sibling_again_that_had_finishe
         assert job.starts == 2
 
 
-async def test_a_group_restart_leaves_down_what_was_terminated_by_hand(world: World) -> None:
+async def test_a_group_restart_leaves_down_what_was_terminated(world: World) -> None:
     a, b = world.kids("ab")
     async with world.tree([a, b], strategy="one_for_all") as tree:
         await tree.terminate_child("b")
@@ -139,7 +139,7 @@ async def test_a_failed_start_in_a_one_for_all_restart_begins_it_again(world: Wo
         assert world.cleared() == ["-c", "-b", "+a", "+b", "-a", "+a", "+b", "+c"]
 
 
-async def test_a_failed_start_in_a_rest_for_one_restart_goes_on_from_that_child(
+async def test_a_failed_start_in_a_rest_for_one_restart_continues_from_that_child(
     world: World,
 ) -> None:
     a, b, c = world.kid("a"), world.kid("b", failing=[None, CRASH]), world.kid("c")
@@ -205,7 +205,7 @@ async def test_a_restart_whose_start_fails_is_tried_again_until_it_succeeds(
 
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one"])
-async def test_restarts_whose_starts_always_fail_trip_the_limit(
+async def test_restarts_whose_starts_always_fail_exceed_the_limit(
     world: World, strategy: str
 ) -> None:
     kid = world.kid("kid", failing=[None, *[OSError("still no disk")] * 99])
@@ -217,7 +217,7 @@ async def test_restarts_whose_starts_always_fail_trip_the_limit(
     assert isinstance(caught.value.__cause__, OSError)
 
 
-async def test_a_child_may_answer_ignore_to_a_restart(world: World) -> None:
+async def test_a_child_may_call_ignore_to_a_restart(world: World) -> None:
     kid = world.kid("kid", failing=[None, "ignore"])
     async with world.tree([kid]) as tree:
         kid.crash()

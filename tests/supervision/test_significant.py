@@ -64,7 +64,7 @@ async def test_the_end_of_a_child_that_is_not_significant_ends_nothing(world: Wo
         assert states(tree) == {"a": "running", "b": "stopped"}
 
 
-async def test_terminating_a_significant_child_by_hand_ends_nothing(world: World) -> None:
+async def test_terminating_a_significant_child_ends_nothing(world: World) -> None:
     a = world.kid("a")
     specs = [a.spec(restart="transient", significant=True)]
     async with world.tree(specs, auto_shutdown="any_significant") as tree:

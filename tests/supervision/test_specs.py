@@ -29,8 +29,8 @@ def spec(**changes: Any) -> ChildSpec:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id": ""}, "id='' is not possible: a string that is not empty"),
-        ({"id": 7}, "id=7 is not possible: a string that is not empty"),
+        ({"id": ""}, "id='' is not possible: a non-empty string"),
+        ({"id": 7}, "id=7 is not possible: a non-empty string"),
         ({"start": None}, "start=None is not possible: an async function that takes a Child"),
         ({"restart": "always"}, "one of 'permanent', 'transient', 'temporary'"),
         ({"type": "boss"}, "type='boss' is not possible: one of 'worker', 'supervisor'"),
@@ -71,7 +71,7 @@ def test_a_child_spec_that_cannot_work_is_refused(changes: dict[str, Any], messa
         ({"specs": [serve]}, "every one has to be a ChildSpec"),
         (
             {"specs": [spec(restart="transient", significant=True)]},
-            "child 'a' is significant, which takes 'any_significant' or 'all_significant'",
+            "child 'a' is significant: use 'any_significant' or 'all_significant'",
         ),
         (
             {"specs": [spec(backoff=Backoff(initial_s=9, max_s=9))]},
@@ -90,7 +90,9 @@ def test_a_window_that_the_backoff_can_never_fill_is_refused_with_what_would_do(
     backoff = Backoff(initial_s=1, max_s=60, factor=2, jitter=0)
     message = caught(lambda: SupervisionTree(max_restarts=5, max_seconds=31, backoff=backoff))
     assert "5 restarts with Backoff" in str(message)
-    assert "wait up to 31 s, so the limit could never trip: allow more than 31 s" in str(message)
+    assert "wait up to 31 s, so the limit could never be reached: allow more than 31 s" in str(
+        message
+    )
     SupervisionTree(max_restarts=5, max_seconds=31.5, backoff=backoff)
 
 
@@ -99,7 +101,7 @@ def test_a_window_that_the_backoff_can_never_fill_is_refused_with_what_would_do(
     [
         ({"initial_s": -1}, "initial_s=-1 is not possible"),
         ({"max_s": 0.05}, "max_s=0.05 is not possible: at least initial_s=0.1 s"),
-        ({"factor": 0.5}, "factor=0.5 is not possible: it has to be 1 or more"),
+        ({"factor": 0.5}, "factor=0.5 is not possible: 1 or more"),
         ({"jitter": 1.5}, "jitter=1.5 is not possible: from 0 to 1"),
         ({"jitter": -0.1}, "jitter=-0.1 is not possible: from 0 to 1"),
         ({"factor": "2"}, "factor='2' is not possible"),

@@ -84,14 +84,14 @@ async def test_a_start_that_is_no_coroutine_function_fails_as_any_start(world: W
             raise AssertionError
 
 
-async def test_a_child_may_answer_ignore_and_the_others_go_on(world: World) -> None:
+async def test_a_child_may_call_ignore_and_the_others_start(world: World) -> None:
     ignoring = world.kid("ignoring", failing=["ignore"])
     async with world.tree([ignoring, world.kid("b")]) as tree:
         assert states(tree) == {"ignoring": "stopped", "b": "running"}
         assert tree.count_children().active == 1
 
 
-async def test_a_temporary_child_that_answers_ignore_is_forgotten(world: World) -> None:
+async def test_a_temporary_child_that_calls_ignore_is_forgotten(world: World) -> None:
     ignoring = world.kid("ignoring", failing=["ignore"])
     async with world.tree([ignoring.spec(restart="temporary")]) as tree:
         assert states(tree) == {}
@@ -197,7 +197,7 @@ async def test_what_ignores_every_cancellation_is_abandoned_and_listed(world: Wo
     assert (abandoned.id, abandoned.incarnation) == ("deaf", 1)
     assert abandoned.waited_s == pytest.approx(6)
     assert not abandoned.task.done()
-    deaf.finish()  # it comes back when it likes, and harms nothing
+    deaf.finish()  # ending late, it has no effect
     await abandoned.task
 
 

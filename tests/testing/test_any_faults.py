@@ -1,4 +1,4 @@
-"""Whatever goes wrong, in whatever order: the server itself stays sound."""
+"""After any faults in any order, the server itself still works."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def train(wire: Wire, run: str) -> None:
 
 
 async def suffer(server: LocalTinker) -> None:
-    """A client that gives up at the first thing that goes wrong, or after a moment."""
+    """A client that gives up at the first error, or after a moment."""
     with (
         contextlib.suppress(AssertionError, httpx.HTTPError, KeyError, ValueError),
         anyio.move_on_after(0.05),

@@ -1,4 +1,4 @@
-"""Faults inside the service, as the real SDK meets them: rollbacks, bad restores, pauses, NaN."""
+"""Faults inside the service, as the real SDK sees them: rollbacks, bad restores, pauses, NaN."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tinker_recovery.testing import FaultRule, LocalTinker
 # Rollbacks
 
 
-async def test_a_rollback_loses_the_steps_since_the_checkpoint_and_nobody_is_told(
+async def test_a_rollback_loses_the_steps_since_the_checkpoint_and_says_nothing(
     server: LocalTinker, service: tinker.ServiceClient, wire: Wire
 ) -> None:
     client = await fresh(service)
@@ -65,7 +65,7 @@ async def test_a_run_without_a_checkpoint_goes_back_to_its_beginning(
 async def _resumed_losses(
     server: LocalTinker, service: tinker.ServiceClient, *rules: FaultRule
 ) -> tuple[list[float], list[float]]:
-    """Losses of a run that went on, and of one that was resumed under faults."""
+    """Losses of a run that continued, and of one resumed under faults."""
     client = await fresh(service)
     await train(client, 0, 5)
     path = (await client.save_state("five")).path
@@ -107,7 +107,7 @@ async def test_both_at_once_strike_one_load(
     assert [fired.rule for fired in server.fired] == rules
 
 
-async def test_a_load_takes_as_long_as_it_is_told_to() -> None:
+async def test_a_load_takes_the_time_set() -> None:
     async with LocalTinker(load_s=0.1, long_poll_s=0.01) as server, wired(server) as wire:
         run = await wire.create()
         path = (await wire.result(await wire.save(run, 1, "a")))["path"]
@@ -153,15 +153,15 @@ async def test_a_paused_poll_says_why_at_once_and_a_pause_ends_with_its_time() -
         server.inject(FaultRule("pause", for_s=600))
         sent = [await wire.optim_step(run, seq_id) for run in (one, other) for seq_id in (1, 2)]
         replies = [await wire.result(accepted) for accepted in sent]
-        told = {"type": "try_again", "queue_state": "paused_capacity"}
-        assert [reply | told for reply in replies] == replies
+        expected = {"type": "try_again", "queue_state": "paused_capacity"}
+        assert [reply | expected for reply in replies] == replies
         now[0] = 600
         await until(lambda: server.run_state(other).steps == 2)
         assert await wire.result(sent[0]) == {"metrics": {}}
         assert server.run_state(one).steps == 2
 
 
-async def test_the_making_of_a_run_can_be_paused_too(
+async def test_the_creation_of_a_run_can_be_paused_too(
     server: LocalTinker, service: tinker.ServiceClient
 ) -> None:
     server.inject(FaultRule("pause", request="create_model"))
@@ -174,11 +174,11 @@ async def test_the_making_of_a_run_can_be_paused_too(
     assert server.runs() == [client.model_id]
 
 
-# Losses that are no numbers
+# Losses that are not finite
 
 
 @pytest.mark.parametrize("loss", ["nan", "inf"])
-async def test_a_loss_is_no_number_once_and_the_weights_know_nothing_of_it(
+async def test_a_loss_is_nan_once_and_the_weights_are_unchanged(
     server: LocalTinker, service: tinker.ServiceClient, loss: Any
 ) -> None:
     calm, hit = await fresh(service), await fresh(service)
@@ -224,7 +224,7 @@ async def test_a_request_can_fail_its_whole_session_and_no_other(
     server: LocalTinker, service: tinker.ServiceClient, rest: RestClient, wire: Wire
 ) -> None:
     one, other = await fresh(service), await fresh(service)
-    elsewhere = await wire.create()
+    second = await wire.create()
     await train(one, 0, 2)
     await train(other, 0, 1)
     server.inject(FaultRule("fail_session", 2, run=one.model_id, message="out of memory"))
@@ -238,7 +238,7 @@ async def test_a_request_can_fail_its_whole_session_and_no_other(
     await wire.post("session_heartbeat", {"session_id": session}, status=410)
     await wire.post("create_model", {"session_id": session, "model_seq_id": 9, "base_model": "b"},
                     status=410)  # fmt: skip
-    assert await wire.result(await wire.optim_step(elsewhere, 1)) == {"metrics": {}}
+    assert await wire.result(await wire.optim_step(second, 1)) == {"metrics": {}}
 
     (failed,) = (await _search(rest, statuses=[{"type": "failed"}])).sessions
     assert failed.session_id == session
@@ -250,7 +250,7 @@ async def test_a_request_can_fail_its_whole_session_and_no_other(
     assert server.run_state(one.model_id).steps == 2
 
 
-async def test_a_session_fails_when_told_and_what_is_queued_fails_and_is_not_made(
+async def test_a_session_fails_on_request_and_what_is_queued_fails_and_is_not_made(
     server: LocalTinker, service: tinker.ServiceClient, rest: RestClient
 ) -> None:
     client = await fresh(service)

@@ -92,7 +92,7 @@ async def test_a_name_is_taken_while_its_save_is_still_in_the_queue(wire: Wire) 
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".part", "é", "x" * 200])
-async def test_a_name_that_is_no_name_is_refused(wire: Wire, name: str) -> None:
+async def test_a_name_that_is_not_allowed_is_refused(wire: Wire, name: str) -> None:
     run = await wire.create()
     await wire.post("save_weights", {"model_id": run, "seq_id": 1, "path": name}, status=400)
 
@@ -108,7 +108,7 @@ async def test_no_name_gets_in_the_way_of_the_servers_own_files(
         assert again.runs() == [run]
 
 
-async def test_checkpoints_keep_their_order_though_the_clock_stands_still(
+async def test_checkpoints_keep_their_order_with_a_stopped_clock(
     tmp_path: Path, wire: Wire
 ) -> None:
     run = await wire.create()

@@ -1,4 +1,4 @@
-"""Exports at the local server, asked for by the unmodified SDK; and damaged checkpoints."""
+"""Exports at the local server, requested by the unmodified SDK; and damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOUR_S = 3600
 
 
 class Wall:
-    """A wall clock that is the real one, moved when told."""
+    """A wall clock that is the real one, plus what a test adds."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0

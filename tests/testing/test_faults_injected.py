@@ -1,4 +1,4 @@
-"""Scripted faults: what strikes, when, and what it leaves."""
+"""Scripted faults: what strikes, when, and what remains."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_a_poisoned_run_fails_from_that_step_on_and_says_so(
     assert (fired.run, fired.step) == (run, 2)
 
 
-async def test_a_quietly_poisoned_run_hangs_and_only_its_status_tells(
+async def test_a_quietly_poisoned_run_hangs_and_only_its_status_shows_it(
     server: LocalTinker, wire: Wire
 ) -> None:
     run = await wire.create()
@@ -46,7 +46,7 @@ async def test_a_quietly_poisoned_run_hangs_and_only_its_status_tells(
     assert server.run_state(run).corrupted
 
 
-async def test_one_failed_request_has_no_effect_and_the_next_one_goes_on(
+async def test_one_failed_request_has_no_effect_and_the_next_one_succeeds(
     server: LocalTinker, wire: Wire
 ) -> None:
     run = await wire.create()
@@ -98,7 +98,7 @@ async def test_a_rule_strikes_as_often_as_it_says_and_the_step_counts_over_resum
 
 
 @pytest.mark.parametrize("action", ["fail", "poison"])
-async def test_making_a_run_fails_only_where_that_is_asked_for(
+async def test_creating_a_run_fails_only_if_a_rule_names_it(
     server: LocalTinker, wire: Wire, action: Any
 ) -> None:
     server.inject(FaultRule(action, request="create_model"))
@@ -120,7 +120,7 @@ async def test_an_error_of_the_servers_own_fails_the_request_and_not_the_run(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tinker_recovery.testing.store.Store.save_checkpoint", full)
+        patch.setattr("tinker_recovery.testing._store.Store.save_checkpoint", full)
         reply = await wire.result(await wire.save(run, 1, "a"))
     assert reply["category"] == "server"
     assert "No space left" in reply["error"]

@@ -1,19 +1,28 @@
-"""Outages and restarts: the service is away, and comes back, whole or rolled back."""
+"""Outages and restarts: the service is down and comes back, intact or rolled back."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 import httpx
 import pytest
+import pytest_asyncio
 import tinker
 from loops import ADAM, until
 from sdk_loops import a_service, fresh, train
 from wire import NO_TLS, Wire, http
 
 from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[LocalTinker]:
+    """One that a poll waits at, so that requests are under way when an outage begins."""
+    async with LocalTinker() as server:
+        yield server
 
 
 async def is_up(base_url: str) -> bool:
@@ -92,7 +101,7 @@ async def test_the_sdk_rides_out_a_short_outage_and_no_step_is_lost(
         assert server.run_state(client.model_id).steps == 2
 
 
-async def test_after_a_rollback_outage_an_idle_client_carries_on_and_has_lost_steps(
+async def test_after_a_rollback_outage_an_idle_client_continues_and_has_lost_steps(
     server: LocalTinker,
 ) -> None:
     async with a_service(server) as service:
@@ -146,14 +155,14 @@ async def test_an_outage_may_begin_the_moment_the_server_is_entered() -> None:
         assert await is_up(server.base_url)
 
 
-async def test_an_outage_that_cannot_be_is_refused(server: LocalTinker) -> None:
+async def test_an_outage_with_bad_arguments_is_refused(server: LocalTinker) -> None:
     with pytest.raises(ValueError, match="status=200 is not allowed"):
         server.begin_outage(status=200)
     with pytest.raises(ValueError, match="for_s=0 is not allowed"):
         server.outage(0)
 
 
-# The server's next life, and a process of its own
+# Restarts, and a process of its own
 
 
 async def _saved_after_one_step(wire: Wire) -> str:
@@ -165,7 +174,7 @@ async def _saved_after_one_step(wire: Wire) -> str:
     return run
 
 
-async def test_a_killed_server_can_come_back_with_its_runs_rolled_back_in_silence(
+async def test_a_killed_server_can_come_back_with_its_runs_silently_rolled_back(
     tmp_path: Path,
 ) -> None:
     async with (
@@ -185,7 +194,7 @@ async def test_a_killed_server_can_come_back_with_its_runs_rolled_back_in_silenc
         assert (await server.run_state(run)).steps == 3
 
 
-async def test_a_server_can_come_back_without_its_runs_and_say_so_only_when_asked(
+async def test_a_server_can_come_back_without_its_runs_and_say_so_only_in_replies(
     tmp_path: Path,
 ) -> None:
     async with LocalTinker(tmp_path) as server, http(server.base_url, server.api_key) as client:

@@ -1,4 +1,4 @@
-"""The protocol's rules, asked of the local server on the wire."""
+"""The protocol's rules, checked on the wire."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ async def test_a_seq_id_that_can_never_come_is_refused(wire: Wire, seq_id: int) 
     await wire.post("optim_step", body, status=400)
 
 
-async def test_a_run_nobody_made_is_not_found(wire: Wire) -> None:
-    await wire.post("get_info", {"model_id": "nobody"}, status=404)
-    body = {"model_id": "nobody", "seq_id": 1, "adam_params": {}}
+async def test_a_run_that_does_not_exist_is_not_found(wire: Wire) -> None:
+    await wire.post("get_info", {"model_id": "unknown"}, status=404)
+    body = {"model_id": "unknown", "seq_id": 1, "adam_params": {}}
     await wire.post("optim_step", body, status=404)
-    await wire.post("retrieve_future", {"request_id": "nobody"}, status=404)
+    await wire.post("retrieve_future", {"request_id": "unknown"}, status=404)
 
 
 async def test_a_body_that_is_no_protobuf_is_a_bad_request_with_a_length(wire: Wire) -> None:
@@ -120,7 +120,7 @@ async def test_runs_come_in_pages_newest_first(wire: Wire, limit: int, sizes: li
 
 
 @pytest.mark.parametrize("params", [{"limit": 0}, {"limit": -1}, {"offset": -1}])
-async def test_a_page_that_cannot_be_is_refused(wire: Wire, params: dict[str, int]) -> None:
+async def test_a_page_out_of_range_is_refused(wire: Wire, params: dict[str, int]) -> None:
     reply = await wire.http.get("training_runs", params=params)
     assert reply.status_code == 400
 
@@ -160,12 +160,12 @@ async def test_where_a_token_is_asked_for_the_bare_key_is_refused(
         forged = await client.get("training_runs", headers={"X-API-Key": token[:-2] + "xx"})
         assert forged.status_code == 401
         later = time.time() + 3601
-        monkeypatch.setattr("tinker_recovery.testing.auth.time.time", lambda: later)
+        monkeypatch.setattr("tinker_recovery.testing._auth.time.time", lambda: later)
         expired = await client.get("training_runs", headers={"X-API-Key": token})
         assert expired.status_code == 401
 
 
-async def test_the_sdk_reads_what_the_server_says_of_itself(local: LocalTinker) -> None:
+async def test_the_sdk_reads_the_capabilities_of_the_server(local: LocalTinker) -> None:
     rest = await anyio.to_thread.run_sync(
         lambda: RestClient(base_url=local.base_url, api_key=local.api_key)
     )

@@ -1,4 +1,4 @@
-"""Rules, the book they are kept in, and the strategies that draw them."""
+"""Rules, the fault book, and the strategies that draw them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from inspection import newest_rule
 from virtual import ManualClock
 from wire import NO_TLS
 
-from tinker_recovery.testing import FaultRule, LocalTinker
+from tinker_recovery.testing import FaultRule, LocalTinker, Options
+from tinker_recovery.testing._fault_book import FaultBook
+from tinker_recovery.testing._options import ServerOptions
 from tinker_recovery.testing.actions import RUNLESS, SPECS
-from tinker_recovery.testing.book import FaultBook
-from tinker_recovery.testing.options import Options, ServerOptions
 from tinker_recovery.testing.strategies import fault_rules, schedules
 
 
@@ -72,7 +72,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_a_rule_that_makes_no_sense_is_refused_by_field_value_and_what_is_allowed() -> None:
+def test_an_invalid_rule_is_refused_by_field_value_and_what_is_allowed() -> None:
     for fields, named in REFUSED:
         with pytest.raises(ValueError, match=re.escape(named)):
             FaultRule(**fields)
@@ -131,7 +131,7 @@ async def test_a_strike_is_over_when_its_time_is_or_its_rule_is_released(
     over = []
 
     async def wait(name: str, strike: Any) -> None:
-        await book.over(strike)
+        await book.wait_over(strike)
         over.append(name)
 
     async with anyio.create_task_group() as group:

@@ -83,7 +83,7 @@ async def test_the_same_requests_give_the_same_bits(
     assert len({local.run_state(client.model_id) for client in clients}) == 1
 
 
-async def test_without_a_seed_every_run_starts_elsewhere(
+async def test_without_a_seed_every_run_starts_with_other_weights(
     local: LocalTinker, service: tinker.ServiceClient
 ) -> None:
     clients = [await fresh(service, seed=None) for _ in range(2)]
@@ -137,7 +137,7 @@ async def test_a_save_queued_behind_a_step_holds_that_step(
     assert local.run_state(again.model_id).steps == 3
 
 
-async def test_a_batch_the_model_cannot_take_fails_as_the_users_fault(
+async def test_a_batch_the_model_cannot_take_fails_as_a_user_error(
     service: tinker.ServiceClient,
 ) -> None:
     client = await fresh(service)
@@ -151,7 +151,7 @@ async def test_a_batch_the_model_cannot_take_fails_as_the_users_fault(
     await train(client, 0, 1)
 
 
-async def test_a_result_that_takes_long_is_asked_for_again() -> None:
+async def test_a_result_that_takes_long_is_polled_again() -> None:
     async with LocalTinker(long_poll_s=0.01, step_s=0.3) as server, a_service(server) as service:
         client = await fresh(service)
         await train(client, 0, 1)

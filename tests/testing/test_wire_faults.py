@@ -1,4 +1,4 @@
-"""Faults on the wire, as the real SDK meets them: storms, lost, slow, broken replies."""
+"""Faults on the wire, as the real SDK sees them: storms, lost, slow, broken replies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_the_sdk_rides_out_a_storm_on_submits(
         FaultRule("status", 1, request_, run, status=status, retry_after_s=0.01)
         for status in (408, 409, 429, 500, 502, 503)
     ]
-    server.inject(replace(storm[0], run="nobody"))
+    server.inject(replace(storm[0], run="another"))
     for rule in storm:
         server.inject(rule)
     before = server.stats.by_route[request_]
@@ -142,7 +142,7 @@ async def test_a_poll_is_chosen_by_what_it_asks_for_and_by_its_step(
     )
 
 
-async def test_a_status_read_fails_for_as_often_as_it_says(server: LocalTinker, wire: Wire) -> None:
+async def test_a_status_read_fails_the_number_of_times_set(server: LocalTinker, wire: Wire) -> None:
     run = await wire.create()
     reads: dict[Target, str] = {
         "training_run": f"training_runs/{run}",
@@ -197,7 +197,7 @@ async def test_the_sdk_makes_a_session_and_a_run_in_a_storm(server: LocalTinker)
     assert len(server.runs()) == 1
 
 
-async def test_a_storm_lasts_for_its_time_by_the_clock_it_was_given() -> None:
+async def test_a_storm_lasts_for_its_time_by_the_servers_clock() -> None:
     now = [0.0]
     async with LocalTinker(clock=lambda: now[0]) as server, wired(server) as wire:
         server.inject(FaultRule("status", request="training_runs", for_s=60, after_s=5))
@@ -228,7 +228,7 @@ async def test_a_submit_whose_reply_was_lost_is_made_exactly_once(
         assert server.run_state(hit.model_id).steps == 3
 
 
-async def test_a_run_whose_creation_was_answered_into_nothing_is_made_once(
+async def test_a_run_whose_creation_lost_its_reply_is_made_once(
     server: LocalTinker, service: tinker.ServiceClient
 ) -> None:
     server.inject(FaultRule("drop", request="create_model"))
@@ -258,7 +258,7 @@ async def test_a_dropped_reply_is_no_reply_and_a_truncated_one_is_a_part_of_it(
     assert (await wire.http.get("training_runs")).is_success
 
 
-async def test_a_truncated_reply_may_say_no_more_until_it_is_released(
+async def test_a_truncated_reply_may_hang_until_it_is_released(
     server: LocalTinker, wire: Wire
 ) -> None:
     rule = FaultRule("truncate", request="training_runs", silent=True)
@@ -304,7 +304,7 @@ async def test_the_sdk_waits_for_a_slow_reply(
     assert server.run_state(client.model_id).steps == 2
 
 
-# Nonsense
+# Malformed replies
 
 
 @pytest.mark.parametrize("request_", ["optim_step", "save_weights"])
@@ -350,7 +350,7 @@ async def test_a_result_of_the_wrong_shape_passes_as_a_step_without_metrics(
 # Saves
 
 
-async def test_a_save_is_told_its_name_is_taken_though_it_is_free_and_then_it_is_made(
+async def test_a_save_refused_as_taken_though_its_name_is_free_is_made(
     server: LocalTinker, client: tinker.TrainingClient
 ) -> None:
     server.inject(FaultRule("status", request="save_weights", status=409))

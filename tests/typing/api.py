@@ -112,6 +112,7 @@ from tinker_recovery.telemetry import (
     configure_metrics,
     configure_tracing,
     from_json_line,
+    hide,
     json_line,
     redact,
 )
@@ -343,7 +344,7 @@ async def tree() -> None:
         assert_type(await running.start_child(ChildSpec(id="more", start=serving)), ChildInfo)
         await running.terminate_child("more")
         assert_type(await running.restart_child("more"), ChildInfo)
-        running.delete_child("more")
+        await running.delete_child("more")
         info = await dynamic.start_child(8080, id="job-1")
         assert_type((info.state == "running", info.value), tuple[bool, object])
         assert_type(running.which_children(), list[ChildInfo])
@@ -409,6 +410,7 @@ def exported() -> None:
         assert_type(tracing.flush(1.0), bool)
     assert_type(configure_metrics(interval_s=10.0).shutdown(), bool)
     assert_type(redact("Bearer x"), str)
+    hide("my own secret")
 
 
 async def streamed(supervisor: Supervisor) -> AsyncIterator[str]:

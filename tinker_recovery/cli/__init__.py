@@ -1,4 +1,8 @@
-"""The ``tinker-recovery`` command. Each subcommand is imported when it is called."""
+"""The ``tinker-recovery`` command: one module or package for each subcommand.
+
+This room may use every other, and no other imports it. A subcommand is imported when it is called,
+and imports what it needs inside its functions, so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,19 @@ import importlib
 import click
 
 _COMMANDS = {
-    "abandon": "Forget a run, so that its name begins anew.",
-    "checkpoints": "List, verify, prune, pin and unpin the checkpoints that the service stores.",
-    "config": "Show every setting, and where its value came from.",
-    "demo": "Watch a real training loop get poisoned, recover, and end with the same weights.",
+    "abandon": "Forget a run, so that its name is free for a new one.",
+    "checkpoints": "List, verify, prune, pin and unpin the checkpoints at the service.",
+    "config": "Show every setting and where its value comes from.",
+    "demo": "Watch a training run get poisoned, recover, and end with the same weights.",
     "doctor": "Find out whether the service really restores the optimizer.",
-    "faults": "Show every way a run can go bad, and what is done about it.",
-    "recover": "See that a run's newest valid checkpoint restores, and how to go on from it.",
-    "report": "Write one page about a run: curve, incidents, lineage, figures, events.",
-    "run": "Run a training script, and start it again when it crashes.",
-    "runs": "List the runs that the journal knows.",
-    "serve": "Run the local Tinker server, for trying things out and for tests.",
-    "watch": "Watch runs while they train: state, step, loss, recoveries, checkpoints.",
+    "faults": "Show every fault of a run, and what is done about it.",
+    "recover": "Check that a run's checkpoint restores, and how to resume from it.",
+    "report": "Write an HTML page about one run.",
+    "run": "Run a training script, and restart it when it crashes.",
+    "runs": "List the runs in the journal.",
+    "serve": "Run a local Tinker server, for tests and experiments.",
     "show": "Show the history of one run.",
+    "watch": "Watch runs while they train.",
 }
 
 
@@ -27,29 +31,29 @@ class _Lazy(click.Group):
     """Knows its commands' names and one-line help without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return sorted(_COMMANDS)
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         if cmd_name not in _COMMANDS:
             return None
         command = importlib.import_module(f"tinker_recovery.cli.{cmd_name}").command
-        return _laid_out(command) if isinstance(command, click.Command) else None
+        return _keep_lines(command) if isinstance(command, click.Command) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         with formatter.section("Commands"):
-            formatter.write_dl(sorted(_COMMANDS.items()))
+            formatter.write_dl(list(_COMMANDS.items()))
 
 
-def _laid_out(command: click.Command) -> click.Command:
-    r"""Have click leave the lines as they are below a line that says ``\b``.
+def _keep_lines(command: click.Command) -> click.Command:
+    r"""Make click keep the lines of a paragraph that begins with ``\b``.
 
-    It looks for the character itself, which a docstring, raw as it has to be, cannot hold.
+    Click looks for the control character, which a raw docstring cannot contain.
     """
     if command.help:
         command.help = command.help.replace("\\b\n", "\b\n")
     if isinstance(command, click.Group):
         for each in command.commands.values():
-            _laid_out(each)
+            _keep_lines(each)
     return command
 
 

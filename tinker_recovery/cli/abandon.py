@@ -1,34 +1,39 @@
-"""``tinker-recovery abandon``: forget a run, so that its name begins anew."""
+"""``tinker-recovery abandon``: forget a run, so that its name is free for a new one."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
 
-from tinker_recovery.cli.source import NO_SUCH_RUN, UNREADABLE, journal_file, journal_option
+from tinker_recovery.cli.common import (
+    NO_SUCH_RUN,
+    journal_file,
+    journal_option,
+    refuse,
+    service_option,
+)
 
 HELD = 4
 
 
 @click.command()
 @click.argument("run")
-@click.option("--service", help="Base URL of its service, if several know a run of that name.")
-@click.option("--force", is_flag=True, help="Even if a process trains it: that one then ends.")
+@service_option
+@click.option("--force", is_flag=True, help="Even if a process trains it: its training then ends.")
 @journal_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     *, run: str, service: str | None, force: bool, journal: Path | None, as_json: bool
 ) -> None:
-    """Forget a run: the next one of its name begins anew.
+    """Forget a run: the next run of that name starts from the beginning.
 
     Its checkpoints stay at the service, and its history stays in the journal. A process that still
-    trains it is refused as if it had lost its lease.
+    trains it loses its lease.
 
     Exit status: 0 if it is forgotten; 1 if there is no such run; 2 for a wrong option; 3 if the
-    journal cannot be used; 4 if a process trains it (--force).
+    journal cannot be used; 4 if a process trains it (see --force).
     """
     from tinker_recovery.errors import JournalError, RunHeld
     from tinker_recovery.journal.abandon import abandon
@@ -36,19 +41,16 @@ def command(
     try:
         forgotten = abandon(journal_file(journal), run, service=service, even_if_held=force)
     except JournalError as error:
-        click.echo(str(error), err=True)
-        sys.exit(UNREADABLE)
+        refuse(str(error))
     except RunHeld as error:
-        click.echo(str(error), err=True)
-        sys.exit(HELD)
+        refuse(str(error), HELD)
     if forgotten is None:
-        click.echo(f"there is no run {run!r} to forget: see `tinker-recovery runs`", err=True)
-        sys.exit(NO_SUCH_RUN)
-    saved = sum(not each.gone for each in forgotten.checkpoints)
+        refuse(f"there is no run {run!r} to forget: see `tinker-recovery runs`", NO_SUCH_RUN)
+    kept = sum(not each.gone for each in forgotten.checkpoints)
     if as_json:
-        click.echo(json.dumps({"run": run, "was": forgotten.state, "checkpoints_kept": saved}))
+        click.echo(json.dumps({"run": run, "was": forgotten.state, "checkpoints_kept": kept}))
         return
     click.echo(
         f"run {run!r} is forgotten (it was {forgotten.state}, at step {forgotten.step}); its "
-        f"{saved} checkpoints stay at the service"
+        f"{kept} checkpoints stay at the service"
     )

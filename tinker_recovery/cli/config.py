@@ -1,4 +1,4 @@
-"""``tinker-recovery config``: the settings, and where each came from."""
+"""``tinker-recovery config``: the settings, and where each comes from."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tinker_recovery.cli.common import plain_console
+
 if TYPE_CHECKING:
     from tinker_recovery.policy_settings import Resolved
 
 
 @click.group()
 def command() -> None:
-    """Look at the settings that policy_from_settings() makes a policy of."""
+    """Look at the settings that policy_from_settings() reads."""
 
 
 @command.command()
@@ -30,11 +32,11 @@ def command() -> None:
     "given",
     metavar="NAME=VALUE",
     multiple=True,
-    help="Try a value out, as checkpoints.save_every=50. May be given again.",
+    help="Try out a value, such as checkpoints.save_every=50. Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(*, config: Path | None, given: tuple[str, ...], as_json: bool) -> None:
-    r"""Show every setting, its value, and where that came from.
+    r"""Show every setting, its value, and where that comes from.
 
     \b
     flag       --set checkpoints.save_every=50
@@ -43,11 +45,11 @@ def show(*, config: Path | None, given: tuple[str, ...], as_json: bool) -> None:
                or in [checkpoints] of the file that TINKER_RECOVERY_CONFIG or --config names
     default    none of these
 
-    The first of them counts. "none" is a value, where there may be none; a list is 10,20 or, in a
-    file, [10, 20]. In a program, policy_from_settings(enabled=True) makes a policy of them, and
-    what is said there comes before all; RecoveryPolicy() reads none.
+    The first of these wins. "none" turns off a setting that allows it; a list is 10,20 or, in a
+    file, [10, 20]. In a program, policy_from_settings() makes a policy of them, and its arguments
+    come before all; RecoveryPolicy() reads none of them.
 
-    Exit status: 0; 2 for a wrong option, and if a setting is not known, or its value not allowed.
+    Exit status: 0; 2 for a wrong option, an unknown setting, or a value that is not allowed.
     """
     from tinker_recovery.errors import UsageError
     from tinker_recovery.policy_settings import find_table, resolve
@@ -90,7 +92,6 @@ def _rows(resolved: Resolved) -> list[dict[str, Any]]:
 
 
 def _show(resolved: Resolved, path: Path | None) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -101,15 +102,15 @@ def _show(resolved: Resolved, path: Path | None) -> None:
     for row in _rows(resolved):
         source = resolved.sources[row["name"]]
         style = "dim" if source.kind == "default" else "bold"
-        cells = (row["name"], _in_words(row["value"]), str(source))
+        cells = (row["name"], _written(row["value"]), str(source))
         table.add_row(*(Text(cell, style=style) for cell in cells))
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(table)
-    console.print(f"\nfile: {path or 'none'}", markup=False, soft_wrap=True)
+    console.print(f"\nfile: {path or 'none'}", soft_wrap=True)
 
 
-def _in_words(value: object) -> str:
-    """A value as one would write it."""
+def _written(value: object) -> str:
+    """A value as a user would write it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "(empty)"
     if value is None or isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""``tinker-recovery demo``: the same run twice, undisturbed and poisoned, compared to the bit."""
+"""``tinker-recovery demo``: the same run twice, undisturbed and poisoned, compared bit by bit."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _CURVE_WIDTH, _CURVE_HEIGHT = 64, 7
 
 
 @dataclass(slots=True)
-class Story:
-    """What one run looked like while it happened."""
+class RunProgress:
+    """The progress of one run, for the live view and the curve."""
 
     name: str
     title: str
@@ -48,7 +48,7 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The figures of the demo; printed as they are by ``--json``."""
+    """The figures of the demo, as ``--json`` prints them."""
 
     steps: int
     recoveries: int
@@ -61,7 +61,7 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether the recovered run is the undisturbed one, to the bit."""
+        """Whether the recovered run equals the undisturbed one, to the bit."""
         return self.weights_identical and self.optimizer_restored and self.lost_steps == 0
 
 
@@ -78,34 +78,38 @@ class Outcome:
     "poisonings",
     multiple=True,
     type=click.IntRange(0),
-    help="Step at which the backend is poisoned; repeatable. Default: at 2/5 and 4/5 of the run.",
+    help="Step after which the backend is poisoned; repeatable. Default: 2/5 and 4/5 of --steps.",
 )
 @click.option(
-    "--save-every", default=10, show_default=True, type=click.IntRange(1), help="Steps per save."
+    "--save-every",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Steps between saves.",
 )
 @click.option(
     "--pace",
     default=0.02,
     show_default=True,
     type=click.FloatRange(0, 10),
-    help="Seconds each step takes at the server, so that there is something to watch.",
+    help="Seconds that each step takes at the server; more gives you time to watch.",
 )
 @click.option(
     "--otlp",
     metavar="ENDPOINT",
-    help="Send the traces to a collector, as in --otlp http://localhost:4317 for Jaeger.",
+    help="Send the traces to a collector, such as http://localhost:4317 for Jaeger.",
 )
 @click.option(
     "--otlp-protocol",
     type=click.Choice(["grpc", "http/protobuf"]),
-    help="Default: grpc, and http/protobuf where the port is 4318.",
+    help="Default: grpc; http/protobuf if the port is 4318.",
 )
 @click.option(
     "--keep",
     "folder",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep the journal in this folder, for watch (meanwhile, or after) and report.",
+    help="Keep the journal in this folder, for watch, show and report.",
 )
 @click.option(
     "--report",
@@ -129,19 +133,19 @@ def command(  # noqa: PLR0913 - one argument for each option
 ) -> None:
     r"""Watch a training loop get poisoned, recover, and end with the same weights.
 
-    Starts a local Tinker server in a process of its own and trains one run twice with the real
-    Tinker SDK: once undisturbed, once with the backend poisoned on the way. Every second poisoning
-    is a quiet one: calls hang, and only the run's status tells. Then compares the final weights
-    and the optimizer's state, bit by bit.
+    Starts a local Tinker server in a process of its own and trains the same run twice with the real
+    Tinker SDK: once undisturbed, once with the backend poisoned. Every second poisoning is quiet:
+    calls hang, and only the run's status shows the fault. Then it compares the final weights and
+    optimizer states bit by bit.
 
     Needs: pip install "tinker-recovery[demo]". Takes about ten seconds. Nothing leaves this
     machine.
 
     \b
-    Look at it in pictures:
+    See more:
         tinker-recovery demo --report demo.html
         tinker-recovery demo --keep demo --pace 0.3
-        tinker-recovery watch --journal demo    (meanwhile, in another terminal)
+        tinker-recovery watch --journal demo    (at the same time, in another terminal)
         tinker-recovery report poisoned --journal demo -o demo.html
 
     Exit status: 0 if weights and optimizer are identical; 1 if not; 2 for a wrong option.
@@ -155,7 +159,8 @@ def command(  # noqa: PLR0913 - one argument for each option
     if page is not None and not page.parent.is_dir():
         raise click.BadParameter(f"there is no folder {page.parent}", param_hint="--report")
     console = Console(stderr=as_json, soft_wrap=False)
-    with _traced(console, otlp, otlp_protocol), _state_folder(folder) as state:
+    with _traced(console, otlp, otlp_protocol), tempfile.TemporaryDirectory() as temporary:
+        state = folder or Path(temporary)
         outcome = asyncio.run(_Demo(console, steps, sorted(chosen), save_every, pace).play(state))
         _show(console, state, folder, page)
     if as_json:
@@ -167,7 +172,7 @@ def command(  # noqa: PLR0913 - one argument for each option
 def _traced(
     console: Console, endpoint: str | None, protocol: Literal["grpc", "http/protobuf"] | None
 ) -> Iterator[None]:
-    """Export the traces meanwhile, if an endpoint is given, and say where to find them."""
+    """Export traces if there is an endpoint, and say where to find them."""
     if endpoint is None:
         yield
         return
@@ -185,31 +190,21 @@ def _traced(
             "Jaeger shows them at http://localhost:16686."
         )
     else:
-        console.print(f"\n[red]No collector took the traces at {export.endpoint}.[/]")
-
-
-@contextlib.contextmanager
-def _state_folder(kept: Path | None) -> Iterator[Path]:
-    """Where the journal goes: the user's folder, or one that is gone afterwards."""
-    if kept is not None:
-        yield kept
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+        console.print(f"\n[red]No collector at {export.endpoint} accepted the traces.[/]")
 
 
 def _show(console: Console, state: Path, kept: Path | None, page: Path | None) -> None:
-    """Write the report, if one is wanted, and say what can be looked at."""
+    """Write the report if asked to, and print the commands that show more."""
     from tinker_recovery.cli.report import write_report
     from tinker_recovery.journal.journal import JOURNAL_FILE
 
     if page is not None:
         write_report(state / JOURNAL_FILE, _POISONED, page)
-        console.print(f"\nThe report: {page}", soft_wrap=True)
+        console.print(f"\nWrote the report {page}", soft_wrap=True)
     if kept is not None:
         console.print(
-            f"\nLook at it: tinker-recovery watch --journal {kept}\n"
-            f"            tinker-recovery report {_POISONED} --journal {kept} -o report.html",
+            f"\nSee more: tinker-recovery watch --journal {kept}\n"
+            f"          tinker-recovery report {_POISONED} --journal {kept} -o report.html",
             soft_wrap=True,
         )
 
@@ -223,11 +218,14 @@ class _Demo:
     pace: float
 
     async def play(self, state: Path) -> Outcome:
-        """The whole demo; prints as it goes, and keeps its journal in a folder."""
+        """Run the demo and print it; the journal is written to a folder."""
         from tinker_recovery.testing import LocalTinkerProcess
 
-        calm, rough = Story(_CALM, "undisturbed"), Story(_POISONED, "poisoned, supervised")
-        with tempfile.TemporaryDirectory() as root, _quiet_logs():
+        calm, poisoned = RunProgress(_CALM, "undisturbed"), RunProgress(_POISONED, "poisoned")
+        # Warnings would disturb the live view; the table shows what happened.
+        logging.getLogger("tinker").setLevel(logging.ERROR)
+        logging.getLogger("tinker_recovery").setLevel(logging.CRITICAL)
+        with tempfile.TemporaryDirectory() as root:
             async with LocalTinkerProcess(root=Path(root), step_s=self.pace) as server:
                 os.environ.update(
                     TINKER_RECOVERY_STATE_DIR=str(state),
@@ -235,18 +233,18 @@ class _Demo:
                     TINKER_API_KEY=server.api_key,
                     TINKER_TELEMETRY="0",
                 )
-                hits = " and ".join(map(str, self.poisonings))
+                faults = " and ".join(map(str, self.poisonings))
                 self.console.print(
                     f"Local Tinker server at {server.base_url}. Training {self.steps} steps twice; "
-                    f"the second run is poisoned after step {hits}."
+                    f"the second run is poisoned after step {faults}."
                 )
-                with _live(self.console, [calm, rough], self.steps) as refresh:
+                with _live(self.console, [calm, poisoned], self.steps) as refresh:
                     expected, _ = await self._train(calm, refresh)
                     await self._poison(server)
-                    actual, supervisor = await self._train(rough, refresh)
+                    actual, supervisor = await self._train(poisoned, refresh)
                 outcome = await self._compare(server, expected, actual, supervisor)
-        self._picture(calm, rough, supervisor)
-        self._table(outcome)
+        self._show_curves(calm, poisoned, supervisor)
+        self._show_table(outcome)
         return outcome
 
     async def _poison(self, server: LocalTinkerProcess) -> None:
@@ -255,8 +253,8 @@ class _Demo:
         for number, step in enumerate(self.poisonings):
             await server.inject(FaultRule("poison", at_step=step, quiet=number % 2 == 1))
 
-    async def _train(self, story: Story, refresh: Callable[[], None]) -> tuple[str, Supervisor]:
-        """One supervised run; returns its last Tinker run id and the supervisor."""
+    async def _train(self, run: RunProgress, refresh: Callable[[], None]) -> tuple[str, Supervisor]:
+        """Train one supervised run; returns its last Tinker run id and the supervisor."""
         from tinker_recovery import CheckpointPolicy, RecoveryPolicy, Supervisor
 
         policy = RecoveryPolicy(
@@ -269,18 +267,17 @@ class _Demo:
         async with Supervisor(policy) as supervisor:
 
             async def train(attempt: Attempt) -> None:
-                story.state = "training"
+                run.state = "training"
                 for step in range(attempt.start_step, self.steps):
                     loss = await _one_step(attempt, step)
-                    story.losses[step], story.step = loss, step + 1
-                    story.recoveries = attempt.number - 1
+                    run.losses[step], run.step = loss, step + 1
+                    run.recoveries = attempt.number - 1
                     refresh()
 
-            await supervisor.run(train, base_model=_MODEL, rank=8, seed=_SEED, name=story.name)
-            story.state = "done"
+            await supervisor.run(train, base_model=_MODEL, rank=8, seed=_SEED, name=run.name)
+            run.state = "done"
             refresh()
-            (run,) = supervisor.runs
-            return run.segments[-1].run_id, supervisor
+            return supervisor.runs[0].segments[-1].run_id, supervisor
 
     async def _compare(
         self, server: LocalTinkerProcess, expected: str, actual: str, supervisor: Supervisor
@@ -305,14 +302,16 @@ class _Demo:
             optimizer_restored=want.optimizer_digest == have.optimizer_digest,
         )
 
-    def _picture(self, calm: Story, rough: Story, supervisor: Supervisor) -> None:
+    def _show_curves(
+        self, calm: RunProgress, poisoned: RunProgress, supervisor: Supervisor
+    ) -> None:
         marks = [
             Mark(recovery.fault.step, recovery.checkpoint.step if recovery.checkpoint else 0)
             for recovery in supervisor.runs[0].recoveries
         ]
-        for story, recoveries in ((calm, []), (rough, marks)):
-            values = [story.losses[step] for step in range(self.steps)]
-            self.console.print(f"\n[bold]loss, {story.title}[/]")
+        for run, recoveries in ((calm, []), (poisoned, marks)):
+            values = [run.losses[step] for step in range(self.steps)]
+            self.console.print(f"\n[bold]loss, {run.title}[/]")
             lines = curve(values, width=_CURVE_WIDTH, height=_CURVE_HEIGHT)
             for number, line in enumerate(lines):
                 label = {0: f"{max(values):.1f}", len(lines) - 1: f"{min(values):.1f}"}
@@ -321,10 +320,10 @@ class _Demo:
             for line in replays(recoveries, self.steps, width=_CURVE_WIDTH):
                 self.console.print(f"{'':>8}[yellow]{line}[/]")
 
-    def _table(self, outcome: Outcome) -> None:
+    def _show_table(self, outcome: Outcome) -> None:
         from rich.table import Table
 
-        table = Table(show_header=False, title="The poisoned run against the undisturbed one")
+        table = Table(show_header=False, title="Poisoned run, compared with the undisturbed one")
         rows = {
             "steps": str(outcome.steps),
             "recoveries": str(outcome.recoveries),
@@ -344,7 +343,7 @@ class _Demo:
 async def _one_step(attempt: Attempt, step: int) -> float:
     from tinker import types
 
-    # Four batches in turn, so that the losses visibly fall.
+    # Four batches in turn, so that the loss falls visibly.
     tokens = [(step % 4 * 7 + offset * offset) % 50 for offset in range(33)]
     datum = types.Datum(
         model_input=types.ModelInput.from_ints(tokens[:-1]),
@@ -367,21 +366,8 @@ def _yes(value: bool) -> str:  # noqa: FBT001 - the value itself
 
 
 @contextlib.contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """The table below tells what the warnings would; they must not tear the live view."""
-    logger = logging.getLogger()
-    before = logger.level
-    logging.getLogger("tinker").setLevel(logging.ERROR)
-    logging.getLogger("tinker_recovery").setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-@contextlib.contextmanager
-def _live(console: Console, stories: list[Story], steps: int) -> Iterator[Callable[[], None]]:
-    """A live table where there is a terminal, a line now and then where there is none."""
+def _live(console: Console, runs: list[RunProgress], steps: int) -> Iterator[Callable[[], None]]:
+    """A live table in a terminal, else a line now and then."""
     from rich.live import Live
 
     if not console.is_terminal:
@@ -389,11 +375,10 @@ def _live(console: Console, stories: list[Story], steps: int) -> Iterator[Callab
 
         def line() -> None:
             if next(printed) % max(1, steps // 4) == 0:
-                for story in stories:
-                    if story.state == "training":
+                for run in runs:
+                    if run.state == "training":
                         console.print(
-                            f"{story.title}: step {story.step}/{steps}, "
-                            f"{story.recoveries} recoveries"
+                            f"{run.title}: step {run.step}/{steps}, recoveries: {run.recoveries}"
                         )
 
         yield line
@@ -401,25 +386,25 @@ def _live(console: Console, stories: list[Story], steps: int) -> Iterator[Callab
     with Live(console=console, refresh_per_second=12, transient=True) as live:
 
         def refresh() -> None:
-            live.update(_progress(stories, steps))
+            live.update(_progress(runs, steps))
 
         refresh()
         yield refresh
 
 
-def _progress(stories: list[Story], steps: int) -> Table:
+def _progress(runs: list[RunProgress], steps: int) -> Table:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     table = Table("run", "state", "progress", "step", "loss", "recoveries", box=None)
-    for story in stories:
-        loss = story.losses.get(story.step - 1)
+    for run in runs:
+        loss = run.losses.get(run.step - 1)
         table.add_row(
-            story.title,
-            story.state,
-            ProgressBar(total=steps, completed=story.step, width=24),
-            f"{story.step}/{steps}",
+            run.title,
+            run.state,
+            ProgressBar(total=steps, completed=run.step, width=24),
+            f"{run.step}/{steps}",
             "" if loss is None else f"{loss:.2f}",
-            str(story.recoveries),
+            str(run.recoveries),
         )
     return table

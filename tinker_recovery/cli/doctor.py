@@ -1,4 +1,4 @@
-"""``tinker-recovery doctor``: does the configured service give the optimizer back?"""
+"""``tinker-recovery doctor``: does the configured service really restore the optimizer?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STATUS = {True: 0, False: 1, None: _UNKNOWN}
     default=4,
     show_default=True,
     type=click.IntRange(2, 1000),
-    help="Steps before the checkpoint; more make the optimizer's part stand out.",
+    help="Steps before the checkpoint; more of them make the optimizer's effect larger.",
 )
 @click.option(
     "--timeout",
@@ -38,30 +38,30 @@ _STATUS = {True: 0, False: 1, None: _UNKNOWN}
     default=900.0,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Seconds for the whole; cleaning up comes on top, in parts of 10 s at most.",
+    help="Seconds for the experiment; each step of the clean-up may take 10 s more.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
 def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json: bool) -> None:
     r"""Find out whether the service really restores the optimizer.
 
-    A restore "with optimizer" that leaves the optimizer cold raises nothing and looks like any
-    other: the weights are right, and every update after it is another one. So this trains a few
-    steps, saves, and goes on from there in three ways, each by the same single step: live, resumed
-    with optimizer, and resumed with weights only. What they answer to a fixed batch before and
-    after it tells which is which; how much the service differs from itself is measured as well.
+    A restore "with optimizer" that leaves the optimizer cold raises nothing: the weights are right,
+    but every later update differs. So this trains a few steps, saves, and takes the same next step
+    in three ways: live, resumed with optimizer, and resumed with weights only. Logprobs of a fixed
+    batch before and after that step show which of them agree. The service's own noise is measured
+    as well.
 
-    It examines the service that TINKER_BASE_URL and TINKER_API_KEY name, as the SDK reads them.
-    Costs four sessions and a few hundred tokens, three times that if at first nothing can be told.
-    Its checkpoint is deleted and its sessions are finished at the end, Ctrl-C included.
+    The service is the one that TINKER_BASE_URL and TINKER_API_KEY name. Costs four sessions and a
+    few hundred tokens, three times that if the first result is inconclusive. The checkpoint is
+    deleted and the sessions are finished at the end, also after Ctrl-C.
 
     \b
     Try it where the answer is known:
         tinker-recovery serve
         tinker-recovery serve --cold-optimizer
 
-    Exit status: 0 if the optimizer comes back, exactly or within the service's own noise; 1 if it
-    does not, or not exactly, or if the weights come back changed; 2 for a wrong option; 3 if it
-    could not be found out, for the service was out of reach, or too noisy; 130 after Ctrl-C.
+    Exit status: 0 if the optimizer is restored, exactly or within the service's own noise; 1 if it
+    is not, or not exactly, or if the weights come back changed; 2 for a wrong option; 3 if the
+    service was out of reach or too noisy to tell; 130 after Ctrl-C.
     """
     from tinker_recovery.doctor import ExamPlan
     from tinker_recovery.telemetry import redact
@@ -77,19 +77,19 @@ def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json
         report = asyncio.run(_examine(plan))
     except KeyboardInterrupt:
         _leave(_INTERRUPTED, "Interrupted.", {"error": "interrupted"}, as_json)
-    except Exception as error:  # noqa: BLE001 - whatever a service answers instead is the reason it was not found out
+    except Exception as error:  # noqa: BLE001 - any error means that the question is still open
         why = redact(str(error))
-        _leave(_UNKNOWN, f"It could not be found out: {why}", {"error": why}, as_json)
+        _leave(_UNKNOWN, f"No result: {why}", {"error": why}, as_json)
     else:
         finding = report.diagnosis.finding
-        _leave(_STATUS[finding.real], _for_people(report), _for_machines(report), as_json)
+        _leave(_STATUS[finding.real], _as_text(report), _as_json(report), as_json)
 
 
-def _leave(status: int, words: str, facts: dict[str, object], as_json: bool) -> None:  # noqa: FBT001 - the user's own switch, handed on
-    click.echo(json.dumps(facts) if as_json else words)
+def _leave(status: int, text: str, facts: dict[str, object], as_json: bool) -> None:  # noqa: FBT001 - the user's own switch
+    click.echo(json.dumps(facts) if as_json else text)
     if any(not thread.daemon for thread in threading.enumerate()[1:]):
-        # The SDK is still trying, in a thread that nothing can stop, to reach a service that is
-        # gone; leaving in the ordinary way would wait minutes for it. All that is ours is closed.
+        # The SDK is still trying to reach a service that is gone, in a thread that cannot be
+        # stopped, and a normal exit would wait minutes for it. Everything of ours is closed.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -102,21 +102,21 @@ async def _examine(plan: ExamPlan) -> Report:
 
     began = time.monotonic()
 
-    def progress(said: str) -> None:
-        click.echo(f"[{time.monotonic() - began:6.1f} s] {said}", err=True)
+    def progress(phase: str) -> None:
+        click.echo(f"[{time.monotonic() - began:6.1f} s] {phase}", err=True)
 
     backend = TinkerBackend()
     async with StatusReader(await backend.endpoint()) as reader:
         return await examine(plan, backend=backend, reader=reader, progress=progress)
 
 
-def _for_people(report: Report) -> str:
+def _as_text(report: Report) -> str:
     found = report.diagnosis
     rows = {
-        "one step moves the answers by": found.one_step,
-        "restored weights are off by": found.weights_off,
-        "after one step, without the optimizer, off by": found.optimizer_part,
-        "after one step, with the optimizer, off by": found.restored_off,
+        "changed by one step": found.one_step,
+        "restored weights differ by": found.weights_off,
+        "after one step without the optimizer, differ by": found.optimizer_part,
+        "after one step with the optimizer, differ by": found.restored_off,
         "the service's own noise": max(found.noise_before, found.noise_after),
     }
     lines = [f"  {name:<48}{value:.3g}" for name, value in rows.items()]
@@ -127,8 +127,8 @@ def _for_people(report: Report) -> str:
     return "\n".join([found.words, "", f"Logprobs at {about}:", *lines])
 
 
-def _for_machines(report: Report) -> dict[str, object]:
-    """Infinite distances have no word in JSON: they are null."""
+def _as_json(report: Report) -> dict[str, object]:
+    """Infinite distances, which JSON cannot express, are null."""
     found = asdict(report.diagnosis)
     finding = report.diagnosis.finding
     numbers = {
@@ -140,7 +140,7 @@ def _for_machines(report: Report) -> dict[str, object]:
     return {
         "finding": finding.value,
         "real": finding.real,
-        "words": report.diagnosis.words,
+        "message": report.diagnosis.words,
         **numbers,
         **about,
     }

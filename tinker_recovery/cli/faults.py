@@ -1,4 +1,4 @@
-"""``tinker-recovery faults``: the table of faults, printed from the code that judges by it."""
+"""``tinker-recovery faults``: the table of faults, printed from the code that uses it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import json
 
 import click
 
+from tinker_recovery.cli.common import plain_console
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
 def command(*, as_json: bool) -> None:
-    r"""Show every way a run can go bad, and what is done about it.
+    r"""Show every fault of a run, and what is done about it.
 
     \b
-    recover   go back to a checkpoint, at once
-    wait      back off first; spends no attempt, up to the policy's max_wait_s
-    give_up   the error reaches your loop unchanged: trying again cannot help
+    recover   go back to a checkpoint at once
+    wait      back off first, for up to the policy's max_wait_s; costs no attempt
+    give_up   the error reaches your loop unchanged, because trying again cannot help
 
-    The first row that matches wins, except that your policy's retryable_errors come before all.
-    Anything no row matches is your own and passes through untouched.
+    The policy's retryable_errors are checked first; after that, the first row that matches applies.
+    An error that no row matches is your own code's and reaches your loop unchanged.
 
     Exit status: 0; 2 for a wrong option.
     """
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from tinker_recovery.faults import TABLE, SeenIn
 
@@ -40,16 +42,16 @@ def command(*, as_json: bool) -> None:
         ]
         click.echo(json.dumps(rows))
         return
-    table = Table(title="The table of faults", show_lines=True)
+    table = Table(title="Faults", show_lines=True)
     table.add_column("kind", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    table.add_column("what is seen")
-    table.add_column("why")
+    table.add_column("seen as")
+    table.add_column("reason")
     colours = {"recover": "green", "wait": "yellow", "give_up": "red"}
     for row in TABLE:
         seen = row.seen_as
         if row.matches is not None and row.where != frozenset(SeenIn):
-            seen += f"  [dim](from: {', '.join(sorted(row.where))})[/dim]"
-        colour = colours[row.verdict.value]
-        table.add_row(row.kind.value, f"[{colour}]{row.verdict.value}[/]", seen, row.reason)
-    Console().print(table)
+            seen += f"  (from: {', '.join(sorted(row.where))})"
+        verdict = Text(row.verdict.value, colours[row.verdict.value])
+        table.add_row(row.kind.value, verdict, seen, row.reason)
+    plain_console().print(table)

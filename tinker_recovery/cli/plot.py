@@ -12,7 +12,7 @@ _BLANK = 0x2800
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A recovery on the step axis: the loop came to ``at`` and went back to ``back_to``."""
+    """A recovery on the step axis: from step ``at`` back to step ``back_to``."""
 
     at: int
     back_to: int
@@ -34,7 +34,7 @@ def curve(values: Sequence[float], *, width: int, height: int) -> list[str]:
     for x in range(columns):
         value = values[round(x * (len(values) - 1) / (columns - 1))]
         y = round((high - value) / span * (rows - 1))
-        # Steep pieces are joined, or the curve falls apart into dots.
+        # Steep parts are joined, or the curve would be separate dots.
         first = y if previous is None else min(y, previous + (1 if y > previous else -1))
         last = y if previous is None else max(y, previous + (1 if y > previous else -1))
         for dot in range(max(0, first), min(rows - 1, last) + 1):
@@ -54,25 +54,24 @@ def axis(steps: int, *, width: int, first: int = 0) -> str:
 
 
 def replays(marks: Sequence[Mark], steps: int, *, width: int, first: int = 0) -> list[str]:
-    """One line for each recovery: an arrow from where it struck back to where the loop went on.
+    """One line for each recovery: an arrow from the fault back to where the loop resumed.
 
-    Marks are counted from the first step of the axis, and told as they are.
+    The steps of marks are relative to ``first``; the labels are absolute.
     """
     lines = []
     for mark in marks:
         start, end = (round(step * (width - 1) / max(1, steps)) for step in (mark.back_to, mark.at))
         arrow = "✗" if start == end else "◄" + "─" * (end - start - 1) + "✗"
-        told = f" step {first + mark.at} → {first + mark.back_to}"
-        lines.append(" " * start + arrow + told)
+        lines.append(f"{' ' * start}{arrow} step {first + mark.at} → {first + mark.back_to}")
     return lines
 
 
 def sparkline(values: Sequence[float], *, width: int) -> str:
-    """The newest values as bars, one character each, scaled to fill the height of a line."""
+    """The newest values as bars of one character each, scaled to the height of a line."""
     newest = values[-width:] if width else ()
     if not newest:
         return ""
-    # Halved, or the distance between two huge values is infinite.
+    # Halved, so that the difference of two huge values is finite.
     halves = [each / 2 for each in newest]
     low, span = min(halves), max(halves) - min(halves)
     top = len(_BARS) - 1

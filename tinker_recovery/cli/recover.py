@@ -1,18 +1,17 @@
-"""``tinker-recovery recover``: a dry run, to see that a checkpoint restores and how to continue."""
+"""``tinker-recovery recover``: check that a checkpoint restores, and how to resume from it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinker_recovery.cli.source import UNREADABLE, journal_file, journal_option
+from tinker_recovery.cli.common import journal_file, journal_option, refuse
 
 if TYPE_CHECKING:
     from tinker_recovery.recovery.dry_run import Proof
@@ -25,31 +24,31 @@ NOT_RESTORED, WRONG = 1, 2
 @click.option(
     "--checkpoint",
     metavar="PATH",
-    help="Take this one of the run, tinker://RUN/weights/NAME. Default: as a recovery would.",
+    help="This checkpoint of the run, tinker://RUN/weights/NAME. Default: as a recovery would.",
 )
-@click.option("--weights-only", is_flag=True, help="Leave the optimizer's moments out.")
+@click.option("--weights-only", is_flag=True, help="Leave out the optimizer state.")
 @journal_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     *, run: str, checkpoint: str | None, weights_only: bool, journal: Path | None, as_json: bool
 ) -> None:
-    r"""A dry run: choose a run's checkpoint, load it, and say how to continue from it.
+    r"""Check that a run's checkpoint restores, and show how to resume from it.
 
     \b
         tinker-recovery recover sft-42
         tinker-recovery recover sft-42 --checkpoint tinker://RUN/weights/step-100 --weights-only
 
     RUN is a name, as in `tinker-recovery runs`, or a Tinker run id. The checkpoint is the newest
-    valid one, or what the run's checkpoint_strategy says. It is loaded with the optimizer's moments
-    into a session of its own, base model and rank are compared with the run's, and the session is
-    finished: no session can be handed to another process. Start from the path that is printed. The
-    run itself, its checkpoints and the journal stay as they are.
+    valid one, or the one that the run's checkpoint_strategy selects. It is loaded with the
+    optimizer state into a session of its own, its model is compared with the run's, and the session
+    is finished, because no session can be handed to another process. The run, its checkpoints and
+    the journal stay unchanged.
 
-    It costs one session and no tokens. Whether the service really restored the optimizer is not
-    checked here: `tinker-recovery doctor` finds that out.
+    This costs one session and no tokens. Whether the service really restores the optimizer is not
+    checked here: see `tinker-recovery doctor`.
 
-    A run that a process trains recovers by itself, so that is refused; give --checkpoint to see
-    whether one of its checkpoints loads. Deadlines are settings, see `tinker-recovery config show`.
+    A run that is being trained recovers by itself and is refused here, except with --checkpoint.
+    Deadlines are settings, see `tinker-recovery config show`.
 
     \b
     Exit status: 0 if it was restored; 1 if it could not be, with the reason; 2 for a wrong option,
@@ -79,51 +78,43 @@ def command(
             raise JournalError(f"there is no journal at {path}")  # noqa: TRY301 - like any other
         proof = asyncio.run(prove(run, journal=path, policy=policy, checkpoint=checkpoint))
     except UsageError as error:
-        _refuse(redact(str(error)), WRONG)
+        refuse(redact(str(error)), WRONG)
     except (StatusError, JournalError) as error:
-        _refuse(redact(str(error)), UNREADABLE)
+        refuse(redact(str(error)))
     except (CheckpointError, DeadlineExceeded, RunHeld, TinkerError) as error:
         reason = redact(str(error) or repr(error))
         if as_json:
             click.echo(json.dumps({"restored": False, "run": run, "reason": reason}))
-        _refuse(f"not restored: {reason}", NOT_RESTORED)
+        refuse(f"not restored: {reason}", NOT_RESTORED)
     if as_json:
         click.echo(json.dumps(_as_json(proof)))
         return
     _show(proof)
 
 
-def _refuse(why: str, status: int) -> NoReturn:
-    click.echo(f"Error: {why}", err=True)
-    sys.exit(status)
-
-
 def _as_json(proof: Proof) -> dict[str, Any]:
-    return {"restored": True, **asdict(proof), "go_on": _go_on(proof)}
+    return {"restored": True, **asdict(proof), "resume_with": _resume_with(proof)}
 
 
 def _show(proof: Proof) -> None:
     step = "its step is not known" if proof.step is None else f"step {proof.step}"
     what = "weights and optimizer" if proof.optimizer else "weights alone"
     for each in proof.passed_over:
-        click.echo(f"passed over  {each}")
+        click.echo(f"skipped      {each}")
     click.echo(f"checkpoint   {proof.checkpoint}, {step}")
     click.echo(
         f"restored     {what}, as Tinker run {proof.run_id} ({proof.base_model}, "
-        f"rank {proof.lora_rank}); its session is finished again"
+        f"rank {proof.lora_rank}); its session is finished"
     )
     if proof.resumes:
         click.echo(
-            f"go on        run the command that began {proof.run!r} again: it resumes from "
-            "this checkpoint by itself"
+            f"resume       run the command of {proof.run!r} again: it starts from this checkpoint"
         )
-        click.echo(f"or           {_go_on(proof)}")
-    else:
-        click.echo(f"go on        {_go_on(proof)}")
+    click.echo(f"in code      {_resume_with(proof)}")
 
 
-def _go_on(proof: Proof) -> str:
-    """The line of a program that continues from there."""
+def _resume_with(proof: Proof) -> str:
+    """The line of a program that resumes from the checkpoint."""
     path = json.dumps(proof.checkpoint)
     if proof.optimizer and proof.step is not None:
         return f"supervisor.attempts(from_checkpoint={path})"

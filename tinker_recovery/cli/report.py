@@ -1,4 +1,4 @@
-"""``tinker-recovery report``: a run as one page to look at, to keep and to send."""
+"""``tinker-recovery report``: one run as an HTML page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.source import (
+from tinker_recovery.cli.common import (
     journal_file,
     journal_option,
     no_such_run,
@@ -34,7 +34,7 @@ _EVENTS = 2000
     required=True,
     metavar="FILE.html",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to write the page; replaced if it is there.",
+    help="Where to write the page; an existing file is replaced.",
 )
 @journal_option
 @service_option
@@ -42,12 +42,12 @@ _EVENTS = 2000
 def command(
     run: str, output: Path, journal: Path | None, service: str | None, *, as_json: bool
 ) -> None:
-    r"""Write one page about RUN: curve, incidents, lineage, figures, events.
+    r"""Write an HTML page about RUN: loss curve, incidents, checkpoints, figures, events.
 
-    The page is a single file of HTML that loads nothing from anywhere: open it, keep it, send it,
-    print it. It shows the loss with its recoveries and the steps done again, what went wrong and
-    when, which checkpoint began what, and the figures. RUN is the name given to the run; of several
-    of that name, the newest. It may still be training. No key and no signed address is in the page.
+    The page is one file that loads nothing from anywhere and contains no keys and no signed
+    addresses. It shows the loss with its recoveries and replayed steps, the incidents, the
+    checkpoint that each attempt started from, and figures. RUN is the name given to the run; of
+    several with that name, the newest. It may still be training.
 
     \b
     Try it:
@@ -62,13 +62,13 @@ def command(
     if as_json:
         click.echo(json.dumps({"run": run, "report": str(output), **asdict(figures)}))
     else:
-        click.echo(f"{output}: open it in a browser")
+        click.echo(f"wrote {output}: open it in a browser")
 
 
 def write_report(
     journal: Path, name: str, output: Path, *, service: str | None = None
 ) -> RunFigures:
-    """Write the page, whole or not at all; leaves the command if it cannot."""
+    """Write the page, all or nothing; exits the command if it cannot."""
     from tinker_recovery.errors import JournalError
     from tinker_recovery.journal.reading import read_events, read_run
     from tinker_recovery.report import figures_of, render

@@ -1,7 +1,7 @@
-"""What to do when a script ends: a pure decision, for ``tinker-recovery run``.
+"""Whether ``tinker-recovery run`` restarts a script that ended: a pure decision.
 
-The rules are those of a service manager (systemd's ``Restart=on-failure``), with a
-budget and a backoff as a recovery has them.
+The rules are those of a service manager (systemd's ``Restart=on-failure``), with a limit on
+restarts in a row and a backoff.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from tinker_recovery.supervision import Backoff
 
 USAGE_ERROR = 2
-"""What a command line that makes no sense ends with; it would make none the next time."""
+"""The exit status for bad arguments, which a restart would not change."""
 
 ASKED_TO_END = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE})
-"""Who dies of one of these was asked to, by a person or by the system."""
+"""Signals by which a person or the system asks a process to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class Ending:
     """How a script ended.
 
     Attributes:
-        code: As ``subprocess`` tells it: its exit status, or minus the signal it died of.
-        lived_s: How long it had run.
+        code: Its exit status, or minus the signal it died of, as in ``subprocess``.
+        lived_s: Seconds it ran.
         asked_to_end: Whether a signal to end was passed on to it.
-        finished_before: Whether it said that its run has come to its end before.
+        finished_before: Whether it reported that its run was finished already.
     """
 
     code: int
@@ -36,7 +36,7 @@ class Ending:
 
     @property
     def status(self) -> int:
-        """As a shell tells it: the exit status, or 128 and the signal it died of."""
+        """The exit status, or 128 plus the signal it died of, as in a shell."""
         return 128 - self.code if self.code < 0 else self.code
 
     def __str__(self) -> str:
@@ -53,8 +53,8 @@ class Restart:
     """Start it again.
 
     Attributes:
-        number: Which restart in a row this is, from 1.
-        delay_s: How long to wait before.
+        number: The number of this restart in a row, from 1.
+        delay_s: Seconds to wait before.
     """
 
     number: int
@@ -63,10 +63,10 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Leave it at that.
+    """Do not start it again.
 
     Attributes:
-        reason: Why, in words.
+        reason: Why.
     """
 
     reason: str
@@ -77,9 +77,9 @@ class RestartRule:
     """How often a script is started again, and how soon.
 
     Attributes:
-        max_restarts: In a row.
-        backoff: Before the second in a row, and each further one; the first is at once.
-        healthy_after_s: A script that ran for so long had got going, and the row begins again.
+        max_restarts: Restarts in a row.
+        backoff: Delays before the second restart in a row and later ones; the first is immediate.
+        healthy_after_s: After a run of this many seconds, restarts are counted from 0 again.
     """
 
     max_restarts: int
@@ -87,12 +87,12 @@ class RestartRule:
     healthy_after_s: float
 
     def after(self, ending: Ending, restarts: int, random: float = 0.0) -> Restart | Stop:
-        """What follows from how a script ended.
+        """The decision after a script ended.
 
         Args:
-            ending: How.
+            ending: How it ended.
             restarts: Restarts in a row so far.
-            random: A number in [0, 1) that decides the jitter.
+            random: A number in [0, 1), for jitter.
         """
         reason = _no_crash(ending)
         if reason is not None:
@@ -106,15 +106,13 @@ class RestartRule:
 
 
 def _no_crash(ending: Ending) -> str | None:
-    """Why it is not started again, however many restarts are left."""
+    """Why it is not restarted even if restarts are left; None if it crashed."""
     if ending.code == 0:
         return "it is done"
-    if ending.asked_to_end:
-        return "it was told to end"
+    if ending.asked_to_end or (ending.code < 0 and -ending.code in ASKED_TO_END):
+        return "a signal asked it to end"
     if ending.finished_before:
-        return "its run had come to its end before, so there is nothing to train"
+        return "its run was finished already, so there is nothing to train"
     if ending.code == USAGE_ERROR:
         return "it refuses its arguments, and would again"
-    if ending.code < 0 and -ending.code in ASKED_TO_END:
-        return "it was asked to end"
     return None

@@ -1,4 +1,4 @@
-"""``tinker-recovery run``: a training script, started again when it crashes."""
+"""``tinker-recovery run``: run a training script, and restart it when it crashes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from tinker_recovery.cli.restart_rule import Ending, RestartRule, Stop
 from tinker_recovery.supervision import Backoff
 
 NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
-"""What a shell makes of it."""
+"""Exit statuses, as in a shell."""
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -38,24 +39,24 @@ NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
     type=click.FloatRange(0, min_open=True),
     default=5.0,
     show_default=True,
-    help="Seconds before the second restart in a row; doubles with each further one. "
-    "The first is at once.",
+    help="Seconds before the second restart in a row, doubled for each further one. "
+    "The first is immediate.",
 )
 @click.option(
     "--max-backoff-s",
     type=click.FloatRange(0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Upper limit of that.",
+    help="The longest backoff, in seconds.",
 )
 @click.option(
     "--healthy-after-s",
     type=click.FloatRange(0),
     default=60.0,
     show_default=True,
-    help="A script that ran for so long had got going: the count begins again.",
+    help="After running this many seconds, restarts are counted from 0 again.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Tell of it in JSON, a line for each thing.")
+@click.option("--json", "as_json", is_flag=True, help="Print messages as JSON, one object a line.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
     *,
@@ -66,33 +67,32 @@ def command(
     as_json: bool,
     command: tuple[str, ...],
 ) -> None:
-    r"""Run a training script, and start it again when it crashes.
+    r"""Run a training script, and restart it when it crashes.
 
     \b
         tinker-recovery run -- python train.py --lr 1e-4
 
-    A run with a name of its own (name= in the script) goes on where it stood, so a crash, a kill
-    or an out-of-memory costs the steps since its last checkpoint and nothing else.
+    A run with a name (name= in the script) resumes from its newest checkpoint, so a crash, a kill
+    or running out of memory costs only the steps since then.
 
-    Signals (INT, TERM, HUP, QUIT, USR1, USR2) are passed on to the script. It is not started again
-    after one of those that end it, after status 0 or 2 (done; arguments it refuses), if it died of
-    INT, TERM, HUP or PIPE, or if its run had come to its end before.
+    Signals (INT, TERM, HUP, QUIT, USR1, USR2) are passed on to the script. It is not restarted
+    after one of the first four, after exit status 0 (done) or 2 (bad arguments), if it died of INT,
+    TERM, HUP or PIPE, or if its run was finished already.
 
     \b
-    Exit status: the script's own, as it ended last; 128 + N if it died of signal N; 127 if there
-    is no such command, 126 if it cannot be executed; 2 for a wrong option.
+    Exit status: the script's last one; 128 + N if it died of signal N; 127 if there is no such
+    command, 126 if it cannot be executed; 2 for a wrong option.
     """
     if max_backoff_s < backoff_s:
         raise click.UsageError(
-            f"--max-backoff-s {max_backoff_s:g} is below --backoff-s {backoff_s:g}: it limits it "
-            "from above"
+            f"--max-backoff-s {max_backoff_s:g} is below --backoff-s {backoff_s:g}"
         )
     rule = RestartRule(max_restarts, Backoff(backoff_s, max_backoff_s), healthy_after_s)
     sys.exit(_Runner(command, as_json=as_json).run(rule))
 
 
 class _Runner:
-    """Runs a command, again and again."""
+    """Runs a command until a RestartRule says to stop."""
 
     def __init__(self, command: Sequence[str], *, as_json: bool) -> None:
         self._command = command
@@ -102,7 +102,7 @@ class _Runner:
         self._woken = threading.Event()
 
     def run(self, rule: RestartRule) -> int:
-        """Until it is done, or not worth another try; returns the exit status."""
+        """Run it until it is done or no restart is due; returns the exit status."""
         restarts = 0
         with self._signals():
             while True:
@@ -110,42 +110,43 @@ class _Runner:
                 if isinstance(ending, int):
                     return ending
                 then = rule.after(ending, restarts, random.random())  # noqa: S311 - jitter, no secret
-                said = f"{ending} after {ending.lived_s:.0f} s"
+                ended = f"{ending} after {ending.lived_s:.0f} s"
                 if isinstance(then, Stop):
                     if ending.code:
-                        self._tell(f"{said}: {then.reason}")
+                        self._report(f"{ended}: {then.reason}")
                     return ending.status
                 restarts = then.number
-                soon = f" in {then.delay_s:.1f} s" if then.delay_s else ""
-                self._tell(f"{said}; restart {restarts} of {rule.max_restarts}{soon}")
+                delay = f" in {then.delay_s:.1f} s" if then.delay_s else ""
+                self._report(f"{ended}; restart {restarts} of {rule.max_restarts}{delay}")
                 self._woken.wait(then.delay_s)
                 if self._ended_by is not None:
                     return SIGNALLED + self._ended_by
 
     def _once(self) -> Ending | int:
-        """One life of the script: how it ended, or the status if it could not be started."""
+        """Run the script once: how it ended, or the exit status if it could not be started."""
         with tempfile.TemporaryDirectory() as scratch:
-            told = Path(scratch) / "finished"
+            finished = Path(scratch) / "finished"
             began = time.monotonic()
             try:
-                self._child = subprocess.Popen(  # noqa: S603 - what the user asks to be run
-                    self._command, env={**os.environ, "TINKER_RECOVERY_FINISHED_FILE": str(told)}
+                self._child = subprocess.Popen(  # noqa: S603 - the user's own command
+                    self._command,
+                    env={**os.environ, "TINKER_RECOVERY_FINISHED_FILE": str(finished)},
                 )
             except FileNotFoundError:
-                self._tell(f"there is no command {self._command[0]!r}")
+                self._report(f"there is no command {self._command[0]!r}")
                 return NOT_FOUND
             except OSError as error:
-                self._tell(f"{self._command[0]!r} cannot be executed: {error}")
+                self._report(f"{self._command[0]!r} cannot be executed: {error}")
                 return NOT_EXECUTABLE
             if self._ended_by is not None:
-                self._child.send_signal(self._ended_by)  # it came while there was no child yet
+                self._child.send_signal(self._ended_by)  # it arrived before there was a child
             code = self._child.wait()
             self._child = None
             return Ending(
                 code,
                 time.monotonic() - began,
                 asked_to_end=self._ended_by is not None,
-                finished_before=told.exists(),
+                finished_before=finished.exists(),
             )
 
     @contextlib.contextmanager
@@ -170,16 +171,15 @@ class _Runner:
         if child is not None and not _terminal_sent(number):
             child.send_signal(number)
 
-    def _tell(self, said: str) -> None:
-        name = " ".join(self._command)
+    def _report(self, message: str) -> None:
         if self._as_json:
-            click.echo(json.dumps({"command": list(self._command), "said": said}), err=True)
+            click.echo(json.dumps({"command": list(self._command), "message": message}), err=True)
         else:
-            click.echo(f"tinker-recovery: {name}: {said}", err=True)
+            click.echo(f"tinker-recovery: {shlex.join(self._command)}: {message}", err=True)
 
 
 def _terminal_sent(number: int) -> bool:
-    """Whether a terminal sends this signal to the script as well: it must not get it twice."""
+    """Whether the terminal sends this signal to the script too, so it must not be passed on."""
     if number not in (signal.SIGINT, signal.SIGQUIT):
         return False
     try:

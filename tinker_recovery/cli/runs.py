@@ -1,55 +1,54 @@
-"""``tinker-recovery runs``: every run the journal knows."""
+"""``tinker-recovery runs``: every run in the journal."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinker_recovery.cli.source import UNREADABLE, journal_file, journal_option
+from tinker_recovery.cli.common import journal_file, journal_option, plain_console, refuse
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.reading import RunView
 
 
 @click.command()
-@click.option("--all", "all_", is_flag=True, help="Those without a name of their own, too.")
+@click.option("--all", "all_", is_flag=True, help="Include runs without a name of their own.")
 @journal_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def command(*, all_: bool, journal: Path | None, as_json: bool) -> None:
-    """List the runs this machine's journal knows, the most recently alive first.
+    """List the runs in this machine's journal, the most recently active first.
 
-    Nothing is asked of the service. "dead" is a run whose process ended without a word: the same
-    command goes on with it.
+    The service is not asked. "dead" is a run whose process was killed; run the same command again
+    to resume it.
 
     Exit status: 0; 2 for a wrong option; 3 if the journal cannot be read.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from tinker_recovery.errors import JournalError
     from tinker_recovery.journal.reading import read_runs
+    from tinker_recovery.report.words import age
 
     try:
         runs = [run for run in read_runs(journal_file(journal)) if run.named or all_]
     except JournalError as error:
-        click.echo(str(error), err=True)
-        sys.exit(UNREADABLE)
+        refuse(str(error))
     if as_json:
-        click.echo(json.dumps([in_short(run) for run in runs]))
+        click.echo(json.dumps([summary(run) for run in runs]))
         return
-    table = Table("run", "state", "step", "last sign of life", "service")
+    table = Table("run", "state", "step", "last active", "service")
     for run in runs:
-        table.add_row(run.name, run.display_state, str(run.step), _ago(run.updated), run.service)
-    Console().print(table)
+        active = f"{age(time.time() - run.updated)} ago"
+        table.add_row(run.name, run.display_state, str(run.step), active, run.service)
+    plain_console().print(table)
 
 
-def in_short(run: RunView) -> dict[str, Any]:
-    """A run, for machines."""
+def summary(run: RunView) -> dict[str, Any]:
+    """A run's main facts, for JSON."""
     holder = run.holder if run.live else None
     return {
         "run": run.name,
@@ -66,12 +65,3 @@ def in_short(run: RunView) -> dict[str, Any]:
         "pid": None if holder is None else holder.pid,
         "host": None if holder is None else holder.host,
     }
-
-
-def _ago(moment: float) -> str:
-    seconds = max(0, int(time.time() - moment))
-    for unit, name in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
-        if seconds >= unit:
-            count = seconds // unit
-            return f"{count} {name}{'s' if count > 1 else ''} ago"
-    return "just now"

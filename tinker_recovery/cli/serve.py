@@ -15,7 +15,7 @@ import click
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
     show_default="a temporary folder",
-    help="Folder for runs and checkpoints; they survive a restart on the same folder.",
+    help="Folder for runs and checkpoints, which survive a restart on it.",
 )
 @click.option(
     "--api-key", default="tml-local-key", show_default=True, help="The key clients have to send."
@@ -23,13 +23,13 @@ import click
 @click.option(
     "--cold-optimizer",
     is_flag=True,
-    help="Let every restore leave the optimizer cold, and say nothing.",
+    help="Let every restore silently leave the optimizer cold.",
 )
 def command(host: str, port: int, root: Path | None, api_key: str, *, cold_optimizer: bool) -> None:
-    r"""Run the local Tinker server until Ctrl-C.
+    r"""Run a local Tinker server until Ctrl-C.
 
-    It speaks the Tinker API to the unmodified SDK, with a small real model behind it. Point a loop
-    at it with the two variables it prints:
+    It speaks the Tinker API to the unmodified SDK, with a small real model behind it. To use it,
+    set the two variables that it prints:
 
     \b
         export TINKER_BASE_URL=http://127.0.0.1:PORT TINKER_API_KEY=tml-local-key

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.runs import in_short
-from tinker_recovery.cli.source import (
-    NO_SUCH_RUN,
-    UNREADABLE,
+from tinker_recovery.cli.common import (
     journal_file,
     journal_option,
+    no_such_run,
+    plain_console,
+    refuse,
     service_option,
 )
+from tinker_recovery.cli.runs import summary
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.reading import EventView, RunView
@@ -27,15 +26,21 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run")
 @service_option
-@click.option("--events", type=click.IntRange(0), default=20, show_default=True, help="How many.")
+@click.option(
+    "--events",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="How many events to show, the newest.",
+)
 @journal_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     *, run: str, service: str | None, events: int, journal: Path | None, as_json: bool
 ) -> None:
-    """Show one run: its attempts, its incidents, its checkpoints and its newest events.
+    """Show one run: its attempts, incidents, checkpoints and newest events.
 
-    Nothing is asked of the service: what is shown is what this machine's journal knows.
+    Only this machine's journal is read; the service is not asked.
 
     Exit status: 0; 1 if there is no such run; 2 for a wrong option; 3 if the journal cannot be
     read.
@@ -46,16 +51,14 @@ def command(
     path = journal_file(journal)
     try:
         view = read_run(path, run, service=service)
+        if view is None:
+            no_such_run(path, run)
         newest = read_events(path, run, limit=events) if events else []
     except JournalError as error:
-        click.echo(str(error), err=True)
-        sys.exit(UNREADABLE)
-    if view is None:
-        click.echo(f"there is no run {run!r}: see `tinker-recovery runs`", err=True)
-        sys.exit(NO_SUCH_RUN)
+        refuse(str(error))
     if as_json:
         whole = {
-            **in_short(view),
+            **summary(view),
             "attempts": [asdict(each) for each in view.attempts],
             "incidents": [asdict(each) for each in view.incidents],
             "checkpoints": [asdict(each) for each in view.checkpoints],
@@ -67,43 +70,48 @@ def command(
 
 
 def _show(view: RunView, events: list[EventView]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    console = Console()
+    from tinker_recovery.report import duration
+    from tinker_recovery.report.words import moment
+
+    console = plain_console()
     detail = f": {view.detail}" if view.detail else ""
-    console.print(
-        f"run {view.name}  {view.display_state}{detail}, at step {view.step}", markup=False
-    )
-    console.print(f"lineage {view.lineage} at {view.service}", markup=False)
+    console.print(f"run {view.name}: {view.display_state}{detail}, at step {view.step}")
+    console.print(f"lineage {view.lineage} at {view.service}")
     if view.holder is not None and view.live:
-        console.print(f"trained by {view.holder}", markup=False)
-    attempts = Table("attempt", "Tinker run", "from step", "began", "came to", title="Attempts")
+        console.print(f"trained by {view.holder}")
+    attempts = Table(
+        "attempt",
+        Column("Tinker run", no_wrap=True),
+        "from step",
+        "began",
+        "outcome",
+        title="Attempts",
+    )
     for attempt in view.attempts:
         attempts.add_row(
             str(attempt.number),
             attempt.run_id,
             str(attempt.start_step),
-            _at(attempt.started),
-            attempt.outcome or "under way",
+            moment(attempt.started),
+            attempt.outcome or "in progress",
         )
     console.print(attempts)
     if view.incidents:
         incidents = Table(
-            "fault", "at step", "back to", "when", "took", "came to", title="Incidents"
+            "fault", "at step", "back to", "detected", "took", "outcome", title="Incidents"
         )
         for each in view.incidents:
-            took = "" if each.ended is None else f"{each.ended - each.started:.1f} s"
-            back = "" if each.to_step is None else str(each.to_step)
-            outcome = each.outcome or f"under way ({each.phase})"
-            incidents.add_row(each.kind, str(each.step), back, _at(each.started), took, outcome)
+            took = duration(None if each.ended is None else each.ended - each.started)
+            back_to = "-" if each.to_step is None else str(each.to_step)
+            outcome = each.outcome or f"in progress ({each.phase})"
+            incidents.add_row(
+                each.kind, str(each.step), back_to, moment(each.started), took, outcome
+            )
         console.print(incidents)
     kept = [each for each in view.checkpoints if not each.gone]
     if kept:
-        console.print(f"{len(kept)} checkpoints, the newest {kept[-1].path}", markup=False)
+        console.print(f"{len(kept)} checkpoints, the newest {kept[-1].path}", soft_wrap=True)
     for event in events:
-        console.print(f"{_at(event.time)}  {event.name}  {event.message}", markup=False)
-
-
-def _at(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+        console.print(f"{moment(event.time)}  {event.name}  {event.message}", soft_wrap=True)

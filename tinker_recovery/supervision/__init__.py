@@ -4,15 +4,16 @@
 
     async def serve(child: Child) -> None:
         connection = await connect()
-        child.started()                      # now, and not before, the next child starts
+        child.started()                      # only now does the next child start
         async for message in connection: ...
 
     specs = [ChildSpec(id="feed", start=serve), inner.as_child()]
     async with SupervisionTree(specs, strategy="rest_for_one", max_restarts=3, max_seconds=60):
         ...
 
-It needs asyncio and anyio and knows nothing of what it supervises. :class:`DynamicSupervisor` is
-for many children of one kind.
+:class:`DynamicSupervisor` is for many children of one kind. Every room may import this package. It
+needs only asyncio and anyio, imports nothing else of ``tinker_recovery``, and knows nothing of
+training or Tinker.
 
 What a restart does, exactly
 ============================
@@ -24,9 +25,9 @@ an incarnation that was ready       permanent    transient    temporary
 ==================================  ===========  ===========  =========================
 returns                             restarted    down, kept   forgotten
 raises an Exception                 restarted    restarted    forgotten
-raises CancelledError, not asked    restarted    restarted    forgotten
-is silent past its heartbeat        stopped, then as for an Exception
-raises KeyboardInterrupt,           the supervisor stops everything and raises it as it is
+raises CancelledError by itself     restarted    restarted    forgotten
+misses its heartbeat                stopped, then as for an Exception
+raises KeyboardInterrupt,           the supervisor stops everything and raises it unchanged
 SystemExit, or a group with one
 is stopped by ``terminate_child``   down, kept   down, kept   forgotten
 is stopped by a group restart       restarted    restarted    forgotten
@@ -35,30 +36,30 @@ is stopped by a group restart       restarted    restarted    forgotten
 What becomes of an incarnation that was not ready yet:
 
 ==================================  =======================================================
-it raises, or just returns          first start of a spec: what is up is stopped in reverse,
-                                    the error is raised, the body never runs;
-                                    ``start_child``: the error is raised, no trace is left;
+it raises or returns                first start of a spec: the children already up are stopped
+                                    in reverse, the error is raised, the body never runs;
+                                    ``start_child``: the error is raised, it is forgotten;
                                     ``restart_child``: the error is raised, it stays down;
-                                    a restart: that was one restart, and another is due
-it says ``ignore()`` and returns    it is down, and its start counts as done
+                                    a restart: it counts as one, and another is due
+it calls ``ignore()`` and returns   it is down, and its start counts as done
 ==================================  =======================================================
 
-Who goes along when child C of A, B, C, D is restarted:
+Which siblings of A, B, C, D are restarted together with C:
 
 ================  =========================  ================================================
 strategy          stopped, in this order     started, in this order
 ================  =========================  ================================================
-one_for_one       nobody                     C; starts and backoffs of several run side by side
+one_for_one       none                       C; several starts and backoffs run side by side
 rest_for_one      D                          C, D, each once the one before is ready
 one_for_all       D, B, A                    A, B, C, D, each once the one before is ready
 ================  =========================  ================================================
 
-In a group restart a temporary sibling is forgotten; one that had ended by itself, or had said
+In a group restart a temporary sibling is forgotten; one that had ended by itself, or had called
 ``ignore()``, is started again; one stopped by ``terminate_child`` stays down. If a start in it
-fails, one_for_all begins again, and rest_for_one goes on from the child that failed. If someone
-dies meanwhile, whoever that takes along goes down once more, and up in order.
+fails, one_for_all begins again, and rest_for_one continues from the child that failed. If a child
+dies meanwhile, the children that its restart affects are stopped once more and started in order.
 
-Kept and new:
+What is kept and what is new:
 
 ==========================  ===================================================================
 kept                        the spec, the place in the order, the restart ledger, the count of
@@ -67,36 +68,37 @@ new                         the task, a copy of the context the supervisor was e
                             :class:`Child` with the next incarnation number, every local of
                             ``start``; in a supervisor that is a child: its ledger, and its
                             children, which are those of its specs and no others
-ignored                     whatever the old incarnation still says: calls on its ``Child``, and
-                            the end of one that was abandoned
+ignored                     calls that the old incarnation still makes on its ``Child``, and the
+                            end of one that was abandoned
 ==========================  ===================================================================
 
 What counts against the limit (``max_restarts`` within any ``max_seconds``, one budget for all the
 children of a supervisor):
 
 ==========================  ===================================================================
-counts, once each           an exit that leads to a restart, however many siblings go along; a
-                            restart whose start fails; a heartbeat that was missed
+counts, once each           an exit that leads to a restart, however many siblings are restarted
+                            with it; a restart whose start fails; a missed heartbeat
 does not count              the first start, ``start_child``, ``restart_child``,
-                            ``terminate_child``, siblings taken along, exits without a restart
+                            ``terminate_child``, siblings of a child that died, exits without a
+                            restart
 one more than allowed       every child is stopped, in reverse. At the root the body is cancelled
                             and :class:`RestartLimitReached` raised, its ``__cause__`` the last
                             crash. In a child supervisor that is its crash, and counts as one there
 ==========================  ===================================================================
 
-When the backoff applies: before every restart, the first included; ``initial_s`` doubled (by
+When the backoff applies: before every restart, including the first; ``initial_s`` doubled (by
 ``factor``) for each failure of that child in a row, up to ``max_s``, then lengthened by jitter. In
-a group restart it lies between the stops and the starts. It never applies to starts by hand. It
-begins again for a child that was ready for ``healthy_after_s``, which the constructor keeps so
-short that a child dying for ever trips the limit, whether each of its lives ends just before that
-or just after: ``max_restarts`` times ``healthy_after_s``, and the longest backoffs, fit into
-``max_seconds``. A window that the backoffs alone outlast is refused.
+a group restart it lies between the stops and the starts. It never applies to ``start_child`` and
+``restart_child``. It begins again for a child that was ready for ``healthy_after_s``. The
+constructor keeps that so short that a crash loop always exceeds the limit, whether each life ends
+just before or just after it: ``max_restarts`` times ``healthy_after_s``, and the longest backoffs,
+fit into ``max_seconds``. A window shorter than the backoffs alone is refused.
 
-How a child is stopped: one cancellation, which its clean-up may answer for ``shutdown`` seconds,
-awaiting as it likes; then ten more over a second, which interrupt the clean-up; then it is
-abandoned and listed in ``abandoned``, for asyncio cannot kill a task. The cancellation is
-asyncio's own: an ``anyio.CancelScope(shield=True)`` in the child's own task does not hold it off,
-one in a task group of the child's does.
+How a child is stopped: one cancellation, after which its clean-up may await for ``shutdown``
+seconds; then ten more over a second, which interrupt the clean-up; then it is abandoned and listed
+in ``abandoned``, because asyncio cannot kill a task. The cancellation is asyncio's own: an
+``anyio.CancelScope(shield=True)`` in the child's own task does not hold it back, one in a task
+group of the child's does.
 """
 
 from tinker_recovery.supervision.backoff import Backoff

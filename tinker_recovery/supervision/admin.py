@@ -1,7 +1,7 @@
 """Administration of a running supervisor: OTP's calls, with OTP's outcomes as typed errors.
 
-Each call answers for one child, and waits for that child alone: another that defies its
-termination, or sits in a backoff, delays nothing here.
+Each call concerns one child and waits for that child alone: a sibling that is slow to stop, or in
+a backoff, delays nothing here.
 """
 
 from __future__ import annotations
@@ -36,12 +36,10 @@ async def start(engine: Engine, spec: ChildSpec) -> ChildInfo:
     check_significant(spec, engine.settings.auto_shutdown)
     known = engine.records.get(spec.id)
     if known is not None and known.up:
-        raise ChildAlreadyStarted(
-            spec.id, f"child {spec.id!r} is {known.state}: its id has to be another"
-        )
+        raise ChildAlreadyStarted(spec.id, f"child {spec.id!r} is {known.state}: choose another id")
     if known is not None:
         raise ChildAlreadyPresent(
-            spec.id, f"child {spec.id!r} is there, and down: restart_child or delete_child it"
+            spec.id, f"child {spec.id!r} exists and is down: restart_child or delete_child it"
         )
     return await _up(engine, engine.add(spec))
 
@@ -60,7 +58,7 @@ async def restart(engine: Engine, child: str) -> ChildInfo:
 
 
 async def terminate(engine: Engine, child: str) -> None:
-    """Stop a child, and have it stay down."""
+    """Stop a child and keep it down."""
     record = find(engine, child)
     record.terminated = True
     record.stay_down()
@@ -68,13 +66,13 @@ async def terminate(engine: Engine, child: str) -> None:
     if life is None:
         engine.down(record)
         return
-    # In a task of the supervisor's: a caller that is cancelled, or that is this very child, must
-    # not take the stop along.
+    # In a task of the supervisor's, so that the stop continues if the caller is cancelled, or is
+    # this very child.
     engine.background(engine.stopper.stop(life), f"stop of {child}")
     await life.wait_gone()
 
 
-def delete(engine: Engine, child: str) -> None:
+async def delete(engine: Engine, child: str) -> None:
     """Forget a child that is down."""
     record = find(engine, child)
     _refuse_if_up(record)
@@ -82,7 +80,7 @@ def delete(engine: Engine, child: str) -> None:
 
 
 def counts(engine: Engine) -> ChildCounts:
-    """How many children there are."""
+    """The number of children."""
     records = engine.records.values()
     supervisors = sum(record.spec.type == "supervisor" for record in records)
     return ChildCounts(

@@ -14,10 +14,10 @@ class Backoff:
     """Exponential backoff with a cap, and jitter that only lengthens.
 
     Attributes:
-        initial_s: Seconds before the first restart; 0 restarts at once, always.
+        initial_s: Seconds before the first restart; with 0 every restart is immediate.
         max_s: No delay is longer than this, jitter aside.
         factor: Each further delay is longer by this factor; 1 keeps it constant.
-        jitter: Up to this share of the delay is added, in proportion to a random number.
+        jitter: The largest share of the delay that is added at random.
 
     Raises:
         SpecError: A field that cannot work; ``initial_s`` above ``max_s``.
@@ -29,26 +29,26 @@ class Backoff:
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
-        if number("initial_s", self.initial_s, "it has to be 0 seconds or more") < 0:
-            raise SpecError("initial_s", self.initial_s, "it has to be 0 seconds or more")
-        if number("max_s", self.max_s, "it has to be 0 seconds or more") < self.initial_s:
+        if number("initial_s", self.initial_s, "0 seconds or more") < 0:
+            raise SpecError("initial_s", self.initial_s, "0 seconds or more")
+        if number("max_s", self.max_s, "0 seconds or more") < self.initial_s:
             raise SpecError("max_s", self.max_s, f"at least initial_s={self.initial_s:g} s")
-        if number("factor", self.factor, "it has to be 1 or more") < 1:
-            raise SpecError("factor", self.factor, "it has to be 1 or more")
+        if number("factor", self.factor, "1 or more") < 1:
+            raise SpecError("factor", self.factor, "1 or more")
         if not 0 <= number("jitter", self.jitter, "from 0 to 1") <= 1:
             raise SpecError("jitter", self.jitter, "from 0 to 1")
 
     @classmethod
     def none(cls) -> Backoff:
-        """No wait at all: every restart is at once, and only the restart limit protects."""
+        """No delays: every restart is immediate, and only the restart limit ends a crash loop."""
         return cls(initial_s=0.0, max_s=0.0, factor=1.0, jitter=0.0)
 
     def delay_s(self, failures: int, random: float = 0.0) -> float:
-        """Seconds before the restart that follows this many earlier failures in a row.
+        """Seconds before a restart.
 
         Args:
-            failures: Failures before this one, 0 for the first.
-            random: A number in [0, 1); 0 gives the shortest delay, and jitter adds to that.
+            failures: Failures in a row before this one; 0 for the first.
+            random: A number in [0, 1); 0 adds no jitter.
         """
         if self.initial_s == 0:
             return 0.0
@@ -57,7 +57,7 @@ class Backoff:
         return min(delay, self.max_s) * (1 + self.jitter * random)
 
     def longest_s(self, restarts: int) -> float:
-        """The longest that this many restarts in a row can wait in all, jitter included."""
+        """The longest that this many restarts in a row can wait in all, including jitter."""
         if self.initial_s == 0 or restarts == 0:
             return 0.0
         growing = min(restarts, self._steps_below_cap())
@@ -68,7 +68,7 @@ class Backoff:
         return (total + (restarts - growing) * self.max_s) * (1 + self.jitter)
 
     def _steps_below_cap(self) -> int:
-        """How many delays there are before the cap is reached; kept small, so powers are too."""
+        """How many delays there are before ``max_s`` is reached, so that powers stay small."""
         if self.factor == 1 or self.initial_s == self.max_s:
             return 0 if self.initial_s == self.max_s else 2**31
         return math.ceil((math.log(self.max_s) - math.log(self.initial_s)) / math.log(self.factor))

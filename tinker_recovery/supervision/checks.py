@@ -1,4 +1,4 @@
-"""Checks of single values, with errors that say what is allowed."""
+"""Checks of single values; each raises a SpecError that says what is allowed."""
 
 from __future__ import annotations
 
@@ -9,42 +9,26 @@ from tinker_recovery.supervision.errors import SpecError
 
 
 def number(field: str, value: object, allowed: str) -> float:
-    """The value as a float, if it is a finite number.
-
-    Raises:
-        SpecError: It is not.
-    """
+    """The value as a float; it has to be a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise SpecError(field, value, allowed)
     return float(value)
 
 
 def one_of(field: str, value: object, choice: object) -> None:
-    """Refuse what is not among the values of a Literal.
-
-    Raises:
-        SpecError: It is not one of them.
-    """
+    """Check that it is one of the values of a Literal."""
     allowed = get_args(choice)
     if value not in allowed:
         raise SpecError(field, value, f"one of {', '.join(map(repr, allowed))}")
 
 
 def text(field: str, value: object) -> None:
-    """Refuse what is not a string, and the empty one.
-
-    Raises:
-        SpecError: It is one of these.
-    """
+    """Check that it is a non-empty string."""
     if not isinstance(value, str) or not value:
-        raise SpecError(field, value, "a string that is not empty")
+        raise SpecError(field, value, "a non-empty string")
 
 
 def whole(field: str, value: object) -> None:
-    """Refuse what is not a whole number from 0.
-
-    Raises:
-        SpecError: It is not one.
-    """
+    """Check that it is a whole number, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise SpecError(field, value, "a whole number, 0 or more")

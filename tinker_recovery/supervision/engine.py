@@ -1,9 +1,9 @@
 """The engine of one entered supervisor: what happens when a child starts, is ready, or ends.
 
-Everything here runs on the event loop's thread, and what has to be decided is decided at once, in
-the very step in which a child's code ends: no supervisor task has to be woken for it, so a crash
-of one child costs the same however many others there are. Only what takes time has a task of its
-own: a backoff, a stop with a limit, a group restart, and closing.
+Everything here runs on the event loop's thread. An exit is handled in the very step in which the
+child's code ends, without waking a supervisor task, so a crash costs the same however many other
+children there are. Only what takes time has a task of its own: a backoff, a stop with a limit, a
+group restart, and closing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import anyio
 
+from tinker_recovery.supervision.child import Child
 from tinker_recovery.supervision.errors import (
     ChildNotReady,
     RestartLimitReached,
@@ -32,37 +33,35 @@ from tinker_recovery.supervision.tasks import Tasks
 
 
 class Engine:
-    """Keeps the children of one supervisor, from its entry to its end.
+    """Runs the children of one supervisor, from its entry to its end.
 
     Args:
-        settings: How.
-        on_over: Called when the supervisor ends by itself, so that its body is ended too.
+        settings: The supervisor's arguments.
+        on_over: Called when the supervisor ends by itself, to end its body too.
     """
 
     def __init__(self, settings: Settings, on_over: Callable[[], None]) -> None:
         self.settings = settings
         self.records: dict[str, Record] = {}
-        """In the order of their start."""
+        """By child id, in start order."""
         self.fatal: BaseException | None = None
-        """What it gave up with."""
+        """The error it gave up with."""
         self.closing: asyncio.Task[None] | None = None
         self.now = settings.monotonic
-        self.reporter = Reporter(settings.name, settings.on_event, settings.monotonic)
-        self.stopper = Stopper(self, self.reporter, settings.sleep)
+        self.reporter = Reporter(settings)
+        self.stopper = Stopper(self)
         self._on_over = on_over
         self._tasks = Tasks(settings.name, self._broken)
         self.background = self._tasks.background
         self._ledger = RestartLedger(settings.max_restarts, settings.max_seconds)
-        self._group: GroupRestart | None = None
-        if settings.strategy != "one_for_one":
-            self._group = GroupRestart(self, settings.strategy, self.stopper, settings.sleep)
+        self._group = None if settings.strategy == "one_for_one" else GroupRestart(self)
         self._starting = False
         self._shutdown_due = False
 
     # Starting.
 
     async def start(self) -> None:
-        """Start the specs in order; on an error nothing is rolled back yet, see :meth:`closed`."""
+        """Start the specs in order; after an error, :meth:`closed` stops those that are up."""
         self._starting = True
         for spec in self.settings.specs:
             await self.start_first(self.add(spec))
@@ -73,13 +72,13 @@ class Engine:
             self._group.resume()
 
     def add(self, spec: ChildSpec) -> Record:
-        """Take a child in; its id has to be free."""
+        """Add a record for a child, whose id has to be free."""
         record = Record(spec, self.settings.healthy_s(spec))
         self.records[spec.id] = record
         return record
 
     async def start_first(self, record: Record) -> Life:
-        """Start a child and wait until it is up or ignored; raises what kept it from that."""
+        """Start a child; returns once it is ready or ignored, or raises why its start failed."""
         life = self.spawn(record)
         await self.until_up(life)
         if life.failure is not None:
@@ -92,7 +91,7 @@ class Engine:
         return life
 
     def stopped(self) -> SupervisorStopped:
-        """The error of one that is asked for something while it ends."""
+        """The error for a call made while the supervisor is stopping."""
         return SupervisorStopped(f"supervisor {self.settings.name!r} is stopping")
 
     def spawn(self, record: Record) -> Life:
@@ -107,7 +106,7 @@ class Engine:
         return life
 
     async def until_up(self, life: Life) -> None:
-        """Wait until it is ready, or gone, or :meth:`Life.settle` is called for another reason."""
+        """Return once it is ready or gone, or :meth:`Life.settle` was called."""
         if not life.is_ready and not life.gone:
             life.waiter = self._tasks.waiter()
             await life.waiter
@@ -120,16 +119,17 @@ class Engine:
         try:
             await life.record.spec.start(life)
         except GeneratorExit:
-            raise  # the loop is gone, and with it everything that could be done
-        except BaseException as error:  # noqa: BLE001 - a supervisor is what exceptions end at
+            raise  # the event loop is gone: nothing can be restarted or reported
+        except BaseException as error:  # noqa: BLE001 - a supervisor handles every exit
             self.exited(life, error)
         else:
             self.exited(life, None)
 
-    def ready(self, life: Life) -> None:
+    def ready(self, child: Child) -> None:
         """A child called ``started()``."""
-        record = life.record
-        if record.life is not life or life.stopping:
+        record = self.records.get(child.id)
+        life = record and record.life
+        if record is None or life is None or life is not child or life.stopping:
             return
         life.is_ready = True
         life.ready_at = life.last_beat_at = self.now()
@@ -141,7 +141,7 @@ class Engine:
         life.settle()
 
     async def _listen(self, life: Life, deadline_s: float) -> None:
-        """End it when it has been silent for too long."""
+        """Stop it once it has missed its heartbeat."""
         life.silence = await until_silent(life, deadline_s, now=self.now, sleep=self.settings.sleep)
         life.watch = None
         self.background(self.stopper.stop(life), f"stop of {life.id}")
@@ -152,11 +152,11 @@ class Engine:
         """The code of an incarnation has ended."""
         record = life.record
         if record.life is not life:
-            self.reporter.came_back(life, error)
+            self.reporter.abandoned_ended(life, error)
             return
         record.life = None
         record.down_at = self.now()
-        life.is_gone()
+        life.mark_gone()
         if error is not None and not is_a_crash(error):
             self.reporter.exited(life, "crash", error)
             self.down(record)
@@ -172,11 +172,11 @@ class Engine:
             self._after_failed_start(life, error)
 
     def abandoned(self, life: Life) -> None:
-        """An incarnation that would not end is left behind; its exit, if ever, is stale."""
+        """An incarnation would not end; its exit, should it come, is ignored."""
         life.record.life = None
         life.record.down_at = self.now()
         self.reporter.exited(life, "abandoned", None)
-        life.is_gone()
+        life.mark_gone()
         self._after_stop(life)
 
     def _after_stop(self, life: Life) -> None:
@@ -196,9 +196,7 @@ class Engine:
         if error is not None:
             self._after_crash(life, error)
         elif is_restarted(record.spec.restart, normal=True):
-            self._restart(
-                record, UnexpectedExit(f"permanent child {life.id!r} returned, as if it were done")
-            )
+            self._restart(record, UnexpectedExit(f"permanent child {life.id!r} returned"))
         else:
             self._ended(record)
 
@@ -225,7 +223,7 @@ class Engine:
         if record.restarting:
             self._restart(record, failure)
         else:
-            # Somebody waits for this start, and is told. It is not the supervisor's to repeat.
+            # Whoever called start_child or restart_child gets the error; it is not retried.
             life.failure = failure
             self.down(record)
 
@@ -241,9 +239,10 @@ class Engine:
             self._end()
 
     def down(self, record: Record) -> None:
-        """It is down, and stays so; some are forgotten then."""
+        """Keep it down; a temporary, dynamic or never started child is forgotten."""
         record.stay_down()
-        forgotten = record.spec.restart == "temporary" or record.fresh or self.settings.dynamic
+        dynamic = self.settings.template is not None
+        forgotten = record.spec.restart == "temporary" or record.fresh or dynamic
         if forgotten and self.records.get(record.spec.id) is record:
             del self.records[record.spec.id]
 
@@ -294,7 +293,7 @@ class Engine:
     # The end.
 
     def give_up(self, error: BaseException, record: Record | None) -> None:
-        """Stop everything, and end the body with this error."""
+        """Stop everything and end the body with this error."""
         if self.fatal is None and (self.closing is None or not is_a_crash(error)):
             self.fatal = error
             self.reporter.escalated(record, error, self._restarts())
@@ -305,7 +304,7 @@ class Engine:
 
     def _end(self) -> None:
         if self._starting and self.fatal is None:
-            self._shutdown_due = True  # as OTP: first come up, then see who has ended meanwhile
+            self._shutdown_due = True  # as in OTP: first start the rest
             return
         self.close()
         self._on_over()
@@ -317,7 +316,7 @@ class Engine:
         return self.closing
 
     async def closed(self) -> None:
-        """Stop every child, each within its limit, and only then let a cancellation through."""
+        """Stop every child within its limit, and only then re-raise a cancellation."""
         closing = self.close()
         late: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
@@ -325,13 +324,13 @@ class Engine:
                 try:
                     await asyncio.wait([closing])
                 except asyncio.CancelledError as error:
-                    late = error  # of asyncio's own, which no shield holds off
+                    late = error  # asyncio's own, which an anyio shield does not hold back
         closing.result()
         if late is not None:
             raise late
 
     async def _close(self) -> None:
-        # First all that could start anything again.
+        # First whatever could start a child again.
         if self._group is not None:
             self._group.cancel()
         lives = []
@@ -339,7 +338,7 @@ class Engine:
             record.stay_down()
             if record.life is not None:
                 lives.append(record.life)
-        if self.settings.dynamic:
+        if self.settings.template is not None:
             await self.stopper.stop(*lives)
         else:
             for life in reversed(lives):

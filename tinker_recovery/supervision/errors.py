@@ -5,21 +5,21 @@
     SupervisionError
     ├── SpecError (ValueError)       a field that cannot work: names it, its value, what is allowed
     ├── RestartLimitReached          too many restarts; its __cause__ is the last crash
-    ├── UnexpectedExit               a child returned where it must not; stands for its reason
-    │   ├── ChildNotReady            ... before it was ready
-    │   └── HeartbeatMissed          ... or went silent, and was stopped for it
-    ├── SupervisorStopped            asked of a supervisor that is not running
-    └── ChildError (LookupError)     what administration answers, with the child's id
+    ├── UnexpectedExit               the reason of an exit without an exception of the child's own
+    │   ├── ChildNotReady            the child returned before it was ready
+    │   └── HeartbeatMissed          the child went silent and was stopped
+    ├── SupervisorStopped            the supervisor is not running
+    └── ChildError (LookupError)     raised by administration, with the child's id
         ├── ChildNotFound
-        ├── ChildAlreadyStarted      start_child: it is there, and up or coming up
-        ├── ChildAlreadyPresent      start_child: it is there, and down
+        ├── ChildAlreadyStarted      start_child: the id is that of a child up or coming up
+        ├── ChildAlreadyPresent      start_child: the id is that of a child that is down
         ├── ChildRunning             restart_child, delete_child: it is up
-        ├── ChildRestarting          restart_child, delete_child: its restart is under way
+        ├── ChildRestarting          restart_child, delete_child: it is being restarted
         ├── ChildTerminated          start_child, restart_child: stopped before it was ready
         └── TooManyChildren          start_child of a DynamicSupervisor that is full
 
-A child's own exception is never wrapped on its way out of a start: it is raised as it is, with a
-note (PEP 678) that names the child and the supervisor.
+An exception that a child raises in its start is not wrapped: it is raised unchanged, with a note
+(PEP 678) that names the child and the supervisor.
 
 All are :class:`PortableError`: they can be pickled and copied.
 """
@@ -125,15 +125,15 @@ def _portable(value: Any, stand_ins: dict[int, ErrorStandIn]) -> Any:
 
 
 class SupervisionError(PortableError):
-    """Root of everything this package raises."""
+    """Root of all exceptions of this package."""
 
 
 class SpecError(SupervisionError, ValueError):
     """A field of a child spec or of a supervisor that cannot work.
 
     Attributes:
-        field: Its name.
-        value: What it was.
+        field: The field's name.
+        value: The value given.
     """
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
@@ -143,7 +143,7 @@ class SpecError(SupervisionError, ValueError):
 
 
 class UnexpectedExit(SupervisionError):
-    """The reason of an exit that came without an exception of the child's own."""
+    """The reason of an exit without an exception of the child's own."""
 
 
 class ChildNotReady(UnexpectedExit):
@@ -165,13 +165,12 @@ class HeartbeatMissed(UnexpectedExit):
 class RestartLimitReached(SupervisionError):
     """A supervisor's children died too often; it stopped them all and gave up.
 
-    Its ``__cause__`` is the exception of the crash that was one too many, so a traceback shows
-    both. Where supervisors are nested that cause may itself be a ``RestartLimitReached``;
-    :attr:`root_cause` is the exception at the end of the chain.
+    Its ``__cause__`` is the exception of the last crash. With nested supervisors that may itself
+    be a ``RestartLimitReached``; :attr:`root_cause` is the end of the chain.
 
     Attributes:
         supervisor: Name of the supervisor that gave up.
-        child: Id of the child whose crash was one too many.
+        child: Id of the child whose crash exceeded the limit.
         max_restarts: Restarts that were allowed ...
         max_seconds: ... within this many seconds.
     """
@@ -187,7 +186,7 @@ class RestartLimitReached(SupervisionError):
     ) -> None:
         super().__init__(
             f"supervisor {supervisor!r} gave up: its children needed more than {max_restarts} "
-            f"restarts within {max_seconds:g} s; the last to die was {child!r}, of {cause!r}"
+            f"restarts within {max_seconds:g} s; the last crash was that of {child!r}: {cause!r}"
         )
         self.supervisor = supervisor
         self.child = child
@@ -197,7 +196,7 @@ class RestartLimitReached(SupervisionError):
 
     @property
     def root_cause(self) -> BaseException:
-        """The exception that no supervisor made: what really went wrong."""
+        """The child's own exception at the end of the chain of causes."""
         cause = self.__cause__
         if isinstance(cause, RestartLimitReached):
             return cause.root_cause
@@ -205,7 +204,7 @@ class RestartLimitReached(SupervisionError):
 
 
 class SupervisorStopped(SupervisionError):
-    """The supervisor is not running: not entered yet, being stopped, or over."""
+    """The supervisor is not running: not entered yet, stopping, or stopped."""
 
 
 class ChildError(SupervisionError, LookupError):
@@ -221,15 +220,15 @@ class ChildError(SupervisionError, LookupError):
 
 
 class ChildNotFound(ChildError):
-    """No child of that id: never added, deleted, or temporary and gone."""
+    """No child has that id: never added, deleted, or a temporary child that ended."""
 
 
 class ChildAlreadyStarted(ChildError):
-    """A child of that id is there, and is up, coming up, or about to be restarted."""
+    """A child of that id is up, coming up, or being restarted."""
 
 
 class ChildAlreadyPresent(ChildError):
-    """A child of that id is there, and is down: use ``restart_child`` or ``delete_child``."""
+    """A child of that id exists and is down: use ``restart_child`` or ``delete_child``."""
 
 
 class ChildRunning(ChildError):
@@ -237,11 +236,11 @@ class ChildRunning(ChildError):
 
 
 class ChildRestarting(ChildError):
-    """A restart of the child is under way: wait for it, or use ``terminate_child`` first."""
+    """The child is being restarted: wait for that, or use ``terminate_child`` first."""
 
 
 class ChildTerminated(ChildError):
-    """The child was stopped by someone else before it was ready."""
+    """The child was stopped before it was ready."""
 
 
 class TooManyChildren(ChildError):

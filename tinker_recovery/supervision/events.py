@@ -1,4 +1,4 @@
-"""What a supervisor tells while it works: one frozen record for each thing that happens."""
+"""A supervisor's events: one frozen record for each thing that happens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 Attribute = str | int | float | bool
 
 Outcome = Literal["normal", "crash", "failed_start", "ignored", "shutdown", "abandoned"]
-"""How an incarnation ended. ``shutdown``: it was asked to, whatever it answered."""
+"""How an incarnation ended. ``shutdown``: it was asked to stop, whatever it raised."""
 
 Context = Literal["start_error", "child_terminated", "shutdown_error"]
-"""When a child went wrong: starting, running, or while it was being stopped."""
+"""When a child failed: while starting, running or being stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,8 @@ class SupervisionEvent:
     """Something that happened to a child.
 
     Attributes:
-        supervisor: Name of the supervisor.
-        child: Id of the child.
+        supervisor: The supervisor's name.
+        child: The child's id.
         incarnation: Which incarnation of it.
         at: Monotonic seconds, on the supervisor's clock.
     """
@@ -34,9 +34,9 @@ class SupervisionEvent:
     at: float
 
     def as_attributes(self) -> dict[str, Attribute]:
-        """The event as a flat mapping, for log records and spans; what is None is left out.
+        """The event as a flat mapping for log records and spans, without fields that are None.
 
-        Every key has a dot in it, so none can be one of a ``logging.LogRecord``'s own.
+        Every key has a dot in it, so none clashes with those of a ``logging.LogRecord``.
         """
         flat: dict[str, Attribute] = {"event.name": self.name}
         for field in fields(self):
@@ -51,7 +51,7 @@ class SupervisionEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildStarted(SupervisionEvent):
-    """An incarnation was given its task; it is not ready yet."""
+    """An incarnation got its task; it is not ready yet."""
 
     name: ClassVar[str] = "supervision.child.started"
 
@@ -71,11 +71,11 @@ class ChildReady(SupervisionEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildExited(SupervisionEvent):
-    """It ended, or was given up.
+    """It ended, or was abandoned.
 
     Attributes:
-        outcome: How.
-        error: Its exception, if there was one.
+        outcome: How it ended.
+        error: Its exception, if any.
         lived_s: Seconds since it was ready; 0 if it never was.
     """
 
@@ -92,8 +92,8 @@ class RestartScheduled(SupervisionEvent):
 
     Attributes:
         delay_s: Seconds of backoff before that.
-        failures: Failures in a row so far, this one included.
-        restarts: Restarts that count against the supervisor's limit now, this one included.
+        failures: Failures in a row, including this one.
+        restarts: Restarts that count against the supervisor's limit now, including this one.
     """
 
     name: ClassVar[str] = "supervision.child.restart_scheduled"
@@ -122,8 +122,7 @@ class StopTimedOut(SupervisionEvent):
 
     Attributes:
         waited_s: Seconds since the exit signal.
-        abandoned: False: it is being cancelled again. True: that did not help either, and it was
-            left behind.
+        abandoned: False: it is cancelled again. True: it ignored that too and was abandoned.
     """
 
     name: ClassVar[str] = "supervision.child.stop_timed_out"
@@ -134,10 +133,10 @@ class StopTimedOut(SupervisionEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Escalated(SupervisionEvent):
-    """The supervisor gave up, stops its children and hands the error to its parent.
+    """The supervisor gave up: it stops its children and raises an error, in its parent if nested.
 
     Attributes:
-        error: What it raises.
+        error: The error.
         restarts: Restarts that counted against the limit.
     """
 
@@ -149,16 +148,14 @@ class Escalated(SupervisionEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrashReport(SupervisionEvent):
-    """OTP's supervisor report: which child went wrong, when, and why.
-
-    The offender is the child and incarnation, with what its spec says of restarts.
+    """OTP's supervisor report: which child failed, when, and why.
 
     Attributes:
-        context: When it went wrong.
+        context: When it failed.
         reason: The exception.
-        restart: The offender's restart type.
-        shutdown: The offender's shutdown limit.
-        type: The offender's type.
+        restart: The child's restart type.
+        shutdown: The child's shutdown limit.
+        type: The child's type.
     """
 
     name: ClassVar[str] = "supervision.crash_report"

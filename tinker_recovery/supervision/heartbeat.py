@@ -1,4 +1,4 @@
-"""Listening for a child's signs of life."""
+"""Watching for missed heartbeats."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tinker_recovery.supervision.child import Child
 from tinker_recovery.supervision.errors import HeartbeatMissed
 
 LATE = 0.1
-"""A watch that wakes later than this share of the deadline says the event loop stood still."""
+"""Waking later than this share of the deadline means that the event loop was blocked."""
 
 SOON_S = 1e-6
-"""Less than any clock can tell apart from now."""
+"""Less than a clock's resolution."""
 
 
 async def until_silent(
@@ -28,7 +28,7 @@ async def until_silent(
         await sleep(wait_s)
         woke = now()
         if woke - due > deadline_s * LATE:
-            # While the loop stood still the child could not speak either.
+            # While the loop was blocked, the child could not send a heartbeat either.
             child.last_beat_at = max(child.last_beat_at, woke)
         wait_s = deadline_s - (woke - child.last_beat_at)
     silent_s = now() - child.last_beat_at

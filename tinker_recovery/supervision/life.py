@@ -1,32 +1,32 @@
-"""What a supervisor keeps of a child: its record, and the life of its present incarnation."""
+"""What a supervisor keeps about a child: its record, and the life of its current incarnation."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from tinker_recovery.supervision.child import Child, ChildHost
+from tinker_recovery.supervision.child import Child
 from tinker_recovery.supervision.errors import HeartbeatMissed
 from tinker_recovery.supervision.specs import ChildSpec, ChildType
 from tinker_recovery.supervision.strategies import Restart
 
+if TYPE_CHECKING:
+    from tinker_recovery.supervision.engine import Engine
+
 ChildState = Literal["starting", "running", "stopping", "restarting", "stopped"]
-"""``starting`` and ``stopping`` take time; ``restarting`` lasts from a crash, through its backoff
-and further attempts, to ready; ``stopped`` is down until someone says otherwise."""
+"""``restarting`` lasts from a crash, through backoff and failed attempts, until ready; ``stopped``
+until ``restart_child``."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildInfo:
-    """What ``which_children`` tells of one child.
+    """One child, as ``which_children`` returns it; ``restart`` to ``significant`` as in its spec.
 
     Attributes:
-        id: Its id.
-        state: Where it is.
+        id: The child's id.
+        state: Where it is in its life cycle.
         incarnation: Number of the newest incarnation; 0 before the first.
-        restart: As in its spec.
-        type: As in its spec.
-        significant: As in its spec.
         value: What the newest incarnation passed to ``started()``; None while it is not up.
     """
 
@@ -41,11 +41,11 @@ class ChildInfo:
 
 @dataclass(frozen=True, slots=True)
 class ChildCounts:
-    """What ``count_children`` tells.
+    """What ``count_children`` returns.
 
     Attributes:
-        specs: Children there are, up or down.
-        active: Those of them with a running task.
+        specs: All children, up or down.
+        active: Those with a running task.
         supervisors: Those of type supervisor, up or down.
         workers: Those of type worker, up or down.
     """
@@ -63,8 +63,8 @@ class AbandonedChild:
     Attributes:
         id: The child's id.
         incarnation: Which incarnation.
-        waited_s: Seconds it was given, from the exit signal on.
-        task: Its task. It can be watched, but asyncio has no way to kill it.
+        waited_s: Seconds from the exit signal until it was abandoned.
+        task: Its task, which asyncio has no way to kill.
     """
 
     id: str
@@ -97,9 +97,9 @@ class Record:
         self.failures = 0
         """Failures in a row, for the backoff."""
         self.fresh = True
-        """It was never up: if this start fails, it leaves no trace."""
+        """It was never up: if its start fails, it is forgotten."""
         self.restarting = False
-        """The supervisor has decided to start it again, and it is not up yet."""
+        """It is to be started again, and is not up yet."""
         self.terminated = False
         """Stopped by ``terminate_child``: stays down until ``restart_child``."""
         self.timer: asyncio.Task[None] | None = None
@@ -107,7 +107,7 @@ class Record:
 
     @property
     def state(self) -> ChildState:
-        """For people and for administration."""
+        """Where it is in its life cycle."""
         life = self.life
         if life is None:
             return "restarting" if self.restarting else "stopped"
@@ -119,11 +119,11 @@ class Record:
 
     @property
     def up(self) -> bool:
-        """Whether it runs, or is on its way to."""
+        """Whether it runs, or is being restarted."""
         return self.life is not None or self.restarting
 
     def info(self) -> ChildInfo:
-        """What ``which_children`` tells of it."""
+        """What ``which_children`` returns for it."""
         return ChildInfo(
             id=self.spec.id,
             state=self.state,
@@ -135,26 +135,17 @@ class Record:
         )
 
     def stay_down(self) -> None:
-        """Whatever restart was under way is not any more."""
+        """Drop a pending restart."""
         self.restarting = False
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
-class LifeHost(ChildHost, Protocol):
-    """What a life needs of the supervisor behind it."""
-
-    def exited(self, life: Life, error: BaseException | None) -> None:
-        """Its code has ended."""
-        ...
-
-
 class Life(Child):
-    """One incarnation: the handshake the child sees, and what the supervisor knows of its task."""
+    """One incarnation: the handshake that the child sees, and what its supervisor knows of it."""
 
     __slots__ = (
-        "_exited",
         "_gone_event",
         "began_at",
         "begun",
@@ -173,20 +164,19 @@ class Life(Child):
 
     task: asyncio.Task[None]
 
-    def __init__(self, record: Record, host: LifeHost) -> None:
-        super().__init__(record.spec.id, record.incarnations, host)
+    def __init__(self, record: Record, engine: Engine) -> None:
+        super().__init__(record.spec.id, record.incarnations, engine)
         self.record = record
-        self._exited = host.exited
         self.begun = False
-        """Whether its code has run at all: a task cancelled before that ends unseen."""
+        """Whether its code has run at all: a task cancelled before that ends without it."""
         self.gone = False
         """It has ended, or was abandoned."""
         self.stopping = False
-        """It was given the exit signal, so its end is no crash."""
+        """It was sent the exit signal, so its end is not a crash."""
         self.failure: BaseException | None = None
         """Why its start failed."""
         self.silence: HeartbeatMissed | None = None
-        """It was stopped because it had gone silent."""
+        """The missed heartbeat it was stopped for."""
         self.enforcer: asyncio.Task[None] | None = None
         self.watch: asyncio.Task[None] | None = None
         self.waiter: asyncio.Future[None] | None = None
@@ -196,21 +186,21 @@ class Life(Child):
         self._gone_event: asyncio.Event | None = None
 
     def over(self, _: asyncio.Task[None]) -> None:
-        """Its task is done; the exit is known, unless it was cancelled before its first step."""
+        """Callback of its task: reports the exit of one cancelled before its first step."""
         if not self.gone:
-            self._exited(self, asyncio.CancelledError("cancelled before its first step"))
+            self._engine.exited(self, asyncio.CancelledError("cancelled before its first step"))
 
     def settle(self) -> None:
-        """Wake whoever waits for it to be ready, or to have failed to be."""
+        """Wake whoever waits for the outcome of its start."""
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
-    def is_gone(self) -> None:
-        """Mark its end, stop what watched over it, and wake whoever waited for that."""
+    def mark_gone(self) -> None:
+        """Record its end, cancel the tasks that watched it, and wake whoever waited for it."""
         self.gone = True
-        for guard in (self.enforcer, self.watch):
-            if guard is not None:
-                guard.cancel()
+        for watcher in (self.enforcer, self.watch):
+            if watcher is not None:
+                watcher.cancel()
         self.enforcer = self.watch = None
         if self._gone_event is not None:
             self._gone_event.set()

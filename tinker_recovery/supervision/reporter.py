@@ -1,12 +1,14 @@
-"""The voice of a supervisor: events to the listener, the worst of them to the log.
+"""Reports what a supervisor does: events to the listener, the serious ones to the log as well.
 
-Nothing is built for a listener that is not there, and nothing a listener raises goes further.
+Events are built only if there is a listener or a log record to carry them. What a listener raises
+is logged and goes no further.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TypedDict
 
 from tinker_recovery.supervision.events import (
     ChildExited,
@@ -16,98 +18,80 @@ from tinker_recovery.supervision.events import (
     Context,
     CrashReport,
     Escalated,
-    Listener,
     Outcome,
     RestartScheduled,
     StopTimedOut,
     SupervisionEvent,
 )
 from tinker_recovery.supervision.life import Life, Record
+from tinker_recovery.supervision.settings import Settings
 
 logger = logging.getLogger("tinker_recovery.supervision")
 
 
+class _Subject(TypedDict):
+    """The fields that every event has."""
+
+    supervisor: str
+    child: str
+    incarnation: int
+    at: float
+
+
 class Reporter:
-    """Speaks for one supervisor."""
+    """Reports for one supervisor."""
 
     __slots__ = ("_listener", "_now", "_supervisor")
 
-    def __init__(
-        self, supervisor: str, listener: Listener | None, now: Callable[[], float]
-    ) -> None:
-        self._supervisor = supervisor
-        self._listener = listener
-        self._now = now
+    def __init__(self, settings: Settings) -> None:
+        self._supervisor = settings.name
+        self._listener = settings.on_event
+        self._now = settings.monotonic
 
-    def _tell(self, event: SupervisionEvent) -> None:
+    def _emit(self, event: SupervisionEvent) -> None:
         if self._listener is None:
             return
         try:
             self._listener(event)
         except Exception:
-            logger.exception("on_event raised for %s; supervision goes on", event.name)
+            logger.exception("on_event raised for %s; supervision continues", event.name)
+
+    def _subject(self, child: str, incarnation: int, at: float | None = None) -> _Subject:
+        return {
+            "supervisor": self._supervisor,
+            "child": child,
+            "incarnation": incarnation,
+            "at": self._now() if at is None else at,
+        }
 
     def started(self, life: Life) -> None:
-        """An incarnation was given its task."""
+        """An incarnation got its task."""
         if self._listener is not None:
-            self._tell(
-                ChildStarted(
-                    supervisor=self._supervisor,
-                    child=life.id,
-                    incarnation=life.incarnation,
-                    at=self._now(),
-                )
-            )
+            self._emit(ChildStarted(**self._subject(life.id, life.incarnation)))
 
     def ready(self, life: Life, *, restarted: bool) -> None:
         """It called ``started()``."""
-        if self._listener is not None:
-            self._tell(
-                ChildReady(
-                    supervisor=self._supervisor,
-                    child=life.id,
-                    incarnation=life.incarnation,
-                    at=life.ready_at,
-                    startup_s=life.ready_at - life.began_at,
-                )
-            )
-            if restarted:
-                self._tell(
-                    ChildRestarted(
-                        supervisor=self._supervisor,
-                        child=life.id,
-                        incarnation=life.incarnation,
-                        at=life.ready_at,
-                        downtime_s=life.ready_at - life.record.down_at,
-                    )
-                )
+        if self._listener is None:
+            return
+        subject = self._subject(life.id, life.incarnation, life.ready_at)
+        self._emit(ChildReady(**subject, startup_s=life.ready_at - life.began_at))
+        if restarted:
+            self._emit(ChildRestarted(**subject, downtime_s=life.ready_at - life.record.down_at))
 
     def exited(self, life: Life, outcome: Outcome, error: BaseException | None) -> None:
-        """It ended, or was given up."""
+        """It ended, or was abandoned."""
         if self._listener is not None:
-            now = self._now()
-            self._tell(
-                ChildExited(
-                    supervisor=self._supervisor,
-                    child=life.id,
-                    incarnation=life.incarnation,
-                    at=now,
-                    outcome=outcome,
-                    error=error,
-                    lived_s=now - life.ready_at if life.is_ready else 0.0,
-                )
-            )
+            subject = self._subject(life.id, life.incarnation)
+            lived_s = subject["at"] - life.ready_at if life.is_ready else 0.0
+            self._emit(ChildExited(**subject, outcome=outcome, error=error, lived_s=lived_s))
 
     def crash(self, life: Life, context: Context, reason: BaseException) -> None:
-        """A child went wrong."""
+        """A child failed."""
         if self._listener is None and not logger.isEnabledFor(logging.ERROR):
             return
         spec = life.record.spec
         report = CrashReport(
-            supervisor=self._supervisor,
-            child=life.id,
-            incarnation=life.incarnation,
-            at=self._now(),
+            **self._subject(life.id, life.incarnation),
             context=context,
             reason=reason,
             restart=spec.restart,
@@ -124,17 +108,14 @@ class Reporter:
             exc_info=reason,
             extra=report.as_attributes(),
         )
-        self._tell(report)
+        self._emit(report)
 
     def scheduled(self, record: Record, delay_s: float, restarts: Callable[[], int]) -> None:
         """A child will be started again."""
         if self._listener is not None:
-            self._tell(
+            self._emit(
                 RestartScheduled(
-                    supervisor=self._supervisor,
-                    child=record.spec.id,
-                    incarnation=record.incarnations,
-                    at=self._now(),
+                    **self._subject(record.spec.id, record.incarnations),
                     delay_s=delay_s,
                     failures=record.failures,
                     restarts=restarts(),
@@ -143,47 +124,37 @@ class Reporter:
 
     def stop_timed_out(self, life: Life, *, abandoned: bool) -> None:
         """A child did not stop in time."""
-        now = self._now()
-        event = StopTimedOut(
-            supervisor=self._supervisor,
-            child=life.id,
-            incarnation=life.incarnation,
-            at=now,
-            waited_s=now - life.stopping_at,
-            abandoned=abandoned,
-        )
+        subject = self._subject(life.id, life.incarnation)
+        waited_s = subject["at"] - life.stopping_at
+        event = StopTimedOut(**subject, waited_s=waited_s, abandoned=abandoned)
         logger.error(
             "supervisor %s: child %s (incarnation %d) did not stop within %.3g s; %s",
             self._supervisor,
             life.id,
             life.incarnation,
-            now - life.stopping_at,
-            "it ignores cancellation and is left behind, still running"
+            waited_s,
+            "it ignores cancellation and is abandoned, still running"
             if abandoned
             else "it is cancelled again",
             extra=event.as_attributes(),
         )
-        self._tell(event)
+        self._emit(event)
 
     def escalated(self, offender: Record | None, error: BaseException, restarts: int) -> None:
         """The supervisor gave up."""
-        event = Escalated(
-            supervisor=self._supervisor,
-            child="" if offender is None else offender.spec.id,
-            incarnation=0 if offender is None else offender.incarnations,
-            at=self._now(),
-            error=error,
-            restarts=restarts,
+        child, incarnation = (
+            ("", 0) if offender is None else (offender.spec.id, offender.incarnations)
         )
+        event = Escalated(**self._subject(child, incarnation), error=error, restarts=restarts)
         logger.error(
             "supervisor %s stops its children and gives up: %s",
             self._supervisor,
             error,
             extra=event.as_attributes(),
         )
-        self._tell(event)
+        self._emit(event)
 
-    def came_back(self, life: Life, error: BaseException | None) -> None:
+    def abandoned_ended(self, life: Life, error: BaseException | None) -> None:
         """A child that had been abandoned has ended after all; nothing depends on it any more."""
         logger.warning(
             "supervisor %s: child %s (incarnation %d), abandoned before, has ended: %r",

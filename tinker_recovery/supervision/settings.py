@@ -1,4 +1,4 @@
-"""What a supervisor is made with, once it has been checked."""
+"""A supervisor's arguments, checked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tinker_recovery.supervision.backoff import Backoff
+from tinker_recovery.supervision.checks import number, one_of, text, whole
+from tinker_recovery.supervision.errors import SpecError
 from tinker_recovery.supervision.events import Listener
 from tinker_recovery.supervision.intensity import healthy_after
 from tinker_recovery.supervision.specs import ChildSpec
@@ -14,28 +16,45 @@ from tinker_recovery.supervision.strategies import AutoShutdown, Strategy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The arguments of a supervisor; :class:`SupervisionTree` explains each."""
+    """The arguments of a supervisor; :class:`SupervisionTree` explains each.
+
+    Raises:
+        SpecError: One that cannot work.
+    """
 
     name: str
-    specs: tuple[ChildSpec, ...]
-    strategy: Strategy
+    specs: tuple[ChildSpec, ...] = ()
+    template: ChildSpec | None = None
+    """What the children of a dynamic supervisor are like; they are forgotten once they are down,
+    and stopped side by side."""
+    strategy: Strategy = "one_for_one"
     max_restarts: int
     max_seconds: float
     backoff: Backoff
     healthy_after_s: float | None
     auto_shutdown: AutoShutdown
-    dynamic: bool
-    """Children are independent: forgotten once they are down, and stopped side by side."""
     on_event: Listener | None
     monotonic: Callable[[], float]
     sleep: Callable[[float], Awaitable[object]]
     random: Callable[[], float]
 
+    def __post_init__(self) -> None:
+        one_of("strategy", self.strategy, Strategy)
+        one_of("auto_shutdown", self.auto_shutdown, AutoShutdown)
+        whole("max_restarts", self.max_restarts)
+        if number("max_seconds", self.max_seconds, "more than 0 seconds") <= 0:
+            raise SpecError("max_seconds", self.max_seconds, "more than 0 seconds")
+        text("name", self.name)
+        if not isinstance(self.backoff, Backoff):
+            raise SpecError("backoff", self.backoff, "a Backoff, or None for the default one")
+        for spec in (*self.specs, self.template, None):
+            self.healthy_s(spec)
+
     def healthy_s(self, spec: ChildSpec | None) -> float:
-        """Seconds after which a child counts as healthy; None: one with no backoff of its own.
+        """Seconds after which a child counts as healthy; None: one without its own backoff.
 
         Raises:
-            SpecError: Its backoff does not fit into the window.
+            SpecError: The backoff does not fit into the window.
         """
         return healthy_after(
             self.healthy_after_s,

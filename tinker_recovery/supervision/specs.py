@@ -1,4 +1,4 @@
-"""Child specs: what a supervisor is told of a child, checked when it is made."""
+"""Child specs, checked when they are made."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ ChildType = Literal["worker", "supervisor"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSpec:
-    """What a supervisor is told of one child.
+    """How a supervisor starts, restarts and stops one child.
 
     Attributes:
-        id: Its name, unique in its supervisor.
+        id: The child's name, unique in its supervisor.
         start: ``async def serve(child: Child)``: called once for each incarnation, in a task of
-            its own. It calls ``child.started()`` when it is up; what it raises or returns before
-            that is a failed start. ``child.ignore()`` and a return means: nothing to run here.
+            its own. It calls ``child.started()`` when it is up; if it raises or returns before
+            that, its start has failed. To run nothing, it calls ``child.ignore()`` and returns.
         restart: ``permanent``: always restarted. ``transient``: only after an abnormal exit, that
-            is an exception. ``temporary``: never, and forgotten once it is gone.
-        shutdown: Seconds it has for stopping, from the exit signal (one cancellation) on. Then it
-            is cancelled again, which interrupts its clean-up too, and abandoned if even that does
-            not end it. ``brutal_kill`` gives no time, ``infinity`` (for supervisors) any.
+            is an exception. ``temporary``: never, and forgotten once it has ended.
+        shutdown: Seconds it has to stop, from the exit signal (one cancellation). After that it is
+            cancelled again, which interrupts its clean-up, and abandoned if it ignores that too.
+            ``brutal_kill``: no time; ``infinity`` (for supervisors): no limit.
         significant: Whether its end counts for the supervisor's ``auto_shutdown``.
-        type: ``worker``, or ``supervisor`` for one that has children itself; only told on.
-        backoff: Delays before its restarts, where they differ from the supervisor's.
-        heartbeat_s: It has to call ``child.heartbeat()`` within this many seconds, again and
-            again from ``started()`` on, or it is treated as crashed. None: never asked.
+        type: ``worker``, or ``supervisor`` for one with children of its own; informative only.
+        backoff: Delays before its restarts; None for the supervisor's.
+        heartbeat_s: From ``started()`` on, it has to call ``child.heartbeat()`` at least once in
+            this many seconds, or it is treated as crashed. None: no heartbeats are expected.
 
     Raises:
         SpecError: A field that cannot work.
@@ -77,31 +77,27 @@ class ChildSpec:
 
 
 def check_specs(specs: Iterable[ChildSpec], auto_shutdown: AutoShutdown) -> tuple[ChildSpec, ...]:
-    """The specs as a tuple, once it is certain that they go together.
+    """The specs as a tuple, checked against each other and the supervisor.
 
     Raises:
-        SpecError: Two have one id, or one is significant where that would mean nothing.
+        SpecError: Two have one id, or one is significant while ``auto_shutdown`` is ``never``.
     """
     checked: dict[str, ChildSpec] = {}
     for spec in specs:
         if not isinstance(spec, ChildSpec):
             raise SpecError("specs", spec, "every one has to be a ChildSpec")
         if spec.id in checked:
-            raise SpecError("id", spec.id, "two children have it, and ids have to be unique")
+            raise SpecError("id", spec.id, "two children have it; ids have to be unique")
         check_significant(spec, auto_shutdown)
         checked[spec.id] = spec
     return tuple(checked.values())
 
 
 def check_significant(spec: ChildSpec, auto_shutdown: AutoShutdown) -> None:
-    """Refuse a significant child under a supervisor that would not heed it.
-
-    Raises:
-        SpecError: ``auto_shutdown`` is ``never``.
-    """
+    """Raise SpecError for a significant child if ``auto_shutdown`` is ``never``."""
     if spec.significant and auto_shutdown == "never":
         raise SpecError(
             "auto_shutdown",
             auto_shutdown,
-            f"child {spec.id!r} is significant, which takes 'any_significant' or 'all_significant'",
+            f"child {spec.id!r} is significant: use 'any_significant' or 'all_significant'",
         )

@@ -1,77 +1,58 @@
-"""How children are stopped: the exit signal, the limit, the second word, and being left behind.
+"""How children are stopped: the exit signal, the shutdown limit, and abandonment.
 
-The exit signal is one cancellation, as asyncio has it: the child's clean-up may then await as it
-likes, for as long as its ``shutdown`` says. What has not ended by then is cancelled again, several
-times, which interrupts that clean-up. And what even ignores this is abandoned: asyncio cannot kill
-a task, so it runs on, and is listed.
+The exit signal is one cancellation; the child's clean-up may then await for as long as its
+``shutdown`` says. A child that has not ended by then is cancelled again, several times, which
+interrupts the clean-up. One that ignores even this is abandoned: asyncio cannot kill a task, so it
+runs on, and is listed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from tinker_recovery.supervision.life import AbandonedChild, Life
-from tinker_recovery.supervision.reporter import Reporter
+
+if TYPE_CHECKING:
+    from tinker_recovery.supervision.engine import Engine
 
 PASSES = 5
-"""Rounds of the event loop a child is given before anything with a timer is set up for it. Nearly
-every child ends in the first."""
+"""Rounds of the event loop a child gets before a task is made for its limit: nearly every child
+ends in the first."""
 
 KILLS = 10
 """How often a child past its limit is cancelled ..."""
 
 KILL_EVERY_S = 0.1
-"""... and how long it is given after each."""
+"""... and how long it gets after each."""
 
-_LEFT_BEHIND: set[asyncio.Task[None]] = set()
+_ABANDONED: set[asyncio.Task[None]] = set()
 """The loop keeps only weak references, and a task must not vanish while its code still runs."""
-
-
-class Stopped(Protocol):
-    """Who wants to know of an abandoned child."""
-
-    def now(self) -> float:
-        """Monotonic seconds."""
-        ...
-
-    def background(self, work: Coroutine[object, object, None], what: str) -> asyncio.Task[None]:
-        """Run a task of the supervisor's own."""
-        ...
-
-    def abandoned(self, life: Life) -> None:
-        """This one will not be waited for any longer."""
-        ...
 
 
 class Stopper:
     """Stops the children of one supervisor."""
 
-    __slots__ = ("_engine", "_reporter", "_sleep", "left_behind")
+    __slots__ = ("_engine", "abandoned")
 
-    def __init__(
-        self, engine: Stopped, reporter: Reporter, sleep: Callable[[float], Awaitable[object]]
-    ) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._reporter = reporter
-        self._sleep = sleep
-        self.left_behind: list[AbandonedChild] = []
+        self.abandoned: list[AbandonedChild] = []
         """Every incarnation that was abandoned, oldest first."""
 
     def signal(self, life: Life) -> None:
-        """Give the exit signal, once."""
+        """Send the exit signal, once."""
         if not life.stopping:
             life.stopping = True
             life.stopping_at = self._engine.now()
             if life.begun:
                 life.task.cancel()
-            # Otherwise it sees the mark as soon as it begins, and never calls the child's code.
+            # Otherwise its task sees `stopping` when it begins, and never calls the child's code.
 
     async def stop(self, *lives: Life) -> None:
         """Stop these, side by side, each within its own limit; returns once all are gone.
 
-        If the wait is cancelled, those already out of their first rounds are stopped all the same.
+        Cancelling this call does not stop the limits that already run.
         """
         for life in lives:
             self.signal(life)
@@ -88,20 +69,21 @@ class Stopper:
             await life.wait_gone()
 
     async def _enforce(self, life: Life) -> None:
-        """See to it that it ends; the child's end cancels this."""
+        """Make it end within its limit; cancelled when it has ended."""
+        engine = self._engine
         limit = life.record.spec.shutdown
         if limit == "infinity":
             return
         if not isinstance(limit, str):
-            await self._sleep(limit)
-            self._reporter.stop_timed_out(life, abandoned=False)
+            await engine.settings.sleep(limit)
+            engine.reporter.stop_timed_out(life, abandoned=False)
         for _ in range(KILLS):
             life.task.cancel()
-            await self._sleep(KILL_EVERY_S)
+            await engine.settings.sleep(KILL_EVERY_S)
         life.enforcer = None
-        _LEFT_BEHIND.add(life.task)
-        life.task.add_done_callback(_LEFT_BEHIND.discard)
-        waited_s = self._engine.now() - life.stopping_at
-        self.left_behind.append(AbandonedChild(life.id, life.incarnation, waited_s, life.task))
-        self._reporter.stop_timed_out(life, abandoned=True)
-        self._engine.abandoned(life)
+        _ABANDONED.add(life.task)
+        life.task.add_done_callback(_ABANDONED.discard)
+        waited_s = engine.now() - life.stopping_at
+        self.abandoned.append(AbandonedChild(life.id, life.incarnation, waited_s, life.task))
+        engine.reporter.stop_timed_out(life, abandoned=True)
+        engine.abandoned(life)

@@ -1,4 +1,4 @@
-"""What a supervisor decides, as pure functions of what happened."""
+"""A supervisor's decisions, as pure functions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ Restart = Literal["permanent", "transient", "temporary"]
 """permanent: always. transient: after an abnormal exit. temporary: never."""
 
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
-"""Who is restarted with a child that died: none, all, or those started after it."""
+"""Which siblings are restarted with a child that died: none, all, or those started after it."""
 
 AutoShutdown = Literal["never", "any_significant", "all_significant"]
 """Whether the end of significant children ends the supervisor."""
 
 
 def is_restarted(restart: Restart, *, normal: bool) -> bool:
-    """Whether a child that was up and ended by itself is to be restarted."""
+    """Whether a child that was ready and ended by itself is restarted."""
     return restart == "permanent" or (restart == "transient" and not normal)
 
 
 def affected(strategy: Strategy, order: Sequence[str], crashed: Collection[str]) -> list[str]:
-    """The children to stop and start again, in the order of their start."""
+    """The children to stop and start again, in start order."""
     if strategy == "one_for_all":
         return list(order)
     if strategy == "one_for_one":
@@ -44,10 +44,10 @@ def is_shutdown_due(auto_shutdown: AutoShutdown, *, significant_left: Iterable[b
 
 
 def is_a_crash(error: BaseException) -> bool:
-    """Whether a restart can be the answer: for Exceptions, and cancellations nobody asked for.
+    """Whether an exit may be answered with a restart.
 
-    KeyboardInterrupt, SystemExit and their like are somebody's wish to end the program, in a group
-    or out of it, and no restart is an answer to those.
+    True for Exceptions, and for a CancelledError that the supervisor did not cause. False for
+    KeyboardInterrupt, SystemExit and the like, alone or in a group: they end the program.
     """
     if isinstance(error, BaseExceptionGroup):
         return all(is_a_crash(inner) for inner in error.exceptions)

@@ -1,4 +1,4 @@
-"""The tasks that a supervisor makes: for its children, and for its own work."""
+"""The tasks of a supervisor: its children's and its own."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Coroutine
 
 
 class Tasks:
-    """Makes tasks and keeps hold of those that are the supervisor's own.
+    """Makes tasks, and keeps those that are the supervisor's own.
 
     Args:
-        name: The supervisor's, for the names of tasks.
-        on_broken: Called with the exception if work of the supervisor's own breaks.
+        name: The supervisor's name, for the names of tasks.
+        on_broken: Called with the exception that a task of the supervisor's own raised.
     """
 
     __slots__ = ("_context", "_loop", "_name", "_on_broken", "_own")
@@ -25,11 +25,10 @@ class Tasks:
         self._own: set[asyncio.Task[None]] = set()
 
     def make(self, work: Coroutine[object, object, None], what: str) -> asyncio.Task[None]:
-        """A task; not by the loop's task factory, and with a context of its own.
+        """A new task, made without the loop's task factory and with its own copy of the context.
 
-        An eager factory would run it here and now, before anyone has taken note of the task. And
-        without a copy of the context the next incarnation would inherit what the one that crashed
-        had set in it.
+        An eager task factory would run it at once, before the task is recorded. Without the copy,
+        the next incarnation would inherit what the crashed one set in the context.
         """
         return asyncio.Task(
             work, loop=self._loop, name=f"{self._name}/{what}", context=self._context.copy()
@@ -47,7 +46,7 @@ class Tasks:
         return self._loop.create_future()
 
     async def end(self) -> None:
-        """Cancel all work of the supervisor's own, and wait for it."""
+        """Cancel all tasks of the supervisor's own, and wait for them."""
         if self._own:
             for task in self._own:
                 task.cancel()

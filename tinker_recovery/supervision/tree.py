@@ -1,4 +1,4 @@
-"""The supervisors that a program enters: SupervisionTree, and DynamicSupervisor for its many."""
+"""The supervisors that a program enters: SupervisionTree and DynamicSupervisor."""
 
 from __future__ import annotations
 
@@ -8,24 +8,18 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Literal, Self
+from typing import Self
 
 import anyio
 from anyio import AsyncContextManagerMixin
 
 from tinker_recovery.supervision import admin
 from tinker_recovery.supervision.backoff import Backoff
-from tinker_recovery.supervision.checks import one_of, text, whole
+from tinker_recovery.supervision.checks import whole
 from tinker_recovery.supervision.child import Child
 from tinker_recovery.supervision.engine import Engine
-from tinker_recovery.supervision.errors import (
-    SpecError,
-    SupervisionError,
-    SupervisorStopped,
-    TooManyChildren,
-)
+from tinker_recovery.supervision.errors import SupervisionError, SupervisorStopped, TooManyChildren
 from tinker_recovery.supervision.events import Listener
-from tinker_recovery.supervision.intensity import check_intensity
 from tinker_recovery.supervision.life import AbandonedChild, ChildCounts, ChildInfo
 from tinker_recovery.supervision.settings import Settings
 from tinker_recovery.supervision.specs import ChildSpec, Shutdown, check_specs
@@ -33,15 +27,9 @@ from tinker_recovery.supervision.strategies import AutoShutdown, Restart, Strate
 
 
 class BaseSupervisor(AsyncContextManagerMixin):
-    """What both kinds of supervisor share: entry and end, and the calls that know a child's id."""
+    """What both kinds of supervisor share: entry and exit, and the calls that take a child's id."""
 
-    def __init__(self, settings: Settings, *templates: ChildSpec) -> None:
-        text("name", settings.name)
-        if not isinstance(settings.backoff, Backoff):
-            raise SpecError("backoff", settings.backoff, "a Backoff, or None for the default one")
-        for spec in (*settings.specs, *templates):
-            settings.healthy_s(spec)
-        settings.healthy_s(None)
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._engine: Engine | None = None
 
@@ -50,17 +38,17 @@ class BaseSupervisor(AsyncContextManagerMixin):
 
     @property
     def name(self) -> str:
-        """Its name, in events, logs and errors."""
+        """The name in events, logs and errors."""
         return self._settings.name
 
     @property
     def abandoned(self) -> tuple[AbandonedChild, ...]:
-        """The report of what would not stop: every incarnation left behind since the last entry.
+        """Every incarnation that would not stop since the last entry, oldest first.
 
-        asyncio cannot kill a task. One that goes on after its shutdown limit and a second round of
-        cancellations is left behind, still running, and is listed here.
+        asyncio cannot kill a task. One that outlives its shutdown limit and a second round of
+        cancellations is abandoned, still running, and listed here.
         """
-        return () if self._engine is None else tuple(self._engine.stopper.left_behind)
+        return () if self._engine is None else tuple(self._engine.stopper.abandoned)
 
     def __asynccontextmanager__(self) -> AbstractAsyncContextManager[Self]:
         if self._engine is not None and self._engine.closing is None:
@@ -78,7 +66,7 @@ class BaseSupervisor(AsyncContextManagerMixin):
         finally:
             await engine.closed()
             if engine.fatal is not None and not is_a_crash(engine.fatal):
-                raise engine.fatal  # KeyboardInterrupt and its like come before all else
+                raise engine.fatal  # KeyboardInterrupt and the like replace the body's exception
         if engine.fatal is not None:
             raise engine.fatal
 
@@ -93,16 +81,12 @@ class BaseSupervisor(AsyncContextManagerMixin):
     ) -> ChildSpec:
         """This supervisor as a child of another.
 
-        Each incarnation begins with the specs given at construction: children added later are gone
-        with the incarnation they were added to. Giving up is one crash in the eyes of the parent;
-        ending by ``auto_shutdown`` is a normal exit. The parent's child value is this supervisor.
+        Each incarnation begins with the specs given at construction: children added later go with
+        the incarnation they were added to. To the parent, giving up is one crash, and ending by
+        ``auto_shutdown`` a normal exit. ``ChildInfo.value`` is this supervisor.
 
-        Args:
-            id: Its id there; its name, if not given.
-            restart: As in ChildSpec.
-            shutdown: As in ChildSpec; the default leaves its children their own limits.
-            significant: As in ChildSpec.
-            backoff: As in ChildSpec.
+        The arguments are those of ChildSpec. The default ``id`` is this supervisor's name; the
+        default ``shutdown`` leaves its children their own limits.
         """
         return ChildSpec(
             id=self.name if id is None else id,
@@ -122,20 +106,19 @@ class BaseSupervisor(AsyncContextManagerMixin):
     async def terminate_child(self, child: str) -> None:
         """Stop a child; returns once it has ended, or was abandoned.
 
-        It stays down, also where a backoff was running or its siblings are restarted, until
-        ``restart_child``. A temporary or dynamic child is forgotten. One that is down already is
-        left as it is.
+        It stays down until ``restart_child``, even if it was in a backoff or its siblings are
+        restarted. A temporary or dynamic child is forgotten. One that is down stays as it is.
 
         Cancelling this call ends the wait, not the stop.
 
         Raises:
-            ChildNotFound: There is none of that id.
+            ChildNotFound: No child has that id.
             SupervisorStopped: The supervisor is not running.
         """
         await admin.terminate(self._running(), child)
 
     def which_children(self) -> list[ChildInfo]:
-        """Every child, in the order of start.
+        """Every child, in start order.
 
         Raises:
             SupervisorStopped: The supervisor is not running.
@@ -143,7 +126,7 @@ class BaseSupervisor(AsyncContextManagerMixin):
         return [record.info() for record in self._running().records.values()]
 
     def count_children(self) -> ChildCounts:
-        """How many children there are, up and down.
+        """The number of children, up and down.
 
         Raises:
             SupervisorStopped: The supervisor is not running.
@@ -160,43 +143,43 @@ class BaseSupervisor(AsyncContextManagerMixin):
 
 
 class SupervisionTree(BaseSupervisor):
-    """Starts children in order, restarts what dies, stops them in reverse, gives up in time.
+    """Starts children in order, restarts those that die, stops them in reverse.
 
     ``async with SupervisionTree(specs) as tree:`` starts each child once the one before is ready.
-    A start that fails stops those already up, in reverse, and raises the child's own exception,
-    with a note that names the child; the body does not run.
+    If a start fails, those already up are stopped in reverse, the body does not run, and the
+    child's own exception is raised, with a note that names the child.
 
     Within the restart limit a crash never touches the body. Beyond it the children are stopped,
-    the body is cancelled, and :class:`RestartLimitReached` is raised, whose ``__cause__`` is the
-    child's own exception: never a bare CancelledError, and never an ExceptionGroup. It is not the
-    child's exception itself because the reader has to learn that restarts were tried, and because
-    ``except OSError`` around a tree is meant for the body's. A body that raises an exception of its
-    own leaves with that very object. KeyboardInterrupt and SystemExit of a child are never
-    restarted: everything stops, and they are raised as they are.
+    the body is cancelled, and :class:`RestartLimitReached` is raised, with the child's exception as
+    its ``__cause__``: never a bare CancelledError, and never an ExceptionGroup. (The child's
+    exception itself would not show that restarts were tried, and ``except OSError`` around a tree
+    is meant for the body's.) An exception of the body is raised unchanged. KeyboardInterrupt and
+    SystemExit of a child are never restarted: everything stops, and they are raised unchanged.
 
     Cancelling the host stops the children, each within its shutdown limit; the wait for that is
-    shielded, and the cancellation goes on after it.
+    shielded, and the cancellation continues after it.
 
     Args:
-        specs: The children, in the order of their start.
-        name: In events, logs and errors.
-        strategy: Who is restarted with a child that died.
+        specs: The children, in start order.
+        name: Appears in events, logs and errors.
+        strategy: Which siblings are restarted with a child that died.
         max_restarts: Restarts allowed within any ``max_seconds``, over all children together. A
             failed attempt at a restart counts as well.
         max_seconds: The sliding window, in seconds.
-        backoff: Delays before restarts, where a child has none of its own.
-        healthy_after_s: A child that was up this long begins again with the shortest delay. The
-            default is derived from the limit, see :func:`intensity.healthy_after`.
+        backoff: Delays before restarts, for children without a backoff of their own.
+        healthy_after_s: After this many seconds up, a child's backoff begins again with the
+            shortest delay. The default is derived from the limit, see
+            :func:`intensity.healthy_after`.
         auto_shutdown: Whether the end of significant children ends the supervisor: its children
-            are stopped, its body is cancelled, and ``async with`` is left without an error.
-        on_event: Called with every :class:`SupervisionEvent`; has to be quick, and what it raises
-            is logged.
+            are stopped, its body is cancelled, and ``async with`` ends without an error.
+        on_event: Called with every :class:`SupervisionEvent`; has to be quick. What it raises is
+            logged.
         monotonic: Seconds that only grow.
         sleep: Waits that many seconds; cancellable.
         random: A number in [0, 1), for jitter.
 
     Raises:
-        SpecError: Something that cannot work; says the field, its value and what is allowed.
+        SpecError: An argument that cannot work.
     """
 
     def __init__(  # noqa: PLR0913 - every setting by its own name; all but the specs have defaults
@@ -215,9 +198,6 @@ class SupervisionTree(BaseSupervisor):
         sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
         random: Callable[[], float] = chance.random,
     ) -> None:
-        one_of("strategy", strategy, Strategy)
-        one_of("auto_shutdown", auto_shutdown, AutoShutdown)
-        check_intensity(max_restarts, max_seconds)
         super().__init__(
             Settings(
                 name=name,
@@ -228,7 +208,6 @@ class SupervisionTree(BaseSupervisor):
                 backoff=Backoff() if backoff is None else backoff,
                 healthy_after_s=healthy_after_s,
                 auto_shutdown=auto_shutdown,
-                dynamic=False,
                 on_event=on_event,
                 monotonic=monotonic,
                 sleep=sleep,
@@ -237,62 +216,62 @@ class SupervisionTree(BaseSupervisor):
         )
 
     async def start_child(self, spec: ChildSpec) -> ChildInfo:
-        """Add a child at the end and start it; returns once it is ready or has said ``ignore()``.
+        """Add a child at the end and start it; returns once it is ready or called ``ignore()``.
 
-        A start that fails leaves no trace of the child and costs no restart.
+        If the start fails, the child is forgotten, and no restart is counted.
 
         Cancelling this call ends the wait, not the start.
 
         Raises:
-            ChildAlreadyStarted: Its id is that of a child that is up or on its way.
-            ChildAlreadyPresent: Its id is that of a child that is down.
-            ChildTerminated: Someone stopped it before it was ready.
-            SpecError: It does not go with this supervisor.
+            ChildAlreadyStarted: A child of that id is up, starting or restarting.
+            ChildAlreadyPresent: A child of that id is down.
+            ChildTerminated: It was stopped before it was ready.
+            SpecError: It is significant, and ``auto_shutdown`` is ``never``.
             SupervisorStopped: The supervisor is not running.
-            BaseException: Whatever the child raised before it was ready, as it is.
+            BaseException: What the child raised before it was ready, unchanged.
         """
         return await admin.start(self._running(), spec)
 
     async def restart_child(self, child: str) -> ChildInfo:
-        """Start a child that is down; returns once it is ready or has said ``ignore()``.
+        """Start a child that is down; returns once it is ready or called ``ignore()``.
 
-        A start that fails leaves it down and costs no restart.
+        If the start fails, the child stays down, and no restart is counted.
 
         Cancelling this call ends the wait, not the start.
 
         Raises:
-            ChildNotFound: There is none of that id.
+            ChildNotFound: No child has that id.
             ChildRunning: It is up.
-            ChildRestarting: It is being restarted already; there will be one incarnation of it.
-            ChildTerminated: Someone stopped it before it was ready.
+            ChildRestarting: It is being restarted already.
+            ChildTerminated: It was stopped before it was ready.
             SupervisorStopped: The supervisor is not running.
-            BaseException: Whatever the child raised before it was ready, as it is.
+            BaseException: What the child raised before it was ready, unchanged.
         """
         return await admin.restart(self._running(), child)
 
-    def delete_child(self, child: str) -> None:
+    async def delete_child(self, child: str) -> None:
         """Forget a child that is down.
 
         Raises:
-            ChildNotFound: There is none of that id.
+            ChildNotFound: No child has that id.
             ChildRunning: It is up, or still being stopped.
             ChildRestarting: It is being restarted.
             SupervisorStopped: The supervisor is not running.
         """
-        admin.delete(self._running(), child)
+        await admin.delete(self._running(), child)
 
 
 class DynamicSupervisor(BaseSupervisor):
-    """Many children of one kind, each started when asked for (OTP's simple_one_for_one).
+    """Many children of one kind, each started on request (OTP's simple_one_for_one).
 
-    It starts with none. Each is independent of the others (one_for_one), is forgotten once it is
-    down for good, and all are stopped side by side. Otherwise as :class:`SupervisionTree`, which
-    explains the arguments not named here.
+    It begins with none. Each is independent of the others (one_for_one) and forgotten once it is
+    down for good; all are stopped side by side. Otherwise as :class:`SupervisionTree`, which
+    explains the arguments not listed here.
 
     Args:
-        template: What each child is like. Its ``start`` is called with the Child and whatever
-            ``start_child`` was given.
-        max_children: How many there may be at a time, those being restarted included.
+        template: The spec of each child. Its ``start`` is called with the Child and the arguments
+            of ``start_child``.
+        max_children: How many there may be at a time, including those being restarted.
     """
 
     def __init__(  # noqa: PLR0913 - every setting by its own name; all but the template have defaults
@@ -305,54 +284,49 @@ class DynamicSupervisor(BaseSupervisor):
         max_seconds: float = 5.0,
         backoff: Backoff | None = None,
         healthy_after_s: float | None = None,
-        auto_shutdown: Literal["never", "any_significant", "all_significant"] = "never",
+        auto_shutdown: AutoShutdown = "never",
         on_event: Listener | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
         random: Callable[[], float] = chance.random,
     ) -> None:
-        one_of("auto_shutdown", auto_shutdown, AutoShutdown)
-        check_intensity(max_restarts, max_seconds)
         check_specs([template], auto_shutdown)
         if max_children is not None:
             whole("max_children", max_children)
         super().__init__(
             Settings(
                 name=name,
-                specs=(),
-                strategy="one_for_one",
+                template=template,
                 max_restarts=max_restarts,
                 max_seconds=max_seconds,
                 backoff=Backoff() if backoff is None else backoff,
                 healthy_after_s=healthy_after_s,
                 auto_shutdown=auto_shutdown,
-                dynamic=True,
                 on_event=on_event,
                 monotonic=monotonic,
                 sleep=sleep,
                 random=random,
-            ),
-            template,
+            )
         )
         self._template = template
         self._max_children = max_children
         self._numbers = itertools.count(1)
 
     async def start_child(self, *args: object, id: str | None = None) -> ChildInfo:  # noqa: A002 - the field's own name in a ChildSpec
-        """Start one more; returns once it is ready. Its id is in what is returned.
+        """Start one more child; returns once it is ready.
 
         Cancelling this call ends the wait, not the start.
 
         Args:
-            args: Handed to the template's ``start``, after the Child.
-            id: Its id; without one, the template's and a number.
+            args: Passed to the template's ``start`` after the Child.
+            id: The child's id; by default the template's with a number.
 
         Raises:
             TooManyChildren: There are ``max_children`` already.
-            ChildAlreadyStarted: Its id is taken.
-            ChildTerminated: Someone stopped it before it was ready.
+            ChildAlreadyStarted: The id is taken.
+            ChildTerminated: It was stopped before it was ready.
             SupervisorStopped: The supervisor is not running.
-            BaseException: Whatever the child raised before it was ready, as it is.
+            BaseException: What the child raised before it was ready, unchanged.
         """
         engine = self._running()
         child = f"{self._template.id}-{next(self._numbers)}" if id is None else id

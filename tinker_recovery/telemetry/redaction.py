@@ -43,7 +43,11 @@ VARIABLES: Final = (
 
 _KEY = "TINKER_API_KEY"
 
-LOGGERS: Final = (names.SCOPE, f"{names.SCOPE}.supervision", f"{names.SCOPE}.testing.engine")
+LOGGERS: Final = (
+    names.SCOPE,
+    f"{names.SCOPE}.supervision",
+    f"{names.SCOPE}.testing._service_state",
+)
 """Every logger of the package. A filter of a logger does not see what its children log."""
 
 _HIDDEN = "***"

@@ -8,17 +8,20 @@ The unmodified tinker SDK is its client. What moto is for AWS, this is for Tinke
         ...
         assert server.run_state(run_id).steps == 30
 
-Everything that can go wrong is in the table of :mod:`tinker_recovery.testing.actions`; a
-:class:`FaultRule` says when, how often and for how long. A whole outage is
-:meth:`LocalTinker.outage`; a stored checkpoint is damaged by :meth:`LocalTinker.damage`.
-Hypothesis draws faults with :mod:`tinker_recovery.testing.strategies`.
+- Faults: :mod:`tinker_recovery.testing.actions` lists everything that can go wrong; a
+  :class:`FaultRule` says when, how often and for how long. :meth:`LocalTinker.outage` takes the
+  whole service down, :meth:`LocalTinker.damage` damages a stored checkpoint.
+- Hypothesis draws faults with :mod:`tinker_recovery.testing.strategies`.
+- As a pytest fixture: :mod:`tinker_recovery.testing.fixtures`.
+- In a process of its own, which can be killed: :class:`LocalTinkerProcess`. From a shell:
+  ``tinker-recovery serve``.
 
-As a pytest fixture, see :mod:`tinker_recovery.testing.fixtures`; in a process of its own that can
-be killed, :class:`LocalTinkerProcess`; from a shell, ``tinker-recovery serve``.
+Public are these names and modules; modules that begin with an underscore are not. Any test may use
+this package. It imports nothing else of ``tinker_recovery``.
 """
 
 try:
-    from tinker_recovery.testing.server import LocalTinker, RequestStats, serve
+    from tinker_recovery.testing._server import LocalTinker, RequestStats, serve
 except ModuleNotFoundError as error:
     missing = (error.name or "").partition(".")[0]
     if missing not in {"starlette", "uvicorn", "safetensors"}:
@@ -28,13 +31,13 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-from tinker_recovery.testing.book import FiredFault
-from tinker_recovery.testing.checkpoints import StoredCheckpoint
-from tinker_recovery.testing.damage import Damage
-from tinker_recovery.testing.faults import FaultRule
-from tinker_recovery.testing.options import Options
-from tinker_recovery.testing.process import LocalTinkerProcess
-from tinker_recovery.testing.runs import RunState
+from tinker_recovery.testing._checkpoints import StoredCheckpoint
+from tinker_recovery.testing._damage import Damage
+from tinker_recovery.testing._fault_book import FiredFault
+from tinker_recovery.testing._faults import FaultRule
+from tinker_recovery.testing._options import Options
+from tinker_recovery.testing._process import LocalTinkerProcess
+from tinker_recovery.testing._runs import RunState
 
 __all__ = [
     "Damage",

@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-from tinker_recovery.testing.server import serve
+from tinker_recovery.testing._server import serve
 
 parser = argparse.ArgumentParser(
     prog="python -m tinker_recovery.testing",
@@ -26,13 +26,13 @@ parser.add_argument(
 
 
 def _watch_stdin() -> None:
-    # Not sys.stdin: its lock, held by a thread that reads, aborts the interpreter's exit.
+    # Not sys.stdin: a thread that reads holds its lock, which aborts the interpreter's exit.
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _say(base_url: str) -> None:
+def _print(base_url: str) -> None:
     sys.stdout.write(base_url + "\n")
     sys.stdout.flush()
 
@@ -44,6 +44,6 @@ if __name__ == "__main__":
     serve(
         root=given.root,
         port=given.port,
-        ready=_say,
+        ready=_print,
         **json.loads(os.environ.get("LOCAL_TINKER_OPTIONS", "{}")),
     )

@@ -1,16 +1,15 @@
-"""What can go wrong at the local server: the actions, what they strike, what goes with them.
+"""The faults of the local server: each action, the requests it strikes, its parameters.
 
-Two layers. An *engine* fault strikes when a request is about to be executed; a *wire* fault strikes
-when an HTTP request arrives, and decides what becomes of its reply. What the SDK (0.38) makes of
-each, with its own deadlines:
+An *engine* fault strikes when a request is about to be executed; a *wire* fault strikes when an
+HTTP request arrives, and changes its reply. What a user of the SDK (0.38) sees:
 
 =================  ====================================  ==========================================
 action             what the server does                  what the user of the SDK sees
 =================  ====================================  ==========================================
 engine
 ``poison``         the run becomes corrupted; this and   ``RequestFailedError`` for each; with
-                   every later request of it fails, or,  ``quiet`` futures pending for ever, and
-                   if ``quiet``, never finishes          only the run's ``corrupted`` flag tells
+                   every later request of it fails, or,  ``quiet``, futures pending for ever and the
+                   if ``quiet``, never finishes          run's ``corrupted`` flag
 ``fail``           this one request fails, without any   ``RequestFailedError``
                    effect on the weights
 ``hang``           this one request never finishes, and  futures pending for ever
@@ -19,13 +18,13 @@ engine
                    result is lost (HTTP 410 on polls)    ``TinkerError``
 ``rollback``       the run goes back to its last         nothing: requests succeed, ``corrupted``
                    checkpoint, or its beginning, and     stays False, the steps since are lost
-                   carries on
+                   continues
 ``fail_session``   the run's session becomes failed:     ``RequestFailedError`` for what is queued,
                    what is queued fails, new requests    ``APIStatusError`` (410) for new requests;
                    and heartbeats answer 410             ``search_sessions`` says failed
 ``pause``          polls answer try_again with           a pending future, for hours if need be,
                    ``queue_state``, for ``for_s`` or     with a warning in the log after 15 min;
-                   until released; then all goes on      then the result
+                   until released                        then the result
 ``nan_loss``       this forward_backward reports NaN or  a loss that is NaN or inf; if ``sticky``
                    inf; if ``sticky`` the weights        every loss from there on is NaN
                    become NaN too
@@ -43,7 +42,7 @@ wire
                                                          60 s for others, and then it retries
 ``truncate``       executes, sends half of the reply,    as ``drop``; with ``silent`` only after its
                    closes; with ``silent`` it leaves     timeout
-                   the connection open and says no more
+                   the connection open
 ``malformed``      executes, replies nonsense: ``body``  never a retry. ``text``: a bare
                    is ``text`` (not JSON), ``shape``     ``JSONDecodeError``; ``shape``:
                    (other JSON) or ``garbage`` (bytes    ``APIResponseValidationError`` of a submit,
@@ -58,16 +57,16 @@ wire
 
 What a ``status`` does to the SDK:
 
-- On submits 408, 409, 429 and 5xx are retried for 300 s and more; ``create_session`` and
-  ``create_model`` by its HTTP client alone, ten times within a minute. 402 is waited out in
-  silence, tried again every 5 s for up to 3600 s. Everything else raises at once.
-- On polls (``retrieve_future``) 5xx and 408 are retried for ever without any pause, 429 and a lost
+- On submits, 408, 409, 429 and 5xx are retried for 300 s and more; those of ``create_session`` and
+  ``create_model`` by its HTTP client alone, ten times within a minute. 402 is retried silently
+  every 5 s for up to 3600 s. Everything else raises at once.
+- On polls (``retrieve_future``), 5xx and 408 are retried for ever without any pause, 429 and a lost
   connection for ever with pauses of 1, 2, 4 ... 30 s, 402 as above. 410 raises
-  ``RetryableException``, 400 ``ValueError`` after three more tries, the rest, 409 among them,
+  ``RetryableException``, 400 ``ValueError`` after three more tries, the rest, including 409,
   ``ValueError`` with the real error as its cause.
-- On ``session_heartbeat`` 410 ends the heartbeats silently, anything else is a warning in the log
+- On ``session_heartbeat``, 410 ends the heartbeats silently; anything else is a warning in the log
   after 120 s.
-- On ``save_weights`` 409 says that the name is taken, though it is free.
+- On ``save_weights``, 409 means that the name is taken, though it is free.
 - ``retry_after_s`` becomes a Retry-After header, which the SDK obeys up to 60 s where its HTTP
   client retries: not on polls, and not on saves.
 """
@@ -89,12 +88,7 @@ Request = Literal[
 """The kinds of request that the service executes."""
 
 Target = Literal[
-    "create_model",
-    "load_weights",
-    "forward_backward",
-    "optim_step",
-    "save_weights",
-    "save_weights_external",
+    Request,
     "retrieve_future",
     "get_info",
     "training_run",
@@ -121,7 +115,7 @@ Target = Literal[
     "capabilities",
     "health",
 ]
-"""Every kind of HTTP request, executed or only answered, as counted in ``stats.by_route``."""
+"""Every kind of HTTP request, by the names in ``stats.by_route``."""
 
 EngineAction = Literal[
     "poison",
@@ -137,13 +131,13 @@ EngineAction = Literal[
 ]
 WireAction = Literal["status", "drop", "slow", "truncate", "malformed", "lost_save"]
 Action = Literal[EngineAction, WireAction]
-"""What happens: see the table above."""
+"""See the table above."""
 
 Category = Literal["server", "unknown", "user"]
 """The error category the service reports."""
 
 QueueState = Literal["paused_capacity", "paused_rate_limit"]
-"""Why the service lets requests wait."""
+"""The reason for a pause that the service reports."""
 
 Body = Literal["text", "shape", "garbage"]
 """The kinds of malformed reply."""
@@ -152,20 +146,20 @@ _EXECUTED = get_args(Request)
 _OF_A_RUN = ("forward_backward", "optim_step", "save_weights", "save_weights_external")
 _ANY = get_args(Target)
 RUNLESS = frozenset(_ANY[_ANY.index("create_session") :]) | {"training_runs", "checkpoints"}
-"""Requests that belong to no one run."""
+"""Requests that belong to no single run."""
 
 STATUSES = tuple(int(status) for status in HTTPStatus if status >= HTTPStatus.BAD_REQUEST)
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What goes with an action.
+    """The limits of an action.
 
     Attributes:
         layer: Where it strikes.
-        requests: What it may be asked to strike.
-        default: What it strikes if ``request`` is None.
-        takes: The parameters of its own.
+        requests: The requests it may strike.
+        default: Those it strikes if ``request`` is None.
+        takes: The fields of a FaultRule that belong to it.
     """
 
     layer: Literal["engine", "wire"]
@@ -200,4 +194,4 @@ SPECS: dict[str, Spec] = {
     "malformed": _only("wire", _ANY, "body", "polled"),
     "lost_save": _only("wire", ("save_weights",)),
 }
-"""Every action and what goes with it."""
+"""Every action, by name."""

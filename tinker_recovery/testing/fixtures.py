@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tinker_recovery.testing.server import LocalTinker
+from tinker_recovery.testing._server import LocalTinker
 
 
 @pytest_asyncio.fixture

@@ -1,7 +1,7 @@
-"""Hypothesis strategies for faults: ``pip install hypothesis`` to use them.
+"""Hypothesis strategies for faults; they need ``pip install hypothesis``.
 
 Examples stay small and shrink towards one plain failure early in the run; their ``repr`` is the
-code that makes them again::
+code that makes them::
 
     @given(schedules(steps=range(20), actions=["poison", "rollback", "drop"]))
     def test_it_recovers(faults: list[FaultRule]) -> None: ...
@@ -19,12 +19,12 @@ except ModuleNotFoundError as error:
         "the strategies need hypothesis: pip install hypothesis", name="hypothesis"
     ) from error
 
+from tinker_recovery.testing._faults import FaultRule
 from tinker_recovery.testing.actions import RUNLESS, SPECS, Action, Request, Target
-from tinker_recovery.testing.faults import FaultRule
 
 QUICK_STATUSES = (503, 500, 502, 429, 408, 410, 400, 401, 403, 404, 422)
-"""What the SDK retries or raises within seconds. Not among them: 402, which it waits out for 5 s
-at least, and 409, which says that a name is taken."""
+"""Those that the SDK retries or raises within seconds; not 402, which it waits out for 5 s or more,
+nor 409, which means that a name is taken."""
 
 REACHED = (
     "optim_step",
@@ -39,7 +39,7 @@ REACHED = (
     "session_heartbeat",
     "create_session",
 )
-"""The requests a training loop and its watcher make, the commonest first."""
+"""The requests that a training loop and its monitor make, the commonest first."""
 
 _SHORT_S = (0.02, 0.05)
 
@@ -75,19 +75,18 @@ def fault_rules(
 ) -> st.SearchStrategy[FaultRule]:
     """Valid rules, each striking at most three times, or for at most 50 ms.
 
-    A ``pause`` always ends by itself. A ``truncate`` is never silent, for the SDK would wait for
-    its own timeout.
+    A ``pause`` always ends by itself. A ``truncate`` is never silent, because the SDK would wait
+    for its own timeout.
 
     Args:
-        steps: What ``at_step`` is drawn from; the first is the simplest.
-        actions: What is drawn; None for every action.
-        requests: What requests are drawn; None for those that a training loop makes. An action that
-            strikes none of them is not drawn.
-        parameters: For the parameters of actions, by name, what is drawn instead: for example
-            ``{"status": (402,)}``.
+        steps: Values of ``at_step``; the first is the simplest.
+        actions: Actions to draw; None for every action.
+        requests: Requests to strike; None for those that a training loop makes. An action that
+            cannot strike any of them is not drawn.
+        parameters: Values for parameters of actions, by name, for example ``{"status": (402,)}``.
 
     Raises:
-        ValueError: There is nothing to draw.
+        ValueError: An unknown action, or nothing to draw.
     """
     at = tuple(steps)
     asked = tuple(REACHED if requests is None else requests)
@@ -136,18 +135,9 @@ def schedules(
     min_faults: int = 1,
     max_faults: int = 3,
 ) -> st.SearchStrategy[list[FaultRule]]:
-    """Lists of rules to inject before a run, in the order in which they are looked at.
+    """Lists of ``min_faults`` to ``max_faults`` rules to inject before a run.
 
-    Args:
-        steps: As for :func:`fault_rules`; so are the next three.
-        actions: As there.
-        requests: As there.
-        parameters: As there.
-        min_faults: How many rules there are at least.
-        max_faults: How many at most.
-
-    Raises:
-        ValueError: There is nothing to draw.
+    The other arguments and the errors are those of :func:`fault_rules`.
     """
     rules = fault_rules(steps=steps, actions=actions, requests=requests, parameters=parameters)
     return st.lists(rules, min_size=min_faults, max_size=max_faults)

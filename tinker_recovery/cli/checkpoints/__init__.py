@@ -12,14 +12,14 @@ from tinker_recovery.cli.checkpoints.verifying import verify
 
 @click.group()
 def command() -> None:
-    """Look after the checkpoints that the service stores.
+    """List, verify, prune, pin and unpin the checkpoints at the service.
 
-    Works on the service that TINKER_BASE_URL and TINKER_API_KEY name. A checkpoint's metadata
-    (step, run, metrics) is read from the service; pins, and what was found bad, are kept in this
-    machine's journal, in TINKER_RECOVERY_STATE_DIR.
+    The service is the one that TINKER_BASE_URL and TINKER_API_KEY name. A checkpoint's metadata
+    (step, run, metrics) is read from the service; pins, and checkpoints found bad, are recorded in
+    this machine's journal, in TINKER_RECOVERY_STATE_DIR.
 
-    Exit status of all: 0 if all is well; 1 if something was found bad or could not be done; 2 for a
-    wrong option; 3 if the service or the journal could not be read.
+    Exit status of each: 0 if all is well; 1 if something is bad or could not be done; 2 for a wrong
+    option; 3 if the service or the journal could not be read.
     """
 
 

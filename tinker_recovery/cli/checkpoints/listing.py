@@ -1,4 +1,4 @@
-"""``tinker-recovery checkpoints list``: everything the service stores, the newest first."""
+"""``tinker-recovery checkpoints list``: the training checkpoints at the service."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from tinker_recovery.cli.checkpoints.scope import (
     as_json_option,
     scope_of,
     scope_options,
-    size_in_words,
+    size_text,
 )
+from tinker_recovery.cli.common import plain_console
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Listed
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 @scope_options
 @as_json_option
 def list_(run: str | None, lineage: str | None, *, everything: bool, as_json: bool) -> None:
-    """Show every training checkpoint, the newest first.
+    """List training checkpoints, the newest first.
 
-    Without an option: all of the account. The last line has their number and size.
+    Without an option, all checkpoints of the account. The last line is their number and total size.
     """
     scope = scope_of(run, lineage, everything=everything, needed=False)
     listed, notes = asyncio.run(_list(scope))
@@ -39,10 +40,10 @@ def list_(run: str | None, lineage: str | None, *, everything: bool, as_json: bo
 
 
 async def _list(scope: Scope) -> tuple[list[Listed], Notes]:
-    from tinker_recovery.cli.checkpoints.stock import open_stock
+    from tinker_recovery.cli.checkpoints.context import open_context
 
-    async with open_stock() as stock:
-        return await stock.listed(scope), await stock.collaborators.notebook.notes()
+    async with open_context() as context:
+        return await context.listed(scope), await context.collaborators.notebook.notes()
 
 
 def _row(each: Listed, notes: Notes) -> dict[str, Any]:
@@ -72,8 +73,8 @@ def _row(each: Listed, notes: Notes) -> dict[str, Any]:
 
 
 def _print_list(listed: Sequence[Listed], notes: Notes) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, header_style="bold")
     table.add_column("saved", no_wrap=True)
@@ -86,7 +87,7 @@ def _print_list(listed: Sequence[Listed], notes: Notes) -> None:
     for each in listed:
         record = each.record
         if record is None:
-            blank = ("", "-", "", size_in_words(each.size_bytes), "-", each.path)
+            blank = ("", "-", "", size_text(each.size_bytes), "-", each.path)
             table.add_row(*blank, each.problem or "")
             continue
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items())
@@ -94,15 +95,15 @@ def _print_list(listed: Sequence[Listed], notes: Notes) -> None:
             f"{record.time:%Y-%m-%d %H:%M}",
             str(record.step),
             metrics,
-            size_in_words(each.size_bytes),
+            size_text(each.size_bytes),
             record.lineage[:8],
             each.path,
-            "; ".join(_remarks(each, notes)),
+            Text("; ".join(_remarks(each, notes)), "red" if each.path in notes.bad else ""),
         )
-    console = Console()
+    console = plain_console()
     console.print(table)
     total = sum(each.size_bytes or 0 for each in listed)
-    console.print(f"\n{len(listed)} checkpoints, {size_in_words(total)}")
+    console.print(f"\n{len(listed)} checkpoints, {size_text(total)}")
 
 
 def _remarks(each: Listed, notes: Notes) -> list[str]:
@@ -111,12 +112,12 @@ def _remarks(each: Listed, notes: Notes) -> list[str]:
     if each.path in notes.pinned:
         remarks.append("pinned")
     if each.path in notes.bad:
-        remarks.append(f"[red]bad[/]: {notes.bad[each.path]}")
+        remarks.append(f"bad: {notes.bad[each.path]}")
     if record is not None:
         if record.public:
             remarks.append("published")
         if record.saved_by == "user":
-            remarks.append("saved by the loop itself")
+            remarks.append("saved by the loop")
         if record.expires_at is not None:
             remarks.append(f"expires {record.expires_at:%Y-%m-%d %H:%M}")
     return remarks

@@ -1,4 +1,4 @@
-"""``tinker-recovery checkpoints prune``: delete what no rule keeps."""
+"""``tinker-recovery checkpoints prune``: delete checkpoints that no rule keeps."""
 
 from __future__ import annotations
 
@@ -15,20 +15,35 @@ from tinker_recovery.cli.checkpoints.scope import (
     as_json_option,
     scope_of,
     scope_options,
-    size_in_words,
+    size_text,
 )
+from tinker_recovery.cli.common import plain_console
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.holder import Holder
     from tinker_recovery.recovery.resume import RunSnapshot
-    from tinker_recovery.retention.collector import Collector, Done, Outlook
+    from tinker_recovery.retention.collector import Collector, Outlook
 
 
 @click.command()
 @scope_options
-@click.option("--keep-last", default=5, show_default=True, type=click.IntRange(0))
-@click.option("--keep-best", default=1, show_default=True, type=click.IntRange(0))
-@click.option("--best-metric", default="loss", show_default=True, help="What --keep-best compares.")
+@click.option(
+    "--keep-last",
+    default=5,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Keep this many of the newest.",
+)
+@click.option(
+    "--keep-best",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Keep this many of the best.",
+)
+@click.option(
+    "--best-metric", default="loss", show_default=True, help="The metric for --keep-best."
+)
 @click.option(
     "--best-mode",
     default="min",
@@ -36,11 +51,13 @@ if TYPE_CHECKING:
     type=click.Choice(["min", "max"]),
     help="Whether a smaller or a larger metric is better.",
 )
-@click.option("--keep-every", type=click.IntRange(1), help="Keep multiples of this many steps.")
 @click.option(
-    "--delete-user-saves", is_flag=True, help="Also those the loop saved itself, with save_state."
+    "--keep-every", type=click.IntRange(1), help="Keep those at multiples of this many steps."
 )
-@click.option("--dry-run", is_flag=True, help="Show what would go, and why the others stay.")
+@click.option(
+    "--delete-user-saves", is_flag=True, help="Also delete those the loop saved with save_state."
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan and delete nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting.")
 @as_json_option
 def prune(  # noqa: PLR0913 - its options
@@ -58,18 +75,18 @@ def prune(  # noqa: PLR0913 - its options
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Delete what no rule keeps, lineage by lineage.
+    """Delete checkpoints that no rule keeps, lineage by lineage.
 
-    Never deleted, whatever the options say: the newest valid checkpoint of a lineage, the one it
-    was recovered from, pinned and published ones, what tinker_recovery did not save, and all of a
-    run that is being trained, which its own Supervisor looks after. Of a run that this machine's
-    journal does not know, what was saved within the last day.
+    Never deleted, whatever the options: the newest valid checkpoint of a lineage, the one its last
+    attempt started from, pinned and published ones, those that tinker_recovery did not save, those
+    of a run that is being trained (its own Supervisor manages them), and, of a run that is not in
+    this machine's journal, those less than a day old.
 
-    Each deletion is written to the journal before it is asked for; interrupted, it is finished by
-    the next prune or by the run's Supervisor.
+    Each deletion is recorded in the journal before it is requested; if interrupted, the next prune
+    or the run's Supervisor finishes it.
 
-    Exit status: 0; 1 if a deletion did not succeed; 2 for a wrong option, or where --yes is needed;
-    3 if the service or the journal could not be read.
+    Exit status: 0; 1 if a deletion failed; 2 for a wrong option, or if --yes is needed; 3 if the
+    service or the journal could not be read.
     """
     from pydantic import ValidationError
 
@@ -91,7 +108,7 @@ def prune(  # noqa: PLR0913 - its options
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"]) from error
     if not (dry_run or yes or sys.stdin.isatty()):
-        raise click.UsageError("there is no terminal to ask at: give --yes, or --dry-run to look")
+        raise click.UsageError("no terminal to confirm at: give --yes, or --dry-run")
     report = asyncio.run(_prune(scope, policy, dry_run=dry_run, ask=not yes, quiet=as_json))
     if as_json:
         click.echo(json.dumps(report))
@@ -101,12 +118,12 @@ def prune(  # noqa: PLR0913 - its options
 async def _prune(
     scope: Scope, policy: Any, *, dry_run: bool, ask: bool, quiet: bool
 ) -> dict[str, Any]:
-    from tinker_recovery.cli.checkpoints.stock import open_stock
+    from tinker_recovery.cli.checkpoints.context import open_context
     from tinker_recovery.retention.collector import Collector
 
-    async with open_stock(policy) as stock:
-        collector = Collector(stock.collaborators, keeps_alive=False)
-        runs = await stock.lineages(await stock.listed(scope))
+    async with open_context(policy) as context:
+        collector = Collector(context.collaborators, keeps_alive=False)
+        runs = await context.lineages(await context.listed(scope))
         looks = [(run, await collector.look(run)) for run in runs if run.holder is None]
         busy = [(run, run.holder) for run in runs if run.holder is not None]
         if not quiet:
@@ -134,7 +151,7 @@ async def _prune(
         }
         if dry_run or not to_delete:
             return report
-        if ask and not click.confirm(f"Delete these {len(to_delete)}?", err=True):
+        if ask and not click.confirm(f"Delete these {len(to_delete)} checkpoints?", err=True):
             return report
         await _carry_out(collector, [run for run, _ in looks], len(to_delete), report)
         return report
@@ -144,29 +161,26 @@ async def _carry_out(
     collector: Collector, runs: Sequence[RunSnapshot], total: int, report: dict[str, Any]
 ) -> None:
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     gone: dict[str, int | None] = {}
     failed: dict[str, str] = {}
     console = Console(stderr=True)
-    steps = iter(track(range(total), "deleting", console=console, disable=not sys.stderr.isatty()))
-
-    def count(done: Done) -> None:
-        if len({**gone, **done.deleted}) <= total:
-            next(steps, None)
-
-    for run in runs:
-        done = await collector.collect(run, count)
-        gone.update(done.deleted)
-        failed.update(done.failed)
-    for _ in steps:
-        break
+    with Progress(console=console, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("deleting", total=total)
+        for run in runs:
+            done = await collector.collect(
+                run,
+                lambda done: bar.update(task, completed=len({**gone, **done.deleted})),
+            )
+            gone.update(done.deleted)
+            failed.update(done.failed)
     report["deleted"] = list(gone)
     report["failed"] = [{"path": path, "reason": reason} for path, reason in failed.items()]
     report["bytes_freed"] = sum(size or 0 for size in gone.values())
     console.print(
-        f"{len(gone)} deleted, {size_in_words(report['bytes_freed'])} freed"
-        + (f", {len(failed)} could not be deleted and will be tried again" if failed else "")
+        f"{len(gone)} deleted, {size_text(report['bytes_freed'])} freed"
+        + (f"; {len(failed)} could not be deleted, the next prune tries again" if failed else "")
     )
 
 
@@ -177,36 +191,31 @@ def _process(holder: Holder) -> str:
 def _print_plans(
     looks: Sequence[tuple[RunSnapshot, Outlook]], busy: Sequence[tuple[RunSnapshot, Holder]]
 ) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    console = plain_console()
     for run, look in looks:
-        table = Table(
-            "",
-            "step",
-            "size",
-            "path",
-            "why",
-            box=None,
-            header_style="bold",
-            title=f"run {run.name}",
-            title_justify="left",
-        )
+        table = Table(box=None, header_style="bold", title_justify="left")
+        table.title = f"run {run.name}"
+        table.add_column("", no_wrap=True)
+        table.add_column("step", no_wrap=True)
+        table.add_column("size", no_wrap=True)
+        table.add_column("path", overflow="fold")
+        table.add_column("reason")
         for row in look.plan.checkpoints:
             table.add_row(
-                "[red]delete[/]" if row.delete else "[green]keep[/]",
+                Text("delete", "red") if row.delete else Text("keep", "green"),
                 "-" if row.step is None else str(row.step),
-                size_in_words(row.size_bytes),
+                size_text(row.size_bytes),
                 row.path,
                 row.reason,
             )
         console.print(table)
     for run, holder in busy:
         console.print(
-            f"run {run.name} is left alone: it is being trained by {_process(holder)}, "
-            "which looks after its checkpoints itself"
+            f"run {run.name} is skipped: {_process(holder)} trains it and manages its checkpoints"
         )
     rows = [row for _, look in looks for row in look.plan.deletions]
     freed = sum(row.size_bytes or 0 for row in rows)
-    console.print(f"\n{len(rows)} to delete, which frees {size_in_words(freed)}")
+    console.print(f"\n{len(rows)} to delete, which frees {size_text(freed)}")

@@ -13,11 +13,11 @@ _Command = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which checkpoints are meant; with nothing set, all.
+    """Which checkpoints a command is about; with nothing set, all.
 
     Attributes:
         run: A Tinker run id, or the name of a run in the journal.
-        lineage: Id of a logical run, or the beginning of one.
+        lineage: A lineage id, or the beginning of one.
     """
 
     run: str | None = None
@@ -25,11 +25,11 @@ class Scope:
 
 
 def scope_options(command: _Command) -> _Command:
-    """The options that say which checkpoints are meant."""
+    """Add the options that choose checkpoints."""
     for option in (
         click.option("--all", "everything", is_flag=True, help="All checkpoints of the account."),
-        click.option("--lineage", help="Those of one logical run, by its id or its beginning."),
-        click.option("--run", help="Those of one Tinker run id, or of a run by its name."),
+        click.option("--lineage", help="Those of one run, by (the beginning of) its lineage id."),
+        click.option("--run", help="Those of one run, by its name or a Tinker run id."),
     ):
         command = option(command)
     return command
@@ -41,10 +41,10 @@ as_json_option = click.option(
 
 
 def scope_of(run: str | None, lineage: str | None, *, everything: bool, needed: bool) -> Scope:
-    """The scope that the options give.
+    """The scope that the options choose.
 
     Raises:
-        click.UsageError: They do not go together, or one is needed and none is given.
+        click.UsageError: More than one is given, or none although one is needed.
     """
     given = [
         name
@@ -54,12 +54,12 @@ def scope_of(run: str | None, lineage: str | None, *, everything: bool, needed: 
     if len(given) > 1:
         raise click.UsageError(f"{' and '.join(given)} do not go together: give one")
     if needed and not given:
-        raise click.UsageError("say which checkpoints: --run, --lineage, or --all")
+        raise click.UsageError("choose checkpoints with --run, --lineage, or --all")
     return Scope(run, lineage)
 
 
-def size_in_words(size: int | None) -> str:
-    """Bytes for people."""
+def size_text(size: int | None) -> str:
+    """A number of bytes with a unit."""
     if size is None:
         return "?"
     value = float(size)

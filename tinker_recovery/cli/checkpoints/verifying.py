@@ -1,4 +1,4 @@
-"""``tinker-recovery checkpoints verify``: whether they can be trusted."""
+"""``tinker-recovery checkpoints verify``: whether checkpoints can be used."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinker_recovery.cli.checkpoints.scope import Scope, as_json_option, scope_of, scope_options
+from tinker_recovery.cli.common import plain_console
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Finding
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--deep",
     is_flag=True,
-    help="Also load each into a session, export it, download it and read its bytes.",
+    help="Also load each into a session, export and download it, and read its bytes.",
 )
 @as_json_option
 def verify(
@@ -35,20 +36,20 @@ def verify(
     deep: bool,
     as_json: bool,
 ) -> None:
-    r"""Check whether checkpoints can be trusted, the cheapest checks first.
+    r"""Check whether checkpoints are sound.
 
     \b
-    metadata   its metadata is complete and consistent
-    listing    the service lists it, it does not expire, its size is the one recorded
-    weights    base model and rank, as the service says them, fit the run
-    bytes      with --deep: its files are whole, by their headers, values and checksums
+    metadata   complete and consistent
+    listing    listed by the service, without an expiry, of the recorded size
+    weights    the service's description of the weights fits the run
+    bytes      with --deep: the files are whole, by their headers, values and checksums
 
-    PATHs are tinker://RUN/weights/NAME. Checksums are recorded at the first deep look, in this
-    machine's journal. A deep look costs a session and a download for each; what it exports is
-    deleted again. Nothing is marked or deleted by this.
+    PATHs are tinker://RUN/weights/NAME. With --deep, each checkpoint costs a session and a
+    download; the export is deleted afterwards, and checksums are recorded in this machine's journal
+    at the first check. Nothing is marked as bad or deleted.
 
-    Exit status: 0 if all can be trusted; 1 if one cannot; 2 for a wrong option; 3 if the service or
-    the journal could not be read.
+    Exit status: 0 if all are sound; 1 if one is not; 2 for a wrong option; 3 if the service or the
+    journal could not be read.
     """
     if paths and (run or lineage or everything):
         raise click.UsageError("give PATHs, or one of --run, --lineage and --all")
@@ -58,8 +59,8 @@ def verify(
         click.echo(
             json.dumps(
                 [
-                    {"path": path, "ok": _ok(said), "verdicts": [asdict(each) for each in said]}
-                    for path, said in found.items()
+                    {"path": path, "ok": _ok(each), "verdicts": [asdict(one) for one in each]}
+                    for path, each in found.items()
                 ]
             )
         )
@@ -79,7 +80,7 @@ async def _verify(
     from rich.progress import BarColumn, DownloadColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    from tinker_recovery.cli.checkpoints.stock import open_stock
+    from tinker_recovery.cli.checkpoints.context import open_context
     from tinker_recovery.retention.verifier import Progress, Verifier
 
     bars = Bars(
@@ -91,15 +92,15 @@ async def _verify(
         disable=not sys.stderr.isatty(),
     )
     found: dict[str, Sequence[Finding]] = {}
-    async with open_stock() as stock:
-        verifier = Verifier(stock.collaborators)
-        chosen = paths or [each.path for each in await stock.listed(scope)]
+    async with open_context() as context:
+        verifier = Verifier(context.collaborators)
+        chosen = paths or [each.path for each in await context.listed(scope)]
         with bars:
             for number, path in enumerate(chosen, 1):
                 title = f"{number} of {len(chosen)}"
                 bar = bars.add_task(title, total=None)
 
-                def show(progress: Progress, bar: Any = bar, title: str = title) -> None:
+                def update(progress: Progress, bar: Any = bar, title: str = title) -> None:
                     bars.update(
                         bar,
                         description=f"{title}, {progress.phase}",
@@ -107,19 +108,20 @@ async def _verify(
                         total=progress.total_bytes,
                     )
 
-                found[path] = await verifier.verify(path, deep=deep, progress=show)
+                found[path] = await verifier.verify(path, deep=deep, progress=update)
                 bars.remove_task(bar)
     return found
 
 
 def _print_verdicts(found: dict[str, Sequence[Finding]]) -> None:
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False)
-    for path, said in found.items():
-        console.print(f"[green]ok [/]  {path}" if _ok(said) else f"[red]BAD[/]  {path}")
-        for verdict in said:
-            mark = "  " if verdict.ok else "[red]✗[/] "
-            console.print(f"     {mark}{verdict.level:<9} {verdict.reason}")
-    bad = sum(not _ok(said) for said in found.values())
-    console.print(f"\n{len(found)} checkpoints, {bad} not to be trusted")
+    console = plain_console()
+    for path, verdicts in found.items():
+        mark = Text("ok ", "green") if _ok(verdicts) else Text("BAD", "red")
+        console.print(mark, path, soft_wrap=True)
+        for verdict in verdicts:
+            mark = Text(" " if verdict.ok else "✗", "red")
+            console.print("   ", mark, f"{verdict.level:<9} {verdict.reason}", soft_wrap=True)
+    bad = sum(not _ok(verdicts) for verdicts in found.values())
+    console.print(f"\n{len(found)} checkpoints, {bad} bad")

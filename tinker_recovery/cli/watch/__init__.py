@@ -1,4 +1,4 @@
-"""``tinker-recovery watch``: runs as they train, in a terminal or line by line."""
+"""``tinker-recovery watch``: runs while they train, in a terminal or line by line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.source import (
+from tinker_recovery.cli.common import (
     journal_file,
     journal_option,
     no_such_run,
+    plain_console,
     refuse,
     service_option,
 )
@@ -21,11 +22,11 @@ from tinker_recovery.cli.source import (
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from tinker_recovery.cli.watch.rows import RunRow, Said
+    from tinker_recovery.cli.watch.rows import EventText, RunRow
     from tinker_recovery.cli.watch.sources import Source
 
 _SHOWN_EVENTS = 200
-_PAGE = 60
+_MIN_PRINTED_LINES = 60
 
 
 @click.command()
@@ -35,7 +36,7 @@ _PAGE = 60
 @click.option(
     "--events",
     metavar="FILE",
-    help="Read lines of events instead of a journal; - for standard input, until its end.",
+    help="Read events from this file instead of a journal; - for standard input.",
 )
 @click.option(
     "--interval",
@@ -43,14 +44,14 @@ _PAGE = 60
     default=1.0,
     show_default=True,
     type=click.FloatRange(0.05, 3600),
-    help="Seconds between two looks.",
+    help="Seconds between two updates.",
 )
-@click.option("--once", is_flag=True, help="Look once, print, and leave.")
+@click.option("--once", is_flag=True, help="Print the current state and exit.")
 @click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="With --once one JSON array; else one JSON object a line, whenever a run changes.",
+    help="Print one JSON object a line when a run changes; with --once, one JSON array.",
 )
 def command(
     run: str | None,
@@ -64,14 +65,13 @@ def command(
 ) -> None:
     r"""Watch runs while they train, until Ctrl-C.
 
-    Shows every run of the journal that all supervised processes of this machine write: where it
-    stands, its step and loss, its recoveries, its last checkpoint and the next, and how many
-    recoveries it may still try. With RUN, the name of one: its curve, attempts, incidents and
-    events. Nothing that is watched is held up by it. Without a terminal it prints a line for each
-    event and change.
+    Shows every run in the journal, to which all supervised processes of this machine write: its
+    state, step, loss, recoveries, last and next checkpoint, and how many recovery attempts are
+    left. With RUN, the name of a run: its loss curve, attempts, incidents and events. Without a
+    terminal it prints a line for each event and change. Watching does not slow training down.
 
-    States: training, recovering, stopped (interrupted; the same command goes on with it), dead
-    (killed; the same), finished, failed, abandoned.
+    States: training, recovering, stopped (interrupted) and dead (killed), which the same command
+    resumes; finished, failed, abandoned.
 
     \b
     Try it:
@@ -79,35 +79,31 @@ def command(
         tinker-recovery watch --journal demo             (in another terminal)
 
     --events reads one JSON object a line, as tinker_recovery.telemetry.json_line writes it:
-    Supervisor(on_event=lambda event: print(json_line(event), file=log, flush=True)). Events tell
-    less than a journal: no losses, and no end.
+    Supervisor(on_event=lambda event: print(json_line(event), file=log, flush=True)). Events lack
+    losses and the end of a run.
 
-    Exit status: 0, after Ctrl-C too; 1 if there is no such run; 2 for a wrong option; 3 if the
+    Exit status: 0, also after Ctrl-C; 1 if there is no such run; 2 for a wrong option; 3 if the
     journal or the file cannot be read.
     """
-    from rich.console import Console
-
     from tinker_recovery.errors import JournalError
 
     if events is not None and journal is not None:
         raise click.UsageError("--events and --journal do not go together: give one")
-    console = Console()
+    console = plain_console()
     try:
         source = _source(run, journal, service, events, once=once)
         if once:
             _print_once(source, console, run, as_json=as_json)
-        elif as_json:
-            _print_changes(source, interval_s, as_json=True)
-        elif console.is_terminal:
+        elif console.is_terminal and not as_json:
             _show(source, console, run, interval_s)
         else:
-            _print_changes(source, interval_s, as_json=False)
+            _print_changes(source, interval_s, as_json=as_json)
     except KeyboardInterrupt:
-        pass  # how it is left
+        pass  # the normal way to quit
     except JournalError as error:
         refuse(str(error))
     except BrokenPipeError:
-        raise  # click leaves quietly: whoever read it has seen enough
+        raise  # click exits silently: the reader has closed the pipe
     except OSError as error:
         refuse(f"{events}: {error.strerror or error}")
 
@@ -131,49 +127,47 @@ def _print_once(source: Source, console: Console, run: str | None, *, as_json: b
     if as_json:
         click.echo(json.dumps([row.as_json() for row in rows]))
         return
-    console.print(_picture(source, rows, source.news(), console, run))
-    _tell_of_other_lines(source)
+    console.print(_render(source, rows, source.news(), console, run))
+    _report_skipped(source)
 
 
-def _tell_of_other_lines(source: Source) -> None:
-    count = getattr(source, "not_events", 0)
-    if count:
-        click.echo(f"{count} lines were no events, and were passed over", err=True)
+def _report_skipped(source: Source) -> None:
+    if source.skipped_lines:
+        click.echo(f"lines skipped because they are not events: {source.skipped_lines}", err=True)
 
 
-def _picture(
-    source: Source, rows: list[RunRow], events: list[Said], console: Console, run: str | None
+def _render(
+    source: Source, rows: list[RunRow], events: list[EventText], console: Console, run: str | None
 ) -> RenderableType:
     from tinker_recovery.cli.watch.view import detail, overview
 
     now, (width, height) = time.time(), console.size
-    # A page that is printed may be longer than one that is looked at.
-    height = height if console.is_terminal else max(height, _PAGE)
+    height = height if console.is_terminal else max(height, _MIN_PRINTED_LINES)
     if run is None or not rows:
         return overview(rows, now=now, width=width)
     return detail(rows[0], source.detail(), events, now=now, width=width, height=height)
 
 
 def _show(source: Source, console: Console, run: str | None, interval_s: float) -> None:
-    """A live view that stays on the screen when it is left."""
+    """A live view, which stays on the screen afterwards."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
-    events: deque[Said] = deque(maxlen=_SHOWN_EVENTS)
+    events: deque[EventText] = deque(maxlen=_SHOWN_EVENTS)
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             rows = source.rows()
             events.extend(source.news())
-            picture = _picture(source, rows, list(events), console, run)
-            live.update(Group(picture, Text(), Text("Ctrl-C leaves", "dim")), refresh=True)
+            view = _render(source, rows, list(events), console, run)
+            live.update(Group(view, Text(), Text("Ctrl-C to quit", "dim")), refresh=True)
             if source.ended:
                 return
             time.sleep(interval_s)
 
 
 def _print_changes(source: Source, interval_s: float, *, as_json: bool) -> None:
-    """A line for each event and each change; to begin with, one for each run as it stands."""
+    """Print a line for each run, and then for each event and change."""
     from tinker_recovery.cli.watch.view import change, event_line
 
     before: dict[tuple[str | None, str], RunRow] | None = None
@@ -186,17 +180,17 @@ def _print_changes(source: Source, interval_s: float, *, as_json: bool) -> None:
         else:
             lines = [] if before is None else [event_line(event) for event in news]
             lines += [change(row) for key, row in now.items() if _differs(known.get(key), row)]
-        for told in lines:
-            click.echo(told)
+        for line in lines:
+            click.echo(line)
         if source.ended:
-            _tell_of_other_lines(source)
+            _report_skipped(source)
             return
         before = now
         time.sleep(interval_s)
 
 
 def _differs(before: RunRow | None, row: RunRow) -> bool:
-    """Whether a run changed so that it is worth a line; steps alone are not."""
+    """Whether a change deserves a line; a new step alone does not."""
     return before is None or (before.state, before.recoveries) != (row.state, row.recoveries)
 
 

@@ -1,45 +1,45 @@
-"""What ``watch`` shows of a run: one row, whether a journal told it or a stream of events."""
+"""The row of a run in ``watch``, from a journal or from events."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tinker_recovery.journal.reading import EventView
 from tinker_recovery.journal.summary import RunSummary
 from tinker_recovery.report import event_in_words
 from tinker_recovery.telemetry import RecoveryEvent, names
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """An event in words."""
+class EventText:
+    """An event, with its message for people."""
 
     time: float
     run: str
     name: str
-    words: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run as it stands; None where whoever tells of it does not say.
+    """The current state of a run; None where the source does not say.
 
     Attributes:
-        run: Its name.
+        run: The run's name.
         state: ``training``, ``recovering``, ``stopped``, ``dead``, ``finished``,
             ``failed``, ``abandoned``.
         step: Optimizer steps done.
         losses: The newest reported losses.
-        recoveries: How many it went through.
-        attempts_left: How many more it may try.
+        recoveries: Completed recoveries.
+        attempts_left: Recovery attempts left.
         checkpoint: Path of the newest checkpoint.
         checkpoint_step: Optimizer steps in it.
-        saved: When it was saved, in seconds since the epoch.
+        checkpoint_saved: When it was saved, in seconds since the epoch.
         next_save_step: The step of the next save.
-        newest: The newest event.
+        event: The newest event.
         service: Base URL of the service.
-        detail: Why, if it is failed or stopped.
+        detail: Why it failed or stopped.
     """
 
     run: str
@@ -50,9 +50,9 @@ class RunRow:
     attempts_left: int | None = None
     checkpoint: str | None = None
     checkpoint_step: int | None = None
-    saved: float | None = None
+    checkpoint_saved: float | None = None
     next_save_step: int | None = None
-    newest: Said | None = None
+    event: EventText | None = None
     service: str | None = None
     detail: str = ""
 
@@ -70,40 +70,24 @@ class RunRow:
             attempts_left=run.attempts_left,
             checkpoint=None if stored is None else stored.path,
             checkpoint_step=None if stored is None else stored.step,
-            saved=None if stored is None else stored.saved,
+            checkpoint_saved=None if stored is None else stored.saved,
             next_save_step=run.next_save_step if state in ("training", "recovering") else None,
-            newest=None
-            if event is None
-            else said(event.time, event.run, event.name, event.message, event.fields),
+            event=None if event is None else event_text(event),
             service=run.service,
             detail=run.detail,
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; the loss is the newest one."""
-        newest = self.newest
-        return {
-            "run": self.run,
-            "state": self.state,
-            "step": self.step,
-            "loss": self.losses[-1] if self.losses else None,
-            "recoveries": self.recoveries,
-            "attempts_left": self.attempts_left,
-            "checkpoint": self.checkpoint,
-            "checkpoint_step": self.checkpoint_step,
-            "checkpoint_saved": self.saved,
-            "next_save_step": self.next_save_step,
-            "event": None
-            if newest is None
-            else {"time": newest.time, "name": newest.name, "words": newest.words},
-            "service": self.service,
-            "detail": self.detail,
-        }
+        """The row for JSON, with the newest loss alone."""
+        row = asdict(self)
+        losses = row.pop("losses")
+        return {**row, "loss": losses[-1] if losses else None}
 
 
-def said(time: float, run: str, name: str, message: str, fields: Mapping[str, Any]) -> Said:
-    """An event in words."""
-    return Said(time, run, name, event_in_words(name, message, fields))
+def event_text(event: RecoveryEvent | EventView) -> EventText:
+    """An event, with its message for people."""
+    message = event_in_words(event.name, event.message, event.fields)
+    return EventText(event.time, event.run, event.name, message)
 
 
 _STATES = {
@@ -116,10 +100,9 @@ _STATES = {
 
 
 def after(row: RunRow | None, event: RecoveryEvent) -> RunRow:
-    """The row of a run after an event of it; None before its first one.
+    """The row of a run after one of its events; ``row`` is None before the first.
 
-    Events tell neither of losses nor of a run's end, so a row of theirs knows less than a
-    journal's.
+    Events report neither losses nor the end of a run.
     """
     row = row or RunRow(event.run, "training")
     fields = event.fields
@@ -130,7 +113,7 @@ def after(row: RunRow | None, event: RecoveryEvent) -> RunRow:
         row,
         state=state,
         recoveries=row.recoveries + (event.name == names.EVENT_COMPLETED),
-        newest=said(event.time, event.run, event.name, event.message, fields),
+        event=event_text(event),
     )
     step = fields.get(names.CHECKPOINT_STEP)
     at = fields.get(names.FAULT_STEP) if event.name == names.EVENT_DETECTED else step
@@ -142,10 +125,10 @@ def after(row: RunRow | None, event: RecoveryEvent) -> RunRow:
             row,
             checkpoint=path if isinstance(path, str) else None,
             checkpoint_step=step,
-            saved=event.time,
+            checkpoint_saved=event.time,
         )
     return row
 
 
 _AT_STEP = (names.EVENT_DETECTED, names.EVENT_COMPLETED, names.EVENT_CHECKPOINT_SAVED)
-"""Events that say at which step the run is."""
+"""Events that contain the run's step."""

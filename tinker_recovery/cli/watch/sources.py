@@ -1,4 +1,4 @@
-"""Where ``watch`` looks: at a journal, or at the lines of events that another process writes."""
+"""The sources of ``watch``: a journal, or lines of events that another process writes."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tinker_recovery.cli.watch.rows import RunRow, Said, after, said
+from tinker_recovery.cli.watch.rows import EventText, RunRow, after, event_text
 from tinker_recovery.journal.reading import RunView, read_events, read_run
 from tinker_recovery.journal.summary import read_summaries
 from tinker_recovery.telemetry import from_json_line
 
 _CHUNK = 65536
 _EVENTS = 500
-"""So many events are kept for show."""
+"""How many events are kept."""
 
 
 class Source(Protocol):
-    """Something that tells of runs; each call may block for as long as a disk does."""
+    """A source of runs; each call may read from a disk."""
 
     ended: bool
-    """Whether it will tell nothing more."""
+    """Whether there will be no more news."""
+    skipped_lines: int
+    """Lines that were not events."""
 
     def rows(self) -> list[RunRow]:
-        """Every run that is wanted, as it stands now, the most recently alive first."""
+        """The current state of every chosen run, the most recently active first."""
         ...
 
-    def news(self) -> list[Said]:
-        """Their events since the last call, oldest first; of the first call, the newest."""
+    def news(self) -> list[EventText]:
+        """Their events since the last call, oldest first; at the first call, the newest ones."""
         ...
 
     def detail(self) -> RunView | None:
-        """The one run that is wanted with its history, if this knows it."""
+        """The history of the one chosen run, if it is known."""
         ...
 
 
@@ -45,32 +47,33 @@ class JournalSource:
 
     Args:
         path: Its file.
-        run: The name of the one run wanted; None for all.
-        service: Base URL of the service whose runs are wanted; None for all.
+        run: The name of the one run to show; None for all.
+        service: Base URL of the service whose runs to show; None for all.
 
     Raises:
-        JournalError: From any call: it is not there, or cannot be read.
+        JournalError: From any call: it does not exist or cannot be read.
     """
 
     ended = False
+    skipped_lines = 0
 
     def __init__(self, path: Path, run: str | None, service: str | None = None) -> None:
         self._path, self._run, self._service = path, run, service
         self._seen = 0
 
     def rows(self) -> list[RunRow]:
-        """See :class:`Source`; of several runs of the one name wanted, the newest."""
+        """See :class:`Source`; of several runs with the chosen name, the newest."""
         summaries = read_summaries(self._path, self._run, service=self._service)
         if self._run is not None:
             summaries = sorted(summaries, key=lambda each: each.run.id)[-1:]
         return [RunRow.of(each) for each in summaries]
 
-    def news(self) -> list[Said]:
+    def news(self) -> list[EventText]:
         """See :class:`Source`."""
-        told = read_events(self._path, self._run, after=self._seen, limit=_EVENTS)
-        if told:
-            self._seen = told[-1].id
-        return [said(each.time, each.run, each.name, each.message, each.fields) for each in told]
+        events = read_events(self._path, self._run, after=self._seen, limit=_EVENTS)
+        if events:
+            self._seen = events[-1].id
+        return [event_text(each) for each in events]
 
     def detail(self) -> RunView | None:
         """See :class:`Source`."""
@@ -78,39 +81,38 @@ class JournalSource:
 
 
 class EventsSource:
-    """Lines of events: of a file that may grow, or of standard input until its end.
+    """Lines of events, from a file that may grow or from standard input.
 
     Args:
-        file: ``-`` for standard input.
-        run: The name of the one run wanted; None for all.
-        wait: Read standard input to its end before anything is told.
+        file: The file; ``-`` for standard input.
+        run: The name of the one run to show; None for all.
+        wait: Whether to read standard input to its end first.
 
     Raises:
-        OSError: The file cannot be opened or read; from any call.
+        OSError: From any call: the file cannot be opened or read.
     """
 
     def __init__(self, file: str, run: str | None, *, wait: bool) -> None:
         self._run = run
         self._rows: dict[str, RunRow] = {}
-        self._news: deque[Said] = deque(maxlen=_EVENTS)
+        self._news: deque[EventText] = deque(maxlen=_EVENTS)
         self.ended = False
-        self.not_events = 0
-        """Lines that were none."""
+        self.skipped_lines = 0
         self._lines: _File | _Input = _Input(wait=wait) if file == "-" else _File(Path(file))
 
     def rows(self) -> list[RunRow]:
         """See :class:`Source`."""
         self._read()
         return sorted(
-            self._rows.values(), key=lambda row: row.newest.time if row.newest else 0, reverse=True
+            self._rows.values(), key=lambda row: row.event.time if row.event else 0, reverse=True
         )
 
-    def news(self) -> list[Said]:
+    def news(self) -> list[EventText]:
         """See :class:`Source`."""
         self._read()
-        told = list(self._news)
+        events = list(self._news)
         self._news.clear()
-        return told
+        return events
 
     def detail(self) -> RunView | None:
         """See :class:`Source`."""
@@ -122,18 +124,18 @@ class EventsSource:
             try:
                 event = from_json_line(line)
             except ValueError:
-                self.not_events += 1
+                self.skipped_lines += 1
                 continue
             if self._run in (None, event.run):
                 row = after(self._rows.get(event.run), event)
-                if event.run:  # or it concerns no single one
+                if event.run:  # some events concern no single run
                     self._rows[event.run] = row
-                if row.newest is not None:
-                    self._news.append(row.newest)
+                if row.event is not None:
+                    self._news.append(row.event)
 
 
 class _File:
-    """The lines of a file, as far as they are whole; it may still grow, or be begun anew."""
+    """The complete lines of a file, which may grow or be truncated."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -151,7 +153,7 @@ class _File:
 
 
 class _Input:
-    """The lines of standard input; a thread waits for them, so that a picture never does."""
+    """The lines of standard input, read in a thread so that the view is never blocked."""
 
     def __init__(self, *, wait: bool) -> None:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -162,11 +164,11 @@ class _Input:
             thread.join()
 
     def _fill(self) -> None:
-        # Unbuffered where it can be: an interpreter that ends takes the buffer's lock, and dies of
-        # it while a thread waits inside.
-        given = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+        # Unbuffered if possible: at exit the interpreter takes the buffer's lock, and aborts if a
+        # thread that reads holds it.
+        stdin = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
         rest = b""
-        while chunk := given.read(_CHUNK):
+        while chunk := stdin.read(_CHUNK):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 self._lines.put(line.decode(errors="replace"))

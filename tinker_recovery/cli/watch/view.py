@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinker_recovery.cli.plot import Mark, axis, curve, replays, sparkline
-from tinker_recovery.cli.watch.rows import RunRow, Said
+from tinker_recovery.cli.watch.rows import EventText, RunRow
 from tinker_recovery.journal.reading import RunView
 from tinker_recovery.report import duration, plain
 from tinker_recovery.report.words import age, checkpoint_name
@@ -25,26 +25,26 @@ _STYLES = {
     "failed": "bold red",
     "abandoned": "dim",
 }
-_WIDE, _WORDS = 110, 90
-"""Characters that it takes to show all columns, and the newest event."""
+_WIDE, _MEDIUM = 110, 90
+"""Characters needed for all columns, and for the newest event."""
 _HISTORY = 5
-"""So many attempts, incidents and the like of one run are shown, the newest."""
+"""How many of a run's newest attempts and incidents are shown."""
 
 
 def overview(rows: Sequence[RunRow], *, now: float, width: int) -> RenderableType:
-    """Every run in a line of a table."""
-    wide, words = width >= _WIDE, width >= _WORDS
-    table = Table(box=None, header_style="bold", pad_edge=False, expand=words)
+    """A table with a line for each run."""
+    wide, medium = width >= _WIDE, width >= _MEDIUM
+    table = Table(box=None, header_style="bold", pad_edge=False, expand=medium)
     table.add_column("run", no_wrap=True, overflow="ellipsis", max_width=28)
     table.add_column("state", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
     table.add_column("loss", no_wrap=True)
     table.add_column("recov.", justify="right", no_wrap=True)
-    table.add_column("saved", no_wrap=True)
+    table.add_column("last save", no_wrap=True)
     if wide:
-        table.add_column("next", justify="right", no_wrap=True)
-        table.add_column("left", justify="right", no_wrap=True)
-    if words:
+        table.add_column("next\nsave", justify="right", no_wrap=True)
+        table.add_column("attempts\nleft", justify="right", no_wrap=True)
+    if medium:
         table.add_column("newest event", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
         table.add_row(
@@ -55,18 +55,24 @@ def overview(rows: Sequence[RunRow], *, now: float, width: int) -> RenderableTyp
             Text(str(row.recoveries), "yellow" if row.recoveries else "dim"),
             _saved(row, now),
             *([_count(row.next_save_step), _left(row)] if wide else []),
-            *([Text("" if row.newest is None else row.newest.words, "dim")] if words else []),
+            *([Text("" if row.event is None else row.event.message, "dim")] if medium else []),
         )
     return table if rows else Text("no runs yet", "dim")
 
 
 def detail(
-    row: RunRow, run: RunView | None, events: Sequence[Said], *, now: float, width: int, height: int
+    row: RunRow,
+    run: RunView | None,
+    events: Sequence[EventText],
+    *,
+    now: float,
+    width: int,
+    height: int,
 ) -> RenderableType:
-    """One run with what happened to it, as far as there is room."""
+    """One run with its history, as far as there is room."""
     parts: list[RenderableType] = [_head(row, now)]
     if run is not None:
-        # An earlier run of that name is another's story.
+        # Without the events of an earlier run of that name.
         events = [each for each in events if each.time >= run.created - 1]
         parts += [Text(), *_curve(run, min(width - 12, 100)), Text(), *_history(run)]
     room = max(3, height - sum(_lines(each) for each in parts) - 4)
@@ -75,22 +81,22 @@ def detail(
 
 
 def change(row: RunRow) -> str:
-    """Where a run stands, on one line, for where there is no terminal."""
-    told = [row.state]
-    told += [] if row.step is None else [f"step {row.step}"]
-    told += [f"loss {row.losses[-1]:.4g}"] if row.losses else []
-    told.append("1 recovery" if row.recoveries == 1 else f"{row.recoveries} recoveries")
-    return _line(time.time(), row.run, ", ".join(told))
+    """The state of a run on one line, for output without a terminal."""
+    parts = [row.state]
+    parts += [] if row.step is None else [f"step {row.step}"]
+    parts += [f"loss {row.losses[-1]:.4g}"] if row.losses else []
+    parts.append("1 recovery" if row.recoveries == 1 else f"{row.recoveries} recoveries")
+    return _line(time.time(), row.run, ", ".join(parts))
 
 
-def event_line(event: Said) -> str:
-    """An event, the same way."""
-    return _line(event.time, event.run, event.words)
+def event_line(event: EventText) -> str:
+    """An event on one line."""
+    return _line(event.time, event.run, event.message)
 
 
-def _line(seconds: float, run: str, words: str) -> str:
+def _line(seconds: float, run: str, text: str) -> str:
     when = time.strftime("%H:%M:%S", time.localtime(seconds))
-    return f"{when} {plain(run) or '-'}: {words}"
+    return f"{when} {plain(run) or '-'}: {text}"
 
 
 def _count(value: int | None) -> Text:
@@ -110,9 +116,11 @@ def _loss(row: RunRow, width: int) -> Text:
 
 
 def _saved(row: RunRow, now: float) -> Text:
-    if row.checkpoint_step is None or row.saved is None:
+    if row.checkpoint_step is None or row.checkpoint_saved is None:
         return Text("-", "dim")
-    return Text.assemble(f"{row.checkpoint_step}", (f", {age(now - row.saved)} ago", "dim"))
+    return Text.assemble(
+        f"{row.checkpoint_step}", (f", {age(now - row.checkpoint_saved)} ago", "dim")
+    )
 
 
 def _head(row: RunRow, now: float) -> RenderableType:
@@ -131,14 +139,14 @@ def _head(row: RunRow, now: float) -> RenderableType:
 
 
 def _curve(run: RunView, width: int) -> list[RenderableType]:
-    told = [each.loss for each in run.progress if each.loss is not None]
-    if not told or width < 10:  # noqa: PLR2004 - no curve to speak of
-        return [Text("no loss was reported: attempt.report(loss=...) draws it here", "dim")]
+    losses = [each.loss for each in run.progress if each.loss is not None]
+    if not losses or width < 10:  # noqa: PLR2004 - too narrow for a curve
+        return [Text("no loss was reported: see attempt.report(loss=...)", "dim")]
     steps = [each.step for each in run.progress if each.loss is not None]
-    values = _by_step(steps, told, width * 2)
+    values = _by_step(steps, losses, width * 2)
     lines: list[RenderableType] = []
     for number, drawn in enumerate(curve(values, width=width, height=6)):
-        label = {0: f"{max(told):.4g}", 5: f"{min(told):.4g}"}.get(number, "")
+        label = {0: f"{max(losses):.4g}", 5: f"{min(losses):.4g}"}.get(number, "")
         lines.append(Text.assemble(f"{label:>9} │", (drawn, "blue")))
     first, last = steps[0], steps[-1]
     lines.append(Text(f"{'step':>9}  {axis(last - first, width=width, first=first)}", "dim"))
@@ -152,7 +160,7 @@ def _curve(run: RunView, width: int) -> list[RenderableType]:
 
 
 def _by_step(steps: Sequence[int], values: Sequence[float], columns: int) -> list[float]:
-    """One value for each column, the last at or before its step: samples are not evenly apart."""
+    """One value for each column, the last at or before its step: samples may be uneven."""
     chosen, place = [], 0
     for column in range(columns):
         step = steps[0] + (steps[-1] - steps[0]) * column / (columns - 1)
@@ -163,18 +171,18 @@ def _by_step(steps: Sequence[int], values: Sequence[float], columns: int) -> lis
 
 
 def _history(run: RunView) -> list[RenderableType]:
-    attempts = Table("attempt", "from step", "began from", "end", box=None, header_style="bold")
+    attempts = Table("attempt", "from step", "checkpoint", "outcome", box=None, header_style="bold")
     for each in run.attempts[-_HISTORY:]:
         attempts.add_row(
             str(each.number),
             str(each.start_step),
-            "afresh" if each.parent is None else checkpoint_name(each.parent),
-            each.outcome or "goes on",
+            "-" if each.parent is None else checkpoint_name(each.parent),
+            each.outcome or "in progress",
         )
     if not run.incidents:
         return [attempts, Text("no incidents", "dim")]
     incidents = Table(
-        "incident", "at step", "back to", "took", "outcome", box=None, header_style="bold"
+        "fault", "at step", "back to", "took", "outcome", box=None, header_style="bold"
     )
     for incident in run.incidents[-_HISTORY:]:
         incidents.add_row(
@@ -182,14 +190,14 @@ def _history(run: RunView) -> list[RenderableType]:
             str(incident.step),
             "-" if incident.to_step is None else str(incident.to_step),
             duration(None if incident.ended is None else incident.ended - incident.started),
-            incident.outcome or incident.phase,
+            incident.outcome or f"in progress ({incident.phase})",
         )
     return [attempts, Text(), incidents]
 
 
-def _event(event: Said) -> Text:
+def _event(event: EventText) -> Text:
     when = time.strftime("%H:%M:%S", time.localtime(event.time))
-    return Text(no_wrap=True, overflow="ellipsis").append(f"{when} ", "dim").append(event.words)
+    return Text(no_wrap=True, overflow="ellipsis").append(f"{when} ", "dim").append(event.message)
 
 
 def _lines(part: RenderableType) -> int:

@@ -1,4 +1,4 @@
-"""The service's checkpoints: names, expiry, and the models made of them."""
+"""The service's checkpoints: names, expiry, and the models made from them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tinker_recovery.testing.damage import Damage, damaged
-from tinker_recovery.testing.model import BigramLora
-from tinker_recovery.testing.runs import ServiceError
-from tinker_recovery.testing.store import KINDS, DamagedCheckpoint, Store
+from tinker_recovery.testing._damage import Damage, damaged
+from tinker_recovery.testing._model import BigramLora
+from tinker_recovery.testing._runs import ServiceError
+from tinker_recovery.testing._store import KINDS, DamagedCheckpoint, Store
 
 Facts = dict[str, Any]
 
@@ -20,15 +20,15 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class StoredCheckpoint:
-    """One checkpoint as the service has it, for tests to look at.
+    """One checkpoint as the service has it.
 
     Attributes:
         path: Its ``tinker://`` path.
         steps: Optimizer steps in it.
-        size_bytes: Its size.
-        expires: Seconds since the epoch at which it goes; None for never.
+        size_bytes: Size of its files.
+        expires: Seconds since the epoch at which it expires; None for never.
         public: Whether it was published.
-        user_metadata: What was stored with it.
+        user_metadata: The metadata stored with it.
     """
 
     path: str
@@ -40,13 +40,7 @@ class StoredCheckpoint:
 
 
 class Checkpoints:
-    """Every checkpoint there is.
-
-    Args:
-        store: Where they are.
-        wall: Seconds since the epoch, for expiry.
-        lenient: Whether loads do not look at checksums.
-    """
+    """All checkpoints of the service; with ``lenient``, loads ignore checksums."""
 
     def __init__(self, store: Store, wall: Callable[[], float], *, lenient: bool = False) -> None:
         self._store = store
@@ -55,11 +49,7 @@ class Checkpoints:
 
     @staticmethod
     def check_name(name: str) -> None:
-        """Let pass only what can be a name.
-
-        Raises:
-            ServiceError: 400 for other characters than allowed.
-        """
+        """Raise ServiceError 400 unless it can be a name."""
         if not _NAME.fullmatch(name):
             raise ServiceError(400, f"path={name!r} is not allowed: letters, digits, '.', '_', '-'")
 
@@ -72,7 +62,7 @@ class Checkpoints:
         ttl_s: float | None,
         user_metadata: dict[str, str] | None,
     ) -> str:
-        """Store a model, in the place of one of that name; returns its path."""
+        """Store a model, replacing a checkpoint of that name; returns its path."""
         facts = self._facts(run_id, "weights", name, ttl_s)
         facts |= {"steps": model.steps, "user_metadata": user_metadata}
         self._store.save_checkpoint(run_id, name, model.tensors(), facts)
@@ -81,14 +71,9 @@ class Checkpoints:
     def export(
         self, run_id: str, name: str, model: BigramLora, *, ttl_s: float | None, config: str
     ) -> tuple[str, int]:
-        """Store a model's weights for others to read; returns the path and the size in bytes.
+        """Store a model's weights, without its optimizer, and a JSON file for download.
 
-        Args:
-            run_id: Its run.
-            name: The export's name.
-            model: Its weights are stored, its optimizer is not.
-            ttl_s: Seconds until it expires; None for never.
-            config: What lies beside the weights, as JSON.
+        Returns its path, and the size of the weights in bytes.
         """
         facts = self._facts(run_id, "external_weights", name, ttl_s)
         facts |= {"steps": model.steps, "user_metadata": None, "config": config}
@@ -107,7 +92,7 @@ class Checkpoints:
         }
 
     def of(self, run_id: str, kind: str = "weights") -> list[Facts]:
-        """A run's checkpoints of one kind, oldest first; expired ones are deleted on the way."""
+        """A run's checkpoints of one kind, oldest first; deletes those that have expired."""
         found = []
         for facts in self._store.checkpoints(run_id, kind):
             if facts["expires"] is not None and facts["expires"] <= self._wall():
@@ -122,32 +107,49 @@ class Checkpoints:
         return sorted(found, key=lambda facts: int(facts["serial"]))
 
     def stored(self, run_id: str) -> list[StoredCheckpoint]:
-        """The training checkpoints of a run, for tests, oldest first."""
+        """The training checkpoints of a run, oldest first."""
         names = StoredCheckpoint.__slots__
         return [
-            StoredCheckpoint(**{name: facts[name] for name in names})
-            for facts in self.of(run_id)
-            if facts["path"].startswith(f"tinker://{run_id}/weights/")
+            StoredCheckpoint(**{name: facts[name] for name in names}) for facts in self.of(run_id)
         ]
 
     def find(self, path: str) -> Facts:
-        """One checkpoint by its path.
-
-        Raises:
-            ServiceError: 404 if there is none.
-        """
+        """One checkpoint; raises ServiceError 404 if there is none of that path."""
         run_id = path.removeprefix("tinker://").partition("/")[0]
         for facts in self.every(run_id):
             if facts["path"] == path:
                 return facts
         raise ServiceError(404, f"no checkpoint {path!r}")
 
-    def restore(self, facts: Facts, model: BigramLora, *, optimizer: bool) -> None:
-        """Put a checkpoint's contents into a model.
+    def initial_model(self, run: Facts) -> BigramLora:
+        """The model a run began with, to the bit.
 
         Raises:
-            DamagedCheckpoint: They are missing, or not what was saved.
+            ServiceError: 404 if the checkpoint it was loaded from is gone.
+            DamagedCheckpoint: The checkpoint cannot be read.
         """
+        model = _blank_model(run)
+        if run["parent"] is not None:
+            self._restore(self.find(run["parent"]), model, optimizer=run["optimizer"])
+        if run.get("perturbed"):
+            model.perturb()
+        return model
+
+    def rolled_back_model(self, run: Facts) -> BigramLora | None:
+        """The model of a run's newest readable checkpoint, else its initial one, else None."""
+        for facts in reversed(self.of(run["run_id"])):
+            model = _blank_model(run)
+            try:
+                self._restore(facts, model, optimizer=True)
+            except DamagedCheckpoint:
+                continue
+            return model
+        try:
+            return self.initial_model(run)
+        except (ServiceError, DamagedCheckpoint):
+            return None
+
+    def _restore(self, facts: Facts, model: BigramLora, *, optimizer: bool) -> None:
         tensors = self._store.tensors(facts["run_id"], facts, lenient=self._lenient)
         try:
             model.restore(tensors, optimizer=optimizer)
@@ -155,19 +157,15 @@ class Checkpoints:
             raise DamagedCheckpoint(f"its weights do not fit: {error!r}") from error
 
     def content(self, facts: Facts) -> bytes:
-        """The bytes of a checkpoint's tensors, as they are.
-
-        Raises:
-            DamagedCheckpoint: They are missing.
-        """
+        """The bytes of a checkpoint's tensors; raises DamagedCheckpoint if they are missing."""
         return self._store.content(facts["run_id"], facts)
 
     def damage(self, path: str, how: Damage) -> None:
-        """Let something happen to a stored checkpoint, of which the service knows nothing.
+        """Damage a stored checkpoint behind the service's back.
 
         Raises:
-            ServiceError: 404 if there is none.
-            ValueError: There is no such damage.
+            ServiceError: 404 if there is none of that path.
+            ValueError: An unknown damage.
         """
         facts = self.find(path)
         file = self._store.tensors_file(facts["run_id"], facts)
@@ -178,27 +176,20 @@ class Checkpoints:
         else:
             file.write_bytes(damaged(self.content(facts), how))
 
-    def last(self, run_id: str, make: Callable[[], BigramLora]) -> BigramLora | None:
-        """A model of the run's newest checkpoint that can be read, if there is one."""
-        for facts in reversed(self.of(run_id)):
-            model = make()
-            try:
-                self.restore(facts, model, optimizer=True)
-            except DamagedCheckpoint:
-                continue
-            return model
-        return None
-
     def change(self, path: str, **changes: object) -> None:
         """Replace facts of a checkpoint."""
         facts = {**self.find(path), **changes}
         self._store.save_facts(facts["run_id"], facts["name"], facts)
 
     def set_ttl(self, path: str, ttl_s: float | None) -> None:
-        """Let a checkpoint expire so many seconds from now, or never."""
+        """Let a checkpoint expire in ``ttl_s`` seconds, or never."""
         self.change(path, expires=None if ttl_s is None else self._wall() + ttl_s)
 
     def delete(self, path: str) -> None:
         """Delete a checkpoint."""
         facts = self.find(path)
         self._store.delete_checkpoint(facts["run_id"], facts["name"], facts["kind"])
+
+
+def _blank_model(run: Facts) -> BigramLora:
+    return BigramLora(run["base_model"], rank=run["rank"], seed=run["seed"])

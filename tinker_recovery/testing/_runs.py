@@ -1,28 +1,29 @@
-"""A training run at the service: its queue of requests, their promises, what can go wrong."""
+"""A training run at the service: its model, its queue of requests and their promises."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tinker_recovery.testing._faults import FaultRule
+from tinker_recovery.testing._model import BigramLora
 from tinker_recovery.testing.actions import Request
-from tinker_recovery.testing.faults import FaultRule
-from tinker_recovery.testing.model import BigramLora
 
 Reply = dict[str, Any] | bytes
-"""A result: a JSON object, or protobuf bytes."""
+"""A JSON object, or protobuf bytes."""
 
 _SETTLE_S = 0.05
 
 
 class ServiceError(Exception):
-    """A request the service answers with an HTTP error.
+    """A request is answered with an HTTP error.
 
     Attributes:
         status: The HTTP status.
-        message: What is wrong with it.
+        message: The detail in its body.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -52,9 +53,9 @@ class Promise:
         run_id: The run it belongs to.
         seq_id: Its place in the run; 0 if it makes the run.
         step: Optimizer steps in the run's weights when its turn came; None before that.
-        reply: The result, once it is done.
+        reply: The result; None until it is done.
         gone: Whether the result was lost.
-        queue_state: Why it waits, until it is done.
+        queue_state: What polls report until it is done.
     """
 
     request: Request
@@ -64,7 +65,7 @@ class Promise:
     reply: Reply | None = None
     gone: bool = False
     queue_state: str = "active"
-    _told: str = "active"
+    _reported: str = "active"
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -72,52 +73,41 @@ class Promise:
         """Whether there is a result."""
         return self.reply is not None
 
-    def keep(self, reply: Reply, *, gone: bool = False) -> None:
-        """Here is the result; the first one counts."""
+    def set_reply(self, reply: Reply, *, gone: bool = False) -> None:
+        """Finish it; later replies are ignored."""
         if self.reply is None:
             self.reply, self.gone = reply, gone
             self._changed.set()
 
     def fail(self, message: str, category: str) -> None:
-        """There will be no result."""
-        self.keep({"error": message, "category": category})
+        """Finish it with an error."""
+        self.set_reply({"error": message, "category": category})
 
-    def wait_because(self, queue_state: str) -> None:
-        """Tell whoever asks why it waits."""
+    def set_queue_state(self, queue_state: str) -> None:
+        """Change what polls report."""
         self.queue_state = queue_state
         self._changed.set()
 
-    async def news(self, limit_s: float) -> None:
-        """Return once it is done, or there is another reason to wait, or after a limit."""
-        if not self.done and self._told == self.queue_state:
+    async def wait_changed(self, limit_s: float) -> None:
+        """Return once it is done or its queue state is new, or after ``limit_s`` seconds."""
+        if not self.done and self._reported == self.queue_state:
             self._changed.clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(limit_s):
                     await self._changed.wait()
-            except TimeoutError:
-                pass
-        self._told = self.queue_state
-
-
-@dataclass(slots=True)
-class Job:
-    """A request of a run, to be executed in its turn."""
-
-    promise: Promise
-    execute: Callable[[Run], Reply]
+        self._reported = self.queue_state
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """What is inside a run, for tests to compare.
+    """The contents of a run, for tests to compare.
 
     Attributes:
-        steps: Optimizer steps contained in its weights, over all the runs they went through.
+        steps: Optimizer steps in its weights, over all the runs they went through.
         weights_digest: SHA-256 of the weights.
         optimizer_digest: SHA-256 of the optimizer's moments and step count.
-        corrupted: Whether the service calls it corrupted.
-        parent: The checkpoint it was loaded from, if it was; two runs that differ in nothing else
-            are equal.
+        corrupted: Whether the service reports it as corrupted.
+        parent: The checkpoint it was loaded from, if any; not compared.
     """
 
     steps: int
@@ -131,9 +121,9 @@ class Run:
     """One training run: a model, and its requests in order of seq_id.
 
     Args:
-        facts: What it says of itself.
+        facts: Its stored record.
         model: Its weights; None if they are lost.
-        next_seq: The seq_id to come; None if the first one to arrive decides.
+        next_seq: The next seq_id; None to begin with the first to arrive.
     """
 
     def __init__(
@@ -148,74 +138,80 @@ class Run:
         self.current: Promise | None = None
         self.worker: asyncio.Task[None] | None = None
         self._next_seq = next_seq
-        self._waiting: dict[int, Job] = {}
+        self._queue: dict[int, tuple[Promise, Callable[[Run], Reply]]] = {}
         self._arrived = asyncio.Event()
 
     @property
+    def session(self) -> str:
+        """The id of its session."""
+        return self.run_id.partition(":train:")[0]
+
+    @property
     def corrupted(self) -> bool:
-        """Whether its weights can no longer be trusted."""
+        """Whether the service reports it as corrupted."""
         return bool(self.facts["corrupted"])
 
     @property
     def steps(self) -> int:
-        """Optimizer steps contained in its weights; 0 if they are lost."""
+        """Optimizer steps in its weights; 0 if they are lost."""
         return self.model.steps if self.model else 0
 
     def loaded(self) -> BigramLora:
-        """Its model.
-
-        Raises:
-            RequestError: Its weights are lost.
-        """
+        """Its model; raises RequestError if its weights are lost."""
         if self.model is None:
             raise RequestError(f"model {self.run_id} is not loaded", "server")
         return self.model
 
     def state(self) -> RunState:
-        """What is inside."""
+        """Its contents."""
         digests = self.model.digests() if self.model else ("", "")
         return RunState(self.steps, *digests, self.corrupted, self.facts.get("parent"))
 
-    def queue(self, job: Job) -> None:
-        """One more request."""
-        job.promise.wait_because(self.queue_state)
-        self._waiting[job.promise.seq_id] = job
+    def queue(self, promise: Promise, execute: Callable[[Run], Reply]) -> None:
+        """Add a request."""
+        promise.set_queue_state(self.queue_state)
+        self._queue[promise.seq_id] = promise, execute
         self._arrived.set()
 
-    async def next(self) -> Job:
+    async def next(self) -> tuple[Promise, Callable[[Run], Reply]]:
         """The next request in its turn."""
         if self._next_seq is None:
-            # A client that was there before goes on counting. Its chunks may come out of order.
-            while not self._waiting:
+            # A client from before a restart keeps counting; its chunks may arrive out of order.
+            while not self._queue:
                 await self._arrival()
             await asyncio.sleep(_SETTLE_S)
-            self._next_seq = min(self._waiting)
-        while self._next_seq not in self._waiting:
+            self._next_seq = min(self._queue)
+        while self._next_seq not in self._queue:
             await self._arrival()
         self._next_seq += 1
-        return self._waiting.pop(self._next_seq - 1)
+        return self._queue.pop(self._next_seq - 1)
+
+    def stop(self) -> None:
+        """Execute no more requests."""
+        if self.worker is not None:
+            self.worker.cancel()
 
     async def _arrival(self) -> None:
         self._arrived.clear()
         await self._arrived.wait()
 
     def pending(self) -> list[Promise]:
-        """What is being executed, and what waits for its turn."""
+        """The request being executed, and those in the queue."""
         current = [self.current] if self.current is not None and not self.current.done else []
-        return current + [job.promise for job in self._waiting.values()]
+        return current + [promise for promise, _ in self._queue.values()]
 
-    def hold(self, queue_state: str) -> None:
-        """Let everything pending know why it waits."""
+    def set_queue_state(self, queue_state: str) -> None:
+        """Change what polls of everything pending report."""
         self.queue_state = queue_state
         for promise in self.pending():
-            promise.wait_because(queue_state)
+            promise.set_queue_state(queue_state)
 
     def fail_pending(self, message: str, category: str) -> None:
-        """Everything pending fails; what comes behind it goes on."""
+        """Fail everything pending; later requests are executed."""
         for promise in self.pending():
             promise.fail(message, category)
 
     def step_for(self, seq_id: int) -> int:
-        """Optimizer steps in the weights when the turn of a seq_id comes, if none before fails."""
+        """Optimizer steps in the weights when a seq_id's turn comes, if none before it fails."""
         before = [promise for promise in self.pending() if promise.seq_id < seq_id]
         return self.steps + sum(promise.request == "optim_step" for promise in before)

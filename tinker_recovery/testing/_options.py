@@ -1,4 +1,4 @@
-"""The options of a local server, the same wherever it runs."""
+"""The options of a local server, in this process or another."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Literal, TypedDict, get_args
 DEFAULT_API_KEY = "tml-local-key"
 
 Restart = Literal["corrupted", "unloaded", "rollback"]
-"""What becomes of the runs of an earlier life of the server, whose live weights went with it:
+"""What happens to existing runs, whose live weights are lost, when the server starts again:
 
-- ``corrupted``: they say so, and every request of theirs fails with "model ... is not loaded".
-- ``unloaded``: they do not say so; every request of theirs is answered HTTP 400, "model ... is not
+- ``corrupted``: they are reported as corrupted, and every request of theirs fails with "model ...
+  is not loaded".
+- ``unloaded``: they are not; every request of theirs is answered HTTP 400, "model ... is not
   loaded" (as SkyRL does).
-- ``rollback``: they go back to their last checkpoint, or their beginning, do not say so, and carry
-  on. Requests of the earlier life have failed (as in TuFT).
+- ``rollback``: they silently go back to their last checkpoint, or their beginning, and continue.
+  Requests from before the restart have failed (as in TuFT).
 """
 
 
@@ -24,16 +25,15 @@ class Options(TypedDict, total=False):
 
     Attributes:
         api_key: The key clients have to send.
-        jwt: Whether clients have to exchange the key for a token, as the hosted service may ask.
-        long_poll_s: Seconds that a question for a result waits before it is told to try again.
+        jwt: Whether clients have to exchange the key for a token, as at the hosted service.
+        long_poll_s: Seconds that a poll waits for a result before it answers try_again.
         step_s: Seconds that each forward_backward takes.
         save_s: Seconds that each save takes.
         load_s: Seconds that each load of a checkpoint takes.
-        restart: What becomes of the runs of an earlier life on the same folder.
-        cold_optimizer: Whether every load with optimizer leaves the moments at zero, and says
-            nothing.
-        lenient: Whether loads do not look at checksums, so that a flipped bit or a NaN loads
-            silently. What cannot be parsed at all fails to load all the same.
+        restart: What happens to runs from before a restart on the same folder.
+        cold_optimizer: Whether every load with optimizer silently leaves the moments at zero.
+        lenient: Whether loads ignore checksums, so that a flipped bit or a NaN loads silently. What
+            cannot be parsed still fails to load.
     """
 
     api_key: str
@@ -49,11 +49,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """:class:`Options` with their defaults, checked.
-
-    Raises:
-        ValueError: One is out of its range.
-    """
+    """:class:`Options` with their defaults; raises ValueError for one out of its range."""
 
     api_key: str = DEFAULT_API_KEY
     jwt: bool = False

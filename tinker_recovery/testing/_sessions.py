@@ -1,4 +1,4 @@
-"""The service's sessions: how each stands, and the search for them."""
+"""The service's sessions: their states, and the search for them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from tinker_recovery.testing.runs import ServiceError
-from tinker_recovery.testing.store import Store
+from tinker_recovery.testing._runs import ServiceError
+from tinker_recovery.testing._store import Store
 
 Facts = dict[str, Any]
 
 
 class Sessions:
-    """Every session there is, oldest first.
-
-    Args:
-        store: Where they survive.
-        wall: Seconds since the epoch.
-    """
+    """All sessions, oldest first."""
 
     def __init__(self, store: Store, wall: Callable[[], float]) -> None:
         self._store = store
@@ -33,7 +28,7 @@ class Sessions:
         *,
         stored: bool = True,
     ) -> str:
-        """A new session's id; one that is not ``stored`` is gone after a restart."""
+        """Make a session and return its id; one not ``stored`` is gone after a restart."""
         session = f"session-{secrets.token_hex(6)}"
         self._facts[session] = {
             "session_id": session,
@@ -48,17 +43,17 @@ class Sessions:
         return session
 
     def states(self) -> dict[str, str]:
-        """Every session by its id: ``active``, ``failed``, or how its client finished it."""
+        """State by session id: ``active``, ``failed``, or how its client finished it."""
         return {session: _state(facts) for session, facts in self._facts.items()}
 
     def facts(self, session: str) -> Facts:
-        """What a session says of itself."""
+        """A session's stored record; raises ServiceError 404 if there is none of that id."""
         if session not in self._facts:
             raise ServiceError(404, f"no session {session!r}")
         return self._facts[session]
 
-    def active(self, session: str) -> None:
-        """Let pass only an active session.
+    def check_active(self, session: str) -> None:
+        """Check that a session is active.
 
         Raises:
             ServiceError: 404 if there is no such session, 410 if it has finished or failed.
@@ -70,14 +65,14 @@ class Sessions:
             raise ServiceError(410, f"session {session} has finished")
 
     def finish(self, session: str, how: str, detail: str | None = None) -> None:
-        """The session's client is done; the first word counts."""
+        """The session's client is done; ignored if it has ended already."""
         status = {"type": "client_finished", "reason": {"type": how}, "detail": detail}
         self._end(session, status)
 
     def fail(self, session: str, message: str, category: str, reason: dict[str, str]) -> None:
-        """The service gives a session up; the first word counts."""
-        told = "user" if category == "user" else "internal"
-        status = {"type": "failed", "category": told, "reason": reason, "message": message}
+        """The service fails a session; ignored if it has ended already."""
+        category = "user" if category == "user" else "internal"
+        status = {"type": "failed", "category": category, "reason": reason, "message": message}
         self._end(session, status)
 
     def _end(self, session: str, status: Facts) -> None:

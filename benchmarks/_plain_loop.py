@@ -1,10 +1,9 @@
-"""What people do without tinker_recovery: a plain loop that can be started again.
+"""A plain loop without tinker_recovery, which can be started again.
 
-Run as a script it is the program that a shell loop restarts; imported, it is what stamina or a
-poller runs again. It is generous to the alternatives: the path of the last checkpoint lies in a
-file, so nothing is searched for, and only one is kept.
+A shell loop runs it as a script; stamina and a poller import it. It favours the alternatives: the
+path of the last checkpoint is in a file, so there is no search, and only one is kept.
 
-    python benchmarks/_by_hand.py STATE STEPS
+    python benchmarks/_plain_loop.py STATE STEPS
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``tinker-recovery checkpoints`` works on: the service's checkpoints, run by run."""
+"""The service and the journal, as ``tinker-recovery checkpoints`` uses them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio.to_thread
-import click
 
 from tinker_recovery.checkpoints import CheckpointRecord, Listed, run_id_unchecked, segments_of
 from tinker_recovery.cli.checkpoints.scope import Scope
+from tinker_recovery.cli.common import refuse
 from tinker_recovery.errors import JournalError, StatusError
 from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, StoredRun, journal_path
 from tinker_recovery.journal.reading import RunView, read_runs, read_stored_run
@@ -23,19 +23,16 @@ from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.resume import RunSnapshot, segments_from, snapshot_of
 from tinker_recovery.service import StatusReader, TinkerBackend
 
-OUT_OF_REACH = 3
-"""Exit status: the service, or the journal, could not be read."""
-
 MIN_AGE = timedelta(days=1)
-"""Of a lineage this machine knows nothing of, what was saved since then is left alone."""
+"""In lineages that are not in this machine's journal, younger checkpoints are protected."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
-    """The service as these commands see it.
+class Context:
+    """The service and the journal.
 
     Attributes:
-        collaborators: What is done is done with these.
+        collaborators: What the commands work with.
         journal: The journal's file.
     """
 
@@ -43,7 +40,7 @@ class Stock:
     journal: Path | None
 
     async def listed(self, scope: Scope) -> list[Listed]:
-        """Every training checkpoint meant by a scope, the newest first."""
+        """Every training checkpoint in a scope, the newest first."""
         run_ids, lineage = await self._resolve(scope)
         found = [
             Listed.read(each)
@@ -102,6 +99,7 @@ class Stock:
         path = self.journal
         if path is None or not path.exists():
             return {}
+
         try:
             views = await anyio.to_thread.run_sync(lambda: read_runs(path))
         except JournalError:
@@ -141,7 +139,7 @@ def _unknown(lineage: str, records: Sequence[CheckpointRecord]) -> RunSnapshot:
     """
     recent = datetime.now(UTC) - MIN_AGE
     young = {
-        record.path: "saved less than a day ago, by a run this machine knows nothing of"
+        record.path: "saved less than a day ago by a run that is not in this machine's journal"
         for record in records
         if record.time > recent
     }
@@ -156,24 +154,17 @@ def _newest_first(each: Listed) -> tuple[datetime, int, str]:
     return record.time, record.step, each.path
 
 
-class _Unread(click.ClickException):
-    """The service, or the journal, could not be read."""
-
-    exit_code = OUT_OF_REACH
-
-
 @asynccontextmanager
-async def open_stock(
+async def open_context(
     checkpoints: CheckpointPolicy | None = None, *, timeout_s: float = 30.0
-) -> AsyncGenerator[Stock]:
+) -> AsyncGenerator[Context]:
     """The service that TINKER_BASE_URL and TINKER_API_KEY name, and the user's journal.
 
-    Args:
-        checkpoints: What to keep, for whoever deletes the rest.
-        timeout_s: Deadline of one read, in seconds.
+    Exits with status 3 if either cannot be read.
 
-    Raises:
-        click.ClickException: With exit status 3: either cannot be read.
+    Args:
+        checkpoints: What to keep, for a command that deletes the rest.
+        timeout_s: Deadline of one read, in seconds.
     """
     logging.getLogger("stamina").setLevel(logging.ERROR)
     path = journal_path(STATE_FOLDER)
@@ -187,6 +178,6 @@ async def open_stock(
             Notebook(Journal(path, service=endpoint.base_url)) as notebook,
             StatusReader(endpoint, timeout_s=timeout_s) as reader,
         ):
-            yield Stock(Collaborators(policy, backend, reader, notebook), path)
+            yield Context(Collaborators(policy, backend, reader, notebook), path)
     except (StatusError, JournalError) as error:
-        raise _Unread(str(error)) from error
+        refuse(str(error))

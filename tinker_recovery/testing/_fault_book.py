@@ -1,4 +1,4 @@
-"""The book of faults: the rules still to strike, and the faults that have."""
+"""The fault book: the rules that may still strike, and the faults that have."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from tinker_recovery.testing.faults import FaultRule
+from tinker_recovery.testing._faults import FaultRule
 
-_LOOK_S = 0.005
-"""How often a wait looks at its clock, which may be a test's own."""
+_POLL_S = 0.005
+"""How often a wait reads its clock, which may be a test's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +19,9 @@ class FiredFault:
     """A fault that has struck.
 
     Attributes:
-        rule: The rule.
+        rule: The rule that struck.
         run: The Tinker run id; empty if the request belongs to none.
-        step: Optimizer steps contained in its weights; 0 if the request belongs to no run.
+        step: Optimizer steps in its weights; 0 if the request belongs to no run.
         at: Seconds since the epoch.
         monotonic: Seconds of the monotonic clock.
         request: The kind of request that was struck.
@@ -41,9 +41,9 @@ class Entry:
 
     Attributes:
         rule: The rule.
-        from_: When it may strike first, by the book's clock.
+        from_: The earliest time it may strike, by the book's clock.
         left: How often it may still strike; None for no limit.
-        until: When it stops, once it has struck; None for no limit.
+        until: When it stops, set by its first strike; None for no limit.
         released: Whether it was taken back.
     """
 
@@ -68,7 +68,7 @@ class Strike:
 
 
 class FaultBook:
-    """The rules still to strike and the faults that have; safe to use from any thread.
+    """The rules that may still strike, and the faults that have; safe to use from any thread.
 
     Args:
         clock: Seconds, for ``after_s``, ``for_s`` and ``delay_s``.
@@ -82,14 +82,13 @@ class FaultBook:
         self._fired: list[FiredFault] = []
 
     def add(self, rule: FaultRule) -> None:
-        """One more rule; earlier ones are looked at first."""
+        """Add a rule; earlier rules are asked first."""
         times = 1 if rule.times is None and rule.for_s is None else rule.times
         with self._lock:
-            entry = Entry(rule, self.clock() + rule.after_s, times)
-            self._entries = [*self._entries, entry]
+            self._entries.append(Entry(rule, self.clock() + rule.after_s, times))
 
     def release(self, rule: FaultRule | None = None) -> None:
-        """Take a rule back, or all of them; what they hold up goes on."""
+        """Take a rule back, or all of them; requests that they hold up continue."""
         with self._lock:
             for entry in [*self._entries, *self._spent]:
                 if rule in (None, entry.rule):
@@ -98,13 +97,14 @@ class FaultBook:
             self._spent = [entry for entry in self._spent if not entry.released]
 
     def fired(self) -> list[FiredFault]:
-        """What has struck, oldest first."""
+        """The faults that have struck, oldest first."""
         with self._lock:
             return list(self._fired)
 
     def watches_wire(self) -> bool:
-        """Whether any rule looks at requests as they arrive."""
-        return any(entry.rule.layer == "wire" for entry in self._entries)
+        """Whether any rule is for requests as they arrive."""
+        with self._lock:
+            return any(entry.rule.layer == "wire" for entry in self._entries)
 
     def strike(
         self,
@@ -116,22 +116,24 @@ class FaultBook:
         polled: str | None = None,
         but_not: Collection[Entry] = (),
     ) -> Strike | None:
-        """The rule that strikes this request, if one does.
+        """The strike on this request, if a rule matches.
 
         Args:
             layer: Where the request is: ``wire`` or ``engine``.
             request: Its kind.
-            run: The run it belongs to, if it does.
+            run: Its Tinker run id, if it belongs to one.
             step: Optimizer steps in that run's weights.
-            polled: For a poll, the kind of request it asks for.
+            polled: For a poll, the kind of request that is polled.
             but_not: Entries that have struck this request already.
         """
         with self._lock:
             now = self.clock()
-            self._close(now)
+            self._entries = [
+                entry for entry in self._entries if entry.until is None or now < entry.until
+            ]
             for entry in self._entries:
                 rule = entry.rule
-                # An open window is a state of the backend: the step only says when it begins.
+                # Once its time has begun, a rule strikes at any step.
                 at_step = entry.until is not None or rule.at_step in (None, step)
                 if (
                     rule.layer == layer
@@ -145,29 +147,23 @@ class FaultBook:
                     return Strike(entry, now)
         return None
 
-    def _close(self, now: float) -> None:
-        if any(entry.until is not None and now >= entry.until for entry in self._entries):
-            self._entries = [
-                entry for entry in self._entries if entry.until is None or now < entry.until
-            ]
-
     def _use(self, entry: Entry, now: float) -> None:
         if entry.until is None and entry.rule.for_s is not None:
             entry.until = now + entry.rule.for_s
         if entry.left is not None:
             entry.left -= 1
             if entry.left == 0:
-                self._entries = [other for other in self._entries if other is not entry]
+                self._entries.remove(entry)
                 self._spent.append(entry)
 
-    async def over(self, strike: Strike, for_s: float | None = None) -> None:
-        """Wait until a strike is over.
+    async def wait_over(self, strike: Strike, for_s: float | None = None) -> None:
+        """Return when a strike is over, or its rule is released.
 
         Args:
-            strike: Which; it is over at once when its rule is released.
+            strike: The strike.
             for_s: Seconds that it lasts; None for the rest of its rule's time.
         """
-        until = strike.entry.until if for_s is None else strike.at + for_s
         entry = strike.entry
+        until = entry.until if for_s is None else strike.at + for_s
         while not entry.released and (until is None or self.clock() < until):  # noqa: ASYNC110 - the clock may be a test's own, and sets no event
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)

@@ -1,4 +1,4 @@
-"""The routes: HTTP in front of the engine, as the SDK expects it."""
+"""The service's HTTP routes, as the SDK expects them."""
 
 from __future__ import annotations
 
@@ -12,45 +12,37 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tinker_recovery.testing.auth import SIGNED, Gate
-from tinker_recovery.testing.control import Control
-from tinker_recovery.testing.engine import ServiceState
-from tinker_recovery.testing.external import Exports
-from tinker_recovery.testing.model import Adam
-from tinker_recovery.testing.reading import Reading, check_ttl
-from tinker_recovery.testing.runs import RequestError, Run, ServiceError
-from tinker_recovery.testing.wire import read_batch, read_request, write_output
-from tinker_recovery.testing.wire_faults import PROTOBUF, WireFaults
+from tinker_recovery.testing._auth import SIGNED, Auth
+from tinker_recovery.testing._control_routes import ControlRoutes
+from tinker_recovery.testing._export_routes import ExportRoutes
+from tinker_recovery.testing._model import Adam
+from tinker_recovery.testing._protobuf import MEDIA_TYPE, read_batch, read_request, write_output
+from tinker_recovery.testing._rest_routes import RestRoutes, check_ttl
+from tinker_recovery.testing._runs import RequestError, Run, ServiceError
+from tinker_recovery.testing._service_state import ServiceState
+from tinker_recovery.testing._wire_faults import WireFaults
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 class TinkerApp:
-    """The service's HTTP face.
-
-    Args:
-        engine: The service.
-        gate: Who is let in.
-        wire: What goes wrong on the way.
-        control: The routes for tests.
-        long_poll_s: How long a question for a result waits before it is told to try again.
-    """
+    """All routes; those for sessions and training are handled here."""
 
     def __init__(
         self,
-        engine: ServiceState,
-        gate: Gate,
+        state: ServiceState,
+        auth: Auth,
         wire: WireFaults,
-        control: Control,
+        control: ControlRoutes,
         *,
         long_poll_s: float,
     ) -> None:
-        self._engine = engine
-        self._gate = gate
+        self._state = state
+        self._auth = auth
         self._wire = wire
         self._control = control
-        self._reading = Reading(engine)
-        self._exports = Exports(engine)
+        self._rest = RestRoutes(state)
+        self._exports = ExportRoutes(state)
         self._long_poll_s = long_poll_s
 
     def starlette(self) -> Starlette:
@@ -58,7 +50,7 @@ class TinkerApp:
         api = "/api/v1"
         run = api + "/training_runs/{run}"
         checkpoint = run + "/checkpoints/{kind}/{name}"
-        look, control, exports = self._reading, self._control, self._exports
+        rest, control, exports = self._rest, self._control, self._exports
         routes: list[tuple[str, str, Handler]] = [
             ("GET", api + "/healthz", self._health),
             ("GET", api + "/get_server_capabilities", self._capabilities),
@@ -68,9 +60,9 @@ class TinkerApp:
             ("POST", api + "/telemetry", self._telemetry),
             ("POST", api + "/create_session", self._create_session),
             ("POST", api + "/session_heartbeat", self._session_heartbeat),
-            ("POST", api + "/sessions/search", look.search_sessions),
-            ("GET", api + "/sessions", look.sessions),
-            ("GET", api + "/sessions/{session}", look.session),
+            ("POST", api + "/sessions/search", rest.search_sessions),
+            ("GET", api + "/sessions", rest.sessions),
+            ("GET", api + "/sessions/{session}", rest.session),
             ("POST", api + "/sessions/{session}/finish", self._finish),
             ("POST", api + "/create_model", self._create_model),
             ("POST", api + "/load_weights", self._load_weights),
@@ -80,15 +72,15 @@ class TinkerApp:
             ("POST", api + "/save_weights", self._save_weights),
             ("POST", api + "/save_weights_external", exports.save_weights_external),
             ("POST", api + "/retrieve_future", self._retrieve_future),
-            ("POST", api + "/weights_info", look.weights_info),
-            ("GET", api + "/training_runs", look.training_runs),
-            ("GET", run, look.training_run),
-            ("GET", run + "/checkpoints", look.run_checkpoints),
-            ("GET", api + "/checkpoints", look.checkpoints),
-            ("DELETE", checkpoint, look.delete),
-            ("PUT", checkpoint + "/ttl", look.set_ttl),
-            ("POST", checkpoint + "/publish", look.publish),
-            ("DELETE", checkpoint + "/publish", look.unpublish),
+            ("POST", api + "/weights_info", rest.weights_info),
+            ("GET", api + "/training_runs", rest.training_runs),
+            ("GET", run, rest.training_run),
+            ("GET", run + "/checkpoints", rest.run_checkpoints),
+            ("GET", api + "/checkpoints", rest.checkpoints),
+            ("DELETE", checkpoint, rest.delete),
+            ("PUT", checkpoint + "/ttl", rest.set_ttl),
+            ("POST", checkpoint + "/publish", rest.publish),
+            ("DELETE", checkpoint + "/publish", rest.unpublish),
             ("GET", checkpoint + "/external_weights_urls", exports.external_weights_urls),
             ("GET", SIGNED + "/{run}/{name}/{file}", exports.download),
             ("GET", "/testing/faults", control.fired),
@@ -111,25 +103,25 @@ class TinkerApp:
 
     def _guarded(self, handler: Handler, path: str) -> Handler:
         name = handler.__name__.removeprefix("_")
-        of_the_service = path.startswith(("/api/", SIGNED))
+        can_fail = path.startswith(("/api/", SIGNED))
 
         async def serve(request: Request) -> Response:
-            self._engine.requests[name] += 1
+            self._state.requests[name] += 1
             try:
-                if of_the_service:
+                if can_fail:
                     return await self._wire.answer(name, request, answer)
                 return await answer(request)
             except asyncio.CancelledError:
-                # Only the server's end cancels a request; uvicorn would log it as a failure.
+                # Requests are cancelled only at the server's end; uvicorn would log a failure.
                 return JSONResponse({"detail": "the server is stopping"}, 503)
 
         async def answer(request: Request) -> Response:
             try:
-                self._gate.check(request)
+                self._auth.check(request)
                 return await handler(request)
             except ServiceError as error:
                 headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-                stale = self._gate.jwt and error.status == 401  # noqa: PLR2004 - Unauthorized
+                stale = self._auth.jwt and error.status == 401  # noqa: PLR2004 - Unauthorized
                 return JSONResponse(
                     {"detail": error.message}, error.status, headers=headers if stale else None
                 )
@@ -138,7 +130,7 @@ class TinkerApp:
 
         return serve
 
-    # Who and how
+    # Service and sessions
 
     async def _health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -147,30 +139,30 @@ class TinkerApp:
         return JSONResponse({"supported_models": [{"model_name": "Qwen/Qwen3-8B"}]})
 
     async def _config(self, _: Request) -> Response:
-        return JSONResponse({"pjwt_auth_enabled": self._gate.jwt})
+        return JSONResponse({"pjwt_auth_enabled": self._auth.jwt})
 
     async def _dynamic_config(self, _: Request) -> Response:
         return JSONResponse({"refresh_interval_sec": 60})
 
     async def _token(self, _: Request) -> Response:
-        return JSONResponse({"jwt": self._gate.token()})
+        return JSONResponse({"jwt": self._auth.token()})
 
     async def _telemetry(self, _: Request) -> Response:
         return JSONResponse({"status": "accepted"})
 
     async def _create_session(self, request: Request) -> Response:
         body = await request.json()
-        session = self._engine.sessions.create(body.get("user_metadata"), body.get("display_name"))
+        session = self._state.sessions.create(body.get("user_metadata"), body.get("display_name"))
         return JSONResponse({"session_id": session, "type": "create_session"})
 
     async def _session_heartbeat(self, request: Request) -> Response:
-        self._engine.sessions.active((await request.json())["session_id"])
+        self._state.sessions.check_active((await request.json())["session_id"])
         return JSONResponse({"type": "session_heartbeat"})
 
     async def _finish(self, request: Request) -> Response:
         body = await request.json()
         session = request.path_params["session"]
-        self._engine.sessions.finish(session, body["reason"]["type"], body.get("detail"))
+        self._state.sessions.finish(session, body["reason"]["type"], body.get("detail"))
         return JSONResponse({})
 
     # Training
@@ -180,7 +172,7 @@ class TinkerApp:
         lora = body.get("lora_config") or {}
         seed = lora.get("seed")
         return _accepted(
-            self._engine.create_run(
+            self._state.create_run(
                 body["session_id"],
                 body["model_seq_id"],
                 base_model=body["base_model"],
@@ -195,7 +187,7 @@ class TinkerApp:
         if body.get("session_id") is None:
             raise ServiceError(400, "weights are loaded as a run's first request only")
         return _accepted(
-            self._engine.load_run(
+            self._state.load_run(
                 body["session_id"],
                 body["model_seq_id"],
                 path=body["path"],
@@ -205,7 +197,7 @@ class TinkerApp:
         )
 
     async def _get_info(self, request: Request) -> Response:
-        run = self._engine.run((await request.json())["model_id"])
+        run = self._state.run((await request.json())["model_id"])
         data = {
             "arch": "bigram-lora",
             "model_name": run.facts["base_model"],
@@ -225,21 +217,21 @@ class TinkerApp:
     async def _forward_backward(self, request: Request) -> Response:
         encoding = request.headers.get("content-encoding")
         try:
-            asked = read_request(await request.body(), encoding)
+            body = read_request(await request.body(), encoding)
         except ValueError as error:
             raise ServiceError(400, str(error)) from error
 
         def execute(run: Run) -> bytes:
-            if asked.loss_fn != "cross_entropy":
-                raise RequestError(f"loss_fn={asked.loss_fn!r} is not offered: cross_entropy is")
+            if body.loss_fn != "cross_entropy":
+                raise RequestError(f"loss_fn={body.loss_fn!r} is not offered: cross_entropy is")
             try:
-                batch = read_batch(asked)
+                batch = read_batch(body)
             except ValueError as error:
                 raise RequestError(str(error)) from error
-            return write_output(*run.loaded().forward(batch, backward=not asked.forward_only))
+            return write_output(*run.loaded().forward(batch, backward=not body.forward_only))
 
         return _accepted(
-            self._engine.submit(asked.model_id, asked.seq_id, "forward_backward", execute)
+            self._state.submit(body.model_id, body.seq_id, "forward_backward", execute)
         )
 
     async def _optim_step(self, request: Request) -> Response:
@@ -253,32 +245,32 @@ class TinkerApp:
             return {"metrics": {}}
 
         return _accepted(
-            self._engine.submit(body["model_id"], body["seq_id"], "optim_step", execute)
+            self._state.submit(body["model_id"], body["seq_id"], "optim_step", execute)
         )
 
     async def _save_weights(self, request: Request) -> Response:
         body = await request.json()
-        run = self._engine.run(body["model_id"])
+        run = self._state.run(body["model_id"])
         name = body.get("path") or f"checkpoint-{body['seq_id']}"
         ttl_s = body.get("ttl_seconds")
         check_ttl(ttl_s)
 
         def execute(run: Run) -> dict[str, Any]:
             metadata = body.get("user_metadata")
-            path = self._engine.checkpoints.save(
+            path = self._state.checkpoints.save(
                 run.run_id, name, run.loaded(), ttl_s=ttl_s, user_metadata=metadata
             )
             return {"path": path, "type": "save_weights"}
 
         overwrite = bool(body.get("overwrite", False))
         return _accepted(
-            self._engine.submit_save(run, body["seq_id"], name, execute, overwrite=overwrite)
+            self._state.submit_save(run, body["seq_id"], name, execute, overwrite=overwrite)
         )
 
     async def _retrieve_future(self, request: Request) -> Response:
         request_id = (await request.json())["request_id"]
-        promise = self._engine.promise(request_id)
-        await promise.news(self._long_poll_s)
+        promise = self._state.promise(request_id)
+        await promise.wait_changed(self._long_poll_s)
         if promise.reply is None:
             state = promise.queue_state
             return JSONResponse(
@@ -287,7 +279,7 @@ class TinkerApp:
         if promise.gone:
             raise ServiceError(410, f"the result of {request_id} is gone")
         if isinstance(promise.reply, bytes):
-            return Response(promise.reply, media_type=PROTOBUF)
+            return Response(promise.reply, media_type=MEDIA_TYPE)
         return JSONResponse(promise.reply)
 
 

@@ -19,22 +19,22 @@ from typing import Any, Self, TypeVar, Unpack
 import anyio.to_thread
 import tinker
 
+from tinker_recovery.testing._checkpoints import StoredCheckpoint
+from tinker_recovery.testing._control_routes import check_outage
+from tinker_recovery.testing._damage import Damage
+from tinker_recovery.testing._fault_book import FaultBook, FiredFault
+from tinker_recovery.testing._faults import FaultRule
+from tinker_recovery.testing._host import Host, listen
+from tinker_recovery.testing._options import Options, ServerOptions
+from tinker_recovery.testing._runs import RunState, ServiceError
 from tinker_recovery.testing.actions import Category, Request
-from tinker_recovery.testing.book import FaultBook, FiredFault
-from tinker_recovery.testing.checkpoints import StoredCheckpoint
-from tinker_recovery.testing.control import check_outage, fail_session
-from tinker_recovery.testing.damage import Damage
-from tinker_recovery.testing.faults import FaultRule
-from tinker_recovery.testing.hosting import Host, listen
-from tinker_recovery.testing.options import Options, ServerOptions
-from tinker_recovery.testing.runs import RunState, ServiceError
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class RequestStats:
-    """How often each route was asked.
+    """How many requests the server received.
 
     Attributes:
         by_route: By the route's name, ``retrieve_future`` for example.
@@ -44,7 +44,7 @@ class RequestStats:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """All requests."""
         return sum(self.by_route.values())
 
 
@@ -52,19 +52,16 @@ class LocalTinker:
     """A Tinker service on this machine, for tests: ``async with LocalTinker() as server:``.
 
     Runs in a thread with an event loop of its own, so a test that blocks does not block it. All
-    methods are safe to call from any thread. Leaving it stops the server at once, however many
-    requests still wait, and joins the thread.
+    methods are safe to call from any thread. Leaving it stops the server at once, even with
+    requests pending, and joins the thread.
 
     Args:
         root: Where runs and checkpoints are kept; by default a folder that is deleted at the end.
-        port: To listen on, at 127.0.0.1; 0 for a free one.
-        faults: What goes wrong; more can be added with :meth:`inject`.
+        port: Port to listen on, at 127.0.0.1; 0 for a free one.
+        faults: Rules; :meth:`inject` adds more.
         wall: Seconds since the epoch, for expiry.
-        clock: Seconds that ``for_s``, ``after_s`` and ``delay_s`` are counted in; a test may move
-            it as it likes.
-        options: See :class:`~tinker_recovery.testing.options.Options`: ``api_key``, ``jwt``,
-            ``long_poll_s``, ``step_s``, ``save_s``, ``load_s``, ``restart``, ``cold_optimizer``,
-            ``lenient``.
+        clock: Seconds, for ``for_s``, ``after_s`` and ``delay_s``; may be a test's own.
+        options: See :class:`~tinker_recovery.testing.Options`.
     """
 
     def __init__(
@@ -90,7 +87,7 @@ class LocalTinker:
         self._temporary: str | None = None
         self._thread: threading.Thread | None = None
         self._running: Future[tuple[asyncio.AbstractEventLoop, Host]] = Future()
-        # From the start, so that whoever is cancelled while waiting for it does not cancel it.
+        # Running from the start, so that cancelling a task that waits for it does not cancel it.
         self._running.set_running_or_notify_cancel()
 
     async def __aenter__(self) -> Self:
@@ -108,7 +105,7 @@ class LocalTinker:
         try:
             await asyncio.wrap_future(self._running)
         except asyncio.CancelledError:
-            # Nobody is going to leave what was never entered.
+            # __aexit__ is not called if __aenter__ raises.
             await self._end()
             raise
         return self
@@ -141,29 +138,29 @@ class LocalTinker:
         await host.serve(lambda: self._running.set_result((loop, host)))
 
     def _ask(self, question: Callable[[Host], _T]) -> _T:
-        """Have the server's own thread look, so that nothing is seen half done."""
+        """Call it in the server's own thread, between two events of its loop."""
 
-        async def look(host: Host) -> _T:
+        async def call(host: Host) -> _T:
             return question(host)
 
-        return self._have(look)
+        return self._run(call)
 
-    def _have(self, work: Callable[[Host], Coroutine[Any, Any, _T]]) -> _T:
+    def _run(self, work: Callable[[Host], Coroutine[Any, Any, _T]]) -> _T:
         loop, host = self._running.result()
         return asyncio.run_coroutine_threadsafe(work(host), loop).result()
 
     def service(self) -> tinker.ServiceClient:
-        """A fresh ServiceClient of this server."""
+        """A new ServiceClient of this server."""
         return tinker.ServiceClient(base_url=self.base_url, api_key=self.api_key)
 
-    # What goes wrong
+    # Faults
 
     def inject(self, rule: FaultRule) -> None:
-        """Let something go wrong."""
+        """Add a rule."""
         self._book.add(rule)
 
     def release(self, rule: FaultRule | None = None) -> None:
-        """Take back a rule, or all of them; requests held up by a ``pause`` go on."""
+        """Take back a rule, or all of them; requests held up by a ``pause`` continue."""
         self._book.release(rule)
 
     def poison(
@@ -175,7 +172,7 @@ class LocalTinker:
         category: Category = "server",
         quiet: bool = False,
     ) -> None:
-        """Poison the next run that comes to ``at_step``; see :class:`FaultRule`."""
+        """Poison the next run that reaches ``at_step``; see :class:`FaultRule`."""
         self.inject(FaultRule("poison", at_step, request, run, category=category, quiet=quiet))
 
     def fail_session(
@@ -185,28 +182,27 @@ class LocalTinker:
         message: str = "injected session failure",
         category: Category = "server",
     ) -> None:
-        """A session fails now: all that is queued in its runs, and every request to come."""
-        self._ask(lambda host: fail_session(host.engine, session_id, message, category))
+        """Fail a session now: pending and later requests of its runs fail."""
+        self._ask(lambda host: host.state.fail_session(session_id, message, category))
 
     def add_runs(self, count: int, *, saved: bool = False) -> list[str]:
-        """So many runs that are listed and nothing else; their Tinker run ids, oldest first.
+        """Add runs that are listed and have no weights; returns their Tinker run ids, oldest first.
 
-        Each is in a session of its own and has no weights, so thousands cost next to nothing. They
-        last as long as the server.
+        Each is in a session of its own. Thousands cost next to nothing; a restart forgets them.
 
         Args:
             count: How many.
-            saved: Whether each has a checkpoint it can be loaded from.
+            saved: Whether each has a checkpoint at step 0 from which it can be loaded.
         """
-        return self._ask(lambda host: host.engine.add_runs(count, saved=saved))
+        return self._ask(lambda host: host.state.add_runs(count, saved=saved))
 
     def corrupt(self, run_ids: Sequence[str]) -> None:
-        """These runs are corrupted from now on, and say so when asked."""
-        self._ask(lambda host: host.engine.corrupt(run_ids))
+        """Mark these runs as corrupted."""
+        self._ask(lambda host: host.state.corrupt(run_ids))
 
     def delete_run(self, run_id: str) -> None:
-        """A run is listed no more, and what asks for it is told that there is none."""
-        self._ask(lambda host: host.engine.delete_run(run_id))
+        """Remove a run: it is no longer listed, and requests for it are answered 404."""
+        self._ask(lambda host: host.state.delete_run(run_id))
 
     def outage(self, for_s: float, *, status: int | None = None, rollback: bool = False) -> None:
         """Begin an outage that ends by itself after ``for_s`` seconds; see :meth:`begin_outage`."""
@@ -214,43 +210,41 @@ class LocalTinker:
         self._ask(lambda host: host.begin_outage(status=status, rollback=rollback, for_s=for_s))
 
     def begin_outage(self, *, status: int | None = None, rollback: bool = False) -> None:
-        """Be down, until :meth:`end_outage`. Every connection there is ends at once.
+        """Be down until :meth:`end_outage`. Every open connection ends at once.
 
         Args:
-            status: Answer every request with it; None to refuse connections.
-            rollback: Come back as after a crash: every run that was not corrupted goes back to its
-                last checkpoint, or its beginning, says nothing of it, and carries on; requests not
-                yet answered have failed.
+            status: Answer every request with this status; None to refuse connections.
+            rollback: As after a crash, every run that was not corrupted silently goes back to its
+                last checkpoint, or its beginning, and continues; pending requests have failed.
 
         Raises:
-            ValueError: The status is none of an error.
+            ValueError: The status is below 400.
         """
         check_outage(status, None)
         self._ask(lambda host: host.begin_outage(status=status, rollback=rollback))
 
     def end_outage(self) -> None:
-        """Be up again, at the same address."""
-        self._have(lambda host: host.end_outage())
+        """End an outage; the address stays the same."""
+        self._run(lambda host: host.end_outage())
 
     def damage(self, path: str, how: Damage) -> None:
-        """Let something happen to a stored checkpoint, or export, that the service does not know.
+        """Damage a stored checkpoint, or export, behind the service's back.
 
-        By itself it refuses to load what was damaged; with the option ``lenient`` it loads whatever
-        can be parsed.
+        Loading it then fails; with the option ``lenient``, whatever can be parsed loads.
 
         Args:
             path: Its ``tinker://`` path.
-            how: One of :data:`~tinker_recovery.testing.damage.Damage`.
+            how: One of :data:`~tinker_recovery.testing.Damage`.
 
         Raises:
             ValueError: There is no such checkpoint, or no such damage.
         """
         try:
-            self._ask(lambda host: host.engine.checkpoints.damage(path, how))
+            self._ask(lambda host: host.state.checkpoints.damage(path, how))
         except ServiceError as error:
             raise ValueError(f"path={path!r} is not allowed: {error}") from error
 
-    # What happened
+    # Observations
 
     @property
     def fired(self) -> list[FiredFault]:
@@ -259,28 +253,28 @@ class LocalTinker:
 
     @property
     def stats(self) -> RequestStats:
-        """What was asked so far."""
-        return self._ask(lambda host: RequestStats(dict(host.engine.requests)))
+        """The requests so far."""
+        return self._ask(lambda host: RequestStats(dict(host.state.requests)))
 
     def sessions(self) -> dict[str, str]:
-        """Every session: ``active``, ``failed``, or how its client finished it."""
-        return self._ask(lambda host: host.engine.sessions.states())
+        """State by session id: ``active``, ``failed``, or how its client finished it."""
+        return self._ask(lambda host: host.state.sessions.states())
 
     def runs(self) -> list[str]:
         """Every Tinker run id, newest first."""
-        return self._ask(lambda host: [run.run_id for run in host.engine.runs()])
+        return self._ask(lambda host: [run.run_id for run in host.state.runs()])
 
     def checkpoints(self, run_id: str) -> list[StoredCheckpoint]:
-        """The training checkpoints stored of a run, oldest first."""
-        return self._ask(lambda host: host.engine.checkpoints.stored(run_id))
+        """The training checkpoints of a run, oldest first."""
+        return self._ask(lambda host: host.state.checkpoints.stored(run_id))
 
     def publish(self, path: str) -> None:
         """Publish a checkpoint, as its owner might."""
-        self._ask(lambda host: host.engine.checkpoints.change(path, public=True))
+        self._ask(lambda host: host.state.checkpoints.change(path, public=True))
 
     def run_state(self, run_id: str) -> RunState:
-        """What is inside a run."""
-        return self._ask(lambda host: host.engine.state(run_id))
+        """The contents of a run."""
+        return self._ask(lambda host: host.state.run(run_id).state())
 
 
 def serve(
@@ -301,7 +295,7 @@ def serve(
         options: As for :class:`LocalTinker`.
 
     Raises:
-        OSError: The address cannot be listened on.
+        OSError: It cannot listen on that address.
     """
     checked = ServerOptions(**options)
     listener = listen(host, port)

@@ -1,4 +1,4 @@
-"""Who is let in: the API key, or a token made from it."""
+"""Authentication: by the API key, or by a token made from it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,20 @@ import time
 
 from starlette.requests import Request
 
-from tinker_recovery.testing.runs import ServiceError
+from tinker_recovery.testing._runs import ServiceError
 
 _JWT_LIFETIME_S = 3600
 
 SIGNED = "/signed"
-"""Where the downloads are: their addresses carry a token of their own, and no key is asked for."""
+"""Where the downloads are; their addresses carry a token, so they need no key."""
 
 
 def _b64(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-class Gate:
-    """Lets in requests with the key, or, where that is asked for, with a token.
-
-    Args:
-        api_key: The key.
-        jwt: Whether it has to be exchanged for a token first.
-    """
+class Auth:
+    """Checks the key of each request; with ``jwt`` it has to be exchanged for a token first."""
 
     def __init__(self, api_key: str, *, jwt: bool) -> None:
         self._api_key = api_key
@@ -37,11 +32,7 @@ class Gate:
         self._secret = secrets.token_bytes(16)
 
     def check(self, request: Request) -> None:
-        """Let pass only who may.
-
-        Raises:
-            ServiceError: 401.
-        """
+        """Raise ServiceError 401 unless the request carries a valid key or token."""
         given = request.headers.get("x-api-key", "")
         path = request.url.path
         if path.endswith("/healthz") or path.startswith(f"{SIGNED}/"):
@@ -55,7 +46,7 @@ class Gate:
             raise ServiceError(401, "missing or invalid API key")
 
     def token(self) -> str:
-        """A fresh token."""
+        """A new token."""
         now = int(time.time())
         claims = {"iss": "local-tinker", "iat": now, "exp": now + _JWT_LIFETIME_S}
         header = {"alg": "HS256", "typ": "JWT"}

@@ -1,4 +1,4 @@
-"""What can happen to a stored checkpoint's file, done to its bytes. Pure."""
+"""Damage to a stored checkpoint's file, as pure functions of its bytes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Damage = Literal[
     "deleted",
     "no_metadata",
 ]
-"""What can happen:
+"""Kinds of damage:
 
 - ``truncated``: the last third of the file is missing.
 - ``trailing_byte``: one byte follows the last tensor.
-- ``header_flip``: a bit of the header is flipped, and it is JSON no longer.
+- ``header_flip``: a bit of the header is flipped, so that it is no longer JSON.
 - ``hole``: unused bytes lie between two tensors.
-- ``zero_tail``: the file reads as zeros from the middle of its last weights on, as one does that
-  was being extended when the machine went down.
-- ``bit_flip``: one bit of the weights is flipped, which leaves a number like any other.
+- ``zero_tail``: the file is zeros from the middle of its last weights on, as after a crash of the
+  machine while the file was being extended.
+- ``bit_flip``: one bit of the weights is flipped, which leaves a plausible number.
 - ``nan``: one of the weights is NaN.
 - ``deleted``: the file is gone, and the checkpoint is still listed.
 - ``no_metadata``: the user_metadata is gone.
@@ -34,15 +34,11 @@ Damage = Literal[
 
 _HOLE = 64
 _WEIGHTS = ("lora_a", "lora_b")
-"""The trained weights, in the order of the file; the rest is the optimizer's."""
+"""The trained weights, in the order of the file."""
 
 
 def damaged(content: bytes, how: Damage) -> bytes:
-    """A safetensors file's bytes after something happened to it.
-
-    Raises:
-        ValueError: There is no such damage to a file.
-    """
+    """A safetensors file's bytes after damage; raises ValueError for an unknown kind."""
     if how not in _TO_BYTES:
         raise ValueError(f"how={how!r} is not allowed: {', '.join(get_args(Damage))}")
     return _TO_BYTES[how](content)
@@ -71,10 +67,10 @@ def _with_a_hole(content: bytes) -> bytes:
         begin, end = facts["data_offsets"]
         if begin >= end_of_first:
             facts["data_offsets"] = [begin + _HOLE, end + _HOLE]
-    said = json.dumps(header).encode()
+    new_header = json.dumps(header).encode()
     tensors = content[start:]
     holed = tensors[:end_of_first] + bytes(_HOLE) + tensors[end_of_first:]
-    return struct.pack("<Q", len(said)) + said + holed
+    return struct.pack("<Q", len(new_header)) + new_header + holed
 
 
 def _with_a_zero_tail(content: bytes) -> bytes:
@@ -94,7 +90,7 @@ _TO_BYTES: dict[str, Callable[[bytes], bytes]] = {
     "header_flip": lambda content: _flipped(content, 8),
     "hole": _with_a_hole,
     "zero_tail": _with_a_zero_tail,
-    # The middle of a float32: off by a hundredth of itself, and otherwise a number like any other.
+    # The middle of a float32: it changes by about a hundredth of its value.
     "bit_flip": lambda content: _flipped(content, _place(content, _WEIGHTS[0])[0] + 2),
     "nan": _with_a_nan,
 }

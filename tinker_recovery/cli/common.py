@@ -1,11 +1,14 @@
-"""Which journal a command looks at, and how it leaves where there is nothing to see."""
+"""What several commands share: the journal they read, the console, and how they exit."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 NO_SUCH_RUN, UNREADABLE = 1, 3
 """Exit statuses."""
@@ -14,7 +17,7 @@ journal_option = click.option(
     "--journal",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="The journal, or its folder. Default: that of TINKER_RECOVERY_STATE_DIR.",
+    help="The journal, or its folder. Default: TINKER_RECOVERY_STATE_DIR, or your state folder.",
 )
 
 
@@ -30,30 +33,39 @@ service_option = click.option(
     "--service",
     metavar="URL",
     callback=_without_userinfo,  # as the journal has it
-    help="Base URL of its service, if several know a run of that name. Default: the newest run.",
+    help="Base URL of the service, if runs at several have this name. Default: the newest run.",
 )
 
 
 def journal_file(choice: Path | None) -> Path:
-    """The file that the option means."""
+    """The journal that ``--journal`` names; it may not exist."""
     from tinker_recovery.journal.journal import JOURNAL_FILE, default_path
 
     if choice is None:
         return default_path()
-    # A folder that is not there yet, or a file whatever it is called: the reader says what it sees.
     return choice / JOURNAL_FILE if choice.is_dir() else choice
 
 
+def plain_console() -> Console:
+    """A console that prints names and messages as they are, without markup, emoji or highlights.
+
+    Every Tinker run id contains ``:train:``, which rich would print as an emoji.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False)
+
+
 def refuse(why: str, status: int = UNREADABLE) -> NoReturn:
-    """Leave, for there is nothing to read, or nowhere to write."""
+    """Exit the command with an error message."""
     click.echo(f"Error: {why}", err=True)
-    raise SystemExit(status)
+    raise click.exceptions.Exit(status)
 
 
 def no_such_run(journal: Path, name: str) -> NoReturn:
-    """Leave, for the journal has no such run; says which it has."""
+    """Exit because the journal has no run of that name; lists the names it has."""
     from tinker_recovery.journal.reading import read_runs
     from tinker_recovery.report import plain
 
     known = ", ".join(sorted({plain(each.name) for each in read_runs(journal)})) or "none"
-    refuse(f"the journal {journal} has no run {plain(name)!r}; it has: {known}", NO_SUCH_RUN)
+    refuse(f"there is no run {plain(name)!r} in {journal}; its runs: {known}", NO_SUCH_RUN)

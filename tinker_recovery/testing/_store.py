@@ -1,9 +1,9 @@
-"""Runs and checkpoints on disk, written so that a kill at any moment loses nothing once said.
+"""Sessions, runs and checkpoints on disk, written so that a kill loses nothing acknowledged.
 
 A checkpoint is a safetensors file and a JSON file beside it, in the folder of its kind (``weights``
-or, of an export, ``external_weights``) in that of its run.
-The JSON file is written last, names the other and its SHA-256, and is what makes the checkpoint
-exist; so an overwriting save is the old checkpoint or the new one, never half of each.
+or, of an export, ``external_weights``) in that of its run. The JSON file is written last and names
+the other with its SHA-256; without it the checkpoint does not exist. So an overwriting save leaves
+the old checkpoint or the new one, never half of each.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class DamagedCheckpoint(Exception):
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, however the server is killed.
+    """Write all or nothing, however the server is killed.
 
-    What is written outlives its process without being forced to the disk, which would take longer
-    than everything else of a request. A test server need not outlive the machine.
+    There is no fsync, which would take longer than the rest of a request: what is written outlives
+    the process, and a test server need not survive a crash of the machine.
     """
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(content)
@@ -41,11 +41,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 class Store:
-    """Everything that survives the server.
-
-    Args:
-        root: Its folder; made if it does not exist.
-    """
+    """Everything that survives the server, in a folder that is made if it does not exist."""
 
     def __init__(self, root: Path) -> None:
         self._root = root / "runs"
@@ -58,23 +54,23 @@ class Store:
         )
 
     def _next(self) -> int:
-        # An order of its own: clocks stand still, files are rewritten.
+        # Clocks and file times are no reliable order.
         self._serial += 1
         return self._serial
 
     def _facts(self, run: Path) -> Iterator[dict[str, Any]]:
-        """Of the run itself, if it is there, and of its checkpoints."""
+        """The records of a run and of its checkpoints."""
         checkpoints = [file for kind in KINDS for file in (run / kind).glob("*.json")]
         for file in [run / "run.json", *checkpoints]:
             if file.exists():
                 yield json.loads(file.read_text())
 
     def save_session(self, session: str, facts: Mapping[str, Any]) -> None:
-        """What a session says of itself."""
+        """Store a session's record."""
         _write(self._sessions / quote(session, safe=""), json.dumps(facts).encode())
 
     def sessions(self) -> list[dict[str, Any]]:
-        """What every session says of itself, oldest first."""
+        """The records of all sessions, oldest first."""
         files = [file for file in self._sessions.iterdir() if file.suffix != ".part"]
         found = [json.loads(file.read_text()) for file in files]
         return sorted(found, key=lambda facts: int(facts["order"]))
@@ -83,7 +79,7 @@ class Store:
         return self._root / quote(run_id, safe="")
 
     def save_run(self, run_id: str, facts: Mapping[str, Any]) -> None:
-        """What a run says of itself."""
+        """Store a run's record."""
         folder = self._run(run_id)
         for kind in KINDS:
             (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -92,7 +88,7 @@ class Store:
         _write(file, json.dumps({**facts, "serial": serial}).encode())
 
     def runs(self) -> Iterator[dict[str, Any]]:
-        """What every run said of itself, oldest first."""
+        """The records of all runs, oldest first."""
         files = [folder / "run.json" for folder in self._root.iterdir()]
         found = [json.loads(file.read_text()) for file in files if file.exists()]
         yield from sorted(found, key=lambda facts: int(facts["serial"]))
@@ -104,18 +100,18 @@ class Store:
         tensors: Mapping[str, NDArray[Any]],
         facts: Mapping[str, Any],
     ) -> int:
-        """Store a checkpoint of the kind it says, in the place of one of that name; its size."""
+        """Store a checkpoint, replacing one of that kind and name; returns its size in bytes."""
         content = safetensors.numpy.save({key: np.array(value) for key, value in tensors.items()})
         file = self._file(run_id, name, facts["kind"])
         tensors_file = file.with_name(f"{file.stem}.{uuid4().hex[:8]}.safetensors")
         _write(tensors_file, content)
-        told = {
+        added = {
             "file": tensors_file.name,
             "sha256": hashlib.sha256(content).hexdigest(),
             "size_bytes": len(content) + len(facts.get("config", "").encode()),
             "serial": self._next(),
         }
-        self.save_facts(run_id, name, {**facts, **told})
+        self.save_facts(run_id, name, {**facts, **added})
         for other in file.parent.glob(f"{glob_escape(file.stem)}.????????.safetensors"):
             if other != tensors_file:
                 other.unlink()
@@ -125,24 +121,20 @@ class Store:
         return self._run(run_id) / kind / f"{quote(name, safe='')}.json"
 
     def tensors_file(self, run_id: str, facts: Mapping[str, Any]) -> Path:
-        """The safetensors file of a checkpoint, by what it says of itself."""
+        """The safetensors file of a checkpoint."""
         return self._run(run_id) / str(facts["kind"]) / str(facts["file"])
 
     def save_facts(self, run_id: str, name: str, facts: Mapping[str, Any]) -> None:
-        """What a checkpoint says of itself, replaced."""
+        """Replace a checkpoint's record."""
         _write(self._file(run_id, name, facts["kind"]), json.dumps(facts).encode())
 
     def checkpoints(self, run_id: str, kind: str) -> list[dict[str, Any]]:
-        """What the checkpoints of a run say of themselves, those of one kind, oldest first."""
+        """The records of a run's checkpoints of one kind, oldest first."""
         found = [json.loads(file.read_text()) for file in (self._run(run_id) / kind).glob("*.json")]
         return sorted(found, key=lambda facts: int(facts["serial"]))
 
     def content(self, run_id: str, facts: Mapping[str, Any]) -> bytes:
-        """The bytes of a checkpoint as they are, by what it says of itself.
-
-        Raises:
-            DamagedCheckpoint: They are missing.
-        """
+        """The bytes of a checkpoint's tensors; raises DamagedCheckpoint if they are missing."""
         try:
             return self.tensors_file(run_id, facts).read_bytes()
         except OSError as error:
@@ -151,12 +143,7 @@ class Store:
     def tensors(
         self, run_id: str, facts: Mapping[str, Any], *, lenient: bool
     ) -> dict[str, NDArray[Any]]:
-        """The contents of a checkpoint, by what it says of itself.
-
-        Args:
-            run_id: Its run.
-            facts: What it says of itself.
-            lenient: Whether its checksum is not looked at.
+        """The tensors of a checkpoint; with ``lenient``, its checksum is ignored.
 
         Raises:
             DamagedCheckpoint: They are missing, or not what was saved.
@@ -170,7 +157,7 @@ class Store:
             raise DamagedCheckpoint(f"its weights cannot be read: {error}") from error
 
     def delete_checkpoint(self, run_id: str, name: str, kind: str) -> None:
-        """Remove a checkpoint; it stops existing first and frees its space then."""
+        """Delete a checkpoint, its record first."""
         file = self._file(run_id, name, kind)
         file.unlink(missing_ok=True)
         for tensors_file in file.parent.glob(f"{glob_escape(file.stem)}.????????.safetensors"):

@@ -1,4 +1,4 @@
-"""The service behind the routes: runs executing in order, their futures, and what goes wrong.
+"""The service behind the routes: its runs, which execute requests in order, and their futures.
 
 Belongs to one event loop; nothing in it is safe to call from another thread.
 """
@@ -15,24 +15,21 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from tinker_recovery.testing.actions import Request
-from tinker_recovery.testing.book import FaultBook
-from tinker_recovery.testing.checkpoints import Checkpoints
-from tinker_recovery.testing.faults import FaultRule
-from tinker_recovery.testing.making import beginning, rolled_back
-from tinker_recovery.testing.meeting import change, meet
-from tinker_recovery.testing.options import Restart, ServerOptions
-from tinker_recovery.testing.runs import (
-    Job,
+from tinker_recovery.testing._checkpoints import Checkpoints
+from tinker_recovery.testing._engine_faults import apply_effect, find_faults
+from tinker_recovery.testing._fault_book import FaultBook
+from tinker_recovery.testing._faults import FaultRule
+from tinker_recovery.testing._options import Restart, ServerOptions
+from tinker_recovery.testing._runs import (
     Promise,
     Reply,
     RequestError,
     Run,
-    RunState,
     ServiceError,
 )
-from tinker_recovery.testing.sessions import Sessions
-from tinker_recovery.testing.store import DamagedCheckpoint, Store
+from tinker_recovery.testing._sessions import Sessions
+from tinker_recovery.testing._store import DamagedCheckpoint, Store
+from tinker_recovery.testing.actions import Request
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +39,7 @@ def _now() -> str:
 
 
 class ServiceState:
-    """All of the service's state.
-
-    Args:
-        store: What survives.
-        faults: What goes wrong.
-        options: How long things take, and what becomes of earlier runs.
-        wall: Seconds since the epoch, for expiry.
-    """
+    """All state of the service."""
 
     def __init__(
         self,
@@ -61,7 +51,7 @@ class ServiceState:
         self._store = store
         self._faults = faults
         self._cold = options.cold_optimizer
-        self._lasts: dict[Request, float] = {
+        self._duration_s: dict[Request, float] = {
             "forward_backward": options.step_s,
             "save_weights": options.save_s,
             "save_weights_external": options.save_s,
@@ -74,22 +64,22 @@ class ServiceState:
         self.requests: Counter[str] = Counter()
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._begin_a_life()
+        self._reset()
         for facts in store.runs():
             self._revive(facts, options.restart)
 
-    def _begin_a_life(self) -> None:
-        # Ids of an earlier life of this server must not name a request of this one.
+    def _reset(self) -> None:
+        # Request ids from before a restart must not name a new request.
         self._life = secrets.token_hex(3)
         self._promises: dict[str, Promise] = {}
-        self._making: dict[str, str] = {}
+        self._creations: dict[str, str] = {}
         self._saves: dict[str, Promise] = {}
         self._lost_saves: set[tuple[str, int]] = set()
 
     # Runs
 
     def run(self, run_id: str) -> Run:
-        """A run by its id."""
+        """A run by its id; raises ServiceError 404 if there is none."""
         if run_id not in self._runs:
             raise ServiceError(404, f"no training run {run_id!r}")
         return self._runs[run_id]
@@ -97,10 +87,6 @@ class ServiceState:
     def runs(self) -> list[Run]:
         """All runs, newest first."""
         return list(reversed(self._runs.values()))
-
-    def state(self, run_id: str) -> RunState:
-        """What is inside a run."""
-        return self.run(run_id).state()
 
     def create_run(
         self,
@@ -112,7 +98,7 @@ class ServiceState:
         seed: int,
         user_metadata: dict[str, Any] | None,
     ) -> str:
-        """A fresh run; returns the request whose result is its id."""
+        """Queue the creation of a run; returns the request's id."""
         run_id = self._new_run_id(session, model_seq_id)
         facts = {"base_model": base_model, "rank": rank, "seed": seed, "parent": None}
 
@@ -120,7 +106,7 @@ class ServiceState:
             self._add_run({"run_id": run_id, "user_metadata": user_metadata, **facts})
             return {"model_id": run_id, "type": "create_model"}
 
-        return self._make("create_model", run_id, 0, make)
+        return self._create("create_model", run_id, 0, make)
 
     def load_run(
         self,
@@ -131,7 +117,7 @@ class ServiceState:
         optimizer: bool,
         user_metadata: dict[str, Any] | None,
     ) -> str:
-        """A run made from a checkpoint; returns the request whose result says so."""
+        """Queue the creation of a run from a checkpoint; returns the request's id."""
         run_id = self._new_run_id(session, model_seq_id)
 
         def make(effects: list[FaultRule]) -> Reply:
@@ -152,31 +138,27 @@ class ServiceState:
                 raise RequestError(f"cannot load {path}: {error}") from error
             return {"path": path, "type": "load_weights"}
 
-        return self._make("load_weights", run_id, self.steps_in(path), make)
+        return self._create("load_weights", run_id, self.steps_in(path), make)
 
     def steps_in(self, path: str) -> int:
-        """Optimizer steps contained in a checkpoint; 0 if there is none."""
+        """Optimizer steps in a checkpoint; 0 if there is none of that path."""
         try:
             return int(self.checkpoints.find(path)["steps"])
         except ServiceError:
             return 0
 
     def _new_run_id(self, session: str, model_seq_id: int) -> str:
-        self.sessions.active(session)
+        self.sessions.check_active(session)
         return f"{session}:train:{model_seq_id}"
 
     def _add_run(self, facts: dict[str, Any]) -> None:
         facts = {**facts, "corrupted": False, "last_request_time": _now()}
-        model = beginning(facts, self.checkpoints)
+        model = self.checkpoints.initial_model(facts)
         self._store.save_run(facts["run_id"], facts)
         self._start(Run(facts, model))
 
     def add_runs(self, count: int, *, saved: bool) -> list[str]:
-        """So many runs that are listed and nothing else, each in a session of its own; their ids.
-
-        They have no weights, so they cost next to nothing, and a restart forgets them. ``saved``
-        gives each a checkpoint, with no optimizer step in it, from which it can be loaded.
-        """
+        """Add runs without weights; see :meth:`LocalTinker.add_runs`."""
         added = []
         for _ in range(count):
             facts: dict[str, Any] = {
@@ -192,36 +174,32 @@ class ServiceState:
             run = self._runs[facts["run_id"]] = Run(facts, None)
             if saved:
                 self._store.save_run(run.run_id, facts)
-                model = beginning(facts, self.checkpoints)
+                model = self.checkpoints.initial_model(facts)
                 self.checkpoints.save(run.run_id, "listed", model, ttl_s=None, user_metadata=None)
             added.append(run.run_id)
         return added
 
     def corrupt(self, run_ids: Sequence[str]) -> None:
-        """These runs are corrupted from now on, and say so when asked."""
+        """Mark these runs as corrupted."""
         for run_id in run_ids:
             self.run(run_id).facts["corrupted"] = True
 
     def delete_run(self, run_id: str) -> None:
-        """A run is listed no more, and what asks for it is told that there is none."""
-        run = self.run(run_id)
-        if run.worker is not None:
-            run.worker.cancel()
+        """Remove a run: it is no longer listed, and requests for it are answered 404."""
+        self.run(run_id).stop()
         del self._runs[run_id]
 
     def _start(self, run: Run) -> None:
         before = self._runs.get(run.run_id)
-        if before is not None and before.worker is not None:
-            before.worker.cancel()
+        if before is not None:
+            before.stop()
         self._runs[run.run_id] = run
         if run.model is not None:
             run.worker = asyncio.create_task(self._work(run))
 
-    # Lives
-
     def restart(self, mode: Restart) -> None:
-        """Be the next life of this server: live weights and futures are lost."""
-        self._begin_a_life()
+        """Lose live weights and futures, as a server that is started again."""
+        self._reset()
         for task in self._tasks:
             task.cancel()
         for run in list(self._runs.values()):
@@ -232,19 +210,18 @@ class ServiceState:
         if mode == "corrupted":
             facts = {**facts, "corrupted": True}
         elif mode == "rollback" and not facts["corrupted"]:
-            model = rolled_back(facts, self.checkpoints)
+            model = self.checkpoints.rolled_back_model(facts)
         self._start(Run({**facts, "unloaded": mode == "unloaded"}, model, next_seq=None))
 
     def close(self) -> None:
-        """Stop every worker; what was hanging hangs no more."""
+        """Stop the worker of every run."""
         for run in self._runs.values():
-            if run.worker is not None:
-                run.worker.cancel()
+            run.stop()
 
     # Requests and their futures
 
     def promise(self, request_id: str) -> Promise:
-        """The future of a request; one of an earlier life has failed."""
+        """The future of a request; one from before a restart has failed."""
         if request_id in self._promises:
             return self._promises[request_id]
         left, _, run_id = request_id.partition("@")
@@ -257,7 +234,7 @@ class ServiceState:
         return promise
 
     def poll_facts(self, request_id: str) -> tuple[str, int, str]:
-        """Of the request a poll asks for: its run, its step, its kind."""
+        """Run id, step and kind of the request that a poll asks for."""
         promise = self.promise(request_id)
         step = promise.step
         if step is None:
@@ -269,17 +246,17 @@ class ServiceState:
         self._promises[request_id] = promise
         return request_id
 
-    def _make(
+    def _create(
         self, request: Request, run_id: str, step: int, make: Callable[[list[FaultRule]], Reply]
     ) -> str:
-        if run_id in self._making:
-            return self._making[run_id]
+        if run_id in self._creations:
+            return self._creations[run_id]
         promise = Promise(request, run_id, step=step)
-        request_id = self._making[run_id] = self._promise(promise)
+        request_id = self._creations[run_id] = self._promise(promise)
 
         async def work() -> None:
-            await asyncio.sleep(self._lasts.get(request, 0.0))
-            rule, effects = await meet(self._faults, promise)
+            await asyncio.sleep(self._duration_s.get(request, 0.0))
+            rule, effects = await find_faults(self._faults, promise)
             if rule is not None and rule.action == "fail_session":
                 self._fail_session_by(rule, promise)
             if rule is None or rule.action == "gone":
@@ -295,18 +272,18 @@ class ServiceState:
     def submit(
         self, run_id: str, seq_id: int, request: Request, execute: Callable[[Run], Reply]
     ) -> str:
-        """Queue a request of a run; one sent twice is queued once. Returns the request's id.
+        """Queue a request of a run, once per seq_id; returns the request's id.
 
         Raises:
-            ServiceError: 400 for a seq_id below 1, or a run that is not loaded and does not hide
-                it; 404 for no such run; 410 if its session has finished or failed.
+            ServiceError: 400 for a seq_id below 1, or a run that the option ``restart`` left
+                unloaded; 404 for no such run; 410 if its session has finished or failed.
         """
         run = self.run(run_id)
         if seq_id in run.requests:
             return run.requests[seq_id]
         if seq_id < 1:
             raise ServiceError(400, f"seq_id={seq_id!r} is not allowed: 1 or more")
-        self.sessions.active(run_id.partition(":train:")[0])
+        self.sessions.check_active(run.session)
         if run.facts.get("unloaded"):
             raise ServiceError(400, f"model {run_id} is not loaded")
         promise = Promise(request, run_id, seq_id)
@@ -315,28 +292,28 @@ class ServiceState:
         if run.worker is None:
             promise.fail(f"model {run_id} is not loaded", "server")
         else:
-            run.queue(Job(promise, execute))
+            run.queue(promise, execute)
         return request_id
 
     async def _work(self, run: Run) -> None:
-        """Execute the run's requests in the order of their seq_ids, for ever."""
+        """Execute the run's requests in the order of their seq_ids."""
         while True:
-            job = await run.next()
-            promise = run.current = job.promise
+            promise, execute = await run.next()
+            run.current = promise
             promise.step = run.steps
-            if lasts_s := self._lasts.get(promise.request):
-                await asyncio.sleep(lasts_s)
+            if duration_s := self._duration_s.get(promise.request):
+                await asyncio.sleep(duration_s)
             rule = run.poisoned_by
             if rule is None:
-                rule, effects = await meet(self._faults, promise, run)
+                rule, effects = await find_faults(self._faults, promise, run)
                 for effect in effects:
-                    change(run, effect, self.checkpoints)
+                    apply_effect(run, effect, self.checkpoints)
             if rule is None or rule.action == "gone":
-                _execute(promise, functools.partial(job.execute, run), gone=rule is not None)
+                _execute(promise, functools.partial(execute, run), gone=rule is not None)
             else:
-                await self._end(run, promise, rule)
+                await self._fail(run, promise, rule)
 
-    async def _end(self, run: Run, promise: Promise, rule: FaultRule) -> None:
+    async def _fail(self, run: Run, promise: Promise, rule: FaultRule) -> None:
         if rule.action == "poison" and run.poisoned_by is None:
             run.poisoned_by = rule
             run.facts["corrupted"] = True
@@ -349,14 +326,24 @@ class ServiceState:
 
     # Sessions that fail
 
+    def runs_of(self, session: str) -> list[Run]:
+        """The runs of a session, newest first."""
+        return [run for run in self.runs() if run.session == session]
+
     def fail_session(
-        self, session: str, message: str, category: str, reason: dict[str, str]
+        self, session: str, message: str, category: str, reason: dict[str, str] | None = None
     ) -> None:
-        """A session fails: so does all that is queued in its runs, and every request to come."""
+        """Fail a session: pending and later requests of its runs fail.
+
+        ``reason`` is the cause that the service reports; by default the newest run.
+        """
+        runs = self.runs_of(session)
+        if reason is None:
+            run_id = runs[0].run_id if runs else ""
+            reason = {"type": "training_run", "training_run_id": run_id}
         self.sessions.fail(session, message, category, reason)
-        for run in self._runs.values():
-            if run.run_id.partition(":train:")[0] == session:
-                run.fail_pending(f"session {session} has failed: {message}", category)
+        for run in runs:
+            run.fail_pending(f"session {session} has failed: {message}", category)
 
     def _fail_session_by(self, rule: FaultRule, promise: Promise) -> None:
         promise.fail(rule.message, rule.category)
@@ -380,8 +367,8 @@ class ServiceState:
         """Queue a save, or an export; see :meth:`submit`.
 
         Raises:
-            ServiceError: Also 400 for a name with other characters than allowed; 409 if it is
-                taken, by a checkpoint or by a save in the queue, and not to be overwritten.
+            ServiceError: Also 400 for a name that is not allowed; 409 if it is taken, by a
+                checkpoint or by a queued save, and ``overwrite`` is False.
         """
         if (run.run_id, seq_id) in self._lost_saves:
             raise ServiceError(409, f"a checkpoint named {name!r} exists")
@@ -399,20 +386,20 @@ class ServiceState:
         return request_id
 
     def forget_save(self, run_id: str, seq_id: int) -> None:
-        """Let every retry of this save find its name taken."""
+        """Answer every retry of this save with 409."""
         self._lost_saves.add((run_id, seq_id))
 
 
 def _execute(promise: Promise, execute: Callable[[], Reply], *, gone: bool) -> None:
     if promise.done:
-        return  # its session failed while it waited
+        return  # its session failed meanwhile
     try:
-        promise.keep(execute(), gone=gone)
+        promise.set_reply(execute(), gone=gone)
     except RequestError as error:
         promise.fail(error.message, error.category)
     except ServiceError as error:
         promise.fail(error.message, "user")
     except Exception as error:
-        # A defect or a full disk: the service's fault, told to the client, and the run goes on.
+        # A defect or a full disk: the client gets a server error, and the run continues.
         logger.exception("a request failed inside the local server")
         promise.fail(f"internal error: {error!r}", "server")

@@ -1,4 +1,4 @@
-"""One life of the server on an event loop: its socket, its connections, its outages."""
+"""The service and its HTTP server on an event loop: socket, connections, outages."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 
 import uvicorn
 
-from tinker_recovery.testing.app import TinkerApp
-from tinker_recovery.testing.auth import Gate
-from tinker_recovery.testing.book import FaultBook
-from tinker_recovery.testing.control import Control
-from tinker_recovery.testing.engine import ServiceState
-from tinker_recovery.testing.options import ServerOptions
-from tinker_recovery.testing.store import Store
-from tinker_recovery.testing.wire_faults import WireFaults
+from tinker_recovery.testing._app import TinkerApp
+from tinker_recovery.testing._auth import Auth
+from tinker_recovery.testing._control_routes import ControlRoutes
+from tinker_recovery.testing._fault_book import FaultBook
+from tinker_recovery.testing._options import ServerOptions
+from tinker_recovery.testing._service_state import ServiceState
+from tinker_recovery.testing._store import Store
+from tinker_recovery.testing._wire_faults import WireFaults
 
-_LOOK_S = 0.005
+_POLL_S = 0.005
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without signals and without its ticking: whoever embeds it decides when it stops.
+    """uvicorn without signal handlers and without polling: its owner stops it, at once.
 
-    Its own loop looks every tenth of a second whether it should stop, and then waits for clients.
-    Those of a test server have no claim on a graceful end: what hangs would hang it too.
+    uvicorn's own loop checks every tenth of a second whether to stop, and then waits for its
+    clients, which a request that hangs would keep waiting for ever.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Stop serving; to be called in the server's own loop."""
+        """Stop serving; call it in the server's own loop."""
         self._stopping.set()
 
     @contextlib.contextmanager
@@ -48,7 +48,7 @@ class _Server(uvicorn.Server):
         await self._stopping.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        del sockets  # each belongs to one of the servers
+        del sockets  # self.servers hold them
         self.refuse()
         self.abort()
 
@@ -58,13 +58,13 @@ class _Server(uvicorn.Server):
             server.close()
 
     def abort(self, but: tuple[str, int] | None = None) -> None:
-        """End every connection there is, but one client's."""
+        """End every connection except one client's."""
         for connection in list(self.server_state.connections):
             if but is None or connection.transport.get_extra_info("peername") != but:
                 connection.transport.abort()
 
     def drop(self, client: tuple[str, int] | None) -> None:
-        """End the connection of one client, once what was written to it is sent."""
+        """Close the connection of one client, after sending what was written to it."""
         for connection in list(self.server_state.connections):
             if connection.transport.get_extra_info("peername") == client:
                 connection.transport.close()
@@ -76,8 +76,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: The address is in use, or not ours.
     """
-    # The protocol is named because asyncio turns Nagle's algorithm off only where it is, and with
-    # it on every reply waits 40 ms for an acknowledgement.
+    # asyncio turns Nagle's algorithm off only for sockets with an explicit protocol; with it on,
+    # every reply waits 40 ms for an acknowledgement.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -91,12 +91,7 @@ def listen(host: str, port: int) -> socket.socket:
 class Host:
     """A service and its server; belongs to the running event loop.
 
-    Args:
-        listener: Where to serve.
-        root: Where runs and checkpoints are kept.
-        book: What goes wrong.
-        options: The server's options.
-        wall: Seconds since the epoch, for expiry.
+    ``wall`` is seconds since the epoch, for expiry.
     """
 
     def __init__(
@@ -107,18 +102,18 @@ class Host:
         options: ServerOptions,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.engine = ServiceState(Store(root), book, options, wall)
+        self.state = ServiceState(Store(root), book, options, wall)
         self._address: tuple[str, int] = listener.getsockname()
         self._listener = listener
         self._clock = book.clock
         self._refusing = False
         self._ending: asyncio.Task[None] | None = None
-        self._wire = WireFaults(book, self.engine, self._drop)
+        self._wire = WireFaults(self, book)
         app = TinkerApp(
-            self.engine,
-            Gate(options.api_key, jwt=options.jwt),
+            self.state,
+            Auth(options.api_key, jwt=options.jwt),
             self._wire,
-            Control(self.engine, book, self),
+            ControlRoutes(self, book),
             long_poll_s=options.long_poll_s,
         )
         self._server = _Server(
@@ -137,22 +132,22 @@ class Host:
         """Where it listens."""
         return f"http://{self._address[0]}:{self._address[1]}"
 
-    def _drop(self, client: tuple[str, int] | None) -> None:
-        self._server.drop(client)
-
     def stop(self) -> None:
         """Stop serving."""
         self._server.stop()
 
+    def drop(self, client: tuple[str, int] | None) -> None:
+        """Close the connection of the client at this address."""
+        self._server.drop(client)
+
     async def serve(self, ready: Callable[[], None]) -> None:
         """Serve until stopped; then end open connections at once and wait for every task.
 
-        Args:
-            ready: Called once connections are accepted.
+        ``ready`` is called once connections are accepted.
         """
         self._server.ready = ready
         await self._server.serve([self._listener])
-        self.engine.close()
+        self.state.close()
         me = asyncio.current_task()
         others = [task for task in asyncio.all_tasks() if task is not me]
         for task in others:
@@ -171,9 +166,9 @@ class Host:
 
         Args:
             status: The status; None to refuse.
-            rollback: Whether the service comes back as after a crash, its runs rolled back.
-            for_s: Seconds until it comes back by itself; None for :meth:`end_outage`.
-            asker: Whose connection is left open, to be answered.
+            rollback: Whether runs are rolled back, as after a crash.
+            for_s: Seconds until it comes back by itself; None to wait for :meth:`end_outage`.
+            asker: The client whose connection is kept, for the reply.
         """
         self._cancel_ending()
         self._wire.outage = status
@@ -182,7 +177,7 @@ class Host:
             self._server.refuse()
         self._server.abort(asker)
         if rollback:
-            self.engine.restart("rollback")
+            self.state.restart("rollback")
         if for_s is not None:
             self._ending = asyncio.create_task(self._end_in(for_s))
 
@@ -194,11 +189,11 @@ class Host:
     async def _end_in(self, for_s: float) -> None:
         end = self._clock() + for_s
         while self._clock() < end:  # noqa: ASYNC110 - the clock may be a test's own, and sets no event
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
         await self.end_outage()
 
     async def end_outage(self) -> None:
-        """Take the service up again, on the same port; nothing happens if it is up."""
+        """Accept requests again, on the same port; has no effect without an outage."""
         self._cancel_ending()
         self._wire.outage = None
         if self._refusing:

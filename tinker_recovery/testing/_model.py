@@ -1,6 +1,6 @@
 """A small real model: a LoRA-factored bigram language model in numpy float32, with AdamW.
 
-Logits for the next token are ``W[x] + A[x] @ B``: W is frozen and follows from the base model's
+Logits for the next token are ``W[x] + A[x] @ B``: W is frozen and derived from the base model's
 name, A and B are trained. Losses fall, the optimizer's moments matter, and the same requests give
 the same bits.
 """
@@ -54,9 +54,9 @@ class BigramLora:
     """Weights, gradients and optimizer state of one run.
 
     Args:
-        base_model: Decides the frozen weights.
-        rank: Of the LoRA factors.
-        seed: Decides A; B begins at zero.
+        base_model: Determines the frozen weights.
+        rank: Rank of the LoRA factors.
+        seed: Determines A; B begins at zero.
     """
 
     def __init__(self, base_model: str, *, rank: int, seed: int) -> None:
@@ -70,18 +70,18 @@ class BigramLora:
         self.second = {name: np.zeros_like(value) for name, value in self.weights.items()}
         self.adam_steps = 0
         self.steps = 0
-        """Optimizer steps contained in the weights, over all the runs they went through."""
+        """Optimizer steps in the weights, over all the runs they went through."""
         self._gradients = {name: np.zeros_like(value) for name, value in self.weights.items()}
-        self._told_instead: float | None = None
+        self._loss_instead: float | None = None
 
-    def tell_instead(self, loss: float, *, sticky: bool) -> None:
+    def report_instead(self, loss: float, *, sticky: bool) -> None:
         """Let the next :meth:`forward` report another loss.
 
         Args:
-            loss: What it reports; its logprobs are the same, negated.
-            sticky: Whether the weights become NaN too, and so every loss from there on.
+            loss: The loss, and, negated, every logprob.
+            sticky: Whether the weights become NaN too, and with them every later loss.
         """
-        self._told_instead = loss
+        self._loss_instead = loss
         if sticky:
             for weight in self.weights.values():
                 weight.fill(np.nan)
@@ -97,7 +97,7 @@ class BigramLora:
 
         Args:
             batch: The sequences.
-            backward: Whether to add the gradients up, for the next :meth:`step`.
+            backward: Whether to accumulate gradients for the next :meth:`step`.
         """
         loss = 0.0
         logprobs = []
@@ -119,13 +119,13 @@ class BigramLora:
                 error *= datum.weights[:, None]
                 np.add.at(self._gradients["lora_a"], x, error @ b.T)
                 self._gradients["lora_b"] += hidden.T @ error
-        if self._told_instead is not None:
-            loss, self._told_instead = self._told_instead, None
+        if self._loss_instead is not None:
+            loss, self._loss_instead = self._loss_instead, None
             logprobs = [np.full_like(chosen, -loss) for chosen in logprobs]
         return loss, logprobs
 
     def step(self, adam: Adam) -> None:
-        """One AdamW step (Loshchilov & Hutter 2019, algorithm 2) on the gradients added up."""
+        """One AdamW step (Loshchilov & Hutter 2019, algorithm 2) on the accumulated gradients."""
         self.adam_steps += 1
         self.steps += 1
         norm = float(np.sqrt(sum(float((g * g).sum()) for g in self._gradients.values())))
@@ -146,7 +146,7 @@ class BigramLora:
             self._gradients[name].fill(0)
 
     def tensors(self) -> dict[str, Floats | Ints]:
-        """Everything a checkpoint holds, by name."""
+        """The contents of a checkpoint, by name."""
         counters = np.array([self.steps, self.adam_steps], np.int64)
         return {
             **self.weights,
@@ -156,7 +156,7 @@ class BigramLora:
         }
 
     def restore(self, tensors: Mapping[str, NDArray[np.generic]], *, optimizer: bool) -> None:
-        """Take over a checkpoint; without ``optimizer`` the moments stay as they are, at zero.
+        """Load a checkpoint; without ``optimizer`` the moments stay at zero.
 
         Raises:
             KeyError: A tensor is missing.
@@ -173,7 +173,7 @@ class BigramLora:
                 self.second[name][...] = tensors[f"second.{name}"]
 
     def digests(self) -> tuple[str, str]:
-        """SHA-256 of the weights, and of the optimizer's state."""
+        """SHA-256 of the weights, and of the optimizer state."""
         weights = b"".join(self.weights[name].tobytes() for name in _NAMES)
         moments = b"".join(
             moment[name].tobytes() for moment in (self.first, self.second) for name in _NAMES

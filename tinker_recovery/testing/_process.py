@@ -1,4 +1,4 @@
-"""LocalTinkerProcess: the server in a process of its own, to be killed with real signals."""
+"""LocalTinkerProcess: the server in a process of its own, which can be killed."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ import anyio
 import anyio.to_thread
 import httpx
 
+from tinker_recovery.testing._control_routes import check_outage
+from tinker_recovery.testing._fault_book import FiredFault
+from tinker_recovery.testing._faults import FaultRule
+from tinker_recovery.testing._options import Options, ServerOptions
+from tinker_recovery.testing._runs import RunState
+from tinker_recovery.testing._server import RequestStats
 from tinker_recovery.testing.actions import Category
-from tinker_recovery.testing.book import FiredFault
-from tinker_recovery.testing.control import check_outage
-from tinker_recovery.testing.faults import FaultRule
-from tinker_recovery.testing.options import Options, ServerOptions
-from tinker_recovery.testing.runs import RunState
-from tinker_recovery.testing.server import RequestStats
 
 _START_S = 30.0
-_LOOK_S = 0.005
+_POLL_S = 0.005
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Nothing here is encrypted, and reading the system's certificates takes 30 ms for each client."""
+"""The server speaks plain HTTP, and reading the system's certificates takes 30 ms per client."""
 
 
 class LocalTinkerProcess:
     """A Tinker service in another process: ``async with LocalTinkerProcess(root) as server:``.
 
+    Methods without an explanation are as those of :class:`LocalTinker`.
+
     Args:
         root: Where runs and checkpoints are kept; they survive :meth:`kill` and :meth:`restart`.
-        options: See :class:`~tinker_recovery.testing.options.Options`: ``api_key``, ``jwt``,
-            ``long_poll_s``, ``step_s``, ``save_s``, ``load_s``, ``restart``, ``cold_optimizer``,
-            ``lenient``.
-            ``restart`` says what becomes of the runs when it is killed and started again.
+        options: See :class:`~tinker_recovery.testing.Options`; ``restart`` says what happens to
+            runs when it is killed and started again.
     """
 
     def __init__(self, root: Path, **options: Unpack[Options]) -> None:
@@ -68,18 +68,17 @@ class LocalTinkerProcess:
         """Start it and wait until it accepts connections.
 
         Raises:
-            RuntimeError: It did not start; it has said why on stderr.
+            RuntimeError: It did not start; its stderr says why.
         """
         command = [sys.executable, "-m", "tinker_recovery.testing", "--root", str(self._root)]
         command += ["--port", str(self._port)]
-        # However this process ends, the pipe to the server closes with it, and so the server stops.
+        # The pipe closes when this process ends, in whatever way, and the server stops.
         command += ["--until-stdin-closes"]
-        # The key goes by the environment: a command line is there for every user to read.
-        self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - a fork takes no time worth a thread, and the command is ours
+        # The key is passed in the environment: command lines are visible to other users.
+        self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - a fork is too quick for a thread; the command is our own
             command,
             stdout=subprocess.PIPE,
-            # Its errors show where ours do. In a pipe nobody reads they would fill it and stop it.
-            stderr=None,
+            stderr=None,  # a pipe that is never read would fill up and block it
             stdin=subprocess.PIPE,
             text=True,
             env={**os.environ, "LOCAL_TINKER_OPTIONS": json.dumps(asdict(self._options))},
@@ -136,14 +135,14 @@ class LocalTinkerProcess:
             verify=_NO_TLS,
         )
 
-    # What goes wrong
+    # Faults
 
     async def inject(self, rule: FaultRule) -> None:
-        """Let something go wrong."""
+        """Add a rule."""
         await self._ask("/testing/faults", asdict(rule))
 
     async def release(self, rule: FaultRule | None = None) -> None:
-        """Take back a rule, or all of them; requests held up by a ``pause`` go on."""
+        """Take back a rule, or all of them."""
         await self._ask("/testing/release", {} if rule is None else asdict(rule))
 
     async def fail_session(
@@ -153,16 +152,16 @@ class LocalTinkerProcess:
         message: str = "injected session failure",
         category: Category = "server",
     ) -> None:
-        """A session fails now: all that is queued in its runs, and every request to come."""
+        """Fail a session now."""
         body = {"message": message, "category": category}
         await self._ask(f"/testing/sessions/{session_id}/fail", body)
 
     async def add_runs(self, count: int, *, saved: bool = False) -> list[str]:
-        """So many runs that are listed and nothing else; see :meth:`LocalTinker.add_runs`."""
+        """Add runs that are listed and have no weights."""
         return list((await self._ask("/testing/runs", {"count": count, "saved": saved}))["runs"])
 
     async def corrupt(self, run_ids: Sequence[str]) -> None:
-        """These runs are corrupted from now on, and say so when asked."""
+        """Mark these runs as corrupted."""
         await self._ask("/testing/runs/corrupt", {"runs": list(run_ids)})
 
     async def outage(
@@ -173,16 +172,12 @@ class LocalTinkerProcess:
         await self._ask("/testing/outage", {"status": status, "rollback": rollback, "for_s": for_s})
 
     async def begin_outage(self, *, status: int | None = None, rollback: bool = False) -> None:
-        """Be down, until :meth:`end_outage`; as :meth:`LocalTinker.begin_outage`.
-
-        Unlike :meth:`kill` the process lives on, and with it, unless ``rollback``, the live
-        weights.
-        """
+        """Be down until :meth:`end_outage`; unlike :meth:`kill`, the live weights are kept."""
         check_outage(status, None)
         await self._ask("/testing/outage", {"status": status, "rollback": rollback})
 
     async def end_outage(self) -> None:
-        """Be up again, at the same address; returns once it is.
+        """End an outage; returns once the service is up.
 
         Raises:
             RuntimeError: It was not started, or was killed.
@@ -190,11 +185,11 @@ class LocalTinkerProcess:
         """
         if self._process is None:
             raise RuntimeError("there is no process: start() it")
-        # By a signal, because nobody is let in by the door.
+        # By a signal, because an outage may refuse connections.
         self._process.send_signal(signal.SIGUSR1)
         with anyio.fail_after(_START_S):
             while not await self._is_up():  # noqa: ASYNC110 - another process sets no event of ours
-                await anyio.sleep(_LOOK_S)
+                await anyio.sleep(_POLL_S)
 
     async def _is_up(self) -> bool:
         async with self._http() as http:
@@ -203,7 +198,7 @@ class LocalTinkerProcess:
             except httpx.TransportError:
                 return False
 
-    # What happened
+    # Observations
 
     async def fired(self) -> list[FiredFault]:
         """The faults that have struck since it was last started, oldest first."""
@@ -211,15 +206,15 @@ class LocalTinkerProcess:
         return [FiredFault(**{**fault, "rule": FaultRule(**fault["rule"])}) for fault in found]
 
     async def run_state(self, run_id: str) -> RunState:
-        """What is inside a run."""
+        """The contents of a run."""
         return RunState(**await self._ask(f"/testing/runs/{run_id}/state"))
 
     async def stats(self) -> RequestStats:
-        """What was asked since it was last started."""
+        """The requests since it was last started."""
         return RequestStats((await self._ask("/testing/stats"))["requests"])
 
     async def sessions(self) -> dict[str, str]:
-        """Every session: ``active``, ``failed``, or how its client finished it."""
+        """State by session id: ``active``, ``failed``, or how its client finished it."""
         return dict((await self._ask("/testing/stats"))["sessions"])
 
     async def runs(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Protobuf in and out, as the SDK packs it (``tinker/proto`` in the SDK)."""
+"""Protobuf requests and replies, as defined in ``tinker/proto`` of the SDK."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ import zstandard
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
 from tinker.proto import tinker_public_pb2 as pb
 
-from tinker_recovery.testing.model import Datum, Floats
+from tinker_recovery.testing._model import Datum, Floats
+
+MEDIA_TYPE = "application/x-protobuf"
 
 
 def read_request(content: bytes, encoding: str | None) -> Any:
-    """A ForwardBackwardRequest.
-
-    Args:
-        content: The body of the HTTP request.
-        encoding: Its Content-Encoding, if it has one.
+    """A ForwardBackwardRequest, from an HTTP body and its Content-Encoding.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: It cannot be parsed as one.
     """
-    asked = pb.ForwardBackwardRequest()
+    request = pb.ForwardBackwardRequest()
     try:
         if encoding == "zstd":
             content = zstandard.ZstdDecompressor().decompressobj().decompress(content)
-        asked.ParseFromString(content)
+        request.ParseFromString(content)
     except (DecodeError, zstandard.ZstdError) as error:
         raise ValueError(f"not a ForwardBackwardRequest: {error}") from error
-    return asked
+    return request
 
 
 def read_batch(request: Any) -> list[Datum]:
@@ -55,7 +53,7 @@ def read_batch(request: Any) -> list[Datum]:
         if not len(tokens) == len(targets) == len(weights):
             raise ValueError(
                 f"datum {number} has {len(tokens)} tokens, {len(targets)} targets and "
-                f"{len(weights)} weights: they have to be as many"
+                f"{len(weights)} weights: the numbers have to be equal"
             )
         batch.append(Datum(tokens, targets, weights))
     return batch

@@ -1,4 +1,4 @@
-"""The routes that look at runs, checkpoints and sessions, and those that keep checkpoints."""
+"""The routes of the SDK's RestClient: runs, checkpoints and sessions."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tinker_recovery.testing.engine import ServiceState
-from tinker_recovery.testing.runs import Run, ServiceError
+from tinker_recovery.testing._runs import Run, ServiceError
+from tinker_recovery.testing._service_state import ServiceState
 
 _T = TypeVar("_T")
 _TTL_S = (3600, 10 * 365 * 24 * 3600)
 
 
-class Reading:
-    """Handlers over an engine."""
+class RestRoutes:
+    """Handlers that read the service's state and change checkpoints."""
 
-    def __init__(self, engine: ServiceState) -> None:
-        self._engine = engine
-        self._checkpoints = engine.checkpoints
+    def __init__(self, state: ServiceState) -> None:
+        self._state = state
+        self._checkpoints = state.checkpoints
 
     # Runs and checkpoints
 
     async def training_runs(self, request: Request) -> Response:
         """All runs, newest first, in pages."""
-        runs, cursor = _page(request, self._engine.runs())
+        runs, cursor = _page(request, self._state.runs())
         page = [self._training_run(run) for run in runs]
         return JSONResponse({"training_runs": page, "cursor": cursor})
 
     async def training_run(self, request: Request) -> Response:
         """One run."""
-        return JSONResponse(self._training_run(self._engine.run(request.path_params["run"])))
+        return JSONResponse(self._training_run(self._state.run(request.path_params["run"])))
 
     def _training_run(self, run: Run) -> dict[str, Any]:
         checkpoints = self._checkpoints.of(run.run_id)
@@ -52,7 +52,7 @@ class Reading:
 
     async def run_checkpoints(self, request: Request) -> Response:
         """The checkpoints of one run."""
-        run = self._engine.run(request.path_params["run"])
+        run = self._state.run(request.path_params["run"])
         found = [_checkpoint(facts) for facts in self._checkpoints.every(run.run_id)]
         return JSONResponse({"checkpoints": found})
 
@@ -60,16 +60,16 @@ class Reading:
         """The checkpoints of all runs, in pages."""
         found = [
             _checkpoint(facts)
-            for run in self._engine.runs()
+            for run in self._state.runs()
             for facts in reversed(self._checkpoints.every(run.run_id))
         ]
         page, cursor = _page(request, found)
         return JSONResponse({"checkpoints": page, "cursor": cursor})
 
     async def weights_info(self, request: Request) -> Response:
-        """What a checkpoint needs to be loaded."""
+        """What a client needs to know to load a checkpoint."""
         facts = self._checkpoints.find((await request.json())["tinker_path"])
-        run = self._engine.run(facts["run_id"])
+        run = self._state.run(facts["run_id"])
         trained = {"train_mlp": True, "train_attn": True, "train_unembed": True}
         return JSONResponse(
             {
@@ -80,26 +80,24 @@ class Reading:
             }
         )
 
-    # Keeping
-
     async def delete(self, request: Request) -> Response:
         """Delete a checkpoint."""
         self._checkpoints.delete(_path(request))
         return JSONResponse({})
 
     async def set_ttl(self, request: Request) -> Response:
-        """Let a checkpoint expire, or not."""
+        """Change when a checkpoint expires."""
         ttl_s = (await request.json()).get("ttl_seconds")
         check_ttl(ttl_s)
         self._checkpoints.set_ttl(_path(request), ttl_s)
         return JSONResponse({})
 
     async def publish(self, request: Request) -> Response:
-        """Let everybody see a checkpoint."""
+        """Make a checkpoint public."""
         return self._set_public(_path(request), public=True)
 
     async def unpublish(self, request: Request) -> Response:
-        """Let nobody else see a checkpoint."""
+        """Make a checkpoint private."""
         return self._set_public(_path(request), public=False)
 
     def _set_public(self, path: str, *, public: bool) -> Response:
@@ -113,28 +111,28 @@ class Reading:
     async def session(self, request: Request) -> Response:
         """One session."""
         session = request.path_params["session"]
-        facts = self._engine.sessions.facts(session)
-        runs = [run.run_id for run in self._runs_of(session)]
-        told = {key: facts[key] for key in ("user_metadata", "display_name")}
-        return JSONResponse({"training_run_ids": runs, "sampler_ids": [], **_without_nulls(told)})
+        facts = self._state.sessions.facts(session)
+        runs = [run.run_id for run in self._state.runs_of(session)]
+        named = {key: facts[key] for key in ("user_metadata", "display_name")}
+        return JSONResponse({"training_run_ids": runs, "sampler_ids": [], **_without_nulls(named)})
 
     async def sessions(self, request: Request) -> Response:
         """The ids of all sessions, newest first."""
         limit = int(request.query_params.get("limit", 20))
         offset = int(request.query_params.get("offset", 0))
-        found = list(reversed(self._engine.sessions.states()))
+        found = list(reversed(self._state.sessions.states()))
         return JSONResponse({"sessions": found[offset : offset + limit]})
 
     async def search_sessions(self, request: Request) -> Response:
-        """Sessions and how they stand, as ``tinker.types.SessionSearchResponse``."""
-        found, cursor = self._engine.sessions.search(await request.json())
+        """Sessions with their states, as ``tinker.types.SessionSearchResponse``."""
+        found, cursor = self._state.sessions.search(await request.json())
         page = [self._summary(facts) for facts in found]
         return JSONResponse(_without_nulls({"sessions": page, "next_cursor": cursor}))
 
     def _summary(self, facts: dict[str, Any]) -> dict[str, Any]:
         checkpoints = [
             checkpoint
-            for run in self._runs_of(facts["session_id"])
+            for run in self._state.runs_of(facts["session_id"])
             for checkpoint in self._checkpoints.every(run.run_id)
         ]
         return _without_nulls(
@@ -151,16 +149,9 @@ class Reading:
             }
         )
 
-    def _runs_of(self, session: str) -> list[Run]:
-        return [run for run in self._engine.runs() if run.run_id.startswith(f"{session}:train:")]
-
 
 def check_ttl(ttl_s: float | None) -> None:
-    """Let pass only a time that a checkpoint may live.
-
-    Raises:
-        ServiceError: 400.
-    """
+    """Raise ServiceError 400 unless it is a time to live that the service allows."""
     low, high = _TTL_S
     if ttl_s is not None and not low <= ttl_s <= high:
         raise ServiceError(400, f"ttl_seconds={ttl_s!r} is not allowed: {low} to {high}, or null")

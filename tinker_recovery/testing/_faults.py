@@ -1,4 +1,4 @@
-"""FaultRule: which request goes wrong, when, how often or how long, and how."""
+"""FaultRule: which request a fault strikes, when, how often or for how long."""
 
 from __future__ import annotations
 
@@ -19,40 +19,41 @@ from tinker_recovery.testing.actions import (
     Target,
 )
 
+_ABOVE_ZERO = math.ulp(0.0)
+
 __all__ = ["Action", "Category", "FaultRule", "Request", "Target"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FaultRule:
-    """One fault to come. Its ``repr`` is the call that makes it.
+    """A scripted fault. Its ``repr`` is the call that makes it.
 
     Attributes:
-        action: What happens: see the table at the top of :mod:`tinker_recovery.testing.actions`.
-        at_step: Optimizer steps contained in the run's weights when the request's turn comes (for
-            a poll: the turn of the request it asks for); None for any. For ``load_weights`` the
-            steps contained in the checkpoint, for ``create_model`` 0. Together with ``for_s``, the
-            step at which the time begins.
-        request: The kind of request. None for any, except that engine faults strike
-            ``create_model`` and ``load_weights`` only where that is asked for.
+        action: One of the table in :mod:`tinker_recovery.testing.actions`.
+        at_step: Optimizer steps in the run's weights when the request's turn comes (for a poll:
+            the turn of the request it polls); None for any. For ``load_weights`` the steps in the
+            checkpoint, for ``create_model`` 0. With ``for_s``, the step at which its time begins.
+        request: The kind of request. None for any; but engine faults strike ``create_model`` and
+            ``load_weights`` only if named here.
         run: The Tinker run id; None for any.
-        times: How often it strikes. None: once, or, with ``for_s``, as often as it can.
+        times: How often it strikes. None: once, or, with ``for_s``, every time.
         category: For ``poison``, ``fail`` and ``fail_session``.
         message: For ``poison``, ``fail``, ``fail_session`` and ``status``.
         quiet: For ``poison``: hang instead of failing.
-        for_s: Seconds from its first strike on during which it strikes; None for no limit.
+        for_s: Seconds from its first strike during which it strikes; None for no limit.
         after_s: Seconds after its injection before it can strike.
         status: For ``status``: the HTTP status, 400 or more.
-        retry_after_s: For ``status``: seconds to put into a Retry-After header.
+        retry_after_s: For ``status``: seconds of a Retry-After header.
         polled: For ``retrieve_future``: the kind of request that is polled; None for any.
-        delay_s: For ``slow``: seconds that the reply is held back.
+        delay_s: For ``slow``: seconds of delay.
         silent: For ``truncate``: leave the connection open.
-        body: For ``malformed``: what the reply is.
+        body: For ``malformed``: the kind of reply.
         queue_state: For ``pause``: the reason given.
         loss: For ``nan_loss``: the loss reported.
         sticky: For ``nan_loss``: whether the weights become NaN too.
 
     Raises:
-        ValueError: A field is out of its range, or does not go with the action.
+        ValueError: A field is out of range, or does not belong to the action.
     """
 
     action: Action
@@ -88,12 +89,12 @@ class FaultRule:
             self._one_of("request", self._spec.requests)
         if self.polled is not None:
             self._one_of("polled", get_args(Request))
-        self._at_least("at_step", 0, whole=True)
-        self._at_least("times", 1, whole=True)
-        self._at_least("after_s", 0)
+        self._number("at_step", 0, "0 or more, or None for any", whole=True)
+        self._number("times", 1, "1 or more, or None for any", whole=True)
+        self._number("after_s", 0, "0 or more")
         for name in ("for_s", "delay_s", "retry_after_s"):
-            self._more_than_nothing(name)
-        self._fits_together()
+            self._number(name, _ABOVE_ZERO, "seconds, more than 0")
+        self._check_combination()
 
     @property
     def _spec(self) -> Spec:
@@ -112,26 +113,15 @@ class FaultRule:
         if not isinstance(value, str | int | bool) or value not in allowed:
             self._refuse(name, ", ".join(str(one) for one in allowed))
 
-    def _at_least(self, name: str, least: int, *, whole: bool = False) -> None:
+    def _number(self, name: str, least: float, allowed: str, *, whole: bool = False) -> None:
         value = getattr(self, name)
-        if value is None and name != "after_s":
+        if value is None and name not in ("after_s", "delay_s"):
             return
         kinds = int if whole else int | float
         if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < math.inf:
-            self._refuse(name, f"{least} or more" + (", or None for any" if whole else ""))
+            self._refuse(name, allowed)
 
-    def _more_than_nothing(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is None and name != "delay_s":
-            return
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
-            self._refuse(name, "seconds, more than 0")
-
-    def _fits_together(self) -> None:
+    def _check_combination(self) -> None:
         for name in _defaults().keys() & _OWN:
             if getattr(self, name) != _defaults()[name] and name not in self._spec.takes:
                 takers = ", ".join(repr(key) for key, spec in SPECS.items() if name in spec.takes)
@@ -152,7 +142,7 @@ class FaultRule:
                 )
 
     def matches(self, request: str, run: str | None, polled: str | None) -> bool:
-        """Whether it is meant for such a request, at some step."""
+        """Whether it is for such a request, at some step."""
         wanted = (self.request,) if self.request is not None else self._spec.default
         return request in wanted and self.run in (None, run) and self.polled in (None, polled)
 
