@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tinker_recovery
+from tinker_recovery.service import SupervisedClient
 
 ROOMS = [
     "cli",
@@ -115,3 +116,20 @@ def test_the_architecture_document_lists_the_rooms_in_this_order() -> None:
     text = (DOCS / "architecture.md").read_text()
     table = text.partition("## Rooms")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == ROOMS
+
+
+def test_what_our_own_code_asks_of_a_client_is_not_passed_on_to_the_sdk() -> None:
+    """A SupervisedClient passes on every name it does not know, so no type checker would object."""
+    known = {*vars(SupervisedClient), "errors", "first_call_at"}
+    passed_on = {
+        (str(module.relative_to(PACKAGE)), node.attr)
+        for module in MODULES
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Attribute | ast.Name)
+        and (node.value.attr if isinstance(node.value, ast.Attribute) else node.value.id)
+        == "client"
+        and _room(module) == "run"
+        and node.attr not in known
+    }
+    assert not passed_on

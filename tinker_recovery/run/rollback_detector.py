@@ -83,7 +83,7 @@ class RollbackDetector:
         """The service could not be reached: what it holds may be older when it comes back."""
         if self._outage_from is None:
             self._outage_from = self._confirmed_step
-            self._open_at_outage = 0 if current is None else current.client.look_first()
+            self._open_at_outage = 0 if current is None else current.client.run_canary_next()
 
     def note_reachable(self, current: AttemptScope) -> None:
         """The service answers, and calls the run sound; after an outage that is not enough."""
@@ -143,7 +143,7 @@ class RollbackDetector:
         """After an outage: are the weights still those of the newest step?"""
         # Only checkpoints known before the outage: what was saved since may be of either state.
         branch = [at for at in self._known_on_branch() if at[1] <= trusted_step]
-        if attempt.faulty or attempt.closed or (asked := attempt.client.look()) is None:
+        if attempt.faulty or attempt.closed or (asked := attempt.client.run_canary()) is None:
             return
         looking, step = asked
         try:
