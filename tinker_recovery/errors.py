@@ -11,7 +11,7 @@
     ├── CheckpointError
     │   ├── InvalidMetadata              a checkpoint's metadata says something impossible
     │   └── NoUsableCheckpoint           nothing to recover from, and starting over is not possible
-    ├── OtherWeights                     the canary speaks against a restore, which is tried again
+    ├── OtherWeights                     the canary objects to a restore, which is tried again
     ├── FaultError                       a fault that nothing raised: it was observed
     │   ├── CorruptedRun                 the service reports the run as corrupted
     │   └── NonFiniteLoss                the loss became NaN or infinite

@@ -86,7 +86,7 @@ class Supervisor(AsyncContextManagerMixin):
             logged.
         journal: The file of what must survive this process; by default one in the user's state
             folder (see :func:`~tinker_recovery.journal.default_path`), None keeps it in memory,
-            and then no run is gone on with by its name.
+            and then no run can be resumed by its name.
         clock: Time and chance, for tests.
 
     Raises:
@@ -210,10 +210,10 @@ class Supervisor(AsyncContextManagerMixin):
         """Watch a run that is trained elsewhere, by its status alone.
 
         When the service calls it corrupted, or has failed its session, a client is made in a new
-        session, from the newest checkpoint that was stored while the run was last seen to be well
-        and that nothing speaks against, and handed over. So many at once as the policy allows; a
-        canary and ``checkpoint_strategy`` do not apply. Of a run that cannot be recovered
-        ``policy.on_failure`` is told.
+        session, from the newest usable checkpoint that was stored before the run was last seen to
+        be sound, and handed over. As many at once as the policy allows; a canary and
+        ``checkpoint_strategy`` do not apply. ``policy.on_failure`` is called for a run that cannot
+        be recovered.
 
         It costs no task and well under 4 KB, so there can be thousands.
 

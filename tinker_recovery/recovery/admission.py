@@ -28,11 +28,11 @@ WINDOW_S = 10.0
 """Runs that fail alike within this time, or within one poll, may have failed together."""
 
 MASS_RUNS = 10
-"""So many runs at least make a mass incident."""
+"""Least runs in a mass incident."""
 
 MASS_SHARE = 0.0025
-"""And at least this share of all that are watched: of ten thousand runs that fail twice a day, some
-seven do so within half a minute with nothing in common."""
+"""Least share of all runs in a mass incident: of ten thousand runs that fail twice a day, some seven
+do so within half a minute with nothing in common."""
 
 OLDEST_EVERY = 4
 """Every fourth slot goes to the oldest waiter, however urgent the others are."""
@@ -58,10 +58,10 @@ class MassIncident:
 
 
 class MassIncidents:
-    """Tells a mass incident from runs that merely fail.
+    """Tells mass incidents from independent failures.
 
     Args:
-        window_s: Seconds within which they have to be noticed. What a poll tells of comes within
+        window_s: Seconds within which the faults have to be detected. What polls detect comes within
             one interval.
     """
 
@@ -72,7 +72,7 @@ class MassIncidents:
         self._open: dict[str, MassIncident] = {}
 
     def began(self, run: str, kind: str, *, now: float, watched: int) -> MassIncident | None:
-        """A run has failed; returns the mass incident that this makes of it and others, if new.
+        """A run has failed; returns the mass incident that begins with it, if one does.
 
         Args:
             run: Its name.
@@ -99,7 +99,7 @@ class MassIncidents:
         return mass
 
     def ended(self, run: str, kind: str, *, recovered: bool) -> MassIncident | None:
-        """A run has been dealt with; returns the mass incident that is over with it."""
+        """A run is recovered or given up; returns the mass incident that ends with it, if one does."""
         self._in_progress.get(kind, set()).discard(run)
         mass = self._open.get(kind)
         if mass is None or run not in mass.members:
@@ -118,7 +118,7 @@ class MassIncidents:
 
     @property
     def members(self) -> int:
-        """How many runs are part of one and not dealt with."""
+        """Runs in mass incidents that are neither recovered nor given up."""
         return sum(len(mass.members) for mass in self._open.values())
 
 
@@ -142,9 +142,10 @@ class Ticket:
 
 
 class Admission:
-    """Who goes next: urgent first, nobody forgotten, and carefully during a mass incident.
+    """Decides which recovery gets the next slot.
 
-    Urgent is a run with few attempts left, and of equals the one whose fault is the oldest.
+    The run with the fewest attempts left goes first, and of equals the one with the oldest fault;
+    every fourth slot goes to the oldest waiter. During a mass incident, one at a time.
 
     Args:
         most: The most recoveries at once.
@@ -169,11 +170,11 @@ class Admission:
 
     @property
     def limit(self) -> int:
-        """How many may be, for now."""
+        """How many may be under way now."""
         return 0 if self._closed else self._limit
 
     def be_careful(self, *, careful: bool) -> None:
-        """A mass incident has begun, or the last one is over."""
+        """Probe with one recovery at a time, or return to the full limit."""
         if careful and not self._careful:
             self._limit, self._failures = 1, 0
         if not careful:
@@ -192,7 +193,7 @@ class Admission:
             self._waiting.remove(ticket)
 
     def admit(self) -> list[Ticket]:
-        """Whose turn it is now."""
+        """Admit whoever fits now; returns them."""
         admitted = []
         while self._waiting and self.in_flight < self.limit:
             ticket = min(self._waiting, key=self._rank())
@@ -331,7 +332,7 @@ class Slots:
         return failures > 0
 
     def be_careful(self, *, careful: bool) -> None:
-        """A mass incident has begun, or the last one is over."""
+        """Probe with one recovery at a time, or return to the full limit."""
         self._admission.be_careful(careful=careful)
         self._admit()
 
@@ -340,7 +341,7 @@ class Slots:
             self._asking.pop(ticket).admitted.set()
 
     async def serve(self) -> None:
-        """Let recoveries go on after each common backoff, for ever."""
+        """Admit recoveries again after each common backoff, until cancelled."""
         while True:
             await self._closed.wait()
             self._closed = anyio.Event()
@@ -350,13 +351,13 @@ class Slots:
 
 
 class MassReporter:
-    """Follows the faults in hand, tells of mass incidents and has recoveries go carefully in them.
+    """Follows the faults being recovered, reports mass incidents, and slows recoveries down in them.
 
     Args:
         slots: Where recoveries wait for their turn.
         watched: How many runs there are.
-        poll_interval_s: Within which a poll tells of what happened at once.
-        events: Where it is told.
+        poll_interval_s: Seconds within which polls detect what happened at once.
+        events: Where mass incidents are reported.
         clock: Time.
     """
 
@@ -377,7 +378,7 @@ class MassReporter:
         events.quiet_runs.clear()
 
     def began(self, fault: Fault) -> None:
-        """A fault is taken in hand."""
+        """A recovery from a fault begins."""
         kind, now, watched = fault.kind.value, self._clock.monotonic(), self._watched()
         mass = self._failures.began(fault.run, kind, now=now, watched=watched)
         if mass is not None:
@@ -385,9 +386,9 @@ class MassReporter:
                 names.EVENT_MASS_FAILURE,
                 "",
                 f"{mass.count} of {watched} runs failed alike ({kind}) within "
-                f"{now - mass.began_at:.1f} s, which is the backend's doing: one recovery goes "
-                "ahead and the others follow when it succeeds; until it is over the log tells of "
-                "single runs at level DEBUG, but for those given up",
+                f"{now - mass.began_at:.1f} s, so the backend has failed: one recovery goes "
+                "ahead and the others follow when it succeeds; until then single runs are logged "
+                "at level DEBUG, except those given up",
                 {names.RUNS: mass.count, names.FAULT_KIND: kind},
             )
             self._events.quiet_runs |= mass.members
@@ -396,7 +397,7 @@ class MassReporter:
             self._events.quiet_runs.add(fault.run)
 
     def ended(self, fault: Fault, *, recovered: bool) -> None:
-        """A fault has been dealt with."""
+        """The recovery from a fault is over."""
         kind = fault.kind.value
         mass = self._failures.ended(fault.run, kind, recovered=recovered)
         self._events.quiet_runs.discard(fault.run)

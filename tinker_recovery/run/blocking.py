@@ -88,7 +88,7 @@ async def run_blocking(
                 if begun:
                     await out.wait()
             if waited.cancelled_caught:
-                logger.error(  # noqa: TRY400 - the cancellation it is told in is no error
+                logger.error(  # noqa: TRY400 - the cancellation being handled is no error
                     "the loop of %r runs on in its thread, %g s after its client was closed: a "
                     "thread cannot be stopped from outside, so have it call the client, or look "
                     "at what it waits for",

@@ -1,7 +1,7 @@
-"""A mailbox: calls posted from any thread, made by a task of the event loop.
+"""Thread-safe inbox for callbacks from the SDK's thread, called by a task of the event loop.
 
-A callback that the loop is handed from another thread runs outside every task, where anyio can
-neither cancel nor spawn. So what the SDK's thread has to say is posted here, and a real task acts.
+A callback scheduled from another thread runs outside every task, where anyio can neither cancel nor
+spawn. So the SDK's thread posts here, and a task makes the calls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Mailbox:
     def post(self, call: Callable[[], object]) -> None:
         """Have a call made soon; from any thread, in the order of posting."""
         self._calls.append(call)
-        # Once the loop is closed there is no one left to tell.
+        # The loop may be closed by now.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._posted.set)
 
@@ -36,11 +36,11 @@ class Mailbox:
             try:
                 self._calls.popleft()()
             except Exception:
-                # One message nobody can read must not silence all the others.
-                logger.exception("a message of a client could not be dealt with")
+                # One call that fails must not keep the others from being made.
+                logger.exception("a callback from the SDK's thread failed")
 
     async def serve(self) -> None:
-        """Make calls as they come, for ever."""
+        """Make calls as they are posted, until cancelled."""
         while True:
             await self._posted.wait()
             self._posted.clear()

@@ -1,4 +1,4 @@
-"""Opening a run: its lease is taken, and what an earlier process left of it is found."""
+"""Opening a run: take its lease, and find out where an earlier process left it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from tinker_recovery.telemetry import names
 logger = logging.getLogger(names.SCOPE)
 
 LOOK_S = 0.5
-"""How often a run that another process trains is asked for again."""
+"""Seconds between two tries to take a run that another process trains."""
 
 REMIND_S = 60.0
-"""How often the log says that it is waited for."""
+"""Seconds between two log lines about waiting for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedRun:
-    """A run that is this process's to train.
+    """A run that this process holds.
 
     Attributes:
         record: Its place in the journal, and its lease.
@@ -64,7 +64,7 @@ async def open_run(
     policy: RecoveryPolicy,
     clock: Clock,
 ) -> OpenedRun:
-    """Take a run for this process, and see where it stands.
+    """Take a run for this process, and find out where it stands.
 
     Raises:
         JournalError: The journal cannot be written.
@@ -77,7 +77,7 @@ async def open_run(
     opening = RunRequest(
         service=recorder.service,
         name=name,
-        # What is only observed is not recovered, and so not gone on with either.
+        # What is only observed is not recovered, and so not resumed either.
         named=plan.name is not None and policy.enabled and recorder.persistent,
         lineage=secrets.token_hex(8),
         origin=plan.described,
@@ -108,7 +108,7 @@ async def open_run(
         )
         await record.begin(opening, anew=False)
         logger.warning(
-            "run %s: an earlier process left it %s at step %d; it is gone on with here",
+            "run %s: an earlier process left it %s at step %d; it is resumed here",
             name,
             found.state,
             found.step,
@@ -122,7 +122,7 @@ async def open_run(
 async def _look_at_service(
     record: RunRecord, reader: StatusReader, plan: StartPlan, clock: Clock
 ) -> None:
-    """Take over a run that this journal does not know, if the service does."""
+    """Take over a run that is not in this journal, if the service has it."""
     rediscovered = await find_at_service(reader, record.name, known=await record.known_lineages())
     if rediscovered is None:
         return
@@ -185,7 +185,7 @@ async def take_run(
         taken = await recorder.open_run(opening, seen)
         if isinstance(taken, RunRecord):
             if seen is not None:
-                logger.info("run %s: it is free now, and is gone on with here", opening.name)
+                logger.info("run %s: it is free now, and is resumed here", opening.name)
             return taken
         if on_lease == "refuse":
             raise taken.by.held(
@@ -215,7 +215,7 @@ def check_not_finished(name: str, found: StoredRun) -> None:
     path = found.checkpoints[-1][0] if found.checkpoints else None
     runner = os.environ.get("TINKER_RECOVERY_FINISHED_FILE")
     if runner:
-        # `tinker-recovery run` would take the error for a crash, and start the script again.
+        # `tinker-recovery run` would take the error for a crash, and restart the script.
         with contextlib.suppress(OSError):
             Path(runner).touch()
     raise RunFinished(
@@ -230,7 +230,7 @@ def check_not_finished(name: str, found: StoredRun) -> None:
 
 
 def check_same_start(name: str, recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run as another one.
+    """Refuse to resume a run with other arguments than it was begun with.
 
     Raises:
         UsageError: An argument is not the one the run was begun with; names it and both values.

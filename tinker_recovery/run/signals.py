@@ -1,9 +1,8 @@
-"""Hearing that the process is to stop: Ctrl-C and SIGTERM, while a Supervisor is entered.
+"""Ctrl-C and SIGTERM, while a Supervisor is entered.
 
-A loop that is stopped by a signal saves its last step first, for so long as the policy says. For
-that it has to be known why a task is cancelled: by a signal, or by the user's own code, which is
-not made to wait. Handlers stand in front of those already there, in the main thread alone, and are
-taken back on the way out.
+A loop that a signal stops saves its last step first, within the policy's limit. For that it must be
+known whether a task is cancelled by a signal or by the user's own code, which is not made to wait.
+Handlers wrap those already installed, in the main thread only, and are removed on the way out.
 """
 
 from __future__ import annotations
