@@ -31,8 +31,8 @@ MASS_RUNS = 10
 """Least runs in a mass incident."""
 
 MASS_SHARE = 0.0025
-"""Least share of all runs in a mass incident: of ten thousand runs that fail twice a day, some seven
-do so within half a minute with nothing in common."""
+"""Least share of all runs in a mass incident: of ten thousand runs that fail twice a day, some
+seven do so within half a minute with nothing in common."""
 
 OLDEST_EVERY = 4
 """Every fourth slot goes to the oldest waiter, however urgent the others are."""
@@ -61,7 +61,7 @@ class MassIncidents:
     """Tells mass incidents from independent failures.
 
     Args:
-        window_s: Seconds within which the faults have to be detected. What polls detect comes within
+        window_s: Seconds within which the faults have to be detected. What polls detect is within
             one interval.
     """
 
@@ -99,7 +99,7 @@ class MassIncidents:
         return mass
 
     def ended(self, run: str, kind: str, *, recovered: bool) -> MassIncident | None:
-        """A run is recovered or given up; returns the mass incident that ends with it, if one does."""
+        """A run is recovered or given up; returns the mass incident that it ends, if any."""
         self._in_progress.get(kind, set()).discard(run)
         mass = self._open.get(kind)
         if mass is None or run not in mass.members:
@@ -351,7 +351,7 @@ class Slots:
 
 
 class MassReporter:
-    """Follows the faults being recovered, reports mass incidents, and slows recoveries down in them.
+    """Follows the faults being recovered, reports mass incidents, and slows recoveries in them.
 
     Args:
         slots: Where recoveries wait for their turn.
