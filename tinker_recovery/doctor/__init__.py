@@ -7,7 +7,7 @@ fixed batch then show which of the other two the second one equals.
 
 ``comparison`` judges, and is pure; ``examination`` runs the experiment; ``once`` runs it in the
 background, once for each service. Called by ``cli/`` and the Supervisor; never imports ``run`` or
-``recovery``.
+``retention``.
 """
 
 from tinker_recovery.doctor.examination import ExamPlan, Report, examine

@@ -1,8 +1,9 @@
 """The journal: what must survive this process, in one SQLite file in the user's state folder.
 
 Here live the notes on checkpoints (:class:`Journal`, :class:`Notebook`), the records of runs with
-the lease that lets one process train each (:class:`Recorder`), and the readers for other processes
-(``reading``, ``summary``). Every room above may call it; it never imports ``service``.
+the lease that lets one process train each (:class:`Recorder`; ``lease`` has its length), and the
+readers for other processes (``reading``, ``summary``). Every room above may call it; it never
+imports ``service``.
 """
 
 from tinker_recovery.journal.journal import (

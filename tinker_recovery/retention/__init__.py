@@ -2,5 +2,6 @@
 
 ``loop`` is the worker, a child of the supervision tree; ``collector`` does the work for one run;
 ``verifier`` looks deeper than a recovery does, down to the bytes. What to keep is decided in
-:mod:`tinker_recovery.checkpoints`.
+:mod:`tinker_recovery.checkpoints`. Called by the Supervisor and the command line; never imports
+``run``.
 """

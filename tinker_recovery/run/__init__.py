@@ -1,1 +1,12 @@
-"""One logical run: its attempts, where it stands, when it saves, and which saves are sound."""
+"""One logical run: its attempts, where it stands, when it saves, and which saves are sound.
+
+- ``attempt``, ``view``, ``options``: what a user holds or gives: :class:`Attempt`, :class:`Run`,
+  :class:`StartOptions`
+- ``scope``, ``client_hooks``, ``monitored``: where a fault is detected and declared
+- ``supervised``: the run itself, which reports faults and gets recovered clients
+- ``open``, ``journaling``: taking a run over from an earlier process, and writing for a later one
+- ``saver``: when an attempt saves; ``rollback_detector``: whether the service lost weights
+- ``blocking``, ``mailbox``, ``signals``: threads, and the signals that stop a process
+
+Called by the Supervisor alone. It never imports ``retention`` or ``detection``.
+"""
