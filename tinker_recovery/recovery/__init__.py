@@ -19,6 +19,7 @@ A run that another process left begins at ``resume`` (the journal knows it) or `
 the service does), and goes the same way from its first fault, ``process_lost``. ``dry_run`` and
 ``manual`` restore without a run under way.
 
-The order in which checkpoints are tried is in ``checkpoints.selection``; backoff, retries and the
+The order in which checkpoints are tried is in ``checkpoints.selection``, segment by segment in
+``selection``; backoff, retries and the
 texts of a run given up are in ``executor``. Called by the rooms above; never imports ``run``.
 """

@@ -1,7 +1,8 @@
 """Telemetry: the spans, metrics, events and logs of runs and recoveries.
 
-Every room above may call it; it imports only ``supervision``. Every name is in
-:mod:`~tinker_recovery.telemetry.names`, and secrets are redacted everywhere: see
+Every room above may call it; it imports only ``supervision``. The names of spans,
+events and attributes are in :mod:`~tinker_recovery.telemetry.names`, those of metrics in
+:mod:`~tinker_recovery.telemetry.metrics`. Secrets are redacted everywhere: see
 :mod:`~tinker_recovery.telemetry.redaction`, and :func:`hide` for secrets of your own.
 
 - **Traces** and **metrics** go to whatever OpenTelemetry SDK the program has configured;

@@ -16,8 +16,9 @@ The unmodified tinker SDK is its client. What moto is for AWS, this is for Tinke
 - In a process of its own, which can be killed: :class:`LocalTinkerProcess`. From a shell:
   ``tinker-recovery serve``.
 
-Public are these names and modules; modules that begin with an underscore are not. Any test may use
-this package. It imports nothing else of ``tinker_recovery``.
+Inside, ``_app`` has the routes and refuses what is not offered, and ``_model`` is the model with
+its loss. Public are these names and modules; modules that begin with an underscore are not. Any
+test may use this package. It imports nothing else of ``tinker_recovery``.
 """
 
 try:
