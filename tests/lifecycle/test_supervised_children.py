@@ -55,6 +55,9 @@ class Crash:
         self.count = 0
 
     def __call__(self) -> None:
+        task = asyncio.current_task()
+        if task is not None and "/retention#" in task.get_name():
+            return  # it inspects checkpoints as well
         self.count += 1
         if self.count > 1:
             return
