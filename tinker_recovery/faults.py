@@ -110,7 +110,7 @@ _ANYWHERE = frozenset(SeenIn)
 
 
 @dataclass(frozen=True, slots=True)
-class FaultRule:
+class VerdictRule:
     """One line of the fault table.
 
     Attributes:
@@ -168,60 +168,60 @@ def _is(*kinds: type[BaseException]) -> Callable[[BaseException], bool]:
     return lambda error: isinstance(error, kinds)
 
 
-TABLE: tuple[FaultRule, ...] = (
-    FaultRule(
+TABLE: tuple[VerdictRule, ...] = (
+    VerdictRule(
         Kind.RETRYABLE,
         Verdict.RECOVER,
         "the policy's retryable_errors names it; that is checked before every other rule",
         "any exception that retryable_errors names",
     ),
-    FaultRule(
+    VerdictRule(
         Kind.CORRUPTED,
         Verdict.RECOVER,
         "the service reports the run as corrupted, so its weights can no longer be trusted",
         "training_run.corrupted is true",
     ),
-    FaultRule(
+    VerdictRule(
         Kind.SESSION_FAILED,
         Verdict.RECOVER,
         "the service has failed the run's session and will execute none of its requests",
         "the session's status is failed, for an internal reason",
     ),
-    FaultRule(
+    VerdictRule(
         Kind.SILENCE,
         Verdict.RECOVER,
         "submitted work made no progress within stall_after_s, and the service gave no reason to "
         "wait; most backend failures look like this and do not end by themselves",
         "requests open, none finished, no capacity pause reported",
     ),
-    FaultRule(
+    VerdictRule(
         Kind.ROLLED_BACK,
         Verdict.RECOVER,
         "the weights are, or may be, those of an earlier checkpoint: the service lost later steps "
         "in an outage without reporting it",
         "after an outage the canary answers as at an older checkpoint, or requests were open then",
     ),
-    FaultRule(
+    VerdictRule(
         Kind.LOSS_NOT_FINITE,
         Verdict.RECOVER,
         "the loss became NaN or infinite, so the weights may be ruined (guard_loss is on)",
         "a result, or attempt.report(loss=...), that is not finite",
         _is(NonFiniteLoss),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.PROCESS_LOST,
         Verdict.RECOVER,
         "the process that trained the run ended before the run did; its steps since the last "
         "checkpoint are done again",
         "an unfinished run of this name in the journal",
     ),
-    FaultRule(
+    VerdictRule(
         Kind.LEASE_LOST,
         Verdict.GIVE_UP,
         "another process has taken the run over, and only one may train it",
         "another process holds the run's lease in the journal",
     ),
-    FaultRule(
+    VerdictRule(
         Kind.MODEL_MISSING,
         Verdict.RECOVER,
         "the service no longer has the run's model",
@@ -229,49 +229,49 @@ TABLE: tuple[FaultRule, ...] = (
         _model_missing,
         frozenset({SeenIn.CALL, SeenIn.BODY}),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.REQUEST_FAILED,
         Verdict.RECOVER,
         "a request failed inside the service, and the SDK's client cannot be used after that",
         "RequestFailedError, category server or unknown",
         _failed(RequestErrorCategory.Server, RequestErrorCategory.Unknown),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.GONE,
         Verdict.RECOVER,
         "the service no longer knows the request, so its effect is unknown",
         "RetryableException, or HTTP 410",
         lambda error: isinstance(error, RetryableException) or _status(410)(error),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.RATE_LIMITED,
         Verdict.WAIT,
         "the service asks for fewer requests, and the SDK's own wait was not long enough",
         "HTTP 429, after the SDK's own 300 s",
         _status(429),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.UNAUTHORIZED,
         Verdict.GIVE_UP,
         "the API key is refused: set TINKER_API_KEY to a valid one",
         "HTTP 401",
         _status(401),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.UNPAID,
         Verdict.GIVE_UP,
         "the account is out of credit, and the SDK has waited an hour: add credit and run again",
         "HTTP 402, after the SDK's own pause",
         _status(402),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.FORBIDDEN,
         Verdict.GIVE_UP,
         "the API key is not allowed to do this: check its permissions",
         "HTTP 403",
         _status(403),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.USER_ERROR,
         Verdict.GIVE_UP,
         "the service rejects the request's content, and would again; but if its status reports the "
@@ -280,7 +280,7 @@ TABLE: tuple[FaultRule, ...] = (
         _failed(RequestErrorCategory.User),
         breaks_client=False,
     ),
-    FaultRule(
+    VerdictRule(
         Kind.CONFLICT,
         Verdict.RECOVER,
         "a name is taken, most likely by the first try of a save whose reply was lost; the SDK's "
@@ -289,7 +289,7 @@ TABLE: tuple[FaultRule, ...] = (
         _status(409),
         frozenset({SeenIn.CALL, SeenIn.BODY}),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.UNAVAILABLE,
         Verdict.RECOVER,
         "the service could not be reached for as long as the SDK retries, and the SDK's client "
@@ -300,14 +300,14 @@ TABLE: tuple[FaultRule, ...] = (
             or _status(408)(error)
         ),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.INVALID_REQUEST,
         Verdict.GIVE_UP,
         "the service rejects the request, and would again: change it",
         "HTTP 422, 400 and other 4xx",
         lambda error: isinstance(error, tinker.APIStatusError),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.DEADLINE,
         Verdict.WAIT,
         "the service did not finish within create_timeout_s; it may be short of capacity",
@@ -315,7 +315,7 @@ TABLE: tuple[FaultRule, ...] = (
         _is(DeadlineExceeded),
         frozenset({SeenIn.CREATE}),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.STATUS_UNREAD,
         Verdict.WAIT,
         "the service's status could not be read, so the run's state is unknown",
@@ -323,14 +323,14 @@ TABLE: tuple[FaultRule, ...] = (
         _is(StatusUnavailable),
         frozenset({SeenIn.CREATE}),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.CLIENT_POISONED,
         Verdict.RECOVER,
         "the SDK's client refuses every call after a failed request",
         "RuntimeError '... poisoned ...' from a TrainingClient",
         _says("TrainingClient is poisoned"),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.CLIENT_CLOSED,
         Verdict.RECOVER,
         "the SDK's client was closed while the loop used it",
@@ -341,7 +341,7 @@ TABLE: tuple[FaultRule, ...] = (
             "Client connection pool is closed",
         ),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.CANCELLED,
         Verdict.RECOVER,
         "a request was cancelled, by a timeout around it or by the SDK; every later request would "
@@ -350,7 +350,7 @@ TABLE: tuple[FaultRule, ...] = (
         _is(asyncio.CancelledError, concurrent.futures.CancelledError),
         frozenset({SeenIn.CALL}),
     ),
-    FaultRule(
+    VerdictRule(
         Kind.REQUEST_BROKE,
         Verdict.RECOVER,
         "a request ended in an unknown error, such as a result that cannot be decoded; the SDK's "
@@ -362,7 +362,7 @@ TABLE: tuple[FaultRule, ...] = (
 )
 """The fault table: the first rule that matches wins."""
 
-RULES: dict[Kind, FaultRule] = {rule.kind: rule for rule in TABLE}
+RULES: dict[Kind, VerdictRule] = {rule.kind: rule for rule in TABLE}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -387,7 +387,7 @@ class Fault:
     run: str
     attempt: int
     run_id: str
-    rule: FaultRule
+    rule: VerdictRule
     detected_by: DetectedBy
     step: int
     error: BaseException | None = None
@@ -417,7 +417,7 @@ class Fault:
 
 def judge(
     error: BaseException, place: SeenIn = SeenIn.BODY, retryable: Sequence[Retryable] = ()
-) -> FaultRule | None:
+) -> VerdictRule | None:
     """The rule for an exception; None if it is not a fault, but the user's own.
 
     An exception group is a fault only if every exception in it is. KeyboardInterrupt and SystemExit

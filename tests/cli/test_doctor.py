@@ -15,7 +15,7 @@ from inspection import doctor_for_machines, doctor_for_people, doctor_status
 
 from tinker_recovery.cli import main
 from tinker_recovery.doctor import Report
-from tinker_recovery.doctor.comparison import Diagnosis, Finding
+from tinker_recovery.doctor.comparison import Diagnosis, OptimizerFinding
 from tinker_recovery.testing import LocalTinker
 
 
@@ -27,7 +27,9 @@ async def _run(local: LocalTinker, *arguments: str) -> subprocess.CompletedProce
 
 
 def test_the_result_is_a_sentence_with_the_distances_behind_it() -> None:
-    found = Diagnosis(Finding.WITHIN_NOISE, "It comes back.", 1.0, 0.0, 0.5, 0.01, 0.0, math.inf)
+    found = Diagnosis(
+        OptimizerFinding.WITHIN_NOISE, "It comes back.", 1.0, 0.0, 0.5, 0.01, 0.0, math.inf
+    )
     report = Report("http://x", "0.38.0", "m", 8, 4, 1e-3, found)
     shown = doctor_for_people(report)
     assert shown.startswith("It comes back.\n\nLogprobs at http://x, tinker 0.38.0, m, rank 8")
@@ -39,13 +41,13 @@ def test_the_result_is_a_sentence_with_the_distances_behind_it() -> None:
         None,
     )
     assert json.loads(json.dumps(result)) == result
-    assert {finding: doctor_status(real=finding.real) for finding in Finding} == {
-        Finding.EXACT: 0,
-        Finding.WITHIN_NOISE: 0,
-        Finding.INEXACT: 1,
-        Finding.COLD: 1,
-        Finding.WEIGHTS_CHANGED: 1,
-        Finding.INCONCLUSIVE: 3,
+    assert {finding: doctor_status(real=finding.real) for finding in OptimizerFinding} == {
+        OptimizerFinding.EXACT: 0,
+        OptimizerFinding.WITHIN_NOISE: 0,
+        OptimizerFinding.INEXACT: 1,
+        OptimizerFinding.COLD: 1,
+        OptimizerFinding.WEIGHTS_CHANGED: 1,
+        OptimizerFinding.INCONCLUSIVE: 3,
     }
 
 

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinker_recovery.checkpoints.canary import Answer
-from tinker_recovery.doctor.comparison import Diagnosis, Finding, Observations, Stand, diagnose
+from tinker_recovery.doctor.comparison import (
+    Diagnosis,
+    Observations,
+    OptimizerFinding,
+    Stand,
+    diagnose,
+)
 
 TOKENS = 64
 
@@ -64,51 +70,70 @@ def add(one: Answer, other: Answer, share: float) -> Answer:
 @pytest.mark.parametrize(
     ("warm", "weights_off", "finding", "words"),
     [
-        ((1.0, 1.0), (0, 0, 0), Finding.EXACT, "to the bit"),
-        ((0.0, 0.0), (0, 0, 0), Finding.COLD, "is not restored: the step"),
-        ((0.0, 1.0), (0, 0, 0), Finding.COLD, "is not restored: in one of two restores"),
-        ((1.0, 0.0), (0, 0, 0), Finding.COLD, "in one of two restores"),
-        ((0.05, 0.05), (0, 0, 0), Finding.COLD, "is not restored"),
-        ((0.5, 0.5), (0, 0, 0), Finding.INEXACT, "50% of the difference without it"),
-        ((1.5, 1.5), (0, 0, 0), Finding.INEXACT, "50%"),
-        ((0.0, 0.6), (0, 0, 0), Finding.COLD, "in one of two restores"),
-        ((0.5, 0.9), (0, 0, 0), Finding.INCONCLUSIVE, "Inconclusive"),
+        ((1.0, 1.0), (0, 0, 0), OptimizerFinding.EXACT, "to the bit"),
+        ((0.0, 0.0), (0, 0, 0), OptimizerFinding.COLD, "is not restored: the step"),
+        ((0.0, 1.0), (0, 0, 0), OptimizerFinding.COLD, "is not restored: in one of two restores"),
+        ((1.0, 0.0), (0, 0, 0), OptimizerFinding.COLD, "in one of two restores"),
+        ((0.05, 0.05), (0, 0, 0), OptimizerFinding.COLD, "is not restored"),
+        ((0.5, 0.5), (0, 0, 0), OptimizerFinding.INEXACT, "50% of the difference without it"),
+        ((1.5, 1.5), (0, 0, 0), OptimizerFinding.INEXACT, "50%"),
+        ((0.0, 0.6), (0, 0, 0), OptimizerFinding.COLD, "in one of two restores"),
+        ((0.5, 0.9), (0, 0, 0), OptimizerFinding.INCONCLUSIVE, "Inconclusive"),
         (
             (1.0, 1.0),
             (0.01, 0, 0),
-            Finding.WEIGHTS_CHANGED,
+            OptimizerFinding.WEIGHTS_CHANGED,
             "The weights are not restored: they differ by",
         ),
-        ((1.0, 1.0), (0.01, 0.01, 0.01), Finding.WEIGHTS_CHANGED, "The weights are not restored"),
-        ((1.0, 1.0), (0, 0, 0.01), Finding.WEIGHTS_CHANGED, "The weights are not restored"),
-        ((0.0, 0.0), (0.01, 0.01, 0.01), Finding.WEIGHTS_CHANGED, "The weights are not restored"),
+        (
+            (1.0, 1.0),
+            (0.01, 0.01, 0.01),
+            OptimizerFinding.WEIGHTS_CHANGED,
+            "The weights are not restored",
+        ),
+        (
+            (1.0, 1.0),
+            (0, 0, 0.01),
+            OptimizerFinding.WEIGHTS_CHANGED,
+            "The weights are not restored",
+        ),
+        (
+            (0.0, 0.0),
+            (0.01, 0.01, 0.01),
+            OptimizerFinding.WEIGHTS_CHANGED,
+            "The weights are not restored",
+        ),
     ],
 )
 @pytest.mark.parametrize("noise", [0.0, 1e-4])
 def test_each_kind_of_restore_is_told_apart_with_and_without_noise(
     warm: tuple[float, float],
     weights_off: tuple[float, float, float],
-    finding: Finding,
+    finding: OptimizerFinding,
     words: str,
     noise: float,
 ) -> None:
     found = Service(1, asking=noise, stepping=noise).observe(warm, weights_off)
-    if noise and finding is Finding.EXACT:
-        finding, words = Finding.WITHIN_NOISE, "as exact as the service is"
+    if noise and finding is OptimizerFinding.EXACT:
+        finding, words = OptimizerFinding.WITHIN_NOISE, "as exact as the service is"
     assert found.finding is finding
     assert words in found.words
-    real = finding in (Finding.EXACT, Finding.WITHIN_NOISE)
-    assert found.finding.real == (None if finding is Finding.INCONCLUSIVE else real)
+    real = finding in (OptimizerFinding.EXACT, OptimizerFinding.WITHIN_NOISE)
+    assert found.finding.real == (None if finding is OptimizerFinding.INCONCLUSIVE else real)
 
 
 def test_where_live_and_weights_only_do_not_differ_it_is_inconclusive() -> None:
     for service in (Service(1), Service(1, asking=0.5), Service(1, stepping=1.0)):
         quiet = service.asking == service.stepping == 0
         found = service.observe(warm=(0.0, 0.0), live=0.0 if quiet else 1.0)
-        assert found.finding in (Finding.INCONCLUSIVE, Finding.INEXACT, Finding.COLD)
+        assert found.finding in (
+            OptimizerFinding.INCONCLUSIVE,
+            OptimizerFinding.INEXACT,
+            OptimizerFinding.COLD,
+        )
         assert found.finding.real is not True
         if quiet:
-            assert found.finding is Finding.INCONCLUSIVE
+            assert found.finding is OptimizerFinding.INCONCLUSIVE
             assert "more --steps" in found.words
 
 
@@ -148,7 +173,7 @@ def test_a_cold_restore_is_never_called_real_however_noisy(
     found = Service(seed, asking=asking, stepping=stepping).observe(warm)
     assert found.finding.real is not True, found
     if max(asking, stepping) < 0.01:
-        assert found.finding is Finding.COLD
+        assert found.finding is OptimizerFinding.COLD
 
 
 @settings(max_examples=60)
@@ -156,7 +181,7 @@ def test_a_cold_restore_is_never_called_real_however_noisy(
 def test_without_noise_the_smallest_difference_counts(seed: int, off: float) -> None:
     assert Service(seed).observe(warm=(1.0, 1.0 + off)).finding.real is False
     changed = Service(seed).observe(weights_off=(off, 0.0, 0.0))
-    assert changed.finding is Finding.WEIGHTS_CHANGED
+    assert changed.finding is OptimizerFinding.WEIGHTS_CHANGED
 
 
 @settings(max_examples=60)

@@ -24,7 +24,7 @@ from tinker_recovery import (
     UsageError,
 )
 from tinker_recovery.doctor import ExamPlan, examine
-from tinker_recovery.doctor.comparison import Finding
+from tinker_recovery.doctor.comparison import OptimizerFinding
 from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -37,7 +37,9 @@ async def reading(local: LocalTinker, key: str | None = None) -> AsyncIterator[S
         yield reader
 
 
-async def found(local: LocalTinker, phases: list[str] | None = None, **plan: float) -> Finding:
+async def found(
+    local: LocalTinker, phases: list[str] | None = None, **plan: float
+) -> OptimizerFinding:
     """What is found; and nothing is left behind."""
     progress = print if phases is None else phases.append
     async with reading(local) as reader:
@@ -58,7 +60,7 @@ async def nothing_is_left(local: LocalTinker, reader: StatusReader) -> None:
 
 async def test_a_service_that_restores_to_the_bit_is_found_exact(local: LocalTinker) -> None:
     phases: list[str] = []
-    assert await found(local, phases) is Finding.EXACT
+    assert await found(local, phases) is OptimizerFinding.EXACT
     assert len(local.sessions()) == 4
     assert [one for one in phases if "resuming" in one] == [
         "resuming with optimizer, one step",
@@ -69,18 +71,18 @@ async def test_a_service_that_restores_to_the_bit_is_found_exact(local: LocalTin
 
 async def test_a_service_whose_restores_are_silently_cold_is_caught() -> None:
     async with LocalTinker(cold_optimizer=True) as local:
-        assert await found(local) is Finding.COLD
+        assert await found(local) is OptimizerFinding.COLD
 
 
 @pytest.mark.parametrize(
     ("action", "times", "finding"),
     [
-        ("cold_optimizer", 1, Finding.COLD),
-        ("wrong_restore", 3, Finding.WEIGHTS_CHANGED),
+        ("cold_optimizer", 1, OptimizerFinding.COLD),
+        ("wrong_restore", 3, OptimizerFinding.WEIGHTS_CHANGED),
     ],
 )
 async def test_one_wrong_restore_is_enough_and_so_are_all_of_them(
-    local: LocalTinker, action: str, times: int, finding: Finding
+    local: LocalTinker, action: str, times: int, finding: OptimizerFinding
 ) -> None:
     local.inject(FaultRule(action, request="load_weights", times=times))  # type: ignore[arg-type]  # pytest's parameters
     assert await found(local) is finding
@@ -92,7 +94,7 @@ async def test_while_it_is_inconclusive_more_steps_and_larger_ones_are_tried(
     set_doctor_rounds(monkeypatch, 2)
     phases: list[str] = []
     # So small a rate changes no logprob at all.
-    assert await found(local, phases, learning_rate=1e-12, steps=2) is Finding.INCONCLUSIVE
+    assert await found(local, phases, learning_rate=1e-12, steps=2) is OptimizerFinding.INCONCLUSIVE
     assert [one for one in phases if one.startswith("training")] == [
         "training 2 steps at learning rate 1e-12",
         "training 4 steps at learning rate 4e-12",

@@ -21,7 +21,7 @@ from tinker_recovery.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from tinker_recovery.report import RunFigures
+    from tinker_recovery.report import ReportFigures
 
 _EVENTS = 2000
 
@@ -67,7 +67,7 @@ def command(
 
 def write_report(
     journal: Path, name: str, output: Path, *, service: str | None = None
-) -> RunFigures:
+) -> ReportFigures:
     """Write the page, all or nothing; exits the command if it cannot."""
     from tinker_recovery.errors import JournalError
     from tinker_recovery.journal.reading import read_events, read_run

@@ -26,7 +26,7 @@ NEAR = 0.1
 """A restore within this share of the optimizer's part of a cold one counts as cold."""
 
 
-class Finding(Enum):
+class OptimizerFinding(Enum):
     """What a service's restore with optimizer does."""
 
     EXACT = "exact"
@@ -45,9 +45,9 @@ class Finding(Enum):
     @property
     def real(self) -> bool | None:
         """Whether the optimizer is restored; None if inconclusive."""
-        if self is Finding.INCONCLUSIVE:
+        if self is OptimizerFinding.INCONCLUSIVE:
             return None
-        return self in (Finding.EXACT, Finding.WITHIN_NOISE)
+        return self in (OptimizerFinding.EXACT, OptimizerFinding.WITHIN_NOISE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Diagnosis:
         noise_after: The service's own noise after it.
     """
 
-    finding: Finding
+    finding: OptimizerFinding
     words: str
     one_step: float
     weights_off: float
@@ -111,7 +111,7 @@ def diagnose(seen: Observations) -> Diagnosis:
     # service is exact, and the other step really differs.
     done_twice = distance(seen.warm[0].after[0], seen.warm[1].after[0]) if min(offs) else 0.0
     found = Diagnosis(
-        Finding.INCONCLUSIVE,
+        OptimizerFinding.INCONCLUSIVE,
         "",
         one_step=distance(saved, stepped),
         weights_off=max(distance(saved, each.before[0]) for each in restores),
@@ -126,47 +126,47 @@ def diagnose(seen: Observations) -> Diagnosis:
     return replace(found, finding=finding, words=_words(found, finding, colds))
 
 
-def _judge(found: Diagnosis, asked_twice: float, colds: int) -> Finding:
+def _judge(found: Diagnosis, asked_twice: float, colds: int) -> OptimizerFinding:
     if not math.isfinite(found.noise_before):
-        return Finding.INCONCLUSIVE
+        return OptimizerFinding.INCONCLUSIVE
     if found.weights_off > ALLOWANCE * found.noise_before:
-        return Finding.WEIGHTS_CHANGED
+        return OptimizerFinding.WEIGHTS_CHANGED
     if colds and _stands_out(found.optimizer_part, asked_twice):
-        return Finding.COLD
+        return OptimizerFinding.COLD
     if not _stands_out(found.optimizer_part, found.noise_after):
-        return Finding.INCONCLUSIVE
+        return OptimizerFinding.INCONCLUSIVE
     if found.restored_off == found.weights_off == 0:
-        return Finding.EXACT
+        return OptimizerFinding.EXACT
     in_noise = found.restored_off <= ALLOWANCE * found.noise_after
-    return Finding.WITHIN_NOISE if in_noise else Finding.INEXACT
+    return OptimizerFinding.WITHIN_NOISE if in_noise else OptimizerFinding.INEXACT
 
 
 def _stands_out(part: float, noise: float) -> bool:
     return CLEAR * noise < part < math.inf
 
 
-def _words(m: Diagnosis, finding: Finding, colds: int) -> str:
+def _words(m: Diagnosis, finding: OptimizerFinding, colds: int) -> str:
     match finding:
-        case Finding.EXACT:
+        case OptimizerFinding.EXACT:
             return (
                 "The optimizer is restored exactly: the step after resuming with optimizer equals "
                 "the live run's, to the bit."
             )
-        case Finding.WITHIN_NOISE:
+        case OptimizerFinding.WITHIN_NOISE:
             return (
                 f"The optimizer is restored: the step after resuming with it differs by "
                 f"{m.restored_off:.3g} from the live run's, within the service's own noise of "
                 f"{max(m.noise_before, m.noise_after):.3g}; without it, by "
                 f"{m.optimizer_part:.3g}. Recovered runs are as exact as the service is."
             )
-        case Finding.INEXACT:
+        case OptimizerFinding.INEXACT:
             return (
                 f"The optimizer is restored inexactly: the step after resuming with it differs by "
                 f"{m.restored_off:.3g} from the live run's. That is "
                 f"{m.restored_off / m.optimizer_part:.0%} of the difference without it, and more "
                 "than the service's own noise. Recovered runs continue, but not exactly."
             )
-        case Finding.COLD:
+        case OptimizerFinding.COLD:
             which = "" if colds > 1 else "in one of two restores "
             return (
                 f"The optimizer is not restored: {which}the step after resuming with optimizer is "
@@ -174,14 +174,14 @@ def _words(m: Diagnosis, finding: Finding, colds: int) -> str:
                 "reported success. Every recovery restarts the optimizer from zero: report this to "
                 "the service's operator, and expect a bump in the loss after each recovery."
             )
-        case Finding.WEIGHTS_CHANGED:
+        case OptimizerFinding.WEIGHTS_CHANGED:
             return (
                 f"The weights are not restored: they differ by {m.weights_off:.3g} from the saved "
                 f"ones before any step, where one step moves them by {m.one_step:.3g} and the "
                 f"service's own noise is {m.noise_before:.3g}. Do not rely on recovery from its "
                 "checkpoints, and report this to the service's operator."
             )
-        case Finding.INCONCLUSIVE:
+        case OptimizerFinding.INCONCLUSIVE:
             return (
                 "Inconclusive: a step with the optimizer and one without it differ by "
                 f"{m.optimizer_part:.3g}, and the service's own noise is {m.noise_after:.3g}. Try "

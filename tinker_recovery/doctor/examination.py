@@ -15,8 +15,8 @@ from tinker import types
 from tinker_recovery.checkpoints.canary import Answer, answer_of
 from tinker_recovery.doctor.comparison import (
     Diagnosis,
-    Finding,
     Observations,
+    OptimizerFinding,
     Stand,
     diagnose,
 )
@@ -192,7 +192,7 @@ class _Experiment:
                     await _all(_step(live.training, step, rate))
                 done += steps
                 diagnosis = diagnose(await self._compare(live.training, live.run_id, done, rate))
-                if diagnosis.finding is not Finding.INCONCLUSIVE or round_ == ROUNDS:
+                if diagnosis.finding is not OptimizerFinding.INCONCLUSIVE or round_ == ROUNDS:
                     break
                 self.progress("inconclusive: another round, with more steps at a higher rate")
                 done += 1  # the step that was compared

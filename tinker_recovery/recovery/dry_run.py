@@ -42,7 +42,7 @@ class NoSuchRun(UsageError):
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class LeftRun:
     """A run as it was found, before the service is asked where it stands.
 
     Attributes:
@@ -94,7 +94,7 @@ class _ReadNotes(Notebook):
         """Rejected this time alone, which :class:`CheckpointState` remembers."""
 
 
-async def find_left(reader: StatusReader, name: str, journal: Path | None) -> Left:
+async def find_left(reader: StatusReader, name: str, journal: Path | None) -> LeftRun:
     """The run of a name, or of a Tinker run id: from the journal, or else from the service.
 
     Args:
@@ -117,16 +117,16 @@ async def find_left(reader: StatusReader, name: str, journal: Path | None) -> Le
             holder = view.holder if view.live else None
             resumes = view.named and view.state not in ("finished", "abandoned")
             strategy = view.policy.get("checkpoint_strategy")
-            return Left(view.name, found, resumes, strategy, holder)
+            return LeftRun(view.name, found, resumes, strategy, holder)
     if ":train:" in name:
-        return Left(name, await _of_tinker_run(reader, name))
+        return LeftRun(name, await _of_tinker_run(reader, name))
     at_service = await find_at_service(reader, name, known=())
     if at_service is None:
         raise NoSuchRun(
             f"there is no run {name!r}: not in the journal (see `tinker-recovery runs --all`), and "
             f"no checkpoint at {service} bears that name"
         )
-    return Left(name, at_service[0], resumes=True)
+    return LeftRun(name, at_service[0], resumes=True)
 
 
 async def _of_tinker_run(reader: StatusReader, run_id: str) -> StoredRun | None:
@@ -239,7 +239,7 @@ async def prove(
 
 
 async def _where_it_stands(
-    reader: StatusReader, left: Left, policy: RecoveryPolicy, clock: Clock
+    reader: StatusReader, left: LeftRun, policy: RecoveryPolicy, clock: Clock
 ) -> RunSnapshot:
     """The run, with all that a recovery would choose by."""
     found = left.found
@@ -254,7 +254,7 @@ async def _where_it_stands(
     )
 
 
-async def _for_checkpoint(reader: StatusReader, left: Left, path: str) -> RunSnapshot | None:
+async def _for_checkpoint(reader: StatusReader, left: LeftRun, path: str) -> RunSnapshot | None:
     """The run, for this one checkpoint of it; None if a client that was not supervised saved it.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import anyio
 
 from tinker_recovery.errors import CheckpointError, RecoveryExhausted, RecoveryRefused
-from tinker_recovery.faults import Fault, FaultRule, Kind, SeenIn, Verdict, judge
+from tinker_recovery.faults import Fault, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Callback
 from tinker_recovery.recovery.admission import MassReporter, Slot, Slots
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -229,7 +229,7 @@ class Executor:
         rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)
         return rule is not None and rule.verdict is Verdict.WAIT
 
-    async def _refused(self, run: Recoverable, fault: Fault, rule: FaultRule) -> Ended:
+    async def _refused(self, run: Recoverable, fault: Fault, rule: VerdictRule) -> Ended:
         errors = run.budget.errors
         refused = RecoveryRefused(
             f"run {run.name!r} cannot be recovered, because {rule.reason}: {errors[-1]!r}",

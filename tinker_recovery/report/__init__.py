@@ -5,12 +5,12 @@ Called by ``cli/``. Nothing here reads or writes a file: the data come from
 :mod:`~tinker_recovery.report.html` escapes every text and removes secrets from it.
 """
 
-from tinker_recovery.report.figures import RunFigures, figures_of
+from tinker_recovery.report.figures import ReportFigures, figures_of
 from tinker_recovery.report.page import render
 from tinker_recovery.report.words import duration, event_in_words, plain
 
 __all__ = [
-    "RunFigures",
+    "ReportFigures",
     "duration",
     "event_in_words",
     "figures_of",

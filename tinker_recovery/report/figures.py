@@ -12,7 +12,7 @@ from tinker_recovery.telemetry.figures import AttemptFigures, goodput
 
 
 @dataclass(frozen=True, slots=True)
-class RunFigures:
+class ReportFigures:
     """The figures of a run. Times are in seconds; None where nothing is known yet.
 
     Attributes:
@@ -56,7 +56,7 @@ def replayed(incident: IncidentView) -> int:
     return max(0, incident.step - incident.to_step)
 
 
-def figures_of(run: RunView, segments: Sequence[TreeSegment] | None = None) -> RunFigures:
+def figures_of(run: RunView, segments: Sequence[TreeSegment] | None = None) -> ReportFigures:
     """The figures of a run with its history, as ``journal.reading.read_run`` returns it.
 
     Args:
@@ -80,7 +80,7 @@ def figures_of(run: RunView, segments: Sequence[TreeSegment] | None = None) -> R
         for incident in run.incidents
         if incident.outcome == "recovered" and incident.ended is not None
     )
-    return RunFigures(
+    return ReportFigures(
         steps=run.step,
         attempts=len(run.attempts),
         attempts_left=run.attempts_left,

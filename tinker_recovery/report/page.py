@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tinker_recovery.journal.reading import EventView, RunView
 from tinker_recovery.report.curve import loss_section
-from tinker_recovery.report.figures import RunFigures, figures_of
+from tinker_recovery.report.figures import ReportFigures, figures_of
 from tinker_recovery.report.html import Markup, joined, tag
 from tinker_recovery.report.lineage import lineage
 from tinker_recovery.report.looks import SCRIPT, STYLE
@@ -108,7 +108,7 @@ def _header(run: RunView) -> Markup:
     )
 
 
-def _tiles(figures: RunFigures) -> Markup:
+def _tiles(figures: ReportFigures) -> Markup:
     tiles = (
         ("steps", number(figures.steps)),
         ("recoveries", number(figures.recoveries)),
@@ -127,7 +127,7 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def _figures(figures: RunFigures) -> Markup:
+def _figures(figures: ReportFigures) -> Markup:
     kept = figures.checkpoints - figures.checkpoints_deleted
     rows = [
         ("optimizer steps in the weights", number(figures.steps)),

@@ -74,7 +74,7 @@ class CollectedRun(KnownRun, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class CollectionPlan:
     """What one look found, and what follows from it.
 
     Attributes:
@@ -91,7 +91,7 @@ class Outlook:
 
 
 @dataclass(slots=True)
-class Done:
+class CollectionResult:
     """What a collection did.
 
     Attributes:
@@ -132,7 +132,7 @@ class Collector:
         rate = self._policy.max_deletes_per_s
         self._bucket = TokenBucket(rate, burst=max(1, math.ceil(rate * _FRESH_S)))
 
-    async def look(self, run: CollectedRun) -> Outlook:
+    async def look(self, run: CollectedRun) -> CollectionPlan:
         """See what there is and what would be done about it; changes nothing but the journal.
 
         Raises:
@@ -182,11 +182,11 @@ class Collector:
             ttl_s=self._policy.ttl_s,
             now=self._now(),
         )
-        return Outlook(listed, plan, lives, ledger)
+        return CollectionPlan(listed, plan, lives, ledger)
 
     async def collect(
-        self, run: CollectedRun, progress: Callable[[Done], object] = lambda _: None
-    ) -> Done:
+        self, run: CollectedRun, progress: Callable[[CollectionResult], object] = lambda _: None
+    ) -> CollectionResult:
         """Renew what has to live on, delete what nothing keeps.
 
         Cancelling it is safe at any point; what was begun is finished by a later collection. A run
@@ -199,7 +199,7 @@ class Collector:
         Raises:
             Exception: As :meth:`look`.
         """
-        done = Done()
+        done = CollectionResult()
         outlook = None
         for _ in range(_LOOKS):
             if run.recovering:
@@ -225,7 +225,7 @@ class Collector:
         ledger: DeletionLedger,
         commands: Sequence[Command],
         progress: Callable[[], object],
-        done: Done,
+        done: CollectionResult,
     ) -> None:
         began = self._clock.monotonic()
         for command in commands:
@@ -253,7 +253,9 @@ class Collector:
         run.checkpoints.note_deletion(entry, now_s=self._clock.wall())
         return ledger.applied(entry)
 
-    def _note(self, run: CollectedRun, command: Delete, entry: Deletion, done: Done) -> None:
+    def _note(
+        self, run: CollectedRun, command: Delete, entry: Deletion, done: CollectionResult
+    ) -> None:
         fields = {names.CHECKPOINT_PATH: entry.path, names.REASON: entry.reason}
         if entry.state == "deleted":
             done.deleted[entry.path] = entry.size_bytes
@@ -273,7 +275,9 @@ class Collector:
                 return
             await self._clock.sleep(wait_s)
 
-    async def _renew(self, run: CollectedRun, outlook: Outlook, done: Done) -> None:
+    async def _renew(
+        self, run: CollectedRun, outlook: CollectionPlan, done: CollectionResult
+    ) -> None:
         now = self._now()
         for renewal in outlook.renewals:
             if renewal.at > now or renewal.path in done.renewed:
@@ -350,14 +354,14 @@ class Collector:
             return timedelta(days=1)
         return min(timedelta(days=1), timedelta(seconds=self._policy.ttl_s / 3))
 
-    def _next_at(self, outlook: Outlook) -> float:
+    def _next_at(self, outlook: CollectionPlan) -> float:
         retries = [
             entry.retry_at_s for entry in outlook.ledger.entries.values() if entry.state == "failed"
         ]
         lives = [renewal.at.timestamp() for renewal in outlook.renewals]
         return min([*retries, *(lives if self._keeps_alive else [])], default=math.inf)
 
-    async def _forget(self, outlook: Outlook) -> None:
+    async def _forget(self, outlook: CollectionPlan) -> None:
         """Drop from the journal what is gone for good."""
         there = {each.path for each in outlook.listed}
         long_ago = self._clock.wall() - SETTLE_S

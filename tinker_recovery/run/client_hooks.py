@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tinker import types
 
 from tinker_recovery.checkpoints.canary import answer_of
-from tinker_recovery.faults import RULES, DetectedBy, FaultRule, Kind, SeenIn, Verdict, judge
+from tinker_recovery.faults import RULES, DetectedBy, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.service.client import CUSTOM_LOSS
 from tinker_recovery.telemetry import names
@@ -38,7 +38,7 @@ class AttemptHooks:
         elif rule.breaks_client:
             self._scope.post(self._scope.suspect_fault, rule, error, step)
 
-    def _declare_fault(self, rule: FaultRule, step: int | None, error: BaseException) -> None:
+    def _declare_fault(self, rule: VerdictRule, step: int | None, error: BaseException) -> None:
         self._scope.declare_fault(rule, DetectedBy.CALL, error, failed_step=step)
 
     def call_cancelled(self, operation: str, step: int | None) -> None:

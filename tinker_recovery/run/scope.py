@@ -19,7 +19,16 @@ import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord, Segment
 from tinker_recovery.errors import NonFiniteLoss, StaleAttempt, UsageError, causes
-from tinker_recovery.faults import RULES, DetectedBy, Fault, FaultRule, Kind, SeenIn, Verdict, judge
+from tinker_recovery.faults import (
+    RULES,
+    DetectedBy,
+    Fault,
+    Kind,
+    SeenIn,
+    Verdict,
+    VerdictRule,
+    judge,
+)
 from tinker_recovery.run.client_hooks import AttemptHooks
 from tinker_recovery.run.saver import Saver
 from tinker_recovery.service import Connection, SupervisedClient
@@ -247,7 +256,7 @@ class AttemptScope:
         if self._follows_from_fault(error):
             return True
         if isinstance(error, asyncio.CancelledError) and _no_outside_cancel():
-            rule: FaultRule | None = RULES[Kind.CANCELLED]
+            rule: VerdictRule | None = RULES[Kind.CANCELLED]
         else:
             known = any(error is failure for failure in self.client.errors)
             rule = judge(
@@ -285,7 +294,7 @@ class AttemptScope:
 
     def declare_fault(
         self,
-        rule: FaultRule,
+        rule: VerdictRule,
         detected_by: DetectedBy,
         error: BaseException | None = None,
         *,
@@ -321,7 +330,7 @@ class AttemptScope:
         self.declare_fault(RULES[Kind.LOSS_NOT_FINITE], DetectedBy.CALL, error, failed_step=step)
 
     def suspect_fault(
-        self, rule: FaultRule, error: BaseException | None, failed_step: int | None
+        self, rule: VerdictRule, error: BaseException | None, failed_step: int | None
     ) -> None:
         """Declare a fault unless the body is left soon: it may be leaving with this very error.
 

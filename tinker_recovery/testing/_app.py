@@ -18,7 +18,7 @@ from tinker_recovery.testing._export_routes import ExportRoutes
 from tinker_recovery.testing._model import Adam
 from tinker_recovery.testing._protobuf import MEDIA_TYPE, read_batch, read_request, write_output
 from tinker_recovery.testing._rest_routes import RestRoutes, check_ttl
-from tinker_recovery.testing._runs import RequestError, Run, ServiceError
+from tinker_recovery.testing._runs import RequestError, ServiceError, ServiceRun
 from tinker_recovery.testing._service_state import ServiceState
 from tinker_recovery.testing._wire_faults import WireFaults
 
@@ -221,7 +221,7 @@ class TinkerApp:
         except ValueError as error:
             raise ServiceError(400, str(error)) from error
 
-        def execute(run: Run) -> bytes:
+        def execute(run: ServiceRun) -> bytes:
             if body.loss_fn != "cross_entropy":
                 raise RequestError(f"loss_fn={body.loss_fn!r} is not offered: cross_entropy is")
             try:
@@ -240,7 +240,7 @@ class TinkerApp:
             raise ServiceError(400, "only Adam is offered")
         adam = Adam(**body["adam_params"])
 
-        def execute(run: Run) -> dict[str, Any]:
+        def execute(run: ServiceRun) -> dict[str, Any]:
             run.loaded().step(adam)
             return {"metrics": {}}
 
@@ -255,7 +255,7 @@ class TinkerApp:
         ttl_s = body.get("ttl_seconds")
         check_ttl(ttl_s)
 
-        def execute(run: Run) -> dict[str, Any]:
+        def execute(run: ServiceRun) -> dict[str, Any]:
             metadata = body.get("user_metadata")
             path = self._state.checkpoints.save(
                 run.run_id, name, run.loaded(), ttl_s=ttl_s, user_metadata=metadata

@@ -5,14 +5,14 @@ from __future__ import annotations
 from tinker_recovery.testing._checkpoints import Checkpoints
 from tinker_recovery.testing._fault_book import Entry, FaultBook
 from tinker_recovery.testing._faults import FaultRule
-from tinker_recovery.testing._runs import Promise, Run
+from tinker_recovery.testing._runs import Promise, ServiceRun
 
 _FATAL = frozenset({"poison", "fail", "hang", "gone", "fail_session"})
 """Faults that end a request; the others change its run, or the weights it loads."""
 
 
 async def find_faults(
-    book: FaultBook, promise: Promise, run: Run | None = None
+    book: FaultBook, promise: Promise, run: ServiceRun | None = None
 ) -> tuple[FaultRule | None, list[FaultRule]]:
     """The fault that ends a request, if any, and those that take effect before it is executed.
 
@@ -39,7 +39,7 @@ async def find_faults(
             effects.append(rule)
 
 
-def apply_effect(run: Run, rule: FaultRule, checkpoints: Checkpoints) -> None:
+def apply_effect(run: ServiceRun, rule: FaultRule, checkpoints: Checkpoints) -> None:
     """Do to a run what a fault does that does not end its request."""
     if rule.action == "rollback":
         run.model = checkpoints.rolled_back_model(run.facts)

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from tinker_recovery.testing._auth import SIGNED
 from tinker_recovery.testing._rest_routes import check_ttl
-from tinker_recovery.testing._runs import Run, ServiceError
+from tinker_recovery.testing._runs import ServiceError, ServiceRun
 from tinker_recovery.testing._service_state import ServiceState
 from tinker_recovery.testing._store import DamagedCheckpoint
 
@@ -39,7 +39,7 @@ class ExportRoutes:
         if body.get("age_encryption_recipients"):
             raise ServiceError(400, "age_encryption_recipients is not offered")
 
-        def execute(run: Run) -> dict[str, Any]:
+        def execute(run: ServiceRun) -> dict[str, Any]:
             config = {
                 "base_model_name_or_path": run.facts["base_model"],
                 "peft_type": "LORA",

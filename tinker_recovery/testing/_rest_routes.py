@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tinker_recovery.testing._runs import Run, ServiceError
+from tinker_recovery.testing._runs import ServiceError, ServiceRun
 from tinker_recovery.testing._service_state import ServiceState
 
 _T = TypeVar("_T")
@@ -34,7 +34,7 @@ class RestRoutes:
         """One run."""
         return JSONResponse(self._training_run(self._state.run(request.path_params["run"])))
 
-    def _training_run(self, run: Run) -> dict[str, Any]:
+    def _training_run(self, run: ServiceRun) -> dict[str, Any]:
         checkpoints = self._checkpoints.of(run.run_id)
         return _without_nulls(
             {

@@ -117,7 +117,7 @@ class RunState:
     parent: str | None = field(default=None, compare=False)
 
 
-class Run:
+class ServiceRun:
     """One training run: a model, and its requests in order of seq_id.
 
     Args:
@@ -138,7 +138,7 @@ class Run:
         self.current: Promise | None = None
         self.worker: asyncio.Task[None] | None = None
         self._next_seq = next_seq
-        self._queue: dict[int, tuple[Promise, Callable[[Run], Reply]]] = {}
+        self._queue: dict[int, tuple[Promise, Callable[[ServiceRun], Reply]]] = {}
         self._arrived = asyncio.Event()
 
     @property
@@ -167,13 +167,13 @@ class Run:
         digests = self.model.digests() if self.model else ("", "")
         return RunState(self.steps, *digests, self.corrupted, self.facts.get("parent"))
 
-    def queue(self, promise: Promise, execute: Callable[[Run], Reply]) -> None:
+    def queue(self, promise: Promise, execute: Callable[[ServiceRun], Reply]) -> None:
         """Add a request."""
         promise.set_queue_state(self.queue_state)
         self._queue[promise.seq_id] = promise, execute
         self._arrived.set()
 
-    async def next(self) -> tuple[Promise, Callable[[Run], Reply]]:
+    async def next(self) -> tuple[Promise, Callable[[ServiceRun], Reply]]:
         """The next request in its turn."""
         if self._next_seq is None:
             # A client from before a restart keeps counting; its chunks may arrive out of order.

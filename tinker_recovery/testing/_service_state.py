@@ -24,8 +24,8 @@ from tinker_recovery.testing._runs import (
     Promise,
     Reply,
     RequestError,
-    Run,
     ServiceError,
+    ServiceRun,
 )
 from tinker_recovery.testing._sessions import Sessions
 from tinker_recovery.testing._store import DamagedCheckpoint, Store
@@ -62,7 +62,7 @@ class ServiceState:
         self.wall = wall
         """Seconds since the epoch, for expiry."""
         self.requests: Counter[str] = Counter()
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, ServiceRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._reset()
         for facts in store.runs():
@@ -78,13 +78,13 @@ class ServiceState:
 
     # Runs
 
-    def run(self, run_id: str) -> Run:
+    def run(self, run_id: str) -> ServiceRun:
         """A run by its id; raises ServiceError 404 if there is none."""
         if run_id not in self._runs:
             raise ServiceError(404, f"no training run {run_id!r}")
         return self._runs[run_id]
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[ServiceRun]:
         """All runs, newest first."""
         return list(reversed(self._runs.values()))
 
@@ -155,7 +155,7 @@ class ServiceState:
         facts = {**facts, "corrupted": False, "last_request_time": _now()}
         model = self.checkpoints.initial_model(facts)
         self._store.save_run(facts["run_id"], facts)
-        self._start(Run(facts, model))
+        self._start(ServiceRun(facts, model))
 
     def add_runs(self, count: int, *, saved: bool) -> list[str]:
         """Add runs without weights; see :meth:`LocalTinker.add_runs`."""
@@ -171,7 +171,7 @@ class ServiceState:
                 "corrupted": False,
                 "last_request_time": _now(),
             }
-            run = self._runs[facts["run_id"]] = Run(facts, None)
+            run = self._runs[facts["run_id"]] = ServiceRun(facts, None)
             if saved:
                 self._store.save_run(run.run_id, facts)
                 model = self.checkpoints.initial_model(facts)
@@ -189,7 +189,7 @@ class ServiceState:
         self.run(run_id).stop()
         del self._runs[run_id]
 
-    def _start(self, run: Run) -> None:
+    def _start(self, run: ServiceRun) -> None:
         before = self._runs.get(run.run_id)
         if before is not None:
             before.stop()
@@ -211,7 +211,7 @@ class ServiceState:
             facts = {**facts, "corrupted": True}
         elif mode == "rollback" and not facts["corrupted"]:
             model = self.checkpoints.rolled_back_model(facts)
-        self._start(Run({**facts, "unloaded": mode == "unloaded"}, model, next_seq=None))
+        self._start(ServiceRun({**facts, "unloaded": mode == "unloaded"}, model, next_seq=None))
 
     def close(self) -> None:
         """Stop the worker of every run."""
@@ -234,7 +234,7 @@ class ServiceState:
         return promise
 
     def poll_facts(self, request_id: str) -> tuple[str, int, str]:
-        """Run id, step and kind of the request that a poll asks for."""
+        """ServiceRun id, step and kind of the request that a poll asks for."""
         promise = self.promise(request_id)
         step = promise.step
         if step is None:
@@ -270,7 +270,7 @@ class ServiceState:
         return request_id
 
     def submit(
-        self, run_id: str, seq_id: int, request: Request, execute: Callable[[Run], Reply]
+        self, run_id: str, seq_id: int, request: Request, execute: Callable[[ServiceRun], Reply]
     ) -> str:
         """Queue a request of a run, once per seq_id; returns the request's id.
 
@@ -295,7 +295,7 @@ class ServiceState:
             run.queue(promise, execute)
         return request_id
 
-    async def _work(self, run: Run) -> None:
+    async def _work(self, run: ServiceRun) -> None:
         """Execute the run's requests in the order of their seq_ids."""
         while True:
             promise, execute = await run.next()
@@ -313,7 +313,7 @@ class ServiceState:
             else:
                 await self._fail(run, promise, rule)
 
-    async def _fail(self, run: Run, promise: Promise, rule: FaultRule) -> None:
+    async def _fail(self, run: ServiceRun, promise: Promise, rule: FaultRule) -> None:
         if rule.action == "poison" and run.poisoned_by is None:
             run.poisoned_by = rule
             run.facts["corrupted"] = True
@@ -326,7 +326,7 @@ class ServiceState:
 
     # Sessions that fail
 
-    def runs_of(self, session: str) -> list[Run]:
+    def runs_of(self, session: str) -> list[ServiceRun]:
         """The runs of a session, newest first."""
         return [run for run in self.runs() if run.session == session]
 
@@ -356,10 +356,10 @@ class ServiceState:
 
     def submit_save(
         self,
-        run: Run,
+        run: ServiceRun,
         seq_id: int,
         name: str,
-        execute: Callable[[Run], Reply],
+        execute: Callable[[ServiceRun], Reply],
         *,
         kind: Literal["weights", "external_weights"] = "weights",
         overwrite: bool = False,

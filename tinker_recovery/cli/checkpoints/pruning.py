@@ -22,7 +22,7 @@ from tinker_recovery.cli.common import plain_console
 if TYPE_CHECKING:
     from tinker_recovery.journal.holder import Holder
     from tinker_recovery.recovery.resume import RunSnapshot
-    from tinker_recovery.retention.collector import Collector, Outlook
+    from tinker_recovery.retention.collector import CollectionPlan, Collector
 
 
 @click.command()
@@ -189,7 +189,7 @@ def _process(holder: Holder) -> str:
 
 
 def _print_plans(
-    looks: Sequence[tuple[RunSnapshot, Outlook]], busy: Sequence[tuple[RunSnapshot, Holder]]
+    looks: Sequence[tuple[RunSnapshot, CollectionPlan]], busy: Sequence[tuple[RunSnapshot, Holder]]
 ) -> None:
     from rich.table import Table
     from rich.text import Text

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from tinker_recovery.cli.watch.rows import EventText, RunRow
-    from tinker_recovery.cli.watch.sources import Source
+    from tinker_recovery.cli.watch.sources import WatchSource
 
 _SHOWN_EVENTS = 200
 _MIN_PRINTED_LINES = 60
@@ -110,7 +110,7 @@ def command(
 
 def _source(
     run: str | None, journal: Path | None, service: str | None, events: str | None, *, once: bool
-) -> Source:
+) -> WatchSource:
     from tinker_recovery.cli.watch.sources import EventsSource, JournalSource
     from tinker_recovery.journal.reading import read_run
 
@@ -122,7 +122,7 @@ def _source(
     return JournalSource(path, run, service)
 
 
-def _print_once(source: Source, console: Console, run: str | None, *, as_json: bool) -> None:
+def _print_once(source: WatchSource, console: Console, run: str | None, *, as_json: bool) -> None:
     rows = source.rows()
     if as_json:
         click.echo(json.dumps([row.as_json() for row in rows]))
@@ -131,13 +131,17 @@ def _print_once(source: Source, console: Console, run: str | None, *, as_json: b
     _report_skipped(source)
 
 
-def _report_skipped(source: Source) -> None:
+def _report_skipped(source: WatchSource) -> None:
     if source.skipped_lines:
         click.echo(f"lines skipped because they are not events: {source.skipped_lines}", err=True)
 
 
 def _render(
-    source: Source, rows: list[RunRow], events: list[EventText], console: Console, run: str | None
+    source: WatchSource,
+    rows: list[RunRow],
+    events: list[EventText],
+    console: Console,
+    run: str | None,
 ) -> RenderableType:
     from tinker_recovery.cli.watch.view import detail, overview
 
@@ -148,7 +152,7 @@ def _render(
     return detail(rows[0], source.detail(), events, now=now, width=width, height=height)
 
 
-def _show(source: Source, console: Console, run: str | None, interval_s: float) -> None:
+def _show(source: WatchSource, console: Console, run: str | None, interval_s: float) -> None:
     """A live view, which stays on the screen afterwards."""
     from rich.console import Group
     from rich.live import Live
@@ -166,7 +170,7 @@ def _show(source: Source, console: Console, run: str | None, interval_s: float) 
             time.sleep(interval_s)
 
 
-def _print_changes(source: Source, interval_s: float, *, as_json: bool) -> None:
+def _print_changes(source: WatchSource, interval_s: float, *, as_json: bool) -> None:
     """Print a line for each run, and then for each event and change."""
     from tinker_recovery.cli.watch.view import change, event_line
 

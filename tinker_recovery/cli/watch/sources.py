@@ -21,7 +21,7 @@ _EVENTS = 500
 """How many events are kept."""
 
 
-class Source(Protocol):
+class WatchSource(Protocol):
     """A source of runs; each call may read from a disk."""
 
     ended: bool
@@ -62,21 +62,21 @@ class JournalSource:
         self._seen = 0
 
     def rows(self) -> list[RunRow]:
-        """See :class:`Source`; of several runs with the chosen name, the newest."""
+        """See :class:`WatchSource`; of several runs with the chosen name, the newest."""
         summaries = read_summaries(self._path, self._run, service=self._service)
         if self._run is not None:
             summaries = sorted(summaries, key=lambda each: each.run.id)[-1:]
         return [RunRow.of(each) for each in summaries]
 
     def news(self) -> list[EventText]:
-        """See :class:`Source`."""
+        """See :class:`WatchSource`."""
         events = read_events(self._path, self._run, after=self._seen, limit=_EVENTS)
         if events:
             self._seen = events[-1].id
         return [event_text(each) for each in events]
 
     def detail(self) -> RunView | None:
-        """See :class:`Source`."""
+        """See :class:`WatchSource`."""
         return None if self._run is None else read_run(self._path, self._run, service=self._service)
 
 
@@ -101,21 +101,21 @@ class EventsSource:
         self._lines: _File | _Input = _Input(wait=wait) if file == "-" else _File(Path(file))
 
     def rows(self) -> list[RunRow]:
-        """See :class:`Source`."""
+        """See :class:`WatchSource`."""
         self._read()
         return sorted(
             self._rows.values(), key=lambda row: row.event.time if row.event else 0, reverse=True
         )
 
     def news(self) -> list[EventText]:
-        """See :class:`Source`."""
+        """See :class:`WatchSource`."""
         self._read()
         events = list(self._news)
         self._news.clear()
         return events
 
     def detail(self) -> RunView | None:
-        """See :class:`Source`."""
+        """See :class:`WatchSource`."""
         return None
 
     def _read(self) -> None:
