@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inspection import expect_size, internals_of
+from inspection import expect_size, internals_of, rejected
 from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_state, until
 
 from tinker_recovery import (
@@ -15,6 +15,7 @@ from tinker_recovery import (
     CheckpointPolicy,
     NoUsableCheckpoint,
     RecoveryEvent,
+    RecoveryExhausted,
     Supervisor,
 )
 from tinker_recovery.checkpoints import with_canaries
@@ -172,3 +173,38 @@ async def test_what_the_canary_answered_is_told_by_the_next_checkpoint_and_the_j
     assert sorted(found) == [5, 10, 11]
     assert found[5].canary == noted[found[5].path]
     assert found[10].canary is None or found[10].canary == noted[found[10].path]
+
+
+async def test_a_newest_checkpoint_that_fails_to_load_twice_is_passed_over_and_not_condemned(
+    local: LocalTinker,
+) -> None:
+    """As a service does with a damaged file that it does not blame on the request."""
+    expected = await undisturbed_state(local, steps=16)
+    local.poison(at_step=12)
+    said = "Error while deserializing header"
+    rule = FaultRule("fail", request="load_weights", category="server", times=2, message=said)
+    local.inject(rule)
+    told: list[str] = []
+    async with Supervisor(quick(), on_event=lambda event: told.append(event.name)) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=16), base_model=MODEL, rank=8, seed=SEED
+        )
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+    assert told.count("checkpoint.skipped") == 1
+    assert not rejected(run), "a later incident may try it again"
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_the_only_checkpoint_that_fails_to_load_is_tried_until_the_attempts_are_spent(
+    local: LocalTinker,
+) -> None:
+    local.poison(at_step=7)
+    local.inject(FaultRule("fail", request="load_weights", category="server", times=99))
+    with pytest.raises(RecoveryExhausted):
+        async with Supervisor(quick(max_attempts=4)) as supervisor:
+            await supervisor.run(
+                functools.partial(train, steps=16), base_model=MODEL, rank=8, seed=SEED
+            )
+    loads = [fault for fault in local.fired if fault.rule.request == "load_weights"]
+    assert len(loads) == 4

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -30,6 +31,9 @@ from tinker_recovery.telemetry import names
 logger = logging.getLogger(names.SCOPE)
 
 _BEING_DELETED = "its deletion was begun"
+
+LOADS_TRIED = 2
+"""How often a checkpoint may fail to load in one incident before the next older is used."""
 
 
 class KnownRun(Protocol):
@@ -90,6 +94,9 @@ class CheckpointState:
         """What an attempt of this process knows of its own requests, after a fault of it."""
         self.confirmed_to: Callable[[str], float] = lambda _: math.inf
         """The last step of an attempt that stays trusted whatever fault is found next."""
+        self.skipped: dict[str, str] = {}
+        """Checkpoints passed over until the run is recovered, as loading them failed: to reason."""
+        self._failed_loads: Counter[str] = Counter()
         self._not_finite: set[str] = set()
 
     def watch(
@@ -101,8 +108,8 @@ class CheckpointState:
 
     @property
     def unusable(self) -> dict[str, str]:
-        """What must not be relied on: rejected, or being deleted. Path to reason."""
-        return {**self.being_deleted, **self.bad}
+        """What must not be relied on: rejected, skipped or being deleted. Path to reason."""
+        return {**self.skipped, **self.being_deleted, **self.bad}
 
     # How far an attempt is trusted
 
@@ -113,6 +120,23 @@ class CheckpointState:
     def distrust(self, attempt: str, above_step: float) -> None:
         """What an attempt saved above this step is not what its step number says."""
         self.limits[attempt] = min(above_step, self.limits.get(attempt, math.inf))
+
+    # What does not load
+
+    def note_load_failed(self, path: str, reason: str) -> bool:
+        """Loading failed, and may work later; returns whether to pass it over from now on.
+
+        That is after the second time. A later incident tries it again.
+        """
+        self._failed_loads[path] += 1
+        if self._failed_loads[path] >= LOADS_TRIED:
+            self.skipped[path] = reason
+        return path in self.skipped
+
+    def note_recovered(self) -> None:
+        """The incident is over: what was passed over in it may be tried again."""
+        self.skipped.clear()
+        self._failed_loads.clear()
 
     # What the service said it has stored
 

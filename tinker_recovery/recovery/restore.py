@@ -26,7 +26,7 @@ from tinker_recovery.recovery.selection import (
     as_attributes,
 )
 from tinker_recovery.service import Connection, FromCheckpoint, Origin
-from tinker_recovery.service.refusals import is_refused
+from tinker_recovery.service.refusals import is_failed, is_refused
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import names, phase, refuse
 
@@ -76,6 +76,7 @@ class Restore:
         self._policy = collaborators.policy
         self._waiting = waiting or ServiceTime(collaborators.clock)
         self._ahead = ahead
+        self._load_error: Exception | None = None
         self._selection = CheckpointSelection(run, collaborators, self._waiting, order)
 
     async def restore(self) -> Restored:
@@ -105,7 +106,14 @@ class Restore:
             if restored is not None:
                 return restored
             opening = None
-            chosen, origin = await self._choose()
+            try:
+                chosen, origin = await self._choose()
+            except NoUsableCheckpoint:
+                if self._load_error is None:
+                    raise
+                # There is nothing else, so it is tried again, as long as attempts are left.
+                self._run.checkpoints.skipped.clear()
+                raise self._load_error from None
 
     async def _choose(self) -> tuple[Listed | None, Origin]:
         chosen = await self._selection.choose()
@@ -125,9 +133,21 @@ class Restore:
         try:
             connection = await self._connect(chosen, origin, opening)
         except Exception as error:
-            if chosen is None or not is_refused(error):
+            if chosen is None:
                 raise
-            await self._reject(chosen, f"the service does not load it: {error}")
+            reason = f"the service does not load it: {error}"
+            if is_refused(error):
+                await self._reject(chosen, reason)
+            elif is_failed(error) and self._run.checkpoints.note_load_failed(chosen.path, reason):
+                self._load_error = error
+                self._collaborators.events.emit(
+                    names.EVENT_CHECKPOINT_SKIPPED,
+                    self._run.name,
+                    f"{chosen.path} is passed over in this recovery: {reason}",
+                    {names.CHECKPOINT_PATH: chosen.path, names.REASON: reason},
+                )
+            else:
+                raise
             return None
         record = None if chosen is None else chosen.record
         good = False

@@ -393,6 +393,7 @@ class SupervisedRun:
         self.recoveries.append(recovery)
         self.incident = None
         self.rollbacks.note_resumed(attempt.start_step)
+        self.checkpoints.note_recovered()
         self._next_ready.set()
         self.changed(self)
         if attempt.fault is not None:

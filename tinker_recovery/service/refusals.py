@@ -1,4 +1,4 @@
-"""Whether an error means that the service refuses a checkpoint."""
+"""What an error of loading a checkpoint says of it."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def is_refused(error: BaseException) -> bool:
         if isinstance(each, tinker.RequestFailedError):
             return each.category is RequestErrorCategory.User
     return False
+
+
+def is_failed(error: BaseException) -> bool:
+    """Whether the service answered that loading failed, without saying that it always will.
+
+    A service may blame itself for a damaged file (category ``server``), each time anew.
+    """
+    return any(isinstance(each, tinker.RequestFailedError) for each in causes(error))

@@ -42,6 +42,7 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_POLL_ERROR: logging.WARNING,
     names.EVENT_OPTIMIZER_NOT_RESTORED: logging.WARNING,
     names.EVENT_CHECKPOINT_BAD: logging.ERROR,
+    names.EVENT_CHECKPOINT_SKIPPED: logging.WARNING,
     names.EVENT_MASS_FAILURE: logging.ERROR,
     names.EVENT_MASS_OVER: logging.WARNING,
     names.EVENT_CHECKPOINT_SAVED: logging.DEBUG,

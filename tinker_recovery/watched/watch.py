@@ -232,6 +232,7 @@ class WatchedRun:
         self._ready = None
         self.run_ids.append(self.connection.run_id)
         self.incident = None
+        self.checkpoints.note_recovered()
         self.recoveries += 1
         if old is not None:
             self._close_later(old)
