@@ -47,7 +47,9 @@ PREFIX = "TINKER_RECOVERY_"
 CONFIG = f"{PREFIX}CONFIG"
 """The variable that names a file."""
 
-_NO_SETTINGS = frozenset({CONFIG, f"{PREFIX}STATE_DIR", f"{PREFIX}FINISHED_FILE"})
+_NO_SETTINGS = frozenset(
+    {CONFIG, f"{PREFIX}STATE_DIR", f"{PREFIX}FINISHED_FILE", f"{PREFIX}SDK_WORKAROUNDS"}
+)
 """Variables of ours that are not about the policy."""
 
 _ONLY_IN_PYTHON = frozenset(

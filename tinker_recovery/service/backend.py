@@ -17,6 +17,7 @@ from tinker.lib.credentials import JsonCredentialStore, default_credentials_path
 from tinker.lib.public_interfaces.api_future import APIFuture
 
 from tinker_recovery.errors import DeadlineExceeded, UsageError
+from tinker_recovery.service import sdk_workarounds
 from tinker_recovery.service.base import (
     CloseStatus,
     Connection,
@@ -78,6 +79,7 @@ class TinkerBackend:
     def __init__(
         self, factory: ServiceFactory = tinker.ServiceClient, *, standby: bool = False
     ) -> None:
+        sdk_workarounds.apply()
         self._factory = factory
         self._wants_standby = standby
         self._standby: PendingSession | None = None

@@ -1,0 +1,96 @@
+"""What is mended in the SDK, why, and until which version of it.
+
+**The HTTP client of a session's first request (tinker 0.38).** ``_fetch_client_config`` makes a
+connection pool for one request and drops it without closing it. The finalizer of its HTTP client
+schedules the closing in whichever event loop runs in the thread that collects it, by file
+descriptors that may belong to another connection by then: the session being opened at that moment
+is never answered, and hangs for 60 s and more (7 of 5,965 openings of the plain SDK). Closing the
+pool on its own loop, right after the request, takes the cause away.
+
+Applied once a :class:`TinkerBackend` is made, to the whole process. Off with
+``TINKER_RECOVERY_SDK_WORKAROUNDS=0``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tinker
+from tinker.lib.internal_client_holder import ClientConnectionPool, InternalClientHolder
+
+OFF = "TINKER_RECOVERY_SDK_WORKAROUNDS"
+
+_WRITTEN_FOR = re.compile(r"0\.38\.")
+_FETCH = "_fetch_client_config"
+_CREATE = "_create_client_connection_pool"
+_ORIGINAL = getattr(InternalClientHolder, _FETCH, None)
+
+
+def is_wanted() -> bool:
+    """Whether this is the SDK that it was written for, and it is not turned off."""
+    return (
+        os.environ.get(OFF, "1") != "0"
+        and _WRITTEN_FOR.match(str(tinker.__version__)) is not None
+        and inspect.iscoroutinefunction(_ORIGINAL)
+        and list(inspect.signature(_ORIGINAL).parameters) == ["self", "auth"]
+        and hasattr(InternalClientHolder, _CREATE)
+        and inspect.iscoroutinefunction(getattr(ClientConnectionPool, "close", None))
+    )
+
+
+def apply() -> None:
+    """Mend the SDK of this process; does nothing the second time, or if that is not wanted."""
+    if is_wanted():
+        setattr(InternalClientHolder, _FETCH, _fetch_and_close)
+
+
+@contextmanager
+def applied() -> Iterator[None]:
+    """For tests: mended inside, and as before afterwards."""
+    with _set(_fetch_and_close):
+        yield
+
+
+@contextmanager
+def removed() -> Iterator[None]:
+    """For tests: as the SDK is inside, and as before afterwards."""
+    with _set(_ORIGINAL):
+        yield
+
+
+@contextmanager
+def _set(fetch: Any) -> Iterator[None]:
+    before = getattr(InternalClientHolder, _FETCH)
+    setattr(InternalClientHolder, _FETCH, fetch)
+    try:
+        yield
+    finally:
+        setattr(InternalClientHolder, _FETCH, before)
+
+
+async def _fetch_and_close(self: Any, auth: Any) -> Any:
+    """``_fetch_client_config``, and then the pool it made is closed on its own loop."""
+    create, fetching = getattr(self, _CREATE), asyncio.current_task()
+    pools: list[ClientConnectionPool] = []
+
+    @functools.wraps(create)
+    def remember(*args: Any, **options: Any) -> ClientConnectionPool:
+        pool: ClientConnectionPool = create(*args, **options)
+        if asyncio.current_task() is fetching:
+            pools.append(pool)
+        return pool
+
+    setattr(self, _CREATE, remember)
+    try:
+        return await _ORIGINAL(self, auth)  # type: ignore[misc]  # is_wanted() has seen that it is there
+    finally:
+        delattr(self, _CREATE)
+        for pool in pools:
+            await pool.close()
