@@ -227,7 +227,8 @@ TABLE: tuple[VerdictRule, ...] = (
         "the service no longer has the run's model",
         "404, or 400 'not loaded', from a request of the loop",
         _model_missing,
-        frozenset({SeenIn.CALL, SeenIn.BODY}),
+        # Elsewhere a 404 is about something else: a sampler, a checkpoint, a missing route.
+        frozenset({SeenIn.CALL}),
     ),
     VerdictRule(
         Kind.REQUEST_FAILED,

@@ -5,7 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -13,6 +20,7 @@ from typing import Any, TypeVar, overload
 import anyio
 import tinker
 from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup
 from typing_extensions import Unpack
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
@@ -152,8 +160,9 @@ class Supervisor(AsyncContextManagerMixin):
             Notebook(journal) as notebook,
             Recorder(journal, service=endpoint.base_url, heartbeat_s=BEAT_S) as recorder,
             StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as reader,
-            anyio.create_task_group() as background,
+            anyio.create_task_group() as group,
         ):
+            background = _Background(group)
             collaborators = Collaborators(
                 policy=self.policy,
                 backend=self._backend,
@@ -161,10 +170,10 @@ class Supervisor(AsyncContextManagerMixin):
                 notebook=notebook,
                 events=self._events,
                 clock=self._clock,
-                spawn=background.start_soon,
+                spawn=background.spawn,
             )
             entered = self._entered = _Entered(collaborators, recorder, self._signals)
-            background.start_soon(entered.mailbox.serve)
+            background.spawn(entered.mailbox.serve)
             try:
                 async with entered.tree():
                     yield
@@ -178,7 +187,7 @@ class Supervisor(AsyncContextManagerMixin):
                     await entered.close_runs()
                     await entered.watches.aclose()
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
-                background.cancel_scope.cancel()
+                background.cancel()
         for run in entered.runs.values():
             failure = failure or run.lost
         if failure is not None:
@@ -331,6 +340,40 @@ class _Attempts:
             raise StopAsyncIteration
         self._last = await self._run.next_attempt()
         return Attempt(self._last)
+
+
+class _Background:
+    """Background tasks, each in a cancel scope of its own.
+
+    Cancelling their group would cancel the user's task with it, and be seen as a cancellation from
+    outside if an ``asyncio.TaskGroup`` has failed in the body: on Python 3.11 that leaves one in
+    ``Task.cancelling()``.
+    """
+
+    def __init__(self, group: TaskGroup) -> None:
+        self._group = group
+        self._scopes: set[anyio.CancelScope] = set()
+        self._cancelled = False
+
+    def spawn(self, function: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Run a function in the background."""
+        self._group.start_soon(self._run, function)
+
+    async def _run(self, function: Callable[[], Coroutine[object, object, None]]) -> None:
+        with anyio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                if self._cancelled:
+                    scope.cancel()  # its clean-up runs all the same
+                await function()
+            finally:
+                self._scopes.discard(scope)
+
+    def cancel(self) -> None:
+        """Cancel every task, and those still to start."""
+        self._cancelled = True
+        for scope in self._scopes:
+            scope.cancel()
 
 
 class _Entered:

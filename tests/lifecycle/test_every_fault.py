@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 import tinker
 from inspection import in_an_outage, run_id_of, service_of
@@ -230,6 +231,74 @@ async def test_what_trying_again_cannot_change_reaches_the_user_unchanged_and_at
     assert len(local.runs()) == 1
 
 
+@pytest.mark.parametrize("in_a_group", [False, True])
+async def test_a_404_that_is_not_about_the_runs_model_reaches_the_user_unchanged(
+    local: LocalTinker, *, in_a_group: bool
+) -> None:
+    """A sampler that is gone, a route that the service does not have: no recovery helps."""
+    starts: list[int] = []
+
+    async def looking(attempt: Attempt) -> None:
+        starts.append(attempt.start_step)
+        await train(attempt, steps=6)
+        rest = await anyio.to_thread.run_sync(
+            lambda: tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
+        )
+        if in_a_group:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_gone(rest))
+        await _gone(rest)
+
+    with pytest.raises((tinker.NotFoundError, ExceptionGroup)) as caught:
+        await _supervised(looking)
+    error = caught.value.exceptions[0] if in_a_group else caught.value  # type: ignore[attr-defined]  # a group's
+    assert isinstance(error, tinker.NotFoundError)
+    assert starts == [0]
+    assert len(local.runs()) == 1
+
+
+async def _gone(rest: tinker.RestClient) -> None:
+    await rest.get_training_run("session-0:train:9")
+
+
+async def test_a_404_of_the_runs_model_is_recovered_from_in_whatever_the_loop_raises(
+    local: LocalTinker,
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    local.inject(FaultRule("status", 7, "optim_step", status=404))
+
+    async def wrapping(attempt: Attempt) -> None:
+        try:
+            await train(attempt, steps=STEPS)
+        except tinker.NotFoundError as error:
+            raise LookupError("the loop's own words") from error
+
+    run = await _supervised(wrapping)
+    assert [each.fault.kind for each in run.recoveries] == [Kind.MODEL_MISSING]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_what_a_corrupted_run_refuses_is_recovered_from_and_not_given_up(
+    local: LocalTinker, status: int
+) -> None:
+    """The service has marked the run, no poll has told yet, and its calls are refused."""
+    expected = await undisturbed_state(local, steps=STEPS)
+
+    async def loop(attempt: Attempt) -> None:
+        if attempt.number == 1:
+            await train(attempt, steps=7)
+            local.corrupt([run_id_of(attempt)])
+            local.inject(FaultRule("status", request="optim_step", status=status))
+            await attempt.client.forward_backward(batch(7), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+        await train(attempt, steps=STEPS)
+
+    run = await _supervised(loop)
+    assert [each.fault.kind for each in run.recoveries] == [Kind.CORRUPTED]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
 async def test_an_error_nobody_awaits_ends_the_run_all_the_same(local: LocalTinker) -> None:
     """The loop waits for something else, and would wait for ever."""
     local.inject(FaultRule("status", 3, "optim_step", status=403))
@@ -358,11 +427,10 @@ async def test_time_between_the_users_own_calls_is_not_silence(local: LocalTinke
 async def test_before_silence_counts_as_a_fault_there_is_a_warning(local: LocalTinker) -> None:
     events: list[RecoveryEvent] = []
     local.inject(FaultRule("hang", 7, "optim_step"))
-    await _supervised(events=events, stall_after_s=0.5, stall_warn_after_s=0.1)
+    await _supervised(events=events, stall_after_s=2.5, stall_warn_after_s=1.0)
     told = [event.name for event in events]
-    # A machine under load may make the recovered attempt slow enough for a warning of its own.
-    before = told[: told.index("recovery.detected")]
-    assert before.count("recovery.stall_warning") == 1
+    assert told.count("recovery.stall_warning") == 1
+    assert told.index("recovery.stall_warning") < told.index("recovery.detected")
 
 
 async def test_an_outage_of_status_reads_is_reported_and_leaves_the_run_alone(

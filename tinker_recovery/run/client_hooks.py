@@ -10,11 +10,19 @@ from tinker import types
 from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.faults import RULES, DetectedBy, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.service import SaveRequest
-from tinker_recovery.service.client import CUSTOM_LOSS
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
+
+
+MODEL_CALLS = frozenset({"forward", "forward_backward", "optim_step", "save_state"})
+"""Requests that are about the run's model, so that a 404 means that the model is gone."""
+
+
+def seen_in_call(operation: str) -> SeenIn:
+    """Where the error of a request of the client counts as seen."""
+    return SeenIn.CALL if operation in MODEL_CALLS else SeenIn.BODY
 
 
 class AttemptHooks:
@@ -29,13 +37,12 @@ class AttemptHooks:
 
     def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
         """Judge a failed request, and declare or suspect a fault."""
-        place = SeenIn.BODY if operation == CUSTOM_LOSS else SeenIn.CALL
-        rule = judge(error, place, self._run.policy.retryable_errors)
+        rule = judge(error, seen_in_call(operation), self._run.policy.retryable_errors)
         if rule is None:
             return
         if rule.verdict is not Verdict.GIVE_UP:
             self._scope.post(self._declare_fault, rule, step, error)
-        elif rule.breaks_client:
+        elif rule.breaks_client and operation in MODEL_CALLS:
             self._scope.post(self._scope.suspect_fault, rule, error, step)
 
     def _declare_fault(self, rule: VerdictRule, step: int | None, error: BaseException) -> None:

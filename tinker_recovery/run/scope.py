@@ -29,7 +29,7 @@ from tinker_recovery.faults import (
     VerdictRule,
     judge,
 )
-from tinker_recovery.run.client_hooks import AttemptHooks
+from tinker_recovery.run.client_hooks import AttemptHooks, seen_in_call
 from tinker_recovery.run.saver import Saver
 from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
@@ -42,6 +42,9 @@ logger = logging.getLogger(names.SCOPE)
 
 DRAIN_WARNING_S = 30.0
 """A loop that has ended and still waits for requests after this long is logged."""
+
+_REFUSALS = frozenset({Kind.USER_ERROR, Kind.INVALID_REQUEST})
+"""What a service may also answer because it has marked the run: its status is asked for first."""
 
 GRACE_S = 0.5
 """How long the body has to leave with an error of its own before the attempt acts on it."""
@@ -224,7 +227,7 @@ class AttemptScope:
             try:
                 # Once more after the first wait: a save in flight holds this one back.
                 for _ in range(2):
-                    if self.fault is not None or self.client.errors:
+                    if self.fault is not None or self.client.failed:
                         return
                     self.client.save(self.saver.last)
                     if self.client.open_requests:
@@ -258,14 +261,10 @@ class AttemptScope:
         if isinstance(error, asyncio.CancelledError) and _no_outside_cancel():
             rule: VerdictRule | None = RULES[Kind.CANCELLED]
         else:
-            known = any(error is failure for failure in self.client.errors)
-            rule = judge(
-                error, SeenIn.CALL if known else SeenIn.BODY, self.run.policy.retryable_errors
-            )
+            rule = self._judged(error)
         if rule is None:
             return False
-        if rule.kind is Kind.USER_ERROR and await self.run.is_corrupted():
-            rule = RULES[Kind.CORRUPTED]
+        rule = await self._unless_corrupted(rule)
         self.declare_fault(rule, DetectedBy.CALL, error)
         return rule.verdict is not Verdict.GIVE_UP
 
@@ -289,8 +288,28 @@ class AttemptScope:
         return any(isinstance(each, followers) for each in causes(error))
 
     def _is_recoverable(self, error: BaseException) -> bool:
-        rule = judge(error, SeenIn.BODY, self.run.policy.retryable_errors)
+        rule = self._judged(error)
         return rule is not None and rule.verdict is not Verdict.GIVE_UP
+
+    def _judged(self, error: BaseException) -> VerdictRule | None:
+        """The rule for what left the body: part of a group, or raised from a failed request."""
+        if isinstance(error, BaseExceptionGroup):
+            rules = [self._judged(each) for each in error.exceptions]
+            return rules[0] if all(rules) else None
+        chain = list(causes(error))
+        failed = [
+            operation
+            for operation, failure in self.client.failed
+            if any(each is failure for each in chain)
+        ]
+        seen_in = seen_in_call(failed[0]) if failed else SeenIn.BODY
+        return judge(error, seen_in, self.run.policy.retryable_errors)
+
+    async def _unless_corrupted(self, rule: VerdictRule) -> VerdictRule:
+        """The rule, unless the service refuses because it has marked the run as corrupted."""
+        if rule.kind in _REFUSALS and await self.run.is_corrupted():
+            return RULES[Kind.CORRUPTED]
+        return rule
 
     def declare_fault(
         self,
@@ -339,8 +358,11 @@ class AttemptScope:
 
         async def act() -> None:
             await self.run.clock.sleep(GRACE_S)
+            if self.left.is_set():
+                return
+            found = await self._unless_corrupted(rule)
             if not self.left.is_set():
-                self.declare_fault(rule, DetectedBy.CALL, error, failed_step=failed_step)
+                self.declare_fault(found, DetectedBy.CALL, error, failed_step=failed_step)
 
         if self.run.policy.enabled and not self.left.is_set():
             self.run.spawn(act)

@@ -109,7 +109,7 @@ class SupervisedClient:
         self._forwards_open: set[int] = set()
         self._canary_is_next = False
         self._canary_run: tuple[Future[Any], int] | None = None
-        self.errors: list[BaseException] = []
+        self.failed: list[tuple[str, BaseException]] = []
         """The first few errors of its requests."""
         watch_queue_state(training, self._paused)
         self.first_call_at: float | None = None
@@ -408,8 +408,8 @@ class SupervisedClient:
             if self._retired is None:
                 self._hooks.call_cancelled(operation, step)
         elif error is not None:
-            if operation != CUSTOM_LOSS and len(self.errors) < _ERRORS_KEPT:
-                self.errors.append(error)
+            if operation != CUSTOM_LOSS and len(self.failed) < _ERRORS_KEPT:
+                self.failed.append((operation, error))
             self._hooks.call_failed(operation, step, error)
         self._open.pop(future, None)
 
