@@ -56,7 +56,7 @@ from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.run.view import Run
-from tinker_recovery.service import Backend, FromBaseModel, StatusReader, TinkerBackend
+from tinker_recovery.service import FromBaseModel, StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
 from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
@@ -111,7 +111,7 @@ class Supervisor(AsyncContextManagerMixin):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.policy = RecoveryPolicy(enabled=True) if policy is None else policy
-        self._backend: Backend = TinkerBackend(
+        self._backend = TinkerBackend(
             service, standby=self.policy.enabled and self.policy.standby_session
         )
         self._on_event = on_event
@@ -380,11 +380,6 @@ class _Entered:
     """What lives from a Supervisor's entry to its exit: the parts of the tree, and the runs.
 
     Made on the event loop.
-
-    Args:
-        collaborators: What the parts share.
-        recorder: Writes runs to the journal.
-        signals: Whether a signal has asked the process to stop.
     """
 
     def __init__(

@@ -9,11 +9,13 @@ import anyio.to_thread
 import pytest
 import tinker
 from tinker import _base_client
+from tinker.lib.internal_client_holder import InternalClientHolder
 
 from tinker_recovery.service import sdk_workarounds
 from tinker_recovery.testing import LocalTinker
 
 OPENED = 5
+FETCH = "_fetch_client_config"
 
 
 def _open_and_close(local: LocalTinker) -> None:
@@ -41,16 +43,16 @@ async def _left_open(local: LocalTinker, monkeypatch: pytest.MonkeyPatch) -> int
 async def test_no_http_client_of_a_first_request_is_left_to_a_finalizer(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with sdk_workarounds.applied():
-        assert await _left_open(local, monkeypatch) == 0
+    monkeypatch.setattr(InternalClientHolder, FETCH, sdk_workarounds.fetch_and_close)
+    assert await _left_open(local, monkeypatch) == 0
 
 
 async def test_the_sdk_by_itself_leaves_one_for_each_session(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once this fails, the workaround has done its work and can go."""
-    with sdk_workarounds.removed():
-        assert await _left_open(local, monkeypatch) == OPENED
+    monkeypatch.setattr(InternalClientHolder, FETCH, sdk_workarounds.ORIGINAL)
+    assert await _left_open(local, monkeypatch) == OPENED
 
 
 def test_it_is_off_by_a_variable_and_for_an_sdk_it_was_not_written_for(

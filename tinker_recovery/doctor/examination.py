@@ -22,12 +22,12 @@ from tinker_recovery.doctor.comparison import (
 )
 from tinker_recovery.errors import DeadlineExceeded, UsageError
 from tinker_recovery.service import (
-    Backend,
     Connection,
     FromBaseModel,
     FromCheckpoint,
     Origin,
     StatusReader,
+    TinkerBackend,
 )
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.temporary import TTL_S, opened, stored
@@ -115,7 +115,7 @@ PROBE = [_datum([100 + (row * 41 + at * 11) % 256 for at in range(33)]) for row 
 async def examine(
     plan: ExamPlan,
     *,
-    backend: Backend,
+    backend: TinkerBackend,
     reader: StatusReader,
     progress: Callable[[str], object] = lambda _: None,
 ) -> Report:
@@ -165,7 +165,7 @@ class _Experiment:
     """The rounds, in one live run."""
 
     plan: ExamPlan
-    backend: Backend
+    backend: TinkerBackend
     calls: CheckpointCalls
     progress: Callable[[str], object]
 

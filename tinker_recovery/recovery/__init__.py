@@ -9,7 +9,7 @@
       -> Executor: wait for a slot, an attempt     executor, admission, budget
       -> Restore.restore                           restore
            CheckpointSelection.choose              selection, asking the inspector
-           Backend.connect: a new session          service
+           TinkerBackend.connect: a new session          service
            verify with the canary; if it is        checkpoint_state knows the answers
            other weights, reject and choose again
       -> hold_ready, on_recovery, hand_over        the hand-over

@@ -146,9 +146,6 @@ class Admission:
 
     The run with the fewest attempts left goes first, and of equals the one with the oldest fault;
     every fourth slot goes to the oldest waiter. During a mass incident, one at a time.
-
-    Args:
-        most: The most recoveries at once.
     """
 
     def __init__(self, most: int) -> None:
@@ -351,15 +348,7 @@ class Slots:
 
 
 class MassReporter:
-    """Follows the faults being recovered, reports mass incidents, and slows recoveries in them.
-
-    Args:
-        slots: Where recoveries wait for their turn.
-        watched: How many runs there are.
-        poll_interval_s: Seconds within which polls detect what happened at once.
-        events: Where mass incidents are reported.
-        clock: Time.
-    """
+    """Follows the faults being recovered, reports mass incidents, and slows recoveries in them."""
 
     def __init__(
         self,

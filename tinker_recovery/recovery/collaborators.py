@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.journal import Notebook
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.service import Backend, StatusReader
+from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.telemetry import EventSink
 
 Spawn = Callable[[Callable[[], Coroutine[object, object, None]]], object]
@@ -35,7 +35,7 @@ class Collaborators:
     """
 
     policy: RecoveryPolicy
-    backend: Backend
+    backend: TinkerBackend
     reader: StatusReader
     notebook: Notebook
     events: EventSink = field(default_factory=EventSink)

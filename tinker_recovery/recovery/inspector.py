@@ -50,12 +50,7 @@ ABOUT_THE_CALLER = frozenset({401, 402, 403})
 
 
 class Inspector:
-    """Looks at checkpoints of one service; keeps nothing, so every answer is of now.
-
-    Args:
-        reader: The service's status and listings.
-        clock: The date.
-    """
+    """Looks at checkpoints of one service; keeps nothing, so every answer is of now."""
 
     def __init__(self, reader: StatusReader, clock: Clock) -> None:
         self._calls = CheckpointCalls(reader.http)

@@ -87,14 +87,7 @@ class ServiceTime:
 
 
 class CheckpointSelection:
-    """One choice; see the module.
-
-    Args:
-        run: Whose checkpoint to choose.
-        collaborators: What it is done with.
-        waiting: Adds up the time spent waiting for the service.
-        order: In which order they are tried; None for the run's branch, by the policy.
-    """
+    """One choice; see the module."""
 
     def __init__(
         self,
@@ -198,14 +191,7 @@ class CheckpointSelection:
 
 
 class BranchOrder:
-    """The checkpoints on the branch a supervised run is on, by what the policy wants.
-
-    Args:
-        run: The run.
-        want: What the policy wants.
-        reader: Where they are listed.
-        waiting: Adds up the time spent waiting for the service.
-    """
+    """The checkpoints on the branch a supervised run is on, by what the policy wants."""
 
     def __init__(
         self, run: RestorableRun, want: Wanted, reader: StatusReader, waiting: ServiceTime

@@ -86,12 +86,7 @@ def _say_nothing(_: Progress) -> None:
 
 
 class Verifier:
-    """Looks at checkpoints of one service, as deep as is asked for.
-
-    Args:
-        collaborators: What it is done with.
-        limits: How long each part may take.
-    """
+    """Looks at checkpoints of one service, as deep as is asked for."""
 
     def __init__(self, collaborators: Collaborators, *, limits: Limits = DEFAULT_LIMITS) -> None:
         self.collaborators = collaborators

@@ -26,9 +26,9 @@ def seen_in_call(operation: str) -> SeenIn:
 
 
 class AttemptHooks:
-    """Implements :class:`~tinker_recovery.service.ClientHooks` for one attempt.
+    """What the :class:`SupervisedClient` of one attempt calls, from any thread.
 
-    The public methods may be called from any thread; what they post runs on the event loop.
+    What it posts runs on the event loop. ``save_due`` is called under the client's lock.
     """
 
     def __init__(self, scope: AttemptScope) -> None:

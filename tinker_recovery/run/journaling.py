@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 
 
 class RunJournal:
-    """Writes one run.
-
-    Args:
-        run: The run.
-        record: Its place in the journal.
-    """
+    """Writes one run."""
 
     def __init__(self, run: SupervisedRun, record: RunRecord) -> None:
         self._run = run

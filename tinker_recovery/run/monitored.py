@@ -17,12 +17,7 @@ logger = logging.getLogger(names.SCOPE)
 
 
 class MonitoredRun:
-    """Turns what polling and the look at silence find into faults of the run's current attempt.
-
-    Args:
-        run: The run.
-        events: Where a stall is reported.
-    """
+    """Turns what polling and the look at silence find into faults of the run's current attempt."""
 
     def __init__(self, run: SupervisedRun, events: EventSink) -> None:
         self._run = run

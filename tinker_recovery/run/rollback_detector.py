@@ -28,11 +28,7 @@ logger = logging.getLogger(names.SCOPE)
 
 
 class RollbackDetector:
-    """Watches one run for weights that are older than its steps.
-
-    Args:
-        run: The run.
-    """
+    """Watches one run for weights that are older than its steps."""
 
     def __init__(self, run: SupervisedRun) -> None:
         self._run = run

@@ -57,13 +57,7 @@ class RunHistory:
 
 
 class Saver:
-    """Decides when one attempt saves. Every method may be called from any thread.
-
-    Args:
-        run: The run.
-        segment: The attempt's place in its lineage.
-        checkpoint: What the attempt was made from; None if the run starts over.
-    """
+    """Decides when one attempt saves. Every method may be called from any thread."""
 
     def __init__(
         self, run: SupervisedRun, segment: Segment, checkpoint: CheckpointRecord | None

@@ -51,14 +51,7 @@ GRACE_S = 0.5
 
 
 class AttemptScope:
-    """One attempt of a run.
-
-    Args:
-        run: The run.
-        number: Counts the run's attempts from 1.
-        connection: Its client.
-        checkpoint: What the client was made from; None if the run starts over.
-    """
+    """One attempt of a run."""
 
     def __init__(
         self,

@@ -86,13 +86,16 @@ class TinkerBackend:
         self._preparing: asyncio.TimerHandle | None = None
 
     async def endpoint(self) -> Endpoint:
-        """See :meth:`Backend.endpoint`; creates a ServiceClient, but opens no session."""
+        """The address and credentials of the service; opens no session."""
         service = await anyio.to_thread.run_sync(self._factory, abandon_on_cancel=True)
         self._prepare()
         return endpoint_of(service)
 
     def open_ahead(self) -> PendingSession:
-        """See :meth:`Backend.open_ahead`; takes the session on standby if there is one."""
+        """Start opening a session for a later :meth:`connect`, or take the one on standby.
+
+        Returns at once. The result has to be passed to :meth:`connect` or :meth:`discard`, once.
+        """
         standby = self._standby
         if standby is not None and standby.is_open:
             self._standby = None
@@ -100,14 +103,21 @@ class TinkerBackend:
         return PendingSession(self._factory)
 
     async def discard(self, pending: PendingSession) -> None:
-        """See :meth:`Backend.discard`."""
+        """Close a session opened ahead that is not needed; never raises an Exception."""
         with anyio.CancelScope(shield=True):
             await _give_up(pending, "it was not needed")
 
     async def connect(
         self, origin: Origin, *, deadline_s: float, pending: PendingSession | None = None
     ) -> Connection:
-        """See :meth:`Backend.connect`."""
+        """A new client in a new session, or in one opened ahead.
+
+        If it is cancelled or fails, the session and the client are closed.
+
+        Raises:
+            DeadlineExceeded: It took longer than ``deadline_s``.
+            Exception: The service's error.
+        """
         if pending is None:
             pending = PendingSession(self._factory)
         # The SDK retries a service that is out of reach, so it looks like a slow one for a while.
@@ -162,7 +172,7 @@ class TinkerBackend:
             self._standby = PendingSession(self._factory, standby=True)
 
     async def aclose(self) -> None:
-        """See :meth:`Backend.aclose`; closes the session on standby."""
+        """Close the session on standby; never raises an Exception."""
         if self._preparing is not None:
             self._preparing.cancel()
         self._wants_standby = False
@@ -173,7 +183,10 @@ class TinkerBackend:
     async def close(
         self, connection: Connection, status: CloseStatus, detail: str, *, deadline_s: float
     ) -> None:
-        """See :meth:`Backend.close`."""
+        """Finish the session and stop everything that polls for it; never raises an Exception.
+
+        Past the deadline only the resources of this process are released.
+        """
         if connection.service is not None:
             await _close(connection.service, status, detail, deadline_s=deadline_s)
 

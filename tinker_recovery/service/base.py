@@ -1,14 +1,11 @@
-"""What the rest of the package needs from a training service.
-
-Tests and other services implement :class:`Backend`; the one for Tinker is in ``backend``.
-"""
+"""What the rest of the package knows of the service: where it is, and how a client comes to be."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
 import tinker
@@ -129,51 +126,6 @@ class SaveRequest:
 
 CloseStatus = Literal["success", "errored", "interrupted"]
 """How a session ended, as the service knows it."""
-
-
-class Backend(Protocol):
-    """Creates and closes clients, each call within a deadline."""
-
-    async def endpoint(self) -> Endpoint:
-        """The address and credentials of the service, for reading statuses without the SDK."""
-        ...
-
-    def open_ahead(self) -> Any:
-        """Start opening a session for a later :meth:`connect`; returns at once.
-
-        The result has to be passed to :meth:`connect` or :meth:`discard`, once.
-        """
-        ...
-
-    async def discard(self, pending: Any) -> None:
-        """Close a session opened ahead that is not needed; never raises an Exception."""
-        ...
-
-    async def connect(
-        self, origin: Origin, *, deadline_s: float, pending: Any = None
-    ) -> Connection:
-        """A new client in a new session, or in one opened ahead.
-
-        If it is cancelled or fails, the session and the client are closed.
-
-        Raises:
-            DeadlineExceeded: It took longer than ``deadline_s``.
-            Exception: The service's error.
-        """
-        ...
-
-    async def close(
-        self, connection: Connection, status: CloseStatus, detail: str, *, deadline_s: float
-    ) -> None:
-        """Finish the session and stop everything that polls for it; never raises an Exception.
-
-        Past the deadline only the resources of this process are released.
-        """
-        ...
-
-    async def aclose(self) -> None:
-        """Close what is held ready for later clients; never raises an Exception."""
-        ...
 
 
 ServiceFactory = Callable[[], tinker.ServiceClient]

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tinker
 from tinker import types
@@ -22,52 +22,15 @@ from tinker_recovery.service.future import SupervisedFuture
 from tinker_recovery.service.queue_state import watch_queue_state
 from tinker_recovery.service.waiting import ended as until_ended
 
+if TYPE_CHECKING:
+    from tinker_recovery.run.client_hooks import AttemptHooks
+
 _T = TypeVar("_T")
 
 _ERRORS_KEPT = 16
 
 CUSTOM_LOSS = "forward_backward_custom"
 """The one request that runs the user's own code."""
-
-
-class ClientHooks(Protocol):
-    """What a client reports to its run. All but the last two may be called from any thread."""
-
-    def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
-        """A request of that step of the loop failed, whether or not it is awaited."""
-        ...
-
-    def call_cancelled(self, operation: str, step: int | None) -> None:
-        """A request was cancelled while the client was in use."""
-        ...
-
-    def loss_not_finite(self, step: int, value: float) -> None:
-        """The result of that step has a loss that is NaN or infinite."""
-        ...
-
-    def canary_answered(self, step: int, output: types.ForwardBackwardOutput) -> None:
-        """The canary was run on the weights of a checkpoint with this many steps."""
-        ...
-
-    def step_done(self) -> None:
-        """An optimizer step is complete."""
-        ...
-
-    def saved(self, step: int, path: str) -> None:
-        """A checkpoint with this many optimizer steps is stored."""
-        ...
-
-    def save_failed(self, step: int, error: BaseException) -> None:
-        """A save failed."""
-        ...
-
-    def save_due(self, step: int) -> SaveRequest | None:
-        """What to save behind this optimizer step, if due; called under the client's lock."""
-        ...
-
-    def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str]:
-        """The metadata to store with a save that the user requested."""
-        ...
 
 
 class SupervisedClient:
@@ -85,7 +48,7 @@ class SupervisedClient:
     def __init__(
         self,
         training: tinker.TrainingClient,
-        hooks: ClientHooks,
+        hooks: AttemptHooks,
         *,
         start_step: int,
         canary: Sequence[types.Datum] | None = None,

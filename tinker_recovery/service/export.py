@@ -12,7 +12,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields
 
 from tinker_recovery.errors import UsageError
-from tinker_recovery.service.base import Backend, Connection, FromCheckpoint
+from tinker_recovery.service.backend import TinkerBackend
+from tinker_recovery.service.base import Connection, FromCheckpoint
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.temporary import TTL_S, opened, stored
 
@@ -48,7 +49,7 @@ class Limits:
 
 
 def loaded(
-    path: str, backend: Backend, *, limits: Limits
+    path: str, backend: TinkerBackend, *, limits: Limits
 ) -> AbstractAsyncContextManager[Connection]:
     """A checkpoint's weights, loaded into a session of their own; see :func:`opened`."""
     return opened(

@@ -18,8 +18,6 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import tinker
@@ -30,7 +28,7 @@ OFF = "TINKER_RECOVERY_SDK_WORKAROUNDS"
 _WRITTEN_FOR = re.compile(r"0\.38\.")
 _FETCH = "_fetch_client_config"
 _CREATE = "_create_client_connection_pool"
-_ORIGINAL = getattr(InternalClientHolder, _FETCH, None)
+ORIGINAL = getattr(InternalClientHolder, _FETCH, None)
 
 
 def is_wanted() -> bool:
@@ -38,8 +36,8 @@ def is_wanted() -> bool:
     return (
         os.environ.get(OFF, "1") != "0"
         and _WRITTEN_FOR.match(str(tinker.__version__)) is not None
-        and inspect.iscoroutinefunction(_ORIGINAL)
-        and list(inspect.signature(_ORIGINAL).parameters) == ["self", "auth"]
+        and inspect.iscoroutinefunction(ORIGINAL)
+        and list(inspect.signature(ORIGINAL).parameters) == ["self", "auth"]
         and hasattr(InternalClientHolder, _CREATE)
         and inspect.iscoroutinefunction(getattr(ClientConnectionPool, "close", None))
     )
@@ -48,34 +46,10 @@ def is_wanted() -> bool:
 def apply() -> None:
     """Mend the SDK of this process; does nothing the second time, or if that is not wanted."""
     if is_wanted():
-        setattr(InternalClientHolder, _FETCH, _fetch_and_close)
+        setattr(InternalClientHolder, _FETCH, fetch_and_close)
 
 
-@contextmanager
-def applied() -> Iterator[None]:
-    """For tests: mended inside, and as before afterwards."""
-    with _set(_fetch_and_close):
-        yield
-
-
-@contextmanager
-def removed() -> Iterator[None]:
-    """For tests: as the SDK is inside, and as before afterwards."""
-    with _set(_ORIGINAL):
-        yield
-
-
-@contextmanager
-def _set(fetch: Any) -> Iterator[None]:
-    before = getattr(InternalClientHolder, _FETCH)
-    setattr(InternalClientHolder, _FETCH, fetch)
-    try:
-        yield
-    finally:
-        setattr(InternalClientHolder, _FETCH, before)
-
-
-async def _fetch_and_close(self: Any, auth: Any) -> Any:
+async def fetch_and_close(self: Any, auth: Any) -> Any:
     """``_fetch_client_config``, and then the pool it made is closed on its own loop."""
     create, fetching = getattr(self, _CREATE), asyncio.current_task()
     pools: list[ClientConnectionPool] = []
@@ -89,7 +63,7 @@ async def _fetch_and_close(self: Any, auth: Any) -> Any:
 
     setattr(self, _CREATE, remember)
     try:
-        return await _ORIGINAL(self, auth)  # type: ignore[misc]  # is_wanted() has seen that it is there
+        return await ORIGINAL(self, auth)  # type: ignore[misc]  # is_wanted() has seen that it is there
     finally:
         delattr(self, _CREATE)
         for pool in pools:

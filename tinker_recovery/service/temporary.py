@@ -11,7 +11,8 @@ from typing import Any
 import anyio
 
 from tinker_recovery.errors import DeadlineExceeded
-from tinker_recovery.service.base import Backend, CloseStatus, Connection, Origin
+from tinker_recovery.service.backend import TinkerBackend
+from tinker_recovery.service.base import CloseStatus, Connection, Origin
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.waiting import ended, result_of
 from tinker_recovery.telemetry.names import SCOPE
@@ -24,7 +25,7 @@ TTL_S = 3600
 
 @asynccontextmanager
 async def opened(
-    origin: Origin, backend: Backend, *, purpose: str, deadline_s: float, close_s: float
+    origin: Origin, backend: TinkerBackend, *, purpose: str, deadline_s: float, close_s: float
 ) -> AsyncGenerator[Connection]:
     """A client in a session of its own, which is closed on the way out, also when cancelled.
 

@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 
 
 class NewestStored:
-    """The checkpoints of the newest Tinker run that has one to use, the newest stored first.
-
-    Args:
-        run: The run.
-        reader: Where they are listed.
-        waiting: Adds up the time spent waiting for the service.
-    """
+    """The checkpoints of the newest Tinker run that has one to use, the newest stored first."""
 
     def __init__(self, run: WatchedRun, reader: StatusReader, waiting: ServiceTime) -> None:
         self._run = run

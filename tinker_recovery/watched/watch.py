@@ -256,12 +256,7 @@ class WatchedRun:
 
 
 class Watches:
-    """Every watch of a Supervisor.
-
-    Args:
-        collaborators: What they work with.
-        queue: Where faults are reported.
-    """
+    """Every watch of a Supervisor."""
 
     def __init__(self, collaborators: Collaborators, queue: FaultQueue) -> None:
         # A canary and a strategy are for runs whose steps and weights are known here.
