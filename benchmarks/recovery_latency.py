@@ -32,6 +32,7 @@ from pathlib import Path
 
 import anyio
 from _alternatives import STRIKE, WAYS, poll_and_backoff
+from _plain_loop import ADAM, batch
 from _report import Bar, arguments, bars, table
 from tinker import APIFuture, types
 
@@ -39,7 +40,6 @@ from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, Superviso
 from tinker_recovery.service.backend import STANDBY_AFTER_S
 from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess
 
-ADAM = types.AdamParams(learning_rate=1e-2)
 STEPS = 20
 LIMIT_MS = 25.0
 SOONER = 10.0
@@ -60,19 +60,6 @@ class Round:
     first_step: float
     handover: float
     total: float
-
-
-def batch(step: int) -> list[types.Datum]:
-    """One step's batch."""
-    tokens = [(step * 7 + offset) % 50 for offset in range(33)]
-    return [
-        types.Datum(
-            model_input=types.ModelInput.from_ints(tokens[:-1]),
-            loss_fn_inputs={
-                "target_tokens": types.TensorData(data=tokens[1:], dtype="int64", shape=[32])
-            },
-        )
-    ]
 
 
 async def train(attempt: Attempt, depth: int, completed: list[float]) -> None:

@@ -263,7 +263,7 @@ def newest_rule(server: LocalTinker) -> FaultRule:
 
 def set_beat_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """How often a lease is renewed."""
-    patch.setattr("tinker_recovery.supervisor.BEAT_S", seconds)
+    patch.setattr("tinker_recovery.journal.lease.HEARTBEAT_S", seconds)
 
 
 def set_quiet_s(patch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -34,6 +34,7 @@ from tinker_recovery.journal import (
     Recorder,
     StateFolder,
     journal_path,
+    lease,
 )
 from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -66,9 +67,6 @@ from tinker_recovery.watched.watch import Watch, Watches
 logger = logging.getLogger(names.SCOPE)
 
 _T = TypeVar("_T")
-
-BEAT_S = 10.0
-"""How often the leases on runs are renewed; they last three times as long."""
 
 SHUTDOWN_MARGIN_S = 5.0
 """How much longer the Executor has for stopping than the longest thing it does then."""
@@ -158,7 +156,7 @@ class Supervisor(AsyncContextManagerMixin):
         async with (
             self._events.streams,
             Notebook(journal) as notebook,
-            Recorder(journal, service=endpoint.base_url, heartbeat_s=BEAT_S) as recorder,
+            Recorder(journal, service=endpoint.base_url, heartbeat_s=lease.HEARTBEAT_S) as recorder,
             StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as reader,
             anyio.create_task_group() as group,
         ):

@@ -198,7 +198,8 @@ def test_a_file_that_is_gone_is_damage_and_one_that_cannot_be_read_is_not(tmp_pa
     assert finding.reason == "gone: the file is gone"
     with pytest.raises(OSError, match="directory"):
         check_bytes([tmp_path])
-    assert check_bytes([])[0].reason == "it has no files"
+    finding, _ = check_bytes([])
+    assert (finding.ok, finding.reason) == (False, "it has no files")
 
 
 FLOATS: dict[str, tuple[str, int]] = {"F16": ("<f2", 2), "F32": ("<f4", 4), "F64": ("<f8", 8)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from loops import interrupted, most_steps, process, until
+from loops import STARTED_WITHIN_S, interrupted, most_steps, process, until
 
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing.actions import Request
@@ -27,7 +27,7 @@ async def test_ctrl_c_in_the_middle_of_a_step_ends_the_process_as_an_interrupt(
     local: LocalTinker,
 ) -> None:
     with process([str(EXAMPLE), "--steps", "100000"]) as training:
-        await until(lambda: most_steps(local) >= 3)
+        await until(lambda: most_steps(local) >= 3, STARTED_WITHIN_S)
         errors = await interrupted(training)
     assert _is_only_the_interrupt(errors), errors
     assert list(local.sessions().values()) == ["interrupted"]
@@ -40,7 +40,7 @@ async def test_ctrl_c_in_the_middle_of_a_recovery_ends_the_process_as_an_interru
     """The service never answers the recovery: poisoned after a checkpoint, and before the first."""
     local.inject(FaultRule("poison", 12 if asked == "load_weights" else 2, "optim_step"))
     with process([str(EXAMPLE), "--steps", "100000"]) as training:
-        await until(lambda: most_steps(local) >= 1)
+        await until(lambda: most_steps(local) >= 1, STARTED_WITHIN_S)
         local.inject(FaultRule("hang", request=asked))
         await until(lambda: any(fault.rule.action == "hang" for fault in local.fired))
         errors = await interrupted(training)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio.to_thread
 import pytest
-from loops import most_steps, process, until
+from loops import STARTED_WITHIN_S, most_steps, process, until
 
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -32,7 +32,7 @@ async def test_the_last_step_submitted_is_saved_before_the_process_ends(
 ) -> None:
     file = str(EXAMPLES / f"{example}.py")
     with process([file, "--steps", "100000"]) as training:
-        await until(lambda: most_steps(local) >= 3)
+        await until(lambda: most_steps(local) >= 3, STARTED_WITHIN_S)
         code, errors = await _stop(training, number)
     assert code == status, errors
     assert "never retrieved" not in errors
@@ -47,7 +47,7 @@ async def test_a_second_signal_does_not_wait_for_a_save_that_hangs(
 ) -> None:
     local.inject(FaultRule("hang", request="save_weights"))
     with process([str(EXAMPLES / "minimal.py"), "--steps", "100000"]) as training:
-        await until(lambda: most_steps(local) >= 3)
+        await until(lambda: most_steps(local) >= 3, STARTED_WITHIN_S)
         training.send_signal(number)
         await until(lambda: any(fault.rule.action == "hang" for fault in local.fired))
         code, errors = await _stop(training, number)

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from _receiver import Received, grpc_receiver, http_receiver
+from inspection import forget_providers
 from opentelemetry import trace
-from opentelemetry.metrics import _internal as metrics_api
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.util._once import Once
 
 from tinker_recovery import UsageError
 from tinker_recovery.telemetry import Export, configure_metrics, configure_tracing, metrics
@@ -26,10 +25,7 @@ Receivers = Mapping[str, Received]
 @pytest.fixture(autouse=True)
 def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process in which no provider is set yet; put back in the end."""
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
-    monkeypatch.setattr(metrics_api, "_METER_PROVIDER", None)
-    monkeypatch.setattr(metrics_api, "_METER_PROVIDER_SET_ONCE", Once())
+    forget_providers(monkeypatch)
 
 
 @pytest.fixture

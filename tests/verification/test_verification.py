@@ -458,3 +458,14 @@ async def test_a_reply_with_addresses_that_does_not_fit_is_refused_without_quoti
 def test_a_limit_that_is_no_time_is_refused(limit: str) -> None:
     with pytest.raises(UsageError, match=f"{limit}=0"):
         Limits(**{limit: 0.0})
+
+
+async def test_a_service_that_refuses_to_say_what_the_run_is_leaves_no_verdict(
+    local: LocalTinker,
+) -> None:
+    path = await saved(local)
+    async with a_desk(local) as desk:
+        local.inject(FaultRule("status", request="training_run", status=403))
+        with pytest.raises(StatusRefused, match="403"):
+            await desk.verify(path)
+        await desk.nothing_is_left()

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from tinker_recovery.checkpoints import (
     FileFacts,
     Finding,
     Listed,
+    WeightsFacts,
     check_bytes,
     check_canary,
     check_metadata,
@@ -36,8 +38,7 @@ from tinker_recovery.faults import SeenIn, Verdict, judge
 from tinker_recovery.journal import Notes
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.inspector import Inspector
-from tinker_recovery.recovery.resume import status_of
-from tinker_recovery.service import Connection
+from tinker_recovery.service import Connection, RunStatus
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.download import Download
 from tinker_recovery.service.export import Limits, exported, loaded
@@ -141,8 +142,7 @@ class Verifier:
         verdicts, record = await self._listed(run_id, path, lineage, notes)
         if not verdicts[-1].ok:
             return verdicts
-        run = await status_of(collaborators.reader, run_id)
-        weights = await self._inspector.weights(path, run.weights)
+        weights = await self._inspector.weights(path, await self._weights_of(run_id))
         if weights is not None:
             verdicts.append(weights)
             if not weights.ok:
@@ -161,6 +161,18 @@ class Verifier:
             if deep:
                 verdicts.append(await look.bytes(connection, stack))
         return verdicts
+
+    async def _weights_of(self, run_id: str) -> WeightsFacts:
+        """What a run's weights are; nothing is known of a run that is gone.
+
+        Any other refusal is raised: a level that was not looked at must not pass for sound.
+        """
+        try:
+            return RunStatus.of(await self.collaborators.reader.run(run_id)).weights
+        except StatusRefused as error:
+            if error.status_code != HTTPStatus.NOT_FOUND:
+                raise
+            return WeightsFacts()
 
     async def _listed(
         self, run_id: str, path: str, lineage: str | None, notes: Notes

@@ -65,6 +65,6 @@ async def fetch_and_close(self: Any, auth: Any) -> Any:
     try:
         return await ORIGINAL(self, auth)  # type: ignore[misc]  # is_wanted() has seen that it is there
     finally:
-        delattr(self, _CREATE)
+        vars(self).pop(_CREATE, None)
         for pool in pools:
             await pool.close()
