@@ -28,10 +28,10 @@ from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.discovery import find_at_service, put_together
 from tinker_recovery.recovery.manual import recover_from_checkpoint
 from tinker_recovery.recovery.restore import Restore
-from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of, status_of
+from tinker_recovery.recovery.resume import RunSnapshot, own_checkpoints, snapshot_of, status_of
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import ServiceFactory
-from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
+from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.telemetry import EventSink
 
 _DETAIL = "a dry run: its checkpoint restores"
@@ -134,7 +134,7 @@ async def _of_tinker_run(reader: StatusReader, run_id: str) -> StoredRun | None:
         await reader.run(run_id)
     except StatusRefused as error:
         raise NoSuchRun(f"the service does not know a Tinker run {run_id!r}: {error}") from error
-    own = [each.record for each in await list_checkpoints(reader, run_id) if each.record]
+    own = await own_checkpoints(reader, run_id)
     if not own:
         return None
     newest = max(own, key=lambda record: (record.time, record.step))

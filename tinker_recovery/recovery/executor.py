@@ -57,7 +57,6 @@ class Executor:
         find: Callable[[str], Recoverable | None],
         watched: Callable[[], int],
     ) -> None:
-        self._collaborators = collaborators
         self._queue = queue
         self._find = find
         self._policy = collaborators.policy

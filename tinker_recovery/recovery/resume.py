@@ -164,7 +164,7 @@ async def snapshot_of(
     wanted = branch if policy.checkpoints.strategy == "best" else branch[:1]
     for segment, _ in wanted:
         listed[segment.attempt] = await _patiently(
-            functools.partial(_own_checkpoints, reader, segment.run_id), policy, clock
+            functools.partial(own_checkpoints, reader, segment.run_id), policy, clock
         )
     last = found.attempts[-1]
     own = [each for each in listed[last.attempt] if each.attempt == last.attempt]
@@ -199,7 +199,13 @@ async def snapshot_of(
     )
 
 
-async def _own_checkpoints(reader: StatusReader, run_id: str) -> list[CheckpointRecord]:
+async def own_checkpoints(reader: StatusReader, run_id: str) -> list[CheckpointRecord]:
+    """The checkpoints of a Tinker run that carry our metadata.
+
+    Raises:
+        StatusUnavailable: The service did not answer.
+        StatusRefused: It refuses to list them.
+    """
     return [each.record for each in await list_checkpoints(reader, run_id) if each.record]
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tinker import types
 
 from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.faults import RULES, DetectedBy, Kind, SeenIn, Verdict, VerdictRule, judge
+from tinker_recovery.policy import Retryable
 from tinker_recovery.service import SaveRequest
+from tinker_recovery.service.client import CUSTOM_LOSS
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
@@ -20,9 +22,18 @@ MODEL_CALLS = frozenset({"forward", "forward_backward", "optim_step", "save_stat
 """Requests that are about the run's model, so that a 404 means that the model is gone."""
 
 
-def seen_in_call(operation: str) -> SeenIn:
-    """Where the error of a request of the client counts as seen."""
-    return SeenIn.CALL if operation in MODEL_CALLS else SeenIn.BODY
+def judge_request(
+    operation: str, error: BaseException, retryable: Sequence[Retryable] = ()
+) -> tuple[VerdictRule | None, bool]:
+    """The rule for a request's error, and whether it is a 404 about something else than the model.
+
+    A custom loss is the user's code, which runs inside the request: what it raises is judged as
+    from the body. So is a 404 about something else.
+    """
+    rule = judge(error, SeenIn.BODY if operation == CUSTOM_LOSS else SeenIn.CALL, retryable)
+    if rule is RULES[Kind.MODEL_MISSING] and operation not in MODEL_CALLS:
+        return judge(error, SeenIn.BODY, retryable), True
+    return rule, False
 
 
 class AttemptHooks:
@@ -37,12 +48,12 @@ class AttemptHooks:
 
     def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
         """Judge a failed request, and declare or suspect a fault."""
-        rule = judge(error, seen_in_call(operation), self._run.policy.retryable_errors)
+        rule, elsewhere = judge_request(operation, error, self._run.policy.retryable_errors)
         if rule is None:
             return
         if rule.verdict is not Verdict.GIVE_UP:
             self._scope.post(self._declare_fault, rule, step, error)
-        elif rule.breaks_client and operation in MODEL_CALLS:
+        elif rule.breaks_client and not elsewhere:
             self._scope.post(self._scope.suspect_fault, rule, error, step)
 
     def _declare_fault(self, rule: VerdictRule, step: int | None, error: BaseException) -> None:

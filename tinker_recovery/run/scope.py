@@ -29,7 +29,7 @@ from tinker_recovery.faults import (
     VerdictRule,
     judge,
 )
-from tinker_recovery.run.client_hooks import AttemptHooks, seen_in_call
+from tinker_recovery.run.client_hooks import AttemptHooks, judge_request
 from tinker_recovery.run.saver import Saver
 from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
@@ -295,8 +295,10 @@ class AttemptScope:
             for operation, failure in self.client.failed
             if any(each is failure for each in chain)
         ]
-        seen_in = seen_in_call(failed[0]) if failed else SeenIn.BODY
-        return judge(error, seen_in, self.run.policy.retryable_errors)
+        retryable = self.run.policy.retryable_errors
+        if failed:
+            return judge_request(failed[0], error, retryable)[0]
+        return judge(error, SeenIn.BODY, retryable)
 
     async def _unless_corrupted(self, rule: VerdictRule) -> VerdictRule:
         """The rule, unless the service refuses because it has marked the run as corrupted."""

@@ -28,7 +28,7 @@ from tinker_recovery.run.rollback_detector import RollbackDetector
 from tinker_recovery.run.saver import RunHistory
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
-from tinker_recovery.service import Connection, FromCheckpoint
+from tinker_recovery.service import Connection
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.telemetry import RunTelemetry, names
 
@@ -125,7 +125,7 @@ class SupervisedRun:
     @property
     def parent(self) -> str | None:
         """Path of the checkpoint the user started it from, if they did."""
-        return self.origin.path if isinstance(self.origin, FromCheckpoint) else None
+        return self._opened.plan.parent
 
     @property
     def current(self) -> AttemptScope | None:
