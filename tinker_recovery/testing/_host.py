@@ -120,7 +120,7 @@ class Host:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.state = ServiceState(Store(root), book, options, wall)
-        self._rolls_back = options.restart == "rollback"
+        self._restart = options.restart
         self._address: tuple[str, int] = listener.getsockname()
         self._listener = listener
         self._clock = book.clock
@@ -195,10 +195,15 @@ class Host:
             self._refusing = True
             self._server.refuse()
         self._server.abort(asker)
-        if self._rolls_back if rollback is None else rollback:
+        if self._restart == "rollback" if rollback is None else rollback:
             self.state.restart("rollback")
         if for_s is not None:
             self._ending = asyncio.create_task(self._end_in(for_s))
+
+    def crash(self, for_s: float) -> None:
+        """Go down as if killed, and come back after ``for_s`` seconds as if started again."""
+        self.begin_outage(status=None, rollback=False, for_s=for_s)
+        self.state.restart(self._restart)
 
     def _cancel_ending(self) -> None:
         if self._ending is not None and self._ending is not asyncio.current_task():

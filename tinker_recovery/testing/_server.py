@@ -226,6 +226,13 @@ class LocalTinker:
         check_outage(status, None)
         self._ask(lambda host: host.begin_outage(status=status, rollback=rollback))
 
+    def crash(self, for_s: float) -> None:
+        """Be killed, and started again ``for_s`` seconds later, on the same folder and address.
+
+        Live weights are lost; what becomes of the runs is the option ``restart``.
+        """
+        self._ask(lambda host: host.crash(for_s))
+
     def end_outage(self) -> None:
         """End an outage; the address stays the same."""
         self._run(lambda host: host.end_outage())
