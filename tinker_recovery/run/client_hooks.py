@@ -11,14 +11,14 @@ from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.faults import RULES, DetectedBy, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Retryable
 from tinker_recovery.service import SaveRequest
-from tinker_recovery.service.client import CUSTOM_LOSS
+from tinker_recovery.service.client import CANARY, CUSTOM_LOSS
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
 
 
-MODEL_CALLS = frozenset({"forward", "forward_backward", "optim_step", "save_state"})
+MODEL_CALLS = frozenset({CANARY, "forward", "forward_backward", "optim_step", "save_state"})
 """Requests that are about the run's model, so that a 404 means that the model is gone."""
 
 
@@ -137,3 +137,4 @@ class AttemptHooks:
             # The next checkpoint carries it, so that any later process can compare.
             self._scope.saver.canary = step, fingerprint
         run.checkpoints.write_canary(attempt, step, run.collaborators)
+        run.checkpoints.write_prompt(run.collaborators)

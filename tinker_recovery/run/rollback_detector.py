@@ -13,8 +13,10 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+import anyio
+
 from tinker_recovery.checkpoints import on_branch
-from tinker_recovery.checkpoints.canary import answer_of
+from tinker_recovery.checkpoints.canary import Match, answer_of
 from tinker_recovery.errors import FaultError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.service.waiting import result_of
@@ -88,7 +90,7 @@ class RollbackDetector:
             self._run.changed(self._run)  # more of what is stored can be relied on
         if self._outage_from is None or self._looking:
             return
-        if self._run.policy.canary is None:
+        if self._run.checkpoints.prompt.batch is None:
             self._outage_from = None
         elif self._open_at_outage:
             self._give_up_on(current, self._outage_from)
@@ -98,12 +100,14 @@ class RollbackDetector:
 
     async def settle(self, current: AttemptScope) -> None:
         """See, before the run is over, whether an outage not looked into yet changed it."""
-        if self._outage_from is None or self._run.policy.canary is None:
+        if self._outage_from is None or self._run.checkpoints.prompt.batch is None:
             return
         if self._open_at_outage:
             self._give_up_on(current, self._outage_from)
         else:
-            await self._look(current, self._outage_from)
+            # As long as a restored client has to answer: a service that is silent now ends nothing.
+            with anyio.move_on_after(self._run.policy.create_timeout_s):
+                await self._look(current, self._outage_from)
 
     def distrust_since(self, fault: Fault, current: AttemptScope) -> None:
         """What was saved since the fault began is not what its step number says.
@@ -148,8 +152,8 @@ class RollbackDetector:
             return
         finally:
             self._looking = False
-        back_to = self._run.checkpoints.canaries.rolled_back_to(answer, step, branch)
-        if back_to is None:
+        match, back_to = self._run.checkpoints.canaries.older(answer, step, branch)
+        if match is not Match.SAME:
             self._outage_from = None
             return
         logger.warning(

@@ -1,0 +1,56 @@
+"""Runs on a service whose answers to the same request differ a little each time."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inspection import rejected
+from loops import MODEL, SEED, batch, quick, train, undisturbed_state
+
+from tinker_recovery import Supervisor
+from tinker_recovery.checkpoints.canary import NOISE_MISTAKEN
+from tinker_recovery.journal import Journal
+from tinker_recovery.testing import LocalTinker
+
+STEPS = 12
+START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED}
+
+
+async def test_a_checkpoint_of_another_prompt_is_not_compared_with(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    """The user changes the canary, and runs the same command again after a kill."""
+    expected = await undisturbed_state(local, steps=STEPS)
+    file = tmp_path / "journal"
+
+    async def killed(attempt: Any) -> None:
+        await train(attempt, steps=7)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        async with Supervisor(quick(canary=tuple(batch(3))), journal=file) as supervisor:
+            await supervisor.run(killed, name="same", **START)
+    async with Supervisor(quick(canary=tuple(batch(4))), journal=file) as supervisor:
+        await supervisor.run(functools.partial(train, steps=STEPS), name="same", **START)
+    (run,) = supervisor.runs
+    assert run.attempts[0].start_step >= 5, "from a checkpoint, and not from the beginning"
+    assert not rejected(run)
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_what_an_earlier_version_took_for_other_weights_is_tried_again(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    file = tmp_path / "journal"
+    given = quick(canary=tuple(batch(3)))
+    async with Supervisor(given, journal=file) as supervisor:
+        await supervisor.run(functools.partial(train, steps=5), **START)
+        (stored,) = local.checkpoints(supervisor.runs[0].segments[0].run_id)
+    with Journal(file, service=local.base_url) as journal:
+        journal.mark_bad(stored.path, f"{NOISE_MISTAKEN} to 0.0021")
+        assert not journal.notes().bad
+        journal.mark_bad(stored.path, "a person's reason")
+        assert list(journal.notes().bad) == [stored.path]
