@@ -227,7 +227,7 @@ class RecoveryPolicy(_Frozen):
     on_repeated_fault: Literal["retry", "skip_step"] = "retry"
     on_skip: Callback | None = None
     canary: tuple[InstanceOf[types.Datum], ...] | Literal["auto"] | None = Field(
-        default=None, repr=False
+        default="auto", repr=False
     )
     canary_tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
     checkpoint_strategy: str = "latest"

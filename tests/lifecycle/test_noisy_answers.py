@@ -3,20 +3,71 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from inspection import rejected
+import pytest_asyncio
+from inspection import internals_of, rejected
 from loops import MODEL, SEED, batch, quick, train, undisturbed_state
 
-from tinker_recovery import Supervisor
+from tinker_recovery import Attempt, Supervisor
 from tinker_recovery.checkpoints.canary import NOISE_MISTAKEN
 from tinker_recovery.journal import Journal
 from tinker_recovery.testing import LocalTinker
 
 STEPS = 12
 START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED}
+
+
+@pytest_asyncio.fixture
+async def noisy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalTinker]:
+    """Trains exactly, and answers with noise."""
+    async with LocalTinker(dialect="noisy") as server:
+        monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", server.api_key)
+        yield server
+
+
+@pytest.mark.parametrize("canary", ["auto", tuple(batch(3))], ids=["auto", "the user's"])
+async def test_a_poisoned_run_ends_with_the_bits_of_the_undisturbed_one(
+    noisy: LocalTinker, canary: object
+) -> None:
+    expected = await undisturbed_state(noisy, steps=STEPS)
+    noisy.poison(at_step=8)
+    async with Supervisor(quick(canary=canary)) as supervisor:
+        await supervisor.run(functools.partial(train, steps=STEPS), **START)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+    assert not rejected(run)
+    assert noisy.run_state(run.segments[-1].run_id) == expected
+
+
+@pytest.mark.parametrize("left", ["the journal", "the checkpoints"])
+async def test_so_does_a_process_that_finds_the_noise_an_earlier_one_measured(
+    noisy: LocalTinker, tmp_path: Path, left: str
+) -> None:
+    expected = await undisturbed_state(noisy, steps=STEPS)
+    file = tmp_path / "journal"
+
+    async def stopped(attempt: Attempt) -> None:
+        await train(attempt, steps=11)
+        await attempt.client.drain()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        async with Supervisor(quick(canary="auto"), journal=file) as supervisor:
+            await supervisor.run(stopped, name="same", **START)
+    if left == "the checkpoints":
+        with Journal(file, service=noisy.base_url).database.transaction() as database:
+            database.execute("DELETE FROM notes WHERE kind = 'prompt'")
+    async with Supervisor(quick(canary="auto"), journal=file) as supervisor:
+        await supervisor.run(functools.partial(train, steps=STEPS), name="same", **START)
+    (run,) = supervisor.runs
+    assert not rejected(run)
+    assert internals_of(run).checkpoints.canaries.noise > 1e-4
+    assert noisy.run_state(run.segments[-1].run_id) == expected
 
 
 async def test_a_checkpoint_of_another_prompt_is_not_compared_with(
@@ -26,7 +77,7 @@ async def test_a_checkpoint_of_another_prompt_is_not_compared_with(
     expected = await undisturbed_state(local, steps=STEPS)
     file = tmp_path / "journal"
 
-    async def killed(attempt: Any) -> None:
+    async def killed(attempt: Attempt) -> None:
         await train(attempt, steps=7)
         raise KeyboardInterrupt
 

@@ -211,12 +211,13 @@ class Restore:
         known = self._run.checkpoints
         answers: list[Answer] = []
         objection: str | None = None
-        if known.prompt.batch is None:
+        prompt = known.prompt.batch
+        if prompt is None:
             return answers, None
         with phase(names.SPAN_VERIFY, as_attributes(chosen)) as span, self._waiting:
             record = None if chosen is None else chosen.record
             while not answers or (objection is not None and len(answers) < ASKED):
-                answers.append(await self._ask(connection, known.prompt.batch))
+                answers.append(await self._ask(connection, prompt))
                 if len(answers) > 1:
                     known.canaries.measure(*answers[-2:])
                 objection = known.canary_objection(record, answers)

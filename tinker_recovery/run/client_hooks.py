@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from tinker_recovery.telemetry import names
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
 
+logger = logging.getLogger(names.SCOPE)
 
 MODEL_CALLS = frozenset({CANARY, "forward", "forward_backward", "optim_step", "save_state"})
 """Requests that are about the run's model, so that a 404 means that the model is gone."""
@@ -51,10 +53,34 @@ class AttemptHooks:
         rule, elsewhere = judge_request(operation, error, self._run.policy.retryable_errors)
         if rule is None:
             return
+        if operation == CANARY and self._drops_canary(rule, error):
+            if rule.breaks_client:
+                # It was never sent, which leaves a gap in the client's requests.
+                self._scope.post(self._scope.declare_fault, RULES[Kind.CANCELLED], DetectedBy.CALL)
+            return
         if rule.verdict is not Verdict.GIVE_UP:
             self._scope.post(self._declare_fault, rule, step, error)
         elif rule.breaks_client and not elsewhere:
             self._scope.post(self._scope.suspect_fault, rule, error, step)
+
+    def _drops_canary(self, rule: VerdictRule, error: BaseException) -> bool:
+        """Whether the service refuses the canary we have made: the run behaves as without one."""
+        prompt = self._run.checkpoints.prompt
+        if not prompt.auto or rule.kind not in {Kind.USER_ERROR, Kind.INVALID_REQUEST}:
+            return False
+        if prompt.batch is not None:
+            prompt.drop(f"the service refuses it: {error}")
+            self.no_canary()
+        return True
+
+    def no_canary(self) -> None:
+        """Say once that no canary can be made, and why."""
+        logger.warning(
+            "run %s has no canary (%s), so wrong weights after an outage or a restore would not be "
+            "noticed: give the policy a small batch of text as canary=, or None",
+            self._run.name,
+            self._run.checkpoints.prompt.problem,
+        )
 
     def _declare_fault(self, rule: VerdictRule, step: int | None, error: BaseException) -> None:
         self._scope.declare_fault(rule, DetectedBy.CALL, error, failed_step=step)

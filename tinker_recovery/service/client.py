@@ -249,9 +249,13 @@ class SupervisedClient:
 
     def _before_submitting(self, data: Sequence[types.Datum] = ()) -> None:
         self._check_live()
-        if data and self._canary.awaited and self._canary.make_of(tokens_of(data)):
-            # Right before the loop's first step, so of the weights that it begins with.
-            self._ask_at_start()
+        if data and self._canary.awaited:
+            if self._canary.make_of(tokens_of(data)):
+                # Right before the loop's first step, so of the weights that it begins with.
+                self._ask_at_start()
+            else:
+                self._canary.drop("the loop's first batch has images, or less than two tokens")
+                self._hooks.no_canary()
         if self._canary_is_next:
             self._canary_is_next = False
             self._canary_run = self._submit_canary()
