@@ -186,6 +186,13 @@ class RecoveryPolicy(_Frozen):
             noise, and what that may explain is no reason to reject anything.
         canary_tolerance: The largest difference of a logprob that counts as equal, whatever the
             noise.
+        on_outage: What to do after an outage if nothing can tell whether the service has kept the
+            weights: there is no canary, its answer lies within the noise, or requests were under
+            way. ``"recover"``: if connections were refused, as where the service is restarted, go
+            back to the newest checkpoint from before the outage, which is exact and costs the
+            steps since then. ``"warn"``: carry on, with the event ``recovery.weights_unknown``. An
+            outage of another kind, a proxy's 503 say, is only warned of unless it was met with
+            requests under way and lasted for seconds.
         checkpoint_strategy: What to recover from. ``"latest"``: the checkpoint with the most steps.
             ``"best"``: the best by ``checkpoints.best_metric``. ``"step:N"``: the one with N
             optimizer steps. Or a ``tinker://RUN/weights/NAME`` path. With the first two, a bad
@@ -230,6 +237,7 @@ class RecoveryPolicy(_Frozen):
         default="auto", repr=False
     )
     canary_tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    on_outage: Literal["recover", "warn"] = "recover"
     checkpoint_strategy: str = "latest"
     restore_optimizer: bool = True
     verify_optimizer: bool = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -62,6 +64,14 @@ class AttemptHooks:
             self._scope.post(self._declare_fault, rule, step, error)
         elif rule.breaks_client and not elsewhere:
             self._scope.post(self._scope.suspect_fault, rule, error, step)
+
+    def was_cut(self) -> bool:
+        """Whether the service has closed a connection of ours since it last answered."""
+        run = self._run
+        cut = run.rollbacks.sound_to == math.inf and run.collaborators.reader.http.is_cut()
+        if cut:
+            self._scope.post(functools.partial(run.rollbacks.note_cut, asked=True), self._scope)
+        return cut
 
     def _drops_canary(self, rule: VerdictRule, error: BaseException) -> bool:
         """Whether the service refuses the canary we have made: the run behaves as without one."""

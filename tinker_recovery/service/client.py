@@ -34,6 +34,9 @@ _ERRORS_KEPT = 16
 CUSTOM_LOSS = "forward_backward_custom"
 """The one request that runs the user's own code."""
 
+IDLE_S = 1.0
+"""A loop without a request open for this long may have missed an outage."""
+
 CANARY = "canary"
 """A forward pass of ours."""
 
@@ -235,7 +238,7 @@ class SupervisedClient:
         After an outage, older weights can be recognised only until a step is applied to them.
         """
         with self._lock:
-            self._canary_is_next = self._canary.batch is not None
+            self._canary_is_next, self._canary_run = self._canary.batch is not None, None
             return sum(step is not None for step in self._open.values())
 
     def _submit_canary(self, *, record: bool = False) -> tuple[Future[Any], int] | None:
@@ -256,6 +259,9 @@ class SupervisedClient:
             else:
                 self._canary.drop("the loop's first batch has images, or less than two tokens")
                 self._hooks.no_canary()
+        idle_s = 0.0 if self._open else self._monotonic() - self._progress_at
+        if idle_s >= IDLE_S and self._canary.batch is not None and self._hooks.was_cut():
+            self._canary_is_next = True
         if self._canary_is_next:
             self._canary_is_next = False
             self._canary_run = self._submit_canary()
