@@ -24,7 +24,7 @@ from tinker_recovery import (
 from tinker_recovery.errors import StatusUnavailable
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.status import StatusReader
-from tinker_recovery.testing import LocalTinker, LocalTinkerProcess, RunState
+from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess, RunState
 
 STEPS = 12
 START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED}
@@ -210,3 +210,46 @@ async def test_on_a_noisy_service_a_return_to_older_weights_is_recognised(
         (run,) = supervisor.runs
         assert [recovery.fault.kind for recovery in run.recoveries] == [Kind.ROLLED_BACK]
         assert noisy.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_a_return_to_a_save_of_the_loops_own_is_recognised_as_well(
+    local: LocalTinker,
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+
+    async def loop(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            await one_step(attempt, step)
+            if attempt.number == 1 and step == 6:
+                await attempt.client.save_state("by-hand")
+            if attempt.number == 1 and step == 8:
+                await attempt.client.drain()
+                local.begin_outage(status=503, rollback=True)
+                await until(lambda: in_an_outage(attempt))
+                local.end_outage()
+                await until(lambda: not in_an_outage(attempt))
+
+    with anyio.fail_after(60):
+        async with Supervisor(default(poll_interval_s=0.2)) as supervisor:
+            await supervisor.run(loop, **START)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 7]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_the_last_look_at_the_weights_ends_with_the_deadline_of_a_restore(
+    local: LocalTinker,
+) -> None:
+    async def loop(attempt: Attempt) -> None:
+        await train(attempt, steps=2)
+        await attempt.client.drain()
+        local.inject(FaultRule("hang", request="forward_backward"))
+        scope_of(attempt).run.rollbacks.note_unreachable(scope_of(attempt), refused=False)
+
+    # Without a save of the end, whose own canary would be waited for as any request is.
+    given = default(stall_after_s=None, create_timeout_s=0.5).model_copy(
+        update={"checkpoints": CheckpointPolicy(save_at_end=False)}
+    )
+    with anyio.fail_after(20):
+        async with Supervisor(given) as supervisor:
+            await supervisor.run(loop, **START)

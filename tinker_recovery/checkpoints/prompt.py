@@ -129,13 +129,13 @@ class CanaryPrompt:
             self.digest = digest_of(self.batch)
 
     @property
-    def awaited(self) -> bool:
+    def pending(self) -> bool:
         """Whether the next batch of the loop's is to be its source."""
         return self.auto and self.batch is None and self.problem is None
 
     def make_of(self, tokens: Sequence[int]) -> bool:
         """Make the prompt of these tokens if it is awaited; returns whether it is known since."""
-        if not self.awaited or len(tokens) < 2:  # noqa: PLR2004 - one token to predict another
+        if not self.pending or len(tokens) < 2:  # noqa: PLR2004 - one token to predict another
             return False
         batch = prompt_of(tokens)
         self.tokens, self.digest, self.batch = tuple(tokens), digest_of(batch), batch

@@ -2,7 +2,8 @@
 
 Pins, bad marks, deletions in progress, sizes and checksums when first read. Shared by all
 processes of the user; every write is on disk when the call returns. The journal contains no API key
-and no weights, and losing it loses no training state.
+and no weights; of the training data at most the tokens of a canary's prompt. Losing it loses no
+training state.
 """
 
 from __future__ import annotations

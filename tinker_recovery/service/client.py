@@ -252,7 +252,7 @@ class SupervisedClient:
 
     def _before_submitting(self, data: Sequence[types.Datum] = ()) -> None:
         self._check_live()
-        if data and self._canary.awaited:
+        if data and self._canary.pending:
             if self._canary.make_of(tokens_of(data)):
                 # Right before the loop's first step, so of the weights that it begins with.
                 self._ask_at_start()
@@ -310,6 +310,8 @@ class SupervisedClient:
             step = self._step
             metadata = self._hooks.user_metadata(step, user_metadata)
             future = self._training.save_state(name, ttl_seconds, overwrite, metadata)
+            # A service that loses weights goes back to its last checkpoint, whoever saved it.
+            self._submit_canary(record=True)
         return self._watch("save_state", future, None, functools.partial(self._save_ended, step))
 
     def __getattr__(self, name: str) -> Any:
