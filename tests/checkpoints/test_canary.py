@@ -83,12 +83,15 @@ def test_no_sound_checkpoint_is_ever_condemned_whatever_the_noise(
         assert restored(book, service, step, ("a", step)) is not Match.DIFFERENT
 
 
-@given(service=SERVICES, step=st.integers(1, 40))
-def test_nor_by_a_later_process_that_has_the_fingerprint_and_the_noise_alone(
-    service: Service, step: int
+@given(service=SERVICES, step=st.integers(1, 40), noise_known=st.booleans())
+def test_nor_by_a_later_process_that_has_the_fingerprint_alone_with_the_noise_or_without(
+    service: Service, step: int, *, noise_known: bool
 ) -> None:
     earlier, later = begun(service), CanaryBook(1e-4)
-    later.know_noise(earlier.noise)
+    assert earlier.measured
+    if noise_known:
+        later.know_noise(earlier.noise)
+    assert later.measured is noise_known
     later.learn("a", step, str(fingerprint_of(service.ask(step))))
     for _ in range(3):
         assert restored(later, service, step, ("a", step)) is not Match.DIFFERENT

@@ -70,6 +70,28 @@ async def test_so_does_a_process_that_finds_the_noise_an_earlier_one_measured(
     assert noisy.run_state(run.segments[-1].run_id) == expected
 
 
+async def test_a_process_that_finds_no_noise_measured_measures_it_on_what_it_has_restored(
+    noisy: LocalTinker, tmp_path: Path
+) -> None:
+    """The journal and the checkpoints are those of a version without a canary."""
+    file = tmp_path / "journal"
+
+    async def stopped(attempt: Attempt) -> None:
+        await train(attempt, steps=7)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        async with Supervisor(quick(), journal=file) as supervisor:
+            await supervisor.run(stopped, name="same", **START)
+    given = quick(canary=tuple(batch(3)))
+    async with Supervisor(given, journal=file) as supervisor:
+        await supervisor.run(functools.partial(train, steps=8), name="same", **START)
+        canaries = internals_of(supervisor.runs[0]).checkpoints.canaries
+    assert len(noisy.runs()) == 2
+    assert canaries.measured
+    assert canaries.noise > 1e-4
+
+
 async def test_a_checkpoint_of_another_prompt_is_not_compared_with(
     local: LocalTinker, tmp_path: Path
 ) -> None:

@@ -170,6 +170,11 @@ class CanaryBook:
     # The noise
 
     @property
+    def measured(self) -> bool:
+        """Whether the noise has been measured, here or by an earlier process."""
+        return self._measured >= MEASURED
+
+    @property
     def _same_within(self) -> float:
         return max(self._tolerance, SAME_WITHIN * self.noise)
 

@@ -400,6 +400,8 @@ class SupervisedRun:
         self.incident = None
         self.rollbacks.note_resumed(attempt.start_step)
         self.checkpoints.note_recovered()
+        if attempt.fault is None and not self.checkpoints.canaries.measured:
+            attempt.client.record_canary()
         self._next_ready.set()
         self.changed(self)
         if attempt.fault is not None:
