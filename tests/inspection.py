@@ -83,7 +83,7 @@ def run_id_of(attempt: Attempt) -> str:
 
 def in_an_outage(attempt: Attempt) -> bool:
     """Whether its run knows of an outage that is not over, or not looked into."""
-    return scope_of(attempt).run.rollbacks._outage_from is not None
+    return scope_of(attempt).run.rollbacks._outage is not None
 
 
 def interval_evidence(attempt: Attempt) -> Evidence:

@@ -149,7 +149,7 @@ def test_a_setting_whose_name_begins_with_another_field_is_its_own() -> None:
     variable = "TINKER_RECOVERY_CANARY_TOLERANCE"
     resolved = resolve({}, {variable: "0.5"})
     assert _said_by(resolved, "canary_tolerance") == (0.5, f"variable {variable}")
-    assert resolved.policy.canary is None
+    assert resolved.policy.canary == "auto"
 
 
 @pytest.mark.parametrize("content", ["tool = 3", "[tool]\ntinker_recovery = 3"])

@@ -177,12 +177,22 @@ class RecoveryPolicy(_Frozen):
             ``"retry"`` until the attempts are used up, or ``"skip_step"``: ``attempt.skip(step)``
             returns True for that step, once, so that the loop can leave it out.
         on_skip: Called as ``on_skip(step, error)`` when a step is about to be skipped.
-        canary: A small fixed batch. Its logprobs are recorded with each checkpoint, and compared
-            after each restore and each outage: a wrong restore is not used, and weights that the
-            service lost in an outage are detected. Costs one forward pass per checkpoint and check.
-            Only an outage that a poll sees is checked, so keep ``poll_interval_s`` below the time
-            in which your service restarts.
-        canary_tolerance: The largest difference of a logprob that still counts as equal.
+        canary: A small fixed batch, whose logprobs tell which weights the service has. They are
+            recorded with each checkpoint, and compared after each restore and each outage: a wrong
+            restore is not used, and weights that the service lost in an outage are detected.
+            ``"auto"`` takes up to 64 tokens of the loop's own first batch, and no canary where that
+            has images; None has none. Costs one forward pass per checkpoint and check, and three
+            at the beginning: by how much the answers for the same weights differ is the service's
+            noise, and what that may explain is no reason to reject anything.
+        canary_tolerance: The largest difference of a logprob that counts as equal, whatever the
+            noise.
+        on_outage: What to do after an outage if nothing can tell whether the service has kept the
+            weights: there is no canary, its answer lies within the noise, or requests were under
+            way. ``"recover"``: if connections were refused, as where the service is restarted, go
+            back to the newest checkpoint from before the outage, which is exact and costs the
+            steps since then. ``"warn"``: carry on, with the event ``recovery.weights_unknown``. An
+            outage of another kind, a proxy's 503 say, is only warned of unless it was met with
+            requests under way and lasted for seconds.
         checkpoint_strategy: What to recover from. ``"latest"``: the checkpoint with the most steps.
             ``"best"``: the best by ``checkpoints.best_metric``. ``"step:N"``: the one with N
             optimizer steps. Or a ``tinker://RUN/weights/NAME`` path. With the first two, a bad
@@ -223,8 +233,11 @@ class RecoveryPolicy(_Frozen):
     guard_loss: bool = False
     on_repeated_fault: Literal["retry", "skip_step"] = "retry"
     on_skip: Callback | None = None
-    canary: tuple[InstanceOf[types.Datum], ...] | None = Field(default=None, repr=False)
+    canary: tuple[InstanceOf[types.Datum], ...] | Literal["auto"] | None = Field(
+        default="auto", repr=False
+    )
     canary_tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    on_outage: Literal["recover", "warn"] = "recover"
     checkpoint_strategy: str = "latest"
     restore_optimizer: bool = True
     verify_optimizer: bool = False
@@ -272,9 +285,18 @@ class RecoveryPolicy(_Frozen):
     @field_validator("canary")
     @classmethod
     def _canary_is_small(
-        cls, value: tuple[types.Datum, ...] | None
-    ) -> tuple[types.Datum, ...] | None:
-        if value is not None:
+        cls, value: tuple[types.Datum, ...] | Literal["auto"] | None
+    ) -> tuple[types.Datum, ...] | Literal["auto"] | None:
+        if value is not None and value != "auto":
+            if any(
+                not isinstance(chunk, types.EncodedTextChunk)
+                for datum in value
+                for chunk in datum.model_input.chunks
+            ):
+                raise ValueError(
+                    "canary has images: services answer the same image differently each time, so "
+                    "use text alone, canary='auto', or None"
+                )
             tokens = sum(datum.model_input.length for datum in value)
             if not 0 < tokens <= CANARY_TOKENS:
                 raise ValueError(

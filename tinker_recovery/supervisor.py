@@ -50,7 +50,7 @@ from tinker_recovery.run.blocking import (
     run_blocking,
 )
 from tinker_recovery.run.mailbox import Mailbox
-from tinker_recovery.run.monitored import MonitoredRun
+from tinker_recovery.run.monitored import MonitoredRun, listen
 from tinker_recovery.run.open import OpenedRun, open_run
 from tinker_recovery.run.options import StartOptions, StartPlan, plan_start
 from tinker_recovery.run.scope import AttemptScope
@@ -395,6 +395,7 @@ class _Entered:
         self._signals = signals
         self._opening: set[str] = set()
         self.retention = RetentionLoop(collaborators)
+        listen(collaborators.reader.http, self.monitored)
         self._optimizer_check = OptimizerCheck(collaborators)
 
     def tree(self) -> SupervisionTree:
@@ -407,6 +408,7 @@ class _Entered:
             check_silence_every_s=_silence_check_s(policy),
             events=self.collaborators.events,
             clock=clock,
+            urgent=lambda: [run for run in self.monitored.values() if run.is_urgent],
         )
         executor = Executor(
             self.collaborators,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -19,6 +20,7 @@ from tinker_recovery.detection.plan import (
     PageCounts,
     PagePoll,
     PollSchedule,
+    UrgentPolls,
     pages_worth_reading,
 )
 
@@ -206,3 +208,31 @@ def test_many_runs_are_polled_so_often_that_the_last_run_of_a_poll_is_not_late_e
 @pytest.mark.parametrize(("chance", "expected"), [(0.0, 30.0), (0.5, 28.5)])
 def test_jitter_only_ever_shortens(chance: float, expected: float) -> None:
     assert math.isclose(PollSchedule(30.0).wait_s(0.0, chance, out_of_reach=False), expected)
+
+
+@given(
+    interval_s=st.floats(0.05, 600),
+    looks=st.lists(st.booleans(), min_size=1, max_size=200),
+)
+def test_a_run_that_cannot_wait_is_asked_for_at_once_and_then_less_and_less_often(
+    interval_s: float, looks: list[bool]
+) -> None:
+    """Looked at every half second; True where its work is still overdue."""
+    polls = UrgentPolls(interval_s)
+    asked: list[float] = []
+    before = False
+    for number, urgent in enumerate(looks):
+        now = number * 0.5
+        due = polls.due(now, ["run"] if urgent else [])
+        if urgent and not before:
+            assert due == ["run"]
+            asked.clear()
+        if not urgent:
+            assert due == []
+        if due:
+            asked.append(now)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
+        wanted = [min(2.0**place, interval_s) for place in range(len(gaps))]
+        # As soon as a look finds it due, so up to one look late.
+        assert all(0 <= gap - want < 0.5 for gap, want in zip(gaps, wanted, strict=True))
+        before = urgent

@@ -28,7 +28,6 @@ class Polled:
         self.watched_run_id: str | None = run_id
         self.statuses: list[bool] = []
         self.failed: list[str] = []
-        self.unreachable = 0
 
     def note_status(self, status: RunStatus) -> None:
         assert status.run_id == self.name
@@ -40,9 +39,6 @@ class Polled:
         assert run_id == self.name
         self.failed.append(message)
 
-    def note_unreachable(self) -> None:
-        self.unreachable += 1
-
     def check_silence(self) -> None:
         pass
 
@@ -53,9 +49,14 @@ class Fleet:
     def __init__(self, server: LocalTinker, reader: StatusReader) -> None:
         self.server = server
         self.events: list[RecoveryEvent] = []
+        self.unreachable: list[bool] = []
+        reader.http.unreachable = self._note_unreachable
         self.poller = Poller(
             reader, interval_s=0.0, events=EventSink(self.events.append), clock=SYSTEM_CLOCK
         )
+
+    def _note_unreachable(self, *, refused: bool) -> None:
+        self.unreachable.append(refused)
 
     async def poll(self, runs: list[Polled], *, quick: bool = False) -> dict[str, int]:
         """Poll once; returns the number of requests by route."""
@@ -150,7 +151,7 @@ async def test_a_page_that_cannot_be_read_ends_the_poll_and_is_reported_once(fle
     assert await fleet.poll(runs) == {"training_runs": 3}, "one page, three tries"
     assert fleet.poller.out_of_reach
     assert not any(run.statuses or run.failed for run in runs)
-    assert all(run.unreachable for run in runs)
+    assert fleet.unreachable == [False] * 3
     (event,) = fleet.events
     assert (event.name, event.fields[names.RUNS]) == (names.EVENT_POLL_ERROR, 250)
     fleet.server.release()

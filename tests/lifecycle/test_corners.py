@@ -277,14 +277,15 @@ async def test_one_busy_answer_to_a_status_read_is_no_outage(local: LocalTinker)
 
 async def test_a_status_read_that_hangs_is_an_outage(local: LocalTinker) -> None:
     local.inject(FaultRule("slow", request="training_run", delay_s=5.0))
-    heard: list[int] = []
+    heard: list[bool] = []
     supervisor = Supervisor(quick())
     async with supervisor:
         await supervisor.run(functools.partial(train, steps=1), **START)
         async with StatusReader(await endpoint(supervisor), timeout_s=0.2) as reader:
+            reader.http.unreachable = lambda *, refused: heard.append(refused)
             with pytest.raises(Exception, match="took longer than"):
-                await reader.run(local.runs()[0], lambda: heard.append(1))
-    assert heard == [1]
+                await reader.run(local.runs()[0])
+    assert heard == [False]
 
 
 _ENTRY = """

@@ -10,6 +10,7 @@ from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_st
 from tinker import ServiceClient
 
 from tinker_recovery import Attempt, Run, Supervisor
+from tinker_recovery.checkpoints.canary import ASKED
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -70,7 +71,8 @@ async def test_a_canary_whose_answer_was_not_a_number_speaks_against_nothing(
 ) -> None:
     """The very first answer; what the run begins with would never again be recognized."""
     expected = await undisturbed_state(local, steps=STEPS)
-    local.inject(FaultRule("nan_loss", 0, times=2))
+    # As often as the canary is asked on what the run begins with, and the first step's own.
+    local.inject(FaultRule("nan_loss", 0, times=ASKED + 1))
     looked_at = quick(canary=tuple(batch(3)), guard_loss=True)
     async with Supervisor(looked_at) as supervisor:
         await supervisor.run(
@@ -114,7 +116,8 @@ async def test_a_canary_that_never_answers_with_a_number_has_the_next_older_one_
     local: LocalTinker,
 ) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
-    run = await _struck_by_nan(local, at_step=11, times=3)
+    # The loop's own, and all that the canary answers on two clients in a row.
+    run = await _struck_by_nan(local, at_step=11, times=1 + 2 * ASKED)
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
     (bad,) = rejected(run)
     assert "/step-00000010-" in bad

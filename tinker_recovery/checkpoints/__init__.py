@@ -8,7 +8,8 @@ from its module.
 - ``metadata``, ``record``: what is stored with a checkpoint, and reading it back from a listing
 - ``schedule``, ``evidence``, ``interval``, ``ledger``: when to save, and whether a save may start
 - ``lineage``, ``selection``: which checkpoint to recover from
-- ``canary``, ``safetensors_header``, ``files``, ``validation``: whether a checkpoint is valid
+- ``canary``, ``prompt``, ``safetensors_header``, ``files``, ``validation``: whether a checkpoint
+  is valid
 - ``retention``, ``deletion_plan``, ``deletion``, ``pacing``, ``renewal``: what to keep, what to
   renew, and how to delete the rest
 - ``policies``: the schedule and the retention that a CheckpointPolicy asks for

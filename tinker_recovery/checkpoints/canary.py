@@ -1,9 +1,9 @@
 """The canary: a small fixed batch whose logprobs identify the weights.
 
 The answer at each checkpoint is remembered: in full by the process that asked, and as a fingerprint
-stored with the next checkpoint. The same weights give the same answer, within a tolerance, so a
-wrong restore and a silent return to older weights are both detected. Pure: the callers ask, and
-decide when.
+stored with the next checkpoint. The same weights give the same answer, up to the noise of the
+service, so a wrong restore and a silent return to older weights are both detected where that noise
+does not hide them. Pure: the callers ask, and decide when.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import enum
 import hashlib
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,6 +25,12 @@ from tinker_recovery.errors import UsageError
 
 KEPT = 32
 """How many of the numbers a fingerprint stores, evenly spread; its digest covers them all."""
+
+NOISE_MISTAKEN = (
+    "the weights it restores are not the ones that were saved: the canary's logprobs differ by up"
+)
+"""How versions that knew nothing of a service's noise began their reason for a bad mark. Such marks
+are not believed: what is bad is found so again."""
 
 Answer = tuple[float, ...]
 """The logprobs of every token of the canary, in order."""
@@ -114,24 +121,96 @@ def fingerprint_of(answer: Answer) -> str | None:
         return None
 
 
+class Match(enum.Enum):
+    """Whether an answer fits weights whose answer is known."""
+
+    SAME = "same"
+    """It is theirs, as far as the service's noise lets anything be known."""
+    DIFFERENT = "different"
+    """The service's noise does not explain how far it is from theirs."""
+    UNCLEAR = "cannot tell"
+    """Neither: as if there were no canary."""
+
+
+SAME_WITHIN = 2.0
+"""Answers up to this many times as far apart as the noise measured pass for the same weights."""
+
+DIFFERENT_BEYOND = 4.0
+"""Answers more than this many times as far apart as the noise measured are of other weights."""
+
+MEASURED = 2
+"""Differences after which one far beyond them needs a second to count as noise."""
+
+ASKED = 3
+"""How often the canary is asked on the weights a run begins with, to measure the noise; and at
+most before weights are said to be others than those expected."""
+
+
 class CanaryBook:
-    """What the canary answered at each checkpoint of a run.
+    """What the canary answered at each checkpoint of a run, and how noisy the answers are.
 
     Answers that this process received are kept in full; of earlier ones there are fingerprints,
-    from checkpoints or the journal.
+    from checkpoints or the journal. The noise is the largest distance seen of two answers for the
+    same weights. Where it is 0, and on services whose answers are equal to the bit it is, the
+    tolerance alone decides; where it is not, there is a range in which nothing can be told.
 
     Args:
-        tolerance: The largest distance of two answers that count as equal.
+        tolerance: The largest distance of two answers that always count as equal.
     """
 
     def __init__(self, tolerance: float) -> None:
         self._tolerance = tolerance
         self._answers: dict[tuple[str, int], Answer] = {}
         self._fingerprints: dict[tuple[str, int], Canary] = {}
+        self._measured = 0
+        self._outlier = 0.0
+        self.noise = 0.0
+        """The largest distance of two answers for the same weights, as far as measured."""
+
+    # The noise
+
+    @property
+    def measured(self) -> bool:
+        """Whether the noise has been measured, here or by an earlier process."""
+        return self._measured >= MEASURED
+
+    @property
+    def _same_within(self) -> float:
+        return max(self._tolerance, SAME_WITHIN * self.noise)
+
+    @property
+    def _different_beyond(self) -> float:
+        return max(self._tolerance, DIFFERENT_BEYOND * self.noise)
+
+    def know_noise(self, noise: float) -> None:
+        """Take over the noise that an earlier process measured."""
+        if math.isfinite(noise):
+            self.noise = max(self.noise, noise)
+            self._measured = max(self._measured, MEASURED)
+
+    def measure(self, one: Answer, other: Answer) -> None:
+        """Learn from two answers for the same weights.
+
+        A distance that what was measured before does not explain may come of weights that the
+        service lost in between, so it has to be seen twice.
+        """
+        apart = distance(one, other)
+        if not math.isfinite(apart):
+            return
+        self._measured += 1
+        if self._measured > MEASURED and apart > self._different_beyond:
+            apart, self._outlier = min(apart, self._outlier), max(apart, self._outlier)
+        self.noise = max(self.noise, apart)
+
+    # What was answered
 
     def record(self, attempt: str, step: int, answer: Answer) -> None:
-        """Remember the answer of an attempt's weights at a step."""
-        self._answers[attempt, step] = answer
+        """Remember the answer of an attempt's weights at a step; a second one shows the noise."""
+        at = attempt, step
+        if at in self._answers:
+            self.measure(self._answers[at], answer)
+        else:
+            self._answers[at] = answer
 
     def learn(self, attempt: str, step: int, fingerprint: str) -> None:
         """Remember the fingerprint of an answer; one that cannot be read is ignored."""
@@ -142,47 +221,77 @@ class CanaryBook:
         """Whether the answer of these weights is known."""
         return (attempt, step) in self._answers or (attempt, step) in self._fingerprints
 
-    def objection(self, answer: Answer, attempt: str, step: int) -> str | None:
-        """Why weights with this answer are not those; None if they may be, or none is known."""
-        at = attempt, step
-        if at in self._answers:
-            apart = distance(answer, self._answers[at])
-        elif at in self._fingerprints:
-            try:
-                apart = self._fingerprints[at].distance_to(Canary.of(answer))
-            except UsageError:
-                apart = math.inf
-        else:
-            return None
-        if apart <= self._tolerance:
-            return None
-        return (
-            "the weights it restores are not the ones that were saved: the canary's logprobs "
-            f"differ by up to {apart:.3g}"
-        )
-
     def known(self, attempt: str) -> list[tuple[str, int]]:
         """The (attempt, step) of every full answer of an attempt's weights."""
         return [at for at in self._answers if at[0] == attempt]
 
-    def rolled_back_to(
-        self, answer: Answer, step: int, branch: Iterable[tuple[str, int]]
-    ) -> int | None:
-        """The earlier step whose weights gave this answer; None if there is none, or several.
+    # What an answer says
 
-        Several mean that the weights hardly change from step to step, so the answer cannot tell
-        which they are.
+    def compare(self, answers: Sequence[Answer], attempt: str, step: int) -> tuple[Match, float]:
+        """Whether weights that gave these answers are those of an attempt at a step.
+
+        Returns what can be told, and how far the nearest answer is from theirs. Where nothing is
+        known of them nothing can be told. What is confirmed is learned from.
+        """
+        at = attempt, step
+        if at not in self._answers and at not in self._fingerprints:
+            return Match.UNCLEAR, 0.0
+        apart = min(self._apart(answer, at) for answer in answers)
+        if apart > self._different_beyond:
+            return Match.DIFFERENT, apart
+        if apart > self._same_within:
+            return Match.UNCLEAR, apart
+        if apart > self._tolerance:
+            self.noise = max(self.noise, apart)
+        return Match.SAME, apart
+
+    def _apart(self, answer: Answer, at: tuple[str, int]) -> float:
+        if at in self._answers:
+            return distance(answer, self._answers[at])
+        try:
+            return self._fingerprints[at].distance_to(Canary.of(answer))
+        except UsageError:
+            return math.inf
+
+    def older(
+        self, answer: Answer, step: int, branch: Iterable[tuple[str, int]]
+    ) -> tuple[Match, int | None]:
+        """Whether weights with this answer are those of an earlier step, and of which.
+
+        DIFFERENT if they are none of the earlier ones whose answers are known. UNCLEAR if they may
+        be: they are near several, near none and not far from one, or near one from which the steps
+        since then may not have led farther than the noise.
 
         Args:
             answer: The answer just now.
             step: Optimizer steps that should be in the weights.
             branch: The (attempt, step) of every checkpoint the run descends from.
         """
-        matches = {
-            at
+        known = {
+            at: self._answers[attempt, at]
             for attempt, at in branch
-            if at < step
-            and (old := self._answers.get((attempt, at))) is not None
-            and distance(answer, old) <= self._tolerance
+            if (attempt, at) in self._answers
         }
-        return matches.pop() if len(matches) == 1 else None
+        apart = {at: distance(answer, old) for at, old in known.items() if at < step}
+        near = [at for at, each in apart.items() if each <= self._different_beyond]
+        if not near:
+            return Match.DIFFERENT, None
+        at = near[0]
+        if len(near) > 1 or apart[at] > self._same_within or not self._left(at, step, known):
+            return Match.UNCLEAR, None
+        return Match.SAME, at
+
+    def _left(self, at: int, step: int, known: Mapping[int, Answer]) -> bool:
+        """Whether the steps since ``at`` have led away from it farther than the noise reaches.
+
+        As far as can be expected: as they moved between there and the nearest step known. Where
+        the service's answers are as good as exact, any movement shows.
+        """
+        if self._different_beyond <= self._tolerance:
+            return True
+        others = [(abs(other - at), other) for other in known if other != at]
+        if not others:
+            return False
+        steps, nearest = min(others)
+        moved = distance(known[at], known[nearest]) / steps
+        return moved * (step - at) > self._different_beyond

@@ -24,6 +24,7 @@ from tinker_recovery.checkpoints.metadata import (
     encode_loop_state,
     encode_metrics,
 )
+from tinker_recovery.checkpoints.prompt import PromptFacts
 from tinker_recovery.errors import InvalidMetadata, UsageError
 
 _PATH = re.compile(r"tinker://(?P<run>[^/\s]+)/weights/[^/\s]+")
@@ -64,6 +65,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
     metrics: Mapping[str, float] | None = None,
     loop_state: object = None,
     previous_canary: tuple[int, str] | None = None,
+    canary_prompt: PromptFacts | None = None,
     previous_save_s: float | None = None,
 ) -> dict[str, str]:
     """The ``user_metadata`` to save with a checkpoint. What is None is left out.
@@ -80,6 +82,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         loop_state: The user's own state of the loop, as JSON can represent it.
         previous_canary: Step and fingerprint (see ``checkpoints.canary``) of this attempt's newest
             save whose canary has answered. Its own canary runs after the save, too late for it.
+        canary_prompt: What is known of the prompt that fingerprint belongs to.
         previous_save_s: Seconds the previous save took, for the same reason.
 
     Raises:
@@ -97,6 +100,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         "metrics": encode_metrics(metrics) if metrics else None,
         "loop_state": None if loop_state is None else encode_loop_state(loop_state),
         "previous_canary": previous_canary and "{}:{}".format(*previous_canary),
+        "canary_prompt": None if canary_prompt is None else str(canary_prompt),
         "previous_save_s": None if previous_save_s is None else repr(float(previous_save_s)),
     }
     return {PREFIX + key: value for key, value in fields.items() if value is not None}
@@ -123,7 +127,9 @@ class CheckpointRecord(BaseModel):
         loop_state: The user's own state of the loop, or None.
         canary: Fingerprint of the canary's answer on its weights, or None. It is stored with a
             later checkpoint of the same attempt; :func:`with_canaries` fills it in.
+        canary_about: What was known of the prompt it belongs to; None if nothing was.
         previous_canary: Step and fingerprint of an earlier checkpoint of the attempt, or None.
+        canary_prompt: What was known of the run's prompt when it was saved, or None.
         previous_save_s: Seconds the previous save took, or None.
     """
 
@@ -145,7 +151,9 @@ class CheckpointRecord(BaseModel):
     metrics: Mapping[str, float] = Field(default_factory=dict)
     loop_state: Any = None
     canary: str | None = None
+    canary_about: PromptFacts | None = None
     previous_canary: tuple[int, str] | None = None
+    canary_prompt: PromptFacts | None = None
     previous_save_s: float | None = None
 
     @classmethod
@@ -182,6 +190,11 @@ class CheckpointRecord(BaseModel):
                     if "previous_canary" in fields
                     else None
                 ),
+                canary_prompt=(
+                    PromptFacts.parse(fields["canary_prompt"])
+                    if "canary_prompt" in fields
+                    else None
+                ),
                 previous_save_s=(
                     float(fields["previous_save_s"]) if "previous_save_s" in fields else None
                 ),
@@ -196,16 +209,16 @@ class CheckpointRecord(BaseModel):
 def with_canaries(records: Iterable[CheckpointRecord]) -> list[CheckpointRecord]:
     """The same records in the same order, each with the fingerprint stored with a later one."""
     records = list(records)
-    fingerprints = {
-        (record.attempt, record.previous_canary[0]): record.previous_canary[1]
+    told = {
+        (record.attempt, record.previous_canary[0]): {
+            "canary": record.previous_canary[1],
+            "canary_about": record.canary_prompt,
+        }
         for record in records
         if record.previous_canary is not None
     }
     return [
-        record.model_copy(update={"canary": canary})
-        if (canary := fingerprints.get((record.attempt, record.step))) is not None
-        else record
-        for record in records
+        record.model_copy(update=told.get((record.attempt, record.step), {})) for record in records
     ]
 
 

@@ -17,7 +17,7 @@ from typing import Literal, Self
 
 import tinker
 
-from tinker_recovery.checkpoints.canary import Canary
+from tinker_recovery.checkpoints.canary import DIFFERENT_BEYOND, Canary
 from tinker_recovery.checkpoints.files import FileFacts, inspect_file
 from tinker_recovery.checkpoints.record import CheckpointRecord, Listed
 from tinker_recovery.checkpoints.safetensors_header import DamagedFile
@@ -157,16 +157,25 @@ def check_weights(facts: WeightsFacts, expected: WeightsFacts) -> Finding:
     return Finding("weights", not differing, "; ".join(differing) or "they fit the run")
 
 
-def check_canary(record: CheckpointRecord, seen: Canary, *, tolerance: float = 0.0) -> Finding:
+def check_canary(
+    record: CheckpointRecord, seen: Canary, *, prompt: str = "", tolerance: float = 0.0
+) -> Finding:
     """Level 4: whether the restored model answers as it did. Passes if no canary was stored.
 
     Args:
         record: The checkpoint.
         seen: The fingerprint taken after restoring it.
-        tolerance: Largest absolute difference of a logprob; 0 requires equality to the bit.
+        prompt: Digest of what was asked; an answer stored for another prompt is not compared with.
+        tolerance: Largest absolute difference of a logprob; 0 requires equality to the bit. What
+            the service's noise explains passes as well.
     """
     if record.canary is None:
         return Finding("canary", ok=True, reason="no canary was stored with it")
+    about = record.canary_about
+    if about is not None:
+        if prompt and about.digest != prompt:
+            return Finding("canary", ok=True, reason="the canary stored with it was another one")
+        tolerance = max(tolerance, DIFFERENT_BEYOND * about.noise)
     try:
         stored = Canary.parse(record.canary)
     except UsageError as error:

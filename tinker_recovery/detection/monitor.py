@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 import anyio
 
 from tinker_recovery.clock import Clock
-from tinker_recovery.detection.plan import PollSchedule
+from tinker_recovery.detection.plan import PollSchedule, UrgentPolls
 from tinker_recovery.detection.poller import PolledRun, Poller, by_run_id
 from tinker_recovery.service import StatusReader
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import EventSink
+
+URGENT_CHECK_S = 0.5
+"""Seconds between two looks for runs that cannot wait for the next poll."""
 
 
 class Monitor:
@@ -24,6 +27,8 @@ class Monitor:
         check_silence_every_s: Seconds between two checks for silent runs; None for no checks.
         events: Gets an event for each failed read.
         clock: Time and randomness.
+        urgent: The runs that cannot wait for the next poll, called every half second; None for
+            no look at that.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Monitor:
         check_silence_every_s: float | None,
         events: EventSink,
         clock: Clock,
+        urgent: Callable[[], Sequence[PolledRun]] | None = None,
     ) -> None:
         self._watched = watched
         self._reader = reader
@@ -42,6 +48,7 @@ class Monitor:
         self._check_silence_every_s = check_silence_every_s
         self._events = events
         self._clock = clock
+        self._urgent = urgent
 
     async def serve(self, child: Child) -> None:
         """Poll until cancelled; a child of the supervision tree.
@@ -52,7 +59,31 @@ class Monitor:
         async with anyio.create_task_group() as group:
             if self._check_silence_every_s is not None:
                 group.start_soon(self._check_silence, self._check_silence_every_s)
-            await self._poll_forever(child)
+            poller = Poller(
+                self._reader,
+                interval_s=self._interval_s,
+                events=self._events,
+                clock=self._clock,
+                answered=child.heartbeat,
+            )
+            if self._urgent is not None:
+                group.start_soon(
+                    self._look_at_urgent,
+                    poller,
+                    self._urgent,
+                    name="tinker-recovery/monitor/urgent",
+                )
+            await self._poll_forever(child, poller)
+
+    async def _look_at_urgent(
+        self, poller: Poller, urgent: Callable[[], Sequence[PolledRun]]
+    ) -> None:
+        polls = UrgentPolls(self._interval_s)
+        while True:
+            await self._clock.sleep(min(URGENT_CHECK_S, self._interval_s))
+            runs = by_run_id(urgent())
+            due = polls.due(self._clock.monotonic(), runs)
+            await poller.look({run_id: runs[run_id] for run_id in due})
 
     async def _check_silence(self, every_s: float) -> None:
         while True:
@@ -60,15 +91,8 @@ class Monitor:
             for run in self._watched():
                 run.check_silence()
 
-    async def _poll_forever(self, child: Child) -> None:
+    async def _poll_forever(self, child: Child, poller: Poller) -> None:
         schedule = PollSchedule(self._interval_s)
-        poller = Poller(
-            self._reader,
-            interval_s=self._interval_s,
-            events=self._events,
-            clock=self._clock,
-            answered=child.heartbeat,
-        )
         while True:
             now, chance = self._clock.monotonic(), self._clock.random()
             await self._clock.sleep(schedule.wait_s(now, chance, out_of_reach=poller.out_of_reach))

@@ -31,6 +31,9 @@ QUICK_FACTOR = 4
 RETRY_FACTOR = 30
 """How many times sooner a service that is out of reach is polled again."""
 
+URGENT_S = 1.0
+"""The first gap between two questions about a run that cannot wait for the next poll."""
+
 SPREAD_PAGES = 0.2
 """The share of an interval over which the pages of one poll are spread."""
 
@@ -73,6 +76,30 @@ def pages_worth_reading(wanted: int, counts: PageCounts | None) -> int:
     found = [counts.found[0] + new, *counts.found[1:]] if counts.found else [new]
     seen = [0, *itertools.accumulate(found)]
     return min(range(len(seen)), key=lambda pages: pages + wanted - seen[pages])
+
+
+class UrgentPolls:
+    """When to ask about runs that cannot wait for the next poll: at once, then less and less often.
+
+    Args:
+        interval_s: The longest gap, which is that between two polls.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._longest_s = interval_s
+        self._next: dict[str, tuple[float, float]] = {}
+
+    def due(self, now: float, urgent: Iterable[str]) -> list[str]:
+        """Which of the runs that are urgent now to ask about; forgets those that are not."""
+        due = []
+        known, self._next = self._next, {}
+        for run in urgent:
+            at, gap_s = known.get(run, (now, min(URGENT_S, self._longest_s)))
+            if now >= at:
+                due.append(run)
+                at, gap_s = now + gap_s, min(2 * gap_s, self._longest_s)
+            self._next[run] = at, gap_s
+        return due
 
 
 class PagePoll:

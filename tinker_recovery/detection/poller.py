@@ -51,10 +51,6 @@ class PolledRun(Protocol):
         """Take the service's reason for failing the session of a Tinker run."""
         ...
 
-    def note_unreachable(self) -> None:
-        """Note that the service could not be reached."""
-        ...
-
     def check_silence(self) -> None:
         """Check whether submitted work makes progress."""
         ...
@@ -114,6 +110,12 @@ class Poller:
             await self._ask_many(watched)
         return sum(run.watched_run_id != run_id for run_id, run in watched.items())
 
+    async def look(self, runs: Mapping[str, PolledRun]) -> None:
+        """Read the status of these runs in between two polls; what fails is not reported."""
+        async with anyio.create_task_group() as group:
+            for run_id, run in runs.items():
+                group.start_soon(self._read, run, run_id)
+
     # A few runs
 
     async def _ask(self, run: PolledRun, run_id: str) -> None:
@@ -124,14 +126,14 @@ class Poller:
             # the run. If it is more, the loop's own calls fail.
             self._read_failed("the run", error, {names.RUN_ID: run_id}, run=run.name)
             return
-        failed = await self._session_failure(run, run_id)
+        failed = await self._session_failure(run_id)
         self._answered()
         if failed is not None:
             run.note_session_failed(run_id, failed)
 
     async def _read(self, run: PolledRun, run_id: str) -> StatusError | None:
         try:
-            status = await self._reader.run(run_id, run.note_unreachable)
+            status = await self._reader.run(run_id)
         except StatusError as error:
             return error
         finally:
@@ -139,11 +141,11 @@ class Poller:
         run.note_status(RunStatus.of(status))
         return None
 
-    async def _session_failure(self, run: PolledRun, run_id: str) -> str | None:
+    async def _session_failure(self, run_id: str) -> str | None:
         if not self._sessions_searchable:
             return None
         try:
-            return await self._reader.session_failure(run_id, run.note_unreachable)
+            return await self._reader.session_failure(run_id)
         except StatusError as error:
             # The search is experimental: a service without it is not asked again. Other errors
             # are ignored: the run's own status has just been read.
@@ -192,13 +194,9 @@ class Poller:
         errors: list[StatusError] = []
         free = anyio.Semaphore(_AT_ONCE)
 
-        def unreachable() -> None:
-            for run in watched.values():
-                run.note_unreachable()
-
         async def read(offset: int) -> None:
             try:
-                page = await self._reader.run_page(offset, unreachable)
+                page = await self._reader.run_page(offset)
             except StatusError as error:
                 errors.append(error)
                 return

@@ -2,7 +2,8 @@
 
 Pins, bad marks, deletions in progress, sizes and checksums when first read. Shared by all
 processes of the user; every write is on disk when the call returns. The journal contains no API key
-and no weights, and losing it loses no training state.
+and no weights; of the training data at most the tokens of a canary's prompt. Losing it loses no
+training state.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from tinker_recovery.checkpoints.canary import NOISE_MISTAKEN
 from tinker_recovery.errors import UsageError
 from tinker_recovery.journal.database import Database
 from tinker_recovery.telemetry import redact
@@ -69,6 +71,8 @@ class Notes:
         sizes: Bytes when first read.
         files: Encoded checksums when first read.
         canaries: Fingerprints of the canary's logprobs on the checkpoint's weights.
+        canary_prompts: Digests of the prompts that they belong to.
+        prompts: What is known of a run's prompt, by lineage id, not by path.
         optimizer: What is wrong with the service's optimizer restores; empty if nothing. By version
             of the SDK, not by path.
     """
@@ -79,6 +83,8 @@ class Notes:
     sizes: Mapping[str, int]
     files: Mapping[str, str]
     canaries: Mapping[str, str] = field(default_factory=dict)
+    canary_prompts: Mapping[str, str] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
     optimizer: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -126,11 +132,17 @@ class Journal:
                 by_kind.setdefault(kind, {})[path] = text
         return Notes(
             pinned=by_kind.get("pinned", {}),
-            bad=by_kind.get("bad", {}),
+            bad={
+                path: reason
+                for path, reason in by_kind.get("bad", {}).items()
+                if not reason.startswith(NOISE_MISTAKEN)
+            },
             deletions=by_kind.get("deletion", {}),
             sizes={path: int(text) for path, text in by_kind.get("size", {}).items()},
             files=by_kind.get("files", {}),
             canaries=by_kind.get("canary", {}),
+            canary_prompts=by_kind.get("canary_prompt", {}),
+            prompts=by_kind.get("prompt", {}),
             optimizer=by_kind.get("optimizer", {}),
         )
 
@@ -162,9 +174,17 @@ class Journal:
         """Note the checksums of a checkpoint's files; those noted before are kept."""
         self._put_first("files", {path: checksums})
 
-    def note_canary(self, path: str, fingerprint: str) -> None:
-        """Note the fingerprint of the canary's logprobs on a checkpoint's weights."""
+    def note_canary(self, path: str, fingerprint: str, prompt: str = "") -> None:
+        """Note the fingerprint of the canary's logprobs on a checkpoint's weights.
+
+        The digest of its prompt stands apart, as earlier versions read the fingerprint alone.
+        """
         self._put("canary", path, fingerprint)
+        self._put("canary_prompt", path, prompt)
+
+    def note_prompt(self, lineage: str, facts: str) -> None:
+        """Note what is known of a run's canary: its prompt, and how noisy the answers are."""
+        self._put("prompt", lineage, facts)
 
     def note_optimizer(self, sdk: str, problem: str) -> None:
         """Note what is wrong with the service's optimizer restores; empty if nothing is."""

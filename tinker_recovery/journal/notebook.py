@@ -54,6 +54,7 @@ class Notebook:
     note_sizes = _threaded(Journal.note_sizes)
     note_files = _threaded(Journal.note_files)
     note_canary = _threaded(Journal.note_canary)
+    note_prompt = _threaded(Journal.note_prompt)
     note_optimizer = _threaded(Journal.note_optimizer)
     forget = _threaded(Journal.forget)
 

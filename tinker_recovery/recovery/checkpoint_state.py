@@ -13,7 +13,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Literal, Protocol
+
+from tinker import types
 
 from tinker_recovery.checkpoints import (
     CheckpointRecord,
@@ -22,7 +24,14 @@ from tinker_recovery.checkpoints import (
     Segment,
     WeightsFacts,
 )
-from tinker_recovery.checkpoints.canary import Answer, CanaryBook, fingerprint_of
+from tinker_recovery.checkpoints.canary import (
+    DIFFERENT_BEYOND,
+    Answer,
+    CanaryBook,
+    Match,
+    fingerprint_of,
+)
+from tinker_recovery.checkpoints.prompt import CanaryPrompt, PromptFacts
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal import Notes
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -67,11 +76,22 @@ class CheckpointState:
 
     Args:
         run: The run's name, for the log.
+        lineage: The run's id, by which the journal has its prompt.
+        canary: The policy's.
         canary_tolerance: The largest distance of two canary answers that count as equal.
     """
 
-    def __init__(self, run: str, *, canary_tolerance: float = 0.0) -> None:
+    def __init__(
+        self,
+        run: str,
+        *,
+        lineage: str = "",
+        canary: Sequence[types.Datum] | Literal["auto"] | None = None,
+        canary_tolerance: float = 0.0,
+    ) -> None:
         self.run = run
+        self.prompt = CanaryPrompt(canary)
+        """What the canary asks, as far as it is known by now."""
         self.bad: dict[str, str] = {}
         """Rejected checkpoints, never to be used again: path to reason."""
         self.being_deleted: dict[str, str] = {}
@@ -88,6 +108,9 @@ class CheckpointState:
         """What the canary answered at the (attempt, step) of each save of this process."""
         self.noted_canaries: dict[str, str] = {}
         """The same, as the journal has it: by path, of any process."""
+        self._noted_prompts: dict[str, str] = {}
+        self._lineage = lineage
+        self._facts_written = ""
         self.began: tuple[str | None, str, int] | None = None
         """Checkpoint, attempt and step the run began with in this process; None before."""
         self.first_doubtful_step: Callable[[str], float] = lambda _: math.inf
@@ -156,11 +179,35 @@ class CheckpointState:
     # What the canary answers
 
     def learn_canaries(self, records: Iterable[CheckpointRecord]) -> None:
-        """Take over the canary's answers from listed checkpoints, and from the journal's notes."""
+        """Take over the canary's answers from listed checkpoints, and from the journal's notes.
+
+        Only those to this run's prompt: to another, the same weights give other answers. Where the
+        prompt is yet to be known, it is the one that the newest checkpoint has with it.
+        """
+        records = sorted(records, key=lambda record: record.step, reverse=True)
         for record in records:
-            said = record.canary or self.noted_canaries.get(record.path)
-            if said is not None:
+            self._know(record.canary_prompt)
+        for record in records:
+            said, of = record.canary, record.canary_about and record.canary_about.digest
+            if said is None or of != self.prompt.digest:
+                said = self.noted_canaries.get(record.path)
+                of = self._noted_prompts.get(record.path)
+            if said is not None and of == self.prompt.digest:
                 self.canaries.learn(record.attempt, record.step, said)
+
+    def _know(self, facts: PromptFacts | None) -> None:
+        """Take over what an earlier process knew of the prompt, and of the answers' noise."""
+        if facts is None:
+            return
+        self.prompt.make_of(facts.tokens)
+        if facts.digest == self.prompt.digest:
+            self.canaries.know_noise(facts.noise)
+
+    def prompt_facts(self) -> PromptFacts | None:
+        """What a later process has to know of the prompt; None without one."""
+        if self.prompt.batch is None:
+            return None
+        return PromptFacts(self.prompt.digest, self.canaries.noise, self.prompt.tokens)
 
     def note_canary(self, attempt: str, step: int, answer: Answer) -> str | None:
         """The canary was run on the weights of a save; returns the fingerprint of its answer.
@@ -183,22 +230,35 @@ class CheckpointState:
         at = self._answered_at(checkpoint)
         return at is not None and self.canaries.expects(*at)
 
-    def canary_objection(self, checkpoint: CheckpointRecord | None, answer: Answer) -> str | None:
+    def canary_objection(
+        self, checkpoint: CheckpointRecord | None, answers: Sequence[Answer]
+    ) -> str | None:
         """Why weights that answer so are not those of the checkpoint; None if they may be.
 
         Args:
             checkpoint: What they were restored from; None if the run started over.
-            answer: What the canary answered on them.
+            answers: What the canary answered on them, each time it was asked.
         """
         at = self._answered_at(checkpoint)
-        return None if at is None else self.canaries.objection(answer, *at)
+        if at is None:
+            return None
+        match, apart = self.canaries.compare(answers, *at)
+        if match is not Match.DIFFERENT:
+            return None
+        noise = DIFFERENT_BEYOND * self.canaries.noise
+        return (
+            f"the weights it restores are not the ones that were saved: asked {len(answers)} "
+            f"times, the canary's logprobs differ by {apart:.3g} at least, and the noise of this "
+            f"service explains {noise:.3g}"
+        )
 
-    def rejects(self, checkpoint: CheckpointRecord, answer: Answer) -> bool:
-        """Whether an answer that is an objection to the weights rejects their checkpoint as well.
+    def rejects(self, checkpoint: CheckpointRecord, answers: Sequence[Answer]) -> bool:
+        """Whether answers that are an objection to the weights reject their checkpoint as well.
 
-        One that is not finite does from the second time on: once it may be the service's doing.
+        Those that are not finite do from the second restore on: once it may be the service's doing.
         """
-        if fingerprint_of(answer) is not None or checkpoint.path in self._not_finite:
+        finite = any(fingerprint_of(answer) is not None for answer in answers)
+        if finite or checkpoint.path in self._not_finite:
             return True
         self._not_finite.add(checkpoint.path)
         return False
@@ -221,6 +281,9 @@ class CheckpointState:
         self.bad.update(notes.bad)
         self.sizes.update(notes.sizes)
         self.noted_canaries.update(notes.canaries)
+        self._noted_prompts.update(notes.canary_prompts)
+        if self._lineage in notes.prompts:
+            self._know(PromptFacts.parse(notes.prompts[self._lineage]))
         ledger = DeletionLedger.from_lines(notes.deletions.values())
         being_deleted = ledger.being_deleted(now_s=collaborators.clock.wall())
         self.being_deleted = dict.fromkeys(being_deleted, _BEING_DELETED)
@@ -262,7 +325,18 @@ class CheckpointState:
 
     async def _write_canary(self, path: str, said: str, collaborators: Collaborators) -> None:
         with self._logged():
-            await collaborators.notebook.note_canary(path, said)
+            await collaborators.notebook.note_canary(path, said, self.prompt.digest)
+
+    def write_prompt(self, collaborators: Collaborators) -> None:
+        """Note in the background what is known of the prompt, if that has changed."""
+        facts = str(self.prompt_facts() or "")
+        if facts and facts != self._facts_written:
+            self._facts_written = facts
+            collaborators.spawn(functools.partial(self._write_prompt, facts, collaborators))
+
+    async def _write_prompt(self, facts: str, collaborators: Collaborators) -> None:
+        with self._logged():
+            await collaborators.notebook.note_prompt(self._lineage, facts)
 
     @contextmanager
     def _logged(self) -> Iterator[None]:

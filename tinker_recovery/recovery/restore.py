@@ -15,7 +15,7 @@ import anyio
 from tinker import types
 
 from tinker_recovery.checkpoints import CheckpointRecord, Listed
-from tinker_recovery.checkpoints.canary import Answer, answer_of
+from tinker_recovery.checkpoints.canary import ASKED, Answer, answer_of
 from tinker_recovery.errors import DeadlineExceeded, NoUsableCheckpoint, OtherWeights
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.selection import (
@@ -152,20 +152,20 @@ class Restore:
         record = None if chosen is None else chosen.record
         good = False
         try:
-            answer, objection = await self._verify(connection, chosen)
+            answers, objection = await self._verify(connection, chosen)
             good = objection is None
         finally:
             if not good:
                 await self.discard(connection)
         if objection is None:
             source = None if chosen is None else chosen.source
-            return Restored(connection, record, answer, source)
+            return Restored(connection, record, answers[0] if answers else None, source)
         if chosen is None or record is None:
             raise OtherWeights(
                 f"run {self._run.name!r} was started over, and its weights are not the ones it "
                 f"began with: {objection}"
             )
-        if answer is not None and not self._run.checkpoints.rejects(record, answer):
+        if not self._run.checkpoints.rejects(record, answers):
             raise OtherWeights(
                 f"the canary answered with numbers that are not finite on weights restored "
                 f"from {chosen.path}; if it does so again, the next older is used"
@@ -203,24 +203,37 @@ class Restore:
 
     async def _verify(
         self, connection: Connection, chosen: Listed | None
-    ) -> tuple[Answer | None, str | None]:
-        """What the canary answers on the new client, and the objection to using it, if any."""
-        if self._policy.canary is None:
-            return None, None
+    ) -> tuple[list[Answer], str | None]:
+        """What the canary answers on the new client, and the objection to using it, if any.
+
+        It is asked again before there is one: an answer may be off once.
+        """
+        known = self._run.checkpoints
+        answers: list[Answer] = []
+        objection: str | None = None
+        prompt = known.prompt.batch
+        if prompt is None:
+            return answers, None
         with phase(names.SPAN_VERIFY, as_attributes(chosen)) as span, self._waiting:
-            asking = connection.training.forward(list(self._policy.canary), "cross_entropy")
-            try:
-                with anyio.fail_after(self._policy.create_timeout_s):
-                    answer = answer_of(await result_of(asking.future()))
-            except TimeoutError as error:
-                raise DeadlineExceeded(
-                    "running the canary on a restored client", self._policy.create_timeout_s
-                ) from error
             record = None if chosen is None else chosen.record
-            objection = self._run.checkpoints.canary_objection(record, answer)
+            while not answers or (objection is not None and len(answers) < ASKED):
+                answers.append(await self._ask(connection, prompt))
+                if len(answers) > 1:
+                    known.canaries.measure(*answers[-2:])
+                objection = known.canary_objection(record, answers)
             if objection is not None:
                 refuse(span, names.BAD_CHECKPOINT, objection)
-            return answer, objection
+        return answers, objection
+
+    async def _ask(self, connection: Connection, prompt: list[types.Datum]) -> Answer:
+        asking = connection.training.forward(prompt, "cross_entropy")
+        try:
+            with anyio.fail_after(self._policy.create_timeout_s):
+                return answer_of(await result_of(asking.future()))
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                "running the canary on a restored client", self._policy.create_timeout_s
+            ) from error
 
     @property
     def passed_over(self) -> Mapping[str, str]:

@@ -148,7 +148,12 @@ async def snapshot_of(
         StatusError: The service refuses, or cannot be read for ``max_wait_s``.
     """
     segments = segments_from(found.attempts)
-    known = CheckpointState(name, canary_tolerance=policy.canary_tolerance)
+    known = CheckpointState(
+        name,
+        lineage=found.lineage,
+        canary=policy.canary,
+        canary_tolerance=policy.canary_tolerance,
+    )
     known.limits |= {
         each.attempt: each.trusted_to for each in found.attempts if each.trusted_to is not None
     }

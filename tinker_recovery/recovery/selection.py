@@ -106,7 +106,7 @@ class CheckpointSelection:
         self._events = collaborators.events
         self._waiting = waiting
         self._inspector = Inspector(collaborators.reader, collaborators.clock)
-        self._compares = policy.canary is not None and not isinstance(want, AtPath | AtStep)
+        self._may_compare = not isinstance(want, AtPath | AtStep)
         self.order = order or BranchOrder(run, want, collaborators.reader, waiting)
         """In which order they are tried."""
         self.refused: dict[str, str] = {}
@@ -148,8 +148,19 @@ class CheckpointSelection:
         return None
 
     def _can_be_verified(self, listed: Listed) -> bool:
-        """Whether wrong weights in its place would be noticed, or the policy asks for no canary."""
-        return not self._compares or self._run.checkpoints.expects(listed.record)
+        """Whether wrong weights in its place would be noticed, or nothing asks for that.
+
+        With a canary of the user's it is asked for. With one of our own making, a checkpoint that
+        it never answered for is as good as without any canary, until a restore has gone wrong.
+        """
+        known = self._run.checkpoints
+        prompt = known.prompt
+        asked_for = prompt.batch is not None and (not prompt.auto or self._seen_bad())
+        return not (self._may_compare and asked_for) or known.expects(listed.record)
+
+    def _seen_bad(self) -> bool:
+        """Whether a restore has been seen to go wrong, of what this choice passes over."""
+        return not self._run.checkpoints.bad.keys().isdisjoint(self.refused)
 
     async def _first_valid(self, candidates: Sequence[Listed], *, announce: bool) -> Listed | None:
         for listed in candidates:
@@ -165,8 +176,7 @@ class CheckpointSelection:
         be, and never once a restore has been seen to go wrong.
         """
         known = self._run.checkpoints
-        seen_bad = not known.bad.keys().isdisjoint(self.refused)
-        return not seen_bad and (bool(self.refused) or not known.expects(None))
+        return not self._seen_bad() and (bool(self.refused) or not known.expects(None))
 
     async def _is_valid(self, listed: Listed, *, announce: bool) -> bool:
         """Whether there is no objection; one is recorded, and the choice is emitted as an event."""

@@ -33,6 +33,7 @@ from tinker_recovery.checkpoints import (
     with_canaries,
 )
 from tinker_recovery.checkpoints.canary import answer_of
+from tinker_recovery.checkpoints.prompt import digest_of
 from tinker_recovery.errors import StatusError, StatusRefused, StatusUnavailable, UsageError
 from tinker_recovery.faults import SeenIn, Verdict, judge
 from tinker_recovery.journal import Notes
@@ -214,7 +215,8 @@ class Verifier:
             seen = Canary.of(answer)
         except UsageError as error:
             return Finding("canary", ok=False, reason=str(error))
-        return check_canary(record, seen, tolerance=canary.tolerance)
+        asked = digest_of(canary.batch)
+        return check_canary(record, seen, prompt=asked, tolerance=canary.tolerance)
 
 
 class _Look:

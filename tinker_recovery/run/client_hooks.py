@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,14 +14,15 @@ from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.faults import RULES, DetectedBy, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Retryable
 from tinker_recovery.service import SaveRequest
-from tinker_recovery.service.client import CUSTOM_LOSS
+from tinker_recovery.service.client import CANARY, CUSTOM_LOSS
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
 
+logger = logging.getLogger(names.SCOPE)
 
-MODEL_CALLS = frozenset({"forward", "forward_backward", "optim_step", "save_state"})
+MODEL_CALLS = frozenset({CANARY, "forward", "forward_backward", "optim_step", "save_state"})
 """Requests that are about the run's model, so that a 404 means that the model is gone."""
 
 
@@ -51,10 +55,42 @@ class AttemptHooks:
         rule, elsewhere = judge_request(operation, error, self._run.policy.retryable_errors)
         if rule is None:
             return
+        if operation == CANARY and self._drops_canary(rule, error):
+            if rule.breaks_client:
+                # It was never sent, which leaves a gap in the client's requests.
+                self._scope.post(self._scope.declare_fault, RULES[Kind.CANCELLED], DetectedBy.CALL)
+            return
         if rule.verdict is not Verdict.GIVE_UP:
             self._scope.post(self._declare_fault, rule, step, error)
         elif rule.breaks_client and not elsewhere:
             self._scope.post(self._scope.suspect_fault, rule, error, step)
+
+    def was_cut(self) -> bool:
+        """Whether the service has closed a connection of ours since it last answered."""
+        run = self._run
+        cut = run.rollbacks.sound_to == math.inf and run.collaborators.reader.http.is_cut()
+        if cut:
+            self._scope.post(functools.partial(run.rollbacks.note_cut, asked=True), self._scope)
+        return cut
+
+    def _drops_canary(self, rule: VerdictRule, error: BaseException) -> bool:
+        """Whether the service refuses the canary we have made: the run behaves as without one."""
+        prompt = self._run.checkpoints.prompt
+        if not prompt.auto or rule.kind not in {Kind.USER_ERROR, Kind.INVALID_REQUEST}:
+            return False
+        if prompt.batch is not None:
+            prompt.drop(f"the service refuses it: {error}")
+            self.no_canary()
+        return True
+
+    def no_canary(self) -> None:
+        """Say once that no canary can be made, and why."""
+        logger.warning(
+            "run %s has no canary (%s), so wrong weights after an outage or a restore would not be "
+            "noticed: give the policy a small batch of text as canary=, or None",
+            self._run.name,
+            self._run.checkpoints.prompt.problem,
+        )
 
     def _declare_fault(self, rule: VerdictRule, step: int | None, error: BaseException) -> None:
         self._scope.declare_fault(rule, DetectedBy.CALL, error, failed_step=step)
@@ -137,3 +173,4 @@ class AttemptHooks:
             # The next checkpoint carries it, so that any later process can compare.
             self._scope.saver.canary = step, fingerprint
         run.checkpoints.write_canary(attempt, step, run.collaborators)
+        run.checkpoints.write_prompt(run.collaborators)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.service import RunStatus
+from tinker_recovery.service.http import ServiceHttp
 from tinker_recovery.telemetry import EventSink, names
 
 if TYPE_CHECKING:
@@ -14,6 +17,12 @@ if TYPE_CHECKING:
     from tinker_recovery.run.supervised import SupervisedRun
 
 logger = logging.getLogger(names.SCOPE)
+
+OVERDUE_S = 1.0
+"""Work without progress for less is never overdue."""
+
+OVERDUE_STEPS = 3.0
+"""Work is overdue after this many times the usual time between two steps."""
 
 
 class MonitoredRun:
@@ -53,9 +62,26 @@ class MonitoredRun:
             logger.warning("run %s: the service failed its session: %s", self.name, message)
             current.declare_fault(RULES[Kind.SESSION_FAILED], DetectedBy.POLL)
 
-    def note_unreachable(self) -> None:
-        """The service could not be reached."""
-        self._run.rollbacks.note_unreachable(self._run.current)
+    def note_unreachable(self, *, refused: bool) -> None:
+        """A request of ours could not reach the service, whatever it was about."""
+        if self.watched_run_id is not None:
+            self._run.rollbacks.note_unreachable(self._run.current, refused=refused)
+
+    def note_cut(self) -> None:
+        """A connection of ours was closed by the service while it was idle: it may be a new one."""
+        if self.watched_run_id is not None:
+            self._run.rollbacks.note_cut(self._run.current)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether its status cannot wait for the next poll: work is overdue, or an outage open."""
+        current = self._run.current
+        if current is None or self.watched_run_id is None:
+            return False
+        silent_s = current.client.silent_s()
+        usual_s = self._run.history.evidence.step_s or 0.0
+        overdue = silent_s is not None and silent_s >= max(OVERDUE_S, OVERDUE_STEPS * usual_s)
+        return overdue or self._run.rollbacks.sound_to < math.inf
 
     def check_silence(self) -> None:
         """Warn of work that makes no progress, and then declare it a fault."""
@@ -79,3 +105,17 @@ class MonitoredRun:
             )
         if stall_s is not None and silent_s >= stall_s:
             current.declare_fault(RULES[Kind.SILENCE], DetectedBy.SILENCE)
+
+
+def listen(http: ServiceHttp, runs: Mapping[str, MonitoredRun]) -> None:
+    """Have every run know what requests of ours meet, whatever they are about."""
+
+    def unreachable(*, refused: bool) -> None:
+        for run in runs.values():
+            run.note_unreachable(refused=refused)
+
+    def cut() -> None:
+        for run in runs.values():
+            run.note_cut()
+
+    http.unreachable, http.cut = unreachable, cut

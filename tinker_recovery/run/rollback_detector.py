@@ -2,8 +2,9 @@
 
 A service can lose weights and not say so: it is out of reach for a while, comes back with those of
 its last checkpoint, and carries on. What was saved since then, or since any fault began, has the
-wrong step number on it. With a canary (a small batch of the user's) the weights are looked at after
-each outage; what is found out goes into the run's :class:`CheckpointState`.
+wrong step number on it. With a canary the weights are looked at after each outage; where that tells
+nothing, the policy's ``on_outage`` decides. What is found out goes into the run's
+:class:`CheckpointState`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import anyio
+
 from tinker_recovery.checkpoints import on_branch
-from tinker_recovery.checkpoints.canary import answer_of
+from tinker_recovery.checkpoints.canary import Match, answer_of
 from tinker_recovery.errors import FaultError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.service.waiting import result_of
@@ -27,6 +31,46 @@ if TYPE_CHECKING:
 logger = logging.getLogger(names.SCOPE)
 
 
+MOMENT_S = 0.5
+"""Connections refused for this long are an outage in which the service may have been restarted."""
+
+LONG_S = 5.0
+"""So is a service out of reach in any other way for this long; less may be a proxy's hiccup."""
+
+
+@dataclass(slots=True)
+class _Outage:
+    """Time in which the service was out of reach, or may have been.
+
+    Attributes:
+        since_step: The newest step whose checkpoint is from before it.
+        open_requests: How many requests of the loop were open when it was noticed.
+        seen: When requests of ours met it, the first and the last time; None for a mere hint.
+        refused: The same of those whose connections were refused.
+    """
+
+    since_step: int
+    open_requests: int
+    seen: tuple[float, float] | None = None
+    refused: tuple[float, float] | None = None
+
+    def note(self, now: float, *, refused: bool) -> None:
+        """A request of ours met it."""
+        self.seen = (now if self.seen is None else self.seen[0], now)
+        if refused:
+            self.refused = (now if self.refused is None else self.refused[0], now)
+
+    @property
+    def lasted_s(self) -> float:
+        """For how long it is known to have lasted."""
+        return 0.0 if self.seen is None else self.seen[1] - self.seen[0]
+
+    @property
+    def refused_s(self) -> float:
+        """For how long connections are known to have been refused."""
+        return 0.0 if self.refused is None else self.refused[1] - self.refused[0]
+
+
 class RollbackDetector:
     """Watches one run for weights that are older than its steps."""
 
@@ -34,15 +78,14 @@ class RollbackDetector:
         self._run = run
         self._confirmed_step = run.start_step
         self._sound_step = run.start_step
-        self._outage_from: int | None = None
-        self._open_at_outage = 0
+        self._outage: _Outage | None = None
         self._looking = False
+        self._next_hint_at = -math.inf
 
     @property
     def sound_to(self) -> float:
         """The last step before an outage not looked into yet; infinite where there is none."""
-        outage_from = self._outage_from
-        return math.inf if outage_from is None else outage_from
+        return math.inf if self._outage is None else self._outage.since_step
 
     @property
     def polled_step(self) -> int:
@@ -72,38 +115,63 @@ class RollbackDetector:
 
     def note_resumed(self, start_step: int) -> None:
         """A new attempt has taken over, on weights that were looked at."""
-        self._outage_from, self._looking = None, False
+        self._outage, self._looking = None, False
         self._confirmed_step = self._sound_step = start_step
 
-    def note_unreachable(self, current: AttemptScope | None) -> None:
-        """The service could not be reached: what it holds may be older when it comes back."""
-        if self._outage_from is None:
-            self._outage_from = self._confirmed_step
-            self._open_at_outage = 0 if current is None else current.client.run_canary_next()
+    def note_unreachable(self, current: AttemptScope | None, *, refused: bool) -> None:
+        """The service could not be reached: what it holds may be older when it comes back.
+
+        Args:
+            current: The attempt that trains.
+            refused: Whether a connection was refused, as where no process listens.
+        """
+        if self._outage is None or self._outage.seen is None:
+            open_requests = 0 if current is None else current.client.run_canary_next()
+            self._outage = _Outage(self._confirmed_step, open_requests)
+        self._outage.note(self._run.clock.monotonic(), refused=refused)
+
+    def note_cut(self, current: AttemptScope | None, *, asked: bool = False) -> None:
+        """An idle connection of ours was closed: worth one look at the weights of an idle loop.
+
+        Args:
+            current: The attempt that trains.
+            asked: Whether its client has asked the canary since, and before its next request.
+        """
+        if current is None or self._outage is not None:
+            return
+        if self._run.checkpoints.prompt.batch is None or (
+            current.client.open_requests and not asked
+        ):
+            return
+        now = self._run.clock.monotonic()
+        if not asked:
+            if now < self._next_hint_at:
+                return
+            current.client.run_canary_next()
+        self._next_hint_at = now + self._run.policy.poll_interval_s / 2
+        self._outage = _Outage(self._confirmed_step, 0)
 
     def note_reachable(self, current: AttemptScope) -> None:
         """The service answers, and calls the run sound; after an outage that is not enough."""
         if self._confirmed_step > self._sound_step:
             self._sound_step = self._confirmed_step
             self._run.changed(self._run)  # more of what is stored can be relied on
-        if self._outage_from is None or self._looking:
+        if self._outage is None or self._looking:
             return
-        if self._run.policy.canary is None:
-            self._outage_from = None
-        elif self._open_at_outage:
-            self._give_up_on(current, self._outage_from)
-        else:
+        if self._can_be_looked_into(current, self._outage):
             self._looking = True
-            self._run.spawn(functools.partial(self._look, current, self._outage_from))
+            self._run.spawn(functools.partial(self._look, current, self._outage))
 
     async def settle(self, current: AttemptScope) -> None:
         """See, before the run is over, whether an outage not looked into yet changed it."""
-        if self._outage_from is None or self._run.policy.canary is None:
+        outage = self._outage
+        if outage is None or not self._can_be_looked_into(current, outage):
             return
-        if self._open_at_outage:
-            self._give_up_on(current, self._outage_from)
-        else:
-            await self._look(current, self._outage_from)
+        # As long as a restored client has to answer: a service silent by now keeps no run.
+        with anyio.move_on_after(self._run.policy.create_timeout_s) as waiting:
+            await self._look(current, outage)
+        if waiting.cancelled_caught:
+            self._cannot_tell(current, outage)
 
     def distrust_since(self, fault: Fault, current: AttemptScope) -> None:
         """What was saved since the fault began is not what its step number says.
@@ -111,7 +179,7 @@ class RollbackDetector:
         That counts from the outage before it, if that was not looked into yet; what the client
         knows of its own requests comes on top (``first_doubtful_step``).
         """
-        steps = [] if self._outage_from is None else [self._outage_from]
+        steps = [] if self._outage is None else [self._outage.since_step]
         if fault.detected_by is DetectedBy.POLL:
             # It may have begun right after the poll before this one.
             steps.append(self._sound_step)
@@ -121,45 +189,87 @@ class RollbackDetector:
         if steps:
             self._run.checkpoints.distrust(current.id, min(steps))
 
-    def _give_up_on(self, current: AttemptScope, trusted_step: int) -> None:
-        # Whatever was under way may have been applied to older weights since, and then the canary
-        # answers as it never did before. Exact is to go back.
-        self._run.checkpoints.distrust(current.id, trusted_step)
+    def _can_be_looked_into(self, current: AttemptScope, outage: _Outage) -> bool:
+        """Whether the canary can tell what an outage did; decides without it where it cannot."""
+        if outage.open_requests and (outage.refused or outage.lasted_s >= LONG_S):
+            # Whatever was under way may have been applied to older weights since, and then the
+            # canary answers as it never did before.
+            text = f"the service was out of reach with {outage.open_requests} requests under way"
+            self._decide(current, outage, text)
+            return False
+        if self._run.checkpoints.prompt.batch is None:
+            self._cannot_tell(current, outage)
+            return False
+        return True
+
+    def _cannot_tell(self, current: AttemptScope, outage: _Outage) -> None:
+        """There is no canary, or its answer says nothing."""
+        if outage.refused_s >= MOMENT_S:
+            self._decide(
+                current, outage, f"the service refused connections for {outage.refused_s:.1f} s"
+            )
+            return
+        self._outage = None
+        if outage.lasted_s >= MOMENT_S:
+            self._warn(f"the service was out of reach for {outage.lasted_s:.1f} s")
+
+    def _decide(self, current: AttemptScope, outage: _Outage, what: str) -> None:
+        """The service may have lost weights, and nothing can tell: go back, or say so."""
+        if self._run.policy.on_outage == "warn" or not self._can_go_back(current):
+            self._outage = None
+            self._warn(what)
+            return
+        self._run.checkpoints.distrust(current.id, outage.since_step)
         current.declare_fault(
             RULES[Kind.ROLLED_BACK],
             DetectedBy.CANARY,
             FaultError(
-                f"the service was out of reach with {self._open_at_outage} requests under way, so "
-                "nothing can tell which weights they were applied to",
+                f"{what}, so nothing can tell which weights it has kept",
                 kind=Kind.ROLLED_BACK.value,
             ),
         )
 
-    async def _look(self, attempt: AttemptScope, trusted_step: int) -> None:
+    def _can_go_back(self, current: AttemptScope) -> bool:
+        run = self._run
+        return bool(run.origin or current.checkpoint or run.checkpoints.stored)
+
+    def _warn(self, what: str) -> None:
+        self._run.collaborators.events.emit(
+            names.EVENT_WEIGHTS_UNKNOWN,
+            self._run.name,
+            f"{what}: if it has lost weights since step {self._confirmed_step}, nothing here can "
+            "tell, and the steps since then are not what they seem. A canary could tell, or "
+            "on_outage='recover' goes back after an outage in which connections were refused",
+            {names.CHECKPOINT_STEP: self._confirmed_step},
+        )
+
+    async def _look(self, attempt: AttemptScope, outage: _Outage) -> None:
         """After an outage: are the weights still those of the newest step?"""
         # Only checkpoints known before the outage: what was saved since may be of either state.
-        branch = [at for at in self._known_on_branch() if at[1] <= trusted_step]
-        if attempt.faulty or attempt.closed or (asked := attempt.client.run_canary()) is None:
-            return
-        looking, step = asked
+        branch = [at for at in self._known_on_branch() if at[1] <= outage.since_step]
         try:
+            if attempt.faulty or attempt.closed or (asked := attempt.client.run_canary()) is None:
+                return
+            looking, step = asked
             answer = answer_of(await result_of(looking))
         except Exception:  # noqa: BLE001 - a request like any other: its failure is reported where it was made
             return
         finally:
             self._looking = False
-        back_to = self._run.checkpoints.canaries.rolled_back_to(answer, step, branch)
-        if back_to is None:
-            self._outage_from = None
-            return
-        logger.warning(
-            "run %s: %d steps are submitted, and the weights are those of step %d",
-            self._run.name,
-            step,
-            back_to,
-        )
-        self._run.checkpoints.distrust(attempt.id, trusted_step)
-        attempt.declare_fault(RULES[Kind.ROLLED_BACK], DetectedBy.CANARY)
+        match, back_to = self._run.checkpoints.canaries.older(answer, step, branch)
+        if match is Match.DIFFERENT:
+            self._outage = None
+        elif match is Match.UNCLEAR:
+            self._cannot_tell(attempt, outage)
+        else:
+            logger.warning(
+                "run %s: %d steps are submitted, and the weights are those of step %d",
+                self._run.name,
+                step,
+                back_to,
+            )
+            self._run.checkpoints.distrust(attempt.id, outage.since_step)
+            attempt.declare_fault(RULES[Kind.ROLLED_BACK], DetectedBy.CANARY)
 
     def _known_on_branch(self) -> list[tuple[str, int]]:
         segments = [attempt.segment for attempt in self._run.attempts]

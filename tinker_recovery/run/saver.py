@@ -68,6 +68,7 @@ class Saver:
         self._lineage = run.lineage
         self._run_name = run.given_name
         self._history = run.history
+        self._prompt_facts = run.checkpoints.prompt_facts
         self._ttl_s = None if policy.ttl_s is None else int(policy.ttl_s)
         self._monotonic = run.clock.monotonic
         self._lock = threading.RLock()
@@ -153,6 +154,7 @@ class Saver:
             metrics=self.metrics,
             loop_state=self.loop_state,
             previous_canary=self.canary,
+            canary_prompt=self._prompt_facts(),
             previous_save_s=self._save_s,
         )
 

@@ -85,7 +85,7 @@ class AttemptScope:
             connection.training,
             AttemptHooks(self),
             start_step=self.start_step,
-            canary=run.policy.canary,
+            canary=run.checkpoints.prompt,
             guard_loss=run.policy.guard_loss,
             stopping=lambda: run.signals.requested,
             monotonic=run.clock.monotonic,

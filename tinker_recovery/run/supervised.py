@@ -99,7 +99,12 @@ class SupervisedRun:
         self.weights = WeightsFacts() if self.snapshot is None else self.snapshot.weights
         """What its weights are, as far as the service has said."""
         self.checkpoints = (
-            CheckpointState(name, canary_tolerance=self.policy.canary_tolerance)
+            CheckpointState(
+                name,
+                lineage=self.lineage,
+                canary=self.policy.canary,
+                canary_tolerance=self.policy.canary_tolerance,
+            )
             if self.snapshot is None
             else self.snapshot.checkpoints
         )
@@ -366,6 +371,7 @@ class SupervisedRun:
         ready = self._ready = self._new_attempt(restored.connection, restored.checkpoint)
         if restored.answer is not None:
             self.checkpoints.canaries.record(ready.id, ready.start_step, restored.answer)
+            self.checkpoints.write_prompt(self.collaborators)
         old = self.current.client if self.current else None
         return HandOver(
             callback=self.policy.on_recovery,
@@ -394,6 +400,8 @@ class SupervisedRun:
         self.incident = None
         self.rollbacks.note_resumed(attempt.start_step)
         self.checkpoints.note_recovered()
+        if attempt.fault is None and not self.checkpoints.canaries.measured:
+            attempt.client.record_canary()
         self._next_ready.set()
         self.changed(self)
         if attempt.fault is not None:

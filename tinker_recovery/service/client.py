@@ -16,6 +16,8 @@ from tinker import types
 from tinker.lib.public_interfaces.api_future import APIFuture
 from tinker.types import RequestErrorCategory
 
+from tinker_recovery.checkpoints.canary import ASKED
+from tinker_recovery.checkpoints.prompt import CanaryPrompt, tokens_of
 from tinker_recovery.errors import StaleAttempt, UsageError
 from tinker_recovery.service.base import SaveRequest
 from tinker_recovery.service.future import SupervisedFuture
@@ -31,6 +33,12 @@ _ERRORS_KEPT = 16
 
 CUSTOM_LOSS = "forward_backward_custom"
 """The one request that runs the user's own code."""
+
+IDLE_S = 1.0
+"""A loop without a request open for this long may have missed an outage."""
+
+CANARY = "canary"
+"""A forward pass of ours."""
 
 
 class SupervisedClient:
@@ -51,7 +59,7 @@ class SupervisedClient:
         hooks: AttemptHooks,
         *,
         start_step: int,
-        canary: Sequence[types.Datum] | None = None,
+        canary: CanaryPrompt | None = None,
         guard_loss: bool = False,
         stopping: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
@@ -59,7 +67,7 @@ class SupervisedClient:
         self._training = training
         self._hooks = hooks
         self._step = start_step
-        self._canary = None if canary is None else list(canary)
+        self._canary = CanaryPrompt(None) if canary is None else canary
         self._guard_loss = guard_loss
         self._stopping = stopping
         self._lock = threading.Lock()
@@ -202,9 +210,16 @@ class SupervisedClient:
         self._submit_canary(record=True)
 
     def record_canary(self) -> None:
-        """Run the canary on the current weights, and report its result to the hooks."""
+        """Run the canary on the weights the run begins with, and report its results to the hooks.
+
+        More than once: by how much the answers differ is the service's noise.
+        """
         with self._lock:
             self._check_live()
+            self._ask_at_start()
+
+    def _ask_at_start(self) -> None:
+        for _ in range(ASKED):
             self._submit_canary(record=True)
 
     def run_canary(self) -> tuple[Future[Any], int] | None:
@@ -223,20 +238,30 @@ class SupervisedClient:
         After an outage, older weights can be recognised only until a step is applied to them.
         """
         with self._lock:
-            self._canary_is_next = self._canary is not None
+            self._canary_is_next, self._canary_run = self._canary.batch is not None, None
             return sum(step is not None for step in self._open.values())
 
     def _submit_canary(self, *, record: bool = False) -> tuple[Future[Any], int] | None:
-        if self._canary is None:
+        if self._canary.batch is None:
             return None
-        running = self._training.forward(self._canary, "cross_entropy")
+        running = self._training.forward(self._canary.batch, "cross_entropy")
         # A run that is to examine the weights must not define what they should answer.
         ended = functools.partial(self._canary_ended, self._step) if record else None
-        self._watch("forward", running, None, ended)
+        self._watch(CANARY, running, None, ended)
         return running.future(), self._step
 
-    def _before_submitting(self) -> None:
+    def _before_submitting(self, data: Sequence[types.Datum] = ()) -> None:
         self._check_live()
+        if data and self._canary.pending:
+            if self._canary.make_of(tokens_of(data)):
+                # Right before the loop's first step, so of the weights that it begins with.
+                self._ask_at_start()
+            else:
+                self._canary.drop("the loop's first batch has images, or less than two tokens")
+                self._hooks.no_canary()
+        idle_s = 0.0 if self._open else self._monotonic() - self._progress_at
+        if idle_s >= IDLE_S and self._canary.batch is not None and self._hooks.was_cut():
+            self._canary_is_next = True
         if self._canary_is_next:
             self._canary_is_next = False
             self._canary_run = self._submit_canary()
@@ -250,7 +275,7 @@ class SupervisedClient:
         """Submit a forward and backward pass."""
         submit = self._training.forward_backward
         return self._pass(
-            "forward_backward", functools.partial(submit, data, loss_fn, loss_fn_config)
+            "forward_backward", data, functools.partial(submit, data, loss_fn, loss_fn_config)
         )
 
     def forward_backward_custom(
@@ -258,13 +283,16 @@ class SupervisedClient:
     ) -> APIFuture[types.ForwardBackwardOutput]:
         """Submit a pass with a loss of the user's own; what that raises is not a fault."""
         submit = self._training.forward_backward_custom
-        return self._pass(CUSTOM_LOSS, functools.partial(submit, data, loss_fn, **options))
+        return self._pass(CUSTOM_LOSS, data, functools.partial(submit, data, loss_fn, **options))
 
     def _pass(
-        self, operation: str, submit: Callable[[], APIFuture[types.ForwardBackwardOutput]]
+        self,
+        operation: str,
+        data: Sequence[types.Datum],
+        submit: Callable[[], APIFuture[types.ForwardBackwardOutput]],
     ) -> APIFuture[types.ForwardBackwardOutput]:
         with self._lock:
-            self._before_submitting()
+            self._before_submitting(data)
         step = self._step
         ended = functools.partial(self._check_loss, step) if self._guard_loss else None
         return self._watch(operation, submit(), step, ended)
@@ -282,6 +310,8 @@ class SupervisedClient:
             step = self._step
             metadata = self._hooks.user_metadata(step, user_metadata)
             future = self._training.save_state(name, ttl_seconds, overwrite, metadata)
+            # A service that loses weights goes back to its last checkpoint, whoever saved it.
+            self._submit_canary(record=True)
         return self._watch("save_state", future, None, functools.partial(self._save_ended, step))
 
     def __getattr__(self, name: str) -> Any:

@@ -9,7 +9,7 @@ import functools
 import ssl
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import httpx
@@ -95,6 +95,36 @@ async def _json(reply: httpx.Response) -> dict[str, Any]:
     return body
 
 
+class Unreachable(Protocol):
+    """Called when a request cannot reach the service."""
+
+    def __call__(self, *, refused: bool) -> object:
+        """``refused``: nothing listens where the service is, as while it is restarted."""
+        ...
+
+
+def _ignore(*, refused: bool) -> None:
+    del refused
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether the connection was refused, and not the network or the name at fault.
+
+    httpcore hides the error of the socket, and several addresses make a group of it.
+    """
+    pending, seen = [error], set[int]()
+    while pending:
+        each = pending.pop()
+        if isinstance(each, ConnectionRefusedError):
+            return True
+        if id(each) not in seen:
+            seen.add(id(each))
+            group = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+            inner = (each.__cause__, each.__context__, *group)
+            pending += [one for one in inner if one is not None]
+    return False
+
+
 class ServiceHttp:
     """An HTTP client of the service.
 
@@ -112,6 +142,12 @@ class ServiceHttp:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self.unreachable: Unreachable = _ignore
+        """Called as soon as a request finds the service out of reach, even if a retry then
+        succeeds."""
+        self.cut: Callable[[], object] = lambda: None
+        """Called before a request if the service has closed the connection of the last one."""
+        self._last_stream: Any = None
         self._timeout_s = timeout_s
         self._http = httpx.AsyncClient(
             base_url=f"{endpoint.base_url}/api/v1/",
@@ -135,9 +171,29 @@ class ServiceHttp:
         self._check_key()
         try:
             with anyio.fail_after(self._timeout_s):
-                return (await self._http.request(method, path, **request)).status_code
-        except (TimeoutError, httpx.HTTPError):
+                reply = await self._send(method, path, request)
+        except (TimeoutError, httpx.HTTPError) as error:
+            self.unreachable(refused=_is_refused(error))
             return None
+        if reply.status_code in _OUT_OF_REACH:
+            self.unreachable(refused=False)
+        return reply.status_code
+
+    def is_cut(self) -> bool:
+        """Whether the service has closed the connection of the newest reply; from any thread.
+
+        It does so when it ends, and as well when it tires of an idle connection.
+        """
+        stream = self._last_stream
+        return stream is not None and bool(stream.get_extra_info("is_readable"))
+
+    async def _send(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
+        if self.is_cut():
+            self._last_stream = None
+            self.cut()
+        reply = await self._http.request(method, path, **request)
+        self._last_stream = reply.extensions.get("network_stream")
+        return reply
 
     def _check_key(self) -> None:
         if self.endpoint.api_key is None:
@@ -151,14 +207,11 @@ class ServiceHttp:
         method: str,
         path: str,
         parse: Callable[[Any], _T],
-        *,
-        unreachable: Callable[[], object] = lambda: None,
         **request: Any,
     ) -> _T:
         """Send a request and parse the answer; a transient failure is retried up to twice.
 
-        ``unreachable`` is called as soon as the service is found out of reach, even if a retry then
-        succeeds. Cancellable at any point.
+        Cancellable at any point.
 
         Raises:
             StatusUnavailable: No answer within the deadline, or a transient error.
@@ -171,9 +224,9 @@ class ServiceHttp:
                     on=StatusUnavailable, attempts=3, timeout=None, wait_initial=0.1, wait_max=1.0
                 ):
                     with attempt:
-                        return await self._once(method, path, parse, request, unreachable)
+                        return await self._once(method, path, parse, request)
         except TimeoutError as error:
-            unreachable()
+            self.unreachable(refused=False)
             raise StatusUnavailable(
                 f"reading {path} took longer than {self._timeout_s:g} s"
             ) from error
@@ -185,17 +238,16 @@ class ServiceHttp:
         path: str,
         parse: Callable[[Any], _T],
         request: dict[str, Any],
-        unreachable: Callable[[], object],
     ) -> _T:
         try:
-            reply = await self._http.request(method, path, **request)
+            reply = await self._send(method, path, request)
         except httpx.HTTPError as error:
-            unreachable()
+            self.unreachable(refused=_is_refused(error))
             raise StatusUnavailable(f"reading {path}: {error!r}") from error
         code = reply.status_code
         if code in _LATER or code >= httpx.codes.INTERNAL_SERVER_ERROR:
             if code in _OUT_OF_REACH:
-                unreachable()
+                self.unreachable(refused=False)
             raise StatusUnavailable(f"reading {path}: HTTP {code}", status_code=code)
         if not reply.is_success:
             raise StatusRefused(f"reading {path}: HTTP {code}", status_code=code)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, Self
 
 import httpx
@@ -113,26 +113,20 @@ class StatusReader:
         """Close the connections."""
         await self.http.aclose()
 
-    async def run(
-        self, run_id: str, unreachable: Callable[[], object] = lambda: None
-    ) -> types.TrainingRun:
+    async def run(self, run_id: str) -> types.TrainingRun:
         """One run's status."""
         return await self.http.ask(
             "GET",
             f"training_runs/{run_id}",
             types.TrainingRun.model_validate,
-            unreachable=unreachable,
         )
 
-    async def run_page(
-        self, offset: int, unreachable: Callable[[], object] = lambda: None
-    ) -> RunPage:
+    async def run_page(self, offset: int) -> RunPage:
         """One page of the list of runs, from an offset on."""
         return await self.http.ask(
             "GET",
             "training_runs",
             _run_page,
-            unreachable=unreachable,
             params={"limit": PAGE, "offset": offset},
         )
 
@@ -146,29 +140,24 @@ class StatusReader:
             json=query if cursor is None else {**query, "cursor": cursor},
         )
 
-    async def session_failure(
-        self, run_id: str, unreachable: Callable[[], object] = lambda: None
-    ) -> str | None:
+    async def session_failure(self, run_id: str) -> str | None:
         """Why a run's session failed, if for a reason on the service's side; else None."""
-        session = await self._session(run_id, unreachable)
+        session = await self._session(run_id)
         if session is None or not isinstance(session.status, types.SessionFailed):
             return None
         return None if session.status.category == "user" else session.status.message
 
     async def session_over(self, run_id: str) -> bool:
         """Whether a run's session was finished by its client, or failed."""
-        session = await self._session(run_id, lambda: None)
+        session = await self._session(run_id)
         return session is not None and not isinstance(session.status, types.SessionActive)
 
-    async def _session(
-        self, run_id: str, unreachable: Callable[[], object]
-    ) -> types.SessionSummary | None:
+    async def _session(self, run_id: str) -> types.SessionSummary | None:
         session_id = session_id_of(run_id)
         reply = await self.http.ask(
             "POST",
             "sessions/search",
             types.SessionSearchResponse.model_validate,
-            unreachable=unreachable,
             json={"session_id": session_id, "limit": 1},
         )
         return next((each for each in reply.sessions if each.session_id == session_id), None)

@@ -145,9 +145,6 @@ class PolledWatch:
         if run_id == self.watched_run_id:
             self._report(Kind.SESSION_FAILED)
 
-    def note_unreachable(self) -> None:
-        """The service could not be reached; there is no client here to ask with."""
-
     def check_silence(self) -> None:
         """Its requests do not go through here."""
 

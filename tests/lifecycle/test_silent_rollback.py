@@ -1,0 +1,255 @@
+"""A service that goes away, comes back with older weights and says nothing: noticed by default."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import pytest_asyncio
+from inspection import in_an_outage, run_id_of, scope_of
+from loops import ADAM, MODEL, SEED, batch, train, undisturbed_state, until
+
+from tinker_recovery import (
+    Attempt,
+    CheckpointPolicy,
+    Kind,
+    RecoveryEvent,
+    RecoveryPolicy,
+    Supervisor,
+)
+from tinker_recovery.errors import StatusUnavailable
+from tinker_recovery.service.checkpoint_calls import CheckpointCalls
+from tinker_recovery.service.status import StatusReader
+from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess, RunState
+
+STEPS = 12
+START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED}
+SAVES = CheckpointPolicy(save_every=5)
+
+
+def default(**changes: Any) -> RecoveryPolicy:
+    """The default settings, so a poll every thirty seconds; but for how often to save."""
+    return RecoveryPolicy(
+        enabled=True, backoff_s=0.0, max_backoff_s=0.0, checkpoints=SAVES, **changes
+    )
+
+
+@pytest_asyncio.fixture
+async def dying(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[LocalTinkerProcess]:
+    """One that comes back at its last checkpoint, and calls nothing corrupted."""
+    async with LocalTinkerProcess(tmp_path / "service", dialect="rolls_back") as server:
+        monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", server.api_key)
+        yield server
+
+
+async def one_step(attempt: Attempt, step: int) -> None:
+    forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+    update = attempt.client.optim_step(ADAM)
+    await forward
+    await update
+
+
+async def final(server: LocalTinkerProcess, supervisor: Supervisor) -> RunState:
+    (run,) = supervisor.runs
+    return await server.run_state(run.segments[-1].run_id)
+
+
+@pytest.mark.parametrize("when", ["training", "saving", "idle", "idle for longer than a poll"])
+async def test_a_service_killed_and_back_with_older_weights_costs_no_bit_with_default_settings(
+    local: LocalTinker, dying: LocalTinkerProcess, when: str
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    struck = False
+
+    async def loop(attempt: Attempt) -> None:
+        nonlocal struck
+        for step in range(attempt.start_step, STEPS):
+            if step == 8 and not struck:
+                struck = True
+                if when == "saving":
+                    attempt.client.save_state("by-hand")
+                if when.startswith("idle"):
+                    await attempt.client.drain()
+                    await anyio.sleep(1.1)
+                    await dying.kill()
+                    await anyio.sleep(1.0)
+                    await dying.start()
+                else:
+                    async with anyio.create_task_group() as group:
+                        await dying.kill()
+                        group.start_soon(one_step, attempt, step)
+                        await anyio.sleep(3.0)
+                        await dying.start()
+                    continue
+            await one_step(attempt, step)
+
+    given = default(poll_interval_s=2.0) if when.endswith("poll") else default()
+    with anyio.fail_after(90):
+        async with Supervisor(given) as supervisor:
+            await supervisor.run(loop, **START)
+    (run,) = supervisor.runs
+    assert len(run.recoveries) == 1
+    assert await final(dying, supervisor) == expected
+
+
+async def _ask_status(reader: StatusReader, run_id: str) -> None:
+    await reader.run(run_id)
+
+
+async def _list(reader: StatusReader, run_id: str) -> None:
+    await reader.checkpoints(run_id)
+
+
+async def _delete(reader: StatusReader, run_id: str) -> None:
+    await CheckpointCalls(reader.http).delete(f"tinker://{run_id}/weights/none")
+
+
+async def _finish(reader: StatusReader, run_id: str) -> None:
+    await reader.http.send("POST", f"sessions/{run_id}/finish", json={})
+
+
+@pytest.mark.parametrize("ask", [_ask_status, _list, _delete, _finish])
+async def test_any_request_of_ours_that_is_refused_counts_as_an_outage_met(
+    local: LocalTinker, ask: Any
+) -> None:
+    async def loop(attempt: Attempt) -> None:
+        await train(attempt, steps=2)
+        reader = scope_of(attempt).run.collaborators.reader
+        await reader.run(run_id_of(attempt))
+        local.begin_outage()
+        with anyio.move_on_after(2):
+            with contextlib.suppress(StatusUnavailable):
+                await ask(reader, run_id_of(attempt))
+        assert in_an_outage(attempt)
+        local.end_outage()
+
+    async with Supervisor(default(on_outage="warn", canary=None)) as supervisor:
+        await supervisor.run(loop, **START)
+
+
+async def _after(
+    local: LocalTinker, given: RecoveryPolicy, *, status: int | None, for_s: float, rollback: bool
+) -> tuple[Supervisor, list[RecoveryEvent]]:
+    """A run that is idle while the service is away."""
+    events: list[RecoveryEvent] = []
+
+    async def loop(attempt: Attempt) -> None:
+        if attempt.number > 1:
+            return await train(attempt, steps=STEPS)
+        await train(attempt, steps=8)
+        await attempt.client.drain()
+        local.begin_outage(status=status, rollback=rollback)
+        await until(lambda: in_an_outage(attempt))
+        await anyio.sleep(for_s)
+        local.end_outage()
+        with anyio.move_on_after(10):
+            await until(lambda: not in_an_outage(attempt))
+        for step in range(8, STEPS):
+            await one_step(attempt, step)
+        return None
+
+    with anyio.fail_after(60):
+        async with Supervisor(given, on_event=events.append) as supervisor:
+            await supervisor.run(loop, **START)
+    return supervisor, events
+
+
+UNKNOWN = "recovery.weights_unknown"
+
+
+async def test_without_a_canary_connections_refused_for_longer_than_a_moment_have_the_run_go_back(
+    local: LocalTinker,
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    given = default(canary=None, poll_interval_s=0.2)
+    supervisor, _ = await _after(local, given, status=None, for_s=1.5, rollback=True)
+    (run,) = supervisor.runs
+    (recovery,) = run.recoveries
+    assert recovery.fault.kind is Kind.ROLLED_BACK
+    assert "refused connections for" in str(recovery.fault.error)
+    assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_or_have_it_warned_of_where_that_is_wanted(local: LocalTinker) -> None:
+    given = default(canary=None, poll_interval_s=0.2, on_outage="warn")
+    supervisor, events = await _after(local, given, status=None, for_s=1.5, rollback=True)
+    assert supervisor.runs[0].recoveries == []
+    (said,) = [event for event in events if event.name == UNKNOWN]
+    assert "since step 5" in said.message
+
+
+@pytest.mark.parametrize("canary", ["auto", None])
+async def test_a_proxys_503_never_rewinds_a_healthy_run(local: LocalTinker, canary: Any) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    given = default(canary=canary, poll_interval_s=0.2)
+    supervisor, events = await _after(local, given, status=503, for_s=1.5, rollback=False)
+    (run,) = supervisor.runs
+    assert run.recoveries == []
+    assert local.run_state(run.segments[-1].run_id) == expected
+    assert len([event for event in events if event.name == UNKNOWN]) == (canary is None)
+
+
+async def test_on_a_noisy_service_a_return_to_older_weights_is_recognised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with LocalTinker(dialect="noisy") as noisy:
+        monkeypatch.setenv("TINKER_BASE_URL", noisy.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", noisy.api_key)
+        expected = await undisturbed_state(noisy, steps=STEPS)
+        supervisor, _ = await _after(
+            noisy, default(poll_interval_s=0.2), status=503, for_s=0.1, rollback=True
+        )
+        (run,) = supervisor.runs
+        assert [recovery.fault.kind for recovery in run.recoveries] == [Kind.ROLLED_BACK]
+        assert noisy.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_a_return_to_a_save_of_the_loops_own_is_recognised_as_well(
+    local: LocalTinker,
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+
+    async def loop(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            await one_step(attempt, step)
+            if attempt.number == 1 and step == 6:
+                await attempt.client.save_state("by-hand")
+            if attempt.number == 1 and step == 8:
+                await attempt.client.drain()
+                local.begin_outage(status=503, rollback=True)
+                await until(lambda: in_an_outage(attempt))
+                local.end_outage()
+                await until(lambda: not in_an_outage(attempt))
+
+    with anyio.fail_after(60):
+        async with Supervisor(default(poll_interval_s=0.2)) as supervisor:
+            await supervisor.run(loop, **START)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 7]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_the_last_look_at_the_weights_ends_with_the_deadline_of_a_restore(
+    local: LocalTinker,
+) -> None:
+    async def loop(attempt: Attempt) -> None:
+        await train(attempt, steps=2)
+        await attempt.client.drain()
+        local.inject(FaultRule("hang", request="forward_backward"))
+        scope_of(attempt).run.rollbacks.note_unreachable(scope_of(attempt), refused=False)
+
+    # Without a save of the end, whose own canary would be waited for as any request is.
+    given = default(stall_after_s=None, create_timeout_s=0.5).model_copy(
+        update={"checkpoints": CheckpointPolicy(save_at_end=False)}
+    )
+    with anyio.fail_after(20):
+        async with Supervisor(given) as supervisor:
+            await supervisor.run(loop, **START)
