@@ -38,15 +38,21 @@ def _read(metadata: dict[str, str]) -> CheckpointRecord:
     loop_state=JSON,
     epoch=st.none() | st.integers(0, 10**6),
     previous_save_s=st.none() | st.floats(0, 1e6),
+    sound_step=st.none() | st.integers(0, 10**6),
 )
 def test_everything_a_resume_needs_comes_back_from_a_listing_alone(
-    metrics: dict[str, float], loop_state: Any, epoch: int | None, previous_save_s: float | None
+    metrics: dict[str, float],
+    loop_state: Any,
+    epoch: int | None,
+    previous_save_s: float | None,
+    sound_step: int | None,
 ) -> None:
     said = _metadata(
         metrics=metrics,
         loop_state=loop_state,
         epoch=epoch,
         previous_save_s=previous_save_s,
+        sound_step=sound_step,
         previous_canary=(3, "1:ab:AA=="),
     )
     assert all(isinstance(value, str) for value in said.values())
@@ -57,6 +63,7 @@ def test_everything_a_resume_needs_comes_back_from_a_listing_alone(
         assert read == value or (math.isnan(read) and math.isnan(value))
     assert record.loop_state == loop_state
     assert (record.epoch, record.previous_save_s) == (epoch, previous_save_s)
+    assert record.sound_step == sound_step
     assert record.previous_canary == (3, "1:ab:AA==")
     assert record.canary is None, "its own canary is stored with a later checkpoint"
 

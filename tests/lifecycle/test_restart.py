@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 import tinker
 from inspection import internals_of, lose, set_beat_s, set_quiet_s
-from loops import ADAM, MODEL, SEED, batch, policy, train, undisturbed_state, until
+from loops import ADAM, MODEL, SEED, batch, policy, process, train, undisturbed_state, until
 
 from tinker_recovery import (
     Attempt,
@@ -34,6 +36,7 @@ from tinker_recovery.journal import default_path
 from tinker_recovery.journal.reading import read_run
 from tinker_recovery.testing import FaultRule, LocalTinker
 
+DEEP = Path(__file__).parents[1] / "deep_pipeline.py"
 STEPS = 22
 START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft-42"}
 
@@ -346,9 +349,10 @@ async def test_a_run_whose_journal_is_lost_is_found_again_by_its_name_at_the_ser
         await _go_on(rank=16)
     supervisor = await _go_on()
     (run,) = supervisor.runs
-    assert [attempt.start_step for attempt in run.attempts] == [10]
+    # Nothing that was stored after it vouches for the save of step 10.
+    assert [attempt.start_step for attempt in run.attempts] == [5]
     assert run.lineage == first.runs[0].lineage
-    assert [each.start_step for each in run.segments] == [0, 5, 10]
+    assert [each.start_step for each in run.segments] == [0, 5, 5]
     assert local.run_state(run.segments[-1].run_id) == expected
     # A name nobody has used begins afresh, and so does one that is not to be remembered.
     other = await _go_on(name="another")
@@ -388,3 +392,35 @@ async def test_a_run_that_only_the_service_knows_is_left_alone_while_another_tra
         await supervisor.run(here, **START)
     await running
     assert begun[0] == "the first is done"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("depth", [3, 4])
+async def test_killed_while_the_answer_of_a_failed_request_is_late_it_restores_no_save_behind_it(
+    local: LocalTinker, depth: int
+) -> None:
+    """The pass of step 12 fails, alone; what is behind it is executed, and saved, before its answer
+    is here: these saves have the weights of one batch less than their step number says.
+    """
+    expected = await undisturbed_state(local, steps=STEPS)
+    local.inject(FaultRule("fail", 12, "forward_backward"))
+    late = FaultRule("slow", 12, "retrieve_future", polled="forward_backward", delay_s=60.0)
+    local.inject(late)
+    command = [str(DEEP), "--steps", str(STEPS), "--depth", str(depth), "--die-at", str(12 + depth)]
+    with process(command) as first:
+        _, errors = await anyio.to_thread.run_sync(functools.partial(first.communicate, timeout=60))
+        assert first.returncode == -signal.SIGKILL, errors
+    local.release()
+    journal = read_run(default_path(), "deep")
+    assert journal is not None
+    assert len(local.checkpoints(journal.attempts[0].run_id)) == 12 + depth
+    with process(command) as second:
+        _, errors = await anyio.to_thread.run_sync(
+            functools.partial(second.communicate, timeout=60)
+        )
+        assert second.returncode == 0, errors
+    written = read_run(default_path(), "deep")
+    assert written is not None
+    start = written.attempts[-1].start_step
+    assert local.run_state(written.attempts[-1].run_id) == expected, f"restored step {start}"
+    assert 12 - depth <= start <= 12

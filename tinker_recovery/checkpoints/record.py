@@ -64,6 +64,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
     epoch: int | None = None,
     metrics: Mapping[str, float] | None = None,
     loop_state: object = None,
+    sound_step: int | None = None,
     previous_canary: tuple[int, str] | None = None,
     canary_prompt: PromptFacts | None = None,
     previous_save_s: float | None = None,
@@ -80,6 +81,8 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         epoch: Epochs completed.
         metrics: The newest metrics, by name.
         loop_state: The user's own state of the loop, as JSON can represent it.
+        sound_step: The step up to which every request of the attempt was known to have succeeded
+            when the save was submitted.
         previous_canary: Step and fingerprint (see ``checkpoints.canary``) of this attempt's newest
             save whose canary has answered. Its own canary runs after the save, too late for it.
         canary_prompt: What is known of the prompt that fingerprint belongs to.
@@ -99,6 +102,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         "epoch": None if epoch is None else str(epoch),
         "metrics": encode_metrics(metrics) if metrics else None,
         "loop_state": None if loop_state is None else encode_loop_state(loop_state),
+        "sound_step": None if sound_step is None else str(sound_step),
         "previous_canary": previous_canary and "{}:{}".format(*previous_canary),
         "canary_prompt": None if canary_prompt is None else str(canary_prompt),
         "previous_save_s": None if previous_save_s is None else repr(float(previous_save_s)),
@@ -125,6 +129,8 @@ class CheckpointRecord(BaseModel):
         epoch: Epochs completed, or None if the loop reported none.
         metrics: The newest metrics when it was saved; values may be NaN or infinite.
         loop_state: The user's own state of the loop, or None.
+        sound_step: The step up to which every request of its attempt was known to have succeeded
+            when it was submitted: what it vouches for. None if an earlier version saved it.
         canary: Fingerprint of the canary's answer on its weights, or None. It is stored with a
             later checkpoint of the same attempt; :func:`with_canaries` fills it in.
         canary_about: What was known of the prompt it belongs to; None if nothing was.
@@ -150,6 +156,7 @@ class CheckpointRecord(BaseModel):
     epoch: int | None = None
     metrics: Mapping[str, float] = Field(default_factory=dict)
     loop_state: Any = None
+    sound_step: int | None = None
     canary: str | None = None
     canary_about: PromptFacts | None = None
     previous_canary: tuple[int, str] | None = None
@@ -185,6 +192,9 @@ class CheckpointRecord(BaseModel):
                 epoch=_count("epoch", fields["epoch"]) if "epoch" in fields else None,
                 metrics=decode_metrics(fields.get("metrics", "{}")),
                 loop_state=json.loads(fields.get("loop_state", "null")),
+                sound_step=(
+                    _count("sound_step", fields["sound_step"]) if "sound_step" in fields else None
+                ),
                 previous_canary=(
                     _step_and_rest(fields["previous_canary"])
                     if "previous_canary" in fields

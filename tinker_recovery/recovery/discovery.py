@@ -81,15 +81,17 @@ def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> S
     for (run_id, attempt), records in by_attempt.items():
         parent = records[0].parent
         saved = sorted({record.step for record in records})
+        # Of a parent that is gone nothing older is relied on.
+        start_step = 0 if parent is None else steps.get(parent, 0)
         attempts.append(
             StoredAttempt(
                 attempt=attempt,
                 run_id=run_id,
-                # Of a parent that is gone nothing older is relied on.
-                start_step=0 if parent is None else steps.get(parent, 0),
+                start_step=start_step,
                 parent=parent,
                 ended=True,
-                sound_step=saved[-1],
+                # Further only by the word of its own checkpoints.
+                sound_step=start_step,
                 # If the service calls it corrupted, it is not known since when.
                 polled_step=saved[-2] if len(saved) > 1 else 0,
                 trusted_to=None,

@@ -3,7 +3,8 @@
 The journal says which attempts there were, and how far each is known to have succeeded; the service
 says what is stored. A process that was killed could not say whether the requests under way
 succeeded, so of the attempt it was in, a checkpoint counts only if what is before it is known to
-have succeeded: because the journal says so, or because the loop went on to save again behind it.
+have succeeded: because the journal says so, or a later checkpoint, which carries what was known
+when it was submitted.
 """
 
 from __future__ import annotations
@@ -109,13 +110,10 @@ def trusted_limit(
     elif attempt.faulty and attempt.ended:
         limit = math.inf
     else:
-        # One save is in flight at most, so one that was followed by another had been answered,
-        # and the loop was content.
-        by_schedule = sorted(
-            {record.step for record in saved if record.saved_by == "schedule"}, reverse=True
-        )
-        vouched = by_schedule[1] if len(by_schedule) > 1 else attempt.sound_step
-        limit = float(max(attempt.sound_step, vouched))
+        # That a save was followed by another says nothing: the answer of a request before both may
+        # still have been under way.
+        words = (each.sound_step for each in saved if each.sound_step is not None)
+        limit = float(max([attempt.sound_step, *words]))
         if corrupted:
             # Nothing has noticed, so it may have begun right after the last look.
             limit = min(limit, attempt.polled_step)

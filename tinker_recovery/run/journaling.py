@@ -69,12 +69,10 @@ class RunJournal:
             self._write_position(attempt)
 
     def _write_position(self, attempt: AttemptScope) -> None:
-        submitted = attempt.client.step
-        done = int(min(submitted, attempt.client.first_doubtful_step))
         self._record.stepped(
             attempt.id,
-            done,
-            sound=int(min(done, self._run.rollbacks.sound_to)),
+            int(min(attempt.client.step, attempt.client.first_doubtful_step)),
+            sound=attempt.sound_step,
             polled=self._run.rollbacks.polled_step,
         )
 

@@ -8,7 +8,7 @@ again at once) and takes the measurements that ``strategy="auto"`` decides by.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -57,13 +57,25 @@ class RunHistory:
 
 
 class Saver:
-    """Decides when one attempt saves. Every method may be called from any thread."""
+    """Decides when one attempt saves. Every method may be called from any thread.
+
+    Args:
+        run: The attempt's run.
+        segment: The attempt's place in it.
+        checkpoint: What the attempt started from.
+        sound_step: The step up to which every request is known to have succeeded, at the moment.
+    """
 
     def __init__(
-        self, run: SupervisedRun, segment: Segment, checkpoint: CheckpointRecord | None
+        self,
+        run: SupervisedRun,
+        segment: Segment,
+        checkpoint: CheckpointRecord | None,
+        sound_step: Callable[[], int],
     ) -> None:
         policy = run.policy.checkpoints
         self._segment = segment
+        self._sound_step = sound_step
         self._schedule = schedule_of(policy)
         self._lineage = run.lineage
         self._run_name = run.given_name
@@ -153,6 +165,7 @@ class Saver:
             epoch=self.epoch or None,
             metrics=self.metrics,
             loop_state=self.loop_state,
+            sound_step=self._sound_step(),
             previous_canary=self.canary,
             canary_prompt=self._prompt_facts(),
             previous_save_s=self._save_s,

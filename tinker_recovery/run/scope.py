@@ -79,7 +79,7 @@ class AttemptScope:
         """Whether its client has been closed."""
         self.blocking = False
         """Whether the body runs in a thread, which only its client can end."""
-        self.saver = Saver(run, self.segment, checkpoint)
+        self.saver = Saver(run, self.segment, checkpoint, lambda: self.sound_step)
         """When its client saves."""
         self.client = SupervisedClient(
             connection.training,
@@ -102,6 +102,12 @@ class AttemptScope:
         """Its place in the run's lineage."""
         parent = self.checkpoint.path if self.checkpoint else self.run.parent
         return Segment(self.run_id, self.id, self.start_step, parent)
+
+    @property
+    def sound_step(self) -> int:
+        """The step up to which every request is known to have succeeded, and no outage is open."""
+        client = self.client
+        return int(min(client.step, client.first_doubtful_step, self.run.rollbacks.sound_to))
 
     @property
     def faulty(self) -> bool:

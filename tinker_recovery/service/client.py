@@ -117,8 +117,9 @@ class SupervisedClient:
         Requests behind a failed one are executed all the same, so checkpoints above this step do
         not contain what their step number says.
         """
-        failed = min((step for step, _ in self._doubts), default=math.inf)
+        # In this order: a failed request is among the doubts before it ceases to be open.
         oldest = self.oldest_open_step
+        failed = min((step for step, _ in list(self._doubts)), default=math.inf)
         return failed if oldest is None else min(failed, oldest)
 
     @property
