@@ -252,9 +252,7 @@ async def play(case: Case, *, bare: bool) -> Outcome:
             if bare and verdict != "exact":
                 worse = await _bare_ends_well(case)
             said = played.not_exact if error is None else repr(error)
-            return Outcome(
-                case, verdict, said, played.recoveries, worse, time.monotonic() - began
-            )
+            return Outcome(case, verdict, said, played.recoveries, worse, time.monotonic() - began)
 
 
 class _InProcess:

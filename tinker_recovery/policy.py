@@ -47,8 +47,8 @@ class CheckpointPolicy(_Frozen):
     a checkpoint is exact at any pipeline depth and the loop is never blocked.
 
     While the run trains, saves of this schedule that no rule keeps are deleted, and no others.
-    Never deleted, whatever the rules say, are the newest valid one, the one recovered from, pinned
-    and published ones, and anything not known to be ours.
+    Never deleted, whatever the rules say, are the newest valid one, the one recovered from, those
+    not yet known to be sound, pinned and published ones, and anything not known to be ours.
 
     Attributes:
         strategy: ``"steps"``: save every ``save_every`` optimizer steps. ``"epoch"``: every

@@ -4,8 +4,9 @@
 
 The collector here is a sketch of the real one: it reads a listing, checks, plans, renews, and
 carries out commands. It may crash between any two of these, and then only the journal is left of
-what it knew. The world corrupts and expires checkpoints and loses answers, but never takes the last
-good checkpoint away by itself: no policy could help that.
+what it knew. What the run has saved is known to be sound only later, and a fault may leave nothing
+of what is not. The world corrupts and expires checkpoints and loses answers, but never takes the
+last good checkpoint away by itself: no policy could help that.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class World:
     segments: list[Segment] = field(default_factory=lambda: [Segment("r0", "r0", 0, None)])
     branch: set[str] = field(default_factory=set)
     step: int = 0
+    sound: int = 0
     at_s: float = 0.0
     clock_off_s: float = 0.0
     reading: str | None = None
@@ -93,6 +95,19 @@ class World:
             and record.saved_by == "schedule"
             and path in self.branch
         }
+
+    def doubtful(self) -> set[str]:
+        """Paths of which a fault found next may leave nothing."""
+        run = self.segments[-1].run_id
+        return {
+            path
+            for path, record in self.stored.items()
+            if record.run_id == run and record.step > self.sound
+        }
+
+    def sure(self) -> set[str]:
+        """Paths that a recovery could go back to whatever fault is found next."""
+        return self.good() - self.doubtful()
 
     # -- what happens ------------------------------------------------------------------------
 
@@ -127,22 +142,24 @@ class World:
     def fault(self) -> None:
         being_deleted = dict.fromkeys(self.ledger.being_deleted(now_s=self.wall_s), "being_deleted")
         found = select(Latest(), self.stored.values(), self.segments, bad=being_deleted)
-        usable = [record for record in found.candidates if record.path not in self.corrupt]
+        late = self.doubtful() if self.chance.random() < 0.5 else set()
+        usable = [record for record in found.candidates if record.path not in self.corrupt | late]
         run = f"r{len(self.segments)}"
         if not usable:
-            if self.good():
+            if self.good() - late:
                 self.wrong("a good checkpoint was not among the candidates")
             self.segments.append(Segment(run, run, 0, None))
-            self.step, self.branch = 0, set()
+            self.step, self.sound, self.branch = 0, 0, set()
             self.seen["started over"] += 1
             return
-        had = self.good()
+        had = self.good() - late
         # What was saved after the fault began is good to look at, and not to be trusted: the run
         # may have to go back further than to the newest good one.
         reach = min((self.stored[path].step for path in had), default=0)
         usable = [record for record in usable if record.step >= reach] or usable
         chosen = usable[0] if self.chance.random() < 0.6 else self.chance.choice(usable)
-        self.step, self.reading = chosen.step, chosen.path
+        self.step = self.sound = chosen.step
+        self.reading = chosen.path
         if self.reading not in self.branch:
             self.wrong(f"{self.reading} was abandoned, and was recovered from")
         self.branch = {
@@ -161,7 +178,7 @@ class World:
         if self.stored[path].saved_by == "user":
             del self.stored[path]
             self.seen["deleted by the user"] += 1
-        elif self.good() - {path}:
+        elif self.sure() - {path}:
             self.corrupt.add(path)
             self.seen["corrupted"] += 1
 
@@ -169,7 +186,7 @@ class World:
         self.at_s += self.chance.choice([1.0, 60.0, 500.0, 3600.0, 6 * 3600.0])
         if self.chance.random() < 0.05:
             self.clock_off_s -= self.chance.uniform(0, 7200)
-        had = self.good()
+        had = self.sure()
         now = NOW + timedelta(seconds=self.at_s)
         for path, record in sorted(self.stored.items()):
             if record.expires_at is not None and record.expires_at <= now:
@@ -178,8 +195,10 @@ class World:
         for path in self.delayed:
             self.remove(path)
         self.delayed = []
-        if had and not self.good():
+        if had and not self.sure():
             self.wrong("the last good checkpoint expired")
+        if self.chance.random() < 0.7:
+            self.sound = self.step  # the service was asked
         # Somebody reads a checkpoint for a while: any but one that may go at any moment.
         free = sorted(set(self.stored) - set(self.ledger.being_deleted(now_s=self.wall_s)))
         self.reading = self.chance.choice([None, *free])
@@ -193,8 +212,8 @@ class World:
             self.wrong(f"{path} was in use and was deleted")
         if record.lineage != LINEAGE or record.saved_by == "user" or record.public:
             self.wrong(f"{path} was not ours to delete")
-        if not self.good():
-            self.wrong(f"{path} was deleted, and nothing good is left")
+        if not self.sure():
+            self.wrong(f"{path} was deleted, and nothing good is left that no fault can take")
         self.seen["deleted"] += 1
 
     # -- the collector -----------------------------------------------------------------------
@@ -213,15 +232,16 @@ class World:
     def _plan(self) -> DeletionPlan:
         now = NOW + timedelta(seconds=self.at_s)
         being_deleted = self.ledger.being_deleted(now_s=self.wall_s)
-        # The newest good one is always looked at, some of the others are not.
+        # The newest good one is always looked at, and the newest that no fault can take; some of
+        # the others are not.
         checked = {path for path in sorted(self.stored) if self.chance.random() < 0.7}
         candidates = select(Latest(), self.stored.values(), self.segments).candidates
         valid = {path for path in checked if path not in self.corrupt}
-        for record in candidates:
-            if record.path in self.good():
-                checked.add(record.path)
-                valid.add(record.path)
-                break
+        for good in (self.good(), self.sure()):
+            newest = next((record.path for record in candidates if record.path in good), None)
+            if newest is not None:
+                checked.add(newest)
+                valid.add(newest)
         needed = dict.fromkeys(valid & {record.path for record in candidates}, "needed")
         for renewal in renewals(self.stored.values(), needed, ttl_s=TTL_S, now=now):
             if renewal.at <= now:
@@ -241,6 +261,7 @@ class World:
             {self.reading: "being read"} if self.reading else {},
             self.pending,
             being_deleted,
+            self.doubtful(),
             lasting=LASTING,
         )
         return plan_deletions(listed, KeepAny(self.rule, KeepPinned(self.pinned)), situation)

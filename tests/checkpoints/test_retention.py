@@ -207,6 +207,59 @@ def test_what_a_predicate_raises_stops_the_plan() -> None:
         _plan([listed(1)], KeepIf(broken))
 
 
+def test_one_in_doubt_fills_no_place_and_stays_until_that_is_over() -> None:
+    found = [listed(step, metrics={"loss": 9.0 - step}) for step in (1, 2, 3, 4)]
+    rule = KeepAny(KeepLast(1), KeepBest(1))
+    plan = _plan(found, rule, doubtful={path("a", 3), path("a", 4)})
+    assert _steps(plan) == [1]
+    assert plan.checkpoints[0].reason == "not yet known to be sound"
+    assert _steps(_plan(found, rule)) == [1, 2, 3]
+
+
+def test_nothing_is_deleted_while_every_valid_one_is_in_doubt() -> None:
+    plan = _plan([listed(1), listed(2), listed(3)], valid=[3], doubtful={path("a", 3)})
+    assert _steps(plan) == []
+
+
+ACTS = st.sampled_from(["save", "save", "save", "known to be sound", "fault"])
+
+
+@given(acts=st.lists(st.tuples(ACTS, st.integers(1, 4)), max_size=40), n=st.integers(1, 4))
+def test_whatever_fails_next_the_last_ones_before_it_are_still_there(
+    acts: list[tuple[str, int]], n: int
+) -> None:
+    segments = [segment("r0")]
+    stored: dict[str, Listed] = {}
+    branch: list[tuple[int, str]] = []
+    step = sound = 0
+    for act, by in acts:
+        run = segments[-1].run_id
+        if act == "save":
+            step += by
+            branch.append((step, path(run, step)))
+            stored[path(run, step)] = listed(step, run)
+        elif act == "known to be sound":
+            sound = min(step, sound + 2 * by)
+        else:
+            # A fault takes all that was in doubt, or less.
+            branch = [(at, each) for at, each in branch if at < sound + by]
+            assert {each for _, each in branch[-n:]} <= stored.keys()
+            step, parent = branch[-1] if branch else (0, None)
+            sound = step
+            run = f"r{len(segments)}"
+            segments.append(segment(run, step, parent))
+        doubtful = {
+            each.path
+            for each in stored.values()
+            if each.record and each.record.run_id == run and each.record.step > sound
+        }
+        situation = Situation(
+            LINEAGE, NOW, segments, valid=set(stored) - doubtful, doubtful=doubtful
+        )
+        for gone in plan_deletions(stored.values(), KeepLast(n), situation).deletions:
+            del stored[gone.path]
+
+
 RULES = st.sampled_from(
     [
         KeepLast(1),
@@ -254,6 +307,7 @@ def test_no_history_loses_its_last_valid_one_or_anything_not_ours(
     protected = data.draw(some)
     pending = data.draw(some)
     being_deleted = data.draw(some)
+    doubtful = data.draw(some)
     situation = Situation(
         LINEAGE,
         NOW,
@@ -263,6 +317,7 @@ def test_no_history_loses_its_last_valid_one_or_anything_not_ours(
         dict.fromkeys(protected, "read"),
         pending,
         being_deleted,
+        doubtful,
     )
     plan = plan_deletions(found, rule, situation)
     shuffled = data.draw(st.permutations(found))
@@ -281,7 +336,7 @@ def test_no_history_loses_its_last_valid_one_or_anything_not_ours(
         left = [
             each
             for each in found
-            if each.path in valid - gone - being_deleted
+            if each.path in valid - gone - being_deleted - doubtful
             and each.record is not None
             and each.record.lineage == LINEAGE
             and (each.record.expires_at is None or each.record.expires_at > NOW + timedelta(days=1))

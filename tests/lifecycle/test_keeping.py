@@ -16,6 +16,7 @@ from loops import ADAM, MODEL, SEED, batch, loop, policy, quick, train, undistur
 from tinker_recovery import Attempt, CheckpointPolicy, CheckpointRecord, RecoveryEvent, Supervisor
 from tinker_recovery.clock import Clock
 from tinker_recovery.journal import Journal
+from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -24,6 +25,12 @@ STEPS = 12
 def _steps(local: LocalTinker, *run_ids: str) -> list[int]:
     """The steps of the checkpoints that the service has of these runs."""
     return sorted(each.steps for run_id in run_ids for each in local.checkpoints(run_id))
+
+
+def _saved(events: list[RecoveryEvent]) -> list[int]:
+    """The steps of the saves, in the order in which they were stored."""
+    saved = [event for event in events if event.name == "checkpoint.saved"]
+    return [int(str(event.fields[names.CHECKPOINT_STEP])) for event in saved]
 
 
 async def _run(
@@ -266,6 +273,50 @@ async def test_what_a_fault_found_by_polling_leaves_trusted_is_not_deleted_for_l
     (run,) = supervisor.runs
     assert [attempt.start_step for attempt in run.attempts] == [0, 4]
     assert "checkpoint.deleted" in told
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+async def test_saves_behind_a_request_whose_answer_is_late_have_no_sound_one_deleted(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """The pass of step 12 fails; until its answer is here, the saves behind it are stored."""
+    set_retention_gap_s(monkeypatch, 0.01)
+    expected = await undisturbed_state(local, steps=20)
+    events: list[RecoveryEvent] = []
+    polled = FaultRule("slow", 12, "retrieve_future", polled="forward_backward", delay_s=1.5)
+    local.inject(FaultRule("fail", 12, "forward_backward"))
+    local.inject(polled)
+    saved: list[int] = []
+    left: list[int] = []
+
+    def look(*_: object) -> None:
+        saved.extend(_saved(events))
+        left.extend(_steps(local, *local.runs()))
+
+    async def training(attempt: Attempt) -> None:
+        pending: list[Any] = []
+        for step in range(attempt.start_step, 20):
+            pending.append(attempt.client.forward_backward(batch(step), "cross_entropy"))
+            pending.append(attempt.client.optim_step(ADAM))
+            await anyio.sleep(0.05)  # so that each save is stored before the next one is due
+            while len(pending) > 2 * depth:
+                await pending.pop(0)
+
+    given = quick(
+        checkpoints=CheckpointPolicy(save_every=1, keep_last=3, save_best=False),
+        on_recovery=look,
+        poll_interval_s=0.05,
+    )
+    async with Supervisor(given, on_event=events.append) as supervisor:
+        await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
+    (run,) = supervisor.runs
+    sound = [step for step in saved if step <= 12]
+    assert max(saved) > 12
+    assert [attempt.start_step for attempt in run.attempts] == [0, sound[-1]]
+    assert set(sound[-3:]) <= set(left)
+    assert [step for step in saved if step > 12] == [step for step in left if step > 12]
+    assert "checkpoint.deleted" in [event.name for event in events]
     assert local.run_state(run.segments[-1].run_id) == expected
 
 

@@ -5,6 +5,8 @@ Whatever the retention rules say, a plan never deletes
 - the newest valid checkpoint, and the newest valid one that lasts;
 - the one the run was recovered from, and any the caller protects or pins;
 - published ones, and ones whose metric is not known yet;
+- one not known yet to be sound: a fault found later may leave none but those before it. So it keeps
+  no other from being kept either: rules are applied to those known to be sound;
 - what this run did not make: no metadata of ours, another lineage, an unknown attempt, a save the
   user asked for (unless that is allowed);
 - anything at all while no checkpoint is known to be valid and to last: any unchecked one might be
@@ -40,6 +42,8 @@ class Situation:
         protected: Path to reason, of those in use: recovered from, being read.
         pending: Paths whose metric is not known yet.
         being_deleted: Paths whose deletion has begun and may have happened: never relied on.
+        doubtful: Paths not known yet to be sound: not everything before them is known to have
+            succeeded, or a fault found next may be older than they are.
         delete_user_saves: Whether saves the user asked for may be deleted. If not, they do not
             count towards "the last five" either, as the user may delete them at any time.
         lasting: A checkpoint that expires within this time is not relied on as the only copy.
@@ -53,6 +57,7 @@ class Situation:
     protected: Mapping[str, str] = field(default_factory=dict)
     pending: Collection[str] = ()
     being_deleted: Collection[str] = ()
+    doubtful: Collection[str] = ()
     delete_user_saves: bool = False
     lasting: timedelta = timedelta(days=1)
 
@@ -178,6 +183,7 @@ class _Planner:
             self._positions[record.path].where == "branch"
             and record.path not in self._situation.bad
             and record.path not in self._situation.being_deleted
+            and record.path not in self._situation.doubtful
             and not self._expired(record)
             and not self._of_the_user(record)
         )
@@ -198,6 +204,11 @@ class _Planner:
         situation, path = self._situation, each.path
         if (not_ours := self._not_ours(each)) is not None or each.record is None:
             return f"not ours to delete: {not_ours}"
+        unusable = (
+            self._positions[path].where == "abandoned"
+            or path in situation.bad
+            or path in situation.being_deleted
+        )
         checks = (
             (path in situation.protected, f"in use: {situation.protected.get(path)}"),
             (path == self._branch.parent, "the run was recovered from it"),
@@ -207,17 +218,13 @@ class _Planner:
             (self._of_the_user(each.record), "saved by the user"),
             (path in self._kept, self._kept.get(path, "")),
             (self._expired(each.record), "expired: the service removes it"),
+            (path in situation.doubtful and not unusable, "not yet known to be sound"),
         )
         for holds, reason in checks:
             if holds:
                 return reason
         if self._valid_step is None:
             return "no other checkpoint is known to be valid and to last"
-        unusable = (
-            self._positions[path].where == "abandoned"
-            or path in situation.bad
-            or path in situation.being_deleted
-        )
         if unusable and each.record.step > self._valid_step:
             return f"no valid checkpoint has reached step {each.record.step} yet"
         return None

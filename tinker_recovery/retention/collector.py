@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -35,7 +35,7 @@ from tinker_recovery.checkpoints import (
     select,
 )
 from tinker_recovery.checkpoints.deletion import SETTLE_S
-from tinker_recovery.recovery.checkpoint_state import KnownRun
+from tinker_recovery.recovery.checkpoint_state import CheckpointState, KnownRun
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.inspector import Inspector
 from tinker_recovery.retention.verifier import Verifier
@@ -153,10 +153,8 @@ class Collector:
             {entry.path: entry for entry in own if run_id_of(entry.path) in run_ids}
         )
         records = [each.record for each in listed if each.record is not None]
-        valid, confirmed = await self._valid(run, records)
-        beside = {
-            path: "the newest one known to be sound" for path in confirmed if path not in valid
-        }
+        doubtful = {record.path for record in records if _is_doubtful(record, known)}
+        valid = await self._valid(run, records, doubtful)
         plan = plan_deletions(
             listed,
             retention_of(self._policy, pinned=notes.pinned),
@@ -164,16 +162,20 @@ class Collector:
                 lineage=run.lineage,
                 now=self._now(),
                 segments=run.segments,
-                valid=valid if confirmed else (),
+                valid=valid,
                 bad=known.bad,
-                protected={**beside, **run.protected},
+                protected=run.protected,
                 pending=[record.path for record in records if run.is_pending(record)],
                 being_deleted=known.being_deleted,
+                doubtful=doubtful,
                 delete_user_saves=self._policy.delete_user_saves,
                 lasting=self._lasting(),
             ),
         )
-        needed = {**beside, **dict.fromkeys(valid, "the newest valid one")}
+        needed = {
+            path: "the newest valid one" if path in doubtful else "the newest one known to be sound"
+            for path in valid
+        }
         if run.segments and (parent := run.segments[-1].parent) is not None:
             needed[parent] = "the one recovered from"
         lives = renewals(
@@ -301,12 +303,12 @@ class Collector:
             )
 
     async def _valid(
-        self, run: CollectedRun, records: Sequence[CheckpointRecord]
-    ) -> tuple[list[str], list[str]]:
+        self, run: CollectedRun, records: Sequence[CheckpointRecord], doubtful: Collection[str]
+    ) -> list[str]:
         """The newest valid one, and if that one expires soon the newest that lasts.
 
-        And the newest that lasts and stays trusted whatever fault is found next, if there is one:
-        without it nothing may be deleted, for that fault would cast doubt on all the others.
+        And the newest that lasts and is known to be sound, if there is one: without it nothing may
+        be deleted, for a fault found next may leave none of the others.
         """
         known = run.checkpoints
         valid: list[str] = []
@@ -314,24 +316,23 @@ class Collector:
         for record in select(Latest(), records, run.segments, bad=known.unusable).candidates:
             if record.step > known.trusted_to(record.attempt):
                 continue  # a recovery would not restore it
-            confirmed = record.step <= known.confirmed_to(record.attempt) and (
+            sound = record.path not in doubtful and (
                 # Its own saves the user may delete at any time.
                 record.saved_by == "schedule" or self._policy.delete_user_saves
             )
-            if lasts and not confirmed:
+            if lasts and not sound:
                 continue
             objection = await self._inspector.objection(
                 Listed.of(record), known, run.weights, lineage=run.lineage, relied_on=True
             )
             if objection is not None or not await self._is_whole(run, record):
                 continue
-            if not lasts:
-                valid.append(record.path)
+            valid.append(record.path)
             if record.expires_at is None or record.expires_at > self._now() + self._lasting():
                 lasts = True
-                if confirmed:
-                    return valid, [record.path]
-        return valid, []
+                if sound:
+                    break
+        return valid
 
     async def _is_whole(self, run: CollectedRun, record: CheckpointRecord) -> bool:
         """Whether its bytes were looked at and found whole, where the policy asks for that."""
@@ -375,3 +376,8 @@ class Collector:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.wall(), UTC)
+
+
+def _is_doubtful(record: CheckpointRecord, known: CheckpointState) -> bool:
+    """Whether a fault found next, or one known already, may leave nothing of it."""
+    return record.step > min(known.trusted_to(record.attempt), known.confirmed_to(record.attempt))

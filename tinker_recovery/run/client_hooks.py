@@ -131,7 +131,6 @@ class AttemptHooks:
         sound = not scope.faulty and step <= scope.client.first_doubtful_step
         if scope is run.current and sound:
             run.budget.note_saved(step)
-            run.rollbacks.note_saved(step)
         run.changed(run)
         run.journal.stored(scope, step, path, sound=sound)
         run.collaborators.events.emit(

@@ -76,7 +76,6 @@ class RollbackDetector:
 
     def __init__(self, run: SupervisedRun) -> None:
         self._run = run
-        self._confirmed_step = run.start_step
         self._sound_step = run.start_step
         self._outage: _Outage | None = None
         self._looking = False
@@ -95,28 +94,33 @@ class RollbackDetector:
     def confirmed_to(self, attempt_id: str) -> float:
         """The last step of an attempt that stays trusted whatever fault is found next.
 
-        Before the first poll that called an attempt sound, a fault found by polling would leave
-        nothing of it, so there is nothing to keep for that.
+        What the next answer or the next poll may still cast doubt on is above it.
         """
         current = self._run.current
         if current is None or current.id != attempt_id or current.finished:
             return math.inf
-        limits = [self.sound_to]
-        if self._sound_step > current.start_step:
-            limits.append(self._sound_step)
+        limits = [self.sound_to, current.client.first_doubtful_step, self._sound_step]
         if self._run.policy.guard_loss:
-            # The loss of a step shows whether the weights it began with are finite.
-            limits.append(current.start_step + current.saver.steps_done() - 1)
+            # The loss of a step shows whether the weights it began with are finite, and the loop
+            # reports its own when the step is done.
+            limits.append(current.start_step + current.saver.steps_done() - 2)
         return min(limits)
 
-    def note_saved(self, step: int) -> None:
-        """A checkpoint of the current attempt is stored, and nothing before it is in doubt."""
-        self._confirmed_step = max(step, self._confirmed_step)
+    @property
+    def _confirmed_step(self) -> int:
+        """The newest stored save of the current attempt that nothing before it casts doubt on."""
+        current = self._run.current
+        if current is None:
+            return self._run.start_step
+        doubtful = current.client.first_doubtful_step
+        stored = self._run.checkpoints.stored.values()
+        steps = [step for of, step in stored if of == current.id and step <= doubtful]
+        return max(steps, default=current.start_step)
 
     def note_resumed(self, start_step: int) -> None:
         """A new attempt has taken over, on weights that were looked at."""
         self._outage, self._looking = None, False
-        self._confirmed_step = self._sound_step = start_step
+        self._sound_step = start_step
 
     def note_unreachable(self, current: AttemptScope | None, *, refused: bool) -> None:
         """The service could not be reached: what it holds may be older when it comes back.
@@ -153,8 +157,9 @@ class RollbackDetector:
 
     def note_reachable(self, current: AttemptScope) -> None:
         """The service answers, and calls the run sound; after an outage that is not enough."""
-        if self._confirmed_step > self._sound_step:
-            self._sound_step = self._confirmed_step
+        confirmed_step = self._confirmed_step
+        if confirmed_step > self._sound_step:
+            self._sound_step = confirmed_step
             self._run.changed(self._run)  # more of what is stored can be relied on
         if self._outage is None or self._looking:
             return
