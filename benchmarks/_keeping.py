@@ -26,7 +26,14 @@ from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.restore import Restore
 from tinker_recovery.retention.collector import Collector
-from tinker_recovery.service import Connection, FromBaseModel, Origin, StatusReader, TinkerBackend
+from tinker_recovery.service import (
+    Connection,
+    FromBaseModel,
+    Origin,
+    Patience,
+    StatusReader,
+    TinkerBackend,
+)
 from tinker_recovery.telemetry import EventSink
 from tinker_recovery.testing import Damage, FaultRule, LocalTinker
 
@@ -198,7 +205,7 @@ class _World:
     # -- what happens ------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        await self._go_on(await self._backend.connect(ORIGIN, deadline_s=20.0), None)
+        await self._go_on(await self._backend.connect(ORIGIN, patience=Patience(20.0)), None)
 
     async def _go_on(self, connection: Connection, checkpoint: CheckpointRecord | None) -> None:
         attempt = f"a{len(self.segments)}"

@@ -273,7 +273,7 @@ def set_quiet_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
 
 def set_notice_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """After how long a client that is being created is mentioned in the log."""
-    patch.setattr("tinker_recovery.service.backend.NOTICE_S", seconds)
+    patch.setattr("tinker_recovery.service.at_work.NOTICE_S", seconds)
 
 
 def set_open_again_s(patch: pytest.MonkeyPatch, seconds: float) -> None:

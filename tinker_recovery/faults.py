@@ -311,7 +311,7 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.DEADLINE,
         Verdict.WAIT,
-        "the service did not finish within create_timeout_s; it may be short of capacity",
+        "the service said nothing of a client for create_timeout_s; it may be short of capacity",
         "a client that is not created in time",
         _is(DeadlineExceeded),
         frozenset({SeenIn.CREATE}),

@@ -29,6 +29,9 @@ Callback = Callable[..., object]
 Retryable = type[BaseException] | Callable[[BaseException], bool]
 """An exception class, or a predicate over one exception."""
 
+CREATE_TIMEOUT_S = 1200.0
+"""How long a client is waited for without a word of the service, by default."""
+
 CANARY_TOKENS = 4096
 """The most tokens a canary may have: it is asked often, so it has to be cheap."""
 
@@ -157,7 +160,9 @@ class RecoveryPolicy(_Frozen):
         backoff_type: How the delay grows: ``"exponential"`` doubles it, ``"linear"`` adds
             ``backoff_s``, ``"constant"`` leaves it.
         max_wait_s: How long one incident may wait for a service that asks for patience (429, no
-            capacity) before the run is given up. Such waits use up no attempt.
+            capacity), or is at work on a client, before the run is given up: a day by default.
+            Such waits use up no attempt, and are reported at growing intervals (the event
+            ``recovery.waiting``).
         backoff_jitter: Each delay is lengthened by a random share of up to this much (0.1 is 10 %),
             never shortened, so that many runs of one incident do not retry at the same time.
         max_concurrent_recoveries: The most recoveries at once. Those with the fewest attempts left
@@ -208,8 +213,12 @@ class RecoveryPolicy(_Frozen):
             runs again; ``checkpoint`` is None when the run starts over.
         on_failure: Called as ``on_failure(run_id, error)`` when a run is given up.
         checkpoints: When to save, and what to keep.
-        create_timeout_s: Deadline for creating or restoring a client, below the SDK's own 300 s. In
-            a recovery, missing it uses up no attempt: the service may be short of capacity.
+        create_timeout_s: How long a recovery waits for a new client (and again for the canary's
+            answer on it) without a word of the service that it is at work on it; while it says so
+            ("try again", a capacity pause), waiting continues, for up to ``max_wait_s``. A deadline
+            that is missed uses up no attempt, and is twice as long at the next try of the incident,
+            up to eight times. The first client of a run is waited for without a limit, as without
+            supervision.
         standby_session: Keep one session open for the next recovery, beside those of the runs: it
             saves opening one on a service in trouble. One per Supervisor; costs a heartbeat every
             10 s. If the service has forgotten it, a new one is opened as usual.
@@ -223,7 +232,7 @@ class RecoveryPolicy(_Frozen):
     backoff_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     max_backoff_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
     backoff_type: Literal["exponential", "linear", "constant"] = "exponential"
-    max_wait_s: Seconds = 3600.0
+    max_wait_s: Seconds = 86_400.0
     backoff_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1
     max_concurrent_recoveries: Annotated[int, Field(ge=1)] = 8
     retryable_errors: tuple[Retryable, ...] = ()
@@ -244,7 +253,7 @@ class RecoveryPolicy(_Frozen):
     on_recovery: Callback | None = None
     on_failure: Callback | None = None
     checkpoints: CheckpointPolicy = CheckpointPolicy()
-    create_timeout_s: Seconds = 240.0
+    create_timeout_s: Seconds = CREATE_TIMEOUT_S
     standby_session: bool = False
     status_timeout_s: Seconds = 10.0
     close_timeout_s: Seconds = 10.0
@@ -320,6 +329,14 @@ class RecoveryPolicy(_Frozen):
         if self.stall_warn_after_s is not None or self.stall_after_s is None:
             return self.stall_warn_after_s
         return self.stall_after_s / 3
+
+    def create_deadline_s(self, missed: int) -> float:
+        """Seconds to wait for a client without a word of the service.
+
+        Args:
+            missed: How often this incident has missed such a deadline.
+        """
+        return self.create_timeout_s * 2.0 ** min(missed, 3)
 
     def backoff_before(self, attempt: int, random: float) -> float:
         """Seconds to wait before an attempt: growing, capped, lengthened by jitter.

@@ -11,11 +11,18 @@ import asyncio
 import inspect
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import anyio
 
-from tinker_recovery.errors import CheckpointError, RecoveryExhausted, RecoveryRefused
+from tinker_recovery.clock import Reminder
+from tinker_recovery.errors import (
+    CheckpointError,
+    DeadlineExceeded,
+    RecoveryExhausted,
+    RecoveryRefused,
+)
 from tinker_recovery.faults import Fault, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Callback
 from tinker_recovery.recovery.admission import MassReporter, Slot, Slots
@@ -23,6 +30,7 @@ from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import Recoverable, Recovery
 from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.service import Patience
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import metrics, names, past_span, phase, refuse, trying
 
@@ -37,6 +45,22 @@ class Ended(NamedTuple):
 
     outcome: str
     error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class _Waits:
+    """What one incident has waited for, and what was said of it."""
+
+    missed: int = 0
+    reported: bool = False
+    last: Exception | None = None
+    reminder: Reminder = field(default_factory=Reminder)
+
+    def repeat(self, error: Exception, *, waits: bool) -> bool:
+        """Note what a try failed with; whether it is one wait after another."""
+        self.missed += isinstance(error, DeadlineExceeded)
+        repeated, self.reported, self.last = self.reported and waits, waits, error
+        return repeated
 
 
 class Executor:
@@ -168,6 +192,7 @@ class Executor:
         began = self._clock.monotonic()
         # The first attempt of an incident starts at once; a wait begins with a backoff.
         tries = 1 if patience else 0
+        waits = _Waits()
         while run.awaits(fault):
             waited_s = self._clock.monotonic() - began
             number = 0 if patience else run.budget.spend()
@@ -179,7 +204,9 @@ class Executor:
             )
             try:
                 await self._back_off(tries)
-                return await self._try(run, fault, slot, number)
+                return await self._try(
+                    run, fault, slot, number, self._patience(run, tries, waits, waited_s)
+                )
             except anyio.get_cancelled_exc_class():
                 if number:
                     # The Executor ends, or has crashed; the next one has the attempt in full.
@@ -190,15 +217,16 @@ class Executor:
                 await self._give_up(run, fault, error)
                 return Ended(names.NO_CHECKPOINT, error)
             except Exception as error:  # noqa: BLE001 - whatever a service answers costs one attempt, never the run
-                self._failed(run, tries, error)
                 rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)
+                patience = rule is not None and rule.verdict is Verdict.WAIT
+                self._failed(run, tries, error, repeated=waits.repeat(error, waits=patience))
                 if rule is not None and rule.verdict is Verdict.GIVE_UP:
                     return await self._refused(run, fault, rule)
-                patience = rule is not None and rule.verdict is Verdict.WAIT
                 if slot.backend_blamed and number:
                     # Time is what a backend's failure costs, and no attempt of the run's.
                     run.budget.refund()
                 patience |= slot.backend_blamed
+                self._remind(run, waits, self._clock.monotonic() - began if patience else 0.0)
         if not run.awaits(fault):
             return Ended(names.ABANDONED)  # the user's own code ended the run meanwhile
         return await self._exhausted(run, fault, patience=patience)
@@ -211,7 +239,7 @@ class Executor:
         for tries in itertools.count(1):
             await self._back_off(tries)
             try:
-                looking = run.restoration(ServiceTime(self._clock), ahead=False)
+                looking = run.restoration(ServiceTime(self._clock))
                 async with self._slots.slot(left=0, detected_at=fault.detected_at, tries=tries):
                     progress = await looking.progress()
             except Exception as error:  # noqa: BLE001 - an unread listing shows no progress; the budget says what follows
@@ -261,13 +289,33 @@ class Executor:
         await self._give_up(run, fault, exhausted)
         return Ended(names.EXHAUSTED, exhausted)
 
-    def _failed(self, run: Recoverable, attempt: int, error: Exception) -> None:
+    def _patience(self, run: Recoverable, tries: int, waits: _Waits, waited_s: float) -> Patience:
+        def report(message: str) -> None:
+            self._events.emit(names.EVENT_WAITING, run.name, message, {names.TRY: tries})
+
+        silence_s = self._policy.create_deadline_s(waits.missed)
+        return Patience(silence_s, self._policy.max_wait_s - waited_s, report)
+
+    def _remind(self, run: Recoverable, waits: _Waits, waited_s: float) -> None:
+        if waits.reminder.is_due(waited_s):
+            self._events.emit(
+                names.EVENT_WAITING,
+                run.name,
+                f"the service has been waited for for {waited_s:.0f} s; after "
+                f"{self._policy.max_wait_s:g} s (max_wait_s) the run is given up; the last try "
+                f"failed: {waits.last}",
+            )
+
+    def _failed(
+        self, run: Recoverable, attempt: int, error: Exception, *, repeated: bool = False
+    ) -> None:
         run.budget.note_error(error)
         self._events.emit(
             names.EVENT_FAILED,
             run.name,
             f"recovery attempt {attempt} failed: {error}",
             {names.TRY: attempt, names.ERROR_TYPE: type(error).__qualname__},
+            repeated=repeated,
         )
 
     async def _give_up(self, run: Recoverable, fault: Fault, error: BaseException) -> None:
@@ -280,7 +328,9 @@ class Executor:
             with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.TRY: attempt}):
                 await self._clock.sleep(delay_s)
 
-    async def _try(self, run: Recoverable, fault: Fault, slot: Slot, number: int) -> Ended:
+    async def _try(
+        self, run: Recoverable, fault: Fault, slot: Slot, number: int, patience: Patience
+    ) -> Ended:
         """One try, once there is a slot for it; its outcome may be the backend's doing."""
         tries = slot.ticket.tries
         async with slot:
@@ -299,7 +349,7 @@ class Executor:
                     # Where calls have just failed for want of a service, the SDK would try to open
                     # a session for minutes; likewise where a try has failed already.
                     ahead = tries == 1 and fault.kind is not Kind.UNAVAILABLE
-                    ended = await self._restore_and_hand_over(run, fault, ahead=ahead)
+                    ended = await self._restore_and_hand_over(run, fault, patience, ahead=ahead)
             except CheckpointError:
                 raise
             except Exception as error:
@@ -310,9 +360,11 @@ class Executor:
             slot.succeeded()
             return ended
 
-    async def _restore_and_hand_over(self, run: Recoverable, fault: Fault, *, ahead: bool) -> Ended:
+    async def _restore_and_hand_over(
+        self, run: Recoverable, fault: Fault, patience: Patience, *, ahead: bool
+    ) -> Ended:
         waiting = ServiceTime(self._clock)
-        restoration = run.restoration(waiting, ahead=ahead)
+        restoration = run.restoration(waiting, ahead=ahead, patience=patience)
         restored = await restoration.restore()
         taken = False  # until the hand-over the new client is nobody's but ours to close
         try:

@@ -9,8 +9,15 @@ import tinker
 from tinker_recovery.checkpoints import Listed
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import NoUsableCheckpoint
+from tinker_recovery.policy import CREATE_TIMEOUT_S
 from tinker_recovery.recovery.inspector import Inspector
-from tinker_recovery.service import Connection, FromCheckpoint, StatusReader, TinkerBackend
+from tinker_recovery.service import (
+    Connection,
+    FromCheckpoint,
+    Patience,
+    StatusReader,
+    TinkerBackend,
+)
 from tinker_recovery.service.base import CloseStatus, ServiceFactory
 from tinker_recovery.service.listing import find_checkpoint
 
@@ -43,7 +50,7 @@ async def recover_from_checkpoint(
     *,
     service: ServiceFactory = tinker.ServiceClient,
     restore_optimizer: bool = True,
-    create_timeout_s: float = 240.0,
+    create_timeout_s: float = CREATE_TIMEOUT_S,
     status_timeout_s: float = 10.0,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Recovered:
@@ -53,7 +60,8 @@ async def recover_from_checkpoint(
         path: ``tinker://RUN/weights/NAME``, saved by anyone.
         service: Returns a fresh ServiceClient.
         restore_optimizer: Whether to restore the optimizer's moments with the weights.
-        create_timeout_s: Deadline for making the client, in seconds.
+        create_timeout_s: Seconds to wait for the client without a word of the service that it is at
+            work on it; while it says so, it is waited for.
         status_timeout_s: Deadline for looking the checkpoint up, in seconds.
         clock: Time, for tests.
 
@@ -81,6 +89,6 @@ async def recover_from_checkpoint(
                 raise NoUsableCheckpoint(f"{path}: {listing.reason}")
             step = record.step
     connection = await backend.connect(
-        FromCheckpoint(path, optimizer=restore_optimizer), deadline_s=create_timeout_s
+        FromCheckpoint(path, optimizer=restore_optimizer), patience=Patience(create_timeout_s)
     )
     return Recovered(connection.training, connection.run_id, step, path, backend, connection)

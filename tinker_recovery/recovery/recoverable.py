@@ -11,6 +11,7 @@ from tinker_recovery.policy import Callback
 from tinker_recovery.recovery.budget import AttemptBudget
 from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.service import Patience
 from tinker_recovery.telemetry import RunTelemetry
 
 
@@ -74,7 +75,9 @@ class Recoverable(Protocol):
         """Whether this fault still has to be recovered from."""
         ...
 
-    def restoration(self, waiting: ServiceTime, *, ahead: bool) -> Restore:
+    def restoration(
+        self, waiting: ServiceTime, *, ahead: bool = False, patience: Patience | None = None
+    ) -> Restore:
         """One try to bring its state back; see :class:`Restore`."""
         ...
 

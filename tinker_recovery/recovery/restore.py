@@ -16,7 +16,7 @@ from tinker import types
 
 from tinker_recovery.checkpoints import CheckpointRecord, Listed
 from tinker_recovery.checkpoints.canary import ASKED, Answer, answer_of
-from tinker_recovery.errors import DeadlineExceeded, NoUsableCheckpoint, OtherWeights
+from tinker_recovery.errors import NoUsableCheckpoint, OtherWeights
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.selection import (
     CheckpointSelection,
@@ -25,7 +25,8 @@ from tinker_recovery.recovery.selection import (
     ServiceTime,
     as_attributes,
 )
-from tinker_recovery.service import Connection, FromCheckpoint, Origin
+from tinker_recovery.service import Connection, FromCheckpoint, Origin, Patience
+from tinker_recovery.service.at_work import patiently
 from tinker_recovery.service.refusals import is_failed, is_refused
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import names, phase, refuse
@@ -59,6 +60,8 @@ class Restore:
         ahead: Whether to open the new session while the checkpoint is being chosen. Not worth it
             where the service has just been out of reach: the SDK would try for minutes.
         order: In which order checkpoints are tried; None for the run's branch, by the policy.
+        patience: How long to wait for the client, and again for its canary; None for as long as the
+            policy says.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Restore:
         waiting: ServiceTime | None = None,
         ahead: bool = False,
         order: Ordering | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._run = run
         self._collaborators = collaborators
@@ -76,6 +80,7 @@ class Restore:
         self._policy = collaborators.policy
         self._waiting = waiting or ServiceTime(collaborators.clock)
         self._ahead = ahead
+        self._patience = patience or Patience(collaborators.policy.create_timeout_s)
         self._load_error: Exception | None = None
         self._selection = CheckpointSelection(run, collaborators, self._waiting, order)
 
@@ -186,7 +191,7 @@ class Restore:
             ) as span:
                 with self._waiting:
                     connection = await self._backend.connect(
-                        origin, deadline_s=self._policy.create_timeout_s, pending=opening
+                        origin, patience=self._patience, pending=opening
                     )
                 span.set_attribute(names.RUN_ID, connection.run_id)
                 self._collaborators.events.emit(
@@ -227,13 +232,8 @@ class Restore:
 
     async def _ask(self, connection: Connection, prompt: list[types.Datum]) -> Answer:
         asking = connection.training.forward(prompt, "cross_entropy")
-        try:
-            with anyio.fail_after(self._policy.create_timeout_s):
-                return answer_of(await result_of(asking.future()))
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                "running the canary on a restored client", self._policy.create_timeout_s
-            ) from error
+        with patiently("running the canary on a restored client", self._patience):
+            return answer_of(await result_of(asking.future()))
 
     @property
     def passed_over(self) -> Mapping[str, str]:

@@ -24,7 +24,7 @@ from tinker_recovery.checkpoints import (
     on_branch,
     run_id_unchecked,
 )
-from tinker_recovery.clock import Clock
+from tinker_recovery.clock import Clock, Reminder
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, StatusUnavailable
 from tinker_recovery.journal import StoredAttempt, StoredRun
 from tinker_recovery.journal.holder import Holder
@@ -236,14 +236,16 @@ async def _root(reader: StatusReader, parent: str, found: StoredRun) -> Checkpoi
 
 
 async def _patiently(ask: Callable[[], Awaitable[_T]], policy: RecoveryPolicy, clock: Clock) -> _T:
-    began = clock.monotonic()
+    began, reminder = clock.monotonic(), Reminder(at_once=True)
     for tries in itertools.count(2):
         try:
             return await ask()
         except StatusUnavailable as error:
-            if clock.monotonic() - began > policy.max_wait_s:
+            waited_s = clock.monotonic() - began
+            if waited_s > policy.max_wait_s:
                 raise
-            logger.warning("looking where the run stood: %s; trying again", error)
+            level = logging.WARNING if reminder.is_due(waited_s) else logging.DEBUG
+            logger.log(level, "looking where the run stood: %s; trying again", error)
             await clock.sleep(policy.backoff_before(tries, clock.random()))
     raise AssertionError("count() does not end")  # pragma: no cover
 

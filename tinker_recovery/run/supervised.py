@@ -28,7 +28,7 @@ from tinker_recovery.run.rollback_detector import RollbackDetector
 from tinker_recovery.run.saver import RunHistory
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
-from tinker_recovery.service import Connection
+from tinker_recovery.service import Connection, Patience
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.telemetry import RunTelemetry, names
 
@@ -186,8 +186,9 @@ class SupervisedRun:
         if self.origin is None:
             raise UsageError("a run without an origin has to be adopted")
         try:
+            # Without a limit, as the bare SDK would wait.
             connection = await self.collaborators.backend.connect(
-                self.origin, deadline_s=self.policy.create_timeout_s
+                self.origin, patience=Patience(report=self._note_waiting)
             )
         except Exception as error:
             if not self._start_failed(error):
@@ -224,6 +225,9 @@ class SupervisedRun:
         else:
             attempt.client.record_canary()
         return attempt
+
+    def _note_waiting(self, message: str) -> None:
+        self.collaborators.events.emit(names.EVENT_WAITING, self.name, message)
 
     def _start_failed(self, error: BaseException) -> bool:
         """The first client could not be created; whether that is a fault to recover from."""
@@ -360,9 +364,11 @@ class SupervisedRun:
             return not self.ended
         return not self.ended and self.incident is fault
 
-    def restoration(self, waiting: ServiceTime, *, ahead: bool) -> Restore:
+    def restoration(
+        self, waiting: ServiceTime, *, ahead: bool = False, patience: Patience | None = None
+    ) -> Restore:
         """One try to bring its state back."""
-        return Restore(self, self.collaborators, waiting=waiting, ahead=ahead)
+        return Restore(self, self.collaborators, waiting=waiting, ahead=ahead, patience=patience)
 
     def hold_ready(self, restored: Restored) -> HandOver:
         """Hold a recovered client ready; it trains once :meth:`hand_over` is called."""

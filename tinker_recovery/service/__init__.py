@@ -6,6 +6,7 @@ Every room above may call it; it never imports ``journal`` or ``faults``, and de
 a run.
 """
 
+from tinker_recovery.service.at_work import Patience
 from tinker_recovery.service.backend import TinkerBackend
 from tinker_recovery.service.base import (
     Connection,
@@ -26,6 +27,7 @@ __all__ = [
     "FromCallable",
     "FromCheckpoint",
     "Origin",
+    "Patience",
     "RunStatus",
     "SaveRequest",
     "StatusReader",

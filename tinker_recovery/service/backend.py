@@ -16,8 +16,9 @@ from tinker.lib.base_url import resolve_base_url
 from tinker.lib.credentials import JsonCredentialStore, default_credentials_path
 from tinker.lib.public_interfaces.api_future import APIFuture
 
-from tinker_recovery.errors import DeadlineExceeded, UsageError
-from tinker_recovery.service import sdk_workarounds
+from tinker_recovery.errors import UsageError
+from tinker_recovery.service import at_work, sdk_workarounds
+from tinker_recovery.service.at_work import Patience, patiently
 from tinker_recovery.service.base import (
     CloseStatus,
     Connection,
@@ -30,9 +31,6 @@ from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
-
-NOTICE_S = 15.0
-"""A creation that takes longer than this is logged as slow."""
 
 OPEN_AGAIN_S = 10.0
 """A session that is not open after this long is given up, and another one opened.
@@ -80,6 +78,7 @@ class TinkerBackend:
         self, factory: ServiceFactory = tinker.ServiceClient, *, standby: bool = False
     ) -> None:
         sdk_workarounds.apply()
+        at_work.apply()
         self._factory = factory
         self._wants_standby = standby
         self._standby: PendingSession | None = None
@@ -108,24 +107,20 @@ class TinkerBackend:
             await _give_up(pending, "it was not needed")
 
     async def connect(
-        self, origin: Origin, *, deadline_s: float, pending: PendingSession | None = None
+        self, origin: Origin, *, patience: Patience, pending: PendingSession | None = None
     ) -> Connection:
         """A new client in a new session, or in one opened ahead.
 
         If it is cancelled or fails, the session and the client are closed.
 
         Raises:
-            DeadlineExceeded: It took longer than ``deadline_s``.
+            DeadlineExceeded: The patience came to its end.
             Exception: The service's error.
         """
         if pending is None:
             pending = PendingSession(self._factory)
-        # The SDK retries a service that is out of reach, so it looks like a slow one for a while.
-        notice = asyncio.get_running_loop().call_later(
-            NOTICE_S, _log_slow, origin, deadline_s - NOTICE_S
-        )
         try:
-            with anyio.fail_after(deadline_s):
+            with patiently(f"creating a client by {origin!r}", patience):
                 pending.submit(origin)
                 if not await _opens(pending):
                     logger.warning("no session opened within %g s; opening another", OPEN_AGAIN_S)
@@ -141,14 +136,10 @@ class TinkerBackend:
                     pending = await self._replace(pending, origin)
                     training = await _created(pending)
             _check_client(training)
-        except BaseException as error:
+        except BaseException:
             with anyio.CancelScope(shield=True):
                 await _give_up(pending, "its training client could not be created")
-            if isinstance(error, TimeoutError):
-                raise DeadlineExceeded(f"creating a client by {origin!r}", deadline_s) from error
             raise
-        finally:
-            notice.cancel()
         self._prepare()
         return Connection(training, str(training.model_id), pending.service)
 
@@ -189,16 +180,6 @@ class TinkerBackend:
         """
         if connection.service is not None:
             await _close(connection.service, status, detail, deadline_s=deadline_s)
-
-
-def _log_slow(origin: Origin, left_s: float) -> None:
-    logger.warning(
-        "creating a client by %r has taken %g s so far: the service may be out of reach or short "
-        "of capacity; the attempt is given up in %g s",
-        origin,
-        NOTICE_S,
-        max(0.0, left_s),
-    )
 
 
 async def _opens(pending: PendingSession) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 
 from tinker_recovery.errors import DeadlineExceeded
+from tinker_recovery.service.at_work import Patience
 from tinker_recovery.service.backend import TinkerBackend
 from tinker_recovery.service.base import CloseStatus, Connection, Origin
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
@@ -40,7 +41,7 @@ async def opened(
         DeadlineExceeded: Creating it took longer than ``deadline_s``.
         Exception: The service's error.
     """
-    connection = await backend.connect(origin, deadline_s=deadline_s)
+    connection = await backend.connect(origin, patience=Patience(deadline_s, limit_s=deadline_s))
     status: CloseStatus = "interrupted"
     try:
         yield connection

@@ -39,6 +39,7 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_GAVE_UP: logging.ERROR,
     names.EVENT_STEP_SKIPPED: logging.WARNING,
     names.EVENT_STALL_WARNING: logging.WARNING,
+    names.EVENT_WAITING: logging.WARNING,
     names.EVENT_POLL_ERROR: logging.WARNING,
     names.EVENT_WEIGHTS_UNKNOWN: logging.WARNING,
     names.EVENT_OPTIMIZER_NOT_RESTORED: logging.WARNING,
@@ -82,11 +83,20 @@ class EventSink:
         """The open streams of events."""
 
     def emit(
-        self, name: str, run: str, message: str, fields: Mapping[str, AttributeValue] | None = None
+        self,
+        name: str,
+        run: str,
+        message: str,
+        fields: Mapping[str, AttributeValue] | None = None,
+        *,
+        repeated: bool = False,
     ) -> None:
-        """Send an event of a run. Call it in the event loop's thread."""
+        """Send an event of a run. Call it in the event loop's thread.
+
+        One that only repeats what the log has said is logged at DEBUG.
+        """
         event = RecoveryEvent(name, run, redact(message), dict(redact_value(fields or {})))
-        level = _LEVELS[name]
+        level = logging.DEBUG if repeated else _LEVELS[name]
         if run in self.quiet_runs and name not in _GIVEN_UP:
             level = logging.DEBUG
         logger.log(level, "run %s: %s", run or "-", event.message, extra=event.as_attributes())

@@ -27,7 +27,7 @@ from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import HandOver, Recovery
 from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.selection import ServiceTime
-from tinker_recovery.service import Connection, RunStatus
+from tinker_recovery.service import Connection, Patience, RunStatus
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.telemetry import RunTelemetry
 from tinker_recovery.watched.restore import NewestStored, progress_of
@@ -196,11 +196,15 @@ class WatchedRun:
         """Whether this fault still has to be dealt with."""
         return self.incident is fault and self._watch.active
 
-    def restoration(self, waiting: ServiceTime, *, ahead: bool) -> Restore:
+    def restoration(
+        self, waiting: ServiceTime, *, ahead: bool = False, patience: Patience | None = None
+    ) -> Restore:
         """One try to bring its state back."""
         collaborators = self._watches.collaborators
         order = NewestStored(self, collaborators.reader, waiting)
-        return Restore(self, collaborators, waiting=waiting, ahead=ahead, order=order)
+        return Restore(
+            self, collaborators, waiting=waiting, ahead=ahead, order=order, patience=patience
+        )
 
     def hold_ready(self, restored: Restored) -> HandOver:
         """Hold the new client ready."""
