@@ -29,7 +29,10 @@ def batch(step: int) -> list[types.Datum]:
     return [
         types.Datum(
             model_input=types.ModelInput.from_ints(tokens[:-1]),
-            loss_fn_inputs={"target_tokens": types.TensorData(data=tokens[1:], dtype="int64")},
+            loss_fn_inputs={
+                "target_tokens": types.TensorData(data=tokens[1:], dtype="int64"),
+                "weights": types.TensorData(data=[1.0] * 16, dtype="float32"),
+            },
         )
     ]
 

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from tinker_recovery.cli import main
 from tinker_recovery.cli.plot import Mark, axis, curve, replays
 from tinker_recovery.faults import TABLE
+from tinker_recovery.testing import DIALECTS
 
 COMMAND = [sys.executable, "-m", "tinker_recovery.cli"]
 
@@ -74,6 +75,9 @@ def test_a_wrong_option_is_refused_with_the_value_and_status_2() -> None:
     done = _run("demo", "--steps", "10", "--poison", "12")
     assert done.returncode == 2
     assert "12 is not below --steps 10" in done.stderr
+    done = _run("serve", "--dialect", "klingon")
+    assert done.returncode == 2
+    assert "'klingon' is not one of hosted, forgets_metadata" in done.stderr
 
 
 def test_the_table_of_faults_is_printed_from_the_code_for_people_and_for_machines() -> None:
@@ -110,9 +114,14 @@ def test_the_lines_of_an_example_stay_lines_in_every_help() -> None:
     assert "\n      tinker-recovery serve\n      tinker-recovery serve --cold-optimizer\n" in shown
 
 
+def test_the_help_of_serve_lists_every_dialect() -> None:
+    shown = " ".join(CliRunner().invoke(main, ["serve", "--help"]).output.split())
+    assert ", ".join(DIALECTS) in shown
+
+
 def test_serve_says_how_to_reach_it_and_stops_cleanly_on_ctrl_c() -> None:
     server = subprocess.Popen(  # noqa: S603 - our own command
-        [*COMMAND, "serve"], stdout=subprocess.PIPE, text=True
+        [*COMMAND, "serve", "--dialect", "bare"], stdout=subprocess.PIPE, text=True
     )
     assert server.stdout is not None
     try:
@@ -124,6 +133,8 @@ def test_serve_says_how_to_reach_it_and_stops_cleanly_on_ctrl_c() -> None:
         url, key = found.groups()
         reply = httpx.get(f"{url}/api/v1/training_runs", headers={"X-API-Key": key})
         assert reply.json()["training_runs"] == []
+        missing = httpx.post(f"{url}/api/v1/sessions/search", headers={"X-API-Key": key}, json={})
+        assert missing.status_code == 404, "a bare service has no search"
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=10) == 0
     finally:

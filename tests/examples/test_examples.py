@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio.to_thread
 import pytest
+import pytest_asyncio
 
 from tinker_recovery.testing import LocalTinker
 
@@ -26,8 +28,21 @@ def _run(example: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest_asyncio.fixture
+async def strict(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalTinker]:
+    """A server that refuses what some services refuse, and the environment pointing to it."""
+    async with LocalTinker(dialect="strict") as server:
+        monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", server.api_key)
+        yield server
+        assert "active" not in server.sessions().values()
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
-async def test_the_example_survives_a_poisoned_backend(local: LocalTinker, example: Path) -> None:
+async def test_the_example_survives_a_poisoned_backend_of_a_service_that_demands_weights(
+    strict: LocalTinker, example: Path
+) -> None:
+    local = strict
     local.poison(at_step=13)
     done = await anyio.to_thread.run_sync(_run, example)
     assert done.returncode == 0, done.stderr

@@ -198,7 +198,7 @@ async def test_the_server_takes_every_rule_that_can_be_drawn() -> None:
 
 
 def test_the_options_have_one_list_of_names() -> None:
-    assert set(Options.__annotations__) == set(ServerOptions.__dataclass_fields__)
+    assert set(Options.__annotations__) == {*ServerOptions.__dataclass_fields__, "dialect"}
 
 
 @pytest.mark.parametrize(

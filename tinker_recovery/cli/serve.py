@@ -25,7 +25,16 @@ import click
     is_flag=True,
     help="Let every restore silently leave the optimizer cold.",
 )
-def command(host: str, port: int, root: Path | None, api_key: str, *, cold_optimizer: bool) -> None:
+@click.option(
+    "--dialect",
+    default="hosted",
+    show_default=True,
+    help="Which kind of service to be: hosted, forgets_metadata, refuses_metadata, rolls_back, "
+    "ignores_seed, noisy, bare, strict, server_category (tinker_recovery.testing.DIALECTS).",
+)
+def command(
+    host: str, port: int, root: Path | None, api_key: str, *, cold_optimizer: bool, dialect: str
+) -> None:
     r"""Run a local Tinker server until Ctrl-C.
 
     It speaks the Tinker API to the unmodified SDK, with a small real model behind it. To use it,
@@ -36,7 +45,12 @@ def command(host: str, port: int, root: Path | None, api_key: str, *, cold_optim
 
     Exit status: 0 after Ctrl-C or SIGTERM; 1 if the port is taken; 2 for a wrong option.
     """
-    from tinker_recovery.testing import serve
+    from tinker_recovery.testing import DIALECTS, serve
+
+    if dialect not in DIALECTS:
+        raise click.BadParameter(
+            f"{dialect!r} is not one of {', '.join(DIALECTS)}", param_hint="--dialect"
+        )
 
     def ready(base_url: str) -> None:
         click.echo(
@@ -53,6 +67,7 @@ def command(host: str, port: int, root: Path | None, api_key: str, *, cold_optim
             ready=ready,
             api_key=api_key,
             cold_optimizer=cold_optimizer,
+            dialect=dialect,
         )
     except OSError as error:
         raise click.ClickException(

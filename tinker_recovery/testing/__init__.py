@@ -11,6 +11,8 @@ The unmodified tinker SDK is its client. What moto is for AWS, this is for Tinke
 - Faults: :mod:`tinker_recovery.testing.actions` lists everything that can go wrong; a
   :class:`FaultRule` says when, how often and for how long. :meth:`LocalTinker.outage` takes the
   whole service down, :meth:`LocalTinker.damage` damages a stored checkpoint.
+- Services that differ: a :data:`Dialect`, ``LocalTinker(dialect="forgets_metadata")``;
+  :data:`DIALECTS` says what each is.
 - Hypothesis draws faults with :mod:`tinker_recovery.testing.strategies`.
 - As a pytest fixture: :mod:`tinker_recovery.testing.fixtures`.
 - In a process of its own, which can be killed: :class:`LocalTinkerProcess`. From a shell:
@@ -36,12 +38,14 @@ from tinker_recovery.testing._checkpoints import StoredCheckpoint
 from tinker_recovery.testing._damage import Damage
 from tinker_recovery.testing._fault_book import FiredFault
 from tinker_recovery.testing._faults import FaultRule
-from tinker_recovery.testing._options import Options
+from tinker_recovery.testing._options import DIALECTS, Dialect, Options
 from tinker_recovery.testing._process import LocalTinkerProcess
 from tinker_recovery.testing._runs import RunState
 
 __all__ = [
+    "DIALECTS",
     "Damage",
+    "Dialect",
     "FaultRule",
     "FiredFault",
     "LocalTinker",

@@ -15,8 +15,8 @@ from tinker_recovery.testing._server import serve
 parser = argparse.ArgumentParser(
     prog="python -m tinker_recovery.testing",
     description="Serve a local Tinker until SIGTERM; SIGUSR1 ends an outage. Prints its base URL "
-    "once it is ready. LOCAL_TINKER_OPTIONS may hold a JSON object of further options: api_key, "
-    "jwt, long_poll_s, step_s, save_s, load_s, restart, cold_optimizer.",
+    "once it is ready. LOCAL_TINKER_OPTIONS may hold a JSON object of further options, those of "
+    "tinker_recovery.testing.Options.",
 )
 parser.add_argument("--root", type=Path, help="folder for runs and checkpoints")
 parser.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")

@@ -16,6 +16,7 @@ from tinker_recovery.testing._auth import SIGNED, Auth
 from tinker_recovery.testing._control_routes import ControlRoutes
 from tinker_recovery.testing._export_routes import ExportRoutes
 from tinker_recovery.testing._model import Adam
+from tinker_recovery.testing._options import ServerOptions
 from tinker_recovery.testing._protobuf import MEDIA_TYPE, read_batch, read_request, write_output
 from tinker_recovery.testing._rest_routes import RestRoutes, check_ttl
 from tinker_recovery.testing._runs import RequestError, ServiceError, ServiceRun
@@ -34,16 +35,15 @@ class TinkerApp:
         auth: Auth,
         wire: WireFaults,
         control: ControlRoutes,
-        *,
-        long_poll_s: float,
+        options: ServerOptions,
     ) -> None:
         self._state = state
         self._auth = auth
         self._wire = wire
         self._control = control
-        self._rest = RestRoutes(state)
+        self._rest = RestRoutes(state, sizes=options.sizes)
         self._exports = ExportRoutes(state)
-        self._long_poll_s = long_poll_s
+        self._options = options
 
     def starlette(self) -> Starlette:
         """The ASGI application."""
@@ -118,6 +118,7 @@ class TinkerApp:
         async def answer(request: Request) -> Response:
             try:
                 self._auth.check(request)
+                self._check_offered(name)
                 return await handler(request)
             except ServiceError as error:
                 headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
@@ -129,6 +130,10 @@ class TinkerApp:
                 return JSONResponse({"detail": f"malformed request: {error!r}"}, 422)
 
         return serve
+
+    def _check_offered(self, route: str) -> None:
+        if route in self._options.missing:
+            raise ServiceError(404, "Not Found")
 
     # Service and sessions
 
@@ -225,7 +230,11 @@ class TinkerApp:
             if body.loss_fn != "cross_entropy":
                 raise RequestError(f"loss_fn={body.loss_fn!r} is not offered: cross_entropy is")
             try:
-                batch = read_batch(body)
+                batch = read_batch(
+                    body,
+                    weights_required=self._options.weights_required,
+                    vocabulary=self._options.vocabulary,
+                )
             except ValueError as error:
                 raise RequestError(str(error)) from error
             return write_output(*run.loaded().forward(batch, backward=not body.forward_only))
@@ -254,9 +263,14 @@ class TinkerApp:
         name = body.get("path") or f"checkpoint-{body['seq_id']}"
         ttl_s = body.get("ttl_seconds")
         check_ttl(ttl_s)
+        metadata = body.get("user_metadata")
+        if metadata is not None and self._options.metadata == "refused":
+            run.lose(int(body["seq_id"]))
+            raise ServiceError(422, "user_metadata: extra inputs are not permitted")
+        if self._options.metadata == "forgotten":
+            metadata = None
 
         def execute(run: ServiceRun) -> dict[str, Any]:
-            metadata = body.get("user_metadata")
             path = self._state.checkpoints.save(
                 run.run_id, name, run.loaded(), ttl_s=ttl_s, user_metadata=metadata
             )
@@ -270,7 +284,7 @@ class TinkerApp:
     async def _retrieve_future(self, request: Request) -> Response:
         request_id = (await request.json())["request_id"]
         promise = self._state.promise(request_id)
-        await promise.wait_changed(self._long_poll_s)
+        await promise.wait_changed(self._options.long_poll_s)
         if promise.reply is None:
             state = promise.queue_state
             return JSONResponse(

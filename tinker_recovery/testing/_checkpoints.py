@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tinker_recovery.testing._damage import Damage, damaged
-from tinker_recovery.testing._model import BigramLora
+from tinker_recovery.testing._model import BigramLora, Noise
 from tinker_recovery.testing._runs import ServiceError
 from tinker_recovery.testing._store import KINDS, DamagedCheckpoint, Store
 
@@ -40,12 +40,27 @@ class StoredCheckpoint:
 
 
 class Checkpoints:
-    """All checkpoints of the service; with ``lenient``, loads ignore checksums."""
+    """All checkpoints of the service.
 
-    def __init__(self, store: Store, wall: Callable[[], float], *, lenient: bool = False) -> None:
+    Args:
+        store: Where they are kept.
+        wall: Seconds since the epoch.
+        lenient: Whether loads ignore checksums.
+        noise: What the models made from them answer and train with.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        wall: Callable[[], float],
+        *,
+        lenient: bool = False,
+        noise: Noise | None = None,
+    ) -> None:
         self._store = store
         self._wall = wall
         self._lenient = lenient
+        self._noise = noise
 
     @staticmethod
     def check_name(name: str) -> None:
@@ -128,7 +143,7 @@ class Checkpoints:
             ServiceError: 404 if the checkpoint it was loaded from is gone.
             DamagedCheckpoint: The checkpoint cannot be read.
         """
-        model = _blank_model(run)
+        model = self._blank_model(run)
         if run["parent"] is not None:
             self._restore(self.find(run["parent"]), model, optimizer=run["optimizer"])
         if run.get("perturbed"):
@@ -138,7 +153,7 @@ class Checkpoints:
     def rolled_back_model(self, run: Facts) -> BigramLora | None:
         """The model of a run's newest readable checkpoint, else its initial one, else None."""
         for facts in reversed(self.of(run["run_id"])):
-            model = _blank_model(run)
+            model = self._blank_model(run)
             try:
                 self._restore(facts, model, optimizer=True)
             except DamagedCheckpoint:
@@ -190,6 +205,6 @@ class Checkpoints:
         facts = self.find(path)
         self._store.delete_checkpoint(facts["run_id"], facts["name"], facts["kind"])
 
-
-def _blank_model(run: Facts) -> BigramLora:
-    return BigramLora(run["base_model"], rank=run["rank"], seed=run["seed"])
+    def _blank_model(self, run: Facts) -> BigramLora:
+        model = BigramLora(run["base_model"], rank=run["rank"], seed=run["seed"])
+        return model.with_noise(self._noise)

@@ -53,7 +53,7 @@ class ControlRoutes:
         check_outage(status, for_s)
         self._host.begin_outage(
             status=status,
-            rollback=bool(body.get("rollback")),
+            rollback=body.get("rollback"),
             for_s=for_s,
             asker=request.client,
         )

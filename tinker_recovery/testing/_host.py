@@ -7,9 +7,11 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinker_recovery.testing._app import TinkerApp
 from tinker_recovery.testing._auth import Auth
@@ -88,10 +90,25 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _dated(app: ASGIApp, wall: Callable[[], float]) -> ASGIApp:
+    """An application whose every reply carries the time by ``wall``."""
+
+    async def dated(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                date = (b"date", formatdate(wall(), usegmt=True).encode())
+                message = {**message, "headers": [*message["headers"], date]}
+            await send(message)
+
+        await app(scope, receive, send_dated)
+
+    return dated
+
+
 class Host:
     """A service and its server; belongs to the running event loop.
 
-    ``wall`` is seconds since the epoch, for expiry.
+    ``wall`` is seconds since the epoch, for expiry and the Date header.
     """
 
     def __init__(
@@ -103,6 +120,7 @@ class Host:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.state = ServiceState(Store(root), book, options, wall)
+        self._rolls_back = options.restart == "rollback"
         self._address: tuple[str, int] = listener.getsockname()
         self._listener = listener
         self._clock = book.clock
@@ -114,16 +132,17 @@ class Host:
             Auth(options.api_key, jwt=options.jwt),
             self._wire,
             ControlRoutes(self, book),
-            long_poll_s=options.long_poll_s,
+            options,
         )
         self._server = _Server(
             uvicorn.Config(
-                app.starlette(),
+                _dated(app.starlette(), wall),
                 log_config=None,
                 log_level="critical",
                 access_log=False,
                 lifespan="off",
                 ws="none",
+                date_header=False,
             )
         )
 
@@ -158,7 +177,7 @@ class Host:
         self,
         *,
         status: int | None,
-        rollback: bool,
+        rollback: bool | None,
         for_s: float | None = None,
         asker: tuple[str, int] | None = None,
     ) -> None:
@@ -166,7 +185,7 @@ class Host:
 
         Args:
             status: The status; None to refuse.
-            rollback: Whether runs are rolled back, as after a crash.
+            rollback: Whether runs are rolled back, as after a crash; None for as after a restart.
             for_s: Seconds until it comes back by itself; None to wait for :meth:`end_outage`.
             asker: The client whose connection is kept, for the reply.
         """
@@ -176,7 +195,7 @@ class Host:
             self._refusing = True
             self._server.refuse()
         self._server.abort(asker)
-        if rollback:
+        if self._rolls_back if rollback is None else rollback:
             self.state.restart("rollback")
         if for_s is not None:
             self._ending = asyncio.create_task(self._end_in(for_s))

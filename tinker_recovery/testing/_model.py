@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,25 @@ def _base_weights(base_model: str) -> Floats:
     return drawn.astype(np.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What a service adds that does not answer the same request alike.
+
+    Attributes:
+        answers: Standard deviation of the noise on each logprob answered.
+        gradients: Standard deviation of the relative noise on each gradient.
+        rng: Draws it.
+    """
+
+    answers: float
+    gradients: float
+    rng: np.random.Generator
+
+    def on(self, values: Floats, deviation: float) -> Floats:
+        """Noise of the values' shape."""
+        return (self.rng.standard_normal(values.shape) * deviation).astype(np.float32)
+
+
 class BigramLora:
     """Weights, gradients and optimizer state of one run.
 
@@ -73,6 +93,12 @@ class BigramLora:
         """Optimizer steps in the weights, over all the runs they went through."""
         self._gradients = {name: np.zeros_like(value) for name, value in self.weights.items()}
         self._loss_instead: float | None = None
+        self._noise: Noise | None = None
+
+    def with_noise(self, noise: Noise | None) -> Self:
+        """Itself, from here on with noise."""
+        self._noise = noise
+        return self
 
     def report_instead(self, loss: float, *, sticky: bool) -> None:
         """Let the next :meth:`forward` report another loss.
@@ -111,14 +137,20 @@ class BigramLora:
             totals = exponents.sum(axis=1, keepdims=True)
             rows = np.arange(len(x))
             chosen = (logits - np.log(totals))[rows, y].astype(np.float32)
+            if self._noise is not None and self._noise.answers:
+                chosen = chosen + self._noise.on(chosen, self._noise.answers)
             logprobs.append(chosen)
             loss -= float((chosen * datum.weights).sum())
             if backward:
                 error = exponents / totals
                 error[rows, y] -= np.float32(1)
                 error *= datum.weights[:, None]
-                np.add.at(self._gradients["lora_a"], x, error @ b.T)
-                self._gradients["lora_b"] += hidden.T @ error
+                of_a, of_b = error @ b.T, hidden.T @ error
+                if self._noise is not None and self._noise.gradients:
+                    of_a += of_a * self._noise.on(of_a, self._noise.gradients)
+                    of_b += of_b * self._noise.on(of_b, self._noise.gradients)
+                np.add.at(self._gradients["lora_a"], x, of_a)
+                self._gradients["lora_b"] += of_b
         if self._loss_instead is not None:
             loss, self._loss_instead = self._loss_instead, None
             logprobs = [np.full_like(chosen, -loss) for chosen in logprobs]

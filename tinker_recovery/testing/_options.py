@@ -1,10 +1,10 @@
-"""The options of a local server, in this process or another."""
+"""The options of a local server, in this process or another, and the dialects made of them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypedDict, get_args
+from typing import Literal, TypedDict, Unpack, cast, get_args
 
 DEFAULT_API_KEY = "tml-local-key"
 
@@ -16,25 +16,35 @@ Restart = Literal["corrupted", "unloaded", "rollback"]
 - ``unloaded``: they are not; every request of theirs is answered HTTP 400, "model ... is not
   loaded" (as SkyRL does).
 - ``rollback``: they silently go back to their last checkpoint, or their beginning, and continue.
-  Requests from before the restart have failed (as in TuFT).
+  Requests from before the restart have failed (as in TuFT). After an outage as well, unless that
+  says otherwise.
 """
 
+Metadata = Literal["kept", "forgotten", "refused"]
+"""What becomes of a save's ``user_metadata``:
 
-class Options(TypedDict, total=False):
-    """The options by name.
+- ``kept``: listed with the checkpoint.
+- ``forgotten``: the save succeeds, the listing has none.
+- ``refused``: HTTP 422 to the extra field. The request's seq_id is then missing for good, and every
+  later request of that client fails: "Sequence conflict: expected 11, got 12".
+"""
 
-    Attributes:
-        api_key: The key clients have to send.
-        jwt: Whether clients have to exchange the key for a token, as at the hosted service.
-        long_poll_s: Seconds that a poll waits for a result before it answers try_again.
-        step_s: Seconds that each forward_backward takes.
-        save_s: Seconds that each save takes.
-        load_s: Seconds that each load of a checkpoint takes.
-        restart: What happens to runs from before a restart on the same folder.
-        cold_optimizer: Whether every load with optimizer silently leaves the moments at zero.
-        lenient: Whether loads ignore checksums, so that a flipped bit or a NaN loads silently. What
-            cannot be parsed still fails to load.
-    """
+Dialect = Literal[
+    "hosted",
+    "forgets_metadata",
+    "refuses_metadata",
+    "rolls_back",
+    "ignores_seed",
+    "noisy",
+    "bare",
+    "strict",
+    "server_category",
+]
+"""A kind of service; :data:`DIALECTS` has its options, and where it was seen."""
+
+
+class _Plain(TypedDict, total=False):
+    """Every option but the dialect."""
 
     api_key: str
     jwt: bool
@@ -45,6 +55,79 @@ class Options(TypedDict, total=False):
     restart: Restart
     cold_optimizer: bool
     lenient: bool
+    metadata: Metadata
+    seed_ignored: bool
+    answer_noise: float
+    gradient_noise: float
+    chance: int
+    missing: tuple[str, ...]
+    sizes: bool
+    weights_required: bool
+    vocabulary: int | None
+    server_category: bool
+
+
+class Options(_Plain, total=False):
+    """The options by name.
+
+    Attributes:
+        dialect: The kind of service: what the other options are by default.
+        api_key: The key clients have to send.
+        jwt: Whether clients have to exchange the key for a token, as at the hosted service.
+        long_poll_s: Seconds that a poll waits for a result before it answers try_again.
+        step_s: Seconds that each forward_backward takes.
+        save_s: Seconds that each save takes.
+        load_s: Seconds that each load of a checkpoint takes.
+        restart: What happens to runs from before a restart on the same folder.
+        cold_optimizer: Whether every load with optimizer silently leaves the moments at zero.
+        lenient: Whether loads ignore checksums, so that a flipped bit or a NaN loads silently. What
+            cannot be parsed still fails to load.
+        metadata: What becomes of a save's ``user_metadata``.
+        seed_ignored: Whether the service draws each new run's seed itself.
+        answer_noise: Standard deviation of the noise on each logprob that a forward pass answers.
+        gradient_noise: Standard deviation of the relative noise on each gradient.
+        chance: Seed of the service's own noise and seeds: the n-th run of a new service begins
+            alike whenever this is.
+        missing: Routes that answer 404, by the names in ``stats.by_route``.
+        sizes: Whether checkpoints are listed with their size.
+        weights_required: Whether cross_entropy without ``weights`` is a user error.
+        vocabulary: Tokens from here on are a user error; None takes any, modulo the model's own.
+        server_category: Whether every failure that is the user's, a damaged or missing checkpoint
+            among them, has the category ``server``.
+    """
+
+    dialect: Dialect
+
+
+DIALECTS: dict[Dialect, _Plain] = {
+    # The SDK's types and public tests.
+    "hosted": {},
+    # A third-party server, seen running: saves succeed, the listing has no user_metadata.
+    "forgets_metadata": {"metadata": "forgotten"},
+    # Another: 422 to the extra field; "Sequence conflict: expected 11, got 12" from there on.
+    "refuses_metadata": {"metadata": "refused"},
+    # Killed and back in 4 s: at its last checkpoint, not corrupted, the same client carries on.
+    "rolls_back": {"restart": "rollback"},
+    # Two fresh runs of one seed answer the first forward alike and differ after the first update.
+    "ignores_seed": {"seed_ignored": True},
+    # The vendor's live suite allows 0.05 on the summed loss of a short prompt, same weights.
+    "noisy": {"answer_noise": 1e-3},
+    # finish and the export may be 404, search is experimental, size_bytes is optional.
+    "bare": {
+        "missing": (
+            "finish",
+            "search_sessions",
+            "save_weights_external",
+            "external_weights_urls",
+        ),
+        "sizes": False,
+    },
+    # cross_entropy may demand weights; vocabularies may be as small as 256.
+    "strict": {"weights_required": True, "vocabulary": 256},
+    # "Error while deserializing header" and "Adapter ... not found", category server, each time.
+    "server_category": {"server_category": True},
+}
+"""What makes each dialect. A single option can be given with a dialect, and counts more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +143,35 @@ class ServerOptions:
     restart: Restart = "corrupted"
     cold_optimizer: bool = False
     lenient: bool = False
+    metadata: Metadata = "kept"
+    seed_ignored: bool = False
+    answer_noise: float = 0.0
+    gradient_noise: float = 0.0
+    chance: int = 0
+    missing: tuple[str, ...] = ()
+    sizes: bool = True
+    weights_required: bool = False
+    vocabulary: int | None = None
+    server_category: bool = False
 
     def __post_init__(self) -> None:
-        if self.restart not in get_args(Restart):
-            raise ValueError(
-                f"restart={self.restart!r} is not allowed: {', '.join(get_args(Restart))}"
-            )
-        for name in ("long_poll_s", "step_s", "save_s", "load_s"):
+        for name, allowed in (("restart", get_args(Restart)), ("metadata", get_args(Metadata))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not allowed: {', '.join(allowed)}"
+                )
+        for name in ("long_poll_s", "step_s", "save_s", "load_s", "answer_noise", "gradient_noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: 0 or more")
+
+    @classmethod
+    def of(cls, **options: Unpack[Options]) -> ServerOptions:
+        """A dialect's options, changed by those given.
+
+        Raises:
+            ValueError: There is no such dialect, or an option is out of its range.
+        """
+        dialect = options.pop("dialect", "hosted")
+        if dialect not in DIALECTS:
+            raise ValueError(f"dialect={dialect!r} is not allowed: {', '.join(DIALECTS)}")
+        return cls(**cast("_Plain", {**DIALECTS[dialect], **options}))

@@ -44,7 +44,7 @@ class LocalTinkerProcess:
     """
 
     def __init__(self, root: Path, **options: Unpack[Options]) -> None:
-        self._options = ServerOptions(**options)
+        self._options = ServerOptions.of(**options)
         self.api_key = self._options.api_key
         self.base_url = ""
         """Where it listens; known once it is entered, and the same after a restart."""
@@ -165,13 +165,15 @@ class LocalTinkerProcess:
         await self._ask("/testing/runs/corrupt", {"runs": list(run_ids)})
 
     async def outage(
-        self, for_s: float, *, status: int | None = None, rollback: bool = False
+        self, for_s: float, *, status: int | None = None, rollback: bool | None = None
     ) -> None:
         """Begin an outage that ends by itself after ``for_s`` seconds; see :meth:`begin_outage`."""
         check_outage(status, for_s)
         await self._ask("/testing/outage", {"status": status, "rollback": rollback, "for_s": for_s})
 
-    async def begin_outage(self, *, status: int | None = None, rollback: bool = False) -> None:
+    async def begin_outage(
+        self, *, status: int | None = None, rollback: bool | None = None
+    ) -> None:
         """Be down until :meth:`end_outage`; unlike :meth:`kill`, the live weights are kept."""
         check_outage(status, None)
         await self._ask("/testing/outage", {"status": status, "rollback": rollback})

@@ -31,11 +31,14 @@ def read_request(content: bytes, encoding: str | None) -> Any:
     return request
 
 
-def read_batch(request: Any) -> list[Datum]:
+def read_batch(
+    request: Any, *, weights_required: bool = False, vocabulary: int | None = None
+) -> list[Datum]:
     """The data of a ForwardBackwardRequest.
 
     Raises:
-        ValueError: A datum has no targets, or targets of another length than its tokens.
+        ValueError: A datum has no targets, targets of another length than its tokens, no weights
+            though they are required, or a token that is not in the vocabulary.
     """
     batch = []
     for number, datum in enumerate(request.data):
@@ -44,7 +47,11 @@ def read_batch(request: Any) -> list[Datum]:
         inputs = datum.loss_fn_inputs
         if "target_tokens" not in inputs:
             raise ValueError(f"datum {number} has no target_tokens")
+        if weights_required and "weights" not in inputs:
+            raise ValueError(f"datum {number} has no weights: cross_entropy needs them")
         targets = np.frombuffer(inputs["target_tokens"].dense, np.int64)
+        if vocabulary is not None and max(*tokens, *targets, 0, 0) >= vocabulary:
+            raise ValueError(f"datum {number} has a token outside the vocabulary of {vocabulary}")
         weights = (
             np.frombuffer(inputs["weights"].dense, np.float32)
             if "weights" in inputs

@@ -18,8 +18,9 @@ _TTL_S = (3600, 10 * 365 * 24 * 3600)
 class RestRoutes:
     """Handlers that read the service's state and change checkpoints."""
 
-    def __init__(self, state: ServiceState) -> None:
+    def __init__(self, state: ServiceState, *, sizes: bool) -> None:
         self._state = state
+        self._sizes = sizes
         self._checkpoints = state.checkpoints
 
     # Runs and checkpoints
@@ -45,7 +46,7 @@ class RestRoutes:
                 "lora_rank": run.facts["rank"],
                 "corrupted": run.corrupted,
                 "last_request_time": run.facts["last_request_time"],
-                "last_checkpoint": _checkpoint(checkpoints[-1]) if checkpoints else None,
+                "last_checkpoint": self._entry(checkpoints[-1]) if checkpoints else None,
                 "user_metadata": run.facts["user_metadata"],
             }
         )
@@ -53,18 +54,22 @@ class RestRoutes:
     async def run_checkpoints(self, request: Request) -> Response:
         """The checkpoints of one run."""
         run = self._state.run(request.path_params["run"])
-        found = [_checkpoint(facts) for facts in self._checkpoints.every(run.run_id)]
+        found = [self._entry(facts) for facts in self._checkpoints.every(run.run_id)]
         return JSONResponse({"checkpoints": found})
 
     async def checkpoints(self, request: Request) -> Response:
         """The checkpoints of all runs, in pages."""
         found = [
-            _checkpoint(facts)
+            self._entry(facts)
             for run in self._state.runs()
             for facts in reversed(self._checkpoints.every(run.run_id))
         ]
         page, cursor = _page(request, found)
         return JSONResponse({"checkpoints": page, "cursor": cursor})
+
+    def _entry(self, facts: dict[str, Any]) -> dict[str, Any]:
+        hidden = {} if self._sizes else {"size_bytes": None}
+        return _without_nulls(_checkpoint(facts) | hidden | facts.get("listed_as", {}))
 
     async def weights_info(self, request: Request) -> Response:
         """What a client needs to know to load a checkpoint."""
@@ -177,17 +182,13 @@ def _without_nulls(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _checkpoint(facts: dict[str, Any]) -> dict[str, Any]:
     expires = facts["expires"]
-    return _without_nulls(
-        {
-            "checkpoint_id": f"{facts['kind']}/{facts['name']}",
-            "checkpoint_type": "training" if facts["kind"] == "weights" else "external",
-            "time": facts["time"],
-            "tinker_path": facts["path"],
-            "size_bytes": facts["size_bytes"],
-            "public": facts["public"],
-            "user_metadata": facts["user_metadata"],
-            "expires_at": None
-            if expires is None
-            else datetime.fromtimestamp(expires, UTC).isoformat(),
-        }
-    )
+    return {
+        "checkpoint_id": f"{facts['kind']}/{facts['name']}",
+        "checkpoint_type": "training" if facts["kind"] == "weights" else "external",
+        "time": facts["time"],
+        "tinker_path": facts["path"],
+        "size_bytes": facts["size_bytes"],
+        "public": facts["public"],
+        "user_metadata": facts["user_metadata"],
+        "expires_at": None if expires is None else datetime.fromtimestamp(expires, UTC).isoformat(),
+    }

@@ -138,6 +138,7 @@ class ServiceRun:
         self.current: Promise | None = None
         self.worker: asyncio.Task[None] | None = None
         self._next_seq = next_seq
+        self._lost: int | None = None
         self._queue: dict[int, tuple[Promise, Callable[[ServiceRun], Reply]]] = {}
         self._arrived = asyncio.Event()
 
@@ -167,8 +168,17 @@ class ServiceRun:
         digests = self.model.digests() if self.model else ("", "")
         return RunState(self.steps, *digests, self.corrupted, self.facts.get("parent"))
 
+    def lose(self, seq_id: int) -> None:
+        """This request was refused and its seq_id will never come: those behind it fail."""
+        self._lost = min(seq_id, self._lost or seq_id)
+
     def queue(self, promise: Promise, execute: Callable[[ServiceRun], Reply]) -> None:
         """Add a request."""
+        if self._lost is not None and promise.seq_id > self._lost:
+            promise.fail(
+                f"Sequence conflict: expected {self._lost}, got {promise.seq_id}", "server"
+            )
+            return
         promise.set_queue_state(self.queue_state)
         self._queue[promise.seq_id] = promise, execute
         self._arrived.set()

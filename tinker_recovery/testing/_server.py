@@ -59,7 +59,7 @@ class LocalTinker:
         root: Where runs and checkpoints are kept; by default a folder that is deleted at the end.
         port: Port to listen on, at 127.0.0.1; 0 for a free one.
         faults: Rules; :meth:`inject` adds more.
-        wall: Seconds since the epoch, for expiry.
+        wall: Seconds since the epoch, for expiry, the times listed and the Date header.
         clock: Seconds, for ``for_s``, ``after_s`` and ``delay_s``; may be a test's own.
         options: See :class:`~tinker_recovery.testing.Options`.
     """
@@ -74,7 +74,7 @@ class LocalTinker:
         clock: Callable[[], float] = time.monotonic,
         **options: Unpack[Options],
     ) -> None:
-        self._options = ServerOptions(**options)
+        self._options = ServerOptions.of(**options)
         self.api_key = self._options.api_key
         self.base_url = ""
         """Where it listens; known once it is entered."""
@@ -204,18 +204,21 @@ class LocalTinker:
         """Remove a run: it is no longer listed, and requests for it are answered 404."""
         self._ask(lambda host: host.state.delete_run(run_id))
 
-    def outage(self, for_s: float, *, status: int | None = None, rollback: bool = False) -> None:
+    def outage(
+        self, for_s: float, *, status: int | None = None, rollback: bool | None = None
+    ) -> None:
         """Begin an outage that ends by itself after ``for_s`` seconds; see :meth:`begin_outage`."""
         check_outage(status, for_s)
         self._ask(lambda host: host.begin_outage(status=status, rollback=rollback, for_s=for_s))
 
-    def begin_outage(self, *, status: int | None = None, rollback: bool = False) -> None:
+    def begin_outage(self, *, status: int | None = None, rollback: bool | None = None) -> None:
         """Be down until :meth:`end_outage`. Every open connection ends at once.
 
         Args:
             status: Answer every request with this status; None to refuse connections.
             rollback: As after a crash, every run that was not corrupted silently goes back to its
-                last checkpoint, or its beginning, and continues; pending requests have failed.
+                last checkpoint, or its beginning, and continues; pending requests have failed. By
+                default so with ``restart="rollback"``.
 
         Raises:
             ValueError: The status is below 400.
@@ -243,6 +246,17 @@ class LocalTinker:
             self._ask(lambda host: host.state.checkpoints.damage(path, how))
         except ServiceError as error:
             raise ValueError(f"path={path!r} is not allowed: {error}") from error
+
+    def list_as(self, path: str, **fields: object) -> None:
+        """List a stored checkpoint with other fields than it has; None leaves one out.
+
+        An unknown ``checkpoint_type``, for example, or an entry without a ``time``.
+
+        Args:
+            path: Its ``tinker://`` path.
+            fields: Fields of ``tinker.types.Checkpoint`` as they are to be sent.
+        """
+        self._ask(lambda host: host.state.checkpoints.change(path, listed_as=fields))
 
     # Observations
 
@@ -297,7 +311,7 @@ def serve(
     Raises:
         OSError: It cannot listen on that address.
     """
-    checked = ServerOptions(**options)
+    checked = ServerOptions.of(**options)
     listener = listen(host, port)
     with contextlib.ExitStack() as stack:
         if root is None:

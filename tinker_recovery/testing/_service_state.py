@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import random
 import secrets
 import time
 from collections import Counter
@@ -15,10 +16,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import numpy as np
+
 from tinker_recovery.testing._checkpoints import Checkpoints
 from tinker_recovery.testing._engine_faults import apply_effect, find_faults
 from tinker_recovery.testing._fault_book import FaultBook
 from tinker_recovery.testing._faults import FaultRule
+from tinker_recovery.testing._model import Noise
 from tinker_recovery.testing._options import Restart, ServerOptions
 from tinker_recovery.testing._runs import (
     Promise,
@@ -34,10 +38,6 @@ from tinker_recovery.testing.actions import Request
 logger = logging.getLogger(__name__)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
-
-
 class ServiceState:
     """All state of the service."""
 
@@ -50,7 +50,7 @@ class ServiceState:
     ) -> None:
         self._store = store
         self._faults = faults
-        self._cold = options.cold_optimizer
+        self._options = options
         self._duration_s: dict[Request, float] = {
             "forward_backward": options.step_s,
             "save_weights": options.save_s,
@@ -58,9 +58,11 @@ class ServiceState:
             "load_weights": options.load_s,
         }
         self.sessions = Sessions(store, wall)
-        self.checkpoints = Checkpoints(store, wall, lenient=options.lenient)
+        rng = np.random.default_rng(options.chance)
+        noise = Noise(options.answer_noise, options.gradient_noise, rng)
+        self.checkpoints = Checkpoints(store, wall, lenient=options.lenient, noise=noise)
         self.wall = wall
-        """Seconds since the epoch, for expiry."""
+        """Seconds since the epoch, for expiry and what is listed."""
         self.requests: Counter[str] = Counter()
         self._runs: dict[str, ServiceRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,6 +102,8 @@ class ServiceState:
     ) -> str:
         """Queue the creation of a run; returns the request's id."""
         run_id = self._new_run_id(session, model_seq_id)
+        if self._options.seed_ignored:
+            seed = random.Random(f"{self._options.chance} {len(self._runs)}").randrange(2**31)  # noqa: S311 - not a secret
         facts = {"base_model": base_model, "rank": rank, "seed": seed, "parent": None}
 
         def make(_: list[FaultRule]) -> Reply:
@@ -127,15 +131,28 @@ class ServiceState:
                 "user_metadata": user_metadata,
                 "parent": path,
                 "seed": 0,
-                "optimizer": optimizer and not self._cold and "cold_optimizer" not in actions,
+                "optimizer": optimizer
+                and not self._options.cold_optimizer
+                and "cold_optimizer" not in actions,
                 "perturbed": "wrong_restore" in actions,
             }
             try:
                 origin = self.run(self.checkpoints.find(path)["run_id"]).facts
                 facts |= {"base_model": origin["base_model"], "rank": origin["rank"]}
                 self._add_run(facts)
-            except (ServiceError, DamagedCheckpoint) as error:
-                raise RequestError(f"cannot load {path}: {error}") from error
+            except ServiceError as error:
+                missing = f"cannot load {path}: {error}"
+                raise RequestError(
+                    f"Adapter {path} not found" if self._options.server_category else missing
+                ) from error
+            except DamagedCheckpoint as error:
+                if not self._options.server_category:
+                    raise RequestError(f"cannot load {path}: {error}") from error
+                # The run is there, and corrupted from the start.
+                facts |= {"corrupted": True, "last_request_time": self._now()}
+                self._store.save_run(run_id, facts)
+                self._start(ServiceRun(facts, None))
+                raise RequestError(f"Error while deserializing header: {error}") from error
             return {"path": path, "type": "load_weights"}
 
         return self._create("load_weights", run_id, self.steps_in(path), make)
@@ -152,7 +169,7 @@ class ServiceState:
         return f"{session}:train:{model_seq_id}"
 
     def _add_run(self, facts: dict[str, Any]) -> None:
-        facts = {**facts, "corrupted": False, "last_request_time": _now()}
+        facts = {**facts, "corrupted": False, "last_request_time": self._now()}
         model = self.checkpoints.initial_model(facts)
         self._store.save_run(facts["run_id"], facts)
         self._start(ServiceRun(facts, model))
@@ -169,7 +186,7 @@ class ServiceState:
                 "parent": None,
                 "user_metadata": None,
                 "corrupted": False,
-                "last_request_time": _now(),
+                "last_request_time": self._now(),
             }
             run = self._runs[facts["run_id"]] = ServiceRun(facts, None)
             if saved:
@@ -212,6 +229,9 @@ class ServiceState:
         elif mode == "rollback" and not facts["corrupted"]:
             model = self.checkpoints.rolled_back_model(facts)
         self._start(ServiceRun({**facts, "unloaded": mode == "unloaded"}, model, next_seq=None))
+
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self.wall(), UTC).isoformat()
 
     def close(self) -> None:
         """Stop the worker of every run."""
@@ -260,7 +280,7 @@ class ServiceState:
             if rule is not None and rule.action == "fail_session":
                 self._fail_session_by(rule, promise)
             if rule is None or rule.action == "gone":
-                _execute(promise, functools.partial(make, effects), gone=rule is not None)
+                self._execute(promise, functools.partial(make, effects), gone=rule is not None)
             elif rule.action != "hang" and not rule.quiet:
                 promise.fail(rule.message, rule.category)
 
@@ -288,7 +308,7 @@ class ServiceState:
             raise ServiceError(400, f"model {run_id} is not loaded")
         promise = Promise(request, run_id, seq_id)
         request_id = run.requests[seq_id] = self._promise(promise)
-        run.facts["last_request_time"] = _now()
+        run.facts["last_request_time"] = self._now()
         if run.worker is None:
             promise.fail(f"model {run_id} is not loaded", "server")
         else:
@@ -309,7 +329,7 @@ class ServiceState:
                 for effect in effects:
                     apply_effect(run, effect, self.checkpoints)
             if rule is None or rule.action == "gone":
-                _execute(promise, functools.partial(execute, run), gone=rule is not None)
+                self._execute(promise, functools.partial(execute, run), gone=rule is not None)
             else:
                 await self._fail(run, promise, rule)
 
@@ -389,17 +409,19 @@ class ServiceState:
         """Answer every retry of this save with 409."""
         self._lost_saves.add((run_id, seq_id))
 
+    def _execute(self, promise: Promise, execute: Callable[[], Reply], *, gone: bool) -> None:
+        if promise.done:
+            return  # its session failed meanwhile
+        try:
+            promise.set_reply(execute(), gone=gone)
+        except RequestError as error:
+            promise.fail(error.message, self._category(error.category))
+        except ServiceError as error:
+            promise.fail(error.message, self._category("user"))
+        except Exception as error:
+            # A defect or a full disk: the client gets a server error, and the run continues.
+            logger.exception("a request failed inside the local server")
+            promise.fail(f"internal error: {error!r}", "server")
 
-def _execute(promise: Promise, execute: Callable[[], Reply], *, gone: bool) -> None:
-    if promise.done:
-        return  # its session failed meanwhile
-    try:
-        promise.set_reply(execute(), gone=gone)
-    except RequestError as error:
-        promise.fail(error.message, error.category)
-    except ServiceError as error:
-        promise.fail(error.message, "user")
-    except Exception as error:
-        # A defect or a full disk: the client gets a server error, and the run continues.
-        logger.exception("a request failed inside the local server")
-        promise.fail(f"internal error: {error!r}", "server")
+    def _category(self, category: str) -> str:
+        return "server" if self._options.server_category else category
