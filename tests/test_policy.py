@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tinker import types
 
 from tinker_recovery import CheckpointPolicy, RecoveryPolicy
+from tinker_recovery.policy import CANARY_TOKENS
 
 
 def test_the_defaults_are_the_ones_the_design_names() -> None:
@@ -100,3 +102,58 @@ def test_jitter_only_lengthens_and_never_by_more_than_its_share(
     delay = policy.backoff_before(attempt, random)
     assert backoff_s <= plain <= backoff_s + more
     assert plain <= delay <= plain * (1 + jitter)
+
+
+@pytest.mark.parametrize(
+    ("warn", "stall", "expected"),
+    [(None, 900.0, 300.0), (60.0, 900.0, 60.0), (60.0, None, 60.0), (None, None, None)],
+)
+def test_silence_is_warned_of_after_what_is_set_or_a_third_of_what_makes_it_a_fault(
+    warn: float | None, stall: float | None, expected: float | None
+) -> None:
+    policy = RecoveryPolicy(stall_warn_after_s=warn, stall_after_s=stall)
+    assert policy.stall_warning_s == expected
+
+
+def test_a_warning_of_silence_behind_the_fault_is_refused_and_one_at_the_same_time_is_not() -> None:
+    with pytest.raises(ValidationError, match=r"stall_warn_after_s=61 is above stall_after_s=60"):
+        RecoveryPolicy(stall_warn_after_s=61.0, stall_after_s=60.0)
+    assert RecoveryPolicy(stall_warn_after_s=60.0, stall_after_s=60.0).stall_warning_s == 60.0
+
+
+def test_a_cap_equal_to_the_first_delay_is_allowed() -> None:
+    assert RecoveryPolicy(backoff_s=5.0, max_backoff_s=5.0).backoff_before(9, 0.0) == 5.0
+
+
+def _datum(tokens: int) -> types.Datum:
+    return types.Datum(model_input=types.ModelInput.from_ints([1] * tokens), loss_fn_inputs={})
+
+
+@pytest.mark.parametrize("parts", [(1,), (CANARY_TOKENS,), (CANARY_TOKENS - 1, 1)])
+def test_a_canary_of_one_token_up_to_the_limit_is_allowed(parts: tuple[int, ...]) -> None:
+    canary = tuple(_datum(tokens) for tokens in parts)
+    assert RecoveryPolicy(canary=canary).canary == canary
+
+
+@pytest.mark.parametrize("parts", [(), (0,), (CANARY_TOKENS + 1,), (CANARY_TOKENS, 1)])
+def test_a_canary_with_no_token_or_one_too_many_is_refused_with_their_number(
+    parts: tuple[int, ...],
+) -> None:
+    with pytest.raises(ValidationError, match=rf"canary has {sum(parts)} tokens: between 1 and"):
+        RecoveryPolicy(canary=tuple(_datum(tokens) for tokens in parts))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("linear", [0, 5, 10, 15, 20, 20]), ("constant", [0, 5, 5, 5, 5, 5])],
+)
+def test_each_type_of_backoff_grows_as_it_says(kind: str, expected: list[float]) -> None:
+    policy = RecoveryPolicy.model_validate(
+        {"backoff_type": kind, "backoff_s": 5, "max_backoff_s": 20, "backoff_jitter": 0}
+    )
+    assert [policy.backoff_before(n, 0.5) for n in range(1, 7)] == expected
+
+
+def test_the_delay_is_lengthened_by_the_random_share_of_the_jitter() -> None:
+    policy = RecoveryPolicy(backoff_s=5, max_backoff_s=60, backoff_jitter=0.2)
+    assert policy.backoff_before(3, 0.5) == pytest.approx(11.0)

@@ -257,6 +257,50 @@ def test_auto_stays_within_its_bounds_and_gives_the_same_for_the_same_evidence(
     assert auto.steps(evidence) == AutoInterval(min_steps=low, max_steps=low + more).steps(evidence)
 
 
+@pytest.mark.parametrize(
+    ("observed_s", "failures", "expected"),
+    [(0.0, 0, 1000.0), (900.0, 0, 2800.0), (900.0, 1, 1400 / 1.5), (3600.0, 4, 4100 / 4.5)],
+)
+def test_the_mean_time_between_failures_weighs_the_assumption_against_what_was_seen(
+    observed_s: float, failures: int, expected: float
+) -> None:
+    auto = AutoInterval(prior_mtbf_s=1000.0, prior_weight=0.5)
+    evidence = Evidence(observed_s=observed_s, failures=failures)
+    assert auto.mtbf_s(evidence) == pytest.approx(expected)
+
+
+def test_auto_divides_the_interval_by_the_time_of_a_step_and_keeps_to_its_bounds() -> None:
+    auto = AutoInterval(prior_mtbf_s=3600.0, prior_weight=1.0, min_steps=3, max_steps=500)
+    saved = Evidence(steps=1, step_s=2.0, saves=1, save_s=60.0)
+    assert auto.steps(saved) == 309, "617.9 s of training"
+    assert auto.steps(Evidence(steps=1, step_s=2.0)) == 59, "a save is taken to cost 2 s"
+    assert auto.steps(Evidence(steps=1, step_s=1e6, saves=1, save_s=60.0)) == 3
+    assert auto.steps(Evidence(steps=1, step_s=0.01, saves=1, save_s=60.0)) == 500
+    assert auto.steps(Evidence()) == 500
+    assert auto.steps(Evidence(steps=1, step_s=0.0)) == 500
+
+
+def test_auto_is_due_as_many_steps_after_the_last_save_and_not_one_sooner() -> None:
+    auto = AutoInterval(prior_mtbf_s=3600.0, prior_weight=1.0)
+    evidence = Evidence(steps=1, step_s=2.0, saves=1, save_s=60.0)
+    for last_step, step, due in ((0, 308, False), (0, 309, True), (7, 315, False), (7, 316, True)):
+        moment = Moment(step=step, now_s=0.0, last_step=last_step, evidence=evidence)
+        assert auto.decide(moment).due == due
+    assert not AutoInterval(max_steps=1).decide(Moment(step=5, now_s=0.0, last_step=5)).due
+
+
+def test_what_was_measured_is_added_up_and_no_time_is_less_than_none() -> None:
+    evidence = Evidence().stepped(2.0).stepped(4.0).waited(10.0).saved(3.0).failed().failed()
+    assert evidence == Evidence(
+        steps=2, step_s=3.0, saves=1, save_s=3.0, failures=2, observed_s=16.0
+    )
+    assert evidence.stepped(-5.0) == Evidence(
+        steps=3, step_s=2.0, saves=1, save_s=3.0, failures=2, observed_s=16.0
+    )
+    assert evidence.waited(-5.0) == evidence
+    assert evidence.saved(-5.0).save_s == 1.5
+
+
 def test_the_means_follow_a_service_that_becomes_slower() -> None:
     evidence = Evidence()
     for _ in range(50):

@@ -236,3 +236,138 @@ def test_a_run_that_cannot_wait_is_asked_for_at_once_and_then_less_and_less_ofte
         # As soon as a look finds it due, so up to one look late.
         assert all(0 <= gap - want < 0.5 for gap, want in zip(gaps, wanted, strict=True))
         before = urgent
+
+
+def _poll_times(
+    schedule: PollSchedule, runs: list[str], polls: int, faults: dict[int, int] | None = None
+) -> list[tuple[float, set[str] | None]]:
+    """When each poll began, and of which runs; a poll takes no time."""
+    now, times = 0.0, []
+    for number in range(polls):
+        now += schedule.wait_s(now, 0.0, out_of_reach=False)
+        times.append((round(now, 9), schedule.begin(now, runs)))
+        schedule.end(faults=(faults or {}).get(number, 0))
+    return times
+
+
+def test_many_new_runs_are_polled_quickly_three_times_and_then_in_the_shorter_interval() -> None:
+    runs = [str(number) for number in range(FEW + 1)]
+    # The first poll cannot know that they are many; then 40 s less the spread of 0.3.
+    assert _poll_times(PollSchedule(40.0), runs, 6) == [
+        (40.0, None),
+        (47.0, set(runs)),
+        (54.0, set(runs)),
+        (61.0, set(runs)),
+        (68.0, None),
+        (96.0, None),
+    ]
+
+
+def test_just_a_few_runs_are_polled_in_the_full_interval() -> None:
+    runs = [str(number) for number in range(FEW)]
+    assert _poll_times(PollSchedule(40.0), runs, 6)[-2:] == [(80.0, None), (120.0, None)]
+
+
+def test_an_incident_polls_every_run_quickly_until_a_poll_finds_nothing() -> None:
+    assert _poll_times(PollSchedule(40.0), ["a"], 6, {1: 2, 2: 1}) == [
+        (40.0, None),
+        (50.0, {"a"}),
+        (pytest.approx(40 + 10 + 4 / 3), None),  # the shortest pause between two polls
+        (pytest.approx(50 + 10 + 4 / 3), None),
+        (pytest.approx(90 + 10 + 4 / 3), None),
+        (pytest.approx(130 + 10 + 4 / 3), None),
+    ]
+
+
+@pytest.mark.parametrize("incident", [False, True])
+def test_a_service_out_of_reach_is_asked_thirty_times_sooner_whatever_was_planned(
+    incident: bool,  # noqa: FBT001 - pytest's parameter
+) -> None:
+    schedule = PollSchedule(60.0)
+    assert schedule.wait_s(0.0, 0.9, out_of_reach=True) == 2.0
+    schedule.begin(0.0, ["a"])
+    schedule.end(faults=int(incident))
+    assert schedule.wait_s(0.0, 0.9, out_of_reach=True) == 2.0
+
+
+def test_a_quick_poll_leaves_out_new_runs_that_have_ended_and_needs_one_that_has_not() -> None:
+    schedule = PollSchedule(40.0)
+    assert schedule.begin(0.0, ["a", "b"]) is None
+    assert schedule.begin(10.0, ["b", "c"]) == {"b"}
+    assert schedule.begin(20.0, ["c"]) is None, "no new run is left: a full poll instead"
+
+
+def test_a_quick_poll_that_would_make_a_full_one_late_becomes_a_full_one() -> None:
+    schedule = PollSchedule(40.0)
+    assert schedule.begin(0.0, ["a"]) is None
+    assert schedule.begin(35.9, ["a"]) == {"a"}
+    assert schedule.begin(36.0, ["a"]) is None, "40 s less the largest jitter"
+
+
+def test_a_poll_that_began_late_does_not_make_the_next_one_wait_less_than_a_moment() -> None:
+    schedule = PollSchedule(30.0)
+    schedule.begin(0.0, ["a"])
+    schedule.end(faults=0)
+    assert schedule.wait_s(500.0, 0.0, out_of_reach=False) == 1.0
+
+
+def test_what_a_full_read_found_on_each_page_is_kept_for_the_next_poll() -> None:
+    listed = [str(number) for number in range(40)]
+    poll = PagePoll([*listed[:9], *listed[25:27], "gone"], None, page=PAGE)
+    assert poll.planned == 12, "no more pages than runs"
+    seen, pages = read(poll, listed)
+    assert (len(seen), pages, poll.missing()) == (11, 4, ["gone"])
+    assert poll.planned == 4
+    assert poll.counts() == PageCounts([9, 0, 2, 0], unlisted=1)
+
+
+def test_where_the_runs_were_decides_how_many_pages_are_read() -> None:
+    assert pages_worth_reading(FEW, None) == 0
+    assert pages_worth_reading(FEW + 1, None) == FEW + 1
+    assert pages_worth_reading(12, PageCounts([10, 0, 2])) == 1, "two runs are worth two requests"
+    assert pages_worth_reading(14, PageCounts([10, 0, 4])) == 3
+    assert pages_worth_reading(12, PageCounts([0, 0], unlisted=2)) == 1, "ten new ones: page one"
+    assert pages_worth_reading(12, PageCounts([], unlisted=12)) == 0
+    assert pages_worth_reading(12, PageCounts([], unlisted=2)) == 1
+
+
+def test_a_few_pages_beyond_the_plan_are_read_where_runs_are_missing_and_no_more() -> None:
+    wanted = [str(number) for number in range(10)]
+    listed = ["new"] * 100 + wanted
+    poll = PagePoll(wanted, PageCounts([10]), page=PAGE)
+    assert poll.planned == 1
+    assert read(poll, listed)[1] == 1 + SLACK
+    limited = PagePoll(wanted, PageCounts([10]), page=PAGE, at_most=2)
+    assert read(limited, listed)[1] == 2
+
+
+def test_page_counts_grow_older_with_each_poll_until_they_are_dropped() -> None:
+    counts: PageCounts | None = PageCounts([9], unlisted=1)
+    ages = []
+    while counts is not None:
+        ages.append(counts.age)
+        assert (counts.found, counts.unlisted) == ([9], 1)
+        counts = counts.older()
+    assert ages == list(range(RENEW_AFTER))
+
+
+def test_a_poll_of_a_few_runs_says_nothing_of_the_pages() -> None:
+    known = PageCounts([3], age=4)
+    assert PagePoll(["a"], known, page=PAGE).counts() is known
+    assert PagePoll(["a"], None, page=PAGE).counts() is None
+
+
+def test_a_list_that_grows_while_it_is_read_is_read_to_its_end() -> None:
+    wanted = [str(number) for number in range(9)]
+    poll = PagePoll(wanted, None, page=PAGE)
+    assert poll.next_offset() == 0
+    assert poll.note_page(0, wanted[:3] * 2, 10) == wanted[:3]
+    assert poll.next_offset() is None, "10 entries are one page"
+    poll.note_page(0, [], 10)
+    grown = PagePoll(wanted, None, page=PAGE)
+    assert grown.next_offset() == 0
+    grown.note_page(0, wanted[:3], 11)
+    assert grown.next_offset() == 10
+    assert grown.note_page(10, wanted[3:5], 10) == wanted[3:5]
+    assert grown.next_offset() is None
+    assert grown.missing() == wanted[5:]

@@ -1,0 +1,146 @@
+"""What is known of a run's checkpoints: how far they are trusted, where they are stored."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made import path, record, segment
+
+from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.checkpoints.canary import fingerprint_of
+from tinker_recovery.recovery.checkpoint_state import LOADS_TRIED, CheckpointState
+
+STEPS = st.integers(0, 9).map(float) | st.just(math.inf)
+ANSWER = (-1.0, -2.0)
+OTHER = (-1.0, -3.0)
+
+
+@given(limits=st.lists(STEPS), doubtful=STEPS)
+def test_an_attempt_is_trusted_up_to_the_lowest_of_all_that_was_said_of_it(
+    limits: list[float], doubtful: float
+) -> None:
+    known = CheckpointState("run")
+    known.watch(lambda attempt: doubtful if attempt == "a" else math.inf, lambda _: math.inf)
+    for limit in limits:
+        known.distrust("a", limit)
+    assert known.trusted_to("a") == min([*limits, doubtful])
+    assert known.trusted_to("b") == math.inf, "nothing was said of another attempt"
+
+
+def test_a_run_is_asked_for_both_limits_of_its_own_attempts() -> None:
+    known = CheckpointState("run")
+    assert (known.first_doubtful_step("a"), known.confirmed_to("a")) == (math.inf, math.inf)
+    known.watch({"a": 3.0}.__getitem__, {"a": 1.0}.__getitem__)
+    assert (known.first_doubtful_step("a"), known.confirmed_to("a")) == (3.0, 1.0)
+
+
+def _stored() -> CheckpointState:
+    known = CheckpointState("run")
+    known.stored = {
+        path("a", 2): ("a", 2),
+        path("b", 3): ("b", 3),
+        path("a", 4): ("a", 4),
+        path("a", 6): ("a", 6),
+    }
+    return known
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps"), [(1.9, []), (2, [2]), (5, [2, 4]), (6, [2, 4, 6]), (math.inf, [2, 4, 6])]
+)
+def test_what_is_stored_on_a_segment_is_its_own_up_to_the_limit_and_not_rejected(
+    limit: float, steps: list[int]
+) -> None:
+    known = _stored()
+    assert known.stored_on(segment("a"), limit) == [path("a", step) for step in steps]
+    known.bad[path("a", 4)] = "does not load"
+    assert path("a", 4) not in known.stored_on(segment("a"), limit)
+    assert known.stored_on(segment("b"), math.inf) == [path("b", 3)]
+
+
+def test_the_path_of_a_save_is_that_of_its_attempt_and_its_step() -> None:
+    known = _stored()
+    assert known.path_of("a", 4) == path("a", 4)
+    assert known.path_of("b", 3) == path("b", 3)
+    assert known.path_of("a", 3) is None
+    assert known.path_of("b", 4) is None
+
+
+def _with_canary(step: int, canary: str | None) -> CheckpointRecord:
+    return record(step).model_copy(update={"canary": canary})
+
+
+def test_canaries_are_learned_from_the_listing_and_else_from_the_journal() -> None:
+    known = CheckpointState("run")
+    own, noted = fingerprint_of(ANSWER), fingerprint_of(OTHER)
+    assert own is not None
+    assert noted is not None
+    known.noted_canaries = {path("a", step): noted for step in (1, 2, 4)}
+    known.learn_canaries([_with_canary(1, own), _with_canary(2, None), _with_canary(3, None)])
+    assert known.canary_objection(record(1), ANSWER) is None
+    assert known.canary_objection(record(1), OTHER) is not None
+    assert known.canary_objection(record(2), OTHER) is None
+    assert known.canary_objection(record(2), ANSWER) is not None
+    assert not known.expects(record(3)), "nobody has asked it there"
+    assert not known.expects(record(4)), "it is not listed"
+
+
+def test_where_the_run_began_is_known_by_its_first_answer_and_not_by_that_of_a_save() -> None:
+    known = CheckpointState("run")
+    assert not known.expects(None)
+    assert known.canary_objection(None, ANSWER) is None
+    known.note_canary("mine", 0, ANSWER)
+    known.note_canary("a", 5, OTHER)
+    known.began = None, "mine", 0
+    assert known.expects(None)
+    assert known.canary_objection(None, ANSWER) is None
+    assert known.canary_objection(None, OTHER) is not None
+    assert known.canary_objection(record(5), OTHER) is None
+    known.began = path("a", 5), "mine", 0
+    assert known.canary_objection(record(5), ANSWER) is None, "it began with this checkpoint"
+    assert known.canary_objection(record(5), OTHER) is not None
+
+
+def test_an_answer_that_is_no_number_is_not_noted() -> None:
+    known = CheckpointState("run")
+    assert known.note_canary("a", 5, (math.nan,)) is None
+    assert not known.expects(record(5))
+    assert not known.fingerprints
+    assert known.note_canary("a", 5, ANSWER) == fingerprint_of(ANSWER)
+    assert known.fingerprints == {("a", 5): fingerprint_of(ANSWER)}
+
+
+def test_an_answer_that_is_no_number_rejects_a_checkpoint_from_the_second_time_on() -> None:
+    known = CheckpointState("run")
+    assert not known.rejects(record(5), (math.nan,))
+    assert not known.rejects(record(6), (math.nan,)), "each is counted for itself"
+    assert known.rejects(record(5), (math.nan,))
+    assert known.rejects(record(7), OTHER), "a number that is wrong rejects at once"
+
+
+def test_what_fails_to_load_twice_is_passed_over_until_the_incident_is_over() -> None:
+    known = CheckpointState("run")
+    assert LOADS_TRIED == 2
+    assert not known.note_load_failed(path("a", 5), "once")
+    assert not known.note_load_failed(path("a", 6), "once")
+    assert known.unusable == {}
+    assert known.note_load_failed(path("a", 5), "twice")
+    assert known.unusable == {path("a", 5): "twice"}
+    known.note_recovered()
+    assert known.unusable == {}
+    assert not known.note_load_failed(path("a", 5), "again"), "counted afresh"
+
+
+def test_what_must_not_be_relied_on_is_rejected_skipped_or_being_deleted() -> None:
+    known = CheckpointState("run")
+    known.skipped = {path("a", 1): "skipped", path("a", 3): "skipped"}
+    known.being_deleted = {path("a", 2): "deleted"}
+    known.bad = {path("a", 3): "bad"}
+    assert known.unusable == {
+        path("a", 1): "skipped",
+        path("a", 2): "deleted",
+        path("a", 3): "bad",
+    }

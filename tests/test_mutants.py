@@ -1,0 +1,169 @@
+"""``scripts/mutants.py``: what it changes in a source, and which tests it tries that with."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from _mutations import Mutation, mutations_of
+from hypothesis import given
+from hypothesis import strategies as st
+from mutants import Mutant, evenly, in_rounds, within
+
+PACKAGE = Path(__file__).parents[1] / "tinker_recovery"
+
+
+def changes(source: str) -> list[str]:
+    return [made.change for made in mutations_of(dedent(source))]
+
+
+def in_a_function(*lines: str) -> str:
+    return "\n    ".join(["def f(a, b, c):", *lines]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a.go()", ["drop a.go()"]),
+        ("a.x = b", ["drop a.x = b"]),
+        ("a.x: int = b", ["drop a.x: int = b"]),
+        ("a = b", []),
+        ("a += b", ["drop a += b"]),
+        ("raise a", ["drop raise a"]),
+        ("return a", ["return a -> return None"]),
+        ("return None", []),
+        ("return", []),
+        ("a = b < c", ["b < c -> b <= c", "b < c -> b >= c"]),
+        ("a = b >= c", ["b >= c -> b > c", "b >= c -> b < c"]),
+        ("a = b == c", ["b == c -> b != c"]),
+        ("a = b is not None", ["b is not None -> b is None"]),
+        ("a = b in c", ["b in c -> b not in c"]),
+        ("a = not b", ["not b -> b"]),
+        ("a = b - c", ["b - c -> b + c"]),
+        ("a = b * c", ["b * c -> b / c"]),
+        ("a = 'x' + b", []),
+        ("a = f'{b + c}'", []),
+        ("a = 3", ["3 -> 4"]),
+        ("a = True", ["True -> False"]),
+        ("a = min(b, c)", ["min(b, c) -> max(b, c)"]),
+        ("a = any(b)", ["any(b) -> all(b)"]),
+        ("a = b and c", ["b and c -> b or c", "b and c -> c", "b and c -> b"]),
+        ("a = b if c else a", ["c -> not c"]),
+        ("a = [b for b in c if b]", ["b -> not b"]),
+        ("a = lambda b: (b, c)", ["(b, c) -> (c,)", "(b, c) -> (b,)"]),
+        ("a = replace(b, c=a)", ["replace(b, c=a) -> replace(b)"]),
+        ("logger.warning('x', 1)", []),
+        ("a: int | None = b", []),
+    ],
+)
+def test_each_kind_of_line_is_changed_as_it_says(line: str, expected: list[str]) -> None:
+    assert changes(in_a_function(line)) == expected
+
+
+def test_a_condition_is_inverted_once_and_a_loop_is_left_and_taken_up() -> None:
+    source = in_a_function("while a:", "    if b.x:", "        continue", "    break")
+    assert changes(source) == ["a -> not a", "b.x -> not b.x", "drop continue", "drop break"]
+    assert changes(in_a_function("if a == b:", "    return c")) == [
+        "a == b -> a != b",
+        "return c -> return None",
+    ]
+    assert changes(in_a_function("if not a:", "    return c"))[0] == "not a -> a"
+
+
+def test_names_docstrings_decorators_and_annotations_are_left_alone() -> None:
+    source = """
+        '''A module.'''
+        from typing import TYPE_CHECKING
+        if TYPE_CHECKING:
+            import os
+        @dataclass(frozen=True)
+        class C(Base, total=False):
+            '''A class.'''
+            x: Literal[1] | None
+            def f(self, a: Literal[2]) -> Literal[3]:
+                '''A method.'''
+                ...
+    """
+    assert changes(source) == []
+
+
+def test_a_change_says_where_it_is_and_whether_it_runs_at_import() -> None:
+    source = dedent(
+        """
+        LIMIT = 3
+        class C:
+            x: int = 4
+            def f(self, a: int = 5) -> int:
+                def inner() -> int:
+                    return 6
+        """
+    )
+    assert [
+        (made.scope, made.before, made.lines, made.in_function) for made in mutations_of(source)
+    ] == [
+        ("", "3", (2, 2), False),
+        ("C", "4", (4, 4), False),
+        ("C", "5", (5, 5), False),
+        ("C.f.inner", "return 6", (7, 7), True),
+        ("C.f.inner", "6", (7, 7), True),
+    ]
+
+
+def test_no_line_behind_a_change_moves() -> None:
+    source = in_a_function(
+        "if (", "    a", "    < b  # \u00fc", "):", "    c.go(", "        a)", "end()"
+    )
+    made = {made.change: made.apply(source) for made in mutations_of(source)}
+    for changed in made.values():
+        assert changed.splitlines()[7] == "    end()" or "pass" in changed.splitlines()[7]
+    assert ast.unparse(ast.parse(made["a < b -> a <= b"])) == ast.unparse(
+        ast.parse(source.replace("<", "<="))
+    )
+    assert "c.go" not in made["drop c.go(a)"]
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "recovery").glob("*.py")), ids=lambda f: f.stem)
+def test_every_change_to_the_package_is_a_module_again_and_another_one(file: Path) -> None:
+    source = file.read_text()
+    before = ast.dump(ast.parse(source))
+    for made in mutations_of(source):
+        changed = made.apply(source)
+        assert ast.dump(ast.parse(changed)) != before
+        assert changed.count("\n") == source.count("\n")
+
+
+# -- with which tests ----------------------------------------------------------------------------
+
+
+def test_the_quickest_test_of_every_file_comes_before_the_next_of_any() -> None:
+    seconds = {"x.py::a": 0.1, "x.py::b": 0.2, "x.py::c": 0.3, "y.py::a": 0.9, "z.py::a": 0.5}
+    assert in_rounds(seconds, seconds.__getitem__) == [
+        *("x.py::a", "z.py::a", "y.py::a"),
+        *("x.py::b", "x.py::c"),
+    ]
+
+
+@given(st.lists(st.floats(0, 10)), st.floats(0, 10))
+def test_as_many_tests_as_fit_are_run_and_one_at_least(took: list[float], most_s: float) -> None:
+    seconds = {f"t{number}": each for number, each in enumerate(took)}
+    chosen = within(list(seconds), seconds.__getitem__, most_s)
+    assert chosen == list(seconds)[: len(chosen)]
+    assert len(chosen) >= min(1, len(took))
+    assert len(chosen) <= 1 or sum(seconds[each] for each in chosen) <= most_s
+
+
+def _mutant(room: str, number: int) -> Mutant:
+    made = Mutation("", str(number), "", (1, 1), 1, 0, 0, "", in_function=True)
+    return Mutant(f"tinker_recovery/{room}/x.py", made, (), 1.0)
+
+
+def test_a_part_is_taken_evenly_of_each_room_and_the_same_for_a_seed() -> None:
+    mutants = [_mutant(room, number) for room in ("run", "recovery") for number in range(20)]
+    mutants += [_mutant("detection", number) for number in range(3)]
+    order = evenly(mutants, 5)
+    assert [each.room for each in order[:6]] == ["detection", "recovery", "run"] * 2
+    assert order == evenly(mutants, 5)
+    assert order != evenly(mutants, 6)
+    assert sorted(map(str, order)) == sorted(map(str, mutants))
