@@ -37,7 +37,7 @@ from tinker_recovery import (
     Supervisor,
 )
 from tinker_recovery.telemetry import names
-from tinker_recovery.testing import Dialect, FaultRule, LocalTinker, Restart, RunState
+from tinker_recovery.testing import Dialect, FaultRule, LocalTinker, RunState
 
 STEPS = 18
 SAVE_EVERY = 3
@@ -201,7 +201,7 @@ def rules(fault: Fault) -> list[FaultRule]:
             return []
 
 
-def restart_of(case: Case) -> Restart:
+def restart_of(case: Case) -> Literal["corrupted", "unloaded", "rollback"]:
     """What becomes of the runs when the server is killed and started again."""
     if case.dialect == "rolls_back":
         return "rollback"

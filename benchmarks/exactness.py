@@ -130,7 +130,7 @@ def main() -> None:
     """Play, print, and exit with 1 if a bar is missed."""
     given = arguments()
     outcomes = played(drawn(given), given.workers)
-    verdicts = Counter((each.case.dialect, each.verdict) for each in outcomes)
+    verdicts = Counter(f"{each.case.dialect} {each.verdict}" for each in outcomes)
     columns = ("exact", "loudly inexact", "silently wrong", "given up", "hung")
     table(
         ["service", "cases", *columns],
@@ -138,7 +138,7 @@ def main() -> None:
             [
                 dialect,
                 str(sum(each.case.dialect == dialect for each in outcomes)),
-                *(str(verdicts[dialect, column]) for column in columns),
+                *(str(verdicts[f"{dialect} {column}"]) for column in columns),
             ]
             for dialect in DIALECTS
         ],

@@ -29,6 +29,7 @@ from tinker_recovery.detection import poller
 from tinker_recovery.doctor import Report
 from tinker_recovery.journal import Journal, Recorder
 from tinker_recovery.journal.notebook import Notebook
+from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.supervised import SupervisedRun
@@ -315,3 +316,9 @@ def set_failed_pages(patch: pytest.MonkeyPatch, *, size: int, pages: int) -> Non
 def set_file_chunk(patch: pytest.MonkeyPatch, size_bytes: int) -> None:
     """How much of a checkpoint's file is read at once."""
     patch.setattr("tinker_recovery.checkpoints.files.CHUNK", size_bytes)
+
+
+def know_canaries(known: CheckpointState, noted: Mapping[str, str], *, prompt: str) -> None:
+    """What the journal would have of the canary's answers to this prompt, by path."""
+    known.noted_canaries.update(noted)
+    known._noted_prompts.update(dict.fromkeys(noted, prompt))

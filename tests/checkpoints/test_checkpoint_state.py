@@ -7,13 +7,17 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inspection import know_canaries
 from made import path, record, segment
 
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.checkpoints.canary import fingerprint_of
+from tinker_recovery.checkpoints.prompt import PromptFacts, digest_of, prompt_of
 from tinker_recovery.recovery.checkpoint_state import LOADS_TRIED, CheckpointState
 
 STEPS = st.integers(0, 9).map(float) | st.just(math.inf)
+PROMPT = prompt_of([1, 2, 3])
+ABOUT = digest_of(PROMPT)
 ANSWER = (-1.0, -2.0)
 OTHER = (-1.0, -3.0)
 
@@ -70,20 +74,22 @@ def test_the_path_of_a_save_is_that_of_its_attempt_and_its_step() -> None:
 
 
 def _with_canary(step: int, canary: str | None) -> CheckpointRecord:
-    return record(step).model_copy(update={"canary": canary})
+    about = PromptFacts(ABOUT, 0.0)
+    return record(step).model_copy(update={"canary": canary, "canary_about": about})
 
 
 def test_canaries_are_learned_from_the_listing_and_else_from_the_journal() -> None:
-    known = CheckpointState("run")
+    known = CheckpointState("run", canary=PROMPT)
     own, noted = fingerprint_of(ANSWER), fingerprint_of(OTHER)
     assert own is not None
     assert noted is not None
-    known.noted_canaries = {path("a", step): noted for step in (1, 2, 4)}
+    journal = {path("a", step): noted for step in (1, 2, 4)}
+    know_canaries(known, journal, prompt=ABOUT)
     known.learn_canaries([_with_canary(1, own), _with_canary(2, None), _with_canary(3, None)])
-    assert known.canary_objection(record(1), ANSWER) is None
-    assert known.canary_objection(record(1), OTHER) is not None
-    assert known.canary_objection(record(2), OTHER) is None
-    assert known.canary_objection(record(2), ANSWER) is not None
+    assert known.canary_objection(record(1), [ANSWER]) is None
+    assert known.canary_objection(record(1), [OTHER]) is not None
+    assert known.canary_objection(record(2), [OTHER]) is None
+    assert known.canary_objection(record(2), [ANSWER]) is not None
     assert not known.expects(record(3)), "nobody has asked it there"
     assert not known.expects(record(4)), "it is not listed"
 
@@ -91,17 +97,17 @@ def test_canaries_are_learned_from_the_listing_and_else_from_the_journal() -> No
 def test_where_the_run_began_is_known_by_its_first_answer_and_not_by_that_of_a_save() -> None:
     known = CheckpointState("run")
     assert not known.expects(None)
-    assert known.canary_objection(None, ANSWER) is None
+    assert known.canary_objection(None, [ANSWER]) is None
     known.note_canary("mine", 0, ANSWER)
     known.note_canary("a", 5, OTHER)
     known.began = None, "mine", 0
     assert known.expects(None)
-    assert known.canary_objection(None, ANSWER) is None
-    assert known.canary_objection(None, OTHER) is not None
-    assert known.canary_objection(record(5), OTHER) is None
+    assert known.canary_objection(None, [ANSWER]) is None
+    assert known.canary_objection(None, [OTHER]) is not None
+    assert known.canary_objection(record(5), [OTHER]) is None
     known.began = path("a", 5), "mine", 0
-    assert known.canary_objection(record(5), ANSWER) is None, "it began with this checkpoint"
-    assert known.canary_objection(record(5), OTHER) is not None
+    assert known.canary_objection(record(5), [ANSWER]) is None, "it began with this checkpoint"
+    assert known.canary_objection(record(5), [OTHER]) is not None
 
 
 def test_an_answer_that_is_no_number_is_not_noted() -> None:
@@ -115,10 +121,10 @@ def test_an_answer_that_is_no_number_is_not_noted() -> None:
 
 def test_an_answer_that_is_no_number_rejects_a_checkpoint_from_the_second_time_on() -> None:
     known = CheckpointState("run")
-    assert not known.rejects(record(5), (math.nan,))
-    assert not known.rejects(record(6), (math.nan,)), "each is counted for itself"
-    assert known.rejects(record(5), (math.nan,))
-    assert known.rejects(record(7), OTHER), "a number that is wrong rejects at once"
+    assert not known.rejects(record(5), [(math.nan,)])
+    assert not known.rejects(record(6), [(math.nan,)]), "each is counted for itself"
+    assert known.rejects(record(5), [(math.nan,)])
+    assert known.rejects(record(7), [OTHER]), "a number that is wrong rejects at once"
 
 
 def test_what_fails_to_load_twice_is_passed_over_until_the_incident_is_over() -> None:

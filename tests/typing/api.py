@@ -117,7 +117,9 @@ from tinker_recovery.telemetry import (
     redact,
 )
 from tinker_recovery.testing import (
+    DIALECTS,
     Damage,
+    Dialect,
     FaultRule,
     FiredFault,
     LocalTinker,
@@ -456,7 +458,8 @@ assert_type(__version__, str)
 
 
 async def tested(folder: Path) -> None:
-    options: Options = {"long_poll_s": 0.1, "restart": "rollback"}
+    dialects: list[Dialect] = list(DIALECTS)
+    options: Options = {"long_poll_s": 0.1, "restart": "rollback", "dialect": dialects[0]}
     async with LocalTinker(faults=[FaultRule("fail", 7, "optim_step")], **options) as server:
         server.poison(at_step=12, quiet=True)
         server.inject(FaultRule("slow", request="training_run", delay_s=1.0, times=2))
