@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(names.SCOPE)
 _BEING_DELETED = "its deletion was begun"
 
 LOADS_TRIED = 2
-"""How often a checkpoint may fail to load in one incident before the next older is used."""
+"""How often a checkpoint may fail to load, or be replaced meanwhile, before the next is used."""
 
 
 class KnownRun(Protocol):
@@ -94,17 +94,23 @@ class CheckpointState:
         """What an attempt of this process knows of its own requests, after a fault of it."""
         self.confirmed_to: Callable[[str], float] = lambda _: math.inf
         """The last step of an attempt that stays trusted whatever fault is found next."""
+        self.unsettled: Callable[[], Collection[str]] = tuple
+        """Paths that a save of an earlier attempt of this process may still write to."""
         self.skipped: dict[str, str] = {}
         """Checkpoints passed over until the run is recovered, as loading them failed: to reason."""
         self._failed_loads: Counter[str] = Counter()
         self._not_finite: set[str] = set()
 
     def watch(
-        self, first_doubtful_step: Callable[[str], float], confirmed_to: Callable[[str], float]
+        self,
+        first_doubtful_step: Callable[[str], float],
+        confirmed_to: Callable[[str], float],
+        unsettled: Callable[[], Collection[str]],
     ) -> None:
-        """Ask a run under way here, by attempt id, as well as what is kept."""
+        """Ask a run under way here as well as what is kept: the first two by attempt id."""
         self.first_doubtful_step = first_doubtful_step
         self.confirmed_to = confirmed_to
+        self.unsettled = unsettled
 
     @property
     def unusable(self) -> dict[str, str]:
@@ -158,7 +164,10 @@ class CheckpointState:
     def learn_canaries(self, records: Iterable[CheckpointRecord]) -> None:
         """Take over the canary's answers from listed checkpoints, and from the journal's notes."""
         for record in records:
-            said = record.canary or self.noted_canaries.get(record.path)
+            said = record.canary
+            if said is None and record.saved_by == "schedule":
+                # The user may have saved anew under that name since it was noted.
+                said = self.noted_canaries.get(record.path)
             if said is not None:
                 self.canaries.learn(record.attempt, record.step, said)
 
