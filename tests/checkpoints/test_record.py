@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import NOW, stored
+from made import NOW, record, stored
 
 from tinker_recovery import InvalidMetadata, UsageError
 from tinker_recovery.checkpoints import (
@@ -136,3 +136,17 @@ def test_an_empty_checkpoint_is_not_trusted_and_an_unknown_size_says_nothing() -
 def test_saves_are_due_every_n_steps_counted_from_the_runs_beginning() -> None:
     moments = [Moment(step, 0, last_step=step - 1) for step in range(1, 13)]
     assert [each.step for each in moments if EverySteps(4).decide(each).due] == [4, 8, 12]
+
+
+def test_an_entry_is_of_the_same_save_until_another_has_taken_its_place() -> None:
+    before = Listed.of(record(3, saved_by="user", metrics={"loss": float("nan")}))
+    again = Listed.of(record(3, saved_by="user", metrics={"loss": float("nan")}, public=True))
+    assert before.rewritable
+    assert not Listed.of(record(3)).rewritable
+    assert again.has_content_of(before)
+    for changed in (
+        record(3, saved_by="user", metrics={"loss": 1.0}),
+        record(3, saved_by="user", metrics={"loss": float("nan")}, time=NOW),
+        record(3, saved_by="user", metrics={"loss": float("nan")}, size_bytes=11),
+    ):
+        assert not Listed.of(changed).has_content_of(before)

@@ -284,6 +284,23 @@ class Listed:
             return self.record.time
         return None if self.source is None else _aware(self.source.time)
 
+    @property
+    def rewritable(self) -> bool:
+        """Whether another save may take its place: the schedule uses no name twice."""
+        return self.record is None or self.record.saved_by == "user"
+
+    def has_content_of(self, other: Listed) -> bool:
+        """Whether both entries of one path are of the same save: no other has taken its place."""
+        return self._identity() == other._identity()
+
+    def _identity(self) -> tuple[object, ...]:
+        said: object = self.source and self.source.user_metadata
+        if self.record is not None:
+            # As text: a metric that is NaN is equal to itself there. How long it lives, and for
+            # whom, may change; its canary is another save's word.
+            said = repr(self.record.model_dump(exclude={"canary", "expires_at", "public"}))
+        return self.path, self.stored_at, self.size_bytes, said
+
     @classmethod
     def of(cls, record: CheckpointRecord) -> Self:
         """From a record that was read before."""

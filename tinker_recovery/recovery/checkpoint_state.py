@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(names.SCOPE)
 _BEING_DELETED = "its deletion was begun"
 
 LOADS_TRIED = 2
-"""How often a checkpoint may fail to load in one incident before the next older is used."""
+"""How often a checkpoint may fail to load, or be replaced meanwhile, before the next is used."""
 
 
 class KnownRun(Protocol):
@@ -117,17 +117,23 @@ class CheckpointState:
         """What an attempt of this process knows of its own requests, after a fault of it."""
         self.confirmed_to: Callable[[str], float] = lambda _: math.inf
         """The last step of an attempt that stays trusted whatever fault is found next."""
+        self.unsettled: Callable[[], Collection[str]] = tuple
+        """Paths that a save of an earlier attempt of this process may still write to."""
         self.skipped: dict[str, str] = {}
         """Checkpoints passed over until the run is recovered, as loading them failed: to reason."""
         self._failed_loads: Counter[str] = Counter()
         self._not_finite: set[str] = set()
 
     def watch(
-        self, first_doubtful_step: Callable[[str], float], confirmed_to: Callable[[str], float]
+        self,
+        first_doubtful_step: Callable[[str], float],
+        confirmed_to: Callable[[str], float],
+        unsettled: Callable[[], Collection[str]],
     ) -> None:
-        """Ask a run under way here, by attempt id, as well as what is kept."""
+        """Ask a run under way here as well as what is kept: the first two by attempt id."""
         self.first_doubtful_step = first_doubtful_step
         self.confirmed_to = confirmed_to
+        self.unsettled = unsettled
 
     @property
     def unusable(self) -> dict[str, str]:
@@ -189,7 +195,9 @@ class CheckpointState:
             self._know(record.canary_prompt)
         for record in records:
             said, of = record.canary, record.canary_about and record.canary_about.digest
-            if said is None or of != self.prompt.digest:
+            # The user may have saved anew under that name since it was noted.
+            noted = record.saved_by == "schedule"
+            if noted and (said is None or of != self.prompt.digest):
                 said = self.noted_canaries.get(record.path)
                 of = self._noted_prompts.get(record.path)
             if said is not None and of == self.prompt.digest:

@@ -7,6 +7,7 @@ for supervised and watched runs, which differ in the :class:`Ordering` of their 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,9 @@ from typing import Any
 import anyio
 from tinker import types
 
-from tinker_recovery.checkpoints import CheckpointRecord, Listed
+from tinker_recovery.checkpoints import CheckpointRecord, Listed, run_id_unchecked
 from tinker_recovery.checkpoints.canary import ASKED, Answer, answer_of
-from tinker_recovery.errors import NoUsableCheckpoint, OtherWeights
+from tinker_recovery.errors import NoUsableCheckpoint, OtherWeights, StatusUnavailable
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.selection import (
     CheckpointSelection,
@@ -27,9 +28,12 @@ from tinker_recovery.recovery.selection import (
 )
 from tinker_recovery.service import Connection, FromCheckpoint, Origin, Patience
 from tinker_recovery.service.at_work import patiently
+from tinker_recovery.service.listing import list_checkpoints
 from tinker_recovery.service.refusals import is_failed, is_refused
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import names, phase, refuse
+
+logger = logging.getLogger(names.SCOPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,8 @@ class Restore:
         record = None if chosen is None else chosen.record
         good = False
         try:
+            if chosen is not None and await self._was_replaced(chosen):
+                return None
             answers, objection = await self._verify(connection, chosen)
             good = objection is None
         finally:
@@ -177,6 +183,28 @@ class Restore:
             )
         await self._reject(chosen, objection)
         return None
+
+    async def _was_replaced(self, chosen: Listed) -> bool:
+        """Whether another save has taken its place since it was listed: that may have been loaded.
+
+        A save of an attempt that is dead by now, perhaps of a dead process: the service still
+        executes what they had submitted.
+        """
+        if not chosen.rewritable:
+            return False
+        with self._waiting:
+            listed = await list_checkpoints(
+                self._collaborators.reader, run_id_unchecked(chosen.path)
+            )
+        if any(each.path == chosen.path and each.has_content_of(chosen) for each in listed):
+            return False
+        reason = "another save was written to its path while it was loaded"
+        logger.warning("run %s: %s: %s; choosing again", self._run.name, chosen.path, reason)
+        # What the user started from is not what it was: no waiting brings it back.
+        waits = self._run.root is None or chosen.path != self._run.root.path
+        if self._run.checkpoints.note_load_failed(chosen.path, reason) and waits:
+            self._load_error = StatusUnavailable(f"{chosen.path}: {reason}")
+        return True
 
     async def _reject(self, chosen: Listed, reason: str) -> None:
         await self._run.checkpoints.reject(chosen.path, reason, self._collaborators)

@@ -124,13 +124,21 @@ class CheckpointSelection:
         """
         run = self._run
         self.refused.clear()
+        unsettled = run.checkpoints.unsettled()
         unknown: list[Listed] = []
+        last: list[Listed] = []
         async with aclosing(self.order.lists(self.refused)) as lists:
             async for candidates in lists:
                 known = [each for each in candidates if self._can_be_verified(each)]
                 unknown += [each for each in candidates if not self._can_be_verified(each)]
-                if found := await self._first_valid(known, announce=announce):
+                last += [each for each in known if each.path in unsettled]
+                settled = [each for each in known if each.path not in unsettled]
+                if found := await self._first_valid(settled, announce=announce):
                     return found
+        # What may still be replaced is good as long as the load is seen to have read what is listed
+        # here; but by then it may be another, which costs a load.
+        if found := await self._first_valid(last, announce=announce):
+            return found
         if self._may_go_unverified():
             if found := await self._first_valid(unknown, announce=announce):
                 return found

@@ -111,7 +111,9 @@ class SupervisedRun:
         """What is known of its checkpoints."""
         self.rollbacks = RollbackDetector(self)
         """What notices that the service has lost weights."""
-        self.checkpoints.watch(self._first_doubtful_step, self.rollbacks.confirmed_to)
+        self.checkpoints.watch(
+            self._first_doubtful_step, self.rollbacks.confirmed_to, self._unsettled_saves
+        )
         self.skipped: set[int] = set()
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
         self.incident: Fault | None = None
@@ -286,6 +288,11 @@ class SupervisedRun:
             if attempt.id == attempt_id and attempt.faulty
         ]
         return min(steps, default=math.inf)
+
+    def _unsettled_saves(self) -> set[str]:
+        """Paths that a save of an attempt that ended by a fault may still write to."""
+        ended = (attempt.client for attempt in self.attempts if attempt.faulty)
+        return {path for client in ended for path in client.unsettled_saves}
 
     async def is_corrupted(self) -> bool:
         """Ask the service whether it calls the run corrupted; no answer counts as no."""

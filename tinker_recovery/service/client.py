@@ -78,6 +78,7 @@ class SupervisedClient:
         self._doubts: list[tuple[int, BaseException | None]] = []
         self._seen: list[BaseException] = []
         self._forwards_open: set[int] = set()
+        self._own_saves: dict[Future[Any], str] = {}
         self._canary_is_next = False
         self._canary_run: tuple[Future[Any], int] | None = None
         self.failed: list[tuple[str, BaseException]] = []
@@ -121,6 +122,18 @@ class SupervisedClient:
         oldest = self.oldest_open_step
         failed = min((step for step, _ in list(self._doubts)), default=math.inf)
         return failed if oldest is None else min(failed, oldest)
+
+    @property
+    def unsettled_saves(self) -> set[str]:
+        """Paths that a save of the user's may still write to: it is open, or its outcome unknown.
+
+        Those of the schedule write to no path twice.
+        """
+        return {
+            f"tinker://{self._training.model_id}/weights/{name}"
+            for future, name in list(self._own_saves.items())
+            if not _is_settled(future)
+        }
 
     @property
     def unseen_errors(self) -> list[BaseException]:
@@ -311,6 +324,9 @@ class SupervisedClient:
             step = self._step
             metadata = self._hooks.user_metadata(step, user_metadata)
             future = self._training.save_state(name, ttl_seconds, overwrite, metadata)
+            open_saves = self._own_saves.items()
+            self._own_saves = {each: at for each, at in open_saves if not _is_settled(each)}
+            self._own_saves[future.future()] = name
             # A service that loses weights goes back to its last checkpoint, whoever saved it.
             self._submit_canary(record=True)
         return self._watch("save_state", future, None, functools.partial(self._save_ended, step))
@@ -451,3 +467,11 @@ class SupervisedClient:
 
 def _succeeded(future: Future[Any]) -> bool:
     return not future.cancelled() and future.exception() is None
+
+
+def _is_settled(saving: Future[Any]) -> bool:
+    """Whether a save has been carried out, or never will be, by the service's word."""
+    return saving.done() and (
+        _succeeded(saving)
+        or (not saving.cancelled() and isinstance(saving.exception(), tinker.RequestFailedError))
+    )
