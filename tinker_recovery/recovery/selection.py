@@ -105,7 +105,7 @@ class CheckpointSelection:
         self._run = run
         self._events = collaborators.events
         self._waiting = waiting
-        self._inspector = Inspector(collaborators.reader, collaborators.clock)
+        self._inspector = Inspector(collaborators.reader)
         self._compares = policy.canary is not None and not isinstance(want, AtPath | AtStep)
         self.order = order or BranchOrder(run, want, collaborators.reader, waiting)
         """In which order they are tried."""
