@@ -286,6 +286,8 @@ class Collector:
             status = await self._calls.set_ttl(renewal.path, renewal.ttl_s)
             if status is not None and 200 <= status < 300:  # noqa: PLR2004 - HTTP's own numbers
                 done.renewed.append(renewal.path)
+                lasts_s = math.inf if renewal.ttl_s is None else renewal.ttl_s
+                run.checkpoints.note_lifetime(renewal.path, now.timestamp() + lasts_s)
             said = "no answer came" if status is None else f"the service answered {status}"
             lives = "for ever" if renewal.ttl_s is None else f"for {renewal.ttl_s} s more"
             renewed = renewal.path in done.renewed
