@@ -12,7 +12,9 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import certifi
 import pytest
@@ -171,6 +173,20 @@ async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalTinker]:
         yield server
         open_sessions = [key for key, state in server.sessions().items() if state == "active"]
         assert not open_sessions, f"sessions left open at the service: {open_sessions}"
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A server with options of its own, which the environment points to."""
+
+    @asynccontextmanager
+    async def serve(**options: Any) -> AsyncIterator[LocalTinker]:
+        async with LocalTinker(**options) as server:
+            monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
+            monkeypatch.setenv("TINKER_API_KEY", server.api_key)
+            yield server
+
+    return serve
 
 
 @pytest_asyncio.fixture

@@ -37,7 +37,8 @@ All can be pickled and copied, with what they were raised from. Some errors of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 from tinker_recovery.supervision.errors import PortableError
 
@@ -241,3 +242,24 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         current = current.__cause__
+
+
+_VARIES = re.compile(r"[0-9a-f]*[0-9][0-9a-f.]*")
+
+
+def folded(said: Iterable[str]) -> str:
+    """Sentences in their order, joined by semicolons; those that repeat one are counted instead.
+
+    One that differs from an earlier one in numbers and ids alone repeats it ("51 times alike").
+    """
+    alike: dict[str, list[str]] = {}
+    for text in said:
+        alike.setdefault(_VARIES.sub("#", text), []).append(text)
+    return "; ".join(_counted(texts) for texts in alike.values())
+
+
+def _counted(texts: list[str]) -> str:
+    if len(texts) == 1:
+        return texts[0]
+    how = "" if len(set(texts)) == 1 else " alike"
+    return f"{texts[0]} ({len(texts)} times{how})"

@@ -157,7 +157,9 @@ class Supervisor(AsyncContextManagerMixin):
             self._events.streams,
             Notebook(journal) as notebook,
             Recorder(journal, service=endpoint.base_url, heartbeat_s=lease.HEARTBEAT_S) as recorder,
-            StatusReader(endpoint, timeout_s=self.policy.status_timeout_s) as reader,
+            StatusReader(
+                endpoint, timeout_s=self.policy.status_timeout_s, wall=self._clock.wall
+            ) as reader,
             anyio.create_task_group() as group,
         ):
             background = _Background(group)

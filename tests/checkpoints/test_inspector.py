@@ -16,7 +16,6 @@ from tinker import types
 from tinker_recovery import StatusError, StatusRefused, StatusUnavailable
 from tinker_recovery.checkpoints import Finding, Listed, WeightsFacts
 from tinker_recovery.checkpoints.validation import EXPIRY_MARGIN
-from tinker_recovery.clock import Clock
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.inspector import ABOUT_THE_CALLER, NO_SUCH_CALL, Inspector
 from tinker_recovery.service import Endpoint, StatusReader
@@ -40,8 +39,8 @@ class _Refuses(CheckpointCalls):
 @asynccontextmanager
 async def _inspector(error: StatusError) -> AsyncIterator[Inspector]:
     endpoint = Endpoint("http://127.0.0.1:1", SecretStr("tml-x"))
-    async with StatusReader(endpoint) as reader:
-        inspector = Inspector(reader, Clock(wall=NOW.timestamp))
+    async with StatusReader(endpoint, wall=NOW.timestamp) as reader:
+        inspector = Inspector(reader)
         inspector._calls = _Refuses(error)
         yield inspector
 

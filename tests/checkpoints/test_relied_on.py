@@ -83,7 +83,7 @@ async def _left(
     kept = CheckpointPolicy(keep_last=keep_last, save_best=False, max_deletes_per_s=1e6)
     endpoint = Endpoint(URL, SecretStr("tml-x"))
     async with (
-        StatusReader(endpoint, transport=_service(stored)) as reader,
+        StatusReader(endpoint, transport=_service(stored), wall=NOW.timestamp) as reader,
         Notebook(Journal(None, service=URL)) as notebook,
     ):
         collaborators = Collaborators(

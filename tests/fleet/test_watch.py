@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,11 @@ async def test_a_failed_session_counts_and_what_a_supervised_client_saved_says_i
     assert len(received.got) == 1
 
 
+@pytest.mark.parametrize("ours_is_ahead_s", [0.0, 2.0, -3600.0])
 async def test_what_was_stored_after_the_run_was_last_well_is_not_gone_back_to(
-    server: LocalTinker,
+    server: LocalTinker, ours_is_ahead_s: float
 ) -> None:
+    clock = Clock(wall=lambda: time.time() + ours_is_ahead_s)
     service = server.service()
     made = await anyio.to_thread.run_sync(
         lambda: service.create_lora_training_client(MODEL, rank=8, seed=7)
@@ -132,9 +135,12 @@ async def test_what_was_stored_after_the_run_was_last_well_is_not_gone_back_to(
     try:
         await (await anyio.to_thread.run_sync(client.save_state, "good"))
         received = Received()
-        async with Supervisor(quick(), service=server.service) as supervisor:
+        async with Supervisor(quick(), service=server.service, clock=clock) as supervisor:
             watch = supervisor.watch(run_id, on_recovery=received)
             await until(lambda: was_seen_well(watch))
+            if ours_is_ahead_s:
+                # The service dates its replies to a second, so polls have to narrow it down.
+                await asyncio.sleep(1.1)
             server.inject(FaultRule("status", request="training_run", status=500, for_s=60.0))
             await asyncio.sleep(0.1)
             await (await anyio.to_thread.run_sync(client.save_state, "doubtful"))

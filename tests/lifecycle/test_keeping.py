@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -329,11 +330,12 @@ async def test_a_predicate_that_raises_deletes_nothing(local: LocalTinker) -> No
     assert any("ZeroDivisionError" in str(event.fields) for event in events)
 
 
+@pytest.mark.parametrize("ours_is_ahead_s", [0.0, 3600.0, -3600.0])
 async def test_saves_live_as_long_as_the_policy_says_and_the_recovery_point_is_renewed(
-    local: LocalTinker,
+    serving: Callable[..., Any], ours_is_ahead_s: float
 ) -> None:
     wall = [time.time()]
-    clock = Clock(wall=lambda: wall[0])
+    clock = Clock(wall=lambda: wall[0] + ours_is_ahead_s)
     events: list[RecoveryEvent] = []
     given = policy(
         checkpoints=CheckpointPolicy(save_every=6, ttl_s=7200, save_at_end=False),
@@ -343,7 +345,7 @@ async def test_saves_live_as_long_as_the_policy_says_and_the_recovery_point_is_r
     async def training(attempt: Attempt) -> None:
         await train(attempt, steps=STEPS)
         ends = {each.steps: each.expires for each in local.checkpoints(run_id_of(attempt))}
-        assert all(end and 7100 < end - time.time() <= 7200 for end in ends.values())
+        assert all(end and 7100 < end - wall[0] <= 7200 for end in ends.values())
         # An hour and a bit later the newest has less than half of its life left; the other may go.
         await until(lambda: retention_is_scheduled(supervisor))
         wall[0] += 3700.0
@@ -351,8 +353,12 @@ async def test_saves_live_as_long_as_the_policy_says_and_the_recovery_point_is_r
         later = {each.steps: each.expires for each in local.checkpoints(run_id_of(attempt))}
         assert later[6] == ends[6]
         assert (later[12] or 0) > (ends[12] or 0)
+        assert [event.name for event in events].count("checkpoint.renewed") == 1
 
-    async with Supervisor(given, on_event=events.append, journal=None, clock=clock) as supervisor:
+    async with (
+        serving(wall=lambda: wall[0]) as local,
+        Supervisor(given, on_event=events.append, journal=None, clock=clock) as supervisor,
+    ):
         await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
 
 

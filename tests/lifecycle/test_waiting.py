@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -19,20 +18,6 @@ from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 8
 LOAD_S = 1.5
-
-
-@pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """A server with options of its own, which the environment points to."""
-
-    @asynccontextmanager
-    async def serve(**options: Any) -> AsyncIterator[LocalTinker]:
-        async with LocalTinker(**options) as server:
-            monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
-            monkeypatch.setenv("TINKER_API_KEY", server.api_key)
-            yield server
-
-    return serve
 
 
 async def _recovered(events: list[RecoveryEvent], **changes: Any) -> Run:

@@ -31,7 +31,6 @@ from tinker_recovery import (
 )
 from tinker_recovery.checkpoints import Canary, Finding, checkpoint_metadata
 from tinker_recovery.checkpoints.canary import answer_of
-from tinker_recovery.clock import Clock
 from tinker_recovery.journal import Journal, Notebook
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.retention.verifier import CanaryBatch, Progress, Verifier, encode_files
@@ -108,9 +107,7 @@ class Desk:
 
 
 @asynccontextmanager
-async def a_desk(
-    local: LocalTinker, *, limits: Limits | None = None, clock: Clock | None = None
-) -> AsyncIterator[Desk]:
+async def a_desk(local: LocalTinker, *, limits: Limits | None = None) -> AsyncIterator[Desk]:
     endpoint = Endpoint(local.base_url, SecretStr(local.api_key))
     async with (
         StatusReader(endpoint, timeout_s=5.0) as reader,
@@ -121,7 +118,6 @@ async def a_desk(
             TinkerBackend(local.service),
             reader,
             notebook,
-            clock=clock or Clock(),
         )
         verifier = Verifier(collaborators, limits=limits or Limits(close_s=2.0))
         yield Desk(local, verifier, reader)
@@ -401,10 +397,12 @@ async def test_a_service_that_fails_to_load_for_reasons_of_its_own_is_an_error(
         await desk.nothing_is_left()
 
 
-async def test_addresses_about_to_expire_are_signed_again(local: LocalTinker) -> None:
+async def test_addresses_about_to_expire_are_signed_again(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = await saved(local, rank=8)
-    late = Clock(wall=lambda: time.time() + 56 * 60)
-    async with a_desk(local, clock=late) as desk:
+    monkeypatch.setattr(StatusReader, "service_now", lambda _: time.time() + 56 * 60)
+    async with a_desk(local) as desk:
         assert (await desk.bytes(path)).ok
     assert local.stats.by_route["external_weights_urls"] == 3, "once, and once for each file"
 

@@ -89,6 +89,8 @@ class StoredRun:
         attempts: Oldest first.
         leftovers: Tinker run ids of clients that a recovery created and did not hand over.
         checkpoints: Path and step of those that are sound and not deleted, by step.
+        ended_at: When the last of those saved by schedule has come to the end of its lifetime, by
+            our clock in seconds since the epoch; None if they have none, or it is not known.
     """
 
     lineage: str
@@ -100,6 +102,7 @@ class StoredRun:
     attempts: tuple[StoredAttempt, ...]
     leftovers: tuple[str, ...]
     checkpoints: tuple[tuple[str, int], ...]
+    ended_at: float | None = None
 
 
 def select_id(connection: sqlite3.Connection, request: RunRequest) -> int | None:
@@ -136,8 +139,9 @@ def insert_run(connection: sqlite3.Connection, request: RunRequest, now: float) 
 
 def select_run(connection: sqlite3.Connection, run: int) -> StoredRun:
     """What is stored of a run."""
-    lineage, origin, state, detail, start_step, step = connection.execute(
-        "SELECT lineage, origin, state, detail, start_step, step FROM runs WHERE id = ?", (run,)
+    lineage, origin, state, detail, start_step, step, policy = connection.execute(
+        "SELECT lineage, origin, state, detail, start_step, step, policy FROM runs WHERE id = ?",
+        (run,),
     ).fetchone()
     attempts = connection.execute(
         "SELECT attempt, run_id, start_step, parent, ended IS NOT NULL, sound_step, polled_step, "
@@ -170,7 +174,18 @@ def select_run(connection: sqlite3.Connection, run: int) -> StoredRun:
         ),
         tuple(run_id for (run_id,) in created),
         tuple(checkpoints),
+        _ended_at(connection, run, json.loads(policy).get("ttl_s")),
     )
+
+
+def _ended_at(connection: sqlite3.Connection, run: int, ttl_s: float | None) -> float | None:
+    # A lifetime begins with the save, and anew with each renewal.
+    (began,) = connection.execute(
+        "SELECT max(began) FROM (SELECT saved AS began FROM checkpoints WHERE run = ? UNION ALL "
+        "SELECT time FROM events WHERE run = ? AND name = ?)",
+        (run, run, names.EVENT_CHECKPOINT_RENEWED),
+    ).fetchone()
+    return None if ttl_s is None or began is None else float(began) + ttl_s
 
 
 def resume_run(

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 from tinker import types
@@ -38,6 +39,9 @@ from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
+
+SCHEDULED = "step-"
+"""How the names of checkpoints begin that the schedule saved."""
 
 _BEING_DELETED = "its deletion was begun"
 
@@ -102,6 +106,7 @@ class CheckpointState:
         """"Trusted up to": the last step that may be restored, by attempt; no entry, no limit."""
         self.stored: dict[str, tuple[str, int]] = {}
         """Attempt and step of the checkpoints that the service said it has stored, by path."""
+        self._ends: dict[str, float] = {}
         self.canaries = CanaryBook(canary_tolerance)
         """What the canary answered at each checkpoint."""
         self.fingerprints: dict[tuple[str, int], str] = {}
@@ -176,6 +181,29 @@ class CheckpointState:
             for path, (attempt, step) in self.stored.items()
             if attempt == segment.attempt and step <= limit and path not in self.bad
         ]
+
+    def note_lifetime(self, path: str, ends: float) -> None:
+        """A checkpoint ends at this time of the service's, if the schedule saved it.
+
+        How long a save of the user's own lives is for the user to say.
+        """
+        if path.rpartition("/")[2].startswith(SCHEDULED):
+            self._ends[path] = ends
+
+    def ended(self, path: str, *, now_s: float) -> str | None:
+        """That the lifetime of a checkpoint is over, in words; None if it is not, or not known.
+
+        Args:
+            path: The checkpoint.
+            now_s: The service's time.
+        """
+        ends = self._ends.get(path, math.inf)
+        if ends > now_s:
+            return None
+        return (
+            "the service no longer lists it, and its lifetime (ttl_s) ended at "
+            f"{datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M:%S}"
+        )
 
     def path_of(self, attempt: str, step: int) -> str | None:
         """Where the service said it stored the save of an attempt at a step."""

@@ -187,7 +187,9 @@ async def prove(
     if journal is not None and not await anyio.Path(journal).exists():
         journal = None
     backend = TinkerBackend(service)
-    async with StatusReader(await backend.endpoint(), timeout_s=policy.status_timeout_s) as reader:
+    async with StatusReader(
+        await backend.endpoint(), timeout_s=policy.status_timeout_s, wall=clock.wall
+    ) as reader:
         left = await find_left(reader, name, journal)
         if checkpoint is None and left.holder is not None:
             raise left.holder.held(

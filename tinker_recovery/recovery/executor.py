@@ -22,6 +22,7 @@ from tinker_recovery.errors import (
     DeadlineExceeded,
     RecoveryExhausted,
     RecoveryRefused,
+    folded,
 )
 from tinker_recovery.faults import Fault, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Callback
@@ -281,7 +282,7 @@ class Executor:
         exhausted = RecoveryExhausted(
             f"run {run.name!r} was given up after {spent}; the last fault was "
             f"{fault.kind.value} at step {step}; what went wrong, in order: "
-            + "; ".join(f"({n}) {error!r}" for n, error in enumerate(errors, 1)),
+            + folded(repr(error) for error in errors),
             run=run.name,
             errors=errors,
         )

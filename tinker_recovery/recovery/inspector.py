@@ -22,7 +22,6 @@ No answer at all says nothing of any checkpoint and is raised as :class:`StatusU
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
 
 from tinker_recovery.checkpoints import (
     Finding,
@@ -33,7 +32,6 @@ from tinker_recovery.checkpoints import (
     check_weights,
     first_objection,
 )
-from tinker_recovery.clock import Clock
 from tinker_recovery.errors import StatusError, StatusRefused
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.service import StatusReader
@@ -52,9 +50,9 @@ ABOUT_THE_CALLER = frozenset({401, 402, 403})
 class Inspector:
     """Looks at checkpoints of one service; keeps nothing, so every answer is of now."""
 
-    def __init__(self, reader: StatusReader, clock: Clock) -> None:
+    def __init__(self, reader: StatusReader) -> None:
         self._calls = CheckpointCalls(reader.http)
-        self._clock = clock
+        self._reader = reader
 
     async def objection(
         self,
@@ -101,9 +99,10 @@ class Inspector:
             listed: As it is listed; None if it is not.
             recorded_size: Bytes at first sight, if that is known.
         """
-        now = datetime.fromtimestamp(self._clock.wall(), UTC)
         entries = {} if listed is None else {path: listed}
-        return check_listing(path, entries, now=now, recorded_size=recorded_size)
+        return check_listing(
+            path, entries, now=self._reader.service_date(), recorded_size=recorded_size
+        )
 
     async def weights(
         self, path: str, run: WeightsFacts, *, relied_on: bool = False

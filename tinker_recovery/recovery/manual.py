@@ -76,7 +76,9 @@ async def recover_from_checkpoint(
     """
     backend = TinkerBackend(service)
     step: int | None = None
-    async with StatusReader(await backend.endpoint(), timeout_s=status_timeout_s) as reader:
+    async with StatusReader(
+        await backend.endpoint(), timeout_s=status_timeout_s, wall=clock.wall
+    ) as reader:
         try:
             record = await find_checkpoint(reader, path)
         except NoUsableCheckpoint:
@@ -84,7 +86,7 @@ async def recover_from_checkpoint(
             record = None
         if record is not None:
             # What the user names is taken whatever its metadata says, if it can still be loaded.
-            listing = Inspector(reader, clock).listing(path, Listed.of(record))
+            listing = Inspector(reader).listing(path, Listed.of(record))
             if not listing.ok:
                 raise NoUsableCheckpoint(f"{path}: {listing.reason}")
             step = record.step

@@ -161,6 +161,10 @@ async def snapshot_of(
         for path, step in found.checkpoints
         if (run_id := run_id_unchecked(path)) in by_run
     }
+    if found.ended_at is not None:
+        ended_at = found.ended_at + reader.http.clock.ahead_s
+        for path in known.stored:
+            known.note_lifetime(path, ended_at)
     listed: dict[str, list[CheckpointRecord]] = {}
     branch = on_branch(segments)
     # Only "better than every save so far" has to know all of them.

@@ -7,6 +7,7 @@ first, and an older one listed only if nothing on the newer can be used.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -27,13 +28,20 @@ from tinker_recovery.checkpoints import (
     with_canaries,
 )
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import NoUsableCheckpoint, StatusUnavailable
+from tinker_recovery.errors import NoUsableCheckpoint, StatusUnavailable, folded
 from tinker_recovery.recovery.checkpoint_state import KnownRun
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.inspector import Inspector
 from tinker_recovery.service import Origin, StatusReader
 from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
 from tinker_recovery.telemetry import names, phase, refuse
+
+logger = logging.getLogger(names.SCOPE)
+
+_WAY_OUT = (
+    "`tinker-recovery abandon {}` frees the name for a new start, and from_checkpoint= starts from "
+    "a checkpoint that you name"
+)
 
 
 class RestorableRun(KnownRun, Protocol):
@@ -105,7 +113,7 @@ class CheckpointSelection:
         self._run = run
         self._events = collaborators.events
         self._waiting = waiting
-        self._inspector = Inspector(collaborators.reader, collaborators.clock)
+        self._inspector = Inspector(collaborators.reader)
         self._may_compare = not isinstance(want, AtPath | AtStep)
         self.order = order or BranchOrder(run, want, collaborators.reader, waiting)
         """In which order they are tried."""
@@ -149,7 +157,8 @@ class CheckpointSelection:
         if self.refused:
             raise NoUsableCheckpoint(
                 f"run {run.name!r} has checkpoints, and none can be used: "
-                + "; ".join(f"{path}: {reason}" for path, reason in self.refused.items())
+                + folded(f"{path}: {reason}" for path, reason in self.refused.items())
+                + (f"; {_WAY_OUT.format(run.name)}" if run.origin is not None else "")
             )
         if announce and run.origin is not None:
             self._announce(None, f"no checkpoint yet: the run starts over at step {run.start_step}")
@@ -274,7 +283,13 @@ class BranchOrder:
                 listed = await list_checkpoints(self._reader, segment.run_id)
             trusted = min(limit, known.trusted_to(segment.attempt))
             stored = known.stored_on(segment, trusted)
-            if stored and not listed:
+            now_s = self._reader.service_now()
+            ended = {path: why for path in stored if (why := known.ended(path, now_s=now_s))}
+            if not listed:
+                refused |= ended
+                if ended:
+                    logger.warning("run %s: %s", self._run.name, folded(ended.values()))
+            if len(stored) > len(ended) and not listed:
                 # An empty answer for a run that has saved is the service's trouble, and no
                 # reason to begin again at step 0.
                 raise StatusUnavailable(

@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from tinker_recovery.checkpoints import (
@@ -99,7 +99,8 @@ class CollectionResult:
         failed: Path and reason of each deletion that did not succeed, to be tried again.
         renewed: Paths whose lifetime was renewed.
         kept: Checkpoints left.
-        next_at: Seconds since the epoch at which the next thing is due; infinite for none.
+        next_at: When the next thing is due, by our clock in seconds since the epoch; infinite for
+            none.
     """
 
     deleted: dict[str, int | None] = field(default_factory=dict)
@@ -125,7 +126,7 @@ class Collector:
         self._clock = collaborators.clock
         self._policy = collaborators.policy.checkpoints
         self._calls = CheckpointCalls(self._reader.http)
-        self._inspector = Inspector(self._reader, self._clock)
+        self._inspector = Inspector(self._reader)
         self._verifier = Verifier(collaborators)
         self._keeps_alive = keeps_alive
         self._whole: set[str] = set()
@@ -287,6 +288,8 @@ class Collector:
             status = await self._calls.set_ttl(renewal.path, renewal.ttl_s)
             if status is not None and 200 <= status < 300:  # noqa: PLR2004 - HTTP's own numbers
                 done.renewed.append(renewal.path)
+                lasts_s = math.inf if renewal.ttl_s is None else renewal.ttl_s
+                run.checkpoints.note_lifetime(renewal.path, now.timestamp() + lasts_s)
             said = "no answer came" if status is None else f"the service answered {status}"
             lives = "for ever" if renewal.ttl_s is None else f"for {renewal.ttl_s} s more"
             renewed = renewal.path in done.renewed
@@ -359,7 +362,9 @@ class Collector:
         retries = [
             entry.retry_at_s for entry in outlook.ledger.entries.values() if entry.state == "failed"
         ]
-        lives = [renewal.at.timestamp() for renewal in outlook.renewals]
+        # By our clock, which the loop that waits for it goes by.
+        ahead_s = self._reader.http.clock.ahead_s
+        lives = [renewal.at.timestamp() - ahead_s for renewal in outlook.renewals]
         return min([*retries, *(lives if self._keeps_alive else [])], default=math.inf)
 
     async def _forget(self, outlook: CollectionPlan) -> None:
@@ -375,7 +380,7 @@ class Collector:
             await self._notebook.forget(gone)
 
     def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.wall(), UTC)
+        return self._reader.service_date()
 
 
 def _is_doubtful(record: CheckpointRecord, known: CheckpointState) -> bool:

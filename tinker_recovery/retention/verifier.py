@@ -94,7 +94,7 @@ class Verifier:
         self.collaborators = collaborators
         self.limits = limits
         self.calls = CheckpointCalls(collaborators.reader.http)
-        self._inspector = Inspector(collaborators.reader, collaborators.clock)
+        self._inspector = Inspector(collaborators.reader)
 
     async def verify(
         self,
@@ -298,7 +298,7 @@ class _Look:
                         Path(folder),
                         calls=calls,
                         limits=limits,
-                        clock=self._collaborators.clock,
+                        now=self._collaborators.reader.service_date,
                         received=lambda done: self._progress(Progress("downloading", done, total)),
                     ).files()
             except Exception as error:

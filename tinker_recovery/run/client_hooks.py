@@ -126,6 +126,8 @@ class AttemptHooks:
         """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
         run, scope = self._run, self._scope
         run.checkpoints.stored[path] = scope.id, step
+        if (ttl_s := run.policy.checkpoints.ttl_s) is not None:
+            run.checkpoints.note_lifetime(path, run.collaborators.reader.service_now() + ttl_s)
         run.checkpoints.write_canary(scope.id, step, run.collaborators)
         # A save queued behind a request that failed is stored all the same, and is no progress.
         sound = not scope.faulty and step <= scope.client.first_doubtful_step

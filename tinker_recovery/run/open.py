@@ -167,6 +167,7 @@ def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:
         "checkpoint_strategy": policy.checkpoint_strategy,
         "strategy": policy.checkpoints.strategy,
         "save_every": policy.checkpoints.save_every,
+        "ttl_s": policy.checkpoints.ttl_s,
     }
 
 

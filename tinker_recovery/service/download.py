@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import anyio
@@ -19,7 +19,6 @@ import httpx
 import stamina
 from opentelemetry import context
 
-from tinker_recovery.clock import Clock
 from tinker_recovery.errors import StatusRefused, StatusUnavailable
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls, SignedFiles
 from tinker_recovery.service.export import Limits
@@ -76,7 +75,7 @@ class Download:
         folder: Where to write the files.
         calls: Gives the signed URLs.
         limits: How long it may take.
-        clock: The wall clock, for the expiry of URLs.
+        now: The service's date, for the expiry of URLs.
         received: Called with the progress.
     """
 
@@ -87,14 +86,14 @@ class Download:
         *,
         calls: CheckpointCalls,
         limits: Limits,
-        clock: Clock,
+        now: Callable[[], datetime],
         received: Received,
     ) -> None:
         self._path = path
         self._folder = folder
         self._calls = calls
         self._limits = limits
-        self._clock = clock
+        self._now = now
         self._received = received
         self._done = 0
 
@@ -145,8 +144,7 @@ class Download:
 
     async def _renewed(self, signed: SignedFiles, *, force: bool) -> SignedFiles:
         """The URLs, renewed if they expire soon, or by force; the export's lifetime with them."""
-        now = datetime.fromtimestamp(self._clock.wall(), UTC)
-        if not force and now < signed.expires - RENEW_BEFORE:
+        if not force and self._now() < signed.expires - RENEW_BEFORE:
             return signed
         await self._calls.set_ttl(self._path, TTL_S)
         return await self._calls.signed_files(self._path)

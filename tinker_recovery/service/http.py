@@ -18,11 +18,14 @@ import tinker
 
 from tinker_recovery.errors import StatusRefused, StatusUnavailable
 from tinker_recovery.service.base import Endpoint
+from tinker_recovery.service.service_clock import ServiceClock
 
 _T = TypeVar("_T")
 _LATER = frozenset({408, 409, 425, 429})
 _OUT_OF_REACH = frozenset({502, 503, 504})
 """What a proxy answers for a service that is down; other codes come from the service itself."""
+
+_SENT = "tinker_recovery.sent_s"
 
 _JWT_LIFETIME_S = 300.0
 _UNAUTHORIZED = 401
@@ -132,6 +135,7 @@ class ServiceHttp:
         endpoint: Where the service is.
         timeout_s: Deadline of one request, retries included, in seconds.
         transport: Instead of the network, for tests.
+        wall: Our clock, in seconds since the epoch.
     """
 
     def __init__(
@@ -140,8 +144,11 @@ class ServiceHttp:
         *,
         timeout_s: float,
         transport: httpx.AsyncBaseTransport | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.endpoint = endpoint
+        self.clock = ServiceClock(wall)
+        """The service's clock, as its replies tell it."""
         self.unreachable: Unreachable = _ignore
         """Called as soon as a request finds the service out of reach, even if a retry then
         succeeds."""
@@ -156,7 +163,14 @@ class ServiceHttp:
             timeout=timeout_s,
             transport=transport,
             verify=tls(),
+            event_hooks={"request": [self._note_sent], "response": [self._note_reply]},
         )
+
+    async def _note_sent(self, request: httpx.Request) -> None:
+        request.extensions = {**request.extensions, _SENT: self.clock.wall()}
+
+    async def _note_reply(self, reply: httpx.Response) -> None:
+        self.clock.note_reply(reply.headers.get("Date"), sent_s=reply.request.extensions[_SENT])
 
     async def aclose(self) -> None:
         """Close the connections."""

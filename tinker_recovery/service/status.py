@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
 import httpx
@@ -91,6 +93,7 @@ class StatusReader:
         endpoint: The service.
         timeout_s: Deadline of one request, retries included, in seconds.
         transport: Instead of the network, for tests.
+        wall: Our clock, in seconds since the epoch.
     """
 
     def __init__(
@@ -99,9 +102,18 @@ class StatusReader:
         *,
         timeout_s: float = 10.0,
         transport: httpx.AsyncBaseTransport | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        self.http = ServiceHttp(endpoint, timeout_s=timeout_s, transport=transport)
+        self.http = ServiceHttp(endpoint, timeout_s=timeout_s, transport=transport, wall=wall)
         """Its HTTP client, also for other requests."""
+
+    def service_now(self) -> float:
+        """The service's time, in seconds since the epoch: what its dates are compared with."""
+        return self.http.clock.now()
+
+    def service_date(self) -> datetime:
+        """The same as a date, in UTC."""
+        return datetime.fromtimestamp(self.service_now(), UTC)
 
     async def __aenter__(self) -> Self:
         return self
@@ -174,6 +186,8 @@ class StatusReader:
             if error.status_code == _NOT_FOUND:
                 return []
             raise
+        for listed in reply.checkpoints:
+            self.http.clock.note_listed(listed.time.timestamp())
         return list(reply.checkpoints)
 
     def runs(self) -> AsyncIterator[types.TrainingRun]:

@@ -110,7 +110,8 @@ class PolledWatch:
         self.on_recovery = on_recovery
         """The user's callback, which gets the new client."""
         self.last_good: float | None = None
-        """When its status was last seen to be good, in seconds since the epoch."""
+        """When its status was last seen to be good, by the service's clock in seconds since the
+        epoch."""
         self.run: WatchedRun | None = None
         """What its recoveries need, from the first fault on."""
         self._watches = watches
@@ -137,7 +138,7 @@ class PolledWatch:
         if status.corrupted:
             self._report(Kind.CORRUPTED)
         else:
-            self.last_good = self._watches.collaborators.clock.wall()
+            self.last_good = self._watches.collaborators.reader.service_now()
 
     def note_session_failed(self, run_id: str, message: str) -> None:
         """The service has failed the session of the run."""

@@ -89,9 +89,11 @@ class Context:
         for each in listed:
             if each.record is not None:
                 of.setdefault(each.record.lineage, []).append(each.record)
-        known = await self._known_lineages()
+        known, now = await self._known_lineages(), self.collaborators.reader.service_date()
         return [
-            await self._known(*known[lineage]) if lineage in known else _unknown(lineage, records)
+            await self._known(*known[lineage])
+            if lineage in known
+            else _unknown(lineage, records, now)
             for lineage, records in of.items()
         ]
 
@@ -132,12 +134,12 @@ class Context:
         return replace(snapshot, protected=parents)
 
 
-def _unknown(lineage: str, records: Sequence[CheckpointRecord]) -> RunSnapshot:
+def _unknown(lineage: str, records: Sequence[CheckpointRecord], now: datetime) -> RunSnapshot:
     """A run trained on another machine, perhaps at this moment.
 
     It may descend from any of the recent ones, and the listing does not say from which.
     """
-    recent = datetime.now(UTC) - MIN_AGE
+    recent = now - MIN_AGE
     young = {
         record.path: "saved less than a day ago by a run that is not in this machine's journal"
         for record in records
