@@ -27,7 +27,7 @@ def test_an_attempt_is_trusted_up_to_the_lowest_of_all_that_was_said_of_it(
     limits: list[float], doubtful: float
 ) -> None:
     known = CheckpointState("run")
-    known.watch(lambda attempt: doubtful if attempt == "a" else math.inf, lambda _: math.inf)
+    known.watch(lambda attempt: doubtful if attempt == "a" else math.inf, lambda _: math.inf, set)
     for limit in limits:
         known.distrust("a", limit)
     assert known.trusted_to("a") == min([*limits, doubtful])
@@ -37,8 +37,9 @@ def test_an_attempt_is_trusted_up_to_the_lowest_of_all_that_was_said_of_it(
 def test_a_run_is_asked_for_both_limits_of_its_own_attempts() -> None:
     known = CheckpointState("run")
     assert (known.first_doubtful_step("a"), known.confirmed_to("a")) == (math.inf, math.inf)
-    known.watch({"a": 3.0}.__getitem__, {"a": 1.0}.__getitem__)
+    known.watch({"a": 3.0}.__getitem__, {"a": 1.0}.__getitem__, lambda: {path("a", 4)})
     assert (known.first_doubtful_step("a"), known.confirmed_to("a")) == (3.0, 1.0)
+    assert known.unsettled() == {path("a", 4)}
 
 
 def _stored() -> CheckpointState:
