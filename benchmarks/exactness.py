@@ -102,7 +102,9 @@ def work(cases: Sequence[Case]) -> list[Outcome]:
     for name in ("tinker", "asyncio", "httpx"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     # Its warnings are listened to, and not printed.
-    logging.getLogger("tinker_recovery").propagate = False
+    ours = logging.getLogger("tinker_recovery")
+    ours.propagate = False
+    ours.addHandler(logging.NullHandler())
     warnings.simplefilter("ignore", ResourceWarning)
     return anyio.run(functools.partial(play_all, cases, at_once=AT_ONCE))
 
