@@ -69,10 +69,10 @@ class Outcome:
     violation: str
 
 
-def draw(chance: random.Random) -> Plan:
-    """A random plan of three to six deaths."""
+def draw(chance: random.Random, *, short: bool = False) -> Plan:
+    """A random plan of three to six deaths, or of two."""
     deaths: list[str | float] = []
-    for _ in range(chance.randint(3, 6)):
+    for _ in range(2 if short else chance.randint(3, 6)):
         kind = chance.choice(("timer", "timer", "event", "commit", "committed", "step"))
         if kind == "timer":
             deaths.append(chance.uniform(0.0, 0.6))

@@ -7,7 +7,8 @@ import atexit
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -36,6 +37,19 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the bars on the last line")
     keep_no_state()
     return parser.parse_args()
+
+
+def rounds(most: int, *, within_s: float | None, least: int = 2) -> Iterator[int]:
+    """Count rounds, up to ``most``, and begin none after ``within_s`` seconds.
+
+    So ``--quick`` ends in time on a slow machine as well, with fewer rounds, but never fewer than
+    ``least``.
+    """
+    began = time.monotonic()
+    for done in range(most):
+        if within_s is not None and done >= least and time.monotonic() - began > within_s:
+            return
+        yield done
 
 
 def keep_no_state() -> None:

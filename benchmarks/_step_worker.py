@@ -1,7 +1,7 @@
 """A process that trains blocks of steps on request, with tracing exported or without an SDK.
 
 A process can have only one tracer provider, so each contestant of ``step_overhead.py`` has its own
-process. Every line on stdin requests a block; the reply is the seconds it took.
+process. Every line on stdin requests a block; the reply is the seconds that a step of it took.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tinker_recovery import Supervisor
 from tinker_recovery.telemetry import configure_tracing
 
 
-async def main(endpoint: str | None) -> None:
+async def main(steps: int, endpoint: str | None) -> None:
     """Serve until stdin is closed."""
     export = None
     if endpoint is not None:
@@ -28,7 +28,7 @@ async def main(endpoint: str | None) -> None:
         async for attempt in supervisor.attempts(base_model="bench", rank=8, seed=1):
             async with attempt:
                 while await anyio.to_thread.run_sync(sys.stdin.readline):
-                    seconds = await block(attempt.client)
+                    seconds = await block(attempt.client, steps)
                     if export is not None:
                         await anyio.to_thread.run_sync(export.flush)
                     print(seconds, flush=True)
@@ -37,4 +37,4 @@ async def main(endpoint: str | None) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1] if len(sys.argv) > 1 else None)
+    anyio.run(main, int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)

@@ -10,7 +10,8 @@ ask for a sample of the runs, and the figures are scaled to all.
 - bytes per run: what tracemalloc counts for 10,000 watches and their state;
 - detection lag: from a run's corruption to its detection by a Supervisor at its own pace. The
   others detect it within their interval and the time of their cycle;
-- 500 poisoned at once: all are recovered, never more at once than the policy allows.
+- 500 poisoned at once (100 with --quick): all are recovered, never more at once than the policy
+  allows.
 
     python benchmarks/fleet.py [--quick] [--json]
 """
@@ -46,7 +47,7 @@ from tinker_recovery.telemetry import EventSink, names
 from tinker_recovery.testing import LocalTinkerProcess
 
 RUNS = 10_000
-POISONED = 500
+POISONED, QUICK_POISONED = 500, 100
 BOUND = 8
 MOST_REQUESTS = 110
 CHEAPER = 20.0
@@ -189,7 +190,7 @@ class Incident:
 async def corrupted(
     server: LocalTinkerProcess, run_ids: list[str], saved: list[str], *, singles: int, poll_s: float
 ) -> Incident:
-    """Corrupt a few runs, one at a time, then five hundred at once."""
+    """Corrupt a few of the saved runs, one at a time, then all the others at once."""
     seen = Recoveries()
     policy = RecoveryPolicy(
         enabled=True, poll_interval_s=poll_s, max_concurrent_recoveries=BOUND, backoff_s=1.0
@@ -197,7 +198,7 @@ async def corrupted(
     lags: list[float] = []
     async with Supervisor(policy, service=seen.service, on_event=seen.heard) as supervisor:
         watches = {each: supervisor.watch(each, on_recovery=seen.handed_over) for each in run_ids}
-        single, many = saved[:singles], saved[singles : singles + POISONED]
+        single, many = saved[:singles], saved[singles:]
         async with anyio.create_task_group() as group:
             for run_id in single:
                 group.start_soon(_one, server, run_id, seen, poll_s * random.random(), lags)
@@ -240,18 +241,19 @@ async def main(*, quick: bool) -> list[Bar]:
     """Measure, print the tables, return the bars."""
     poll_s = 5.0 if quick else 10.0
     singles = 3 if quick else 10
+    poisoned = QUICK_POISONED if quick else POISONED
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
         async with LocalTinkerProcess(Path(folder)) as server:
             os.environ.update(TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key)
             trust_little(Path(folder, "one.pem"))
             saved: list[str] = []
-            while len(saved) < POISONED + singles:
-                saved += await server.add_runs(min(50, POISONED + singles - len(saved)), saved=True)
+            while len(saved) < poisoned + singles:
+                saved += await server.add_runs(min(50, poisoned + singles - len(saved)), saved=True)
             run_ids = [*saved, *await server.add_runs(RUNS - len(saved))]
             random.shuffle(run_ids)
             say(f"{RUNS} runs are listed")
             costs, used = await watching(
-                server, run_ids, rounds=3, sample=200 if quick else RUNS // 4
+                server, run_ids, rounds=3, sample=100 if quick else RUNS // 4
             )
             say("the cost of a look is measured")
             incident = await corrupted(server, run_ids, saved, singles=singles, poll_s=poll_s)
@@ -270,7 +272,7 @@ async def main(*, quick: bool) -> list[Bar]:
         [name, f"{statistics.median(lags):.2f}", f"{max(lags):.2f}"]
         for name, lags in (
             (f"ours, {singles} runs by themselves", incident.single_lags_s),
-            (f"ours, {POISONED} at once", incident.mass_lags_s or [float("inf")]),
+            (f"ours, {poisoned} at once", incident.mass_lags_s or [float("inf")]),
         )
     ]
     for way in ("one after the other", "gathered"):
@@ -279,7 +281,7 @@ async def main(*, quick: bool) -> list[Bar]:
             [f"{way} (by its cycle)", f"{(poll_s + cycle) / 2:.2f}", f"{poll_s + cycle:.2f}"]
         )
     table(["", "median s", "worst s"], rows)
-    print(f"\n{POISONED} at once: back after {incident.wall_s:.1f} s, {incident.unrecovered} left")
+    print(f"\n{poisoned} at once: back after {incident.wall_s:.1f} s, {incident.unrecovered} left")
     for line in incident.told:
         print(f"  {line}")
     cheapest = min(costs["one after the other"].cpu_s, costs["gathered"].cpu_s)

@@ -9,6 +9,8 @@ The cost of tracing is measured the same way, between two processes: one exports
 OTLP receiver over gRPC, the other has no OpenTelemetry SDK configured.
 
     python benchmarks/step_overhead.py [--quick] [--json]
+
+With --quick the blocks are shorter, and there are as many as fit into the time.
 """
 
 from __future__ import annotations
@@ -26,14 +28,17 @@ import anyio
 import anyio.to_thread
 import tinker
 from _receiver import grpc_receiver
-from _report import Bar, arguments, bars, table
+from _report import Bar, arguments, bars, rounds, table
 from tinker import types
 
 from tinker_recovery import CheckpointPolicy, RecoveryPolicy, SupervisedClient, Supervisor
 from tinker_recovery.testing import LocalTinker
 
 ADAM = types.AdamParams(learning_rate=1e-3)
-BLOCK = 25
+BLOCK, QUICK_BLOCK = 25, 10
+PAIRS = 240
+QUICK_S = 14.0
+"""Seconds for each of the two comparisons with --quick."""
 LIMIT = 1.02
 TRACING_LIMIT = 1.03
 
@@ -60,15 +65,15 @@ def policy() -> RecoveryPolicy:
     )
 
 
-async def block(client: tinker.TrainingClient | SupervisedClient) -> float:
-    """Seconds for one block of steps."""
+async def block(client: tinker.TrainingClient | SupervisedClient, steps: int) -> float:
+    """Seconds a step, over one block of them."""
     began = time.perf_counter()
-    for _ in range(BLOCK):
+    for _ in range(steps):
         forward = client.forward_backward(DATA, "cross_entropy")
         update = client.optim_step(ADAM)
         await forward
         await update
-    return time.perf_counter() - began
+    return (time.perf_counter() - began) / steps
 
 
 def _ratio(over: list[float], under: list[float]) -> float:
@@ -79,15 +84,16 @@ def _rows(times: dict[str, list[float]]) -> list[list[str]]:
     return [
         [
             name,
-            f"{statistics.median(seconds) / BLOCK * 1e3:.3f} ms",
-            f"{min(seconds) / BLOCK * 1e3:.3f} ms",
+            f"{statistics.median(seconds) * 1e3:.3f} ms",
+            f"{min(seconds) * 1e3:.3f} ms",
         ]
         for name, seconds in times.items()
     ]
 
 
-async def supervision(pairs: int) -> dict[str, list[float]]:
-    """Seconds of each block, bare and supervised."""
+async def supervision(*, quick: bool) -> dict[str, list[float]]:
+    """Seconds a step of each block, bare and supervised."""
+    steps = QUICK_BLOCK if quick else BLOCK
     service = tinker.ServiceClient()
     pending = await anyio.to_thread.run_sync(
         lambda: service.create_lora_training_client("bench", rank=8, seed=1)
@@ -102,17 +108,18 @@ async def supervision(pairs: int) -> dict[str, list[float]]:
                     "supervised": attempt.client,
                 }
                 for client in clients.values():
-                    await block(client)
-                for _ in range(pairs):
+                    await block(client, steps)
+                for _ in rounds(PAIRS, within_s=QUICK_S if quick else None):
                     for name in random.sample(list(clients), 2):
-                        times[name].append(await block(clients[name]))
+                        times[name].append(await block(clients[name], steps))
     await service.close("success")
     return times
 
 
-def tracing(pairs: int) -> tuple[dict[str, list[float]], int]:
-    """Seconds of each block, without an SDK and with traces exported; and the spans received."""
-    worker = [sys.executable, str(Path(__file__).with_name("_step_worker.py"))]
+def tracing(*, quick: bool) -> tuple[dict[str, list[float]], int]:
+    """Seconds a step of each block, without an SDK and traced; and the spans received."""
+    steps = str(QUICK_BLOCK if quick else BLOCK)
+    worker = [sys.executable, str(Path(__file__).with_name("_step_worker.py")), steps]
     times: dict[str, list[float]] = {"supervised, no SDK": [], "supervised, traced": []}
     with grpc_receiver() as received, ExitStack() as stack:
         workers = {
@@ -125,7 +132,7 @@ def tracing(pairs: int) -> tuple[dict[str, list[float]], int]:
         }
         for process in workers.values():
             _ask(process)
-        for _ in range(pairs):
+        for _ in rounds(PAIRS, within_s=QUICK_S if quick else None):
             for name in random.sample(list(workers), 2):
                 times[name].append(_ask(workers[name]))
         for process in workers.values():
@@ -143,14 +150,13 @@ def _ask(worker: subprocess.Popen[str]) -> float:
 
 async def main(*, quick: bool) -> list[Bar]:
     """Measure, print the tables, return the bars."""
-    pairs = 60 if quick else 240
     async with LocalTinker() as server:
         os.environ.update(
             TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key, TINKER_TELEMETRY="0"
         )
-        times = await supervision(pairs)
-        table([f"step ({pairs} pairs of {BLOCK})", "median", "fastest"], _rows(times))
-        traced, spans = await anyio.to_thread.run_sync(tracing, pairs)
+        times = await supervision(quick=quick)
+        table([f"step ({len(times['bare'])} pairs of blocks)", "median", "fastest"], _rows(times))
+        traced, spans = await anyio.to_thread.run_sync(lambda: tracing(quick=quick))
         print()
         table([f"step ({spans} spans exported)", "median", "fastest"], _rows(traced))
     plain, exported = traced.values()
