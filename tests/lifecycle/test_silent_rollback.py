@@ -64,6 +64,7 @@ async def final(server: LocalTinkerProcess, supervisor: Supervisor) -> RunState:
     return await server.run_state(run.segments[-1].run_id)
 
 
+@pytest.mark.timeout(180)  # the server is started twice, in processes of its own
 @pytest.mark.parametrize("when", ["training", "saving", "idle", "idle for longer than a poll"])
 async def test_a_service_killed_and_back_with_older_weights_costs_no_bit_with_default_settings(
     local: LocalTinker, dying: LocalTinkerProcess, when: str
