@@ -260,19 +260,21 @@ async def test_the_last_look_at_the_weights_ends_with_the_deadline_of_a_restore(
 
 
 @pytest.mark.parametrize(
-    ("refused", "lasted_s", "starts"),
+    ("refused", "lasted_s", "on_outage", "starts"),
     [
-        (True, 0.0, [0, 5]),
-        (False, 0.0, [0]),
-        (False, LONG_S - 0.1, [0]),
-        (False, LONG_S, [0, 5]),
+        (True, 0.0, "recover", [0, 5]),
+        (False, 0.0, "recover", [0]),
+        (False, LONG_S - 0.1, "recover", [0]),
+        (False, LONG_S, "recover", [0, 5]),
+        (True, 0.0, "warn", [0]),
     ],
 )
 async def test_an_outage_met_with_requests_under_way_is_gone_back_from_if_it_may_be_a_restart(
-    local: LocalTinker, lasted_s: float, starts: list[int], *, refused: bool
+    local: LocalTinker, lasted_s: float, on_outage: str, starts: list[int], *, refused: bool
 ) -> None:
     """They may have been applied to older weights; else the canary says that nothing is lost."""
     expected = await undisturbed_state(local, steps=STEPS)
+    events: list[RecoveryEvent] = []
     passed_s = 0.0
 
     async def loop(attempt: Attempt) -> None:
@@ -293,8 +295,11 @@ async def test_an_outage_met_with_requests_under_way_is_gone_back_from_if_it_may
 
     clock = Clock(monotonic=lambda: time.monotonic() + passed_s)
     with anyio.fail_after(60):
-        async with Supervisor(default(poll_interval_s=0.2), clock=clock) as supervisor:
+        given = default(poll_interval_s=0.2, on_outage=on_outage)
+        async with Supervisor(given, clock=clock, on_event=events.append) as supervisor:
             await supervisor.run(loop, **START)
     (run,) = supervisor.runs
     assert [attempt.start_step for attempt in run.attempts] == starts
+    said = [event for event in events if event.name == UNKNOWN]
+    assert len(said) == (on_outage == "warn")
     assert local.run_state(run.segments[-1].run_id) == expected
