@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from loops import ADAM, MODEL, SEED, batch, train, undisturbed_state, until
 from tinker_recovery import (
     Attempt,
     CheckpointPolicy,
+    Clock,
     Kind,
     RecoveryEvent,
     RecoveryPolicy,
     Supervisor,
 )
 from tinker_recovery.errors import StatusUnavailable
+from tinker_recovery.run.rollback_detector import LONG_S
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.status import StatusReader
 from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess, RunState
@@ -61,6 +64,7 @@ async def final(server: LocalTinkerProcess, supervisor: Supervisor) -> RunState:
     return await server.run_state(run.segments[-1].run_id)
 
 
+@pytest.mark.timeout(180)  # the server is started twice, in processes of its own
 @pytest.mark.parametrize("when", ["training", "saving", "idle", "idle for longer than a poll"])
 async def test_a_service_killed_and_back_with_older_weights_costs_no_bit_with_default_settings(
     local: LocalTinker, dying: LocalTinkerProcess, when: str
@@ -253,3 +257,49 @@ async def test_the_last_look_at_the_weights_ends_with_the_deadline_of_a_restore(
     with anyio.fail_after(20):
         async with Supervisor(given) as supervisor:
             await supervisor.run(loop, **START)
+
+
+@pytest.mark.parametrize(
+    ("refused", "lasted_s", "on_outage", "starts"),
+    [
+        (True, 0.0, "recover", [0, 5]),
+        (False, 0.0, "recover", [0]),
+        (False, LONG_S - 0.1, "recover", [0]),
+        (False, LONG_S, "recover", [0, 5]),
+        (True, 0.0, "warn", [0]),
+    ],
+)
+async def test_an_outage_met_with_requests_under_way_is_gone_back_from_if_it_may_be_a_restart(
+    local: LocalTinker, lasted_s: float, on_outage: str, starts: list[int], *, refused: bool
+) -> None:
+    """They may have been applied to older weights; else the canary says that nothing is lost."""
+    expected = await undisturbed_state(local, steps=STEPS)
+    events: list[RecoveryEvent] = []
+    passed_s = 0.0
+
+    async def loop(attempt: Attempt) -> None:
+        nonlocal passed_s
+        for step in range(attempt.start_step, STEPS):
+            if attempt.number == 1 and step == 8:
+                local.inject(FaultRule("slow", request="retrieve_future", delay_s=0.5, times=2))
+                async with anyio.create_task_group() as group:
+                    group.start_soon(one_step, attempt, step)
+                    await until(lambda: attempt.client.open_requests == 2)
+                    rollbacks = scope_of(attempt).run.rollbacks
+                    rollbacks.note_unreachable(scope_of(attempt), refused=refused)
+                    passed_s += lasted_s
+                    rollbacks.note_unreachable(scope_of(attempt), refused=refused)
+                await until(lambda: not in_an_outage(attempt))
+            else:
+                await one_step(attempt, step)
+
+    clock = Clock(monotonic=lambda: time.monotonic() + passed_s)
+    with anyio.fail_after(60):
+        given = default(poll_interval_s=0.2, on_outage=on_outage)
+        async with Supervisor(given, clock=clock, on_event=events.append) as supervisor:
+            await supervisor.run(loop, **START)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == starts
+    said = [event for event in events if event.name == UNKNOWN]
+    assert len(said) == (on_outage == "warn")
+    assert local.run_state(run.segments[-1].run_id) == expected

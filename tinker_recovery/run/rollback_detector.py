@@ -66,6 +66,14 @@ class _Outage:
         return 0.0 if self.seen is None else self.seen[1] - self.seen[0]
 
     @property
+    def met_requests(self) -> bool:
+        """Whether requests may have been applied to older weights since.
+
+        Then the canary answers as it never did before.
+        """
+        return bool(self.open_requests and (self.refused or self.lasted_s >= LONG_S))
+
+    @property
     def refused_s(self) -> float:
         """For how long connections are known to have been refused."""
         return 0.0 if self.refused is None else self.refused[1] - self.refused[0]
@@ -196,16 +204,14 @@ class RollbackDetector:
 
     def _can_be_looked_into(self, current: AttemptScope, outage: _Outage) -> bool:
         """Whether the canary can tell what an outage did; decides without it where it cannot."""
-        if outage.open_requests and (outage.refused or outage.lasted_s >= LONG_S):
-            # Whatever was under way may have been applied to older weights since, and then the
-            # canary answers as it never did before.
-            text = f"the service was out of reach with {outage.open_requests} requests under way"
-            self._decide(current, outage, text)
-            return False
-        if self._run.checkpoints.prompt.batch is None:
+        asks = self._run.checkpoints.prompt.batch is not None
+        if outage.met_requests and not (asks and self._run.policy.on_outage == "warn"):
+            self._decide(current, outage, _met(outage))
+        elif not asks:
             self._cannot_tell(current, outage)
-            return False
-        return True
+        else:
+            return True
+        return False
 
     def _cannot_tell(self, current: AttemptScope, outage: _Outage) -> None:
         """There is no canary, or its answer says nothing."""
@@ -216,13 +222,13 @@ class RollbackDetector:
             return
         self._outage = None
         if outage.lasted_s >= MOMENT_S:
-            self._warn(f"the service was out of reach for {outage.lasted_s:.1f} s")
+            self._warn(outage, f"the service was out of reach for {outage.lasted_s:.1f} s")
 
     def _decide(self, current: AttemptScope, outage: _Outage, what: str) -> None:
         """The service may have lost weights, and nothing can tell: go back, or say so."""
         if self._run.policy.on_outage == "warn" or not self._can_go_back(current):
             self._outage = None
-            self._warn(what)
+            self._warn(outage, what)
             return
         self._run.checkpoints.distrust(current.id, outage.since_step)
         current.declare_fault(
@@ -238,14 +244,14 @@ class RollbackDetector:
         run = self._run
         return bool(run.origin or current.checkpoint or run.checkpoints.stored)
 
-    def _warn(self, what: str) -> None:
+    def _warn(self, outage: _Outage, what: str) -> None:
         self._run.collaborators.events.emit(
             names.EVENT_WEIGHTS_UNKNOWN,
             self._run.name,
-            f"{what}: if it has lost weights since step {self._confirmed_step}, nothing here can "
-            "tell, and the steps since then are not what they seem. A canary could tell, or "
-            "on_outage='recover' goes back after an outage in which connections were refused",
-            {names.CHECKPOINT_STEP: self._confirmed_step},
+            f"{what}: if it has lost weights since step {outage.since_step}, nothing here can "
+            "tell, and the steps since then are not what they seem: on_outage='recover' goes back "
+            "where it may have been restarted, and a canary mostly tells",
+            {names.CHECKPOINT_STEP: outage.since_step},
         )
 
     async def _look(self, attempt: AttemptScope, outage: _Outage) -> None:
@@ -264,6 +270,8 @@ class RollbackDetector:
         match, back_to = self._run.checkpoints.canaries.older(answer, step, branch)
         if match is Match.DIFFERENT:
             self._outage = None
+            if outage.met_requests:
+                self._warn(outage, _met(outage))
         elif match is Match.UNCLEAR:
             self._cannot_tell(attempt, outage)
         else:
@@ -284,3 +292,7 @@ class RollbackDetector:
             for at in self._run.checkpoints.canaries.known(segment.attempt)
             if at[1] <= limit
         ]
+
+
+def _met(outage: _Outage) -> str:
+    return f"the service was out of reach with {outage.open_requests} requests under way"
