@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """How many small changes to the package its tests notice, room by room.
 
 Each change (a comparison flipped or moved by its boundary, a number by one, a condition inverted,

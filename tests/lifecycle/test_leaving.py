@@ -147,6 +147,28 @@ async def test_with_recovery_off_a_fault_that_a_poll_finds_leaves_the_loop_alone
     assert await _attempts(end, enabled=False) == 1
 
 
+@pytest.mark.usefixtures("local")
+async def test_a_cancellation_from_outside_is_not_taken_for_the_faults_own() -> None:
+    began, cancelled = anyio.Event(), anyio.Event()
+
+    async def leaving(attempt: Attempt) -> None:
+        del attempt
+        try:
+            await anyio.sleep_forever()
+        except asyncio.CancelledError:
+            began.set()
+            with anyio.CancelScope(shield=True):
+                await cancelled.wait()
+            raise
+
+    running = asyncio.create_task(_attempts(leaving))
+    await began.wait()
+    running.cancel()
+    cancelled.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
 # -- the last step, when the process is asked to stop --------------------------------------------
 
 
