@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """How many small changes to the package its tests notice, room by room.
 
 Each change (a comparison flipped or moved by its boundary, a number by one, a condition inverted,
@@ -367,8 +368,8 @@ class _Index:
         first, last = made.lines
         found = {test for line in range(first, last + 1) for test in self.by_line[file, line]}
         found = found or set(self.by_line[file, made.at])
-        # Run when the module was imported: whatever uses the module may notice.
-        found = found or {test for test, _ in self.by_file[file].most_common(most)}
+        if not made.in_function:  # whatever uses the module may notice
+            found = found or {test for test, _ in self.by_file[file].most_common(most)}
         quick = {test for test in found if self.reach[test][0] <= SLOW_S}
         return tuple(in_rounds(quick or found, lambda test: self.reach[test][0]))[:most]
 

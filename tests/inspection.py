@@ -27,6 +27,7 @@ from tinker_recovery.checkpoints.evidence import Evidence
 from tinker_recovery.cli import doctor
 from tinker_recovery.detection import poller
 from tinker_recovery.doctor import Report
+from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.journal import Journal, Recorder
 from tinker_recovery.journal.notebook import Notebook
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
@@ -101,6 +102,11 @@ def lose(attempt: Attempt, step: int, loss: float) -> None:
     """Have the client report a loss of this step, late."""
     scope = scope_of(attempt)
     scope.post(scope.declare_bad_loss, step, loss)
+
+
+def declare(attempt: Attempt, kind: Kind) -> None:
+    """Have a poll find the attempt at fault, now."""
+    scope_of(attempt).declare_fault(RULES[kind], DetectedBy.POLL)
 
 
 def stored_paths(run: Run) -> list[str]:

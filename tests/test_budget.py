@@ -68,3 +68,23 @@ def test_without_progress_no_more_than_the_limit_is_ever_granted(
             budget.note_saved(step)
         assert granted <= limit
         assert budget.left == limit - granted
+
+
+def test_an_attempt_given_back_can_be_spent_again_and_no_more_is_given_than_was_spent() -> None:
+    budget = AttemptBudget(2)
+    assert [budget.spend(), budget.spend()] == [1, 2]
+    budget.refund()
+    assert (budget.left, budget.spend(), budget.spend()) == (1, 2, 0)
+    for _ in range(3):
+        budget.refund()
+    assert (budget.left, budget.spend()) == (2, 1)
+
+
+def test_a_recovery_to_where_a_run_began_is_no_progress() -> None:
+    budget = AttemptBudget(2)
+    budget.spend()
+    budget.spend()
+    budget.note_recovered(0)
+    assert budget.left == 0
+    budget.note_saved(1)
+    assert budget.left == 2

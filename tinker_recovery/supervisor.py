@@ -178,9 +178,7 @@ class Supervisor(AsyncContextManagerMixin):
                 async with entered.tree():
                     yield
                     await entered.retention.settle(self.policy.close_timeout_s)
-            except anyio.get_cancelled_exc_class():
-                raise
-            except BaseException as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
+            except BaseException as error:  # noqa: BLE001 - raised again below, outside the group, which would wrap it, or swallow a cancellation from outside that met a fault's own
                 failure = error
             finally:
                 with anyio.CancelScope(shield=True):

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inspection import know_canaries
 from made import path, record, segment
+from pydantic import SecretStr
 
-from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery import RecoveryEvent, RecoveryPolicy
+from tinker_recovery.checkpoints import CheckpointRecord, Deletion
 from tinker_recovery.checkpoints.canary import fingerprint_of
+from tinker_recovery.checkpoints.deletion import SETTLE_S
 from tinker_recovery.checkpoints.prompt import PromptFacts, digest_of, prompt_of
+from tinker_recovery.clock import Clock
+from tinker_recovery.journal import Journal, Notebook
 from tinker_recovery.recovery.checkpoint_state import LOADS_TRIED, CheckpointState
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
+from tinker_recovery.telemetry import EventSink, names
 
 STEPS = st.integers(0, 9).map(float) | st.just(math.inf)
 PROMPT = prompt_of([1, 2, 3])
@@ -151,3 +162,121 @@ def test_what_must_not_be_relied_on_is_rejected_skipped_or_being_deleted() -> No
         path("a", 2): "deleted",
         path("a", 3): "bad",
     }
+
+
+# -- what the journal has noted ------------------------------------------------------------------
+
+NOW_S = 1e9
+URL = "http://127.0.0.1:1"
+
+
+class Beside:
+    """What was emitted, and what was to run in the background."""
+
+    def __init__(self) -> None:
+        self.events: list[RecoveryEvent] = []
+        self.tasks: list[Callable[[], Coroutine[object, object, None]]] = []
+
+    async def run(self) -> int:
+        """Run what is waiting; returns how much that was."""
+        tasks = self.tasks.copy()
+        self.tasks.clear()
+        for task in tasks:
+            await task()
+        return len(tasks)
+
+
+@asynccontextmanager
+async def _journal(folder: Path, beside: Beside | None = None) -> AsyncIterator[Collaborators]:
+    beside = beside or Beside()
+    async with (
+        StatusReader(Endpoint(URL, SecretStr("tml-x"))) as reader,
+        Notebook(Journal(folder / "journal.db", service=URL)) as notebook,
+    ):
+        yield Collaborators(
+            RecoveryPolicy(),
+            TinkerBackend(),
+            reader,
+            notebook,
+            EventSink(beside.events.append),
+            Clock(wall=lambda: NOW_S),
+            beside.tasks.append,
+        )
+
+
+def _deletion(step: int, at_s: float = NOW_S, *, sent: bool = True, over: bool = False) -> Deletion:
+    state = "deleted" if over else "deleting"
+    return Deletion(path("a", step), state, "no rule keeps it", at_s, sent=sent)  # type: ignore[arg-type]  # one of its states
+
+
+async def test_what_any_process_has_noted_of_a_checkpoint_is_taken_over(tmp_path: Path) -> None:
+    said = fingerprint_of(ANSWER)
+    assert said is not None
+    lines = [
+        _deletion(5),
+        _deletion(6, sent=False),
+        _deletion(7, NOW_S - SETTLE_S, over=True),
+        _deletion(8, NOW_S - SETTLE_S + 1, over=True),
+    ]
+    async with _journal(tmp_path) as collaborators:
+        await collaborators.notebook.mark_bad(path("a", 1), "zero tail")
+        await collaborators.notebook.note_sizes({path("a", 2): 77})
+        await collaborators.notebook.note_canary(path("a", 3), said)
+        for line in lines:
+            await collaborators.notebook.write_deletion(line.path, line.to_line())
+    for refreshed in (False, True):
+        known = CheckpointState("run")
+        known.being_deleted = {path("a", 9): "as it was before"}
+        async with _journal(tmp_path) as collaborators:
+            await (known.refresh if refreshed else known.read)(collaborators)
+        assert known.bad == {path("a", 1): "zero tail"}
+        assert known.sizes == {path("a", 2): 77}
+        assert known.noted_canaries == {path("a", 3): said}
+        assert set(known.being_deleted) == {path("a", 5), path("a", 8)}, "only what may go yet"
+
+
+def test_a_deletion_counts_from_the_request_until_it_is_settled() -> None:
+    known = CheckpointState("run")
+    known.note_deletion(_deletion(5, sent=False), now_s=NOW_S)
+    assert known.unusable == {}
+    known.note_deletion(_deletion(5), now_s=NOW_S)
+    assert list(known.unusable) == [path("a", 5)]
+    known.note_deletion(_deletion(5, over=True), now_s=NOW_S + SETTLE_S - 1)
+    assert list(known.unusable) == [path("a", 5)]
+    known.note_deletion(_deletion(5, over=True), now_s=NOW_S + SETTLE_S)
+    assert known.unusable == {}
+
+
+async def test_a_rejected_checkpoint_is_never_used_again_and_everybody_is_informed(
+    tmp_path: Path,
+) -> None:
+    known, beside = CheckpointState("run"), Beside()
+    async with _journal(tmp_path, beside) as collaborators:
+        await known.reject(path("a", 5), "zero tail", collaborators)
+    assert known.bad == {path("a", 5): "zero tail"}
+    (event,) = beside.events
+    assert (event.name, event.run) == (names.EVENT_CHECKPOINT_BAD, "run")
+    assert event.fields[names.CHECKPOINT_PATH] == path("a", 5)
+    later = CheckpointState("run")
+    async with _journal(tmp_path) as collaborators:
+        await later.read(collaborators)
+    assert later.bad == known.bad
+
+
+async def test_a_canarys_answer_is_noted_once_it_and_the_path_are_both_known(
+    tmp_path: Path,
+) -> None:
+    known, beside = CheckpointState("run"), Beside()
+    async with _journal(tmp_path, beside) as collaborators:
+        known.write_canary("a", 5, collaborators)
+        known.note_canary("a", 5, ANSWER)
+        known.write_canary("a", 5, collaborators)
+        assert await beside.run() == 0, "where it was stored is not known yet"
+        known.stored[path("a", 6)] = "a", 6
+        known.write_canary("a", 6, collaborators)
+        assert await beside.run() == 0, "what it answered is not known yet"
+        known.stored[path("a", 5)] = "a", 5
+        known.write_canary("a", 5, collaborators)
+        assert await beside.run() == 1
+        notes = await collaborators.notebook.notes()
+    assert notes.canaries == {path("a", 5): fingerprint_of(ANSWER)}
