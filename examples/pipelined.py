@@ -1,8 +1,8 @@
 """A pipelined loop: one or two batches are submitted ahead of the one awaited.
 
 The service executes requests in the order of submission, so a pipelined loop keeps it busy. The
-step stored with each checkpoint stays exact: a save is queued behind its optimizer step when that
-is submitted, not when its result arrives.
+step stored with each checkpoint stays exact: a save is queued between its optimizer step and the
+next request, not when a result arrives.
 
 Run it as examples/minimal.py says, with ``--depth 1`` or ``--depth 2``; by default it does both.
 """

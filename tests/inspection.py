@@ -91,6 +91,11 @@ def interval_evidence(attempt: Attempt) -> Evidence:
     return scope_of(attempt).run.history.evidence
 
 
+def ask_to_stop(attempt: Attempt) -> None:
+    """As if a signal had asked its process to stop."""
+    scope_of(attempt).run.signals.requested = True
+
+
 def lose(attempt: Attempt, step: int, loss: float) -> None:
     """Have the client report a loss of this step, late."""
     scope = scope_of(attempt)

@@ -155,7 +155,7 @@ def test_nothing_above_the_first_failed_step_is_restored_in_whatever_order_the_a
             run.client.optim_step(None)
         submitted = run.sdk.submitted[before:]
         if data.draw(st.integers(0, 9), label="fails") == 0:
-            wrong[submitted[0]] = step
+            wrong[submitted[-1]] = step
         unanswered += submitted
     first_failed = min(wrong.values(), default=math.inf)
     attempt = _attempt(sound=0 if journal_lost else run.journal)

@@ -43,8 +43,9 @@ class _Frozen(BaseModel):
 class CheckpointPolicy(_Frozen):
     """When a supervised run saves checkpoints (weights and optimizer), and which it keeps.
 
-    A save is queued directly behind the optimizer step it contains, so the step number stored with
-    a checkpoint is exact at any pipeline depth and the loop is never blocked.
+    A save is queued between the optimizer step it contains and the next training request, so the
+    step number stored with a checkpoint is exact at any pipeline depth, and the loop is never
+    blocked.
 
     While the run trains, saves of this schedule that no rule keeps are deleted, and no others.
     Never deleted, whatever the rules say, are the newest valid one, the one recovered from, pinned

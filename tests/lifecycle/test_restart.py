@@ -96,10 +96,10 @@ async def test_what_the_loop_keeps_with_its_checkpoints_is_there_again(local: Lo
 
     async def dying(attempt: Attempt) -> None:
         for step in range(12):
-            attempt.loop_state = {"next": step + 1}
             attempt.report(loss=1.0 / (step + 1))
             attempt.client.forward_backward(batch(step), "cross_entropy")
             await attempt.client.optim_step(ADAM)
+            attempt.loop_state = {"next": step + 1}
             if step % 3 == 0:
                 attempt.end_epoch()
         raise _Died
@@ -349,10 +349,10 @@ async def test_a_run_whose_journal_is_lost_is_found_again_by_its_name_at_the_ser
         await _go_on(rank=16)
     supervisor = await _go_on()
     (run,) = supervisor.runs
-    # Nothing that was stored after it vouches for the save of step 10.
-    assert [attempt.start_step for attempt in run.attempts] == [5]
+    # Everything before the save of step 10 had been answered when it was submitted.
+    assert [attempt.start_step for attempt in run.attempts] == [10]
     assert run.lineage == first.runs[0].lineage
-    assert [each.start_step for each in run.segments] == [0, 5, 5]
+    assert [each.start_step for each in run.segments] == [0, 5, 10]
     assert local.run_state(run.segments[-1].run_id) == expected
     # A name nobody has used begins afresh, and so does one that is not to be remembered.
     other = await _go_on(name="another")

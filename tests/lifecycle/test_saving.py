@@ -87,9 +87,9 @@ async def test_epoch_metrics_and_the_loops_own_state_come_back_with_the_checkpoi
     async def train(attempt: Attempt) -> None:
         begun.append((attempt.start_step, attempt.epoch, attempt.loop_state))
         for step in range(attempt.start_step, STEPS):
-            attempt.loop_state = {"shard": step // 2, "seed": [1, 2]}
             attempt.report(loss=float(step))
             await _step(attempt, step)
+            attempt.loop_state = {"shard": step // 2, "seed": [1, 2]}
             if (step + 1) % 4 == 0:
                 attempt.end_epoch()
 

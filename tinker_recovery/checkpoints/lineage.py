@@ -65,8 +65,8 @@ def eligible(
         for record in listed
         if record.attempt == segment.attempt and segment.start_step <= record.step <= limit
     ]
-    # Saves of one step hold the same state; the path makes their order definite.
-    return sorted(own, key=lambda record: (record.step, record.path), reverse=True)
+    # Of one step the newer: the weights are the same, and it has what the loop has set since.
+    return sorted(own, key=lambda record: (record.step, record.time, record.path), reverse=True)
 
 
 _STEP_IN_NAME = re.compile(r"/weights/step-([0-9]+)-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from tinker_recovery.checkpoints.lineage import Branch, Segment
 from tinker_recovery.checkpoints.record import CheckpointRecord, run_id_of
@@ -111,7 +112,7 @@ def select(
         records.setdefault(root.path, root)
         allowed.add(root.path)
     passed: dict[str, str] = {}
-    found: list[tuple[bool, int, int, str]] = []
+    found: list[tuple[bool, int, int, datetime, str]] = []
     for path, record in records.items():
         position = branch.position(record)
         if path in bad:
@@ -121,7 +122,8 @@ def select(
         else:
             # The root is last whatever its step: it counts another run's steps.
             is_root = root is not None and path == root.path
-            found.append((not is_root, record.step, position.order, path))
+            # Of one step the newer: it has what the loop has set since.
+            found.append((not is_root, record.step, position.order, record.time, path))
     newest_first = [records[path] for *_, path in sorted(found, reverse=True)]
     chosen = _chosen(want, newest_first)
     paths = {record.path for record in chosen}

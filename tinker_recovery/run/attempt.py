@@ -63,11 +63,16 @@ class Attempt:
     def loop_state(self) -> Any:
         """The loop's own state, as JSON can hold it: a position in the data, a seed.
 
-        What is set here is stored with the next checkpoints, and is here again after a recovery
-        from one. None at first.
+        Set it behind ``optim_step``, or between ``forward_backward`` and ``optim_step``, to where
+        the loop has to continue after that step: what is set until the next ``forward_backward``
+        is stored with the checkpoint of that step, and is here again after a recovery from it.
+        None at first, and nothing needs to be set before the first step. A loop stopped by Ctrl-C
+        has its last step saved only if it had set its state for it.
 
         Raises:
-            UsageError: On setting: it cannot be stored as JSON, or is too large.
+            UsageError: On setting: it cannot be stored as JSON, or is too large; or it was set
+                ahead of the first ``forward_backward`` and again ahead of another, so that which
+                step it belongs to cannot be known.
         """
         return self._scope.saver.loop_state
 
@@ -81,7 +86,11 @@ class Attempt:
         return self._scope.saver.epoch
 
     def end_epoch(self) -> None:
-        """Count an epoch as complete; ``strategy="epoch"`` saves behind its last step."""
+        """Count an epoch as complete; ``strategy="epoch"`` saves its last step.
+
+        That is the newest ``optim_step``; in the middle of a window of ``forward_backward`` calls,
+        the one to come.
+        """
         self._scope.end_epoch()
 
     def skip(self, step: int) -> bool:

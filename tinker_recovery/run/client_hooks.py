@@ -39,7 +39,8 @@ def judge_request(
 class AttemptHooks:
     """What the :class:`SupervisedClient` of one attempt calls, from any thread.
 
-    What it posts runs on the event loop. ``save_due`` is called under the client's lock.
+    What it posts runs on the event loop. ``save_due`` and its like are called under the client's
+    lock.
     """
 
     def __init__(self, scope: AttemptScope) -> None:
@@ -73,9 +74,18 @@ class AttemptHooks:
         self._scope.saver.step_done()
         self._run.journal.step_done(self._scope)
 
+    def step_submitted(self, step: int, passes: int | None) -> None:
+        """Have a save that is due sent if the loop goes idle."""
+        if self._scope.saver.step_submitted(step, passes):
+            self._scope.post(self._scope.save_when_idle, step)
+
     def save_due(self, step: int) -> SaveRequest | None:
-        """Ask the schedule."""
-        return self._scope.saver.due(step)
+        """Ask the schedule, before a training request."""
+        return self._scope.saver.training_continues(step)
+
+    def save_while_idle(self, step: int) -> SaveRequest | None:
+        """Ask the schedule, while the loop waits for everything it has submitted."""
+        return self._scope.saver.while_idle(step)
 
     def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str]:
         """The user's own metadata and ours."""

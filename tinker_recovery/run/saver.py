@@ -1,12 +1,20 @@
 """The Saver: when one attempt saves, and what its checkpoints say of themselves.
 
-The client asks it right behind each optimizer step, under the client's lock, and reports from the
-SDK's thread how each save ended. It keeps the ledger (one save in flight at most, a failed one due
-again at once) and takes the measurements that ``strategy="auto"`` decides by.
+The client asks it right before the first training request behind each optimizer step, under the
+client's lock, and reports from the SDK's thread how each save ended. It keeps the ledger (one save
+in flight at most, a failed one due again at once) and takes the measurements that
+``strategy="auto"`` decides by.
+
+What the loop sets (its state, epoch and metrics) up to that training request belongs to the
+optimizer step before it: that is where the loop continues if it is restored, whichever of its lines
+comes first. What it sets later belongs to the next step, and is in no checkpoint of this one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +31,15 @@ from tinker_recovery.checkpoints import (
     schedule_of,
 )
 from tinker_recovery.checkpoints.metadata import encode_loop_state
+from tinker_recovery.errors import UsageError
 from tinker_recovery.service import SaveRequest
+from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
     from tinker_recovery.run.supervised import SupervisedRun
+
+
+logger = logging.getLogger(names.SCOPE)
 
 
 @dataclass(slots=True)
@@ -36,10 +49,12 @@ class RunHistory:
     Attributes:
         evidence: Step times, save costs and failures seen, for ``strategy="auto"``.
         saved: The (attempt, step) of every save stored, with the metrics it was stored with.
+        drifts: Whether it was said that the loop's index and its optimizer steps may drift apart.
     """
 
     evidence: Evidence = field(default_factory=Evidence)
     saved: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
+    drifts: bool = False
 
     def saved_below(
         self, step: int, segments: Sequence[Segment]
@@ -54,6 +69,15 @@ class RunHistory:
             ),
             key=lambda each: each[0],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Boundary:
+    """What the loop has set by the end of an optimizer step; its state as JSON."""
+
+    epoch: int
+    loop_state: str | None
+    metrics: Mapping[str, float] = field(compare=False)
 
 
 class Saver:
@@ -77,6 +101,7 @@ class Saver:
         self._segment = segment
         self._sound_step = sound_step
         self._schedule = schedule_of(policy)
+        self._counts_epochs = policy.strategy == "epoch"
         self._lineage = run.lineage
         self._run_name = run.given_name
         self._history = run.history
@@ -90,8 +115,21 @@ class Saver:
         """Epochs completed."""
         self.loop_state: object = None if checkpoint is None else checkpoint.loop_state
         """The user's own state of the loop, stored with each checkpoint."""
-        self.metrics: Mapping[str, float] = {}
-        """The newest metrics."""
+        self._seen_state = self._encoded()
+        # Whether no training request has followed the newest optimizer step, and whether any has
+        # been submitted at all.
+        self._at_boundary, self._began = True, False
+        # Whether the state was set before the attempt's first training request; since the last
+        # boundary; and by the one before.
+        self._set_ahead = self._declared = False
+        self._declares = self.loop_state is not None
+        self._epoch_ended = False
+        self._saved_as: tuple[int, _Boundary] | None = None
+        self._again = 0
+        self._metrics: Mapping[str, float] = {}
+        # A loop that reports ahead of each batch means that batch, not the one before.
+        self._step_metrics: Mapping[str, float] = {}
+        self._reports_ahead = False
         self.canary: tuple[int, str] | None = None
         """Step and fingerprint of the newest save whose canary has answered."""
         ledger = SaveLedger(segment.start_step, now_s, self.epoch)
@@ -101,52 +139,182 @@ class Saver:
                 step
             )
         self._ledger = ledger
+        self._closed = self._now()
+
+    # What the loop sets
 
     def set_loop_state(self, state: object) -> None:
         """Keep the loop's state for the next checkpoints.
 
         Raises:
-            UsageError: It cannot be stored; refused here and not inside some later step.
+            UsageError: It cannot be stored, or cannot be assigned to a step; refused here and not
+                inside some later step.
         """
-        encode_loop_state(state)
-        self.loop_state = state
+        with self._lock:
+            before, self.loop_state = self.loop_state, state
+            try:
+                self._see()
+            except UsageError:
+                self.loop_state = before
+                raise
+            self._declared = True
+
+    def end_epoch(self) -> None:
+        """Count an epoch as complete."""
+        with self._lock:
+            self.epoch += 1
+            self._epoch_ended = self._at_boundary
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Keep the newest metrics."""
+        with self._lock:
+            self._reports_ahead = self._reports_ahead or not self._began
+            self._metrics = {**self._metrics, **metrics}
+
+    def _encoded(self) -> str | None:
+        return None if self.loop_state is None else encode_loop_state(self.loop_state)
+
+    def _see(self) -> None:
+        """Look at the loop's state, which it may also have changed in place."""
+        seen = self._encoded()
+        if seen == self._seen_state:
+            return
+        if self._at_boundary and not self._began:
+            self._set_ahead = True
+        elif self._at_boundary and self._set_ahead:
+            raise UsageError(
+                "loop_state was set before the first forward_backward of this attempt, and now "
+                "again between optim_step and forward_backward: whether it is where the loop "
+                "stands before or after the batch to come cannot be known. Set it only behind "
+                "optim_step, or between forward_backward and optim_step, to where the loop has to "
+                "continue after that step"
+            )
+        self._declared, self._seen_state = True, seen
+
+    def _now(self) -> _Boundary:
+        metrics = self._step_metrics if self._reports_ahead else self._metrics
+        return _Boundary(self.epoch, self._seen_state, metrics)
+
+    def _standing(self) -> _Boundary:
+        """What belongs to the newest optimizer step."""
+        return self._now() if self._at_boundary else self._closed
+
+    @property
+    def awaits_state(self) -> bool:
+        """Whether a loop that sets its state for each step has yet to do so for the newest."""
+        with self._lock:
+            return self._at_boundary and self._declares and not self._declared
+
+    # When it saves
+
+    def step_submitted(self, step: int, passes: int | None) -> bool:
+        """An optimizer step was submitted; whether a save of it may be due.
+
+        Args:
+            step: Its number.
+            passes: Forward and backward passes since the one before; None for a step left out.
+        """
+        with self._lock:
+            if passes not in (None, 1) and self._seen_state is None and not self._history.drifts:
+                self._history.drifts = True
+                logger.warning(
+                    "run %s: %d forward_backward calls for one optim_step, and no loop_state: "
+                    "attempt.start_step counts optimizer steps, so a loop whose index counts "
+                    "batches would continue at the wrong one after a recovery. Keep the index in "
+                    "attempt.loop_state; count an iteration that is left out with "
+                    "attempt.client.skip_step()",
+                    self._run_name or self._lineage,
+                    passes,
+                )
+            self._at_boundary, self._epoch_ended = True, False
+            self._step_metrics = self._metrics
+            return self._ledger.in_flight is not None or self._decides(step)
+
+    def training_continues(self, step: int) -> SaveRequest | None:
+        """A training request is about to be submitted; the save to queue before it, if any is due.
+
+        Raises:
+            UsageError: As :meth:`set_loop_state`, of a state that was changed in place.
+        """
+        with self._lock:
+            self._see()
+            if not self._at_boundary:
+                return None
+            request = self.due(step) or self._save_again(step)
+            self._closed, self._at_boundary, self._began = self._now(), False, True
+            self._declares, self._declared = self._declared, False
+            return request
+
+    def while_idle(self, step: int) -> SaveRequest | None:
+        """The save of the newest step, if it is due and the loop has set what belongs to it."""
+        with self._lock:
+            if not self._at_boundary or self.awaits_state:
+                return None
+            if (self._counts_epochs or self.epoch) and not self._epoch_ended:
+                return None
+            return self.due(step)
+
+    def may_save_at(self, step: int) -> bool:
+        """Whether the newest step is still this one, and no training request has followed it."""
+        with self._lock:
+            return self._at_boundary and self._ledger.last_step < step
+
+    def _decides(self, step: int, *, end: bool = False) -> bool:
+        standing = self._standing()
+        return self._ledger.ask(
+            self._schedule,
+            step=step,
+            now_s=self._monotonic(),
+            epoch=standing.epoch,
+            metrics=standing.metrics,
+            end=end,
+            evidence=self._history.evidence,
+        ).due
 
     def due(self, step: int, *, end: bool = False) -> SaveRequest | None:
         """The save to queue behind this optimizer step, if the schedule says so."""
         with self._lock:
-            now_s = self._monotonic()
-            decision = self._ledger.ask(
-                self._schedule,
-                step=step,
-                now_s=now_s,
-                epoch=self.epoch,
-                metrics=self.metrics,
-                end=end,
-                evidence=self._history.evidence,
-            )
-            if not decision.due:
-                return None
+            if end:
+                with contextlib.suppress(UsageError):  # a loop that ended well has ended well
+                    self._see()
+            if not self._decides(step, end=end):
+                return self._save_again(step) if end else None
             return self.begin(step)
 
     def last(self, step: int) -> SaveRequest | None:
-        """A save of this step whatever the schedule says, unless it is stored or under way."""
+        """A save of this step whatever the schedule says, unless it is stored or under way.
+
+        None as well if the loop was stopped before it had set its state for this step.
+        """
         with self._lock:
             if self._ledger.in_flight is not None or step <= self._ledger.last_step:
                 return None
-            return self.begin(step)
+            return None if self.awaits_state else self.begin(step)
 
     def begin(self, step: int) -> SaveRequest:
         """A save of this step, whether or not it is due; it counts as in flight from now on."""
         with self._lock:
-            request = SaveRequest(
-                f"step-{step:08d}-{self._segment.attempt}",
-                self.metadata(step, "schedule"),
-                self._ttl_s,
-            )
+            request = self._request(step, f"step-{step:08d}-{self._segment.attempt}")
+            standing = self._standing()
             self._ledger = self._ledger.began(
-                step=step, now_s=self._monotonic(), epoch=self.epoch, metrics=self.metrics
+                step=step,
+                now_s=self._monotonic(),
+                epoch=standing.epoch,
+                metrics=standing.metrics,
             )
             return request
+
+    def _save_again(self, step: int) -> SaveRequest | None:
+        """One more save of a step that the loop has set something for since it was saved."""
+        if not self._began or self._saved_as is None or self._saved_as[0] != step:
+            return None
+        if self._saved_as[1] == self._standing():
+            return None
+        self._again += 1
+        return self._request(step, f"step-{step:08d}-{self._segment.attempt}-{self._again}")
+
+    def _request(self, step: int, name: str) -> SaveRequest:
+        return SaveRequest(name, self.metadata(step, "schedule"), self._ttl_s)
 
     def metadata(self, step: int, asked_by: SavedBy) -> dict[str, str]:
         """What a checkpoint saved at this step says of itself.
@@ -154,6 +322,11 @@ class Saver:
         Raises:
             UsageError: The metrics or the loop state cannot be stored.
         """
+        with self._lock:
+            if asked_by == "user":
+                self._see()
+            standing = self._standing()
+            self._saved_as = step, standing
         return checkpoint_metadata(
             step=step,
             lineage=self._lineage,
@@ -161,9 +334,9 @@ class Saver:
             attempt=self._segment.attempt,
             parent=self._segment.parent,
             saved_by=asked_by,
-            epoch=self.epoch or None,
-            metrics=self.metrics,
-            loop_state=self.loop_state,
+            epoch=standing.epoch or None,
+            metrics=standing.metrics,
+            loop_state=json.loads(standing.loop_state or "null"),
             sound_step=self._sound_step(),
             previous_canary=self.canary,
             previous_save_s=self._save_s,

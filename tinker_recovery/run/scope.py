@@ -46,6 +46,9 @@ DRAIN_WARNING_S = 30.0
 _REFUSALS = frozenset({Kind.USER_ERROR, Kind.INVALID_REQUEST})
 """What a service may also answer because it has marked the run: its status is asked for first."""
 
+IDLE_S = 0.5
+"""A loop that has submitted nothing for this long behind a step that is due has that step saved."""
+
 GRACE_S = 0.5
 """How long the body has to leave with an error of its own before the attempt acts on it."""
 
@@ -77,6 +80,7 @@ class AttemptScope:
         """Whether the body came to its end."""
         self.closed = False
         """Whether its client has been closed."""
+        self._idle_step: int | None = None
         self.blocking = False
         """Whether the body runs in a thread, which only its client can end."""
         self.saver = Saver(run, self.segment, checkpoint, lambda: self.sound_step)
@@ -119,7 +123,7 @@ class AttemptScope:
     def report(self, metrics: Mapping[str, float]) -> None:
         """Keep the loop's newest metrics; with ``guard_loss``, look at its loss."""
         self.run.note_metrics(self, metrics)
-        self.saver.metrics = {**self.saver.metrics, **metrics}
+        self.saver.report(metrics)
         loss = metrics.get("loss")
         if loss is not None and self.run.policy.guard_loss and not math.isfinite(loss):
             # Reported once its own request is done, so no later step than this one.
@@ -127,9 +131,27 @@ class AttemptScope:
             self.post(self.declare_bad_loss, step, loss)
 
     def end_epoch(self) -> None:
-        """Count an epoch, and save if the schedule wants it."""
-        self.saver.epoch += 1
-        self.client.save(self.saver.due)
+        """Count an epoch; it is saved with its last step if the schedule wants it."""
+        self.saver.end_epoch()
+        self.post(self.save_when_idle, self.client.step)
+
+    def save_when_idle(self, step: int) -> None:
+        """Have this step, which is due, saved if the loop goes idle behind it."""
+        begun, self._idle_step = self._idle_step is not None, step
+        if not begun and not self.faulty and not self.left.is_set():
+            self.run.spawn(self._watch_idle)
+
+    async def _watch_idle(self) -> None:
+        idle_at = None
+        while (step := self._idle_step) is not None and not self.left.is_set():
+            await anyio.sleep(IDLE_S)
+            if self.client.step != step or not self.saver.may_save_at(step):
+                self._idle_step = None if self._idle_step == step else self._idle_step
+            elif self.client.oldest_open_step is None:
+                # Twice in a row: what was just answered may have the loop set something first.
+                if idle_at == step:
+                    self.client.save_while_idle()
+                idle_at = step
 
     def skip(self, step: int) -> bool:
         """Whether to leave a step out; counts it if so."""
@@ -229,6 +251,15 @@ class AttemptScope:
                     if self.fault is not None or self.client.failed:
                         return
                     self.client.save(self.saver.last)
+                    if self.saver.awaits_state and self.saver.may_save_at(self.client.step):
+                        logger.warning(
+                            "run %s: stopping; step %d is not saved, because the loop had not set "
+                            "loop_state for it yet: set it between forward_backward and "
+                            "optim_step, and the last step is saved on the way out",
+                            self.run.name,
+                            self.client.step,
+                        )
+                        return
                     if self.client.open_requests:
                         logger.warning(
                             "run %s: stopping; step %d is saved first, for %g s at most. A second "

@@ -37,9 +37,10 @@ class SupervisedClient:
     """A TrainingClient that counts.
 
     It has every method of ``tinker.TrainingClient``; those not defined here are passed on to it.
-    Each submitted ``optim_step`` increments :attr:`step`; a save that is due is queued directly
-    behind that optimizer step, under one lock, so the step stored with a checkpoint is exactly the
-    number of optimizer steps in it. Requests may be submitted from several threads.
+    Each submitted ``optim_step`` increments :attr:`step`; a save that is due is queued between that
+    optimizer step and the next training request, under one lock, so the step stored with a
+    checkpoint is exactly the number of optimizer steps in it. Requests may be submitted from
+    several threads.
 
     Cancelling the await of a future cancels the request, as in the SDK; the SDK's client is
     unusable after that, which is a fault of its own. Let the attempt's body end instead.
@@ -59,6 +60,7 @@ class SupervisedClient:
         self._training = training
         self._hooks = hooks
         self._step = start_step
+        self._passes = 0
         self._canary = None if canary is None else list(canary)
         self._guard_loss = guard_loss
         self._stopping = stopping
@@ -163,22 +165,28 @@ class SupervisedClient:
         *,
         adam_params: types.AdamParams | None = None,
     ) -> APIFuture[types.OptimStepResponse]:
-        """Submit an optimizer step, count it, and queue a save behind it if due."""
+        """Submit an optimizer step, and count it; a save behind it is queued if due."""
         with self._lock:
             self._before_submitting()
             future = self._training.optim_step(optim_params, adam_params=adam_params)
             watched = self._watch("optim_step", future, self._step, self._step_ended)
-            self._advance()
+            self._advance(self._passes)
         return watched
 
     def skip_step(self) -> None:
         """Count a step that the loop skips, so that the loop and the count agree."""
         with self._lock:
             self._check_live()
-            self._advance()
+            self._queue_if_due()
+            self._advance(None)
 
-    def _advance(self) -> None:
+    def _advance(self, passes: int | None) -> None:
         self._step += 1
+        self._passes = 0
+        self._hooks.step_submitted(self._step, passes)
+
+    def _queue_if_due(self) -> None:
+        # Right before the next training request: by now the loop has set what belongs to the step.
         due = self._hooks.save_due(self._step)
         if due is not None:
             self._queue(due)
@@ -238,6 +246,7 @@ class SupervisedClient:
 
     def _before_submitting(self) -> None:
         self._check_live()
+        self._queue_if_due()
         if self._canary_is_next:
             self._canary_is_next = False
             self._canary_run = self._submit_canary()
@@ -266,6 +275,7 @@ class SupervisedClient:
     ) -> APIFuture[types.ForwardBackwardOutput]:
         with self._lock:
             self._before_submitting()
+            self._passes += 1
         step = self._step
         ended = functools.partial(self._check_loss, step) if self._guard_loss else None
         return self._watch(operation, submit(), step, ended)
@@ -397,11 +407,19 @@ class SupervisedClient:
         elif not future.cancelled() and (error := future.exception()) is not None:
             self._hooks.save_failed(step, error)
 
-    async def drain(self) -> None:
-        """Wait until every submitted request has finished; raises the first failure.
+    def save_while_idle(self) -> None:
+        """Queue the save of the newest step if it is due, and complete by now; else do nothing."""
+        with self._lock:
+            due = None if self._retired else self._hooks.save_while_idle(self._step)
+            if due is not None:
+                self._queue(due)
 
-        Cancelling this wait does not cancel the requests.
+    async def drain(self) -> None:
+        """Wait until every submitted request has finished, and a save that is due with them.
+
+        Raises the first failure. Cancelling this wait does not cancel the requests.
         """
+        self.save_while_idle()
         while still_open := list(self._open):
             for future in still_open:
                 await until_ended(future)
