@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(names.SCOPE)
 
 
+STOP_AFTER = 3
+"""Failed saves in a row after which ``on_save_failure="stop"`` ends the run."""
+
+
 @dataclass(slots=True)
 class RunHistory:
     """What the attempts of a run hand on to each other.
@@ -101,6 +105,7 @@ class Saver:
         self._segment = segment
         self._sound_step = sound_step
         self._schedule = schedule_of(policy)
+        self._stops = policy.on_save_failure == "stop"
         self._counts_epochs = policy.strategy == "epoch"
         self._lineage = run.lineage
         self._run_name = run.given_name
@@ -361,13 +366,23 @@ class Saver:
             return self._save_s
 
     def failed(self, step: int) -> bool:
-        """A save of this step failed; whether to report it (only the first of a series is)."""
+        """A save of this step failed; whether to report it (in a series ever more rarely)."""
         with self._lock:
             saving = self._ledger.in_flight
             if saving is None or saving.step != step:
                 return True  # the user's own
             self._ledger, report = self._ledger.failed(step)
             return report
+
+    @property
+    def failing(self) -> tuple[int, int]:
+        """How many saves in a row have failed, and the step of the last one stored."""
+        return self._ledger.failures, self._ledger.last_step
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether the policy is to stop, as saving keeps failing."""
+        return self._stops and self._ledger.failures >= STOP_AFTER
 
     def step_done(self) -> None:
         """An optimizer step is complete."""
