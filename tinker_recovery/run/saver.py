@@ -30,7 +30,7 @@ from tinker_recovery.checkpoints import (
     on_branch,
     schedule_of,
 )
-from tinker_recovery.checkpoints.metadata import encode_loop_state
+from tinker_recovery.checkpoints.metadata import encode_loop_state, fitting
 from tinker_recovery.errors import UsageError
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.telemetry import names
@@ -53,12 +53,16 @@ class RunHistory:
     Attributes:
         evidence: Step times, save costs and failures seen, for ``strategy="auto"``.
         saved: The (attempt, step) of every save stored, with the metrics it was stored with.
+        no_metrics: Names that were reported with something that is no number.
+        metrics_cut: Whether it was said that a checkpoint cannot hold all metrics.
         drifts: Whether it was said that the loop's index and its optimizer steps may drift apart.
     """
 
     evidence: Evidence = field(default_factory=Evidence)
     saved: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
     drifts: bool = False
+    no_metrics: set[str] = field(default_factory=set)
+    metrics_cut: bool = False
 
     def saved_below(
         self, step: int, segments: Sequence[Segment]
@@ -105,6 +109,7 @@ class Saver:
         self._segment = segment
         self._sound_step = sound_step
         self._schedule = schedule_of(policy)
+        self._best_metric = policy.best_metric
         self._stops = policy.on_save_failure == "stop"
         self._counts_epochs = policy.strategy == "epoch"
         self._lineage = run.lineage
@@ -325,13 +330,14 @@ class Saver:
         """What a checkpoint saved at this step says of itself.
 
         Raises:
-            UsageError: The metrics or the loop state cannot be stored.
+            UsageError: The loop state cannot be stored.
         """
         with self._lock:
             if asked_by == "user":
                 self._see()
             standing = self._standing()
             self._saved_as = step, standing
+            metrics = self._fitting(standing.metrics)
         return checkpoint_metadata(
             step=step,
             lineage=self._lineage,
@@ -340,12 +346,26 @@ class Saver:
             parent=self._segment.parent,
             saved_by=asked_by,
             epoch=standing.epoch or None,
-            metrics=standing.metrics,
+            metrics=metrics,
             loop_state=json.loads(standing.loop_state or "null"),
             sound_step=self._sound_step(),
             previous_canary=self.canary,
             previous_save_s=self._save_s,
         )
+
+    def _fitting(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        kept, left_out = fitting(metrics, self._best_metric)
+        if left_out and not self._history.metrics_cut:
+            self._history.metrics_cut = True
+            logger.warning(
+                "run %s: %d metrics are too many for a checkpoint, which is stored without the "
+                "last %d (%s, ...); the journal has all",
+                self._run_name or self._lineage,
+                len(metrics),
+                len(left_out),
+                left_out[0],
+            )
+        return kept
 
     def steps_done(self) -> int:
         """Optimizer steps complete."""

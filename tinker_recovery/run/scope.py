@@ -11,6 +11,7 @@ import concurrent.futures
 import functools
 import logging
 import math
+import reprlib
 import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord, Segment
+from tinker_recovery.checkpoints.metadata import number_of
 from tinker_recovery.errors import NonFiniteLoss, StaleAttempt, UsageError, causes
 from tinker_recovery.faults import (
     RULES,
@@ -121,8 +123,21 @@ class AttemptScope:
 
     # What the loop does
 
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Keep the loop's newest metrics; with ``guard_loss``, look at its loss."""
+    def report(self, given: Mapping[str, object]) -> None:
+        """Keep the loop's newest metrics; with ``guard_loss``, look at its loss.
+
+        What is no number is left out, and named in the log once: it must not end a loop later.
+        """
+        numbers = {name: number_of(value) for name, value in given.items()}
+        metrics = {name: number for name, number in numbers.items() if number is not None}
+        for name in given.keys() - metrics.keys() - self.run.history.no_metrics:
+            self.run.history.no_metrics.add(name)
+            logger.warning(
+                "run %s: report(%s=%s) is left out: a metric is a number, or holds exactly one",
+                self.run.name,
+                name,
+                reprlib.repr(given[name]),
+            )
         self.run.note_metrics(self, metrics)
         self.saver.report(metrics)
         loss = metrics.get("loss")
