@@ -65,6 +65,7 @@ class Kind(StrEnum):
     REQUEST_BROKE = "request_broke"
     PROCESS_LOST = "process_lost"
     LEASE_LOST = "lease_lost"
+    SAVES_FAIL = "saves_fail"
 
 
 class Verdict(StrEnum):
@@ -220,6 +221,12 @@ TABLE: tuple[VerdictRule, ...] = (
         Verdict.GIVE_UP,
         "another process has taken the run over, and only one may train it",
         "another process holds the run's lease in the journal",
+    ),
+    VerdictRule(
+        Kind.SAVES_FAIL,
+        Verdict.GIVE_UP,
+        "saving keeps failing, and the policy says to stop then",
+        "three saves in a row fail, with on_save_failure='stop'",
     ),
     VerdictRule(
         Kind.MODEL_MISSING,

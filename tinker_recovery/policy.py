@@ -68,6 +68,9 @@ class CheckpointPolicy(_Frozen):
         save_at_end: Also save the last step of the loop.
         save_on_stop_s: On Ctrl-C or SIGTERM, save the last step before stopping, for at most this
             many seconds; None to stop at once. A second signal stops at once, too.
+        on_save_failure: What to do if saving keeps failing. ``"continue"``: train on, try again at
+            each step, and say at growing intervals what is at stake. ``"stop"``: end the run with
+            the error of the third failed save in a row.
         keep_last: How many of the newest checkpoints to keep. 0 requires another rule that keeps.
         keep_best: How many of the best to keep, with ``save_best``.
         keep_every: Keep checkpoints at a multiple of this many steps for ever, or None.
@@ -98,6 +101,7 @@ class CheckpointPolicy(_Frozen):
     save_at_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
     save_at_end: bool = True
     save_on_stop_s: Seconds | None = 30.0
+    on_save_failure: Literal["continue", "stop"] = "continue"
     keep_last: Annotated[int, Field(ge=0)] = 5
     keep_best: Annotated[int, Field(ge=1)] = 1
     keep_every: Annotated[int, Field(ge=1)] | None = None

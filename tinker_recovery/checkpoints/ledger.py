@@ -33,7 +33,7 @@ class SaveLedger:
 
     At most one save is in flight, so saves slower than their schedule never queue up. After a
     failed save the next optimizer step is due, whatever the schedule says, and of failures in a row
-    only the first should be reported.
+    the first, tenth, hundredth and so on should be reported.
 
     Attributes:
         last_step: Step of the last stored save; before the first, the attempt's start step.
@@ -117,10 +117,12 @@ class SaveLedger:
         return SaveLedger(saved.step, saved.began_s, saved.epoch, lowest, highest)
 
     def failed(self, step: int) -> tuple[SaveLedger, bool]:
-        """The save in flight failed; True if it is the first in a row, which is to be reported."""
+        """The save in flight failed; True if that is to be reported."""
         if self.in_flight is None or self.in_flight.step != step:
             return self, False
-        return replace(self, in_flight=None, failures=self.failures + 1), self.failures == 0
+        failures = self.failures + 1
+        reported = str(failures).strip("0") == "1"  # a power of ten
+        return replace(self, in_flight=None, failures=failures), reported
 
 
 def _extremes(

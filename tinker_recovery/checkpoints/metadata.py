@@ -24,6 +24,40 @@ The service documents no limit. A loop state is a position and a seed, not a dat
 """
 
 
+def number_of(value: object) -> float | None:
+    """A number of any kind: Python's own, Decimal, a scalar of numpy or torch, an array of one.
+
+    None for what is no number: text, None, several numbers, an integer beyond a float.
+    """
+    if isinstance(value, str | bytes | bytearray):
+        return None
+    try:
+        item = getattr(value, "item", None)
+        return float(item() if callable(item) else value)  # type: ignore[arg-type]  # what has no float raises
+    except Exception:  # noqa: BLE001 - whatever a foreign type raises, it is no number
+        return None
+
+
+def fitting(metrics: Mapping[str, float], first: str) -> tuple[dict[str, float], list[str]]:
+    """As many metrics as :data:`JSON_LIMIT` allows, in their order, and the names of the others.
+
+    Args:
+        metrics: By name.
+        first: The one that is never left out, if it is there.
+    """
+    kept: dict[str, float] = {}
+    left_out: list[str] = []
+    size = len("{}")
+    for name in sorted(metrics, key=lambda name: name != first):
+        size += len(encode_metrics({name: metrics[name]})) - len("{}") + len(",")
+        if size <= JSON_LIMIT:
+            kept[name] = metrics[name]
+        else:
+            size = JSON_LIMIT + 1
+            left_out.append(name)
+    return kept, left_out
+
+
 def encode_metrics(metrics: Mapping[str, float]) -> str:
     """Metrics as JSON, exact to the bit; NaN and infinities, which JSON lacks, as strings.
 

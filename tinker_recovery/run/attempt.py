@@ -51,11 +51,13 @@ class Attempt:
         """The checkpoint it was recovered or started from; None if it began afresh."""
         return self._scope.checkpoint
 
-    def report(self, **metrics: float) -> None:
-        """Report the newest metrics, by name, for people to see; never slows the loop.
+    def report(self, **metrics: object) -> None:
+        """Report the newest metrics, by name, for people to see; never slows or breaks the loop.
 
-        They are stored with the next checkpoint. With ``guard_loss``, a ``loss`` that is NaN or
-        infinite is a fault.
+        Numbers of any kind: Python's, Decimal, numpy's and torch's, also in an array of one. What
+        is no number is left out with one warning. They are stored with the next checkpoint, as far
+        as 16 KiB hold them, ``best_metric`` first; the journal has all. With ``guard_loss``, a
+        ``loss`` that is NaN or infinite is a fault.
         """
         self._scope.report(metrics)
 

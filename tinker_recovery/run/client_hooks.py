@@ -8,13 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import tinker
 from tinker import types
 
 from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.faults import RULES, DetectedBy, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Retryable
 from tinker_recovery.service import SaveRequest
-from tinker_recovery.service.client import CANARY, CUSTOM_LOSS
+from tinker_recovery.service.client import CANARY, CUSTOM_LOSS, SAVE
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
@@ -52,7 +53,13 @@ class AttemptHooks:
         self._run = scope.run
 
     def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
-        """Judge a failed request, and declare or suspect a fault."""
+        """Judge a failed request, and declare or suspect a fault.
+
+        A save whose result fails is none: nothing of the training depends on it.
+        """
+        if operation == SAVE and isinstance(error, tinker.RequestFailedError):
+            self._scope.post(self._scope.look_into_failed_save, error)
+            return
         rule, elsewhere = judge_request(operation, error, self._run.policy.retryable_errors)
         if rule is None:
             return
@@ -157,18 +164,28 @@ class AttemptHooks:
         )
 
     def save_failed(self, step: int, error: BaseException) -> None:
-        """Report the first failure of a series."""
+        """Report a failure, if it is to be reported; stop the run if the policy says so."""
         if self._scope.saver.failed(step):
             self._scope.post(self._note_save_failed, step, error)
+        if self._scope.saver.gives_up:
+            rule = RULES[Kind.SAVES_FAIL]
+            self._scope.post(self._scope.declare_fault, rule, DetectedBy.CALL, error)
 
     def _note_save_failed(self, step: int, error: BaseException) -> None:
         """A save did not succeed; training continues. After a fault it is not reported."""
         if self._scope.faulty or self._scope.closed:
             return
+        failures, last_step = self._scope.saver.failing
+        series = (
+            f"; {failures} saves in a row have failed, so a fault would now cost every step since "
+            f"{last_step}"
+            if failures > 1
+            else "; it is due again at the next step"
+        )
         self._run.collaborators.events.emit(
             names.EVENT_CHECKPOINT_SAVE_FAILED,
             self._run.name,
-            f"saving at step {step}: {error}",
+            f"saving at step {step}: {error}{series}",
             {names.CHECKPOINT_STEP: step, names.ERROR_TYPE: type(error).__qualname__},
         )
 

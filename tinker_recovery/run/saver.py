@@ -30,7 +30,7 @@ from tinker_recovery.checkpoints import (
     on_branch,
     schedule_of,
 )
-from tinker_recovery.checkpoints.metadata import encode_loop_state
+from tinker_recovery.checkpoints.metadata import encode_loop_state, fitting
 from tinker_recovery.errors import UsageError
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.telemetry import names
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(names.SCOPE)
 
 
+STOP_AFTER = 3
+"""Failed saves in a row after which ``on_save_failure="stop"`` ends the run."""
+
+
 @dataclass(slots=True)
 class RunHistory:
     """What the attempts of a run hand on to each other.
@@ -49,12 +53,16 @@ class RunHistory:
     Attributes:
         evidence: Step times, save costs and failures seen, for ``strategy="auto"``.
         saved: The (attempt, step) of every save stored, with the metrics it was stored with.
+        no_metrics: Names that were reported with something that is no number.
+        metrics_cut: Whether it was said that a checkpoint cannot hold all metrics.
         drifts: Whether it was said that the loop's index and its optimizer steps may drift apart.
     """
 
     evidence: Evidence = field(default_factory=Evidence)
     saved: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
     drifts: bool = False
+    no_metrics: set[str] = field(default_factory=set)
+    metrics_cut: bool = False
 
     def saved_below(
         self, step: int, segments: Sequence[Segment]
@@ -101,6 +109,8 @@ class Saver:
         self._segment = segment
         self._sound_step = sound_step
         self._schedule = schedule_of(policy)
+        self._best_metric = policy.best_metric
+        self._stops = policy.on_save_failure == "stop"
         self._counts_epochs = policy.strategy == "epoch"
         self._lineage = run.lineage
         self._run_name = run.given_name
@@ -321,13 +331,14 @@ class Saver:
         """What a checkpoint saved at this step says of itself.
 
         Raises:
-            UsageError: The metrics or the loop state cannot be stored.
+            UsageError: The loop state cannot be stored.
         """
         with self._lock:
             if asked_by == "user":
                 self._see()
             standing = self._standing()
             self._saved_as = step, standing
+            metrics = self._fitting(standing.metrics)
         return checkpoint_metadata(
             step=step,
             lineage=self._lineage,
@@ -336,13 +347,27 @@ class Saver:
             parent=self._segment.parent,
             saved_by=asked_by,
             epoch=standing.epoch or None,
-            metrics=standing.metrics,
+            metrics=metrics,
             loop_state=json.loads(standing.loop_state or "null"),
             sound_step=self._sound_step(),
             previous_canary=self.canary,
             canary_prompt=self._prompt_facts(),
             previous_save_s=self._save_s,
         )
+
+    def _fitting(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        kept, left_out = fitting(metrics, self._best_metric)
+        if left_out and not self._history.metrics_cut:
+            self._history.metrics_cut = True
+            logger.warning(
+                "run %s: %d metrics are too many for a checkpoint, which is stored without the "
+                "last %d (%s, ...); the journal has all",
+                self._run_name or self._lineage,
+                len(metrics),
+                len(left_out),
+                left_out[0],
+            )
+        return kept
 
     def steps_done(self) -> int:
         """Optimizer steps complete."""
@@ -363,13 +388,23 @@ class Saver:
             return self._save_s
 
     def failed(self, step: int) -> bool:
-        """A save of this step failed; whether to report it (only the first of a series is)."""
+        """A save of this step failed; whether to report it (in a series ever more rarely)."""
         with self._lock:
             saving = self._ledger.in_flight
             if saving is None or saving.step != step:
                 return True  # the user's own
             self._ledger, report = self._ledger.failed(step)
             return report
+
+    @property
+    def failing(self) -> tuple[int, int]:
+        """How many saves in a row have failed, and the step of the last one stored."""
+        return self._ledger.failures, self._ledger.last_step
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether the policy is to stop, as saving keeps failing."""
+        return self._stops and self._ledger.failures >= STOP_AFTER
 
     def step_done(self) -> None:
         """An optimizer step is complete."""

@@ -11,6 +11,7 @@ import concurrent.futures
 import functools
 import logging
 import math
+import reprlib
 import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord, Segment
+from tinker_recovery.checkpoints.metadata import number_of
 from tinker_recovery.errors import NonFiniteLoss, StaleAttempt, UsageError, causes
 from tinker_recovery.faults import (
     RULES,
@@ -33,6 +35,7 @@ from tinker_recovery.run.client_hooks import AttemptHooks, judge_request
 from tinker_recovery.run.saver import Saver
 from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
+from tinker_recovery.service.client import SAVE
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
@@ -120,8 +123,21 @@ class AttemptScope:
 
     # What the loop does
 
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Keep the loop's newest metrics; with ``guard_loss``, look at its loss."""
+    def report(self, given: Mapping[str, object]) -> None:
+        """Keep the loop's newest metrics; with ``guard_loss``, look at its loss.
+
+        What is no number is left out, and named in the log once: it must not end a loop later.
+        """
+        numbers = {name: number_of(value) for name, value in given.items()}
+        metrics = {name: number for name, number in numbers.items() if number is not None}
+        for name in given.keys() - metrics.keys() - self.run.history.no_metrics:
+            self.run.history.no_metrics.add(name)
+            logger.warning(
+                "run %s: report(%s=%s) is left out: a metric is a number, or holds exactly one",
+                self.run.name,
+                name,
+                reprlib.repr(given[name]),
+            )
         self.run.note_metrics(self, metrics)
         self.saver.report(metrics)
         loss = metrics.get("loss")
@@ -231,6 +247,9 @@ class AttemptScope:
         # A failure is posted before its request counts as ended, so none is missed here.
         self.run.mailbox.deliver()
         if self.fault is None and self.run.policy.enabled:
+            failed = list(self.client.failed_saves)
+            if failed and await self.run.is_corrupted():
+                raise failed[-1]
             unseen = self.client.unseen_errors
             if unseen:
                 # It was not awaited, and the steps behind it ran without it.
@@ -329,7 +348,10 @@ class AttemptScope:
         chain = list(causes(error))
         failed = [
             operation
-            for operation, failure in self.client.failed
+            for operation, failure in [
+                *self.client.failed,
+                *((SAVE, failed_save) for failed_save in self.client.failed_saves),
+            ]
             if any(each is failure for each in chain)
         ]
         retryable = self.run.policy.retryable_errors
@@ -374,6 +396,16 @@ class AttemptScope:
             self.client.retire(f"the attempt ended by a fault ({rule.kind.value})")
             self._scope.cancel()
         self.run.report_fault(self.fault)
+
+    def look_into_failed_save(self, error: BaseException) -> None:
+        """A save's result failed: a fault only if the service has marked the run as corrupted."""
+
+        async def look() -> None:
+            if await self.run.is_corrupted():
+                self.declare_fault(RULES[Kind.CORRUPTED], DetectedBy.CALL, error)
+
+        if self.run.policy.enabled and not self.left.is_set():
+            self.run.spawn(look)
 
     def declare_bad_loss(self, step: int, value: float) -> None:
         """The loss of a step is NaN or infinite."""

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +40,10 @@ IDLE_S = 1.0
 
 CANARY = "canary"
 """A forward pass of ours."""
+
+
+SAVE = "save_state"
+"""A request whose result may fail without anything being wrong with the training."""
 
 
 class SupervisedClient:
@@ -86,6 +91,8 @@ class SupervisedClient:
         self.failed: list[tuple[str, BaseException]] = []
         """The first few errors of its requests."""
         watch_queue_state(training, self._paused)
+        self.failed_saves: deque[BaseException] = deque(maxlen=_ERRORS_KEPT)
+        """Errors of the newest saves that the service could not carry out."""
         self.first_call_at: float | None = None
         """Monotonic seconds of the first submission; None before it."""
 
@@ -227,7 +234,7 @@ class SupervisedClient:
         saving = self._training.save_state(
             request.name, ttl_seconds=request.ttl_s, user_metadata=request.metadata
         )
-        self._watch("save_state", saving, None, functools.partial(self._save_ended, self._step))
+        self._watch(SAVE, saving, None, functools.partial(self._save_ended, self._step))
         # Directly behind the save, so on exactly these weights.
         self._submit_canary(record=True)
 
@@ -339,7 +346,7 @@ class SupervisedClient:
             self._own_saves[future.future()] = name
             # A service that loses weights goes back to its last checkpoint, whoever saved it.
             self._submit_canary(record=True)
-        return self._watch("save_state", future, None, functools.partial(self._save_ended, step))
+        return self._watch(SAVE, future, None, functools.partial(self._save_ended, step))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -428,7 +435,9 @@ class SupervisedClient:
             if self._retired is None:
                 self._hooks.call_cancelled(operation, step)
         elif error is not None:
-            if operation != CUSTOM_LOSS and len(self.failed) < _ERRORS_KEPT:
+            if operation == SAVE and isinstance(error, tinker.RequestFailedError):
+                self.failed_saves.append(error)
+            elif operation != CUSTOM_LOSS and len(self.failed) < _ERRORS_KEPT:
                 self.failed.append((operation, error))
             self._hooks.call_failed(operation, step, error)
         self._open.pop(future, None)
@@ -463,14 +472,17 @@ class SupervisedClient:
     async def drain(self) -> None:
         """Wait until every submitted request has finished, and a save that is due with them.
 
-        Raises the first failure. Cancelling this wait does not cancel the requests.
+        Raises the first failure, except of a save that the service could not carry out. Cancelling
+        this wait does not cancel the requests.
         """
         self.save_while_idle()
         while still_open := list(self._open):
             for future in still_open:
                 await until_ended(future)
                 if not future.cancelled():
-                    future.result()
+                    error = future.exception()
+                    if error is not None and error not in list(self.failed_saves):
+                        raise error
 
     def retire(self, reason: str) -> None:
         """Refuse every further submission, with ``reason`` in the error."""
