@@ -154,7 +154,8 @@ def policy(**changes: object) -> RecoveryPolicy:
         "backoff_jitter": 0.0,
         # What an instant clock would make a busy loop of; the tests of silence turn it on.
         "stall_after_s": None,
-        "checkpoints": CheckpointPolicy(save_every=5),
+        # Most tests count checkpoints, or look at starting over; test_metadata.py has the default.
+        "checkpoints": CheckpointPolicy(save_every=5, save_at_start=False),
     }
     return RecoveryPolicy.model_validate(defaults | changes)
 

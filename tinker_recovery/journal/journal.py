@@ -71,6 +71,8 @@ class Notes:
         canaries: Fingerprints of the canary's logprobs on the checkpoint's weights.
         optimizer: What is wrong with the service's optimizer restores; empty if nothing. By version
             of the SDK, not by path.
+        metadata: Metadata of saves as JSON, where the service keeps none.
+        keeps_metadata: What the service does with the metadata of saves; None if unknown.
     """
 
     pinned: Mapping[str, str]
@@ -80,6 +82,8 @@ class Notes:
     files: Mapping[str, str]
     canaries: Mapping[str, str] = field(default_factory=dict)
     optimizer: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    keeps_metadata: str | None = None
 
 
 class Journal:
@@ -132,6 +136,8 @@ class Journal:
             files=by_kind.get("files", {}),
             canaries=by_kind.get("canary", {}),
             optimizer=by_kind.get("optimizer", {}),
+            metadata=by_kind.get("metadata", {}),
+            keeps_metadata=by_kind.get("keeps_metadata", {}).get(""),
         )
 
     def pin(self, path: str, reason: str = "pinned by the user") -> None:
@@ -169,6 +175,14 @@ class Journal:
     def note_optimizer(self, sdk: str, problem: str) -> None:
         """Note what is wrong with the service's optimizer restores; empty if nothing is."""
         self._put("optimizer", sdk, redact(problem))
+
+    def note_metadata(self, path: str, said: str) -> None:
+        """Note the metadata of a save, as JSON, where the service does not keep it."""
+        self._put("metadata", path, said)
+
+    def note_keeps_metadata(self, keeps: str) -> None:
+        """Note what the service does with the metadata of saves."""
+        self._put("keeps_metadata", "", keeps)
 
     def forget(self, paths: Iterable[str]) -> None:
         """Remove every note on checkpoints that were deleted."""

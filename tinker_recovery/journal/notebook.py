@@ -55,6 +55,8 @@ class Notebook:
     note_files = _threaded(Journal.note_files)
     note_canary = _threaded(Journal.note_canary)
     note_optimizer = _threaded(Journal.note_optimizer)
+    note_metadata = _threaded(Journal.note_metadata)
+    note_keeps_metadata = _threaded(Journal.note_keeps_metadata)
     forget = _threaded(Journal.forget)
 
     async def _do(self, call: Callable[[], _T]) -> _T:

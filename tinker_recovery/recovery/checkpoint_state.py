@@ -221,6 +221,7 @@ class CheckpointState:
         self.bad.update(notes.bad)
         self.sizes.update(notes.sizes)
         self.noted_canaries.update(notes.canaries)
+        collaborators.reader.metadata.recall(notes.keeps_metadata, notes.metadata)
         ledger = DeletionLedger.from_lines(notes.deletions.values())
         being_deleted = ledger.being_deleted(now_s=collaborators.clock.wall())
         self.being_deleted = dict.fromkeys(being_deleted, _BEING_DELETED)

@@ -148,6 +148,9 @@ async def snapshot_of(
         StatusError: The service refuses, or cannot be read for ``max_wait_s``.
     """
     segments = segments_from(found.attempts)
+    reader.metadata.know(found.lineage)
+    for segment in segments:
+        reader.metadata.know_attempt(segment.attempt, segment.parent)
     known = CheckpointState(name, canary_tolerance=policy.canary_tolerance)
     known.limits |= {
         each.attempt: each.trusted_to for each in found.attempts if each.trusted_to is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from tinker import types
 from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.faults import RULES, DetectedBy, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Retryable
+from tinker_recovery.recovery.metadata_notes import write_metadata
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.service.client import CUSTOM_LOSS
 from tinker_recovery.telemetry import names
@@ -48,6 +50,9 @@ class AttemptHooks:
 
     def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
         """Judge a failed request, and declare or suspect a fault."""
+        if operation == "save_state" and self._scope.refuses_metadata(error):
+            self._scope.post(self._scope.note_metadata_refused, error)
+            return
         rule, elsewhere = judge_request(operation, error, self._run.policy.retryable_errors)
         if rule is None:
             return
@@ -77,8 +82,10 @@ class AttemptHooks:
         """Ask the schedule."""
         return self._scope.saver.due(step)
 
-    def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str]:
-        """The user's own metadata and ours."""
+    def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str] | None:
+        """The user's own metadata, and ours where the service takes it."""
+        if not self._scope.saver.sends_metadata():
+            return None if given is None else dict(given)
         return {**(given or {}), **self._scope.saver.metadata(step, "user")}
 
     def saved(self, step: int, path: str) -> None:
@@ -90,6 +97,9 @@ class AttemptHooks:
         """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
         run, scope = self._run, self._scope
         run.checkpoints.stored[path] = scope.id, step
+        if took_s is not None:
+            run.collaborators.reader.metadata.stored(path)
+            run.spawn(functools.partial(write_metadata, run.collaborators))
         run.checkpoints.write_canary(scope.id, step, run.collaborators)
         # A save queued behind a request that failed is stored all the same, and is no progress.
         sound = not scope.faulty and step <= scope.client.first_doubtful_step
@@ -111,7 +121,7 @@ class AttemptHooks:
 
     def save_failed(self, step: int, error: BaseException) -> None:
         """Report the first failure of a series."""
-        if self._scope.saver.failed(step):
+        if self._scope.saver.failed(step) and not self._scope.refuses_metadata(error):
             self._scope.post(self._note_save_failed, step, error)
 
     def _note_save_failed(self, step: int, error: BaseException) -> None:

@@ -23,6 +23,7 @@ from tinker_recovery.checkpoints import (
     schedule_of,
 )
 from tinker_recovery.checkpoints.metadata import encode_loop_state
+from tinker_recovery.checkpoints.naming import SaveName, mark_of
 from tinker_recovery.service import SaveRequest
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class Saver:
         self._schedule = schedule_of(policy)
         self._lineage = run.lineage
         self._run_name = run.given_name
+        self._service = run.collaborators.reader.metadata
+        self._service.know(run.lineage, run.given_name)
+        self._remakeable = run.policy.enabled and run.origin is not None
+        self.probes = False
+        """Whether the next save finds out what the service does with metadata."""
         self._history = run.history
         self._ttl_s = None if policy.ttl_s is None else int(policy.ttl_s)
         self._monotonic = run.clock.monotonic
@@ -126,15 +132,25 @@ class Saver:
     def begin(self, step: int) -> SaveRequest:
         """A save of this step, whether or not it is due; it counts as in flight from now on."""
         with self._lock:
-            request = SaveRequest(
-                f"step-{step:08d}-{self._segment.attempt}",
-                self.metadata(step, "schedule"),
-                self._ttl_s,
-            )
+            name, metadata = self._name(step), self.metadata(step, "schedule")
+            sent = self.sends_metadata()
+            self._service.submitted(self._segment.run_id, name, metadata, sent=sent)
+            request = SaveRequest(name, metadata if sent else None, self._ttl_s)
             self._ledger = self._ledger.began(
                 step=step, now_s=self._monotonic(), epoch=self.epoch, metrics=self.metrics
             )
             return request
+
+    def sends_metadata(self) -> bool:
+        """Whether saves carry metadata; not where a refusal could not be made up for."""
+        keeps = self._service.keeps
+        return keeps != "refused" and (keeps != "unknown" or self._remakeable or self.probes)
+
+    def _name(self, step: int) -> str:
+        lineage = mark_of(self._lineage)
+        run = lineage if self._run_name is None else mark_of(self._run_name)
+        has_state = self.loop_state is not None or bool(self.epoch)
+        return str(SaveName(step, self._segment.attempt, run, lineage, has_state))
 
     def metadata(self, step: int, asked_by: SavedBy) -> dict[str, str]:
         """What a checkpoint saved at this step says of itself.
