@@ -156,7 +156,8 @@ def policy(**changes: object) -> RecoveryPolicy:
         "stall_after_s": None,
         # Its requests would be among those that the tests count and disturb; its own turn it on.
         "canary": None,
-        "checkpoints": CheckpointPolicy(save_every=5),
+        # Most tests count checkpoints, or look at starting over; test_metadata.py has the default.
+        "checkpoints": CheckpointPolicy(save_every=5, save_at_start=False),
     }
     return RecoveryPolicy.model_validate(defaults | changes)
 

@@ -38,7 +38,9 @@ async def leave_a_journal(folder: Path) -> None:
             for step in (8, 14):
                 server.inject(FaultRule("poison", at_step=step))
             async with Supervisor(
-                policy(checkpoints=CheckpointPolicy(save_every=5, keep_last=2)),
+                policy(
+                    checkpoints=CheckpointPolicy(save_at_start=False, save_every=5, keep_last=2)
+                ),
                 journal=folder / JOURNAL_FILE,
                 on_event=lambda event: print(json_line(event), file=log, flush=True),
             ) as supervisor:

@@ -63,6 +63,7 @@ class Kind(StrEnum):
     CLIENT_CLOSED = "client_closed"
     CANCELLED = "cancelled"
     REQUEST_BROKE = "request_broke"
+    METADATA_REFUSED = "metadata_refused"
     PROCESS_LOST = "process_lost"
     LEASE_LOST = "lease_lost"
     SAVES_FAIL = "saves_fail"
@@ -208,6 +209,13 @@ TABLE: tuple[VerdictRule, ...] = (
         "the loss became NaN or infinite, so the weights may be ruined (guard_loss is on)",
         "a result, or attempt.report(loss=...), that is not finite",
         _is(NonFiniteLoss),
+    ),
+    VerdictRule(
+        Kind.METADATA_REFUSED,
+        Verdict.RECOVER,
+        "the service refuses the metadata of a save, and the SDK's client cannot be used after "
+        "that: from now on saves carry none",
+        "HTTP 422 or 400 to a save, until one with metadata was listed with it",
     ),
     VerdictRule(
         Kind.PROCESS_LOST,

@@ -65,6 +65,9 @@ class CheckpointPolicy(_Frozen):
             step 0. With ``"epoch"`` the default is 1.
         save_every_s: Also save when this many seconds have passed since the last save, or None.
         save_at_steps: Also save at these steps.
+        save_at_start: Also save before the loop's first request: starting over then means going
+            back to that, which is exact where the service does not honour the seed. It is also how
+            a service that refuses metadata is found out before any step is lost.
         save_at_end: Also save the last step of the loop.
         save_on_stop_s: On Ctrl-C or SIGTERM, save the last step before stopping, for at most this
             many seconds; None to stop at once. A second signal stops at once, too.
@@ -99,6 +102,7 @@ class CheckpointPolicy(_Frozen):
     save_every: Annotated[int, Field(ge=1)] = 100
     save_every_s: Seconds | None = None
     save_at_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    save_at_start: bool = True
     save_at_end: bool = True
     save_on_stop_s: Seconds | None = 30.0
     on_save_failure: Literal["continue", "stop"] = "continue"

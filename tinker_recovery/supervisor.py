@@ -39,6 +39,7 @@ from tinker_recovery.journal import (
 from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.executor import Executor
+from tinker_recovery.recovery.metadata_notes import recall_metadata
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.attempt import Attempt
@@ -172,6 +173,7 @@ class Supervisor(AsyncContextManagerMixin):
                 clock=self._clock,
                 spawn=background.spawn,
             )
+            await recall_metadata(collaborators)
             entered = self._entered = _Entered(collaborators, recorder, self._signals)
             background.spawn(entered.mailbox.serve)
             try:

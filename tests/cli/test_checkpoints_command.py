@@ -33,7 +33,7 @@ async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalTinker]:
 
 async def _trained(name: str | None = None, *, journal: object = STATE_FOLDER) -> Supervisor:
     """A run that has kept its checkpoints at 2, 4, 6, 8 and 10, in the default journal."""
-    given = policy(checkpoints=CheckpointPolicy(strategy="all", save_every=2))
+    given = policy(checkpoints=CheckpointPolicy(save_at_start=False, strategy="all", save_every=2))
     async with Supervisor(given, journal=journal) as supervisor:  # type: ignore[arg-type]  # passed through
         options: dict[str, Any] = {} if name is None else {"name": name}
         await supervisor.run(

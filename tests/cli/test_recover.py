@@ -41,7 +41,7 @@ async def _crashes(attempt: Attempt) -> None:
 
 async def _left_run() -> str:
     """A run with checkpoints at 2 and 4 that ended by an error of its own; its Tinker run id."""
-    given = policy(checkpoints=CheckpointPolicy(save_every=2, keep_last=9))
+    given = policy(checkpoints=CheckpointPolicy(save_at_start=False, save_every=2, keep_last=9))
     with pytest.raises(ValueError, match="a bug"):
         async with Supervisor(given) as supervisor:
             await supervisor.run(_crashes, base_model=MODEL, rank=8, seed=SEED, name="sft-42")

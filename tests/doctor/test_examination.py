@@ -69,6 +69,11 @@ async def test_a_service_that_restores_to_the_bit_is_found_exact(local: LocalTin
     ]
 
 
+async def test_a_service_that_demands_weights_and_has_256_tokens_is_examined() -> None:
+    async with LocalTinker(dialect="strict") as local:
+        assert await found(local) is OptimizerFinding.EXACT
+
+
 async def test_a_service_whose_restores_are_silently_cold_is_caught() -> None:
     async with LocalTinker(cold_optimizer=True) as local:
         assert await found(local) is OptimizerFinding.COLD

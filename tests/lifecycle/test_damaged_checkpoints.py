@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from inspection import run_id_of, scope_of
+from inspection import run_id_of
 from loops import ADAM, MODEL, SEED, batch, quick, undisturbed_state
 
 from tinker_recovery import Attempt, CheckpointPolicy, Supervisor
@@ -37,12 +37,13 @@ async def test_recovery_lands_on_the_next_older_one_and_ends_with_the_same_weigh
                 await attempt.client.drain()  # one save is in flight at most: let none be left out
                 done = step + 1
                 if left and done == 2 * (len(KINDS) - len(left)) + 2:
-                    newest = f"step-{done:08d}-{scope_of(attempt).id}"
-                    local.damage(f"tinker://{run_id_of(attempt)}/weights/{newest}", left.pop(0))
+                    newest = local.checkpoints(run_id_of(attempt))[-1]
+                    assert newest.steps == done
+                    local.damage(newest.path, left.pop(0))
                     local.poison()
 
         given = quick(
-            checkpoints=CheckpointPolicy(save_every=1, strategy="all"),
+            checkpoints=CheckpointPolicy(save_at_start=False, save_every=1, strategy="all"),
             canary=tuple(batch(0)),
             canary_tolerance=0.0,
         )

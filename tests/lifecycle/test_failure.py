@@ -236,7 +236,7 @@ async def test_when_off_a_fault_is_reported_and_reaches_the_user_untouched(
                         with anyio.CancelScope(shield=True):
                             await until(lambda: bool(failures))
     assert failures == [supervisor.runs[0].segments[0].run_id]
-    assert told == ["recovery.detected"]
+    assert told == ["checkpoint.saved", "recovery.detected"]
     assert "recovery is off (enabled=False)" in caplog.text
 
 
@@ -253,7 +253,7 @@ async def test_when_off_a_corrupted_run_is_reported_and_left_alone(local: LocalT
                 await until(lambda: "recovery.detected" in told)
                 assert attempt.client.step == 2
                 stuck.future().cancel()
-    assert told == ["recovery.detected"]
+    assert told == ["checkpoint.saved", "recovery.detected"]
 
 
 async def test_callbacks_may_be_sync_or_async_and_see_both_clients_and_the_checkpoint(

@@ -49,7 +49,9 @@ async def _run(
 async def test_the_last_ones_are_left_and_the_others_are_gone_when_the_supervisor_ends(
     local: LocalTinker,
 ) -> None:
-    supervisor, events = await _run(CheckpointPolicy(save_every=2, keep_last=3))
+    supervisor, events = await _run(
+        CheckpointPolicy(save_at_start=False, save_every=2, keep_last=3)
+    )
     (segment,) = supervisor.runs[0].segments
     assert _steps(local, segment.run_id) == [8, 10, 12]
     deleted = [event for event in events if event.name == "checkpoint.deleted"]
@@ -62,7 +64,7 @@ async def test_the_last_ones_are_counted_over_every_tinker_run_the_run_has_lived
 ) -> None:
     undisturbed = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=7)
-    supervisor, _ = await _run(CheckpointPolicy(save_every=2, keep_last=2))
+    supervisor, _ = await _run(CheckpointPolicy(save_at_start=False, save_every=2, keep_last=2))
     (run,) = supervisor.runs
     first, second = run.segments
     assert _steps(local, first.run_id, second.run_id) == [
@@ -91,7 +93,11 @@ async def test_what_a_rule_keeps_stays_and_so_does_what_the_user_saved_or_publis
 
     given = policy(
         checkpoints=CheckpointPolicy(
-            save_every=1, keep_last=1, keep_every=5, keep_if=lambda record: record.step == 8
+            save_at_start=False,
+            save_every=1,
+            keep_last=1,
+            keep_every=5,
+            keep_if=lambda record: record.step == 8,
         )
     )
     async with Supervisor(given, journal=None) as supervisor:
@@ -113,7 +119,11 @@ async def test_a_pinned_checkpoint_stays(local: LocalTinker, tmp_path: Path) -> 
             journal.pin(newest.path)
         await loop(attempt.client, 3, STEPS, 0)
 
-    given = policy(checkpoints=CheckpointPolicy(save_every=3, keep_last=1, save_best=False))
+    given = policy(
+        checkpoints=CheckpointPolicy(
+            save_at_start=False, save_every=3, keep_last=1, save_best=False
+        )
+    )
     async with Supervisor(given, journal=file) as supervisor:
         await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
     found = _steps(local, supervisor.runs[0].segments[0].run_id)
@@ -135,7 +145,9 @@ async def test_a_pin_set_while_a_round_is_under_way_still_counts(
                 journal.pin(record.path)
         return False
 
-    kept = CheckpointPolicy(save_every=4, keep_last=1, save_best=False, keep_if=pin_meanwhile)
+    kept = CheckpointPolicy(
+        save_at_start=False, save_every=4, keep_last=1, save_best=False, keep_if=pin_meanwhile
+    )
     await _run(kept, journal=file)
     (run_id,) = local.runs()
     assert pinned
@@ -150,7 +162,9 @@ async def test_a_deletion_that_fails_disturbs_nothing_and_is_told_once_and_tried
     clock = Clock(wall=lambda: wall[0])
     events: list[RecoveryEvent] = []
     given = policy(
-        checkpoints=CheckpointPolicy(save_every=4, keep_last=1, save_best=False),
+        checkpoints=CheckpointPolicy(
+            save_at_start=False, save_every=4, keep_last=1, save_best=False
+        ),
         poll_interval_s=0.05,
     )
 
@@ -172,7 +186,9 @@ async def test_a_deletion_that_fails_disturbs_nothing_and_is_told_once_and_tried
 async def test_an_answer_404_is_success(local: LocalTinker) -> None:
     """The request is carried out and its answer lost; asked again, the checkpoint is gone."""
     local.inject(FaultRule("drop", request="delete", times=1))
-    supervisor, events = await _run(CheckpointPolicy(save_every=6, keep_last=1, save_best=False))
+    supervisor, events = await _run(
+        CheckpointPolicy(save_at_start=False, save_every=6, keep_last=1, save_best=False)
+    )
     found = _steps(local, supervisor.runs[0].segments[0].run_id)
     assert found == [12]
     assert not rejected(supervisor.runs[0])
@@ -187,7 +203,9 @@ async def test_where_the_service_does_not_answer_nothing_is_deleted_and_training
     local: LocalTinker, request_kind: Any
 ) -> None:
     local.inject(FaultRule("status", request=request_kind, status=403, for_s=60.0))
-    supervisor, events = await _run(CheckpointPolicy(save_every=3, keep_last=1))
+    supervisor, events = await _run(
+        CheckpointPolicy(save_at_start=False, save_every=3, keep_last=1)
+    )
     assert _steps(local, supervisor.runs[0].segments[0].run_id) == [3, 6, 9, 12]
     assert "checkpoint.retention_failed" in [event.name for event in events]
 
@@ -201,7 +219,9 @@ async def test_what_the_service_does_not_say_of_a_checkpoint_alone_is_no_ground_
     local: LocalTinker, status: int, left: list[int]
 ) -> None:
     local.inject(FaultRule("status", request="weights_info", status=status, for_s=60.0))
-    supervisor, events = await _run(CheckpointPolicy(save_every=3, keep_last=1, save_best=False))
+    supervisor, events = await _run(
+        CheckpointPolicy(save_at_start=False, save_every=3, keep_last=1, save_best=False)
+    )
     assert _steps(local, supervisor.runs[0].segments[0].run_id) == left
     assert "checkpoint.retention_failed" not in [event.name for event in events]
 
@@ -221,7 +241,11 @@ async def test_a_refusal_of_who_asks_is_not_remembered_of_the_checkpoint(
             if step == STEPS - 2:
                 await until(lambda: "checkpoint.retention_failed" in told)
 
-    keeping = policy(checkpoints=CheckpointPolicy(save_every=4, keep_last=1, save_best=False))
+    keeping = policy(
+        checkpoints=CheckpointPolicy(
+            save_at_start=False, save_every=4, keep_last=1, save_best=False
+        )
+    )
     async with Supervisor(keeping, on_event=lambda event: told.append(event.name)) as supervisor:
         await supervisor.run(until_refused, base_model=MODEL, rank=8, seed=SEED)
     assert _steps(local, supervisor.runs[0].segments[0].run_id) == [12]
@@ -262,7 +286,9 @@ async def test_what_a_fault_found_by_polling_leaves_trusted_is_not_deleted_for_l
         await anyio.sleep_forever()
 
     given = policy(
-        checkpoints=CheckpointPolicy(save_every=4, keep_last=1, save_best=False),
+        checkpoints=CheckpointPolicy(
+            save_at_start=False, save_every=4, keep_last=1, save_best=False
+        ),
         poll_interval_s=0.05,
         backoff_s=0.0,
         max_backoff_s=0.0,
@@ -325,7 +351,9 @@ async def test_a_predicate_that_raises_deletes_nothing(local: LocalTinker) -> No
     def broken(record: object) -> bool:
         raise ZeroDivisionError(record)
 
-    supervisor, events = await _run(CheckpointPolicy(save_every=3, keep_last=1, keep_if=broken))
+    supervisor, events = await _run(
+        CheckpointPolicy(save_at_start=False, save_every=3, keep_last=1, keep_if=broken)
+    )
     assert _steps(local, supervisor.runs[0].segments[0].run_id) == [3, 6, 9, 12]
     assert any("ZeroDivisionError" in str(event.fields) for event in events)
 
@@ -338,7 +366,9 @@ async def test_saves_live_as_long_as_the_policy_says_and_the_recovery_point_is_r
     clock = Clock(wall=lambda: wall[0] + ours_is_ahead_s)
     events: list[RecoveryEvent] = []
     given = policy(
-        checkpoints=CheckpointPolicy(save_every=6, ttl_s=7200, save_at_end=False),
+        checkpoints=CheckpointPolicy(
+            save_at_start=False, save_every=6, ttl_s=7200, save_at_end=False
+        ),
         poll_interval_s=0.02,
     )
 
@@ -375,7 +405,8 @@ async def test_a_keeper_that_crashes_is_restarted_and_holds_its_round(
         await anyio.sleep(min(seconds, 0.05))
 
     supervisor, _ = await _run(
-        CheckpointPolicy(save_every=2, keep_last=2, save_best=False), clock=Clock(sleep=crash_once)
+        CheckpointPolicy(save_at_start=False, save_every=2, keep_last=2, save_best=False),
+        clock=Clock(sleep=crash_once),
     )
     assert crashes
     found = _steps(local, supervisor.runs[0].segments[0].run_id)

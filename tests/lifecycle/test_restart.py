@@ -313,7 +313,9 @@ async def test_losing_the_lease_ends_the_attempt_with_an_error_that_says_why(
 
 async def test_best_goes_on_being_the_best_of_all_processes(local: LocalTinker) -> None:
     del local
-    best = policy(checkpoints=CheckpointPolicy(strategy="best", save_at_end=False))
+    best = policy(
+        checkpoints=CheckpointPolicy(save_at_start=False, strategy="best", save_at_end=False)
+    )
 
     async def losing(attempt: Attempt, losses: dict[int, float], *, dies: bool) -> None:
         for step in range(attempt.start_step, max(losses) + 1):

@@ -45,9 +45,17 @@ async def test_the_last_step_is_saved_unless_it_is_already() -> None:
         for step in range(attempt.start_step, STEPS):
             await _step(attempt, step)
 
-    assert (await _saves(train, CheckpointPolicy(save_every=5)))[0] == [5, 10, 12]
-    assert (await _saves(train, CheckpointPolicy(save_every=4)))[0] == [4, 8, 12]
-    never = CheckpointPolicy(save_every=100, save_at_end=False)
+    assert (await _saves(train, CheckpointPolicy(save_at_start=False, save_every=5)))[0] == [
+        5,
+        10,
+        12,
+    ]
+    assert (await _saves(train, CheckpointPolicy(save_at_start=False, save_every=4)))[0] == [
+        4,
+        8,
+        12,
+    ]
+    never = CheckpointPolicy(save_at_start=False, save_every=100, save_at_end=False)
     assert (await _saves(train, never))[0] == []
 
 
@@ -60,7 +68,11 @@ async def test_an_epoch_is_saved_right_behind_its_last_step() -> None:
                 attempt.end_epoch()
         assert attempt.epoch == 3
 
-    assert (await _saves(train, CheckpointPolicy(strategy="epoch")))[0] == [4, 8, 12]
+    assert (await _saves(train, CheckpointPolicy(save_at_start=False, strategy="epoch")))[0] == [
+        4,
+        8,
+        12,
+    ]
 
 
 @pytest.mark.usefixtures("local")
@@ -74,7 +86,7 @@ async def test_an_improvement_is_saved_and_ties_and_nan_are_none() -> None:
             # The next one is asked for once this save is stored: one in flight at most.
             await attempt.client.drain()
 
-    best = CheckpointPolicy(strategy="best", save_at_end=False)
+    best = CheckpointPolicy(save_at_start=False, strategy="best", save_at_end=False)
     assert (await _saves(train, best))[0] == [1, 2, 5, 8]
 
 
@@ -93,7 +105,7 @@ async def test_epoch_metrics_and_the_loops_own_state_come_back_with_the_checkpoi
             if (step + 1) % 4 == 0:
                 attempt.end_epoch()
 
-    _, supervisor = await _saves(train, CheckpointPolicy(strategy="epoch"))
+    _, supervisor = await _saves(train, CheckpointPolicy(save_at_start=False, strategy="epoch"))
     assert begun == [(0, 0, None), (8, 2, {"shard": 3, "seed": [1, 2]})]
     checkpoint = supervisor.runs[0].attempts[1].checkpoint
     assert checkpoint is not None
@@ -109,7 +121,7 @@ async def test_a_state_that_cannot_be_stored_is_refused_where_it_is_set() -> Non
             attempt.loop_state = "x" * 20_000
         assert attempt.loop_state is None
 
-    await _saves(train, CheckpointPolicy())
+    await _saves(train, CheckpointPolicy(save_at_start=False))
 
 
 async def test_a_slow_save_holds_back_the_next_one_and_never_the_loop(local: LocalTinker) -> None:
@@ -124,7 +136,7 @@ async def test_a_slow_save_holds_back_the_next_one_and_never_the_loop(local: Loc
             reached.append(step)
         local.release()
 
-    steps, _ = await _saves(train, CheckpointPolicy(save_every=1))
+    steps, _ = await _saves(train, CheckpointPolicy(save_at_start=False, save_every=1))
     assert reached == list(range(STEPS))
     assert steps == [1, 12]
 
@@ -141,7 +153,9 @@ async def test_auto_saves_by_what_the_run_measures_within_its_bounds() -> None:
         assert evidence.step_s is not None
         assert 0 < evidence.step_s < 5
 
-    bounded = CheckpointPolicy(strategy="auto", auto_max_steps=5, save_at_end=False)
+    bounded = CheckpointPolicy(
+        save_at_start=False, strategy="auto", auto_max_steps=5, save_at_end=False
+    )
     assert (await _saves(train, bounded))[0] == [5, 10]
-    free = CheckpointPolicy(strategy="auto", save_at_end=False)
+    free = CheckpointPolicy(save_at_start=False, strategy="auto", save_at_end=False)
     assert (await _saves(train, free))[0] == []

@@ -45,9 +45,9 @@ async def test_the_last_step_submitted_is_saved_before_the_process_ends(
 async def test_a_second_signal_does_not_wait_for_a_save_that_hangs(
     local: LocalTinker, number: signal.Signals
 ) -> None:
-    local.inject(FaultRule("hang", request="save_weights"))
     with process([str(EXAMPLES / "minimal.py"), "--steps", "100000"]) as training:
         await until(lambda: most_steps(local) >= 3, STARTED_WITHIN_S)
+        local.inject(FaultRule("hang", request="save_weights"))  # not the one at the start
         training.send_signal(number)
         await until(lambda: any(fault.rule.action == "hang" for fault in local.fired))
         code, errors = await _stop(training, number)

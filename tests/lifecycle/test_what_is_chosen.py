@@ -39,7 +39,7 @@ async def _train(attempt: Attempt) -> None:
 async def _starts(local: LocalTinker, **changes: Any) -> list[int]:
     """Where each attempt began, of a run that saves every step and is poisoned at step 6."""
     local.poison(at_step=6)
-    given = quick(checkpoints=CheckpointPolicy(save_every=1), **changes)
+    given = quick(checkpoints=CheckpointPolicy(save_at_start=False, save_every=1), **changes)
     async with Supervisor(given) as supervisor:
         await supervisor.run(_train, base_model=MODEL, rank=8, seed=SEED)
     return [attempt.start_step for attempt in supervisor.runs[0].attempts]

@@ -49,7 +49,7 @@ async def test_the_step_stored_with_a_checkpoint_is_the_number_of_steps_inside_i
             assert isinstance(step, int)
             saved.append((path, step))
 
-    every = policy(checkpoints=CheckpointPolicy(save_every=3))
+    every = policy(checkpoints=CheckpointPolicy(save_at_start=False, save_every=3))
     async with Supervisor(every, on_event=note) as supervisor:
         async for attempt in supervisor.attempts(base_model=MODEL):
             async with attempt:

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from loops import MODEL, policy, train
 from pydantic import SecretStr
+from wire import wired
 
 from tinker_recovery import StatusRefused, StatusUnavailable, Supervisor
 from tinker_recovery.service import Endpoint, StatusReader
@@ -179,3 +180,28 @@ async def test_a_token_that_is_refused_is_renewed_once() -> None:
         await reader.run("r")
         await reader.run("r")
     assert seen == ["first", "second", "second"]
+
+
+async def test_one_odd_entry_is_passed_over_with_its_reason_and_costs_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with LocalTinker() as local, wired(local) as wire:
+        run = await wire.create()
+        for seq_id, name in enumerate("abcd", 1):
+            await wire.result(await wire.save(run, seq_id, name))
+        paths = [stored.path for stored in local.checkpoints(run)]
+        local.list_as(paths[0], checkpoint_type="delta")
+        local.list_as(paths[1], time=None)
+        local.list_as(paths[3], checkpoint_type="delta")
+        endpoint = Endpoint(local.base_url, SecretStr(local.api_key))
+        async with StatusReader(endpoint) as reader:
+            for _ in range(2):
+                assert [one.tinker_path for one in await reader.checkpoints(run)] == [paths[2]]
+            everything = [one.tinker_path async for one in reader.every_checkpoint()]
+            assert everything == [paths[2]]
+            assert (await reader.run(run)).training_run_id == run, "its last_checkpoint is odd"
+            assert [one.training_run_id async for one in reader.runs()] == [run]
+    said = [record.getMessage() for record in caplog.records if "passed over" in record.message]
+    assert len(said) == 3, "each once"
+    assert any(paths[0] in message and "checkpoint_type" in message for message in said)
+    assert any(paths[1] in message and "time" in message for message in said)

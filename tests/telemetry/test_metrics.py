@@ -64,7 +64,7 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Meter]:
 
 async def test_a_run_with_a_recovery_in_numbers(local: LocalTinker, meter: _Meter) -> None:
     local.poison(at_step=7)
-    given = policy(checkpoints=CheckpointPolicy(save_every=5, keep_last=1))
+    given = policy(checkpoints=CheckpointPolicy(save_at_start=False, save_every=5, keep_last=1))
     active: list[int] = []
 
     async def loop(attempt: Attempt) -> None:

@@ -478,7 +478,9 @@ async def tested(folder: Path) -> None:
         assert_type(server.stats, RequestStats)
         assert_type(server.sessions(), dict[str, str])
     FaultRule("explode")  # type: ignore[arg-type]  # has to be refused
-    async with LocalTinkerProcess(folder, lenient=True) as process:
+    dialect: Dialect = "bare"
+    assert_type(dialect in DIALECTS, bool)
+    async with LocalTinkerProcess(folder, lenient=True, dialect=dialect) as process:
         await process.inject(FaultRule("drop"))
         await process.restart()
         assert_type(await process.run_state("session:train:0"), RunState)

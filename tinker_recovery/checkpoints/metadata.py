@@ -17,6 +17,9 @@ FORMAT = "1"
 
 PREFIX = "tinker_recovery."
 
+STATE_MISSING = "state_missing"
+"""Never stored: what a name says of a save whose loop state or epochs are not at hand."""
+
 JSON_LIMIT = 16_384
 """Most bytes of JSON for a checkpoint's loop state, and the same again for its metrics.
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tinker_recovery.checkpoints.metadata import (
     FORMAT,
     PREFIX,
+    STATE_MISSING,
     check_format,
     decode_metrics,
     encode_loop_state,
@@ -174,6 +175,12 @@ class CheckpointRecord(BaseModel):
         if listed.checkpoint_type != "training" or PREFIX + "format" not in stored:
             return None
         fields = {key.removeprefix(PREFIX): stored[key] for key in stored if key.startswith(PREFIX)}
+        if STATE_MISSING in fields:
+            raise InvalidMetadata(
+                f"checkpoint {listed.tinker_path} was saved with a loop state or epochs, which the "
+                "service did not keep and this journal does not know, so the loop cannot be "
+                "continued from it: use the journal of the machine that saved it"
+            )
         try:
             check_format(fields["format"])
             return cls(

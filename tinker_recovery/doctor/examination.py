@@ -96,7 +96,7 @@ class Report:
 
 def _batch(step: int) -> list[types.Datum]:
     """A few tokens that differ from step to step: for equal gradients the moments hardly matter."""
-    return [_datum([100 + (step * 31 + row * 13 + at * at * 7) % 256 for at in range(17)])
+    return [_datum([(step * 31 + row * 13 + at * at * 7) % 256 for at in range(17)])
             for row in range(2)]  # fmt: skip
 
 
@@ -104,11 +104,17 @@ def _datum(tokens: list[int]) -> types.Datum:
     targets = types.TensorData(data=tokens[1:], dtype="int64", shape=[len(tokens) - 1])
     return types.Datum(
         model_input=types.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={"target_tokens": targets},
+        # Some services demand weights, and have a vocabulary of no more than 256.
+        loss_fn_inputs={
+            "target_tokens": targets,
+            "weights": types.TensorData(
+                data=[1.0] * len(targets.data), dtype="float32", shape=targets.shape
+            ),
+        },
     )
 
 
-PROBE = [_datum([100 + (row * 41 + at * 11) % 256 for at in range(33)]) for row in range(2)]
+PROBE = [_datum([(row * 41 + at * 11) % 256 for at in range(33)]) for row in range(2)]
 """The batch that every client answers; it is never trained on."""
 
 

@@ -75,6 +75,8 @@ class Notes:
         prompts: What is known of a run's prompt, by lineage id, not by path.
         optimizer: What is wrong with the service's optimizer restores; empty if nothing. By version
             of the SDK, not by path.
+        metadata: Metadata of saves as JSON, where the service keeps none.
+        keeps_metadata: What the service does with the metadata of saves; None if unknown.
     """
 
     pinned: Mapping[str, str]
@@ -86,6 +88,8 @@ class Notes:
     canary_prompts: Mapping[str, str] = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)
     optimizer: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    keeps_metadata: str | None = None
 
 
 class Journal:
@@ -144,6 +148,8 @@ class Journal:
             canary_prompts=by_kind.get("canary_prompt", {}),
             prompts=by_kind.get("prompt", {}),
             optimizer=by_kind.get("optimizer", {}),
+            metadata=by_kind.get("metadata", {}),
+            keeps_metadata=by_kind.get("keeps_metadata", {}).get(""),
         )
 
     def pin(self, path: str, reason: str = "pinned by the user") -> None:
@@ -189,6 +195,14 @@ class Journal:
     def note_optimizer(self, sdk: str, problem: str) -> None:
         """Note what is wrong with the service's optimizer restores; empty if nothing is."""
         self._put("optimizer", sdk, redact(problem))
+
+    def note_metadata(self, path: str, said: str) -> None:
+        """Note the metadata of a save, as JSON, where the service does not keep it."""
+        self._put("metadata", path, said)
+
+    def note_keeps_metadata(self, keeps: str) -> None:
+        """Note what the service does with the metadata of saves."""
+        self._put("keeps_metadata", "", keeps)
 
     def forget(self, paths: Iterable[str]) -> None:
         """Remove every note on checkpoints that were deleted."""

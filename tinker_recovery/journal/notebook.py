@@ -56,6 +56,8 @@ class Notebook:
     note_canary = _threaded(Journal.note_canary)
     note_prompt = _threaded(Journal.note_prompt)
     note_optimizer = _threaded(Journal.note_optimizer)
+    note_metadata = _threaded(Journal.note_metadata)
+    note_keeps_metadata = _threaded(Journal.note_keeps_metadata)
     forget = _threaded(Journal.forget)
 
     async def _do(self, call: Callable[[], _T]) -> _T:

@@ -320,6 +320,7 @@ class CheckpointState:
         self._noted_prompts.update(notes.canary_prompts)
         if self._lineage in notes.prompts:
             self._know(PromptFacts.parse(notes.prompts[self._lineage]))
+        collaborators.reader.metadata.recall(notes.keeps_metadata, notes.metadata)
         ledger = DeletionLedger.from_lines(notes.deletions.values())
         being_deleted = ledger.being_deleted(now_s=collaborators.clock.wall())
         self.being_deleted = dict.fromkeys(being_deleted, _BEING_DELETED)

@@ -42,6 +42,10 @@ async def find_at_service(
     Raises:
         StatusError: The list could not be read.
     """
+    # Where the service keeps no metadata, these are recognised in the names of saves.
+    reader.metadata.know_name(name)
+    for lineage in known:
+        reader.metadata.know(lineage)
     named: list[CheckpointRecord] = []
     steps: dict[str, int] = {}
     try:

@@ -146,6 +146,9 @@ async def snapshot_of(
         StatusError: The service refuses, or cannot be read for ``max_wait_s``.
     """
     segments = segments_from(found.attempts)
+    reader.metadata.know(found.lineage)
+    for segment in segments:
+        reader.metadata.know_attempt(segment.attempt, segment.parent)
     known = CheckpointState(
         name,
         lineage=found.lineage,

@@ -14,6 +14,7 @@ from tinker import types
 from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.faults import RULES, DetectedBy, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Retryable
+from tinker_recovery.recovery.metadata_notes import write_metadata
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.service.client import CANARY, CUSTOM_LOSS, SAVE
 from tinker_recovery.telemetry import names
@@ -57,6 +58,9 @@ class AttemptHooks:
 
         A save whose result fails is none: nothing of the training depends on it.
         """
+        if operation == SAVE and self._scope.refuses_metadata(error):
+            self._scope.post(self._scope.note_metadata_refused, error)
+            return
         if operation == SAVE and isinstance(error, tinker.RequestFailedError):
             self._scope.post(self._scope.look_into_failed_save, error)
             return
@@ -130,8 +134,10 @@ class AttemptHooks:
         """Ask the schedule, while the loop waits for everything it has submitted."""
         return self._scope.saver.while_idle(step)
 
-    def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str]:
-        """The user's own metadata and ours."""
+    def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str] | None:
+        """The user's own metadata, and ours where the service takes it."""
+        if not self._scope.saver.sends_metadata():
+            return None if given is None else dict(given)
         return {**(given or {}), **self._scope.saver.metadata(step, "user")}
 
     def saved(self, step: int, path: str) -> None:
@@ -145,6 +151,9 @@ class AttemptHooks:
         run.checkpoints.stored[path] = scope.id, step
         if (ttl_s := run.policy.checkpoints.ttl_s) is not None:
             run.checkpoints.note_lifetime(path, run.collaborators.reader.service_now() + ttl_s)
+        if took_s is not None:
+            run.collaborators.reader.metadata.stored(path)
+            run.spawn(functools.partial(write_metadata, run.collaborators))
         run.checkpoints.write_canary(scope.id, step, run.collaborators)
         # A save queued behind a request that failed is stored all the same, and is no progress.
         sound = not scope.faulty and step <= scope.client.first_doubtful_step
@@ -165,6 +174,9 @@ class AttemptHooks:
 
     def save_failed(self, step: int, error: BaseException) -> None:
         """Report a failure, if it is to be reported; stop the run if the policy says so."""
+        if self._scope.refuses_metadata(error):
+            self._scope.saver.failed(step)
+            return
         if self._scope.saver.failed(step):
             self._scope.post(self._note_save_failed, step, error)
         if self._scope.saver.gives_up:

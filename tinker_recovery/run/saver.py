@@ -31,6 +31,7 @@ from tinker_recovery.checkpoints import (
     schedule_of,
 )
 from tinker_recovery.checkpoints.metadata import encode_loop_state, fitting
+from tinker_recovery.checkpoints.naming import SaveName, mark_of
 from tinker_recovery.errors import UsageError
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.telemetry import names
@@ -114,6 +115,11 @@ class Saver:
         self._counts_epochs = policy.strategy == "epoch"
         self._lineage = run.lineage
         self._run_name = run.given_name
+        self._service = run.collaborators.reader.metadata
+        self._service.know(run.lineage, run.given_name)
+        self._remakeable = run.policy.enabled and run.origin is not None
+        self.probes = False
+        """Whether the next save finds out what the service does with metadata."""
         self._history = run.history
         self._prompt_facts = run.checkpoints.prompt_facts
         self._ttl_s = None if policy.ttl_s is None else int(policy.ttl_s)
@@ -305,7 +311,7 @@ class Saver:
     def begin(self, step: int) -> SaveRequest:
         """A save of this step, whether or not it is due; it counts as in flight from now on."""
         with self._lock:
-            request = self._request(step, f"step-{step:08d}-{self._segment.attempt}")
+            request = self._request(step)
             standing = self._standing()
             self._ledger = self._ledger.began(
                 step=step,
@@ -322,10 +328,25 @@ class Saver:
         if self._saved_as[1] == self._standing():
             return None
         self._again += 1
-        return self._request(step, f"step-{step:08d}-{self._segment.attempt}-{self._again}")
+        return self._request(step, self._again)
 
-    def _request(self, step: int, name: str) -> SaveRequest:
-        return SaveRequest(name, self.metadata(step, "schedule"), self._ttl_s)
+    def _request(self, step: int, again: int = 0) -> SaveRequest:
+        name, metadata = self._name(step, again), self.metadata(step, "schedule")
+        sent = self.sends_metadata()
+        self._service.submitted(self._segment.run_id, name, metadata, sent=sent)
+        return SaveRequest(name, metadata if sent else None, self._ttl_s)
+
+    def sends_metadata(self) -> bool:
+        """Whether saves carry metadata; not where a refusal could not be made up for."""
+        keeps = self._service.keeps
+        return keeps != "refused" and (keeps != "unknown" or self._remakeable or self.probes)
+
+    def _name(self, step: int, again: int) -> str:
+        lineage = mark_of(self._lineage)
+        run = lineage if self._run_name is None else mark_of(self._run_name)
+        standing = self._standing()
+        has_state = standing.loop_state is not None or bool(standing.epoch)
+        return str(SaveName(step, self._segment.attempt, run, lineage, has_state, again))
 
     def metadata(self, step: int, asked_by: SavedBy) -> dict[str, str]:
         """What a checkpoint saved at this step says of itself.

@@ -28,7 +28,7 @@ from tinker_recovery.run.rollback_detector import RollbackDetector
 from tinker_recovery.run.saver import RunHistory
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
-from tinker_recovery.service import Connection, Patience
+from tinker_recovery.service import Connection, Origin, Patience
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.telemetry import RunTelemetry, names
 
@@ -187,20 +187,32 @@ class SupervisedRun:
             return await self._journaled(self._begin(adopted))
         if self.origin is None:
             raise UsageError("a run without an origin has to be adopted")
+        while (connection := await self._first_connection(self.origin)) is not None:
+            attempt = await self._journaled(self._begin(connection))
+            try:
+                if await attempt.takes_metadata():
+                    return attempt
+            except BaseException as error:
+                await self._over(error)
+                raise
+            self.telemetry.stopped()
+        return await self.next_attempt()
+
+    async def _first_connection(self, origin: Origin) -> Connection | None:
+        """A client made as the user said; None if that failed and is being recovered from."""
         try:
             # Without a limit, as the bare SDK would wait.
-            connection = await self.collaborators.backend.connect(
-                self.origin, patience=Patience(report=self._note_waiting)
+            return await self.collaborators.backend.connect(
+                origin, patience=Patience(report=self._note_waiting)
             )
         except Exception as error:
             if not self._start_failed(error):
                 await self._over(error)
                 raise
-            return await self.next_attempt()
+            return None
         except BaseException as error:
             await self._over(error)  # cancelled: its name is free again
             raise
-        return await self._journaled(self._begin(connection))
 
     async def next_attempt(self) -> AttemptScope:
         """Wait for the recovery under way; raises the error the run was given up with."""
@@ -221,8 +233,12 @@ class SupervisedRun:
         attempt = self._new_attempt(connection, self.root)
         self._join(attempt)
         self.checkpoints.began = attempt.segment.parent, attempt.id, attempt.start_step
-        if self.origin is None:
-            # An adopted client cannot be made again, so it needs something to recover from.
+        at_start = self.policy.checkpoints.save_at_start and self.parent is None
+        if self.origin is None or at_start:
+            # An adopted client cannot be made again, so it needs something to recover from. Of the
+            # others, the seed may not make the same weights again.
+            metadata = self.collaborators.reader.metadata
+            attempt.saver.probes = self.origin is not None and metadata.keeps == "unknown"
             attempt.client.save(attempt.saver.begin)
         else:
             attempt.client.record_canary()

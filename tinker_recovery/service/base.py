@@ -115,12 +115,12 @@ class SaveRequest:
 
     Attributes:
         name: Unique within the Tinker run.
-        metadata: The ``user_metadata`` to store with it.
+        metadata: The ``user_metadata`` to store with it; None for none.
         ttl_s: Its lifetime in whole seconds; None for unlimited.
     """
 
     name: str
-    metadata: dict[str, str]
+    metadata: dict[str, str] | None
     ttl_s: int | None = None
 
 

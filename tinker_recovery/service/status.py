@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
 import httpx
-from pydantic import BaseModel
+from pydantic import ValidationError
 from tinker import types
 
 from tinker_recovery.checkpoints import WeightsFacts
 from tinker_recovery.errors import StatusRefused
 from tinker_recovery.service.base import Endpoint
 from tinker_recovery.service.http import ServiceHttp
+from tinker_recovery.service.metadata import ServiceMetadata
+from tinker_recovery.telemetry.names import SCOPE
+
+logger = logging.getLogger(SCOPE)
 
 PAGE = 100
 """Entries in a page, as in the SDK's own CLI."""
@@ -106,6 +112,8 @@ class StatusReader:
     ) -> None:
         self.http = ServiceHttp(endpoint, timeout_s=timeout_s, transport=transport, wall=wall)
         """Its HTTP client, also for other requests."""
+        self.metadata = ServiceMetadata()
+        """What the service does with the metadata of saves."""
 
     def service_now(self) -> float:
         """The service's time, in seconds since the epoch: what its dates are compared with."""
@@ -130,7 +138,7 @@ class StatusReader:
         return await self.http.ask(
             "GET",
             f"training_runs/{run_id}",
-            types.TrainingRun.model_validate,
+            _training_run,
         )
 
     async def run_page(self, offset: int) -> RunPage:
@@ -180,37 +188,93 @@ class StatusReader:
             reply = await self.http.ask(
                 "GET",
                 f"training_runs/{run_id}/checkpoints",
-                types.CheckpointsListResponse.model_validate,
+                _checkpoints,
             )
         except StatusRefused as error:
             if error.status_code == _NOT_FOUND:
                 return []
             raise
-        for listed in reply.checkpoints:
-            self.http.clock.note_listed(listed.time.timestamp())
-        return list(reply.checkpoints)
+        listed = self.metadata.filled(reply, run_id)
+        for each in listed:
+            self.http.clock.note_listed(each.time.timestamp())
+        return listed
 
-    def runs(self) -> AsyncIterator[types.TrainingRun]:
+    async def runs(self) -> AsyncIterator[types.TrainingRun]:
         """All runs, page by page, newest first."""
-        return self._entries("training_runs", types.TrainingRunsResponse)
+        async for page in self._pages("training_runs"):
+            for entry in page:
+                yield _training_run(entry)
 
-    def every_checkpoint(self) -> AsyncIterator[types.Checkpoint]:
+    async def every_checkpoint(self) -> AsyncIterator[types.Checkpoint]:
         """The checkpoints of all runs, page by page."""
-        return self._entries("checkpoints", types.CheckpointsListResponse)
+        async for page in self._pages("checkpoints"):
+            for entry in self.metadata.filled(_checkpoints({"checkpoints": page})):
+                yield entry
 
-    async def _entries(self, path: str, model: type[BaseModel]) -> AsyncIterator[Any]:
-        """Every entry of a list, which is the attribute ``path`` of its reply."""
+    async def _pages(self, path: str) -> AsyncIterator[list[Any]]:
+        """Every page of a list, which has the key ``path`` in its reply."""
         offset = 0
         while True:
-            page: Any = await self.http.ask(
-                "GET", path, model.model_validate, params={"limit": PAGE, "offset": offset}
+            entries, total = await self.http.ask(
+                "GET",
+                path,
+                functools.partial(_page, path),
+                params={"limit": PAGE, "offset": offset},
             )
-            entries = getattr(page, path)
-            for entry in entries:
-                yield entry
+            yield entries
             offset += len(entries)
-            if not entries or page.cursor is None or offset >= page.cursor.total_count:
+            if not entries or total is None or offset >= total:
                 return
+
+
+def _page(path: str, reply: dict[str, Any]) -> tuple[list[Any], int | None]:
+    entries, cursor = reply.get(path), reply.get("cursor")
+    if type(entries) is not list:
+        raise ValueError(f"it has no list of {path}")
+    return entries, None if cursor is None else types.Cursor.model_validate(cursor).total_count
+
+
+def _checkpoints(reply: dict[str, Any]) -> list[types.Checkpoint]:
+    """The entries that can be read: one that cannot is passed over, and costs no other."""
+    entries = reply.get("checkpoints")
+    if type(entries) is not list:
+        raise ValueError("it has no list of checkpoints")
+    found = []
+    for entry in entries:
+        try:
+            found.append(types.Checkpoint.model_validate(entry))
+        except ValidationError as error:
+            path = entry.get("tinker_path") if isinstance(entry, dict) else None
+            _passed_over(str(path or entry)[:200], _in_words(error))
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _passed_over(what: str, why: str) -> None:
+    # Cached, so that each is said once.
+    logger.warning("%s is passed over: its entry in the listing cannot be read: %s", what, why)
+
+
+def _in_words(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
+        for each in error.errors(include_url=False, include_input=False)
+    )
+
+
+def _training_run(reply: Any) -> types.TrainingRun:
+    """A run's status, which an odd checkpoint among its newest does not make unreadable."""
+    try:
+        return types.TrainingRun.model_validate(reply)
+    except ValidationError:
+        if not isinstance(reply, dict):
+            raise
+        rest = {
+            key: value
+            for key, value in reply.items()
+            if key not in {"last_checkpoint", "last_sampler_checkpoint"}
+        }
+        return types.TrainingRun.model_validate(rest)
 
 
 def _run_page(reply: dict[str, Any]) -> RunPage:

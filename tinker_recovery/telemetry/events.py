@@ -42,6 +42,7 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_WAITING: logging.WARNING,
     names.EVENT_POLL_ERROR: logging.WARNING,
     names.EVENT_WEIGHTS_UNKNOWN: logging.WARNING,
+    names.EVENT_METADATA_NOT_KEPT: logging.WARNING,
     names.EVENT_OPTIMIZER_NOT_RESTORED: logging.WARNING,
     names.EVENT_CHECKPOINT_BAD: logging.ERROR,
     names.EVENT_CHECKPOINT_SKIPPED: logging.WARNING,

@@ -20,6 +20,7 @@ from tinker_recovery.journal.reading import RunView, read_runs, read_stored_run
 from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.metadata_notes import recall_metadata
 from tinker_recovery.recovery.resume import RunSnapshot, segments_from, snapshot_of
 from tinker_recovery.service import StatusReader, TinkerBackend
 
@@ -180,6 +181,8 @@ async def open_context(
             Notebook(Journal(path, service=endpoint.base_url)) as notebook,
             StatusReader(endpoint, timeout_s=timeout_s) as reader,
         ):
-            yield Context(Collaborators(policy, backend, reader, notebook), path)
+            collaborators = Collaborators(policy, backend, reader, notebook)
+            await recall_metadata(collaborators)
+            yield Context(collaborators, path)
     except (StatusError, JournalError) as error:
         refuse(str(error))
