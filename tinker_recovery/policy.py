@@ -60,7 +60,9 @@ class CheckpointPolicy(_Frozen):
             is better than in every save so far. ``"last"``: as ``"steps"``, and keep only the
             newest, whatever ``keep_last`` is (and the best, with ``save_best``). ``"all"``: as
             ``"steps"``, and delete nothing. ``"auto"``: at the interval that wastes the least time
-            given the measured cost of saves and rate of failures (Young 1974, Daly 2006).
+            given the measured cost of saves and rate of failures (Young 1974, Daly 2006). Until an
+            epoch has ended or the metric was reported, ``"epoch"`` and ``"best"`` save as
+            ``"steps"``, every 100 and every ``save_every`` steps, and say so once.
         save_every: Optimizer steps (or epochs) between two checkpoints, counted from the run's
             step 0. With ``"epoch"`` the default is 1.
         save_every_s: Also save when this many seconds have passed since the last save, or None.

@@ -19,6 +19,7 @@ from tinker_recovery.checkpoints.schedule import (
     EveryEpochs,
     EverySeconds,
     EverySteps,
+    Meanwhile,
     Moment,
     OnImprovement,
 )
@@ -321,11 +322,11 @@ def test_the_means_follow_a_service_that_becomes_slower() -> None:
         ({"strategy": "steps", "save_every": 7}, EverySteps(7)),
         ({"strategy": "last"}, EverySteps(100)),
         ({"strategy": "all", "save_every": 3}, EverySteps(3)),
-        ({"strategy": "epoch"}, EveryEpochs(1)),
-        ({"strategy": "epoch", "save_every": 5}, EveryEpochs(5)),
+        ({"strategy": "epoch"}, Meanwhile(EveryEpochs(1), 100)),
+        ({"strategy": "epoch", "save_every": 5}, Meanwhile(EveryEpochs(5), 100)),
         (
             {"strategy": "best", "best_metric": "acc", "best_mode": "max"},
-            OnImprovement("acc", "max"),
+            Meanwhile(OnImprovement("acc", "max"), 100, "acc"),
         ),
         (
             {"strategy": "auto", "auto_mtbf_s": 60.0, "auto_min_steps": 2, "auto_max_steps": 9},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -159,3 +160,28 @@ async def test_auto_saves_by_what_the_run_measures_within_its_bounds() -> None:
     assert (await _saves(train, bounded))[0] == [5, 10]
     free = CheckpointPolicy(save_at_start=False, strategy="auto", save_at_end=False)
     assert (await _saves(train, free))[0] == []
+
+
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (CheckpointPolicy(strategy="best", best_metric="typo", save_every=5), "no metric 'typo'"),
+        (CheckpointPolicy(strategy="epoch"), "no epoch has ended"),
+    ],
+)
+async def test_a_schedule_that_has_nothing_to_decide_by_says_so_once_and_saves_by_steps(
+    caplog: pytest.LogCaptureFixture, policy: CheckpointPolicy, said: str
+) -> None:
+    every = 5 if policy.strategy == "best" else 100
+
+    async def train(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, 2 * every + 1):
+            attempt.client.optim_step(ADAM)
+            attempt.report(loss=float(step))
+            if step == every:
+                await attempt.client.drain()
+
+    with caplog.at_level(logging.WARNING):
+        assert (await _saves(train, policy))[0] == [every, 2 * every, 2 * every + 1]
+    assert len([each for each in caplog.records if said in each.message]) == 1

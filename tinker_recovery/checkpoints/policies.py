@@ -23,6 +23,7 @@ from tinker_recovery.checkpoints.schedule import (
     EveryEpochs,
     EverySeconds,
     EverySteps,
+    Meanwhile,
     OnImprovement,
     Schedule,
 )
@@ -46,9 +47,12 @@ def _of_strategy(policy: CheckpointPolicy) -> Schedule:
         case "steps" | "last" | "all":
             return EverySteps(policy.save_every)
         case "epoch":
-            return EveryEpochs(policy.save_every)
+            # Here `save_every` counts epochs; until there are any, the default number of steps.
+            steps = CheckpointPolicy.model_fields["save_every"].default
+            return Meanwhile(EveryEpochs(policy.save_every), steps)
         case "best":
-            return OnImprovement(policy.best_metric, policy.best_mode)
+            improvement = OnImprovement(policy.best_metric, policy.best_mode)
+            return Meanwhile(improvement, policy.save_every, policy.best_metric)
         case "auto":
             return AutoInterval(
                 prior_mtbf_s=policy.auto_mtbf_s,

@@ -60,6 +60,8 @@ class Decision:
 
     due: bool
     reason: str
+    stands_in: bool = False
+    """Whether it is made in place of a schedule that has nothing to decide by yet."""
 
 
 class Schedule(Protocol):
@@ -162,6 +164,36 @@ class OnImprovement:
         due = moment.fresh and improves(value, best, self.mode)
         saved = "none saved so far" if best is None else f"best saved {best:g}"
         return Decision(due, f"{self.metric}={value:g}, {saved}, {self.mode} is better")
+
+
+@dataclass(frozen=True, slots=True)
+class Meanwhile:
+    """Due every ``n`` steps for as long as another schedule has nothing to decide by.
+
+    That is until a metric is reported, or an epoch has ended: a misspelt name would otherwise mean
+    that nothing is ever saved.
+
+    Attributes:
+        schedule: The other one.
+        n: Steps between two saves until then.
+        metric: The metric it needs; None if it needs epochs.
+    """
+
+    schedule: Schedule
+    n: int
+    metric: str | None = None
+
+    def decide(self, moment: Moment) -> Decision:
+        """See :class:`Schedule`."""
+        if self.metric is None:
+            able, lacks = bool(moment.epoch), "no epoch has ended"
+        else:
+            able = self.metric in moment.metrics or self.metric in moment.lowest
+            lacks = f"no metric {self.metric!r} has been reported"
+        if able:
+            return self.schedule.decide(moment)
+        meanwhile = EverySteps(self.n).decide(moment)
+        return Decision(meanwhile.due, f"{lacks}; {meanwhile.reason}", stands_in=meanwhile.due)
 
 
 @dataclass(frozen=True, slots=True)

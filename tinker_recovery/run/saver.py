@@ -56,12 +56,14 @@ class RunHistory:
         saved: The (attempt, step) of every save stored, with the metrics it was stored with.
         no_metrics: Names that were reported with something that is no number.
         metrics_cut: Whether it was said that a checkpoint cannot hold all metrics.
+        stands_in: Whether it was said that the schedule has nothing to decide by.
         drifts: Whether it was said that the loop's index and its optimizer steps may drift apart.
     """
 
     evidence: Evidence = field(default_factory=Evidence)
     saved: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
     drifts: bool = False
+    stands_in: bool = False
     no_metrics: set[str] = field(default_factory=set)
     metrics_cut: bool = False
 
@@ -112,6 +114,7 @@ class Saver:
         self._schedule = schedule_of(policy)
         self._best_metric = policy.best_metric
         self._stops = policy.on_save_failure == "stop"
+        self._strategy = policy.strategy
         self._counts_epochs = policy.strategy == "epoch"
         self._lineage = run.lineage
         self._run_name = run.given_name
@@ -278,7 +281,7 @@ class Saver:
 
     def _decides(self, step: int, *, end: bool = False) -> bool:
         standing = self._standing()
-        return self._ledger.ask(
+        decision = self._ledger.ask(
             self._schedule,
             step=step,
             now_s=self._monotonic(),
@@ -286,7 +289,19 @@ class Saver:
             metrics=standing.metrics,
             end=end,
             evidence=self._history.evidence,
-        ).due
+        )
+        if decision.stands_in and not self._history.stands_in:
+            self._history.stands_in = True
+            logger.warning(
+                "run %s: its schedule (strategy=%r) cannot decide by step %d: %s. It saves as "
+                "strategy='steps' until it can: see that attempt.report() has best_metric, or that "
+                "attempt.end_epoch() is called",
+                self._run_name or self._lineage,
+                self._strategy,
+                step,
+                decision.reason,
+            )
+        return decision.due
 
     def due(self, step: int, *, end: bool = False) -> SaveRequest | None:
         """The save to queue behind this optimizer step, if the schedule says so."""
