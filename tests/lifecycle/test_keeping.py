@@ -347,6 +347,16 @@ async def test_saves_behind_a_request_whose_answer_is_late_have_no_sound_one_del
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
+async def test_with_no_checkpoint_that_has_the_metric_none_is_deleted_and_that_is_said_once(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor, _ = await _run(
+        CheckpointPolicy(save_every=2, keep_last=0, keep_best=3, best_metric="los")
+    )
+    assert _steps(local, supervisor.runs[0].segments[0].run_id) == [2, 4, 6, 8, 10, 12]
+    assert caplog.text.count("has the metric 'los', so none is deleted") == 1
+
+
 async def test_a_predicate_that_raises_deletes_nothing(local: LocalTinker) -> None:
     def broken(record: object) -> bool:
         raise ZeroDivisionError(record)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 
+import anyio
 import pytest
 from inspection import rejected
-from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_state
+from loops import ADAM, MODEL, SEED, batch, loop, policy, quick, train, undisturbed_state, until
 from tinker import ServiceClient
 
-from tinker_recovery import Attempt, Run, Supervisor
+from tinker_recovery import Attempt, CheckpointPolicy, Run, Supervisor
 from tinker_recovery.checkpoints.canary import ASKED
+from tinker_recovery.clock import Clock
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -121,4 +124,40 @@ async def test_a_canary_that_never_answers_with_a_number_has_the_next_older_one_
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
     (bad,) = rejected(run)
     assert "/step-00000010-" in bad
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+@pytest.mark.parametrize("heard_first", ["call", "poll"])
+async def test_one_fault_has_one_way_back_whether_a_call_or_a_poll_is_heard_first(
+    local: LocalTinker, heard_first: str
+) -> None:
+    """No poll since the start has called the run sound, and the answer that failed is slow."""
+    expected = await undisturbed_state(local, steps=STEPS)
+    polls, is_poll = anyio.Event(), heard_first == "poll"
+
+    async def sleep(seconds: float) -> None:
+        await anyio.sleep(seconds)
+        task = asyncio.current_task()
+        if task and "/monitor" in task.get_name():
+            await polls.wait()
+
+    async def training(attempt: Attempt) -> None:
+        if attempt.number == 1:
+            await loop(attempt.client, 0, 8, 0)
+            await attempt.client.drain()
+            local.poison(at_step=8)
+            answers = FaultRule("slow", 8, "retrieve_future", polled="forward_backward")
+            local.inject(answers)
+            forward = attempt.client.forward_backward(batch(8), "cross_entropy")
+            await until(lambda: any(each.rule.action == "poison" for each in local.fired))
+            if is_poll:
+                polls.set()
+            await forward
+        await train(attempt, steps=STEPS)
+
+    given = quick(checkpoints=CheckpointPolicy(save_every=4), poll_interval_s=0.01)
+    async with Supervisor(given, clock=Clock(sleep=sleep)) as supervisor:
+        await supervisor.run(training, base_model=MODEL, rank=8, seed=SEED)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 8]
     assert local.run_state(run.segments[-1].run_id) == expected

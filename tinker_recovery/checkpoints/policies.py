@@ -71,7 +71,8 @@ def retention_of(policy: CheckpointPolicy, *, pinned: Collection[str] = ()) -> R
     if keep_last:
         rules.append(KeepLast(keep_last))
     if policy.save_best:
-        rules.append(KeepBest(policy.keep_best, policy.best_metric, policy.best_mode))
+        alone = not keep_last
+        rules.append(KeepBest(policy.keep_best, policy.best_metric, policy.best_mode, alone))
     if policy.keep_every is not None:
         rules.append(KeepEvery(policy.keep_every))
     if policy.keep_if is not None:

@@ -85,18 +85,29 @@ class KeepBest:
     """Keep the ``n`` best by a metric, of equals those with more steps.
 
     Those whose metric is missing, NaN or infinite are never among them.
+
+    Attributes:
+        n: How many.
+        metric: What they are compared by.
+        mode: Whether a smaller or a larger value of it is better.
+        alone: Whether no other rule keeps any: then all stay while none has the metric, which may
+            be misspelt.
     """
 
     n: int = 1
     metric: str = "loss"
     mode: Mode = "min"
+    alone: bool = False
 
     def __post_init__(self) -> None:
         _at_least_one("keep_best", self.n)
 
     def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
-        ranked = best_first(counted(newest_first), self.metric, self.mode)
+        found = counted(newest_first)
+        if self.alone and not any(self.metric in record.metrics for record in found):
+            return {record.path: f"none has the metric {self.metric!r} yet" for record in found}
+        ranked = best_first(found, self.metric, self.mode)
         return {
             record.path: f"among the best {self.n}: {self.metric}={record.metrics[self.metric]:g}"
             for record in ranked[: self.n]

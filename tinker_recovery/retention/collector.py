@@ -8,6 +8,7 @@ that order. Whatever cannot be read ends the collection, and nothing is deleted 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.listing import list_checkpoints
 from tinker_recovery.telemetry import names
+
+logger = logging.getLogger(names.SCOPE)
 
 _LOOKS = 10_000
 """Most looks in one collection; each finds something further to do, so it ends anyway."""
@@ -130,6 +133,7 @@ class Collector:
         self._verifier = Verifier(collaborators)
         self._keeps_alive = keeps_alive
         self._whole: set[str] = set()
+        self._warned: set[str] = set()
         rate = self._policy.max_deletes_per_s
         self._bucket = TokenBucket(rate, burst=max(1, math.ceil(rate * _FRESH_S)))
 
@@ -173,6 +177,7 @@ class Collector:
                 lasting=self._lasting(),
             ),
         )
+        self._warn_of_metric(run, records)
         needed = {
             path: "the newest valid one" if path in doubtful else "the newest one known to be sound"
             for path in valid
@@ -336,6 +341,22 @@ class Collector:
                 if sound:
                     break
         return valid
+
+    def _warn_of_metric(self, run: CollectedRun, records: Sequence[CheckpointRecord]) -> None:
+        """Say once that nothing is deleted, as no checkpoint has the metric to choose by."""
+        policy = self._policy
+        if policy.keep_last or not policy.save_best or policy.strategy in ("last", "all"):
+            return
+        lacks = not any(policy.best_metric in record.metrics for record in records)
+        if lacks and len(records) > policy.keep_best and run.name not in self._warned:
+            self._warned.add(run.name)
+            logger.warning(
+                "run %s: none of its %d checkpoints has the metric %r, so none is deleted: report "
+                "it with attempt.report(), or set best_metric to one that is reported",
+                run.name,
+                len(records),
+                policy.best_metric,
+            )
 
     async def _is_whole(self, run: CollectedRun, record: CheckpointRecord) -> bool:
         """Whether its bytes were looked at and found whole, where the policy asks for that."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+import anyio
 
 from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.service import RunStatus
@@ -23,6 +27,8 @@ OVERDUE_S = 1.0
 
 OVERDUE_STEPS = 3.0
 """Work is overdue after this many times the usual time between two steps."""
+ANSWER_S = 0.5
+"""How long the answers under way have to say at which step a run became corrupted."""
 
 
 class MonitoredRun:
@@ -32,6 +38,7 @@ class MonitoredRun:
         self._run = run
         self._events = events
         self._warned_of: AttemptScope | None = None
+        self._corrupted: AttemptScope | None = None
 
     @property
     def name(self) -> str:
@@ -40,9 +47,11 @@ class MonitoredRun:
 
     @property
     def watched_run_id(self) -> str | None:
-        """The Tinker run to ask about; None during a recovery and after the end."""
+        """The Tinker run to ask about; None from a corruption on, during a recovery, at the end."""
         run, current = self._run, self._run.current
-        return None if run.ended or run.incident or current is None else current.run_id
+        if run.ended or run.incident or current is None or current is self._corrupted:
+            return None
+        return current.run_id
 
     def note_status(self, status: RunStatus) -> None:
         """The service's answer; one about an earlier attempt is ignored."""
@@ -51,9 +60,25 @@ class MonitoredRun:
             return
         self._run.weights = status.weights
         if status.corrupted:
-            current.declare_fault(RULES[Kind.CORRUPTED], DetectedBy.POLL)
+            if not current.client.open_requests:
+                current.declare_fault(RULES[Kind.CORRUPTED], DetectedBy.POLL)
+            else:
+                self._corrupted = current
+                self._run.spawn(functools.partial(self._declare_corrupted, current))
         else:
             self._run.rollbacks.note_reachable(current)
+
+    async def _declare_corrupted(self, attempt: AttemptScope) -> None:
+        """Declare what a poll has found, unless a request fails at once: that knows the step.
+
+        All that a poll knows is that the run was sound at the poll before, so that more would be
+        trained again, and how much depended on which of the two was heard first.
+        """
+        with anyio.move_on_after(ANSWER_S), contextlib.suppress(Exception):
+            await attempt.client.drain()
+        # What failed was posted before it counted as ended.
+        self._run.mailbox.deliver()
+        attempt.declare_fault(RULES[Kind.CORRUPTED], DetectedBy.POLL)
 
     def note_session_failed(self, run_id: str, message: str) -> None:
         """The service has failed the session of a Tinker run."""
