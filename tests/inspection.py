@@ -30,6 +30,7 @@ from tinker_recovery.doctor import Report
 from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.journal import Journal, Recorder
 from tinker_recovery.journal.notebook import Notebook
+from tinker_recovery.recovery.admission import Admission
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.run.scope import AttemptScope
@@ -134,6 +135,11 @@ def service_of(attempt: Attempt) -> tinker.ServiceClient:
 def was_seen_well(watch: Watch) -> bool:
     """Whether a poll has found the watched run sound."""
     return watch._polled.last_good is not None
+
+
+def reverse_waiting(admission: Admission) -> None:
+    """Turn round the list of those who wait, which is in the order of asking."""
+    admission._waiting.reverse()
 
 
 # The journal

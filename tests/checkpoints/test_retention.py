@@ -23,6 +23,7 @@ from tinker_recovery.checkpoints.retention import (
     KeepPinned,
     Retention,
 )
+from tinker_recovery.checkpoints.validation import EXPIRY_MARGIN
 
 NAN = math.nan
 
@@ -361,3 +362,18 @@ def test_the_best_stay_among_the_best(losses: dict[int, float | None], n: int, m
     sign = 1 if mode == "min" else -1
     for step in set(finite) - kept:
         assert all(sign * finite[best] <= sign * finite[step] for best in kept)
+
+
+@pytest.mark.parametrize(
+    ("expires_in_s", "deleted"),
+    [(-60, [1]), (EXPIRY_MARGIN.total_seconds(), [1]), (3 * 86_400, [1, 2])],
+)
+def test_one_that_has_expired_fills_no_place(expires_in_s: float, deleted: list[int]) -> None:
+    found = [listed(1), listed(2), listed(3), listed(4, expires_in_s=expires_in_s)]
+    assert _steps(_plan(found, KeepLast(2))) == deleted
+
+
+@pytest.mark.parametrize(("more_s", "deleted"), [(0, [1]), (1, [1, 2])])
+def test_the_only_copy_relied_on_lives_for_more_than_a_day(more_s: int, deleted: list[int]) -> None:
+    found = [listed(1), listed(2), listed(4, expires_in_s=86_400 + more_s)]
+    assert _steps(_plan(found)) == deleted

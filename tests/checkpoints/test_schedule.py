@@ -369,3 +369,21 @@ def test_each_policy_keeps_what_it_says(
     assert [each.record.step for each in held if each.record.path in paths] == kept
     assert all(paths.values())
     assert isinstance(retention, KeepAll) == (given.get("strategy") == "all")
+
+
+@pytest.mark.parametrize(("failures", "mean_s"), [(0, 2100.0), (1, 700.0), (3, 300.0)])
+def test_the_mean_time_between_failures_counts_what_was_assumed_as_half_a_failure(
+    failures: int, mean_s: float
+) -> None:
+    auto = AutoInterval(prior_mtbf_s=100.0, prior_weight=0.5)
+    assert auto.mtbf_s(Evidence(failures=failures, observed_s=1000.0)) == pytest.approx(mean_s)
+
+
+def test_saving_at_every_step_begins_with_the_first() -> None:
+    ledger, schedule, saved = SaveLedger(0, 0.0), EverySteps(1), list[int]()
+    for step in range(1, 4):
+        if ledger.ask(schedule, step=step, now_s=float(step)).due:
+            ledger = ledger.began(step=step, now_s=float(step)).stored(step)
+            saved.append(step)
+        assert not ledger.ask(schedule, step=step, now_s=float(step)).due, "once is enough"
+    assert saved == [1, 2, 3]

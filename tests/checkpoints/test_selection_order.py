@@ -122,3 +122,12 @@ def test_every_checkpoint_is_a_candidate_or_has_a_reason_and_input_order_does_no
     assert taken | set(result.passed_over) == {each.path for each in found}
     assert taken.isdisjoint(bad)
     assert select(want, data.draw(st.permutations(found)), segments, bad=bad) == result
+
+
+def test_a_run_started_from_a_checkpoint_tries_it_last_and_nothing_that_is_not_on_its_branch() -> (
+    None
+):
+    root = record(5000, "z", lineage="theirs")
+    found = select(Latest(), [*FOUND, record(3, "x")], SEGMENTS, root=root)
+    assert _steps(found) == [1645, 1625, 1615, 1600, 5000]
+    assert set(found.passed_over) == {path("a", 1640), path("a", 1660), path("x", 3)}

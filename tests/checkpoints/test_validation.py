@@ -206,3 +206,9 @@ def test_checks_stop_at_the_first_objection_so_the_costly_ones_are_not_run() -> 
     assert found.reason == "costly"
     assert run == ["cheap", "costly"]
     assert first_objection([check("cheap", ok=True)]) is None
+
+
+@pytest.mark.parametrize("step", [5, 7])
+def test_a_child_at_or_beyond_its_parents_step_is_sound(step: int) -> None:
+    child = _with(parent=path("a", step), path=path("b", 7))
+    assert check_metadata(child, lineage=LINEAGE, parent=record(step)).ok

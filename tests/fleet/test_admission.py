@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inspection import reverse_waiting
 from pydantic import ValidationError
 
 from tinker_recovery import RecoveryPolicy
@@ -208,3 +209,43 @@ def test_runs_dealt_with_before_it_was_recognised_are_not_waited_for() -> None:
 def test_the_bound_is_checked(value: float) -> None:
     with pytest.raises(ValidationError, match="max_concurrent_recoveries"):
         RecoveryPolicy.model_validate({"max_concurrent_recoveries": value})
+
+
+def test_equals_are_served_first_come_first_served() -> None:
+    admission = Admission(1)
+    (current,) = asked(admission, Ticket(2, 0.0, 1))
+    first, second = Ticket(2, 1.0, 1), Ticket(2, 1.0, 1)
+    for ticket in (first, second):
+        admission.ask(ticket)
+    # As after a crash of what keeps the order of asking.
+    reverse_waiting(admission)
+    for expected in (first, second):
+        admission.leave(current)
+        (current,) = admission.admit()
+        assert current is expected
+
+
+def test_an_older_probe_that_succeeds_opens_the_gate_that_a_younger_one_closed() -> None:
+    admission = Admission(4)
+    old, young = asked(admission, Ticket(3, 0.0, 1), Ticket(3, 1.0, 1))
+    admission.be_careful(careful=True)
+    assert admission.failed(young) == 1
+    assert admission.limit == 0
+    admission.succeeded()
+    assert admission.limit == 2
+    admission.leave(old)
+
+
+def test_a_success_between_two_failures_makes_the_backoff_short_again() -> None:
+    admission = Admission(4)
+    admission.be_careful(careful=True)
+    counted = []
+    for outcome in (False, False, True, False):
+        (probe,) = asked(admission, Ticket(3, 0.0, 1))
+        if outcome:
+            admission.succeeded()
+        else:
+            counted.append(admission.failed(probe))
+        admission.leave(probe)
+        admission.reopen()
+    assert counted == [1, 2, 1]

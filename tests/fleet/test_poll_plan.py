@@ -371,3 +371,45 @@ def test_a_list_that_grows_while_it_is_read_is_read_to_its_end() -> None:
     assert grown.note_page(10, wanted[3:5], 10) == wanted[3:5]
     assert grown.next_offset() is None
     assert grown.missing() == wanted[5:]
+
+
+def test_a_service_out_of_reach_is_asked_again_thirty_times_in_an_interval() -> None:
+    schedule = PollSchedule(60.0)
+    assert schedule.wait_s(0.0, 0.9, out_of_reach=True) == 2.0
+    schedule.begin(0.0, ["a"])
+    assert schedule.wait_s(0.0, 0.9, out_of_reach=True) == 2.0
+
+
+def test_with_many_runs_new_ones_are_polled_three_times_between_two_full_polls() -> None:
+    schedule, old = PollSchedule(100.0), [f"old-{number}" for number in range(FEW)]
+    now, polls = 0.0, []
+    for _ in range(10):
+        now += schedule.wait_s(now, 0.0, out_of_reach=False)
+        watched = [*old, "new"] if now > 150.0 else old
+        only = schedule.begin(now, watched)
+        polls.append((round(now, 6), "all" if only is None else len(only)))
+        schedule.end(faults=0)
+    assert polls == [
+        (100.0, "all"),
+        (125.0, FEW),
+        (150.0, FEW),
+        (175.0, FEW),
+        (200.0, "all"),
+        # Nine are many: an interval is 70 s, and a quick poll is due after a fourth of it.
+        (217.5, 1),
+        (235.0, 1),
+        (252.5, 1),
+        (270.0, "all"),
+        (340.0, "all"),
+    ]
+
+
+def test_after_a_poll_that_found_faults_every_run_is_polled_four_times_as_often() -> None:
+    schedule, runs = PollSchedule(100.0), [str(number) for number in range(FEW + 1)]
+    now, polls = 0.0, []
+    for faults in (2, 1, 0, 0):
+        now += schedule.wait_s(now, 0.0, out_of_reach=False)
+        polls.append((round(now, 6), schedule.begin(now, runs)))
+        schedule.end(faults=faults)
+    assert [when for when, _ in polls][:3] == [100.0, 117.5, 135.0]
+    assert [only for _, only in polls[:3]] == [None, None, None]
