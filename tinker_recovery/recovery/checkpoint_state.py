@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from tinker import types
 
@@ -35,6 +35,7 @@ from tinker_recovery.checkpoints.canary import (
 from tinker_recovery.checkpoints.prompt import CanaryPrompt, PromptFacts
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal import Notes
+from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.telemetry import names
 
@@ -128,6 +129,16 @@ class CheckpointState:
         """Checkpoints passed over until the run is recovered, as loading them failed: to reason."""
         self._failed_loads: Counter[str] = Counter()
         self._not_finite: set[str] = set()
+
+    @classmethod
+    def by(cls, policy: RecoveryPolicy, run: str, lineage: str) -> Self:
+        """Of a run with this policy's canary."""
+        return cls(
+            run,
+            lineage=lineage,
+            canary=policy.canary,
+            canary_tolerance=policy.canary_tolerance,
+        )
 
     def watch(
         self,

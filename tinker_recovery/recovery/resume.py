@@ -149,12 +149,7 @@ async def snapshot_of(
     reader.metadata.know(found.lineage)
     for segment in segments:
         reader.metadata.know_attempt(segment.attempt, segment.parent)
-    known = CheckpointState(
-        name,
-        lineage=found.lineage,
-        canary=policy.canary,
-        canary_tolerance=policy.canary_tolerance,
-    )
+    known = CheckpointState.by(policy, name, found.lineage)
     known.limits |= {
         each.attempt: each.trusted_to for each in found.attempts if each.trusted_to is not None
     }

@@ -58,8 +58,8 @@ class AttemptHooks:
 
         A save whose result fails is none: nothing of the training depends on it.
         """
-        if operation == SAVE and self._scope.refuses_metadata(error):
-            self._scope.post(self._scope.note_metadata_refused, error)
+        if operation == SAVE and self._scope.refusal.is_it(error):
+            self._scope.post(self._scope.refusal.note, error)
             return
         if operation == SAVE and isinstance(error, tinker.RequestFailedError):
             self._scope.post(self._scope.look_into_failed_save, error)
@@ -174,7 +174,7 @@ class AttemptHooks:
 
     def save_failed(self, step: int, error: BaseException) -> None:
         """Report a failure, if it is to be reported; stop the run if the policy says so."""
-        if self._scope.refuses_metadata(error):
+        if self._scope.refusal.is_it(error):
             self._scope.saver.failed(step)
             return
         if self._scope.saver.failed(step):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import logging
 import math
@@ -33,6 +32,7 @@ from tinker_recovery.faults import (
     judge,
 )
 from tinker_recovery.run.client_hooks import AttemptHooks, judge_request
+from tinker_recovery.run.metadata_refusal import MetadataRefusal
 from tinker_recovery.run.saver import Saver
 from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
@@ -52,9 +52,6 @@ _REFUSALS = frozenset({Kind.USER_ERROR, Kind.INVALID_REQUEST})
 
 IDLE_S = 0.5
 """A loop that has submitted nothing for this long behind a step that is due has that step saved."""
-REFUSED_WITHIN_S = 5.0
-"""A service that refuses the metadata of a save has done so by then."""
-
 GRACE_S = 0.5
 """How long the body has to leave with an error of its own before the attempt acts on it."""
 
@@ -100,9 +97,8 @@ class AttemptScope:
             stopping=lambda: run.signals.requested,
             monotonic=run.clock.monotonic,
         )
-        self.refused = anyio.Event()
-        """Set once the service has refused its first save for the metadata."""
-        self._refusal: BaseException | None = None
+        self.refusal = MetadataRefusal(self)
+        """Whether the service refuses the metadata of its saves."""
         self._scope = anyio.CancelScope()
         run.collaborators.reader.metadata.know_attempt(self.id, self.segment.parent)
 
@@ -353,7 +349,7 @@ class AttemptScope:
             rules = [self._judged(each) for each in error.exceptions]
             return rules[0] if all(rules) else None
         chain = list(causes(error))
-        if any(each is self._refusal for each in chain):
+        if any(each is self.refusal.error for each in chain):
             return RULES[Kind.METADATA_REFUSED]
         failed = [
             operation
@@ -367,43 +363,6 @@ class AttemptScope:
         if failed:
             return judge_request(failed[0], error, retryable)[0]
         return judge(error, SeenIn.BODY, retryable)
-
-    def refuses_metadata(self, error: BaseException) -> bool:
-        """Whether a save has failed because the service refuses our metadata. From any thread."""
-        metadata = self.run.collaborators.reader.metadata
-        if error is self._refusal:
-            return True
-        if not self.saver.sends_metadata():
-            return False  # it carried none
-        if not any(map(metadata.is_refusal, causes(error))):
-            return False
-        self._refusal = error
-        return True
-
-    def note_metadata_refused(self, error: BaseException) -> None:
-        """The client cannot be used any more: another is made, that sends no metadata."""
-        self.run.collaborators.reader.metadata.refused()
-        self.refused.set()
-        if self.entered:
-            self.declare_fault(RULES[Kind.METADATA_REFUSED], DetectedBy.CALL, error)
-
-    async def takes_metadata(self) -> bool:
-        """Wait whether the service refuses the save before the loop begins, if it may.
-
-        If it does, this attempt is over, and another client has to be made. Cancelling it leaves
-        the attempt as it is.
-        """
-        if not self.saver.probes:
-            return True
-        with anyio.move_on_after(REFUSED_WITHIN_S), contextlib.suppress(Exception):
-            await self.client.drain()
-        self.saver.probes = False
-        self.run.mailbox.deliver()
-        if not self.refused.is_set():
-            return True
-        self.left.set()
-        await self.close("interrupted", "the service refuses the metadata of saves")
-        return False
 
     async def _unless_corrupted(self, rule: VerdictRule) -> VerdictRule:
         """The rule, unless the service refuses because it has marked the run as corrupted."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from tinker_recovery.recovery.recoverable import HandOver, Recovery
 from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.resume import finish_sessions
 from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.run.attempts import Attempts
 from tinker_recovery.run.journaling import RunJournal
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.rollback_detector import RollbackDetector
@@ -84,7 +84,7 @@ class SupervisedRun:
         self.snapshot = opened.snapshot
         """Where an earlier process left it; None if it begins here."""
         self.budget = AttemptBudget(self.policy.max_attempts)
-        self.attempts: list[AttemptScope] = []
+        self.attempts = Attempts()
         """Every attempt that ran, oldest first."""
         self.recoveries: list[Recovery] = []
         """Every recovery that succeeded, oldest first."""
@@ -99,12 +99,7 @@ class SupervisedRun:
         self.weights = WeightsFacts() if self.snapshot is None else self.snapshot.weights
         """What its weights are, as far as the service has said."""
         self.checkpoints = (
-            CheckpointState(
-                name,
-                lineage=self.lineage,
-                canary=self.policy.canary,
-                canary_tolerance=self.policy.canary_tolerance,
-            )
+            CheckpointState.by(self.policy, name, self.lineage)
             if self.snapshot is None
             else self.snapshot.checkpoints
         )
@@ -112,7 +107,9 @@ class SupervisedRun:
         self.rollbacks = RollbackDetector(self)
         """What notices that the service has lost weights."""
         self.checkpoints.watch(
-            self._first_doubtful_step, self.rollbacks.confirmed_to, self._unsettled_saves
+            self.attempts.first_doubtful_step,
+            self.rollbacks.confirmed_to,
+            self.attempts.unsettled_saves,
         )
         self.skipped: set[int] = set()
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
@@ -190,7 +187,7 @@ class SupervisedRun:
         while (connection := await self._first_connection(self.origin)) is not None:
             attempt = await self._journaled(self._begin(connection))
             try:
-                if await attempt.takes_metadata():
+                if await attempt.refusal.is_absent():
                     return attempt
             except BaseException as error:
                 await self._over(error)
@@ -296,19 +293,6 @@ class SupervisedRun:
         """What the loop reports; from the loop's own thread."""
         self.metrics = dict(metrics)
         self.journal.metrics(attempt, metrics)
-
-    def _first_doubtful_step(self, attempt_id: str) -> float:
-        steps = [
-            attempt.client.first_doubtful_step
-            for attempt in self.attempts
-            if attempt.id == attempt_id and attempt.faulty
-        ]
-        return min(steps, default=math.inf)
-
-    def _unsettled_saves(self) -> set[str]:
-        """Paths that a save of an attempt that ended by a fault may still write to."""
-        ended = (attempt.client for attempt in self.attempts if attempt.faulty)
-        return {path for client in ended for path in client.unsettled_saves}
 
     async def is_corrupted(self) -> bool:
         """Ask the service whether it calls the run corrupted; no answer counts as no."""

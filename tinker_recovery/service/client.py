@@ -21,7 +21,7 @@ from tinker_recovery.checkpoints.canary import ASKED
 from tinker_recovery.checkpoints.prompt import CanaryPrompt, tokens_of
 from tinker_recovery.errors import StaleAttempt, UsageError
 from tinker_recovery.service.base import SaveRequest
-from tinker_recovery.service.future import SupervisedFuture
+from tinker_recovery.service.future import SupervisedFuture, is_settled, succeeded
 from tinker_recovery.service.queue_state import watch_queue_state
 from tinker_recovery.service.waiting import ended as until_ended
 
@@ -141,7 +141,7 @@ class SupervisedClient:
         return {
             f"tinker://{self._training.model_id}/weights/{name}"
             for future, name in list(self._own_saves.items())
-            if not _is_settled(future)
+            if not is_settled(future)
         }
 
     @property
@@ -342,7 +342,7 @@ class SupervisedClient:
             metadata = self._hooks.user_metadata(step, user_metadata)
             future = self._training.save_state(name, ttl_seconds, overwrite, metadata)
             open_saves = self._own_saves.items()
-            self._own_saves = {each: at for each, at in open_saves if not _is_settled(each)}
+            self._own_saves = {each: at for each, at in open_saves if not is_settled(each)}
             self._own_saves[future.future()] = name
             # A service that loses weights goes back to its last checkpoint, whoever saved it.
             self._submit_canary(record=True)
@@ -427,7 +427,7 @@ class SupervisedClient:
         if step is not None:
             if operation != "optim_step":
                 self._forwards_open.discard(step)
-            if not _succeeded(future):
+            if not succeeded(future):
                 self._doubts.append((step, error))
         if ended is not None:
             ended(future)
@@ -443,21 +443,21 @@ class SupervisedClient:
         self._open.pop(future, None)
 
     def _check_loss(self, step: int, future: Future[Any]) -> None:
-        if _succeeded(future):
+        if succeeded(future):
             for name, value in (future.result().metrics or {}).items():
                 if name.startswith("loss") and not math.isfinite(value):
                     self._hooks.loss_not_finite(step, value)
 
     def _canary_ended(self, step: int, future: Future[Any]) -> None:
-        if _succeeded(future):
+        if succeeded(future):
             self._hooks.canary_answered(step, future.result())
 
     def _step_ended(self, future: Future[Any]) -> None:
-        if _succeeded(future):
+        if succeeded(future):
             self._hooks.step_done()
 
     def _save_ended(self, step: int, future: Future[Any]) -> None:
-        if _succeeded(future):
+        if succeeded(future):
             self._hooks.saved(step, future.result().path)
         elif not future.cancelled() and (error := future.exception()) is not None:
             self._hooks.save_failed(step, error)
@@ -493,15 +493,3 @@ class SupervisedClient:
         """Cancel every open request: each holds a task on the SDK's loop, even after a close."""
         for future in list(self._open):
             future.cancel()
-
-
-def _succeeded(future: Future[Any]) -> bool:
-    return not future.cancelled() and future.exception() is None
-
-
-def _is_settled(saving: Future[Any]) -> bool:
-    """Whether a save has been carried out, or never will be, by the service's word."""
-    return saving.done() and (
-        _succeeded(saving)
-        or (not saving.cancelled() and isinstance(saving.exception(), tinker.RequestFailedError))
-    )

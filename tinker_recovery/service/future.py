@@ -1,12 +1,13 @@
-"""The future of one supervised request."""
+"""The future of one supervised request, and what can be seen of any."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import tinker
 from tinker.lib.public_interfaces.api_future import APIFuture
 
 from tinker_recovery.service.waiting import ended
@@ -62,3 +63,16 @@ class SupervisedFuture(APIFuture[_T]):
             if self._future.cancelled():
                 raise asyncio.CancelledError
             return self.result()
+
+
+def succeeded(future: Future[Any]) -> bool:
+    """Whether a request that has ended has a result."""
+    return not future.cancelled() and future.exception() is None
+
+
+def is_settled(saving: Future[Any]) -> bool:
+    """Whether a save has been carried out, or never will be, by the service's word."""
+    return saving.done() and (
+        succeeded(saving)
+        or (not saving.cancelled() and isinstance(saving.exception(), tinker.RequestFailedError))
+    )
