@@ -99,6 +99,11 @@ def ask_to_stop(attempt: Attempt) -> None:
     scope_of(attempt).run.signals.requested = True
 
 
+def confirmed_step(attempt: Attempt) -> int:
+    """The newest step saved when a poll last called its run sound."""
+    return scope_of(attempt).run.rollbacks.polled_step
+
+
 def lose(attempt: Attempt, step: int, loss: float) -> None:
     """Have the client report a loss of this step, late."""
     scope = scope_of(attempt)

@@ -31,13 +31,23 @@ async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalTinker]:
         yield server
 
 
-async def _trained(name: str | None = None, *, journal: object = STATE_FOLDER) -> Supervisor:
+async def _trained(
+    name: str | None = None, *, journal: object = STATE_FOLDER, steps: int = 10, depth: int = 0
+) -> Supervisor:
     """A run that has kept its checkpoints at 2, 4, 6, 8 and 10, in the default journal."""
-    given = policy(checkpoints=CheckpointPolicy(save_at_start=False, strategy="all", save_every=2))
+    given = policy(
+        checkpoints=CheckpointPolicy(
+            save_at_start=False, strategy="all", save_every=2, save_at_end=False
+        )
+    )
     async with Supervisor(given, journal=journal) as supervisor:  # type: ignore[arg-type]  # passed through
         options: dict[str, Any] = {} if name is None else {"name": name}
         await supervisor.run(
-            functools.partial(train, steps=10), base_model=MODEL, rank=8, seed=SEED, **options
+            functools.partial(train, steps=steps, depth=depth),
+            base_model=MODEL,
+            rank=8,
+            seed=SEED,
+            **options,
         )
     return supervisor
 
@@ -152,7 +162,7 @@ async def test_prune_leaves_alone_what_another_machine_may_still_be_training(
 
 async def test_prune_keeps_what_a_killed_run_would_resume_from(local: LocalTinker) -> None:
     """Its process ended before it could say that all before the newest save had succeeded."""
-    supervisor = await _trained("sft-42")
+    supervisor = await _trained("sft-42", steps=11, depth=1)
     with closing(sqlite3.connect(default_path())) as database, database:
         database.execute("UPDATE runs SET state = 'training', detail = ''")
         database.execute("UPDATE attempts SET ended = NULL, outcome = NULL, sound_step = 6")
@@ -161,7 +171,7 @@ async def test_prune_keeps_what_a_killed_run_would_resume_from(local: LocalTinke
         "prune", "--run", "sft-42", "--keep-last", "1", "--keep-best", "1", "--yes"
     )
     assert len(pruned["deleted"]) == 3
-    # The save at 10 shows that the one at 8 had been answered.
+    # The save at 10 was submitted when step 9 had been answered, and says so.
     assert sorted(_paths(local, supervisor)) == [8, 10]
     recover = functools.partial(CliRunner().invoke, main, ["recover", "sft-42", "--json"])
     shown = await anyio.to_thread.run_sync(recover)

@@ -36,7 +36,7 @@ async def test_a_save_whose_result_fails_is_due_again_at_the_next_step_and_train
 ) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", 5, "save_weights", category=category))
-    supervisor, said = await _train(CheckpointPolicy(save_every=5))
+    supervisor, said = await _train(CheckpointPolicy(save_at_start=False, save_every=5))
     (run,) = supervisor.runs
     assert len(run.attempts) == 1
     assert local.run_state(run.segments[0].run_id) == expected
@@ -52,7 +52,7 @@ async def test_where_saving_keeps_failing_the_run_ends_well_and_says_what_is_at_
 ) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("fail", request="save_weights", times=1000))
-    supervisor, said = await _train(CheckpointPolicy(save_every=1))
+    supervisor, said = await _train(CheckpointPolicy(save_at_start=False, save_every=1))
     (run,) = supervisor.runs
     assert len(run.attempts) == 1
     assert local.run_state(run.segments[0].run_id) == expected
@@ -65,7 +65,9 @@ async def test_where_saving_keeps_failing_the_policy_may_have_the_run_stop(
 ) -> None:
     local.inject(FaultRule("fail", request="save_weights", times=1000))
     with pytest.raises(tinker.RequestFailedError, match="injected"):
-        await _train(CheckpointPolicy(save_every=1, on_save_failure="stop"), steps=1000)
+        await _train(
+            CheckpointPolicy(save_at_start=False, save_every=1, on_save_failure="stop"), steps=1000
+        )
 
 
 async def test_a_failed_save_that_the_loop_has_caught_ends_no_attempt(local: LocalTinker) -> None:

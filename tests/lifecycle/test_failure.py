@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
+from collections.abc import Callable
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -350,23 +353,24 @@ async def test_an_attempt_cannot_be_entered_twice(local: LocalTinker) -> None:  
 
 
 async def test_checkpoints_that_exist_and_cannot_be_used_are_never_answered_by_starting_over(
-    local: LocalTinker,
+    serving: Callable[..., Any],
 ) -> None:
-    """Here the clock is a year ahead, and every checkpoint has a day to live."""
-    clock = InstantClock(poll_interval_s=POLL_S).clock
-    ahead = type(clock)(
-        sleep=clock.sleep, random=clock.random, wall=lambda: clock.wall() + 365 * 86400
-    )
+    """By the service's clock its only checkpoint has a minute left to live."""
+    wall = [time.time()]
 
     async def with_ttl(attempt: Attempt) -> None:
         await train(attempt, steps=3)
         await attempt.client.save_state("mine", ttl_seconds=86400)
+        wall[0] += 86400 - 60
         local.poison()
         await train(attempt, steps=6)
 
-    with pytest.raises(NoUsableCheckpoint, match="expires at"):
-        async with Supervisor(policy(), clock=ahead) as supervisor:
-            await supervisor.run(with_ttl, base_model=MODEL)
+    async with serving(wall=lambda: wall[0]) as local:
+        with pytest.raises(NoUsableCheckpoint, match="expires at"):
+            async with Supervisor(
+                policy(), clock=InstantClock(poll_interval_s=POLL_S).clock
+            ) as supervisor:
+                await supervisor.run(with_ttl, base_model=MODEL)
 
 
 async def test_one_fault_reported_by_many_calls_is_one_recovery(local: LocalTinker) -> None:

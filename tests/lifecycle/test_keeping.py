@@ -11,7 +11,13 @@ from typing import Any
 
 import anyio
 import pytest
-from inspection import rejected, retention_is_scheduled, run_id_of, set_retention_gap_s
+from inspection import (
+    confirmed_step,
+    rejected,
+    retention_is_scheduled,
+    run_id_of,
+    set_retention_gap_s,
+)
 from loops import ADAM, MODEL, SEED, batch, loop, policy, quick, train, undisturbed_state, until
 
 from tinker_recovery import Attempt, CheckpointPolicy, CheckpointRecord, RecoveryEvent, Supervisor
@@ -351,7 +357,9 @@ async def test_with_no_checkpoint_that_has_the_metric_none_is_deleted_and_that_i
     local: LocalTinker, caplog: pytest.LogCaptureFixture
 ) -> None:
     supervisor, _ = await _run(
-        CheckpointPolicy(save_every=2, keep_last=0, keep_best=3, best_metric="los")
+        CheckpointPolicy(
+            save_at_start=False, save_every=2, keep_last=0, keep_best=3, best_metric="los"
+        )
     )
     assert _steps(local, supervisor.runs[0].segments[0].run_id) == [2, 4, 6, 8, 10, 12]
     assert caplog.text.count("has the metric 'los', so none is deleted") == 1
@@ -384,10 +392,14 @@ async def test_saves_live_as_long_as_the_policy_says_and_the_recovery_point_is_r
 
     async def training(attempt: Attempt) -> None:
         await train(attempt, steps=STEPS)
+        # The newest is saved once the loop is seen to be idle.
+        await until(lambda: len(local.checkpoints(run_id_of(attempt))) == 2)
         ends = {each.steps: each.expires for each in local.checkpoints(run_id_of(attempt))}
         assert all(end and 7100 < end - wall[0] <= 7200 for end in ends.values())
         # An hour and a bit later the newest has less than half of its life left; the other may go.
         await until(lambda: retention_is_scheduled(supervisor))
+        # Before a poll has called the run sound behind it, the one before it is needed as well.
+        await until(lambda: confirmed_step(attempt) == STEPS)
         wall[0] += 3700.0
         await until(lambda: any(event.name == "checkpoint.renewed" for event in events))
         later = {each.steps: each.expires for each in local.checkpoints(run_id_of(attempt))}

@@ -17,7 +17,7 @@ from tinker_recovery.faults import Kind
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 START: Any = {"base_model": MODEL, "rank": 8, "seed": SEED}
-SAVES: Any = {"save_every": 100, "save_at_end": False}
+SAVES: Any = {"save_every": 100, "save_at_start": False, "save_at_end": False}
 
 
 async def steps(attempt: Attempt, count: int) -> None:
@@ -227,7 +227,7 @@ async def test_a_save_in_flight_does_not_keep_a_stop_from_saving_the_last_step(
 async def test_a_last_save_that_the_service_refuses_is_logged_and_the_error_is_the_users(
     local: LocalTinker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    local.inject(FaultRule("fail", 3, request="save_weights", category="user"))
+    local.inject(FaultRule("fail", 3, request="save_weights", category="user", times=5))
     with caplog.at_level(logging.WARNING, "tinker_recovery"):
         assert await _stopped(local) == []
 

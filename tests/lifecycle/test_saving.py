@@ -166,8 +166,13 @@ async def test_auto_saves_by_what_the_run_measures_within_its_bounds() -> None:
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        (CheckpointPolicy(strategy="best", best_metric="typo", save_every=5), "no metric 'typo'"),
-        (CheckpointPolicy(strategy="epoch"), "no epoch has ended"),
+        (
+            CheckpointPolicy(
+                save_at_start=False, strategy="best", best_metric="typo", save_every=5
+            ),
+            "no metric 'typo'",
+        ),
+        (CheckpointPolicy(save_at_start=False, strategy="epoch"), "no epoch has ended"),
     ],
 )
 async def test_a_schedule_that_has_nothing_to_decide_by_says_so_once_and_saves_by_steps(

@@ -85,8 +85,8 @@ async def test_a_process_that_died_is_resumed_from_its_journal_with_loop_state(
     async def body(attempt: Attempt) -> None:
         states.append(attempt.loop_state)
         for step in range(attempt.start_step, STEPS):
-            attempt.loop_state = {"at": step + 1}
             await loop(attempt.client, step, step + 1, 0)
+            attempt.loop_state = {"at": step + 1}
             if len(states) == 1 and step == 11:
                 raise Died
 

@@ -98,7 +98,7 @@ async def test_what_the_journal_says_of_every_attempt_is_taken_over(
     snapshot = await _snapshot(found, reader, quick())
     assert snapshot.segments == (oldest, first, last)
     known = snapshot.checkpoints
-    assert (known.trusted_to(first.attempt), known.trusted_to(last.attempt)) == (6.0, 10.0)
+    assert (known.trusted_to(first.attempt), known.trusted_to(last.attempt)) == (6.0, 12.0)
     assert "older" not in known.limits, "that fault cast doubt on nothing"
     assert sorted(known.stored.values()) == sorted(
         [(first.attempt, 5), (last.attempt, 10), (last.attempt, 12)]

@@ -1,7 +1,8 @@
 """The names of the schedule's saves: what is known of a checkpoint where nothing else is kept.
 
 ``step-00000012-1f2e3d4c-0a1b2c3d4e5f6071``: optimizer steps, attempt, and a short digest of the
-run's name and of its lineage. ``-state`` at the end: the save has a loop state or epochs, which a
+run's name and of its lineage. ``-lag2``: the last two steps were not known to have succeeded when
+it was submitted. ``-state`` at the end: the save has a loop state or epochs, which a
 name cannot carry. A number behind that: the step was saved again, as the loop had set more for it.
 """
 
@@ -17,7 +18,8 @@ _UNKNOWN = "~"
 
 _NAME = re.compile(
     r"step-(?P<step>[0-9]{8,})-(?P<attempt>[0-9a-f]{8})"
-    r"-(?P<run>[0-9a-f]{8})(?P<lineage>[0-9a-f]{8})(?P<state>-state)?(?:-(?P<again>[0-9]+))?"
+    r"-(?P<run>[0-9a-f]{8})(?P<lineage>[0-9a-f]{8})"
+    r"(?:-lag(?P<lag>[0-9]+))?(?P<state>-state)?(?:-(?P<again>[0-9]+))?"
 )
 
 
@@ -42,6 +44,7 @@ class SaveName:
         attempt: Id of the attempt that saved it.
         run: Mark of the run's name; that of its lineage where the user gave it no name.
         lineage: Mark of its lineage.
+        lag: How many of its last steps were not known to have succeeded when it was submitted.
         has_state: Whether a loop state or epochs were saved with it, as metadata.
         again: Which of the attempt's second saves of a step it is; 0 for a first save.
     """
@@ -50,13 +53,16 @@ class SaveName:
     attempt: str
     run: str
     lineage: str
+    lag: int = 0
     has_state: bool = False
     again: int = 0
 
     def __str__(self) -> str:
+        own = f"step-{self.step:08d}-{self.attempt}-{self.run}{self.lineage}"
+        lag = f"-lag{self.lag}" if self.lag else ""
         state = "-state" if self.has_state else ""
         again = f"-{self.again}" if self.again else ""
-        return f"step-{self.step:08d}-{self.attempt}-{self.run}{self.lineage}{state}{again}"
+        return own + lag + state + again
 
     @classmethod
     def read(cls, name: str) -> Self | None:
@@ -64,5 +70,7 @@ class SaveName:
         found = _NAME.fullmatch(name)
         if found is None:
             return None
-        step, attempt, run, lineage, state, again = found.groups()
-        return cls(int(step), attempt, run, lineage, state is not None, int(again or 0))
+        step, attempt, run, lineage, lag, state, again = found.groups()
+        return cls(
+            int(step), attempt, run, lineage, int(lag or 0), state is not None, int(again or 0)
+        )

@@ -361,7 +361,8 @@ class Saver:
         run = lineage if self._run_name is None else mark_of(self._run_name)
         standing = self._standing()
         has_state = standing.loop_state is not None or bool(standing.epoch)
-        return str(SaveName(step, self._segment.attempt, run, lineage, has_state, again))
+        lag = max(0, step - self._sound_step())
+        return str(SaveName(step, self._segment.attempt, run, lineage, lag, has_state, again))
 
     def metadata(self, step: int, asked_by: SavedBy) -> dict[str, str]:
         """What a checkpoint saved at this step says of itself.

@@ -163,6 +163,7 @@ class ServiceMetadata:
         fields = {
             "format": FORMAT,
             "step": str(name.step),
+            "sound_step": str(name.step - name.lag),
             "attempt": name.attempt,
             "lineage": self._lineages.get(name.lineage, lineage_by_mark(name.lineage)),
             "saved_by": "schedule",
