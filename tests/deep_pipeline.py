@@ -58,7 +58,11 @@ async def main() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     policy = RecoveryPolicy(
-        enabled=True, stall_after_s=None, checkpoints=CheckpointPolicy(save_every=1, keep_last=20)
+        enabled=True,
+        stall_after_s=None,
+        # Its passes would be the ones that the fault strikes.
+        canary=None,
+        checkpoints=CheckpointPolicy(save_every=1, keep_last=20),
     )
     async with Supervisor(policy, on_event=note) as supervisor:
         async for attempt in supervisor.attempts(name=NAME, base_model=MODEL, rank=8, seed=SEED):

@@ -204,11 +204,10 @@ class RecoveryPolicy(_Frozen):
             noise.
         on_outage: What to do after an outage if nothing can tell whether the service has kept the
             weights: there is no canary, its answer lies within the noise, or requests were under
-            way. ``"recover"``: if connections were refused, as where the service is restarted, go
-            back to the newest checkpoint from before the outage, which is exact and costs the
-            steps since then. ``"warn"``: carry on, with the event ``recovery.weights_unknown``. An
-            outage of another kind, a proxy's 503 say, is only warned of unless it was met with
-            requests under way and lasted for seconds.
+            way. ``"recover"``: where the service may have been restarted, go back to the newest
+            checkpoint from before the outage, which is exact and costs the steps since then.
+            ``"warn"``: carry on, with the event ``recovery.weights_unknown``. What counts as a
+            possible restart is in ``docs/canary.md``.
         checkpoint_strategy: What to recover from. ``"latest"``: the checkpoint with the most steps.
             ``"best"``: the best by ``checkpoints.best_metric``. ``"step:N"``: the one with N
             optimizer steps. Or a ``tinker://RUN/weights/NAME`` path. With the first two, a bad

@@ -14,6 +14,7 @@ from tinker_recovery import RecoveryEvent, StatusRefused
 from tinker_recovery.clock import SYSTEM_CLOCK
 from tinker_recovery.detection.poller import Poller
 from tinker_recovery.service import Endpoint, RunStatus, StatusReader
+from tinker_recovery.service.http import Unreached
 from tinker_recovery.telemetry import EventSink, names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -49,14 +50,11 @@ class Fleet:
     def __init__(self, server: LocalTinker, reader: StatusReader) -> None:
         self.server = server
         self.events: list[RecoveryEvent] = []
-        self.unreachable: list[bool] = []
-        reader.http.unreachable = self._note_unreachable
+        self.unreachable: list[Unreached] = []
+        reader.http.unreachable = self.unreachable.append
         self.poller = Poller(
             reader, interval_s=0.0, events=EventSink(self.events.append), clock=SYSTEM_CLOCK
         )
-
-    def _note_unreachable(self, *, refused: bool) -> None:
-        self.unreachable.append(refused)
 
     async def poll(self, runs: list[Polled], *, quick: bool = False) -> dict[str, int]:
         """Poll once; returns the number of requests by route."""
@@ -151,7 +149,7 @@ async def test_a_page_that_cannot_be_read_ends_the_poll_and_is_reported_once(fle
     assert await fleet.poll(runs) == {"training_runs": 3}, "one page, three tries"
     assert fleet.poller.out_of_reach
     assert not any(run.statuses or run.failed for run in runs)
-    assert fleet.unreachable == [False] * 3
+    assert fleet.unreachable == ["down"] * 3
     (event,) = fleet.events
     assert (event.name, event.fields[names.RUNS]) == (names.EVENT_POLL_ERROR, 250)
     fleet.server.release()

@@ -34,6 +34,7 @@ from tinker_recovery import (
     UsageError,
 )
 from tinker_recovery.faults import Kind
+from tinker_recovery.service.http import Unreached
 from tinker_recovery.service.status import StatusReader
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -277,15 +278,15 @@ async def test_one_busy_answer_to_a_status_read_is_no_outage(local: LocalTinker)
 
 async def test_a_status_read_that_hangs_is_an_outage(local: LocalTinker) -> None:
     local.inject(FaultRule("slow", request="training_run", delay_s=5.0))
-    heard: list[bool] = []
+    heard: list[Unreached] = []
     supervisor = Supervisor(quick())
     async with supervisor:
         await supervisor.run(functools.partial(train, steps=1), **START)
         async with StatusReader(await endpoint(supervisor), timeout_s=0.2) as reader:
-            reader.http.unreachable = lambda *, refused: heard.append(refused)
+            reader.http.unreachable = heard.append
             with pytest.raises(Exception, match="took longer than"):
                 await reader.run(local.runs()[0])
-    assert heard == [False]
+    assert heard == ["silent"]
 
 
 _ENTRY = """

@@ -39,6 +39,8 @@ async def test_ctrl_c_in_the_middle_of_a_recovery_ends_the_process_as_an_interru
 ) -> None:
     """The service never answers the recovery: poisoned after a checkpoint, and before the first."""
     local.inject(FaultRule("poison", 12 if asked == "load_weights" else 2, "optim_step"))
+    if asked == "create_model":
+        local.inject(FaultRule("fail", request="save_weights", times=99))
     with process([str(EXAMPLE), "--steps", "100000"]) as training:
         await until(lambda: most_steps(local) >= 1, STARTED_WITHIN_S)
         local.inject(FaultRule("hang", request=asked))

@@ -114,7 +114,7 @@ async def test_what_the_loop_keeps_with_its_checkpoints_is_there_again(local: Lo
                 assert attempt.checkpoint is not None
                 seen += [attempt.start_step, attempt.loop_state, attempt.epoch]
                 assert attempt.checkpoint.metrics == {"loss": 0.1}
-    assert seen == [10, {"next": 10}, 3]
+    assert seen == [10, {"next": 10}, 4]
 
 
 async def test_a_run_that_had_saved_nothing_starts_over_with_the_seed_that_was_drawn(
@@ -415,7 +415,7 @@ async def test_killed_while_the_answer_of_a_failed_request_is_late_it_restores_n
     local.release()
     journal = read_run(default_path(), "deep")
     assert journal is not None
-    assert len(local.checkpoints(journal.attempts[0].run_id)) == 12 + depth
+    assert len(local.checkpoints(journal.attempts[0].run_id)) == 1 + 12 + depth
     with process(command) as second:
         _, errors = await anyio.to_thread.run_sync(
             functools.partial(second.communicate, timeout=60)

@@ -26,6 +26,7 @@ from tinker_recovery import (
 from tinker_recovery.errors import StatusUnavailable
 from tinker_recovery.run.rollback_detector import LONG_S
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
+from tinker_recovery.service.http import Unreached
 from tinker_recovery.service.status import StatusReader
 from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess, RunState
 
@@ -191,7 +192,9 @@ async def test_or_have_it_warned_of_where_that_is_wanted(local: LocalTinker) -> 
 
 
 @pytest.mark.parametrize("canary", ["auto", None])
-async def test_a_proxys_503_never_rewinds_a_healthy_run(local: LocalTinker, canary: Any) -> None:
+async def test_a_proxys_503_with_nothing_under_way_never_rewinds_a_healthy_run(
+    local: LocalTinker, canary: Any
+) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
     given = default(canary=canary, poll_interval_s=0.2)
     supervisor, events = await _after(local, given, status=503, for_s=1.5, rollback=False)
@@ -248,7 +251,7 @@ async def test_the_last_look_at_the_weights_ends_with_the_deadline_of_a_restore(
         await train(attempt, steps=2)
         await attempt.client.drain()
         local.inject(FaultRule("hang", request="forward_backward"))
-        scope_of(attempt).run.rollbacks.note_unreachable(scope_of(attempt), refused=False)
+        scope_of(attempt).run.rollbacks.note_unreachable(scope_of(attempt), "silent")
 
     # Without a save of the end, whose own canary would be waited for as any request is.
     given = default(stall_after_s=None, create_timeout_s=0.5).model_copy(
@@ -260,19 +263,20 @@ async def test_the_last_look_at_the_weights_ends_with_the_deadline_of_a_restore(
 
 
 @pytest.mark.parametrize(
-    ("refused", "lasted_s", "on_outage", "starts"),
+    ("how", "lasted_s", "on_outage", "starts"),
     [
-        (True, 0.0, "recover", [0, 5]),
-        (False, 0.0, "recover", [0]),
-        (False, LONG_S - 0.1, "recover", [0]),
-        (False, LONG_S, "recover", [0, 5]),
-        (True, 0.0, "warn", [0]),
+        ("refused", 0.0, "recover", [0, 5]),
+        ("down", 0.0, "recover", [0, 5]),
+        ("silent", 0.0, "recover", [0]),
+        ("silent", LONG_S - 0.1, "recover", [0]),
+        ("silent", LONG_S, "recover", [0, 5]),
+        ("refused", 0.0, "warn", [0]),
     ],
 )
 async def test_an_outage_met_with_requests_under_way_is_gone_back_from_if_it_may_be_a_restart(
-    local: LocalTinker, lasted_s: float, on_outage: str, starts: list[int], *, refused: bool
+    local: LocalTinker, how: Unreached, lasted_s: float, on_outage: str, starts: list[int]
 ) -> None:
-    """They may have been applied to older weights; else the canary says that nothing is lost."""
+    """They may have been applied to older weights, and then no answer is one that is known."""
     expected = await undisturbed_state(local, steps=STEPS)
     events: list[RecoveryEvent] = []
     passed_s = 0.0
@@ -286,9 +290,9 @@ async def test_an_outage_met_with_requests_under_way_is_gone_back_from_if_it_may
                     group.start_soon(one_step, attempt, step)
                     await until(lambda: attempt.client.open_requests == 2)
                     rollbacks = scope_of(attempt).run.rollbacks
-                    rollbacks.note_unreachable(scope_of(attempt), refused=refused)
+                    rollbacks.note_unreachable(scope_of(attempt), how)
                     passed_s += lasted_s
-                    rollbacks.note_unreachable(scope_of(attempt), refused=refused)
+                    rollbacks.note_unreachable(scope_of(attempt), how)
                 await until(lambda: not in_an_outage(attempt))
             else:
                 await one_step(attempt, step)
@@ -301,5 +305,6 @@ async def test_an_outage_met_with_requests_under_way_is_gone_back_from_if_it_may
     (run,) = supervisor.runs
     assert [attempt.start_step for attempt in run.attempts] == starts
     said = [event for event in events if event.name == UNKNOWN]
-    assert len(said) == (on_outage == "warn")
+    # That it stays is never silent: nothing can tell which weights they were applied to.
+    assert len(said) == (starts == [0])
     assert local.run_state(run.segments[-1].run_id) == expected

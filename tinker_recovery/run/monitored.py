@@ -13,7 +13,7 @@ import anyio
 
 from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.service import RunStatus
-from tinker_recovery.service.http import ServiceHttp
+from tinker_recovery.service.http import ServiceHttp, Unreached
 from tinker_recovery.telemetry import EventSink, names
 
 if TYPE_CHECKING:
@@ -87,10 +87,10 @@ class MonitoredRun:
             logger.warning("run %s: the service failed its session: %s", self.name, message)
             current.declare_fault(RULES[Kind.SESSION_FAILED], DetectedBy.POLL)
 
-    def note_unreachable(self, *, refused: bool) -> None:
+    def note_unreachable(self, how: Unreached) -> None:
         """A request of ours could not reach the service, whatever it was about."""
         if self.watched_run_id is not None:
-            self._run.rollbacks.note_unreachable(self._run.current, refused=refused)
+            self._run.rollbacks.note_unreachable(self._run.current, how)
 
     def note_cut(self) -> None:
         """A connection of ours was closed by the service while it was idle: it may be a new one."""
@@ -135,9 +135,9 @@ class MonitoredRun:
 def listen(http: ServiceHttp, runs: Mapping[str, MonitoredRun]) -> None:
     """Have every run know what requests of ours meet, whatever they are about."""
 
-    def unreachable(*, refused: bool) -> None:
+    def unreachable(how: Unreached) -> None:
         for run in runs.values():
-            run.note_unreachable(refused=refused)
+            run.note_unreachable(how)
 
     def cut() -> None:
         for run in runs.values():

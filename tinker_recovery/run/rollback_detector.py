@@ -21,6 +21,7 @@ from tinker_recovery.checkpoints import on_branch
 from tinker_recovery.checkpoints.canary import Match, answer_of
 from tinker_recovery.errors import FaultError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
+from tinker_recovery.service.http import Unreached
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import names
 
@@ -35,7 +36,7 @@ MOMENT_S = 0.5
 """Connections refused for this long are an outage in which the service may have been restarted."""
 
 LONG_S = 5.0
-"""So is a service out of reach in any other way for this long; less may be a proxy's hiccup."""
+"""A service that did not answer for this long may have been restarted; else it was busy."""
 
 
 @dataclass(slots=True)
@@ -47,17 +48,20 @@ class _Outage:
         open_requests: How many requests of the loop were open when it was noticed.
         seen: When requests of ours met it, the first and the last time; None for a mere hint.
         refused: The same of those whose connections were refused.
+        down: Whether any of them was more than an answer that did not come in time.
     """
 
     since_step: int
     open_requests: int
     seen: tuple[float, float] | None = None
     refused: tuple[float, float] | None = None
+    down: bool = False
 
-    def note(self, now: float, *, refused: bool) -> None:
+    def note(self, now: float, how: Unreached) -> None:
         """A request of ours met it."""
+        self.down = self.down or how != "silent"
         self.seen = (now if self.seen is None else self.seen[0], now)
-        if refused:
+        if how == "refused":
             self.refused = (now if self.refused is None else self.refused[0], now)
 
     @property
@@ -71,7 +75,7 @@ class _Outage:
 
         Then the canary answers as it never did before.
         """
-        return bool(self.open_requests and (self.refused or self.lasted_s >= LONG_S))
+        return bool(self.open_requests and (self.down or self.lasted_s >= LONG_S))
 
     @property
     def refused_s(self) -> float:
@@ -130,17 +134,17 @@ class RollbackDetector:
         self._outage, self._looking = None, False
         self._sound_step = start_step
 
-    def note_unreachable(self, current: AttemptScope | None, *, refused: bool) -> None:
+    def note_unreachable(self, current: AttemptScope | None, how: Unreached) -> None:
         """The service could not be reached: what it holds may be older when it comes back.
 
         Args:
             current: The attempt that trains.
-            refused: Whether a connection was refused, as where no process listens.
+            how: How it could not.
         """
         if self._outage is None or self._outage.seen is None:
             open_requests = 0 if current is None else current.client.run_canary_next()
             self._outage = _Outage(self._confirmed_step, open_requests)
-        self._outage.note(self._run.clock.monotonic(), refused=refused)
+        self._outage.note(self._run.clock.monotonic(), how)
 
     def note_cut(self, current: AttemptScope | None, *, asked: bool = False) -> None:
         """An idle connection of ours was closed: worth one look at the weights of an idle loop.
@@ -270,7 +274,7 @@ class RollbackDetector:
         match, back_to = self._run.checkpoints.canaries.older(answer, step, branch)
         if match is Match.DIFFERENT:
             self._outage = None
-            if outage.met_requests:
+            if outage.open_requests:
                 self._warn(outage, _met(outage))
         elif match is Match.UNCLEAR:
             self._cannot_tell(attempt, outage)

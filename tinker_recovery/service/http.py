@@ -9,7 +9,7 @@ import functools
 import ssl
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 import httpx
@@ -98,16 +98,23 @@ async def _json(reply: httpx.Response) -> dict[str, Any]:
     return body
 
 
-class Unreachable(Protocol):
-    """Called when a request cannot reach the service."""
+Unreached = Literal["refused", "down", "silent"]
+"""How the service could not be reached:
 
-    def __call__(self, *, refused: bool) -> object:
-        """``refused``: nothing listens where the service is, as while it is restarted."""
-        ...
+- ``refused``: nothing listens where it is, as while it is restarted.
+- ``down``: a proxy says so, or a connection broke off.
+- ``silent``: no answer in time, as from one that is busy, or that the network does not reach.
+"""
 
 
-def _ignore(*, refused: bool) -> None:
-    del refused
+def _ignore(how: Unreached) -> None:
+    del how
+
+
+def _unreached(error: BaseException) -> Unreached:
+    if _is_refused(error):
+        return "refused"
+    return "silent" if isinstance(error, TimeoutError | httpx.TimeoutException) else "down"
 
 
 def _is_refused(error: BaseException) -> bool:
@@ -149,7 +156,7 @@ class ServiceHttp:
         self.endpoint = endpoint
         self.clock = ServiceClock(wall)
         """The service's clock, as its replies tell it."""
-        self.unreachable: Unreachable = _ignore
+        self.unreachable: Callable[[Unreached], object] = _ignore
         """Called as soon as a request finds the service out of reach, even if a retry then
         succeeds."""
         self.cut: Callable[[], object] = lambda: None
@@ -187,10 +194,10 @@ class ServiceHttp:
             with anyio.fail_after(self._timeout_s):
                 reply = await self._send(method, path, request)
         except (TimeoutError, httpx.HTTPError) as error:
-            self.unreachable(refused=_is_refused(error))
+            self.unreachable(_unreached(error))
             return None
         if reply.status_code in _OUT_OF_REACH:
-            self.unreachable(refused=False)
+            self.unreachable("down")
         return reply.status_code
 
     def is_cut(self) -> bool:
@@ -240,7 +247,7 @@ class ServiceHttp:
                     with attempt:
                         return await self._once(method, path, parse, request)
         except TimeoutError as error:
-            self.unreachable(refused=False)
+            self.unreachable("silent")
             raise StatusUnavailable(
                 f"reading {path} took longer than {self._timeout_s:g} s"
             ) from error
@@ -256,12 +263,12 @@ class ServiceHttp:
         try:
             reply = await self._send(method, path, request)
         except httpx.HTTPError as error:
-            self.unreachable(refused=_is_refused(error))
+            self.unreachable(_unreached(error))
             raise StatusUnavailable(f"reading {path}: {error!r}") from error
         code = reply.status_code
         if code in _LATER or code >= httpx.codes.INTERNAL_SERVER_ERROR:
             if code in _OUT_OF_REACH:
-                self.unreachable(refused=False)
+                self.unreachable("down")
             raise StatusUnavailable(f"reading {path}: HTTP {code}", status_code=code)
         if not reply.is_success:
             raise StatusRefused(f"reading {path}: HTTP {code}", status_code=code)
