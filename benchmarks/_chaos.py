@@ -148,11 +148,20 @@ _outages = st.builds(
     status=st.sampled_from([503, None]),
 )
 
+
+def _ends(rules: list[FaultRule]) -> tuple[FaultRule, ...]:
+    """Without a creation that hangs: as long as the service says that it is at work, it is waited
+    for, by the bare SDK as well.
+    """
+    waits = ("create_model", "load_weights")
+    return tuple(rule for rule in rules if rule.action != "hang" or rule.request not in waits)
+
+
 cases: st.SearchStrategy[Schedule] = st.builds(
     Schedule,
     depth=st.integers(0, 3),
     blocking=st.booleans(),
-    faults=schedules(steps=range(STEPS), actions=ACTIONS, min_faults=0, max_faults=3).map(tuple),
+    faults=schedules(steps=range(STEPS), actions=ACTIONS, min_faults=0, max_faults=3).map(_ends),
     outage=st.one_of(st.none(), st.none(), st.none(), _outages),
     standby=st.booleans(),
 )

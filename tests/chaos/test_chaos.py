@@ -46,8 +46,8 @@ FOUND = [
     # An outage that comes back at the last checkpoint, and a run over before anyone looked.
     Schedule(0, blocking=False, faults=(), outage=Outage(3, rollback=True, status=503)),
     Schedule(2, blocking=True, faults=(), outage=Outage(9, rollback=True, status=None)),
-    # The canary's first answer is NaN, so that starting over looked like other weights for ever.
-    Schedule(0, blocking=False, faults=(FaultRule("nan_loss", 0, "forward_backward", times=2),)),
+    # The answers of the canary as the run begins are NaN, and then the first loss.
+    Schedule(0, blocking=False, faults=(FaultRule("nan_loss", 0, "forward_backward", times=4),)),
 ]
 
 
