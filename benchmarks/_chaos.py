@@ -150,9 +150,7 @@ _outages = st.builds(
 
 
 def _ends(rules: list[FaultRule]) -> tuple[FaultRule, ...]:
-    """Without a creation that hangs: as long as the service says that it is at work, it is waited
-    for, by the bare SDK as well.
-    """
+    """All but a creation that hangs: as long as the service says it is at work, it is waited for."""
     waits = ("create_model", "load_weights")
     return tuple(rule for rule in rules if rule.action != "hang" or rule.request not in waits)
 
