@@ -150,7 +150,7 @@ _outages = st.builds(
 
 
 def _ends(rules: list[FaultRule]) -> tuple[FaultRule, ...]:
-    """All but a creation that hangs: as long as the service says it is at work, it is waited for."""
+    """All but a creation that hangs: while the service is at work on it, it is waited for."""
     waits = ("create_model", "load_weights")
     return tuple(rule for rule in rules if rule.action != "hang" or rule.request not in waits)
 
