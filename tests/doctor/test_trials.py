@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import anyio
 import pytest
@@ -111,3 +113,11 @@ def test_seeds_that_noise_hides_are_not_judged() -> None:
     assert seed(0.003, 0.1, 0.001).found == "yes"
     assert seed(0.005, 0.1, 0.001).found == "no"
     assert seed(math.inf, math.inf, 0.0).found == "cannot tell"
+
+
+def test_the_page_on_exactness_speaks_of_each_kind_of_service() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "exactness.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert {each for row in rows for each in re.findall(r"`(\w+)`", row.split("|")[1])} == {
+        *DIALECTS
+    }

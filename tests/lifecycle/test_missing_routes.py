@@ -11,13 +11,13 @@ import anyio.to_thread
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner
-from loops import MODEL, SEED, policy, quick, train, until
+from loops import MODEL, SEED, policy, quick, train, undisturbed_state, until
 
 from tinker_recovery import Attempt, CheckpointPolicy, Supervisor
 from tinker_recovery.cli import main
 from tinker_recovery.recovery.resume import finish_sessions
 from tinker_recovery.service import StatusReader, TinkerBackend
-from tinker_recovery.testing import LocalTinker
+from tinker_recovery.testing import Dialect, LocalTinker
 
 NO_FINISH = "does not answer sessions/finish"
 NO_SEARCH = "does not answer sessions/search"
@@ -108,3 +108,18 @@ async def test_where_bytes_cannot_be_looked_at_nothing_is_deleted_or_rejected_an
     lines = [each for each in caplog.records if NO_EXPORT in each.getMessage()]
     assert [each.levelno for each in lines] == [logging.WARNING]
     assert not [each for each in caplog.records if "rejected" in each.getMessage()]
+
+
+@pytest.mark.parametrize("dialect", ["bare", "server_category"])
+async def test_a_run_that_fails_there_ends_with_the_bits_of_the_undisturbed_one(
+    dialect: Dialect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with LocalTinker() as hosted:  # the bare SDK's own close() fails without finish
+        expected = await undisturbed_state(hosted, steps=8)
+    async with LocalTinker(dialect=dialect) as local:
+        monkeypatch.setenv("TINKER_BASE_URL", local.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", local.api_key)
+        local.poison(at_step=5)
+        supervisor = await trained(CheckpointPolicy(save_every=2))
+        assert len(supervisor.runs[0].segments) == 2
+        assert local.run_state(supervisor.runs[0].segments[-1].run_id) == expected
