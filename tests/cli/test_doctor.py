@@ -12,11 +12,12 @@ import anyio
 import pytest
 from click.testing import CliRunner
 from inspection import doctor_for_machines, doctor_for_people, doctor_status
+from loops import until
 
 from tinker_recovery.cli import main
 from tinker_recovery.doctor import Report
 from tinker_recovery.doctor.comparison import Diagnosis, OptimizerFinding
-from tinker_recovery.testing import LocalTinker
+from tinker_recovery.testing import FaultRule, LocalTinker
 
 
 async def _run(local: LocalTinker, *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -59,9 +60,45 @@ async def test_a_cold_restore_is_status_1_and_one_json_object() -> None:
         assert (result["finding"], result["real"]) == ("cold", False)
         assert result["restored_off"] == result["optimizer_part"] > 0
         assert (result["base_url"], result["rank"], result["steps"]) == (local.base_url, 4, 3)
+        assert result["facts"]["optimizer restored"]["found"] == "no"
+        assert result["facts"]["export"]["promise"].startswith("The bytes of checkpoints can be")
         assert b"s] resuming with optimizer, one step" in done.stderr
         assert "active" not in local.sessions().values()
         assert local.api_key not in done.stdout.decode() + done.stderr.decode()
+
+
+async def test_the_table_of_a_bare_service_fits_80_columns_and_is_status_0() -> None:
+    async with LocalTinker(dialect="bare") as local:
+        done = await _run(local)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode()
+    _, _, table = shown.partition("What this service does:\n")
+    assert len(table.splitlines()) >= 24
+    assert max(map(len, table.splitlines())) <= 80
+    assert "  export              missing\n      Bytes cannot be verified" in table
+
+
+async def test_trials_that_fail_leave_the_exit_status_to_the_optimizer() -> None:
+    done: list[subprocess.CompletedProcess[bytes]] = []
+
+    async def run(local: LocalTinker) -> None:
+        done.append(await _run(local, "--json"))
+
+    async with LocalTinker() as local:
+        local.inject(FaultRule("fail", request="save_weights_external"))
+        await run(local)
+    async with LocalTinker() as local, anyio.create_task_group() as group:
+        group.start_soon(run, local)
+        # The examination's last session is open: a first step is now one of a trial.
+        await until(lambda: len(local.sessions()) == 4, 40.0)
+        local.inject(FaultRule("fail", at_step=0, request="forward_backward"))
+    failed, cut = done
+    for each, export in ((failed, "failed"), (cut, None)):
+        assert each.returncode == 0, each.stderr
+        facts = json.loads(each.stdout.splitlines()[-1])["facts"]
+        assert facts["optimizer restored"]["found"] == "yes"
+        assert facts.get("export", {}).get("found") == export
+    assert b"the rest of the table was not found out" in cut.stderr
 
 
 async def test_a_service_out_of_reach_is_status_3_within_seconds() -> None:
@@ -84,5 +121,5 @@ def test_a_wrong_option_is_status_2(arguments: list[str]) -> None:
 def test_help_says_what_it_does_what_it_costs_and_what_the_exit_status_means() -> None:
     done = CliRunner().invoke(main, ["doctor", "--help"])
     assert done.exit_code == 0
-    for word in ("resumed with weights only", "Costs four sessions", "Exit status: 0 if"):
+    for word in ("resumed with weights only", "Costs seven sessions", "Exit status: 0 if"):
         assert word in " ".join(done.output.split())

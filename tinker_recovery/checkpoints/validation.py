@@ -36,13 +36,15 @@ class Finding:
 
     Attributes:
         level: Which level.
-        ok: Whether the checkpoint passed.
+        ok: Whether nothing was found against the checkpoint.
         reason: What is wrong with the checkpoint, or what was found in order; for people.
+        looked: Whether it could be looked at. If not, ``ok`` says nothing, and ``reason`` why not.
     """
 
     level: Level
     ok: bool
     reason: str
+    looked: bool = True
 
 
 def first_objection(checks: Iterable[Callable[[], Finding]]) -> Finding | None:

@@ -1,4 +1,4 @@
-"""``tinker-recovery doctor``: does the configured service really restore the optimizer?"""
+"""``tinker-recovery doctor``: what the configured service does, and what can be promised there."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import asyncio
 import json
 import os
 import sys
+import textwrap
 import threading
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from tinker_recovery.doctor import ExamPlan, Report
+    from tinker_recovery.doctor import ExamPlan, Fact, Report
 
 _UNKNOWN, _INTERRUPTED = 3, 130
+_WIDTH = 80
 _STATUS = {True: 0, False: 1, None: _UNKNOWN}
 
 
@@ -38,11 +41,12 @@ _STATUS = {True: 0, False: 1, None: _UNKNOWN}
     default=900.0,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Seconds for the experiment; each step of the clean-up may take 10 s more.",
+    help="Seconds for the experiment, and again for the rest; each step of the clean-up may take "
+    "10 s more.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
 def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json: bool) -> None:
-    r"""Find out whether the service really restores the optimizer.
+    r"""Find out what a service does: above all, whether it really restores the optimizer.
 
     A restore "with optimizer" that leaves the optimizer cold raises nothing: the weights are right,
     but every later update differs. So this trains a few steps, saves, and takes the same next step
@@ -50,9 +54,13 @@ def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json
     batch before and after that step show which of them agree. The service's own noise is measured
     as well.
 
-    The service is the one that TINKER_BASE_URL and TINKER_API_KEY name. Costs four sessions and a
-    few hundred tokens, three times that if the first result is inconclusive. The checkpoint is
-    deleted and the sessions are finished at the end, also after Ctrl-C.
+    Then it tries what else the service does (metadata, seeds, names, sizes, overwriting, export,
+    finish, search), and says of each what can be promised there. What cannot be tried without
+    breaking a run, as whether a corrupted one is reported, is "not tried".
+
+    The service is the one that TINKER_BASE_URL and TINKER_API_KEY name. Costs seven sessions and a
+    few thousand tokens, more if the first result is inconclusive. What it stores is deleted and its
+    sessions are finished at the end, also after Ctrl-C.
 
     \b
     Try it where the answer is known:
@@ -97,8 +105,10 @@ def _leave(status: int, text: str, facts: dict[str, object], as_json: bool) -> N
 
 
 async def _examine(plan: ExamPlan) -> Report:
-    from tinker_recovery.doctor import examine
+    from tinker_recovery.doctor import examine, try_out
+    from tinker_recovery.doctor.facts import restores
     from tinker_recovery.service import StatusReader, TinkerBackend
+    from tinker_recovery.telemetry import redact
 
     began = time.monotonic()
 
@@ -107,7 +117,15 @@ async def _examine(plan: ExamPlan) -> Report:
 
     backend = TinkerBackend()
     async with StatusReader(await backend.endpoint()) as reader:
-        return await examine(plan, backend=backend, reader=reader, progress=progress)
+        report = await examine(plan, backend=backend, reader=reader, progress=progress)
+        try:
+            facts = await try_out(
+                plan, report.diagnosis, backend=backend, reader=reader, progress=progress
+            )
+        except Exception as error:  # noqa: BLE001 - what was found of the optimizer counts all the same
+            progress(f"the rest of the table was not found out: {redact(str(error))}")
+            facts = restores(report.diagnosis)
+        return replace(report, facts=facts)
 
 
 def _as_text(report: Report) -> str:
@@ -124,7 +142,24 @@ def _as_text(report: Report) -> str:
         f"{report.base_url}, tinker {report.sdk}, {report.base_model}, rank {report.rank}, "
         f"{report.steps} steps at {report.learning_rate:g}"
     )
-    return "\n".join([found.words, "", f"Logprobs at {about}:", *lines])
+    return "\n".join([found.words, "", f"Logprobs at {about}:", *lines, *_table(report.facts)])
+
+
+def _table(facts: Sequence[Fact]) -> list[str]:
+    """The facts in two columns, and what each means below them; at most 80 wide."""
+    lines = ["", "What this service does:"] if facts else []
+    for each in facts:
+        detail = f" ({each.detail})" if each.detail else ""
+        lines += textwrap.wrap(
+            f"{each.what:<20}{each.found}{detail}",
+            _WIDTH,
+            initial_indent="  ",
+            subsequent_indent=" " * 22,
+        )
+        lines += textwrap.wrap(
+            each.promise, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+    return lines
 
 
 def _as_json(report: Report) -> dict[str, object]:
@@ -136,11 +171,17 @@ def _as_json(report: Report) -> dict[str, object]:
         for name, value in found.items()
         if isinstance(value, float)
     }
-    about = {name: value for name, value in asdict(report).items() if name != "diagnosis"}
+    about = {
+        name: value for name, value in asdict(report).items() if name not in ("diagnosis", "facts")
+    }
     return {
         "finding": finding.value,
         "real": finding.real,
         "message": report.diagnosis.words,
         **numbers,
         **about,
+        "facts": {
+            each.what: {"found": each.found, "promise": each.promise, "detail": each.detail}
+            for each in report.facts
+        },
     }

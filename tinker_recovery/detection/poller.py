@@ -17,11 +17,11 @@ from tinker_recovery.detection.plan import (
 )
 from tinker_recovery.errors import StatusError, StatusUnavailable
 from tinker_recovery.service import RunStatus, StatusReader
+from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, say_no_search
 from tinker_recovery.service.status import PAGE, session_id_of
 from tinker_recovery.telemetry import EventSink, names
 
-_NO_SUCH_ROUTE = frozenset({404, 405, 501})
-_NO_SUCH_QUERY = _NO_SUCH_ROUTE | {400, 422}
+_NO_SUCH_QUERY = NO_SUCH_ROUTE | {400, 422}
 
 _AT_ONCE = 8
 """Status reads in flight at the same time."""
@@ -149,9 +149,13 @@ class Poller:
         except StatusError as error:
             # The search is experimental: a service without it is not asked again. Other errors
             # are ignored: the run's own status has just been read.
-            if error.status_code in _NO_SUCH_ROUTE:
-                self._sessions_searchable = False
+            if error.status_code in NO_SUCH_ROUTE:
+                self._search_no_more()
             return None
+
+    def _search_no_more(self) -> None:
+        self._sessions_searchable = False
+        say_no_search(self._reader.http.endpoint.base_url)
 
     def _read_failed(
         self, what: str, error: StatusError, fields: Mapping[str, str | int], *, run: str = ""
@@ -272,7 +276,7 @@ class Poller:
             self._failed_from = cursor
         except StatusError as error:
             if error.status_code in _NO_SUCH_QUERY:
-                self._sessions_searchable = False
+                self._search_no_more()
         if failed:
             for run_id, run in watched.items():
                 message = failed.get(session_id_of(run_id))

@@ -6,11 +6,14 @@ by the same single step: live, resumed with optimizer, resumed with weights only
 fixed batch then show which of the other two the second one equals.
 
 ``comparison`` judges, and is pure; ``examination`` runs the experiment; ``once`` runs it in the
-background, once for each service. Called by ``cli/`` and the Supervisor; never imports ``run`` or
+background, once for each service. ``trials`` tries what else a service does, and ``facts`` says
+what can be promised there. Called by ``cli/`` and the Supervisor; never imports ``run`` or
 ``retention``.
 """
 
 from tinker_recovery.doctor.examination import ExamPlan, Report, examine
+from tinker_recovery.doctor.facts import Fact
 from tinker_recovery.doctor.once import OptimizerCheck
+from tinker_recovery.doctor.trials import try_out
 
-__all__ = ["ExamPlan", "OptimizerCheck", "Report", "examine"]
+__all__ = ["ExamPlan", "Fact", "OptimizerCheck", "Report", "examine", "try_out"]

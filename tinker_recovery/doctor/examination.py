@@ -20,6 +20,7 @@ from tinker_recovery.doctor.comparison import (
     Stand,
     diagnose,
 )
+from tinker_recovery.doctor.facts import Fact
 from tinker_recovery.errors import DeadlineExceeded, UsageError
 from tinker_recovery.service import (
     Connection,
@@ -83,6 +84,7 @@ class Report:
         steps: Steps before the checkpoint that the diagnosis is based on.
         learning_rate: The rate of those steps.
         diagnosis: What was found.
+        facts: What else the service does; empty where it was not tried.
     """
 
     base_url: str
@@ -92,6 +94,7 @@ class Report:
     steps: int
     learning_rate: float
     diagnosis: Diagnosis
+    facts: tuple[Fact, ...] = ()
 
 
 def _batch(step: int) -> list[types.Datum]:
@@ -195,7 +198,7 @@ class _Experiment:
             for round_ in range(1, ROUNDS + 1):
                 self.progress(f"training {steps} steps at learning rate {rate:g}")
                 for step in range(done, done + steps):
-                    await _all(_step(live.training, step, rate))
+                    await results(one_step(live.training, step, rate))
                 done += steps
                 diagnosis = diagnose(await self._compare(live.training, live.run_id, done, rate))
                 if diagnosis.finding is not OptimizerFinding.INCONCLUSIVE or round_ == ROUNDS:
@@ -220,7 +223,7 @@ class _Experiment:
         ) as path:
             before = await _answers(asked)
             self.progress("continuing live, one step")
-            await _all(_step(live, step, rate))
+            await results(one_step(live, step, rate))
             after = await _answers([live.forward(PROBE, "cross_entropy") for _ in range(2)])
             warm = []
             for again in ("", ", again"):
@@ -234,14 +237,14 @@ class _Experiment:
         async with self._opened(FromCheckpoint(path, optimizer=optimizer)) as connection:
             training = connection.training
             before = [training.forward(PROBE, "cross_entropy") for _ in range(2)]
-            stepping = _step(training, step, rate)
+            stepping = one_step(training, step, rate)
             after = [training.forward(PROBE, "cross_entropy") for _ in range(2)]
             answered = await _answers(before)
-            await _all(stepping)
+            await results(stepping)
             return Stand(answered, await _answers(after))
 
 
-def _step(training: tinker.TrainingClient, step: int, rate: float) -> list[Any]:
+def one_step(training: tinker.TrainingClient, step: int, rate: float) -> list[Any]:
     """Submit one step, the same on every client."""
     return [
         training.forward_backward(_batch(step), "cross_entropy"),
@@ -249,10 +252,11 @@ def _step(training: tinker.TrainingClient, step: int, rate: float) -> list[Any]:
     ]
 
 
-async def _all(futures: list[Any]) -> list[Any]:
+async def results(futures: list[Any]) -> list[Any]:
+    """The results of requests, in their order."""
     return [await result_of(future.future()) for future in futures]
 
 
 async def _answers(futures: list[Any]) -> tuple[Answer, Answer]:
-    one, other = await _all(futures)
+    one, other = await results(futures)
     return answer_of(one), answer_of(other)

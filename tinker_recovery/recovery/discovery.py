@@ -17,6 +17,7 @@ from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.errors import InvalidMetadata, StatusError, StatusUnavailable
 from tinker_recovery.journal import StoredAttempt, StoredRun
 from tinker_recovery.service import StatusReader
+from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, say_no_search
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -135,7 +136,9 @@ async def until_quiet(
     try:
         if await reader.session_over(run_id):
             return
-    except StatusError:
+    except StatusError as error:
+        if error.status_code in NO_SUCH_ROUTE:
+            say_no_search(reader.http.endpoint.base_url)
         logger.debug("the sessions cannot be searched; the requests of %s tell", run_id)
     seen, since = None, monotonic()
     warned = False

@@ -33,6 +33,7 @@ from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.service import RunStatus, StatusReader
 from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
+from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, say_no_finish
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -266,4 +267,6 @@ async def finish_sessions(reader: StatusReader, run_ids: Sequence[str]) -> None:
             )
         except StatusRefused:
             return  # no key, so no session can be ended
+        if said in NO_SUCH_ROUTE:
+            say_no_finish(reader.http.endpoint.base_url)
         logger.debug("finishing session %s, left by a dead process: HTTP %s", session_id, said)

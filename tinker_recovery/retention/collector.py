@@ -133,6 +133,7 @@ class Collector:
         self._verifier = Verifier(collaborators)
         self._keeps_alive = keeps_alive
         self._whole: set[str] = set()
+        self._no_export = False
         self._warned: set[str] = set()
         rate = self._policy.max_deletes_per_s
         self._bucket = TokenBucket(rate, burst=max(1, math.ceil(rate * _FRESH_S)))
@@ -362,10 +363,19 @@ class Collector:
         """Whether its bytes were looked at and found whole, where the policy asks for that."""
         if not self._policy.verify_deep or record.path in self._whole:
             return True
+        if self._no_export:
+            return False
         findings = await self._verifier.verify(record.path, deep=True, lineage=run.lineage)
         against = [finding.reason for finding in findings if not finding.ok]
         if against:
             await run.checkpoints.reject(record.path, "; ".join(against), self._collaborators)
+            return False
+        if not all(finding.looked for finding in findings):
+            self._no_export = True
+            logger.warning(
+                "no checkpoint is deleted: verify_deep is on, and this service has no export, so "
+                "none can be found whole; set verify_deep=False to delete by what is listed alone"
+            )
             return False
         self._whole.add(record.path)
         return True

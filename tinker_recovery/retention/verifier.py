@@ -43,6 +43,7 @@ from tinker_recovery.service import Connection, RunStatus
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.download import Download
 from tinker_recovery.service.export import Limits, exported, loaded
+from tinker_recovery.service.missing_routes import is_missing
 from tinker_recovery.service.refusals import is_refused
 from tinker_recovery.service.waiting import result_of
 
@@ -87,6 +88,10 @@ def _say_nothing(_: Progress) -> None:
     pass
 
 
+class _NoExportError(Exception):
+    """The service has no export."""
+
+
 class Verifier:
     """Looks at checkpoints of one service, as deep as is asked for."""
 
@@ -105,14 +110,14 @@ class Verifier:
         lineage: str | None = None,
         progress: Callable[[Progress], object] = _say_nothing,
     ) -> list[Finding]:
-        """What each level says, the cheapest first: trusted if all are ``ok``.
+        """What each level says, the cheapest first: trusted if all are ``ok`` and ``looked``.
 
         ``metadata``, ``listing`` and ``weights`` cost a few small requests; ``weights`` is left out
         where nothing can be compared. ``canary`` and ``bytes`` load the checkpoint into a session
         of its own, and ``bytes`` downloads its weights into a temporary folder. They are left out
         when the listing or the weights object, and ``canary`` where no fingerprint is known. What
         the service refuses to load, asked twice, is an objection at ``bytes``, or without ``deep``
-        at ``canary``.
+        at ``canary``. Where the service has no export, ``bytes`` is found not ``looked`` at.
 
         An objection at ``bytes`` is found twice, in two sessions, before it counts: an export can
         be damaged on its way as well. Checksums are noted when a checkpoint is first found whole,
@@ -252,7 +257,11 @@ class _Look:
 
     async def bytes(self, connection: Connection, stack: AsyncExitStack) -> Finding:
         """What its files say; an objection is looked into once more, in another session."""
-        first, facts = await self._export(connection)
+        try:
+            first, facts = await self._export(connection)
+        except _NoExportError:
+            why = "not looked at: this service has no export"
+            return Finding("bytes", ok=True, reason=why, looked=False)
         found = self._compare(first, facts)
         if not found.ok:
             await stack.aclose()
@@ -304,6 +313,8 @@ class _Look:
             except Exception as error:
                 if isinstance(error, OSError) and not isinstance(error, TimeoutError):
                     raise  # the disk's trouble, not the service's
+                if is_missing(error):
+                    raise _NoExportError from error
                 raise _as_status(f"{self._path} could not be exported", error) from error
             self._progress(Progress("checking", total or 0, total))
             return await self._read(files)

@@ -26,6 +26,7 @@ from tinker_recovery.service.base import (
     Origin,
     ServiceFactory,
 )
+from tinker_recovery.service.missing_routes import is_missing, say_no_finish
 from tinker_recovery.service.pending_session import PendingSession
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry.names import SCOPE
@@ -238,6 +239,9 @@ async def _close(
             "closing a session took longer than %g s; the service will time it out", deadline_s
         )
     except Exception as error:  # noqa: BLE001 - nothing may depend on a session being closed
+        if is_missing(error):
+            say_no_finish(resolve_base_url(service._base_url))  # noqa: SLF001 - the SDK has no public way to ask
+            return
         logger.warning("closing a session failed; the service will time it out: %r", error)
     finally:
         if future is not None and not future.future().done():

@@ -48,6 +48,8 @@ def verify(
     download; the export is deleted afterwards, and checksums are recorded in this machine's journal
     at the first check. Nothing is marked as bad or deleted.
 
+    Where the service has no export, bytes are not looked at, which is said, and does not count.
+
     Exit status: 0 if all are sound; 1 if one is not; 2 for a wrong option; 3 if the service or the
     journal could not be read.
     """
@@ -121,7 +123,9 @@ def _print_verdicts(found: dict[str, Sequence[Finding]]) -> None:
         mark = Text("ok ", "green") if _ok(verdicts) else Text("BAD", "red")
         console.print(mark, path, soft_wrap=True)
         for verdict in verdicts:
-            mark = Text(" " if verdict.ok else "✗", "red")
+            mark = Text("✗", "red") if not verdict.ok else Text(" " if verdict.looked else "?")
             console.print("   ", mark, f"{verdict.level:<9} {verdict.reason}", soft_wrap=True)
     bad = sum(not _ok(verdicts) for verdicts in found.values())
-    console.print(f"\n{len(found)} checkpoints, {bad} bad")
+    unseen = sum(not all(verdict.looked for verdict in verdicts) for verdicts in found.values())
+    also = f", {unseen} not looked at in full" if unseen else ""
+    console.print(f"\n{len(found)} checkpoints, {bad} bad{also}")
