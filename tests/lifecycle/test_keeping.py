@@ -317,7 +317,7 @@ async def test_saves_behind_a_request_whose_answer_is_late_have_no_sound_one_del
     set_retention_gap_s(monkeypatch, 0.01)
     expected = await undisturbed_state(local, steps=20)
     events: list[RecoveryEvent] = []
-    polled = FaultRule("slow", 12, "retrieve_future", polled="forward_backward", delay_s=1.5)
+    polled = FaultRule("slow", 12, "retrieve_future", polled="forward_backward", delay_s=4.0)
     local.inject(FaultRule("fail", 12, "forward_backward"))
     local.inject(polled)
     saved: list[int] = []

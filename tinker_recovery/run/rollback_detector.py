@@ -70,12 +70,17 @@ class _Outage:
         return 0.0 if self.seen is None else self.seen[1] - self.seen[0]
 
     @property
+    def met_down(self) -> bool:
+        """Whether requests were under way while a proxy or a broken connection said it was down."""
+        return bool(self.open_requests and self.down)
+
+    @property
     def met_requests(self) -> bool:
         """Whether requests may have been applied to older weights since.
 
         Then the canary answers as it never did before.
         """
-        return bool(self.open_requests and (self.down or self.lasted_s >= LONG_S))
+        return bool(self.open_requests and (self.refused or self.lasted_s >= LONG_S))
 
     @property
     def refused_s(self) -> float:
@@ -209,7 +214,10 @@ class RollbackDetector:
     def _can_be_looked_into(self, current: AttemptScope, outage: _Outage) -> bool:
         """Whether the canary can tell what an outage did; decides without it where it cannot."""
         asks = self._run.checkpoints.prompt.batch is not None
-        if outage.met_requests and not (asks and self._run.policy.on_outage == "warn"):
+        # Who asks for a canary wants to know; a proxy's 503 alone is no reason to go back blindly.
+        if (outage.met_requests or (asks and outage.met_down)) and not (
+            asks and self._run.policy.on_outage == "warn"
+        ):
             self._decide(current, outage, _met(outage))
         elif not asks:
             self._cannot_tell(current, outage)
@@ -225,7 +233,7 @@ class RollbackDetector:
             )
             return
         self._outage = None
-        if outage.lasted_s >= MOMENT_S:
+        if outage.met_down or outage.lasted_s >= MOMENT_S:
             self._warn(outage, f"the service was out of reach for {outage.lasted_s:.1f} s")
 
     def _decide(self, current: AttemptScope, outage: _Outage, what: str) -> None:
