@@ -396,13 +396,11 @@ async def undisturbed(dialect: Dialect) -> RunState:
     if dialect not in _undisturbed:
         options: dict[str, Any] = {"dialect": dialect}
         async with LocalTinker(**options) as server:
-            _undisturbed[dialect] = await _bare(server, lambda: 0)
+            _undisturbed[dialect] = await _bare(server)
     return _undisturbed[dialect]
 
 
-async def _bare(
-    server: LocalTinker, done: Callable[[], object], *, case: Case | None = None
-) -> RunState:
+async def _bare(server: LocalTinker, *, case: Case | None = None) -> RunState:
     service = server.service()
     make = functools.partial(service.create_lora_training_client, "m", rank=8, seed=7)
     client = await (await anyio.to_thread.run_sync(make))
@@ -419,7 +417,6 @@ async def _bare(
             lambda step: _save(client, step) if case is not None else None,
             idle=idle if case is not None and case.fault == "outage while idle" else None,
         )
-        done()
         return server.run_state(str(client.model_id))
     finally:
         await _close(service)
@@ -454,7 +451,7 @@ async def _bare_ends_well(case: Case) -> bool:
             server.inject(rule)
         try:
             with anyio.fail_after(15.0):
-                state = await _bare(server, lambda: 0, case=case)
+                state = await _bare(server, case=case)
         except Exception:  # noqa: BLE001 - it does not end well, however
             return False
         return state == await undisturbed(case.dialect)

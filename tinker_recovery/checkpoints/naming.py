@@ -2,8 +2,8 @@
 
 ``step-00000012-1f2e3d4c-0a1b2c3d4e5f6071``: optimizer steps, attempt, and a short digest of the
 run's name and of its lineage. ``-lag2``: the last two steps were not known to have succeeded when
-it was submitted. ``-state`` at the end: the save has a loop state or epochs, which a
-name cannot carry. A number behind that: the step was saved again, as the loop had set more for it.
+it was submitted. ``-state``: the save has a loop state or epochs, which a name cannot carry. A
+number at the end: the step was saved again, as the loop had set more for it.
 """
 
 from __future__ import annotations

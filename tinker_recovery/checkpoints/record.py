@@ -226,7 +226,7 @@ class CheckpointRecord(BaseModel):
 def with_canaries(records: Iterable[CheckpointRecord]) -> list[CheckpointRecord]:
     """The same records in the same order, each with the fingerprint stored with a later one."""
     records = list(records)
-    told = {
+    stored_later = {
         (record.attempt, record.previous_canary[0]): {
             "canary": record.previous_canary[1],
             "canary_about": record.canary_prompt,
@@ -235,7 +235,8 @@ def with_canaries(records: Iterable[CheckpointRecord]) -> list[CheckpointRecord]
         if record.previous_canary is not None
     }
     return [
-        record.model_copy(update=told.get((record.attempt, record.step), {})) for record in records
+        record.model_copy(update=stored_later.get((record.attempt, record.step), {}))
+        for record in records
     ]
 
 

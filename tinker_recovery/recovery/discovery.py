@@ -25,8 +25,6 @@ logger = logging.getLogger(names.SCOPE)
 QUIET_S = 30.0
 """A run whose session was not finished counts as left once it has asked nothing for this long."""
 
-_NO_SUCH_CALL = frozenset({404, 405, 501})
-
 
 async def find_at_service(
     reader: StatusReader, name: str, *, known: Collection[str]
@@ -60,7 +58,7 @@ async def find_at_service(
                 if record.run_name == name and record.lineage not in known:
                     named.append(record)
     except StatusError as error:
-        if error.status_code not in _NO_SUCH_CALL:
+        if error.status_code not in NO_SUCH_ROUTE:
             raise
         return None  # a service without that list: nothing can be found there
     if not named:

@@ -27,6 +27,7 @@ OVERDUE_S = 1.0
 
 OVERDUE_STEPS = 3.0
 """Work is overdue after this many times the usual time between two steps."""
+
 ANSWER_S = 0.5
 """How long the answers under way have to say at which step a run became corrupted."""
 
