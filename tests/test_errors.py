@@ -55,6 +55,7 @@ SAMPLES: dict[object, object] = {
     BaseException: KeyError("the crash"),
     int | None: 503,
     str | None: "tinker://session:train:0/weights/x",
+    Sequence[str]: ("one", "another"),
     Sequence[BaseException]: (ValueError("the first"), DeadlineExceeded("creating a client", 2.0)),
 }
 """An argument for each annotation of a constructor's parameters."""

@@ -18,6 +18,7 @@
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import (
+    AmbiguousRun,
     CheckpointError,
     CorruptedRun,
     DeadlineExceeded,
@@ -58,6 +59,7 @@ from tinker_recovery.watched.watch import Watch
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmbiguousRun",
     "Attempt",
     "CheckpointError",
     "CheckpointPolicy",

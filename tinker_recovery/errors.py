@@ -4,6 +4,7 @@
 
     TinkerRecoveryError
     ├── UsageError (ValueError)          an argument or a call order we refuse at once
+    │   └── AmbiguousRun                 the service has several runs of a name: choose one
     ├── DeadlineExceeded (TimeoutError)  a deadline of ours passed while the service worked
     ├── StatusError                      the service's word on a run could not be read
     │   ├── StatusUnavailable            connection, timeout, 408, 429, 5xx: trying again may help
@@ -52,6 +53,20 @@ class UsageError(TinkerRecoveryError, ValueError):
 
     Raised before anything starts, so nothing has to be undone.
     """
+
+
+class AmbiguousRun(UsageError):
+    """Which run of a name is meant has to be said by ``lineage=``; the message lists those there.
+
+    Attributes:
+        run: The name.
+        lineages: The lineages that the service has of it, the newest first.
+    """
+
+    def __init__(self, message: str, *, run: str, lineages: Sequence[str]) -> None:
+        super().__init__(message)
+        self.run = run
+        self.lineages = tuple(lineages)
 
 
 class DeadlineExceeded(TinkerRecoveryError, TimeoutError):

@@ -134,6 +134,29 @@ async def test_a_run_the_journal_does_not_know_is_found_at_the_service(
     assert not (tmp_path / "another").exists()
 
 
+async def test_of_several_runs_of_a_name_at_the_service_one_is_chosen_by_its_lineage(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    newest = {}
+    for folder in ("one", "two"):
+        monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", str(tmp_path / folder))
+        given = policy(checkpoints=CheckpointPolicy(save_at_start=False, save_every=2))
+        with pytest.raises(ValueError, match="a bug"):
+            async with Supervisor(given) as supervisor:
+                await supervisor.run(
+                    _crashes, base_model=MODEL, rank=8, seed=SEED, name="sft-42", lineage="new"
+                )
+        (run,) = supervisor.runs
+        paths = _paths(local, run.segments[0].run_id)
+        newest[run.lineage] = paths[max(paths)]
+    monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", str(tmp_path / "three"))
+    unchosen = await _recover("sft-42")
+    assert unchosen.exit_code == 2
+    for lineage, path in newest.items():
+        assert f'lineage="{lineage}"' in unchosen.stderr
+        assert (await _json("sft-42", "--lineage", lineage[:8]))["checkpoint"] == path
+
+
 async def test_of_a_run_that_was_not_supervised_a_checkpoint_has_to_be_named(
     local: LocalTinker,
 ) -> None:

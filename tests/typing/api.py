@@ -17,6 +17,7 @@ from hypothesis import given
 from tinker import types
 
 from tinker_recovery import (
+    AmbiguousRun,
     Attempt,
     CheckpointError,
     CheckpointPolicy,
@@ -229,7 +230,7 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
                 assert_type(entered, Attempt)
         assert_type(await supervisor.run(train, from_checkpoint="tinker://r/weights/n"), float)
         assert_type(await supervisor.run(blocking, adopt=adopted, name="sft", start_step=3), str)
-        options: StartOptions = {"start": my_start, "on_lease": "refuse"}
+        options: StartOptions = {"start": my_start, "on_lease": "refuse", "lineage": "new"}
         supervisor.attempts(**options)
         supervisor.attempts(modell="Qwen/Qwen3-8B")  # type: ignore[call-arg]  # has to be refused
         for run in supervisor.runs:
@@ -299,6 +300,8 @@ def explained(error: TinkerRecoveryError) -> object:  # noqa: C901, PLR0911, PLR
             return error
         case DeadlineExceeded():
             return assert_type(error.deadline_s, float)
+        case AmbiguousRun():
+            return assert_type((error.run, error.lineages), tuple[str, tuple[str, ...]])
         case NoUsableCheckpoint() | InvalidMetadata():
             checkpoint: CheckpointError = error
             return checkpoint

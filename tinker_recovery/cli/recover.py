@@ -26,11 +26,22 @@ NOT_RESTORED, WRONG = 1, 2
     metavar="PATH",
     help="This checkpoint of the run, tinker://RUN/weights/NAME. Default: as a recovery would.",
 )
+@click.option(
+    "--lineage",
+    metavar="ID",
+    help="Which run of that name at the service, by (the beginning of) its lineage id.",
+)
 @click.option("--weights-only", is_flag=True, help="Leave out the optimizer state.")
 @journal_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    *, run: str, checkpoint: str | None, weights_only: bool, journal: Path | None, as_json: bool
+    *,
+    run: str,
+    checkpoint: str | None,
+    lineage: str | None,
+    weights_only: bool,
+    journal: Path | None,
+    as_json: bool,
 ) -> None:
     r"""Check that a run's checkpoint restores, and show how to resume from it.
 
@@ -76,7 +87,9 @@ def command(
         path = journal_file(journal)
         if journal is not None and not path.exists():
             raise JournalError(f"there is no journal at {path}")  # noqa: TRY301 - like any other
-        proof = asyncio.run(prove(run, journal=path, policy=policy, checkpoint=checkpoint))
+        proof = asyncio.run(
+            prove(run, journal=path, policy=policy, checkpoint=checkpoint, lineage=lineage)
+        )
     except UsageError as error:
         refuse(redact(str(error)), WRONG)
     except (StatusError, JournalError) as error:

@@ -8,13 +8,21 @@ its step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
-from tinker_recovery.errors import InvalidMetadata, StatusError, StatusUnavailable
+from tinker_recovery.checkpoints.naming import lineage_by_mark, mark_of
+from tinker_recovery.errors import (
+    AmbiguousRun,
+    InvalidMetadata,
+    StatusError,
+    StatusRefused,
+    StatusUnavailable,
+)
 from tinker_recovery.journal import StoredAttempt, StoredRun
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, say_no_search
@@ -25,11 +33,30 @@ logger = logging.getLogger(names.SCOPE)
 QUIET_S = 30.0
 """A run whose session was not finished counts as left once it has asked nothing for this long."""
 
+NEW = "new"
+"""As ``lineage=``: begin another run of that name, whatever the service has."""
+
+MOST_LISTED = 10
+"""How many runs of a name are listed to choose from."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRun:
+    """A run that the service has, and this journal has not.
+
+    Attributes:
+        stored: What its checkpoints say of it.
+        said: What the service says it was begun with.
+    """
+
+    stored: StoredRun
+    said: Mapping[str, Any]
+
 
 async def find_at_service(
-    reader: StatusReader, name: str, *, known: Collection[str]
-) -> tuple[StoredRun, Mapping[str, Any]] | None:
-    """A run of this name with checkpoints, and what the service says it was begun with; or None.
+    reader: StatusReader, name: str, *, known: Collection[str], lineage: str | None = None
+) -> FoundRun | None:
+    """The run of this name that has checkpoints; None if there is none.
 
     Reads the list of all checkpoints, a hundred to a page.
 
@@ -37,16 +64,32 @@ async def find_at_service(
         reader: Where to look.
         name: The run's name.
         known: Lineages that the journal knows, and so are not looked for.
+        lineage: (The beginning of) the one that is meant; None for the only one.
 
     Raises:
+        AmbiguousRun: There are several and none was chosen, or the one chosen is not there.
         StatusError: The list could not be read.
     """
+    named, steps = await _listed(reader, name, known)
+    wanted = [each for each in named if each.startswith(lineage or "")]
+    if len(wanted) != 1:
+        if not named and lineage is None:
+            return None
+        raise await _ambiguous(reader, name, named, lineage)
+    stored = put_together(named[wanted[0]], steps)
+    said = await reader.run(stored.attempts[-1].run_id)
+    return FoundRun(stored, {"base_model": said.base_model, "rank": said.lora_rank})
+
+
+async def _listed(
+    reader: StatusReader, name: str, known: Collection[str]
+) -> tuple[dict[str, list[CheckpointRecord]], dict[str, int]]:
+    """The checkpoints of each lineage of a name, the oldest first; the step of every checkpoint."""
     # Where the service keeps no metadata, these are recognised in the names of saves.
     reader.metadata.know_name(name)
     for lineage in known:
         reader.metadata.know(lineage)
-    named: list[CheckpointRecord] = []
-    steps: dict[str, int] = {}
+    records: list[CheckpointRecord] = []
     try:
         async for listed in reader.every_checkpoint():
             try:
@@ -54,20 +97,65 @@ async def find_at_service(
             except InvalidMetadata:
                 continue
             if record is not None:
-                steps[record.path] = record.step
-                if record.run_name == name and record.lineage not in known:
-                    named.append(record)
+                records.append(record)
     except StatusError as error:
         if error.status_code not in NO_SUCH_ROUTE:
             raise
-        return None  # a service without that list: nothing can be found there
-    if not named:
-        return None
-    newest = max(named, key=lambda record: (record.time, record.step))
-    own = [record for record in named if record.lineage == newest.lineage]
-    found = put_together(own, steps)
-    said = await reader.run(found.attempts[-1].run_id)
-    return found, {"base_model": said.base_model, "rank": said.lora_rank}
+        return {}, {}  # a service without that list: nothing can be found there
+    # Of a save that was stored without its metadata no more than the lineage's mark may be known.
+    whole = {lineage_by_mark(mark_of(each.lineage)): each.lineage for each in records}
+    by_lineage: dict[str, list[CheckpointRecord]] = {}
+    for record in sorted(records, key=lambda record: (record.time, record.step)):
+        by_lineage.setdefault(whole.get(record.lineage, record.lineage), []).append(record)
+    return {
+        lineage: own
+        for lineage, own in by_lineage.items()
+        if lineage not in known and any(record.run_name == name for record in own)
+    }, {record.path: record.step for record in records}
+
+
+async def _ambiguous(
+    reader: StatusReader,
+    name: str,
+    named: Mapping[str, Sequence[CheckpointRecord]],
+    lineage: str | None,
+) -> AmbiguousRun:
+    """What to choose from, the newest first."""
+    newest = {each: max(own, key=lambda record: record.time) for each, own in named.items()}
+    order = sorted(named, key=lambda each: newest[each].time, reverse=True)
+    lines = [
+        await _described(reader, each, newest[each], max(record.step for record in named[each]))
+        for each in order[:MOST_LISTED]
+    ]
+    if len(order) > MOST_LISTED:
+        lines.append(f"and {len(order) - MOST_LISTED} older ones")
+    if lineage is None:
+        said = (
+            f"run {name!r} is not in this journal, and the service has {len(order)} runs of that "
+            "name. Say which to resume"
+        )
+    else:
+        which = "several runs" if any(each.startswith(lineage) for each in order) else "no run"
+        said = (
+            f"{which} of the name {name!r} has the lineage {lineage!r} at the service, leaving out "
+            "those that this journal knows. Say which to resume"
+        )
+    hint = f'{said}, with lineage= as listed, or begin another with lineage="{NEW}"'
+    return AmbiguousRun("\n".join([hint, *lines]), run=name, lineages=order)
+
+
+async def _described(
+    reader: StatusReader, lineage: str, newest: CheckpointRecord, step: int
+) -> str:
+    """One line of what there is to choose from."""
+    try:
+        model = (await reader.run(newest.run_id)).base_model
+        finished = await reader.run_finished(newest.run_id)
+    except StatusRefused as error:
+        model, finished = f"(its Tinker run {newest.run_id} cannot be read: {error})", None
+    end = {True: "finished", False: "not finished", None: "not known to be finished"}[finished]
+    saved = newest.time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    return f'  lineage="{lineage}": {model}, step {step}, saved {saved}, {end}'
 
 
 def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> StoredRun:

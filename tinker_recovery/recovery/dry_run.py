@@ -94,16 +94,20 @@ class _ReadNotes(Notebook):
         """Rejected this time alone, which :class:`CheckpointState` remembers."""
 
 
-async def find_left(reader: StatusReader, name: str, journal: Path | None) -> LeftRun:
+async def find_left(
+    reader: StatusReader, name: str, journal: Path | None, lineage: str | None = None
+) -> LeftRun:
     """The run of a name, or of a Tinker run id: from the journal, or else from the service.
 
     Args:
         reader: The service.
         name: A run's name, or a Tinker run id.
         journal: The journal's file; None for the service alone.
+        lineage: Which run of that name, if the service has several; None for the only one.
 
     Raises:
         NoSuchRun: Neither knows it.
+        AmbiguousRun: The service has several, and none is chosen.
         JournalError: The journal cannot be read.
         StatusError: The service cannot be read.
     """
@@ -112,7 +116,7 @@ async def find_left(reader: StatusReader, name: str, journal: Path | None) -> Le
         known = await anyio.to_thread.run_sync(
             lambda: read_stored_run(journal, name, service=service)
         )
-        if known is not None:
+        if known is not None and known[1].lineage.startswith(lineage or ""):
             view, found = known
             holder = view.holder if view.live else None
             resumes = view.named and view.state not in ("finished", "abandoned")
@@ -120,13 +124,13 @@ async def find_left(reader: StatusReader, name: str, journal: Path | None) -> Le
             return LeftRun(view.name, found, resumes, strategy, holder)
     if ":train:" in name:
         return LeftRun(name, await _of_tinker_run(reader, name))
-    at_service = await find_at_service(reader, name, known=())
+    at_service = await find_at_service(reader, name, known=(), lineage=lineage)
     if at_service is None:
         raise NoSuchRun(
             f"there is no run {name!r}: not in the journal (see `tinker-recovery runs --all`), and "
             f"no checkpoint at {service} bears that name"
         )
-    return LeftRun(name, at_service[0], resumes=True)
+    return LeftRun(name, at_service.stored, resumes=True)
 
 
 async def _of_tinker_run(reader: StatusReader, run_id: str) -> StoredRun | None:
@@ -154,6 +158,7 @@ async def prove(
     journal: Path | None,
     policy: RecoveryPolicy,
     checkpoint: str | None = None,
+    lineage: str | None = None,
     service: ServiceFactory = tinker.ServiceClient,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Proof:
@@ -166,12 +171,14 @@ async def prove(
             which none is known.
         checkpoint: ``tinker://RUN/weights/NAME`` of that run; None for the one a recovery would
             choose.
+        lineage: (The beginning of) the lineage of the run at the service that is meant.
         service: Returns a fresh ServiceClient.
         clock: Time, for tests.
 
     Raises:
         UsageError: ``checkpoint`` has another form, or is none of this run's.
         NoSuchRun: Neither the journal nor the service knows the run.
+        AmbiguousRun: The service has several runs of that name, and none is chosen.
         RunHeld: A process trains it, and no ``checkpoint`` is given: which one a recovery would
             choose is for that process to say.
         CheckpointError: None can be used, or the one given cannot.
@@ -190,7 +197,7 @@ async def prove(
     async with StatusReader(
         await backend.endpoint(), timeout_s=policy.status_timeout_s, wall=clock.wall
     ) as reader:
-        left = await find_left(reader, name, journal)
+        left = await find_left(reader, name, journal, lineage)
         if checkpoint is None and left.holder is not None:
             raise left.holder.held(
                 left.name,

@@ -20,7 +20,7 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.errors import RunFinished, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.recovery.discovery import QUIET_S, find_at_service, until_quiet
+from tinker_recovery.recovery.discovery import NEW, QUIET_S, find_at_service, until_quiet
 from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.service import StatusReader
@@ -70,7 +70,8 @@ async def open_run(
         JournalError: The journal cannot be written.
         RunHeld: Another process trains it, and it is not to be waited for.
         RunFinished: It has come to its end before.
-        UsageError: It was begun with other arguments.
+        UsageError: It was begun with other arguments, or is not the run chosen by ``lineage=``.
+        AmbiguousRun: The service has several runs of that name, and none is chosen.
         CheckpointError: What it is to start from is not there.
         StatusError: The service cannot be read.
     """
@@ -86,7 +87,9 @@ async def open_run(
     )
     record = await take_run(recorder, opening, plan.on_lease)
     try:
-        if opening.named and (record.stored is None or not record.stored.attempts):
+        _check_lineage(record, plan.lineage, named=opening.named)
+        known = record.stored is not None and record.stored.attempts
+        if opening.named and not known and plan.lineage != NEW:
             await _look_at_service(record, reader, plan, clock)
         found = record.stored
         if found is None:
@@ -119,18 +122,39 @@ async def open_run(
         raise
 
 
+def _check_lineage(record: RunRecord, lineage: str | None, *, named: bool) -> None:
+    """Refuse the choice of a run that cannot be made.
+
+    Raises:
+        UsageError: Nothing is resumed here, or the journal has another run of that name.
+    """
+    if lineage is None or lineage == NEW:
+        return
+    if not named:
+        raise UsageError(
+            f"lineage={lineage!r} chooses a run to resume, and none is resumed with journal=None "
+            "or enabled=False"
+        )
+    stored = record.stored
+    if stored is not None and stored.attempts and not stored.lineage.startswith(lineage):
+        raise UsageError(
+            f"lineage={lineage!r} is not that of run {record.name!r} in this journal, which is "
+            f"{stored.lineage}: leave it out, choose another name, or forget that run "
+            f"(tinker-recovery abandon {record.name})"
+        )
+
+
 async def _look_at_service(
     record: RunRecord, reader: StatusReader, plan: StartPlan, clock: Clock
 ) -> None:
     """Take over a run that is not in this journal, if the service has it."""
-    rediscovered = await find_at_service(reader, record.name, known=await record.known_lineages())
+    known = await record.known_lineages()
+    rediscovered = await find_at_service(reader, record.name, known=known, lineage=plan.lineage)
     if rediscovered is None:
         return
-    found, said = rediscovered
-    begun = {
-        **plan.described,
-        **{key: value for key, value in said.items() if key in plan.described},
-    }
+    found = rediscovered.stored
+    said = {key: value for key, value in rediscovered.said.items() if key in plan.described}
+    begun = {**plan.described, **said}
     check_same_start(record.name, begun, plan.described)
     last = found.attempts[-1].run_id
     await until_quiet(reader, record.name, last, quiet_s=QUIET_S, monotonic=clock.monotonic)

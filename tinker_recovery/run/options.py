@@ -44,6 +44,9 @@ class StartOptions(TypedDict, total=False):
         name: The run's name in logs, spans and reports; unique among the runs under way. With a
             name, a run whose process died continues where it was when the same command is run
             again.
+        lineage: Which run of this name is meant, if the service has several that the journal does
+            not know: the (beginning of the) lineage id, as the error lists them, or ``"new"`` to
+            begin another beside them. A run that the journal knows is resumed all the same.
         on_lease: What to do if another process trains the run of this name: ``"wait"`` until that
             is over (default), or ``"refuse"``: raise :class:`RunHeld`, which names the process.
         start_step: Optimizer steps already in the weights; default 0, or what the checkpoint's
@@ -64,6 +67,7 @@ class StartOptions(TypedDict, total=False):
     adopt: tinker.TrainingClient
     start: Callable[[tinker.ServiceClient], Any]
     name: str
+    lineage: str
     on_lease: Literal["wait", "refuse"]
     start_step: int
     adopt_service: tinker.ServiceClient
@@ -82,6 +86,7 @@ class StartPlan:
 
     Attributes:
         name: The run's name, or None to have one made.
+        lineage: Which run of this name is meant, ``"new"`` for none of them; None if not said.
         origin: How to make the first client, and to start over; None for an adopted one.
         adopted: The user's own client, if that is what was given.
         start_step: The step the user gave; None to ask the checkpoint.
@@ -92,6 +97,7 @@ class StartPlan:
     """
 
     name: str | None
+    lineage: str | None
     origin: Origin | None
     adopted: Connection | None
     start_step: int | None
@@ -146,15 +152,19 @@ def plan_start(given: StartOptions, *, restore_optimizer: bool) -> StartPlan:
     start_step = options.get("start_step")
     if start_step is not None and (type(start_step) is not int or start_step < 0):
         raise UsageError(f"start_step={start_step!r} is not allowed: an int, 0 or more")
-    name = options.get("name")
-    if name is not None and (not isinstance(name, str) or not name.strip()):
-        raise UsageError(f"name={name!r} is not allowed: a text that is not empty")
+    name, lineage = options.get("name"), options.get("lineage")
+    for key, text in (("name", name), ("lineage", lineage)):
+        if text is not None and (not isinstance(text, str) or not text.strip()):
+            raise UsageError(f"{key}={text!r} is not allowed: a text that is not empty")
+    if lineage is not None and name is None:
+        raise UsageError(f"lineage={lineage!r} goes with name=: it says which run of a name")
     on_lease = options.get("on_lease", "wait")
     if on_lease not in ("wait", "refuse"):
         raise UsageError(f"on_lease={on_lease!r} is not allowed: 'wait' or 'refuse'")
     origin, adopted = _ways_in(way, options, restore_optimizer=restore_optimizer)
     return StartPlan(
         name,
+        lineage,
         origin,
         adopted,
         start_step,

@@ -29,7 +29,7 @@ from tinker_recovery.run.saver import RunHistory
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.service import Connection, Origin, Patience
-from tinker_recovery.service.base import CloseStatus
+from tinker_recovery.service.base import RUN_FINISHED, CloseStatus
 from tinker_recovery.telemetry import RunTelemetry, names
 
 if TYPE_CHECKING:
@@ -449,7 +449,7 @@ class SupervisedRun:
         status: CloseStatus = "success"
         if error is not None:
             status = "errored" if isinstance(error, Exception) else "interrupted"
-        await attempt.close(status, "" if error is None else type(error).__name__)
+        await attempt.close(status, RUN_FINISHED if error is None else type(error).__name__)
         await self.journal.run_ends(error)
 
     async def abandon(self) -> None:

@@ -127,6 +127,9 @@ class SaveRequest:
 CloseStatus = Literal["success", "errored", "interrupted"]
 """How a session ended, as the service knows it."""
 
+RUN_FINISHED = "tinker_recovery: the run has come to its end"
+"""The detail that the session of a run's last attempt is finished with, and no other session."""
+
 
 ServiceFactory = Callable[[], tinker.ServiceClient]
 """Returns a fresh ServiceClient for each recovery: a client is never used again."""

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from tinker import types
 
 from tinker_recovery.checkpoints import WeightsFacts
-from tinker_recovery.errors import StatusRefused
-from tinker_recovery.service.base import Endpoint
+from tinker_recovery.errors import StatusError, StatusRefused
+from tinker_recovery.service.base import RUN_FINISHED, Endpoint
 from tinker_recovery.service.http import ServiceHttp
 from tinker_recovery.service.metadata import ServiceMetadata
+from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -171,6 +172,21 @@ class StatusReader:
         """Whether a run's session was finished by its client, or failed."""
         session = await self._session(run_id)
         return session is not None and not isinstance(session.status, types.SessionActive)
+
+    async def run_finished(self, run_id: str) -> bool | None:
+        """Whether a supervised run has come to its end in this Tinker run, by its session's end.
+
+        None where the service does not say how the session ended, or that it has.
+        """
+        try:
+            session = await self._session(run_id)
+        except StatusError as error:
+            if error.status_code in NO_SUCH_ROUTE:
+                return None
+            raise
+        if session is None or not isinstance(session.status, types.ClientSessionFinished):
+            return None
+        return session.status.detail == RUN_FINISHED
 
     async def _session(self, run_id: str) -> types.SessionSummary | None:
         session_id = session_id_of(run_id)
