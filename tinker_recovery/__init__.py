@@ -20,6 +20,7 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.errors import (
     AmbiguousRun,
     CheckpointError,
+    ContradictoryCheckpoints,
     CorruptedRun,
     DeadlineExceeded,
     FaultError,
@@ -65,6 +66,7 @@ __all__ = [
     "CheckpointPolicy",
     "CheckpointRecord",
     "Clock",
+    "ContradictoryCheckpoints",
     "CorruptedRun",
     "DeadlineExceeded",
     "EventStream",

@@ -10,6 +10,7 @@
     │   ├── StatusUnavailable            connection, timeout, 408, 429, 5xx: trying again may help
     │   └── StatusRefused                any other 4xx, or a reply that makes no sense
     ├── CheckpointError
+    │   ├── ContradictoryCheckpoints     checkpoints that name one run cannot all be of it
     │   ├── InvalidMetadata              a checkpoint's metadata says something impossible
     │   └── NoUsableCheckpoint           nothing to recover from, and starting over is not possible
     ├── OtherWeights                     the canary objects to a restore, which is tried again
@@ -109,6 +110,18 @@ class CheckpointError(TinkerRecoveryError):
 
 class InvalidMetadata(CheckpointError):
     """A checkpoint carries our metadata, but it contradicts itself or cannot be parsed."""
+
+
+class ContradictoryCheckpoints(CheckpointError):
+    """Checkpoints that name one run cannot all be of it, so nothing is resumed from them.
+
+    Attributes:
+        paths: Those that contradict each other; one alone if it contradicts itself.
+    """
+
+    def __init__(self, message: str, *, paths: Sequence[str]) -> None:
+        super().__init__(message)
+        self.paths = tuple(paths)
 
 
 class NoUsableCheckpoint(CheckpointError):

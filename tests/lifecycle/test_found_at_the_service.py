@@ -7,12 +7,20 @@ import sqlite3
 from contextlib import closing
 from typing import Any
 
+import anyio.to_thread
 import pytest
-from loops import MODEL, SEED, policy, train, undisturbed_state
+import tinker
+from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state
 
-from tinker_recovery import AmbiguousRun, Attempt, Supervisor, UsageError
+from tinker_recovery import (
+    AmbiguousRun,
+    Attempt,
+    ContradictoryCheckpoints,
+    Supervisor,
+    UsageError,
+)
 from tinker_recovery.journal import default_path
-from tinker_recovery.testing import LocalTinker
+from tinker_recovery.testing import LocalTinker, StoredCheckpoint
 
 STEPS = 14
 START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft-42"}
@@ -137,3 +145,82 @@ async def test_a_lineage_needs_a_name_and_a_journal_to_look_it_up_for(local: Loc
     with pytest.raises(UsageError, match="lineage='ab' chooses a run to resume"):
         async with Supervisor(policy(), journal=None) as supervisor:
             await supervisor.run(functools.partial(train, steps=1), **START, lineage="ab")
+
+
+def _newest(local: LocalTinker) -> StoredCheckpoint:
+    return local.checkpoints(local.runs()[0])[-1]
+
+
+async def _bare_script(saved: StoredCheckpoint, *, steps: int, **changes: str) -> str:
+    """Continue from a checkpoint without us, and save with its metadata, changed; the new path."""
+    service = tinker.ServiceClient()
+    pending = await anyio.to_thread.run_sync(
+        lambda: service.create_training_client_from_state_with_optimizer(saved.path)
+    )
+    client = await pending
+    await loop(client, saved.steps, saved.steps + steps, 0)
+    changed = {f"tinker_recovery.{key}": value for key, value in changes.items()}
+    metadata = {**(saved.user_metadata or {}), **changed}
+    path = (await client.save_state("mine", user_metadata=metadata)).path
+    await service.close("success")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "changes"),
+    [
+        pytest.param(3, {}, id="a bare script that passed metadata on"),
+        pytest.param(0, {"step": "12"}, id="a copy with its step raised"),
+        pytest.param(3, {"saved_by": "user", "step": "13", "sound_step": "13"}, id="a forgery"),
+    ],
+)
+async def test_a_checkpoint_that_another_tinker_run_saved_with_our_metadata_is_refused_by_name(
+    local: LocalTinker, steps: int, changes: dict[str, str]
+) -> None:
+    await _left_at(12)
+    ours = _newest(local)
+    theirs = await _bare_script(ours, steps=steps, **changes)
+    _lose_the_journal()
+    sessions = len(local.sessions())
+    with pytest.raises(ContradictoryCheckpoints, match="one Tinker run") as caught:
+        await _go_on()
+    assert theirs in caught.value.paths
+    assert len(caught.value.paths) == 2
+    assert all(path in str(caught.value) for path in caught.value.paths)
+    assert len(local.sessions()) == sessions, "nothing was opened for it"
+    # Once it is not there any more, the run is resumed.
+    local.list_as(theirs, user_metadata=None)
+    assert _began(await _go_on()) == [10]
+
+
+async def test_a_save_past_our_client_with_copied_metadata_is_refused(local: LocalTinker) -> None:
+    """In the same Tinker run, of which the metadata then says a step that it does not have."""
+
+    async def passing_by(attempt: Attempt) -> None:
+        await train(attempt, steps=7)
+        await attempt.client.drain()
+        metadata = _newest(local).user_metadata or {}
+        attempt.client.forward_backward(batch(7), "cross_entropy")
+        await attempt.client.optim_step(ADAM)
+        await attempt.client.training.save_state("mine", user_metadata=dict(metadata))
+        raise _Died
+
+    with pytest.raises(_Died):
+        async with Supervisor(policy()) as supervisor:
+            await supervisor.run(passing_by, **START)
+    _lose_the_journal()
+    with pytest.raises(ContradictoryCheckpoints, match="gives no such name") as caught:
+        await _go_on()
+    assert caught.value.paths == (_newest(local).path,)
+
+
+async def test_a_step_that_was_changed_is_refused_with_the_name_and_the_metadata(
+    local: LocalTinker,
+) -> None:
+    await _left_at(12)
+    ours = _newest(local)
+    changed = {**(ours.user_metadata or {}), "tinker_recovery.step": "12"}
+    local.list_as(ours.path, user_metadata=changed)
+    _lose_the_journal()
+    with pytest.raises(ContradictoryCheckpoints, match="its step is 10, and by its metadata 12"):
+        await _go_on()

@@ -23,6 +23,7 @@ from tinker_recovery import (
     CheckpointPolicy,
     CheckpointRecord,
     Clock,
+    ContradictoryCheckpoints,
     CorruptedRun,
     DeadlineExceeded,
     EventsDropped,
@@ -302,6 +303,8 @@ def explained(error: TinkerRecoveryError) -> object:  # noqa: C901, PLR0911, PLR
             return assert_type(error.deadline_s, float)
         case AmbiguousRun():
             return assert_type((error.run, error.lineages), tuple[str, tuple[str, ...]])
+        case ContradictoryCheckpoints():
+            return assert_type(error.paths, tuple[str, ...])
         case NoUsableCheckpoint() | InvalidMetadata():
             checkpoint: CheckpointError = error
             return checkpoint

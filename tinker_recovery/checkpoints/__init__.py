@@ -8,6 +8,7 @@ from its module.
 - ``metadata``, ``record``: what is stored with a checkpoint, and reading it back from a listing
 - ``schedule``, ``evidence``, ``interval``, ``ledger``: when to save, and whether a save may start
 - ``lineage``, ``selection``: which checkpoint to recover from
+- ``contradiction``: whether checkpoints that name one run can all be of it
 - ``canary``, ``prompt``, ``safetensors_header``, ``files``, ``validation``: whether a checkpoint
   is valid
 - ``retention``, ``deletion_plan``, ``deletion``, ``pacing``, ``renewal``: what to keep, what to

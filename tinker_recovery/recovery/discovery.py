@@ -15,9 +15,11 @@ from typing import Any
 import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.checkpoints.contradiction import contradiction
 from tinker_recovery.checkpoints.naming import lineage_by_mark, mark_of
 from tinker_recovery.errors import (
     AmbiguousRun,
+    ContradictoryCheckpoints,
     InvalidMetadata,
     StatusError,
     StatusRefused,
@@ -68,6 +70,7 @@ async def find_at_service(
 
     Raises:
         AmbiguousRun: There are several and none was chosen, or the one chosen is not there.
+        ContradictoryCheckpoints: Some of its checkpoints cannot be its own.
         StatusError: The list could not be read.
     """
     named, steps = await _listed(reader, name, known)
@@ -164,7 +167,21 @@ def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> S
     Args:
         own: All of one lineage; at least one.
         steps: The step of every checkpoint listed, by path.
+
+    Raises:
+        ContradictoryCheckpoints: They cannot all be of one run.
     """
+    own = list(own)
+    found = contradiction(own)
+    if found is not None:
+        raise ContradictoryCheckpoints(
+            f"{' and '.join(found.paths)} {'name' if len(found.paths) > 1 else 'names'} run "
+            f"{own[0].run_name or own[0].lineage!r} and cannot be trusted to be of it: "
+            f"{found.reason}. Nothing is resumed from a run that holds such checkpoints: delete "
+            "what is not its own, start from a checkpoint that you know to be good "
+            f'(from_checkpoint=, another name), or begin another run beside it (lineage="{NEW}")',
+            paths=found.paths,
+        )
     by_attempt: dict[tuple[str, str], list[CheckpointRecord]] = {}
     for record in sorted(own, key=lambda record: (record.time, record.step)):
         by_attempt.setdefault((record.run_id, record.attempt), []).append(record)
