@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 import tinker
+from inspection import internals_of, set_quiet_s
 from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state
 
 from tinker_recovery import (
     AmbiguousRun,
     Attempt,
     ContradictoryCheckpoints,
+    DeadlineExceeded,
+    RunFinished,
     Supervisor,
     UsageError,
 )
 from tinker_recovery.journal import default_path
+from tinker_recovery.service import FromBaseModel
 from tinker_recovery.testing import LocalTinker, StoredCheckpoint
 
 STEPS = 14
@@ -224,3 +233,125 @@ async def test_a_step_that_was_changed_is_refused_with_the_name_and_the_metadata
     _lose_the_journal()
     with pytest.raises(ContradictoryCheckpoints, match="its step is 10, and by its metadata 12"):
         await _go_on()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seed": 8}, "seed=8 is not how run 'sft-42' was begun, which is seed=7"),
+        ({"rank": 16}, "rank=16 .* rank=8"),
+        ({"base_model": "other"}, "base_model='other' .* base_model='Qwen/Qwen3-8B'"),
+        ({"train_mlp": False}, "train_mlp=False .* train_mlp=None"),
+        ({"start_step": 4}, "start_step=4 .* start_step=0"),
+    ],
+)
+async def test_a_run_that_was_begun_otherwise_is_not_taken_for_ours(
+    local: LocalTinker, given: dict[str, Any], said: str
+) -> None:
+    await _left_at(12)
+    _lose_the_journal()
+    sessions = len(local.sessions())
+    with pytest.raises(UsageError, match=said):
+        await _go_on(**given)
+    assert len(local.sessions()) == sessions, "nothing was opened for it"
+    assert _began(await _go_on()) == [10]
+
+
+async def test_the_seed_that_was_drawn_is_taken_over_with_the_run(local: LocalTinker) -> None:
+    first = await _left_at(7, seed=None)
+    _lose_the_journal()
+    supervisor = await _go_on(seed=None)
+    (run,) = supervisor.runs
+    assert run.lineage == first
+    seeds = {
+        json.loads((saved.user_metadata or {})["tinker_recovery.origin"])["seed"]
+        for run_id in local.runs()
+        for saved in local.checkpoints(run_id)
+    }
+    origin = internals_of(run).origin
+    assert isinstance(origin, FromBaseModel)
+    assert seeds == {origin.options["seed"]}
+
+
+async def test_a_run_of_an_earlier_version_is_compared_with_what_the_service_says(
+    local: LocalTinker,
+) -> None:
+    await _left_at(12)
+    for saved in local.checkpoints(local.runs()[0]):
+        known = dict(saved.user_metadata or {})
+        del known["tinker_recovery.origin"]
+        local.list_as(saved.path, user_metadata=known)
+    _lose_the_journal()
+    with pytest.raises(UsageError, match="rank=16 is not how run 'sft-42' was begun"):
+        await _go_on(rank=16)
+    assert _began(await _go_on(seed=8)) == [10]
+
+
+@pytest.mark.parametrize("dialect", ["hosted", "bare", "forgets_metadata"])
+async def test_a_run_that_has_finished_says_so_where_only_the_service_knows_it(
+    serving: Callable[..., Any], dialect: str
+) -> None:
+    async with serving(dialect=dialect) as local:
+        await _go_on()
+        _lose_the_journal()
+        sessions = len(local.sessions())
+        with pytest.raises(RunFinished, match=r'at step 14.*lineage="new"') as caught:
+            await _go_on()
+        assert (caught.value.run, caught.value.step) == ("sft-42", STEPS)
+        assert caught.value.checkpoint == _newest(local).path
+        assert len(local.sessions()) == sessions, "nothing was opened for it"
+        assert _began(await _go_on(lineage="new")) == [0]
+
+
+@pytest.mark.parametrize("dialect", ["hosted", "bare"])
+async def test_a_run_that_was_left_at_its_last_step_has_not_finished(
+    serving: Callable[..., Any], dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_quiet_s(monkeypatch, 0.1)
+    async with serving(dialect=dialect):
+        await _left_at(STEPS + 1)
+        _lose_the_journal()
+        assert _began(await _go_on()) == [10]
+
+
+async def _trains_there(journal: Path, busy: anyio.Event) -> None:
+    """Another machine, which trains the run to its end."""
+
+    async def slowly(attempt: Attempt) -> None:
+        for step in range(60):
+            attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+            await anyio.sleep(0.02)
+            if step == 6:
+                busy.set()
+
+    async with Supervisor(policy(), journal=journal) as supervisor:
+        await supervisor.run(slowly, **START)
+
+
+async def test_a_run_that_another_machine_finishes_meanwhile_is_seen_to_be_finished(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    busy = anyio.Event()
+    running = asyncio.create_task(_trains_there(tmp_path / "there.db", busy))
+    await busy.wait()
+    with pytest.raises(RunFinished) as caught:
+        await _go_on()
+    assert caught.value.step == 60
+    assert caught.value.checkpoint == _newest(local).path
+    await running
+
+
+async def test_a_run_that_another_machine_keeps_training_is_not_waited_for_without_end(
+    local: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del local
+    set_quiet_s(monkeypatch, 1.0)
+    busy = anyio.Event()
+    running = asyncio.create_task(_trains_there(tmp_path / "there.db", busy))
+    await busy.wait()
+    with pytest.raises(DeadlineExceeded, match=r'end that process.*lineage="new"'):
+        async with Supervisor(policy(max_wait_s=0.2)) as supervisor:
+            await supervisor.run(functools.partial(train, steps=STEPS), **START)
+    assert not running.done()
+    await running

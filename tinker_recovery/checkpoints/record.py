@@ -62,6 +62,8 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
     parent: str | None,
     saved_by: SavedBy,
     run_name: str | None = None,
+    origin: Mapping[str, Any] | None = None,
+    ended: bool = False,
     epoch: int | None = None,
     metrics: Mapping[str, float] | None = None,
     loop_state: object = None,
@@ -79,6 +81,8 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         parent: Path of the checkpoint the attempt started from; None if it started without one.
         saved_by: Who asked for the save.
         run_name: The name the user gave the run.
+        origin: How the run starts, as the journal keeps it, and its first step.
+        ended: Whether the loop had come to its end, and all of it is known to have succeeded.
         epoch: Epochs completed.
         metrics: The newest metrics, by name.
         loop_state: The user's own state of the loop, as JSON can represent it.
@@ -100,6 +104,8 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         "saved_by": saved_by,
         "parent": parent,
         "run_name": run_name,
+        "origin": None if origin is None else json.dumps(dict(origin), separators=(",", ":")),
+        "ended": "yes" if ended else None,
         "epoch": None if epoch is None else str(epoch),
         "metrics": encode_metrics(metrics) if metrics else None,
         "loop_state": None if loop_state is None else encode_loop_state(loop_state),
@@ -127,6 +133,10 @@ class CheckpointRecord(BaseModel):
         expires_at: When the service will delete it; None for never.
         public: Whether it is published.
         run_name: The name the user gave the run, or None.
+        origin: How the run starts, as the journal keeps it, and its ``start_step``: with what
+            another start of its name is compared. None if an earlier version saved it.
+        ended: Whether it was saved at the end of the loop, and everything before it is known to
+            have succeeded.
         epoch: Epochs completed, or None if the loop reported none.
         metrics: The newest metrics when it was saved; values may be NaN or infinite.
         loop_state: The user's own state of the loop, or None.
@@ -154,6 +164,8 @@ class CheckpointRecord(BaseModel):
     expires_at: datetime | None
     public: bool
     run_name: str | None = None
+    origin: Mapping[str, Any] | None = None
+    ended: bool = False
     epoch: int | None = None
     metrics: Mapping[str, float] = Field(default_factory=dict)
     loop_state: Any = None
@@ -196,6 +208,8 @@ class CheckpointRecord(BaseModel):
                 expires_at=listed.expires_at and _aware(listed.expires_at),
                 public=listed.public,
                 run_name=fields.get("run_name"),
+                origin=json.loads(fields["origin"]) if "origin" in fields else None,
+                ended="ended" in fields,
                 epoch=_count("epoch", fields["epoch"]) if "epoch" in fields else None,
                 metrics=decode_metrics(fields.get("metrics", "{}")),
                 loop_state=json.loads(fields.get("loop_state", "null")),

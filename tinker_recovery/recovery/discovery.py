@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -20,6 +20,7 @@ from tinker_recovery.checkpoints.naming import lineage_by_mark, mark_of
 from tinker_recovery.errors import (
     AmbiguousRun,
     ContradictoryCheckpoints,
+    DeadlineExceeded,
     InvalidMetadata,
     StatusError,
     StatusRefused,
@@ -80,7 +81,11 @@ async def find_at_service(
             return None
         raise await _ambiguous(reader, name, named, lineage)
     stored = put_together(named[wanted[0]], steps)
-    said = await reader.run(stored.attempts[-1].run_id)
+    last = stored.attempts[-1].run_id
+    finished = await reader.run_finished(last)
+    if finished is not None:
+        stored = replace(stored, state="finished" if finished else "lost")
+    said = await reader.run(last)
     return FoundRun(stored, {"base_model": said.base_model, "rank": said.lora_rank})
 
 
@@ -154,6 +159,7 @@ async def _described(
     try:
         model = (await reader.run(newest.run_id)).base_model
         finished = await reader.run_finished(newest.run_id)
+        finished = finished if finished is not None else newest.ended or None
     except StatusRefused as error:
         model, finished = f"(its Tinker run {newest.run_id} cannot be read: {error})", None
     end = {True: "finished", False: "not finished", None: "not known to be finished"}[finished]
@@ -182,15 +188,21 @@ def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> S
             f'(from_checkpoint=, another name), or begin another run beside it (lineage="{NEW}")',
             paths=found.paths,
         )
+    own.sort(key=lambda record: (record.time, record.step))
+    origin = dict(next((record.origin for record in reversed(own) if record.origin), {}))
+    begun, root = origin.pop("start_step", None), origin.get("from_checkpoint")
     by_attempt: dict[tuple[str, str], list[CheckpointRecord]] = {}
-    for record in sorted(own, key=lambda record: (record.time, record.step)):
+    for record in own:
         by_attempt.setdefault((record.run_id, record.attempt), []).append(record)
     attempts = []
     for (run_id, attempt), records in by_attempt.items():
         parent = records[0].parent
         saved = sorted({record.step for record in records})
-        # Of a parent that is gone nothing older is relied on.
-        start_step = 0 if parent is None else steps.get(parent, 0)
+        if begun is not None and parent in (None, root):
+            start_step = begun  # which the user may have given
+        else:
+            # Of a parent that is gone nothing older is relied on.
+            start_step = 0 if parent is None else steps.get(parent, 0)
         attempts.append(
             StoredAttempt(
                 attempt=attempt,
@@ -209,15 +221,26 @@ def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> S
     last = next(reversed(by_attempt.values()))
     return StoredRun(
         lineage=last[-1].lineage,
-        origin={},
-        state="lost",
+        origin=origin,
+        state="finished" if last[-1].ended else "lost",
         detail="",
-        start_step=attempts[0].start_step,
+        start_step=attempts[0].start_step if begun is None else begun,
         step=last[-1].step,
         attempts=tuple(attempts),
         leftovers=(),
         checkpoints=tuple((record.path, record.step) for record in last),
     )
+
+
+async def _session_over(reader: StatusReader, run_id: str) -> bool:
+    """Whether the session of a Tinker run is known to be over."""
+    try:
+        return await reader.session_over(run_id)
+    except StatusError as error:
+        if error.status_code in NO_SUCH_ROUTE:
+            say_no_search(reader.http.endpoint.base_url)
+        logger.debug("the sessions cannot be searched; the requests of %s tell", run_id)
+        return False
 
 
 async def until_quiet(
@@ -226,34 +249,44 @@ async def until_quiet(
     run_id: str,
     *,
     quiet_s: float = QUIET_S,
+    max_wait_s: float,
     monotonic: Callable[[], float],
-) -> None:
+) -> bool:
     """Wait until no process trains a run that only the service knows: no lease can tell.
 
     A session that was finished, or failed, is over. Otherwise its last request has to have been the
-    last one for ``quiet_s`` seconds.
+    last one for ``quiet_s`` seconds; one that comes later than ``max_wait_s`` is not waited for.
+
+    Returns:
+        Whether it had to wait.
 
     Raises:
+        DeadlineExceeded: The run is still being trained.
         StatusError: The run cannot be read.
     """
-    try:
-        if await reader.session_over(run_id):
-            return
-    except StatusError as error:
-        if error.status_code in NO_SUCH_ROUTE:
-            say_no_search(reader.http.endpoint.base_url)
-        logger.debug("the sessions cannot be searched; the requests of %s tell", run_id)
+    if await _session_over(reader, run_id):
+        return False
     seen, since = None, monotonic()
+    began = since
     warned = False
     while True:
         try:
             said = (await reader.run(run_id)).last_request_time
         except StatusUnavailable:
+            if monotonic() - began > max_wait_s:
+                raise
             said = None  # nothing is known of this moment, so it begins again
         if said is None or said != seen:
             seen, since = said, monotonic()
+            if since - began > max_wait_s:
+                raise DeadlineExceeded(
+                    f"waiting until no other process trains run {name!r}, whose Tinker run "
+                    f"{run_id} is still asked things (end that process, raise max_wait_s, choose "
+                    f'another name, or begin another run beside it with lineage="{NEW}")',
+                    max_wait_s,
+                )
         if monotonic() - since >= quiet_s:
-            return
+            return True
         if not warned:
             warned = True
             logger.warning(

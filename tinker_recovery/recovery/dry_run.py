@@ -130,7 +130,7 @@ async def find_left(
             f"there is no run {name!r}: not in the journal (see `tinker-recovery runs --all`), and "
             f"no checkpoint at {service} bears that name"
         )
-    return LeftRun(name, at_service.stored, resumes=True)
+    return LeftRun(name, at_service.stored, resumes=at_service.stored.state != "finished")
 
 
 async def _of_tinker_run(reader: StatusReader, run_id: str) -> StoredRun | None:

@@ -20,7 +20,13 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.errors import RunFinished, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.recovery.discovery import NEW, QUIET_S, find_at_service, until_quiet
+from tinker_recovery.recovery.discovery import (
+    NEW,
+    QUIET_S,
+    FoundRun,
+    find_at_service,
+    until_quiet,
+)
 from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.service import StatusReader
@@ -54,6 +60,11 @@ class OpenedRun:
     start_step: int
     snapshot: RunSnapshot | None
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """How it starts, as its checkpoints say: what the journal keeps, and its first step."""
+        return {**self.plan.described, "start_step": self.start_step}
+
 
 async def open_run(
     recorder: Recorder,
@@ -70,6 +81,7 @@ async def open_run(
         JournalError: The journal cannot be written.
         RunHeld: Another process trains it, and it is not to be waited for.
         RunFinished: It has come to its end before.
+        DeadlineExceeded: Another process trains it that only the service knows of.
         UsageError: It was begun with other arguments, or is not the run chosen by ``lineage=``.
         AmbiguousRun: The service has several runs of that name, and none is chosen.
         CheckpointError: What it is to start from is not there.
@@ -90,7 +102,7 @@ async def open_run(
         _check_lineage(record, plan.lineage, named=opening.named)
         known = record.stored is not None and record.stored.attempts
         if opening.named and not known and plan.lineage != NEW:
-            await _look_at_service(record, reader, plan, clock)
+            await _look_at_service(record, reader, plan, policy, clock)
         found = record.stored
         if found is None:
             return await _begun(record, opening, reader, plan)
@@ -145,20 +157,31 @@ def _check_lineage(record: RunRecord, lineage: str | None, *, named: bool) -> No
 
 
 async def _look_at_service(
-    record: RunRecord, reader: StatusReader, plan: StartPlan, clock: Clock
+    record: RunRecord, reader: StatusReader, plan: StartPlan, policy: RecoveryPolicy, clock: Clock
 ) -> None:
-    """Take over a run that is not in this journal, if the service has it."""
-    known = await record.known_lineages()
-    rediscovered = await find_at_service(reader, record.name, known=known, lineage=plan.lineage)
-    if rediscovered is None:
-        return
-    found = rediscovered.stored
-    said = {key: value for key, value in rediscovered.said.items() if key in plan.described}
-    begun = {**plan.described, **said}
-    check_same_start(record.name, begun, plan.described)
-    last = found.attempts[-1].run_id
-    await until_quiet(reader, record.name, last, quiet_s=QUIET_S, monotonic=clock.monotonic)
-    await record.rebuild(replace(found, origin=dict(plan.described)))
+    """Take over a run that is not in this journal, if the service has it and it is this one."""
+    known, waited_for = await record.known_lineages(), ""
+    while True:
+        rediscovered = await find_at_service(reader, record.name, known=known, lineage=plan.lineage)
+        if rediscovered is None:
+            return
+        found = rediscovered.stored
+        check_not_finished(
+            record.name, found, or_else=f'begin another run beside it (lineage="{NEW}")'
+        )
+        _check_found(record.name, rediscovered, plan)
+        last = found.attempts[-1].run_id
+        if last == waited_for or not await until_quiet(
+            reader,
+            record.name,
+            last,
+            quiet_s=QUIET_S,
+            max_wait_s=policy.max_wait_s,
+            monotonic=clock.monotonic,
+        ):
+            break
+        waited_for = last  # and it was trained until then, perhaps to its end
+    await record.rebuild(replace(found, origin=found.origin or dict(plan.described)))
     logger.warning(
         "run %s is not in this journal, and has checkpoints at the service: %d attempts were put "
         "together from what those say, the newest of them at step %d",
@@ -166,6 +189,26 @@ async def _look_at_service(
         len(found.attempts),
         found.step,
     )
+
+
+def _check_found(name: str, rediscovered: FoundRun, plan: StartPlan) -> None:
+    """Refuse a run of this name that was begun with other arguments, as far as that is known.
+
+    Raises:
+        UsageError: An argument is not the one that run was begun with.
+    """
+    origin, start_step = rediscovered.stored.origin, rediscovered.stored.start_step
+    if plan.seed_is_drawn and "seed" in origin:
+        plan = plan.with_seed(origin["seed"])
+    if origin:
+        given = start_step if plan.start_step is None else plan.start_step
+        check_same_start(
+            name, {**origin, "start_step": start_step}, {**plan.described, "start_step": given}
+        )
+    else:
+        # An earlier version saved its checkpoints, or their metadata was not kept.
+        said = {key: value for key, value in rediscovered.said.items() if key in plan.described}
+        check_same_start(name, {**plan.described, **said}, plan.described)
 
 
 async def _begun(
@@ -229,8 +272,13 @@ async def take_run(
         await anyio.sleep(LOOK_S)
 
 
-def check_not_finished(name: str, found: StoredRun) -> None:
+def check_not_finished(name: str, found: StoredRun, *, or_else: str = "") -> None:
     """Refuse a run that has come to its end.
+
+    Args:
+        name: Its name.
+        found: The run.
+        or_else: How to train anew under the same name, if not by forgetting the run.
 
     Raises:
         RunFinished: It has.
@@ -238,6 +286,7 @@ def check_not_finished(name: str, found: StoredRun) -> None:
     if found.state != "finished":
         return
     path = found.checkpoints[-1][0] if found.checkpoints else None
+    or_else = or_else or f"forget this run (tinker-recovery abandon {name})"
     runner = os.environ.get("TINKER_RECOVERY_FINISHED_FILE")
     if runner:
         # `tinker-recovery run` would take the error for a crash, and restart the script.
@@ -245,9 +294,8 @@ def check_not_finished(name: str, found: StoredRun) -> None:
             Path(runner).touch()
     raise RunFinished(
         f"run {name!r} has come to its end before, at step {found.step}; its newest checkpoint is "
-        f"{path or 'none: it saved nothing'}. To train anew choose another name, or forget this "
-        f"run (tinker-recovery abandon {name}); to train on from there, start a new run with "
-        "from_checkpoint=",
+        f"{path or 'none: it saved nothing'}. To train anew choose another name, or {or_else}; to "
+        "train on from there, start a new run with from_checkpoint=",
         run=name,
         checkpoint=path,
         step=found.step,

@@ -18,7 +18,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from tinker_recovery.checkpoints import (
     CheckpointRecord,
@@ -37,6 +37,7 @@ from tinker_recovery.service import SaveRequest
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
+    from tinker_recovery.run.open import OpenedRun
     from tinker_recovery.run.supervised import SupervisedRun
 
 
@@ -52,6 +53,7 @@ class RunHistory:
     """What the attempts of a run hand on to each other.
 
     Attributes:
+        origin: How the run starts, as its checkpoints say.
         evidence: Step times, save costs and failures seen, for ``strategy="auto"``.
         saved: The (attempt, step) of every save stored, with the metrics it was stored with.
         no_metrics: Names that were reported with something that is no number.
@@ -60,12 +62,19 @@ class RunHistory:
         drifts: Whether it was said that the loop's index and its optimizer steps may drift apart.
     """
 
+    origin: Mapping[str, Any] = field(default_factory=dict)
     evidence: Evidence = field(default_factory=Evidence)
     saved: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
     drifts: bool = False
     stands_in: bool = False
     no_metrics: set[str] = field(default_factory=set)
     metrics_cut: bool = False
+
+    @classmethod
+    def of(cls, opened: OpenedRun) -> Self:
+        """Of a run as it was opened, with what earlier processes have saved."""
+        snapshot = opened.snapshot
+        return cls(opened.origin, saved=dict(snapshot.saved) if snapshot else {})
 
     def saved_below(
         self, step: int, segments: Sequence[Segment]
@@ -143,7 +152,7 @@ class Saver:
         # boundary; and by the one before.
         self._set_ahead = self._declared = False
         self._declares = self.loop_state is not None
-        self._epoch_ended = False
+        self._epoch_ended = self._ends = False
         self._saved_as: tuple[int, _Boundary] | None = None
         self._again = 0
         self._metrics: Mapping[str, float] = {}
@@ -309,6 +318,7 @@ class Saver:
             if end:
                 with contextlib.suppress(UsageError):  # a loop that ended well has ended well
                     self._see()
+            self._ends = end
             if not self._decides(step, end=end):
                 return self._save_again(step) if end else None
             return self.begin(step)
@@ -376,17 +386,20 @@ class Saver:
             standing = self._standing()
             self._saved_as = step, standing
             metrics = self._fitting(standing.metrics)
+        sound_step = self._sound_step()
         return checkpoint_metadata(
             step=step,
             lineage=self._lineage,
             run_name=self._run_name,
+            origin=self._history.origin,
+            ended=self._ends and asked_by == "schedule" and sound_step >= step,
             attempt=self._segment.attempt,
             parent=self._segment.parent,
             saved_by=asked_by,
             epoch=standing.epoch or None,
             metrics=metrics,
             loop_state=json.loads(standing.loop_state or "null"),
-            sound_step=self._sound_step(),
+            sound_step=sound_step,
             previous_canary=self.canary,
             canary_prompt=self._prompt_facts(),
             previous_save_s=self._save_s,

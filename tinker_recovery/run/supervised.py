@@ -94,7 +94,7 @@ class SupervisedRun:
         """Whether the run is over, well or not."""
         self.failure: BaseException | None = None
         """What it was given up with."""
-        self.history = RunHistory(saved=dict(self.snapshot.saved) if self.snapshot else {})
+        self.history = RunHistory.of(opened)
         """What its attempts hand on to each other."""
         self.weights = WeightsFacts() if self.snapshot is None else self.snapshot.weights
         """What its weights are, as far as the service has said."""

@@ -181,7 +181,7 @@ class StatusReader:
         try:
             session = await self._session(run_id)
         except StatusError as error:
-            if error.status_code in NO_SUCH_ROUTE:
+            if isinstance(error, StatusRefused) or error.status_code in NO_SUCH_ROUTE:
                 return None
             raise
         if session is None or not isinstance(session.status, types.ClientSessionFinished):
