@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import signal
 from collections.abc import AsyncIterator
@@ -13,9 +14,17 @@ import anyio.to_thread
 import pytest
 import pytest_asyncio
 import saving_over
-from loops import MODEL, SEED, process, quick, undisturbed_state
+from loops import ADAM, MODEL, SEED, batch, process, quick, train, undisturbed_state, until
 
-from tinker_recovery import CheckpointPolicy, RecoveryPolicy, Supervisor
+from tinker_recovery import (
+    Attempt,
+    CheckpointPolicy,
+    NoUsableCheckpoint,
+    RecoveryPolicy,
+    StartOptions,
+    Supervisor,
+    recover_from_checkpoint,
+)
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 10
@@ -81,3 +90,102 @@ async def test_what_a_killed_process_had_queued_replaces_nothing_unnoticed(
             assert killed.returncode == -signal.SIGKILL, errors
         await _ends_exactly(server, quick(), every=STEPS + 1)
         assert "another save was written to its path while it was loaded" in caplog.text
+
+
+class _Source:
+    """A run that saves under one name whenever it is asked to, beside what starts from that."""
+
+    def __init__(self) -> None:
+        self.path = ""
+        self._asked: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+
+    async def step_and_save(self) -> None:
+        """One step more, in the place of the one before."""
+        done = asyncio.Event()
+        self._asked.put_nowait(done)
+        await done.wait()
+
+    async def _train(self, attempt: Attempt) -> None:
+        for step in range(100):
+            done = await self._asked.get()
+            attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+            self.path = str((await attempt.client.save_state("latest", overwrite=True)).path)
+            done.set()
+
+    async def serve(self) -> None:
+        """Until it is cancelled."""
+        async with Supervisor(quick(), journal=None) as supervisor:
+            await supervisor.run(self._train, base_model=MODEL, rank=8, seed=SEED)
+
+
+@asynccontextmanager
+async def _source() -> AsyncIterator[_Source]:
+    source = _Source()
+    serving = asyncio.create_task(source.serve())
+    try:
+        await source.step_and_save()
+        yield source
+    finally:
+        serving.cancel()
+        await asyncio.wait([serving])
+
+
+def _loads(server: LocalTinker) -> int:
+    return server.stats.by_route.get("load_weights", 0)
+
+
+async def test_what_a_run_is_started_from_is_not_taken_for_what_was_saved_in_its_place_meanwhile(
+    slow: LocalTinker,
+) -> None:
+    """Step 1 is listed, and step 2 is written in its place before the load has read it."""
+    async with _source() as source:
+        start: StartOptions = {"from_checkpoint": source.path, "name": "from-latest"}
+        began: list[int] = []
+
+        async def body(attempt: Attempt) -> None:
+            began.append(attempt.start_step)
+
+        async def run() -> None:
+            async with Supervisor(quick()) as supervisor:
+                await supervisor.run(body, **start)
+
+        starting = asyncio.create_task(run())
+        await until(lambda: _loads(slow) == 1)
+        await source.step_and_save()
+        with pytest.raises(NoUsableCheckpoint, match=r"was written again while .* run it again"):
+            await starting
+        assert not began
+        await run()
+        assert began == [2], "run again, it starts from what is there by then"
+
+
+async def test_a_client_made_by_hand_is_not_given_the_step_of_what_was_there_before(
+    slow: LocalTinker,
+) -> None:
+    async with _source() as source:
+        making = asyncio.create_task(recover_from_checkpoint(source.path))
+        await until(lambda: _loads(slow) == 1)
+        await source.step_and_save()
+        with pytest.raises(NoUsableCheckpoint, match="was written again while"):
+            await making
+
+
+async def test_a_run_that_has_saved_nothing_does_not_go_back_to_what_has_replaced_its_beginning(
+    slow: LocalTinker,
+) -> None:
+    """A later process finds another step at the path that the run was started from."""
+    del slow
+
+    async def dying(attempt: Attempt) -> None:
+        await train(attempt, steps=attempt.start_step + 1)
+        raise LookupError
+
+    async with _source() as source:
+        start: StartOptions = {"from_checkpoint": source.path, "name": "from-latest"}
+        for again in (False, True):
+            expected = NoUsableCheckpoint if again else LookupError
+            with pytest.raises(expected, match="step 2 now.* begun at step 1" if again else None):
+                async with Supervisor(quick()) as supervisor:
+                    await supervisor.run(dying, **start)
+            await source.step_and_save()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import anyio
 import tinker
 
 from tinker_recovery.checkpoints import Listed
@@ -19,7 +20,7 @@ from tinker_recovery.service import (
     TinkerBackend,
 )
 from tinker_recovery.service.base import CloseStatus, ServiceFactory
-from tinker_recovery.service.listing import find_checkpoint
+from tinker_recovery.service.listing import find_checkpoint, is_as_listed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +68,7 @@ async def recover_from_checkpoint(
 
     Raises:
         UsageError: ``path`` has another form.
-        NoUsableCheckpoint: It has expired, or is about to.
+        NoUsableCheckpoint: It has expired, is about to, or was written again meanwhile.
         StatusError: It could not be looked up.
         DeadlineExceeded: Making the client took too long.
         Exception: Whatever the service answered.
@@ -90,7 +91,22 @@ async def recover_from_checkpoint(
             if not listing.ok:
                 raise NoUsableCheckpoint(f"{path}: {listing.reason}")
             step = record.step
-    connection = await backend.connect(
-        FromCheckpoint(path, optimizer=restore_optimizer), patience=Patience(create_timeout_s)
-    )
-    return Recovered(connection.training, connection.run_id, step, path, backend, connection)
+        connection = await backend.connect(
+            FromCheckpoint(path, optimizer=restore_optimizer), patience=Patience(create_timeout_s)
+        )
+        recovered = Recovered(
+            connection.training, connection.run_id, step, path, backend, connection
+        )
+        good = False
+        try:
+            good = record is None or await is_as_listed(reader, Listed.of(record))
+        finally:
+            if not good:
+                with anyio.CancelScope(shield=True):
+                    await recovered.aclose("interrupted")
+    if not good:
+        raise NoUsableCheckpoint(
+            f"{path} was written again while it was loaded, so whether step {step} was loaded is "
+            "not known: try again, or give a checkpoint that nothing overwrites"
+        )
+    return recovered

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 from tinker import types
 
-from tinker_recovery.checkpoints import CheckpointRecord, Listed, run_id_unchecked
+from tinker_recovery.checkpoints import CheckpointRecord, Listed
 from tinker_recovery.checkpoints.canary import ASKED, Answer, answer_of
 from tinker_recovery.errors import NoUsableCheckpoint, OtherWeights, StatusUnavailable
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -28,7 +28,7 @@ from tinker_recovery.recovery.selection import (
 )
 from tinker_recovery.service import Connection, FromCheckpoint, Origin, Patience
 from tinker_recovery.service.at_work import patiently
-from tinker_recovery.service.listing import list_checkpoints
+from tinker_recovery.service.listing import is_as_listed
 from tinker_recovery.service.refusals import is_failed, is_refused
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import names, phase, refuse
@@ -187,17 +187,11 @@ class Restore:
     async def _was_replaced(self, chosen: Listed) -> bool:
         """Whether another save has taken its place since it was listed: that may have been loaded.
 
-        A save of an attempt that is dead by now, perhaps of a dead process: the service still
-        executes what they had submitted.
+        A save of an attempt that is dead by now, for one.
         """
-        if not chosen.rewritable:
-            return False
         with self._waiting:
-            listed = await list_checkpoints(
-                self._collaborators.reader, run_id_unchecked(chosen.path)
-            )
-        if any(each.path == chosen.path and each.has_content_of(chosen) for each in listed):
-            return False
+            if await is_as_listed(self._collaborators.reader, chosen):
+                return False
         reason = "another save was written to its path while it was loaded"
         logger.warning("run %s: %s: %s; choosing again", self._run.name, chosen.path, reason)
         # What the user started from is not what it was: no waiting brings it back.

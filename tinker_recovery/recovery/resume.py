@@ -230,12 +230,23 @@ async def status_of(reader: StatusReader, run_id: str) -> RunStatus:
 async def _root(reader: StatusReader, parent: str, found: StoredRun) -> CheckpointRecord | None:
     """What the user started the run from, if it is there: a run that has saved needs it not."""
     try:
-        return await find_checkpoint(reader, parent)
+        return await _root_at(reader, parent, found.start_step)
     except NoUsableCheckpoint as error:
         if not found.checkpoints:
             raise
         logger.warning("what the run was started from is gone: %s", error)
         return None
+
+
+async def _root_at(reader: StatusReader, parent: str, step: int) -> CheckpointRecord:
+    record = await find_checkpoint(reader, parent)
+    if record.step != step:
+        raise NoUsableCheckpoint(
+            f"checkpoint {parent} was written again: it has step {record.step} now, and the run "
+            f"was begun at step {step} from what it had been; to begin from what it is, choose "
+            "another name"
+        )
+    return record
 
 
 async def _patiently(ask: Callable[[], Awaitable[_T]], policy: RecoveryPolicy, clock: Clock) -> _T:

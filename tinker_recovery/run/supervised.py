@@ -22,6 +22,7 @@ from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.resume import finish_sessions
 from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.run.attempts import Attempts
+from tinker_recovery.run.first_client import first_client
 from tinker_recovery.run.journaling import RunJournal
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.rollback_detector import RollbackDetector
@@ -199,9 +200,7 @@ class SupervisedRun:
         """A client made as the user said; None if that failed and is being recovered from."""
         try:
             # Without a limit, as the bare SDK would wait.
-            return await self.collaborators.backend.connect(
-                origin, patience=Patience(report=self._note_waiting)
-            )
+            return await first_client(self, origin, Patience(report=self._note_waiting))
         except Exception as error:
             if not self._start_failed(error):
                 await self._over(error)
