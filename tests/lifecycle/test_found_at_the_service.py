@@ -355,3 +355,24 @@ async def test_a_run_that_another_machine_keeps_training_is_not_waited_for_witho
             await supervisor.run(functools.partial(train, steps=STEPS), **START)
     assert not running.done()
     await running
+
+
+async def test_a_save_past_our_client_with_copied_metadata_is_not_recovered_from(
+    local: LocalTinker,
+) -> None:
+    """Its step is that of an older save, and it has what was trained since."""
+    expected = await undisturbed_state(local, steps=STEPS)
+    local.poison(at_step=10)
+
+    async def passing_by(attempt: Attempt) -> None:
+        if attempt.number == 1:
+            await train(attempt, steps=8)
+            await attempt.client.drain()
+            metadata = _newest(local).user_metadata or {}
+            await attempt.client.training.save_state("mine", user_metadata=dict(metadata))
+        await loop(attempt.client, attempt.client.step, STEPS, 0)
+
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(passing_by, **START)
+    assert _began(supervisor) == [0, 5]
+    assert local.run_state(supervisor.runs[0].segments[-1].run_id) == expected

@@ -60,7 +60,7 @@ def contradiction(records: Iterable[CheckpointRecord]) -> Contradiction | None:
         if found is not None:
             return found
     for record in ordered:
-        if (reason := _contradicts_itself(record)) is not None:
+        if (reason := contradicts_itself(record)) is not None:
             return Contradiction((record.path,), reason)
         if (found := _with_parent(record, by_path)) is not None:
             return found
@@ -97,7 +97,7 @@ def _out_of_order(own: Sequence[CheckpointRecord]) -> Contradiction | None:
     highest: CheckpointRecord | None = None
     earlier = 0
     for record in own:
-        while scheduled[earlier:] and scheduled[earlier].time + OUT_OF_ORDER < record.time:
+        while earlier < len(scheduled) and scheduled[earlier].time + OUT_OF_ORDER < record.time:
             if highest is None or scheduled[earlier].step > highest.step:
                 highest = scheduled[earlier]
             earlier += 1
@@ -110,12 +110,22 @@ def _out_of_order(own: Sequence[CheckpointRecord]) -> Contradiction | None:
     return None
 
 
-def _contradicts_itself(record: CheckpointRecord) -> str | None:
-    """Why its name and its metadata cannot both be right; None if they can."""
-    if record.sound_step is not None and record.sound_step > record.step:
-        return f"its metadata has step {record.step}, and {record.sound_step} steps that succeeded"
-    if record.saved_by != "schedule":
+def contradicts_itself(record: CheckpointRecord) -> str | None:
+    """Why what a checkpoint says of itself, by name and metadata, cannot be; None if it can.
+
+    An earlier version, which said nothing of how many steps had succeeded, may have named it
+    otherwise.
+    """
+    if record.parent == record.path:
+        return "it names itself as its parent"
+    if record.sound_step is None:
         return None
+    if record.sound_step > record.step:
+        return f"its metadata has step {record.step}, and {record.sound_step} steps that succeeded"
+    return _named_otherwise(record) if record.saved_by == "schedule" else None
+
+
+def _named_otherwise(record: CheckpointRecord) -> str | None:
     text = record.path.rpartition("/")[2]
     name, step = SaveName.read(text), _STEP.match(text)
     if step is None:

@@ -18,6 +18,7 @@ from typing import Literal, Self
 import tinker
 
 from tinker_recovery.checkpoints.canary import DIFFERENT_BEYOND, Canary
+from tinker_recovery.checkpoints.contradiction import contradicts_itself
 from tinker_recovery.checkpoints.files import FileFacts, inspect_file
 from tinker_recovery.checkpoints.record import CheckpointRecord, Listed
 from tinker_recovery.checkpoints.safetensors_header import DamagedFile
@@ -77,8 +78,8 @@ def _metadata_problem(
         return f"its {' and '.join(empty)} is empty"
     if lineage is not None and record.lineage != lineage:
         return f"it belongs to lineage {record.lineage}, and the run is {lineage}"
-    if record.parent == record.path:
-        return "it names itself as its parent"
+    if (problem := contradicts_itself(record)) is not None:
+        return problem
     if (
         parent is not None
         and record.parent == parent.path
