@@ -40,8 +40,8 @@ from tinker_recovery import (
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import Dialect, FaultRule, LocalTinker, RunState
 
-STEPS = 18
-SAVE_EVERY = 3
+STEPS = 12
+SAVE_EVERY = 2
 LIMIT_S = 90.0
 """A case that has not ended by then counts as one that hangs."""
 DOWN_S = 0.4
@@ -63,13 +63,13 @@ Fault = Literal[
     "failed save",
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
-KILLED_AT: dict[Fault, int] = {"killed early": 4, "killed in the middle": 9, "killed late": 16}
+KILLED_AT: dict[Fault, int] = {"killed early": 3, "killed in the middle": 6, "killed late": 10}
 PROCESS_KILLED: frozenset[Fault] = frozenset(
     {"process killed", "process killed after a late failure"}
 )
 BARE_MAY_END: frozenset[Fault] = frozenset({"none", "outage while idle", "failed save"})
 """What a bare loop survives; the others take its weights or its client from it."""
-IDLE_AT, FAILED_AT, OVERWRITTEN_AT, DIES_AT = 8, 11, 10, 14
+IDLE_AT, FAILED_AT, OVERWRITTEN_AT, DIES_AT = 6, 7, 6, 10
 
 Verdict = Literal[
     "exact", "loudly inexact", "silently wrong", "given up", "given up, nothing there", "hung"
@@ -126,7 +126,7 @@ def batch(step: int) -> list[types.Datum]:
 
 
 def policy(*, canary: bool) -> RecoveryPolicy:
-    """The defaults, but for a save every three steps and backoffs that do not take all day."""
+    """The defaults, but for a save every two steps and backoffs that do not take all day."""
     changes: dict[str, Any] = {} if canary else {"canary": None}
     return RecoveryPolicy(
         enabled=True,

@@ -111,7 +111,13 @@ def work(cases: Sequence[Case]) -> list[Outcome]:
 
 def played(cases: Sequence[Case], workers: int) -> list[Outcome]:
     """Play cases on several processes, with progress on stderr."""
-    chunks = [cases[at : at + CHUNK] for at in range(0, len(cases), CHUNK)]
+    # A chunk is of one dialect, whose undisturbed run it has to play first.
+    chunks = [
+        of[at : at + CHUNK]
+        for dialect in DIALECTS
+        if (of := [case for case in cases if case.dialect == dialect])
+        for at in range(0, len(of), CHUNK)
+    ]
     outcomes: list[Outcome] = []
     began = time.monotonic()
     context = multiprocessing.get_context("spawn")

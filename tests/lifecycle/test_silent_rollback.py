@@ -26,6 +26,7 @@ from tinker_recovery import (
 from tinker_recovery.errors import StatusUnavailable
 from tinker_recovery.run.rollback_detector import LONG_S
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
+from tinker_recovery.service.client import IDLE_S
 from tinker_recovery.service.http import Unreached
 from tinker_recovery.service.status import StatusReader
 from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess, RunState
@@ -188,6 +189,31 @@ async def test_or_have_it_warned_of_where_that_is_wanted(local: LocalTinker) -> 
     supervisor, events = await _after(local, given, status=None, for_s=1.5, rollback=True)
     assert supervisor.runs[0].recoveries == []
     (said,) = [event for event in events if event.name == UNKNOWN]
+    assert "since step 5" in said.message
+
+
+async def test_without_a_canary_an_idle_connection_that_was_closed_is_warned_of_once(
+    tmp_path: Path,
+) -> None:
+    events: list[RecoveryEvent] = []
+
+    async with LocalTinker(tmp_path, restart="rollback") as server:
+
+        async def loop(attempt: Attempt) -> None:
+            for step in range(STEPS):
+                if step in {6, 8}:
+                    await attempt.client.drain()
+                    server.crash(0.3)
+                    await anyio.sleep(IDLE_S + 0.1)
+                await one_step(attempt, step)
+
+        async with Supervisor(
+            default(canary=None), service=server.service, on_event=events.append
+        ) as supervisor:
+            await supervisor.run(loop, **START)
+    assert supervisor.runs[0].recoveries == []
+    (said,) = [event for event in events if event.name == UNKNOWN]
+    assert "the service closed a connection that was idle" in said.message
     assert "since step 5" in said.message
 
 

@@ -96,6 +96,7 @@ class RollbackDetector:
         self._sound_step = run.start_step
         self._outage: _Outage | None = None
         self._looking = False
+        self._warned_of_cut = False
         self._next_hint_at = -math.inf
 
     @property
@@ -160,8 +161,10 @@ class RollbackDetector:
         """
         if current is None or self._outage is not None:
             return
-        if self._run.checkpoints.prompt.batch is None or (
-            current.client.open_requests and not asked
+        if current.client.open_requests and not asked:
+            return
+        if self._run.checkpoints.prompt.batch is None and (
+            self._warned_of_cut or not current.saver.steps_done()
         ):
             return
         now = self._run.clock.monotonic()
@@ -235,6 +238,11 @@ class RollbackDetector:
         self._outage = None
         if outage.met_down or outage.lasted_s >= MOMENT_S:
             self._warn(outage, f"the service was out of reach for {outage.lasted_s:.1f} s")
+        elif outage.seen is None and not self._warned_of_cut:
+            # Once for each run: most services close idle connections and lose nothing.
+            self._warned_of_cut = True
+            what = "the service closed a connection that was idle, and may have been restarted"
+            self._warn(outage, what)
 
     def _decide(self, current: AttemptScope, outage: _Outage, what: str) -> None:
         """The service may have lost weights, and nothing can tell: go back, or say so."""

@@ -289,7 +289,7 @@ class SupervisedClient:
                 self._canary.drop("the loop's first batch has images, or less than two tokens")
                 self._hooks.no_canary()
         idle_s = 0.0 if self._open else self._monotonic() - self._progress_at
-        if idle_s >= IDLE_S and self._canary.batch is not None and self._hooks.was_cut():
+        if idle_s >= IDLE_S and self._hooks.was_cut() and self._canary.batch is not None:
             self._canary_is_next = True
         self._queue_if_due()
         if self._canary_is_next:

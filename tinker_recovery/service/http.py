@@ -6,6 +6,7 @@ It shares nothing with the SDK, whose single event-loop thread may be what hangs
 from __future__ import annotations
 
 import functools
+import logging
 import ssl
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -29,6 +30,16 @@ _SENT = "tinker_recovery.sent_s"
 
 _JWT_LIFETIME_S = 300.0
 _UNAUTHORIZED = 401
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    cause = str(getattr(record, "stamina.caused_by", ""))
+    return not cause.startswith(StatusUnavailable.__name__)
+
+
+# stamina logs a line for each retry that names neither the request nor the run. What a retry of
+# ours means for a run is said where the run is known; the user's own retries are logged as ever.
+logging.getLogger("stamina").addFilter(_is_not_ours)
 
 
 @functools.cache
