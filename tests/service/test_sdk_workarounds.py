@@ -8,6 +8,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 import tinker
+from loops import MODEL
 from tinker import _base_client
 from tinker.lib.internal_client_holder import InternalClientHolder
 
@@ -53,6 +54,34 @@ async def test_the_sdk_by_itself_leaves_one_for_each_session(
     """Once this fails, the workaround has done its work and can go."""
     monkeypatch.setattr(InternalClientHolder, FETCH, sdk_workarounds.ORIGINAL)
     assert await _left_open(local, monkeypatch) == OPENED
+
+
+async def test_no_http_client_is_left_to_make_when_a_session_is_used_that_was_opened_ahead(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create() -> Any:
+        service = local.service()
+        sdk_workarounds.make_http_clients(service)
+        made: list[Any] = []
+        init = _base_client.AsyncHttpxClientWrapper.__init__
+
+        def count(self: Any, **given: Any) -> None:
+            made.append(self)
+            init(self, **given)
+
+        monkeypatch.setattr(_base_client.AsyncHttpxClientWrapper, "__init__", count)
+        service.create_lora_training_client(MODEL, rank=8).result()
+        service.close("success").result()
+        return made
+
+    assert await anyio.to_thread.run_sync(create) == []
+
+
+def test_clients_that_cannot_be_made_ahead_are_no_error(local: LocalTinker) -> None:
+    service = local.service()
+    service.holder  # noqa: B018 - opens the session
+    service.close("success").result()
+    sdk_workarounds.make_http_clients(service)
 
 
 def test_it_is_off_by_a_variable_and_for_an_sdk_it_was_not_written_for(
