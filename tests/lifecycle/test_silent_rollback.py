@@ -192,6 +192,30 @@ async def test_or_have_it_warned_of_where_that_is_wanted(local: LocalTinker) -> 
     assert "since step 5" in said.message
 
 
+@pytest.mark.parametrize("saving", [False, True])
+async def test_a_restart_that_only_the_sdks_own_requests_meet_costs_no_bit(
+    tmp_path: Path, local: LocalTinker, *, saving: bool
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    async with LocalTinker(tmp_path, restart="rollback") as server:
+
+        async def loop(attempt: Attempt) -> None:
+            for step in range(attempt.start_step, STEPS):
+                if step == 8 and attempt.number == 1:
+                    await attempt.client.drain()
+                    server.crash(0.3)
+                    if saving:
+                        # Sent again by the SDK until it is carried out, by older weights.
+                        await attempt.client.save_state("by-hand")
+                await one_step(attempt, step)
+
+        async with Supervisor(default(), service=server.service) as supervisor:
+            await supervisor.run(loop, **START)
+        (run,) = supervisor.runs
+        assert [recovery.fault.kind for recovery in run.recoveries] == [Kind.ROLLED_BACK]
+        assert server.run_state(run.segments[-1].run_id) == expected
+
+
 async def test_without_a_canary_an_idle_connection_that_was_closed_is_warned_of_once(
     tmp_path: Path,
 ) -> None:

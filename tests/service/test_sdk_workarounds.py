@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from typing import Any
 
@@ -12,7 +13,7 @@ from loops import MODEL
 from tinker import _base_client
 from tinker.lib.internal_client_holder import InternalClientHolder
 
-from tinker_recovery.service import sdk_workarounds
+from tinker_recovery.service import sdk_requests, sdk_workarounds
 from tinker_recovery.testing import LocalTinker
 
 OPENED = 5
@@ -93,3 +94,30 @@ def test_it_is_off_by_a_variable_and_for_an_sdk_it_was_not_written_for(
     monkeypatch.undo()
     monkeypatch.setenv(sdk_workarounds.OFF, "0")
     assert not sdk_workarounds.is_wanted()
+
+
+async def test_what_the_sdks_requests_meet_is_reported_of_the_service_listened_to_and_of_no_other(
+    local: LocalTinker,
+) -> None:
+    here: list[str] = []
+    another: list[str] = []
+
+    def refused() -> None:
+        service = local.service()
+        future = service.create_lora_training_client(MODEL, rank=8)
+        client = future.result()
+        local.crash(0.3)
+        with contextlib.suppress(tinker.TinkerError):
+            client.save_state("x").result(timeout=20)
+        service.close("success").result()
+
+    with (
+        sdk_requests.listening(local.base_url, here.append),
+        sdk_requests.listening("http://127.0.0.1:1", another.append),
+    ):
+        await anyio.to_thread.run_sync(refused)
+    assert "refused" in here
+    assert another == []
+    heard = len(here)
+    await anyio.to_thread.run_sync(refused)
+    assert len(here) == heard

@@ -161,8 +161,8 @@ class RollbackDetector:
         """
         if current is None or self._outage is not None:
             return
-        if current.client.open_requests and not asked:
-            return
+        if current.client.oldest_open_step is not None and not asked:
+            return  # of the loop's own: what is applied to other weights is not recognised
         if self._run.checkpoints.prompt.batch is None and (
             self._warned_of_cut or not current.saver.steps_done()
         ):

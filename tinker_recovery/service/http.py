@@ -122,7 +122,8 @@ def _ignore(how: Unreached) -> None:
     del how
 
 
-def _unreached(error: BaseException) -> Unreached:
+def unreached(error: BaseException) -> Unreached:
+    """How a request that failed with this error found the service."""
     if _is_refused(error):
         return "refused"
     return "silent" if isinstance(error, TimeoutError | httpx.TimeoutException) else "down"
@@ -131,12 +132,15 @@ def _unreached(error: BaseException) -> Unreached:
 def _is_refused(error: BaseException) -> bool:
     """Whether the connection was refused, and not the network or the name at fault.
 
-    httpcore hides the error of the socket, and several addresses make a group of it.
+    httpcore hides the error of the socket, and several addresses make a group of it; of pyqwest's,
+    which the SDK may use, there are only the words.
     """
     pending, seen = [error], set[int]()
     while pending:
         each = pending.pop()
-        if isinstance(each, ConnectionRefusedError):
+        if isinstance(each, ConnectionRefusedError) or (
+            isinstance(each, httpx.ConnectError) and "refused" in str(each).lower()
+        ):
             return True
         if id(each) not in seen:
             seen.add(id(each))
@@ -205,7 +209,7 @@ class ServiceHttp:
             with anyio.fail_after(self._timeout_s):
                 reply = await self._send(method, path, request)
         except (TimeoutError, httpx.HTTPError) as error:
-            self.unreachable(_unreached(error))
+            self.unreachable(unreached(error))
             return None
         if reply.status_code in _OUT_OF_REACH:
             self.unreachable("down")
@@ -274,7 +278,7 @@ class ServiceHttp:
         try:
             reply = await self._send(method, path, request)
         except httpx.HTTPError as error:
-            self.unreachable(_unreached(error))
+            self.unreachable(unreached(error))
             raise StatusUnavailable(f"reading {path}: {error!r}") from error
         code = reply.status_code
         if code in _LATER or code >= httpx.codes.INTERNAL_SERVER_ERROR:
