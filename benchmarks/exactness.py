@@ -126,7 +126,7 @@ def played(cases: Sequence[Case], workers: int) -> list[Outcome]:
             outcomes += done.result()
             for each in done.result():
                 if each.verdict != "exact":
-                    print(f"{each.verdict}: {each.case}: {each.said[:300]}", file=sys.stderr)
+                    print(f"{each.verdict}: {each.case}: {each.said[-600:]}", file=sys.stderr)
             bad = sum(each.verdict not in {"exact", "loudly inexact"} for each in outcomes)
             print(
                 f"{len(outcomes)} of {len(cases)} cases, {time.monotonic() - began:.0f} s, "
