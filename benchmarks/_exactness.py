@@ -101,6 +101,7 @@ class Outcome:
         recoveries: How often the run was recovered.
         worse_than_bare: Whether a bare loop ended well where this did not.
         wall_s: Seconds it took.
+        events: What the run reported, where that is another than expected.
     """
 
     case: Case
@@ -109,6 +110,7 @@ class Outcome:
     recoveries: int
     worse_than_bare: bool
     wall_s: float
+    events: str = ""
 
 
 def batch(step: int) -> list[types.Datum]:
@@ -253,7 +255,16 @@ async def play(case: Case, *, bare: bool) -> Outcome:
             if bare and verdict != "exact":
                 worse = await _bare_ends_well(case)
             said = played.not_exact if error is None else repr(error)
-            return Outcome(case, verdict, said, played.recoveries, worse, time.monotonic() - began)
+            bad = verdict not in {"exact", "loudly inexact"}
+            return Outcome(
+                case,
+                verdict,
+                said,
+                played.recoveries,
+                worse,
+                time.monotonic() - began,
+                "\n    ".join(played.events) if bad else "",
+            )
 
 
 class _InProcess:
@@ -267,6 +278,7 @@ class _InProcess:
         self._damaged = False
         self._journal = folder / "journal.sqlite3"
         self.recoveries = 0
+        self.events: list[str] = []
 
     async def train(self) -> None:
         """Train to the end."""
@@ -303,6 +315,7 @@ class _InProcess:
             self._server.crash(DOWN_S)
 
     def _event(self, event: RecoveryEvent) -> None:
+        self.events.append(f"{event.name} {event.message}")
         if event.name == names.EVENT_WEIGHTS_UNKNOWN:
             self.not_exact = event.message
         if (
@@ -329,6 +342,11 @@ class _InProcesses:
         self._folder = folder
         self._said = ""
         self.recoveries = 0
+
+    @property
+    def events(self) -> list[str]:
+        """All that its processes printed."""
+        return self._said.splitlines()
 
     @property
     def not_exact(self) -> str:

@@ -126,7 +126,7 @@ def played(cases: Sequence[Case], workers: int) -> list[Outcome]:
             outcomes += done.result()
             for each in done.result():
                 if each.verdict != "exact":
-                    print(f"{each.verdict}: {each.case}: {each.said[-600:]}", file=sys.stderr)
+                    print(f"{each.verdict}: {each.case}: {each.said[:300]}", file=sys.stderr)
             bad = sum(each.verdict not in {"exact", "loudly inexact"} for each in outcomes)
             print(
                 f"{len(outcomes)} of {len(cases)} cases, {time.monotonic() - began:.0f} s, "
@@ -171,7 +171,7 @@ def main() -> None:
     )
     for each in sorted(outcomes, key=lambda each: (each.verdict, str(each.case))):
         if each.verdict != "exact":
-            print(f"\n{each.verdict}: {each.case}\n  {each.said[:600]}")
+            print(f"\n{each.verdict}: {each.case}\n  {each.said[:2000]}\n    {each.events}")
     given_up = [each for each in outcomes if each.verdict in {"given up", "hung"}]
     measured = [
         Bar("silently wrong", sum(each.verdict == "silently wrong" for each in outcomes), 0),
