@@ -28,6 +28,7 @@ import multiprocessing
 import os
 import random
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -96,6 +97,18 @@ def drawn(given: argparse.Namespace) -> list[Case]:
     return chosen
 
 
+def end_with_the_parent() -> None:
+    """A worker whose benchmark was killed would play on for minutes."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def work(cases: Sequence[Case]) -> list[Outcome]:
     """Play some cases in a process of its own."""
     os.environ["TINKER_TELEMETRY"] = "0"
@@ -121,7 +134,7 @@ def played(cases: Sequence[Case], workers: int) -> list[Outcome]:
     outcomes: list[Outcome] = []
     began = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_the_parent) as pool:
         for done in as_completed(pool.submit(work, chunk) for chunk in chunks):
             outcomes += done.result()
             for each in done.result():
