@@ -25,8 +25,8 @@ from tinker_recovery import (
 )
 from tinker_recovery.errors import StatusUnavailable
 from tinker_recovery.run.rollback_detector import LONG_S
+from tinker_recovery.run.scope import IDLE_S
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
-from tinker_recovery.service.client import IDLE_S
 from tinker_recovery.service.http import Unreached
 from tinker_recovery.service.status import StatusReader
 from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess, RunState
@@ -229,7 +229,7 @@ async def test_a_save_that_older_weights_carried_out_is_not_gone_back_to(
                 if step == 10 and attempt.number == 1:
                     # The save of step 10 is due, and sent once the loop is found to wait.
                     server.crash(0.3)
-                    await anyio.sleep(2 * IDLE_S)
+                    await anyio.sleep(4 * IDLE_S)
                     await until(lambda: len(server.checkpoints(attempt.client.model_id)) > 2)
                 await one_step(attempt, step)
 
@@ -252,7 +252,7 @@ async def test_without_a_canary_an_idle_connection_that_was_closed_is_warned_of_
                 if step in {6, 8}:
                     await attempt.client.drain()
                     server.crash(0.3)
-                    await anyio.sleep(IDLE_S + 0.1)
+                    await anyio.sleep(2 * IDLE_S)
                 await one_step(attempt, step)
 
         async with Supervisor(

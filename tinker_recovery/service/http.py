@@ -174,7 +174,7 @@ class ServiceHttp:
         self.unreachable: Callable[[Unreached], object] = _ignore
         """Called as soon as a request finds the service out of reach, even if a retry then
         succeeds."""
-        self.cut: Callable[[], object] = lambda: None
+        self.cut: Callable[[], None] = lambda: None
         """Called before a request if the service has closed the connection of the last one."""
         self._last_stream: Any = None
         self._timeout_s = timeout_s
@@ -215,18 +215,21 @@ class ServiceHttp:
             self.unreachable("down")
         return reply.status_code
 
-    def is_cut(self) -> bool:
-        """Whether the service has closed the connection of the newest reply; from any thread.
+    def take_cut(self) -> bool:
+        """Whether the service has closed the connection of the newest reply, once; any thread.
 
         It does so when it ends, and as well when it tires of an idle connection.
         """
         stream = self._last_stream
-        return stream is not None and bool(stream.get_extra_info("is_readable"))
+        if stream is None or not stream.get_extra_info("is_readable"):
+            return False
+        self._last_stream = None
+        return True
 
     async def _send(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
-        if self.is_cut():
-            self._last_stream = None
+        if self.take_cut():
             self.cut()
+        self._last_stream = None  # its reply to this one would look like the end of it
         reply = await self._http.request(method, path, **request)
         self._last_stream = reply.extensions.get("network_stream")
         return reply
