@@ -1,6 +1,7 @@
 """Chaos: random faults in random loops, and the result that each must have.
 
-A schedule is a loop (its depth, sync or async) and its faults. The run has to end with exactly the
+A schedule is a service (a dialect of the local server), a loop (its depth, sync or async) and its
+faults. The run has to end with exactly the
 weights of an undisturbed one; or, only if the schedule contains a fault that cannot be recovered
 from, with an error that says why. It must not hang, end with other weights, or leave anything
 behind.
@@ -34,7 +35,7 @@ from tinker_recovery import (
     Supervisor,
 )
 from tinker_recovery.service import backend
-from tinker_recovery.testing import FaultRule, LocalTinker
+from tinker_recovery.testing import Dialect, FaultRule, LocalTinker
 from tinker_recovery.testing.strategies import schedules
 
 STEPS = 12
@@ -61,6 +62,8 @@ Action = Literal[
 ACTIONS: tuple[Action, ...] = get_args(Action)
 """All that can be noticed. A cold optimizer cannot, from here, and neither can weights that are
 replaced in the middle of a healthy service; an outage that comes back with older ones can."""
+
+DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 
 _REFUSALS = {400, 401, 403, 404, 422}
 
@@ -94,6 +97,7 @@ class Schedule:
         faults: Injected before it starts.
         outage: If there is one.
         standby: Whether a session is held open for the next recovery.
+        dialect: How the service differs from the hosted one.
     """
 
     depth: int
@@ -101,6 +105,7 @@ class Schedule:
     faults: tuple[FaultRule, ...]
     outage: Outage | None = None
     standby: bool = False
+    dialect: Dialect = "hosted"
 
     def may_be_given_up(self, *, started: bool) -> bool:
         """Whether it contains a fault that trying again cannot change.
@@ -162,18 +167,20 @@ cases: st.SearchStrategy[Schedule] = st.builds(
     faults=schedules(steps=range(STEPS), actions=ACTIONS, min_faults=0, max_faults=3).map(_ends),
     outage=st.one_of(st.none(), st.none(), st.none(), _outages),
     standby=st.booleans(),
+    dialect=st.one_of(st.just("hosted"), st.sampled_from(DIALECTS)),
 )
 """Random schedules."""
 
 
 def batch(step: int) -> list[types.Datum]:
-    """One step's batch, a function of the step alone."""
+    """One step's batch, a function of the step alone; with weights, as some services demand."""
     tokens = [(step * 7 + offset * offset) % 50 for offset in range(9)]
     return [
         types.Datum(
             model_input=types.ModelInput.from_ints(tokens[:-1]),
             loss_fn_inputs={
-                "target_tokens": types.TensorData(data=tokens[1:], dtype="int64", shape=[8])
+                "target_tokens": types.TensorData(data=tokens[1:], dtype="int64", shape=[8]),
+                "weights": types.TensorData(data=[1.0] * 8, dtype="float32", shape=[8]),
             },
         )
     ]
@@ -230,7 +237,7 @@ def _blocking(attempt: Attempt, depth: int, reached: Callable[[int], None]) -> N
 async def play(schedule: Schedule) -> Outcome:
     """Play one schedule on a server of its own."""
     began = time.monotonic()
-    async with LocalTinker(long_poll_s=0.2) as server:
+    async with LocalTinker(long_poll_s=0.2, dialect=schedule.dialect) as server:
         os.environ.update(
             TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key, TINKER_TELEMETRY="0"
         )
@@ -260,7 +267,7 @@ async def play(schedule: Schedule) -> Outcome:
             violation = f"given up without need: {gave_up!r}"
         if run is not None and gave_up is None and not violation:
             final = server.run_state(run.segments[-1].run_id)
-            if final != await _undisturbed():
+            if final != await _undisturbed(schedule.dialect):
                 violation = f"other weights: {final}"
         violation = violation or await _left_behind(server, schedule)
         return Outcome(
@@ -291,25 +298,27 @@ async def _train(supervisor: Supervisor, schedule: Schedule, server: LocalTinker
     await supervisor.run(train, base_model="m", rank=8, seed=7)
 
 
-_known: list[object] = []
+_known: dict[Dialect, object] = {}
 
 
-async def _undisturbed() -> object:
-    """The final state of a run without faults."""
-    if not _known:
-        _known.append(None)  # computed just below
-        async with LocalTinker() as server:
+async def _undisturbed(dialect: Dialect) -> object:
+    """The final state of a run without faults at such a service."""
+    if dialect not in _known:
+        async with LocalTinker(dialect=dialect) as server:
             os.environ.update(TINKER_BASE_URL=server.base_url)
             async with Supervisor(POLICY, journal=None) as supervisor:
                 await _train(supervisor, Schedule(0, blocking=False, faults=()), server)
-            _known[0] = server.run_state(supervisor.runs[0].segments[-1].run_id)
-    return _known[0]
+            _known[dialect] = server.run_state(supervisor.runs[0].segments[-1].run_id)
+    return _known[dialect]
 
 
 async def _left_behind(server: LocalTinker, schedule: Schedule, limit_s: float = 8.0) -> str:
     """What was left behind; empty if nothing."""
-    # A session whose first reply was lost is known only to the service, which times it out.
-    nameless = any(rule.request in {"create_session", None} for rule in schedule.faults)
+    # A session whose first reply was lost is known only to the service, which times it out; so are
+    # all where it has no route to finish them.
+    nameless = schedule.dialect == "bare" or any(
+        rule.request in {"create_session", None} for rule in schedule.faults
+    )
     deadline = time.monotonic() + limit_s
     while True:
         left = []

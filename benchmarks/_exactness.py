@@ -40,8 +40,8 @@ from tinker_recovery import (
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import Dialect, FaultRule, LocalTinker, RunState
 
-STEPS = 18
-SAVE_EVERY = 3
+STEPS = 12
+SAVE_EVERY = 2
 LIMIT_S = 90.0
 """A case that has not ended by then counts as one that hangs."""
 DOWN_S = 0.4
@@ -63,13 +63,13 @@ Fault = Literal[
     "failed save",
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
-KILLED_AT: dict[Fault, int] = {"killed early": 4, "killed in the middle": 9, "killed late": 16}
+KILLED_AT: dict[Fault, int] = {"killed early": 3, "killed in the middle": 6, "killed late": 10}
 PROCESS_KILLED: frozenset[Fault] = frozenset(
     {"process killed", "process killed after a late failure"}
 )
 BARE_MAY_END: frozenset[Fault] = frozenset({"none", "outage while idle", "failed save"})
 """What a bare loop survives; the others take its weights or its client from it."""
-IDLE_AT, FAILED_AT, OVERWRITTEN_AT, DIES_AT = 8, 11, 10, 14
+IDLE_AT, FAILED_AT, OVERWRITTEN_AT, DIES_AT = 6, 7, 6, 10
 
 Verdict = Literal[
     "exact", "loudly inexact", "silently wrong", "given up", "given up, nothing there", "hung"
@@ -101,6 +101,7 @@ class Outcome:
         recoveries: How often the run was recovered.
         worse_than_bare: Whether a bare loop ended well where this did not.
         wall_s: Seconds it took.
+        events: What the run reported, where that is another than expected.
     """
 
     case: Case
@@ -109,6 +110,7 @@ class Outcome:
     recoveries: int
     worse_than_bare: bool
     wall_s: float
+    events: str = ""
 
 
 def batch(step: int) -> list[types.Datum]:
@@ -126,7 +128,7 @@ def batch(step: int) -> list[types.Datum]:
 
 
 def policy(*, canary: bool) -> RecoveryPolicy:
-    """The defaults, but for a save every three steps and backoffs that do not take all day."""
+    """The defaults, but for a save every two steps and backoffs that do not take all day."""
     changes: dict[str, Any] = {} if canary else {"canary": None}
     return RecoveryPolicy(
         enabled=True,
@@ -253,7 +255,16 @@ async def play(case: Case, *, bare: bool) -> Outcome:
             if bare and verdict != "exact":
                 worse = await _bare_ends_well(case)
             said = played.not_exact if error is None else repr(error)
-            return Outcome(case, verdict, said, played.recoveries, worse, time.monotonic() - began)
+            bad = verdict not in {"exact", "loudly inexact"}
+            return Outcome(
+                case,
+                verdict,
+                said,
+                played.recoveries,
+                worse,
+                time.monotonic() - began,
+                "\n    ".join(played.events) if bad else "",
+            )
 
 
 class _InProcess:
@@ -267,6 +278,7 @@ class _InProcess:
         self._damaged = False
         self._journal = folder / "journal.sqlite3"
         self.recoveries = 0
+        self.events: list[str] = []
 
     async def train(self) -> None:
         """Train to the end."""
@@ -303,6 +315,7 @@ class _InProcess:
             self._server.crash(DOWN_S)
 
     def _event(self, event: RecoveryEvent) -> None:
+        self.events.append(f"{event.name} {event.message}")
         if event.name == names.EVENT_WEIGHTS_UNKNOWN:
             self.not_exact = event.message
         if (
@@ -329,6 +342,11 @@ class _InProcesses:
         self._folder = folder
         self._said = ""
         self.recoveries = 0
+
+    @property
+    def events(self) -> list[str]:
+        """All that its processes printed."""
+        return self._said.splitlines()
 
     @property
     def not_exact(self) -> str:

@@ -1,8 +1,9 @@
 """Chaos: random schedules of faults over random loops, and how many broke a promise.
 
-Each schedule (pipeline depth 0 to 3, sync or async, up to three faults and sometimes an outage) is
-played with the real SDK on a local server. The promise: bit-identical final weights, or a clear
-error where the schedule makes recovery impossible; no hang, no wrong result, nothing left behind.
+Each schedule (a service like the hosted one or of another dialect, pipeline depth 0 to 3, sync or
+async, up to three faults and sometimes an outage) is played with the real SDK on a local server.
+The promise: bit-identical final weights, or a clear error where the schedule makes recovery
+impossible; no hang, no wrong result, nothing left behind.
 Goodput is the time of the same loop without faults, divided by the time it took.
 
     python benchmarks/chaos.py [--schedules 1000] [--seed 1] [--quick] [--json]

@@ -28,6 +28,7 @@ import multiprocessing
 import os
 import random
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -96,6 +97,18 @@ def drawn(given: argparse.Namespace) -> list[Case]:
     return chosen
 
 
+def end_with_the_parent() -> None:
+    """A worker whose benchmark was killed would play on for minutes."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def work(cases: Sequence[Case]) -> list[Outcome]:
     """Play some cases in a process of its own."""
     os.environ["TINKER_TELEMETRY"] = "0"
@@ -111,11 +124,17 @@ def work(cases: Sequence[Case]) -> list[Outcome]:
 
 def played(cases: Sequence[Case], workers: int) -> list[Outcome]:
     """Play cases on several processes, with progress on stderr."""
-    chunks = [cases[at : at + CHUNK] for at in range(0, len(cases), CHUNK)]
+    # A chunk is of one dialect, whose undisturbed run it has to play first.
+    chunks = [
+        of[at : at + CHUNK]
+        for dialect in DIALECTS
+        if (of := [case for case in cases if case.dialect == dialect])
+        for at in range(0, len(of), CHUNK)
+    ]
     outcomes: list[Outcome] = []
     began = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_the_parent) as pool:
         for done in as_completed(pool.submit(work, chunk) for chunk in chunks):
             outcomes += done.result()
             for each in done.result():
@@ -165,7 +184,7 @@ def main() -> None:
     )
     for each in sorted(outcomes, key=lambda each: (each.verdict, str(each.case))):
         if each.verdict != "exact":
-            print(f"\n{each.verdict}: {each.case}\n  {each.said[:600]}")
+            print(f"\n{each.verdict}: {each.case}\n  {each.said[:2000]}\n    {each.events}")
     given_up = [each for each in outcomes if each.verdict in {"given up", "hung"}]
     measured = [
         Bar("silently wrong", sum(each.verdict == "silently wrong" for each in outcomes), 0),

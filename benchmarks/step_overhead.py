@@ -2,8 +2,12 @@
 
 Both train on one local server. Blocks of steps alternate between the two, in random order within
 each pair, and the ratio is the median over pairs of (supervised / bare), so that noise lasting
-longer than a pair affects both alike. The loops never save, so this is the cost of counting and
-monitoring alone. A step is forward_backward and optim_step, submitted together and awaited.
+longer than a pair affects both alike. A step is forward_backward and optim_step, submitted together
+and awaited. The loops never save, so this is the cost of counting and monitoring alone.
+
+Then both save every 20 steps, the bare loop by a ``save_state`` of its own that it does not wait
+for, the supervised one with the default canary, which is asked behind each save, and retention.
+What that costs in requests is printed, for an hour of one step a second.
 
 The cost of tracing is measured the same way, between two processes: one exports its traces to an
 OTLP receiver over gRPC, the other has no OpenTelemetry SDK configured.
@@ -21,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,13 +37,15 @@ from _report import Bar, arguments, bars, rounds, table
 from tinker import types
 
 from tinker_recovery import CheckpointPolicy, RecoveryPolicy, SupervisedClient, Supervisor
+from tinker_recovery.retention.loop import GAP_S
 from tinker_recovery.testing import LocalTinker
 
 ADAM = types.AdamParams(learning_rate=1e-3)
 BLOCK, QUICK_BLOCK = 25, 10
+SAVE_EVERY = 20
 PAIRS = 240
-QUICK_S = 14.0
-"""Seconds for each of the two comparisons with --quick."""
+QUICK_S = 8.0
+"""Seconds for each of the comparisons with --quick."""
 LIMIT = 1.02
 TRACING_LIMIT = 1.03
 
@@ -58,16 +65,18 @@ def batch() -> list[types.Datum]:
 DATA = batch()
 
 
-def policy() -> RecoveryPolicy:
-    """Watches, and never saves."""
-    return RecoveryPolicy(
-        enabled=True, poll_interval_s=30, checkpoints=CheckpointPolicy(save_every=10**9)
-    )
+def policy(save_every: int = 10**9) -> RecoveryPolicy:
+    """The default settings; never saves unless told to."""
+    return RecoveryPolicy(enabled=True, checkpoints=CheckpointPolicy(save_every=save_every))
 
 
-async def block(client: tinker.TrainingClient | SupervisedClient, steps: int) -> float:
-    """Seconds a step, over one block of them."""
+async def block(
+    client: tinker.TrainingClient | SupervisedClient, steps: int, *, save_as: str | None = None
+) -> float:
+    """Seconds a step, over one block of them, behind a save of that name if there is one."""
     began = time.perf_counter()
+    if save_as is not None:
+        client.save_state(save_as)
     for _ in range(steps):
         forward = client.forward_backward(DATA, "cross_entropy")
         update = client.optim_step(ADAM)
@@ -91,16 +100,24 @@ def _rows(times: dict[str, list[float]]) -> list[list[str]]:
     ]
 
 
-async def supervision(*, quick: bool) -> dict[str, list[float]]:
-    """Seconds a step of each block, bare and supervised."""
-    steps = QUICK_BLOCK if quick else BLOCK
+async def supervision(
+    steps: int, *, within_s: float | None, save_every: int | None = None
+) -> dict[str, list[float]]:
+    """Seconds a step of each block, bare and supervised.
+
+    Args:
+        steps: Of a block.
+        within_s: No further pair is begun after that many seconds.
+        save_every: How often both save; None for never.
+    """
     service = tinker.ServiceClient()
     pending = await anyio.to_thread.run_sync(
         lambda: service.create_lora_training_client("bench", rank=8, seed=1)
     )
     bare = await pending
     times: dict[str, list[float]] = {"bare": [], "supervised": []}
-    async with Supervisor(policy()) as supervisor:
+    given = policy() if save_every is None else policy(save_every)
+    async with Supervisor(given) as supervisor:
         async for attempt in supervisor.attempts(base_model="bench", rank=8, seed=1):
             async with attempt:
                 clients: dict[str, tinker.TrainingClient | SupervisedClient] = {
@@ -109,11 +126,49 @@ async def supervision(*, quick: bool) -> dict[str, list[float]]:
                 }
                 for client in clients.values():
                     await block(client, steps)
-                for _ in rounds(PAIRS, within_s=QUICK_S if quick else None):
+                for pair in rounds(PAIRS, within_s=within_s):
                     for name in random.sample(list(clients), 2):
-                        times[name].append(await block(clients[name], steps))
+                        own = save_every is not None and name == "bare"
+                        save_as = f"block-{pair}" if own else None
+                        times[name].append(await block(clients[name], steps, save_as=save_as))
     await service.close("success")
     return times
+
+
+async def extra_requests(server: LocalTinker) -> list[list[str]]:
+    """By route: what a supervised loop asks more than a bare one for each save, and in an hour.
+
+    An hour of one step a second; in addition, the Monitor reads the run's status at every poll.
+    """
+    saves = 2
+    bare = await anyio.to_thread.run_sync(
+        lambda: tinker.ServiceClient().create_lora_training_client("bench", rank=8).result()
+    )
+    extra: Counter[str] = Counter()
+
+    async def trained(client: tinker.TrainingClient | SupervisedClient, *, sign: int) -> None:
+        before = server.stats.by_route
+        for done in range(saves):
+            save_as = f"extra-{done}" if client is bare else None
+            await block(client, SAVE_EVERY, save_as=save_as)
+            await anyio.sleep(1.5 * GAP_S)  # for retention, which follows a save
+        after = server.stats.by_route
+        extra.update({route: sign * (after[route] - before.get(route, 0)) for route in after})
+
+    await trained(bare, sign=-1)
+    async with Supervisor(policy(SAVE_EVERY)) as supervisor:
+        async for attempt in supervisor.attempts(base_model="bench", rank=8, seed=1):
+            async with attempt:
+                await block(attempt.client, SAVE_EVERY)
+                await anyio.sleep(1.5 * GAP_S)
+                await trained(attempt.client, sign=1)
+    of_saves = 3600 / SAVE_EVERY
+    rows = [
+        [route, f"{count / saves:.1f}", f"{count / saves * of_saves:.0f}"]
+        for route, count in sorted(extra.items())
+        if count and route != "session_heartbeat"
+    ]
+    return [*rows, ["status, at each poll", "", f"{3600 / policy().poll_interval_s:.0f}"]]
 
 
 def tracing(*, quick: bool) -> tuple[dict[str, list[float]], int]:
@@ -154,14 +209,27 @@ async def main(*, quick: bool) -> list[Bar]:
         os.environ.update(
             TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key, TINKER_TELEMETRY="0"
         )
-        times = await supervision(quick=quick)
+        within_s = QUICK_S if quick else None
+        steps = QUICK_BLOCK if quick else BLOCK
+        times = await supervision(steps, within_s=within_s)
         table([f"step ({len(times['bare'])} pairs of blocks)", "median", "fastest"], _rows(times))
+        saving = await supervision(SAVE_EVERY, within_s=within_s, save_every=SAVE_EVERY)
+        print()
+        header = f"step, a save every {SAVE_EVERY} ({len(saving['bare'])} pairs)"
+        table([header, "median", "fastest"], _rows(saving))
+        print()
+        table(["extra requests", "a save", "an hour"], await extra_requests(server))
         traced, spans = await anyio.to_thread.run_sync(lambda: tracing(quick=quick))
         print()
         table([f"step ({spans} spans exported)", "median", "fastest"], _rows(traced))
     plain, exported = traced.values()
     return [
         Bar("step overhead", _ratio(times["supervised"], times["bare"]), LIMIT),
+        Bar(
+            f"step overhead, canary and a save every {SAVE_EVERY} steps",
+            _ratio(saving["supervised"], saving["bare"]),
+            LIMIT,
+        ),
         Bar("step with tracing exported over without", _ratio(exported, plain), TRACING_LIMIT),
     ]
 

@@ -309,6 +309,11 @@ def set_standby_after_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
     patch.setattr("tinker_recovery.service.backend.STANDBY_AFTER_S", seconds)
 
 
+def open_standby(supervisor: Supervisor) -> None:
+    """Open the standby session now."""
+    supervisor._backend._open_standby()
+
+
 def set_retention_gap_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """The time between two rounds of retention."""
     patch.setattr("tinker_recovery.retention.loop.GAP_S", seconds)

@@ -51,7 +51,7 @@ from tinker_recovery.run.blocking import (
     run_blocking,
 )
 from tinker_recovery.run.mailbox import Mailbox
-from tinker_recovery.run.monitored import MonitoredRun, listen
+from tinker_recovery.run.monitored import MonitoredRun, listening
 from tinker_recovery.run.open import OpenedRun, open_run
 from tinker_recovery.run.options import StartOptions, StartPlan, plan_start
 from tinker_recovery.run.scope import AttemptScope
@@ -177,9 +177,10 @@ class Supervisor(AsyncContextManagerMixin):
             entered = self._entered = _Entered(collaborators, recorder, self._signals)
             background.spawn(entered.mailbox.serve)
             try:
-                async with entered.tree():
-                    yield
-                    await entered.retention.settle(self.policy.close_timeout_s)
+                with listening(reader.http, entered.monitored):
+                    async with entered.tree():
+                        yield
+                        await entered.retention.settle(self.policy.close_timeout_s)
             except BaseException as error:  # noqa: BLE001 - raised again below, outside the group, which would wrap it, or swallow a cancellation from outside that met a fault's own
                 failure = error
             finally:
@@ -397,7 +398,6 @@ class _Entered:
         self._signals = signals
         self._opening: set[str] = set()
         self.retention = RetentionLoop(collaborators)
-        listen(collaborators.reader.http, self.monitored)
         self._optimizer_check = OptimizerCheck(collaborators)
 
     def tree(self) -> SupervisionTree:

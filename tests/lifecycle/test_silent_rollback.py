@@ -25,6 +25,7 @@ from tinker_recovery import (
 )
 from tinker_recovery.errors import StatusUnavailable
 from tinker_recovery.run.rollback_detector import LONG_S
+from tinker_recovery.run.scope import IDLE_S
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.http import Unreached
 from tinker_recovery.service.status import StatusReader
@@ -188,6 +189,79 @@ async def test_or_have_it_warned_of_where_that_is_wanted(local: LocalTinker) -> 
     supervisor, events = await _after(local, given, status=None, for_s=1.5, rollback=True)
     assert supervisor.runs[0].recoveries == []
     (said,) = [event for event in events if event.name == UNKNOWN]
+    assert "since step 5" in said.message
+
+
+@pytest.mark.parametrize("saving", [False, True])
+async def test_a_restart_that_only_the_sdks_own_requests_meet_costs_no_bit(
+    tmp_path: Path, local: LocalTinker, *, saving: bool
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    async with LocalTinker(tmp_path, restart="rollback") as server:
+
+        async def loop(attempt: Attempt) -> None:
+            for step in range(attempt.start_step, STEPS):
+                if step == 8 and attempt.number == 1:
+                    await attempt.client.drain()
+                    server.crash(0.3)
+                    if saving:
+                        # Sent again by the SDK until it is carried out, by older weights.
+                        await attempt.client.save_state("by-hand")
+                await one_step(attempt, step)
+
+        async with Supervisor(default(), service=server.service) as supervisor:
+            await supervisor.run(loop, **START)
+        (run,) = supervisor.runs
+        assert [recovery.fault.kind for recovery in run.recoveries] == [Kind.ROLLED_BACK]
+        assert server.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_a_save_that_older_weights_carried_out_is_not_gone_back_to(
+    tmp_path: Path, local: LocalTinker
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    async with LocalTinker(tmp_path, restart="rollback") as server:
+
+        async def loop(attempt: Attempt) -> None:
+            for step in range(attempt.start_step, STEPS):
+                if step == 9 and attempt.number == 1:
+                    await anyio.sleep(1.5)  # until retention asks nothing any more
+                if step == 10 and attempt.number == 1:
+                    # The save of step 10 is due, and sent once the loop is found to wait.
+                    server.crash(0.3)
+                    await anyio.sleep(4 * IDLE_S)
+                    await until(lambda: len(server.checkpoints(attempt.client.model_id)) > 2)
+                await one_step(attempt, step)
+
+        async with Supervisor(default(), service=server.service) as supervisor:
+            await supervisor.run(loop, **START)
+        (run,) = supervisor.runs
+        assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+        assert server.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_without_a_canary_an_idle_connection_that_was_closed_is_warned_of_once(
+    tmp_path: Path,
+) -> None:
+    events: list[RecoveryEvent] = []
+
+    async with LocalTinker(tmp_path, restart="rollback") as server:
+
+        async def loop(attempt: Attempt) -> None:
+            for step in range(STEPS):
+                if step in {6, 8}:
+                    await attempt.client.drain()
+                    server.crash(0.3)
+                    await anyio.sleep(2 * IDLE_S)
+                await one_step(attempt, step)
+
+        async with Supervisor(
+            default(canary=None), service=server.service, on_event=events.append
+        ) as supervisor:
+            await supervisor.run(loop, **START)
+    assert supervisor.runs[0].recoveries == []
+    (said,) = [event for event in events if event.name == UNKNOWN]
+    assert "and may have been restarted" in said.message
     assert "since step 5" in said.message
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
-from inspection import set_standby_after_s
+from inspection import open_standby, set_standby_after_s
 from loops import MODEL, SEED, policy, train, undisturbed_state, until
 
 from tinker_recovery import Attempt, Supervisor
@@ -72,12 +72,13 @@ async def test_one_that_the_service_has_forgotten_costs_no_attempt(local: LocalT
 async def test_one_that_could_not_be_opened_is_done_without(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_standby_after_s(monkeypatch, 0.3)
+    set_standby_after_s(monkeypatch, 3600)
     local.poison(at_step=6)
 
     async def without(attempt: Attempt) -> None:
         if attempt.number == 1:
             local.inject(FaultRule("status", request="create_session", status=403))
+            open_standby(supervisor)
             await until(lambda: any(one.rule.action == "status" for one in local.fired))
         await train(attempt, steps=STEPS)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from typing import Any
 
 import anyio.to_thread
 import pytest
 import tinker
+from loops import MODEL
 from tinker import _base_client
 from tinker.lib.internal_client_holder import InternalClientHolder
 
-from tinker_recovery.service import sdk_workarounds
+from tinker_recovery.service import sdk_requests, sdk_workarounds
 from tinker_recovery.testing import LocalTinker
 
 OPENED = 5
@@ -55,6 +57,34 @@ async def test_the_sdk_by_itself_leaves_one_for_each_session(
     assert await _left_open(local, monkeypatch) == OPENED
 
 
+async def test_no_http_client_is_left_to_make_when_a_session_is_used_that_was_opened_ahead(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create() -> Any:
+        service = local.service()
+        sdk_workarounds.make_http_clients(service)
+        made: list[Any] = []
+        init = _base_client.AsyncHttpxClientWrapper.__init__
+
+        def count(self: Any, **given: Any) -> None:
+            made.append(self)
+            init(self, **given)
+
+        monkeypatch.setattr(_base_client.AsyncHttpxClientWrapper, "__init__", count)
+        service.create_lora_training_client(MODEL, rank=8).result()
+        service.close("success").result()
+        return made
+
+    assert await anyio.to_thread.run_sync(create) == []
+
+
+def test_clients_that_cannot_be_made_ahead_are_no_error(local: LocalTinker) -> None:
+    service = local.service()
+    service.holder  # noqa: B018 - opens the session
+    service.close("success").result()
+    sdk_workarounds.make_http_clients(service)
+
+
 def test_it_is_off_by_a_variable_and_for_an_sdk_it_was_not_written_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -64,3 +94,30 @@ def test_it_is_off_by_a_variable_and_for_an_sdk_it_was_not_written_for(
     monkeypatch.undo()
     monkeypatch.setenv(sdk_workarounds.OFF, "0")
     assert not sdk_workarounds.is_wanted()
+
+
+async def test_what_the_sdks_requests_meet_is_reported_of_the_service_listened_to_and_of_no_other(
+    local: LocalTinker,
+) -> None:
+    here: list[str] = []
+    another: list[str] = []
+
+    def refused() -> None:
+        service = local.service()
+        future = service.create_lora_training_client(MODEL, rank=8)
+        client = future.result()
+        local.crash(0.3)
+        with contextlib.suppress(tinker.TinkerError):
+            client.save_state("x").result(timeout=20)
+        service.close("success").result()
+
+    with (
+        sdk_requests.listening(local.base_url, here.append),
+        sdk_requests.listening("http://127.0.0.1:1", another.append),
+    ):
+        await anyio.to_thread.run_sync(refused)
+    assert "refused" in here
+    assert another == []
+    heard = len(here)
+    await anyio.to_thread.run_sync(refused)
+    assert len(here) == heard

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +78,6 @@ def command(
     from tinker_recovery.recovery.dry_run import prove
     from tinker_recovery.telemetry import redact
 
-    logging.getLogger("stamina").setLevel(logging.ERROR)
     try:
         policy = policy_from_settings()
         if weights_only:

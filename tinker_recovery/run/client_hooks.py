@@ -79,10 +79,11 @@ class AttemptHooks:
 
     def was_cut(self) -> bool:
         """Whether the service has closed a connection of ours since it last answered."""
-        run = self._run
-        cut = run.rollbacks.sound_to == math.inf and run.collaborators.reader.http.is_cut()
+        run, http = self._run, self._run.collaborators.reader.http
+        cut = run.rollbacks.sound_to == math.inf and http.take_cut()
         if cut:
             self._scope.post(functools.partial(run.rollbacks.note_cut, asked=True), self._scope)
+            self._scope.post(http.cut)  # the other runs, which share it
         return cut
 
     def _drops_canary(self, rule: VerdictRule, error: BaseException) -> bool:

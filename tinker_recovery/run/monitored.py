@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
 
 from tinker_recovery.faults import RULES, DetectedBy, Kind
-from tinker_recovery.service import RunStatus
+from tinker_recovery.service import RunStatus, sdk_requests
 from tinker_recovery.service.http import ServiceHttp, Unreached
 from tinker_recovery.telemetry import EventSink, names
 
@@ -75,7 +76,7 @@ class MonitoredRun:
         All that a poll knows is that the run was sound at the poll before, so that more would be
         trained again, and how much depended on which of the two was heard first.
         """
-        with anyio.move_on_after(ANSWER_S), contextlib.suppress(Exception):
+        with anyio.move_on_after(ANSWER_S), suppress(Exception):
             await attempt.client.drain()
         # What failed was posted before it counted as ended.
         self._run.mailbox.deliver()
@@ -93,9 +94,10 @@ class MonitoredRun:
         if self.watched_run_id is not None:
             self._run.rollbacks.note_unreachable(self._run.current, how)
 
-    def note_cut(self) -> None:
-        """A connection of ours was closed by the service while it was idle: it may be a new one."""
-        if self.watched_run_id is not None:
+    def note_cut(self, *, ours: bool = True) -> None:
+        """A connection was closed by the service while it was idle: it may be a new one."""
+        # Of the many connections of the SDK, proxies end some every day: worth a look, no warning.
+        if self.watched_run_id is not None and (ours or self._run.checkpoints.prompt.batch):
             self._run.rollbacks.note_cut(self._run.current)
 
     @property
@@ -133,15 +135,30 @@ class MonitoredRun:
             current.declare_fault(RULES[Kind.SILENCE], DetectedBy.SILENCE)
 
 
-def listen(http: ServiceHttp, runs: Mapping[str, MonitoredRun]) -> None:
-    """Have every run know what requests of ours meet, whatever they are about."""
+@contextmanager
+def listening(http: ServiceHttp, runs: Mapping[str, MonitoredRun]) -> Iterator[None]:
+    """Inside, have every run know what requests meet, ours and the SDK's, whatever they are about.
+
+    Entered on the event loop.
+    """
+    loop = asyncio.get_running_loop()
 
     def unreachable(how: Unreached) -> None:
         for run in runs.values():
             run.note_unreachable(how)
 
-    def cut() -> None:
+    def cut(*, ours: bool = True) -> None:
         for run in runs.values():
-            run.note_cut()
+            run.note_cut(ours=ours)
+
+    def met(how: Unreached) -> None:
+        # In the SDK's thread; a client that is closed late may outlive our loop.
+        with suppress(RuntimeError):
+            if how == "refused":
+                loop.call_soon_threadsafe(unreachable, how)
+            elif how == "down":
+                loop.call_soon_threadsafe(functools.partial(cut, ours=False))
 
     http.unreachable, http.cut = unreachable, cut
+    with sdk_requests.listening(http.endpoint.base_url, met):
+        yield

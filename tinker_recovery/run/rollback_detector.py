@@ -96,6 +96,7 @@ class RollbackDetector:
         self._sound_step = run.start_step
         self._outage: _Outage | None = None
         self._looking = False
+        self._warned_of_cut = False
         self._next_hint_at = -math.inf
 
     @property
@@ -160,8 +161,10 @@ class RollbackDetector:
         """
         if current is None or self._outage is not None:
             return
-        if self._run.checkpoints.prompt.batch is None or (
-            current.client.open_requests and not asked
+        if current.client.oldest_open_step is not None and not asked:
+            return  # of the loop's own: what is applied to other weights is not recognised
+        if self._run.checkpoints.prompt.batch is None and (
+            self._warned_of_cut or not current.saver.steps_done()
         ):
             return
         now = self._run.clock.monotonic()
@@ -235,6 +238,11 @@ class RollbackDetector:
         self._outage = None
         if outage.met_down or outage.lasted_s >= MOMENT_S:
             self._warn(outage, f"the service was out of reach for {outage.lasted_s:.1f} s")
+        elif (outage.seen is None or outage.down) and not self._warned_of_cut:
+            # Once for each run: most services close idle connections and lose nothing.
+            self._warned_of_cut = True
+            how = "closed an idle connection" if outage.seen is None else "was away for a moment"
+            self._warn(outage, f"the service {how}, and may have been restarted")
 
     def _decide(self, current: AttemptScope, outage: _Outage, what: str) -> None:
         """The service may have lost weights, and nothing can tell: go back, or say so."""
@@ -284,7 +292,7 @@ class RollbackDetector:
             self._outage = None
             if outage.open_requests:
                 self._warn(outage, _met(outage))
-        elif match is Match.UNCLEAR:
+        elif back_to is None:
             self._cannot_tell(attempt, outage)
         else:
             logger.warning(
@@ -293,7 +301,9 @@ class RollbackDetector:
                 step,
                 back_to,
             )
-            self._run.checkpoints.distrust(attempt.id, outage.since_step)
+            # A save that was under way may have been carried out on the older weights, and stored
+            # before the outage was noticed.
+            self._run.checkpoints.distrust(attempt.id, back_to)
             attempt.declare_fault(RULES[Kind.ROLLED_BACK], DetectedBy.CANARY)
 
     def _known_on_branch(self) -> list[tuple[str, int]]:

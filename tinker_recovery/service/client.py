@@ -35,9 +35,6 @@ _ERRORS_KEPT = 16
 CUSTOM_LOSS = "forward_backward_custom"
 """The one request that runs the user's own code."""
 
-IDLE_S = 1.0
-"""A loop without a request open for this long may have missed an outage."""
-
 CANARY = "canary"
 """A forward pass of ours."""
 
@@ -288,9 +285,9 @@ class SupervisedClient:
             else:
                 self._canary.drop("the loop's first batch has images, or less than two tokens")
                 self._hooks.no_canary()
-        idle_s = 0.0 if self._open else self._monotonic() - self._progress_at
-        if idle_s >= IDLE_S and self._canary.batch is not None and self._hooks.was_cut():
-            self._canary_is_next = True
+        # With nothing of the loop under way, no request of its would fail by a restart.
+        if self.oldest_open_step is None and self._hooks.was_cut():
+            self._canary_is_next = self._canary.batch is not None
         self._queue_if_due()
         if self._canary_is_next:
             self._canary_is_next = False

@@ -6,6 +6,7 @@ It shares nothing with the SDK, whose single event-loop thread may be what hangs
 from __future__ import annotations
 
 import functools
+import logging
 import ssl
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -29,6 +30,16 @@ _SENT = "tinker_recovery.sent_s"
 
 _JWT_LIFETIME_S = 300.0
 _UNAUTHORIZED = 401
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    cause = str(getattr(record, "stamina.caused_by", ""))
+    return not cause.startswith(StatusUnavailable.__name__)
+
+
+# stamina logs a line for each retry that names neither the request nor the run. What a retry of
+# ours means for a run is said where the run is known; the user's own retries are logged as ever.
+logging.getLogger("stamina").addFilter(_is_not_ours)
 
 
 @functools.cache
@@ -111,7 +122,8 @@ def _ignore(how: Unreached) -> None:
     del how
 
 
-def _unreached(error: BaseException) -> Unreached:
+def unreached(error: BaseException) -> Unreached:
+    """How a request that failed with this error found the service."""
     if _is_refused(error):
         return "refused"
     return "silent" if isinstance(error, TimeoutError | httpx.TimeoutException) else "down"
@@ -120,12 +132,15 @@ def _unreached(error: BaseException) -> Unreached:
 def _is_refused(error: BaseException) -> bool:
     """Whether the connection was refused, and not the network or the name at fault.
 
-    httpcore hides the error of the socket, and several addresses make a group of it.
+    httpcore hides the error of the socket, and several addresses make a group of it; of pyqwest's,
+    which the SDK may use, there are only the words.
     """
     pending, seen = [error], set[int]()
     while pending:
         each = pending.pop()
-        if isinstance(each, ConnectionRefusedError):
+        if isinstance(each, ConnectionRefusedError) or (
+            isinstance(each, httpx.ConnectError) and "refused" in str(each).lower()
+        ):
             return True
         if id(each) not in seen:
             seen.add(id(each))
@@ -159,7 +174,7 @@ class ServiceHttp:
         self.unreachable: Callable[[Unreached], object] = _ignore
         """Called as soon as a request finds the service out of reach, even if a retry then
         succeeds."""
-        self.cut: Callable[[], object] = lambda: None
+        self.cut: Callable[[], None] = lambda: None
         """Called before a request if the service has closed the connection of the last one."""
         self._last_stream: Any = None
         self._timeout_s = timeout_s
@@ -194,24 +209,27 @@ class ServiceHttp:
             with anyio.fail_after(self._timeout_s):
                 reply = await self._send(method, path, request)
         except (TimeoutError, httpx.HTTPError) as error:
-            self.unreachable(_unreached(error))
+            self.unreachable(unreached(error))
             return None
         if reply.status_code in _OUT_OF_REACH:
             self.unreachable("down")
         return reply.status_code
 
-    def is_cut(self) -> bool:
-        """Whether the service has closed the connection of the newest reply; from any thread.
+    def take_cut(self) -> bool:
+        """Whether the service has closed the connection of the newest reply, once; any thread.
 
         It does so when it ends, and as well when it tires of an idle connection.
         """
         stream = self._last_stream
-        return stream is not None and bool(stream.get_extra_info("is_readable"))
+        if stream is None or not stream.get_extra_info("is_readable"):
+            return False
+        self._last_stream = None
+        return True
 
     async def _send(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
-        if self.is_cut():
-            self._last_stream = None
+        if self.take_cut():
             self.cut()
+        self._last_stream = None  # its reply to this one would look like the end of it
         reply = await self._http.request(method, path, **request)
         self._last_stream = reply.extensions.get("network_stream")
         return reply
@@ -263,7 +281,7 @@ class ServiceHttp:
         try:
             reply = await self._send(method, path, request)
         except httpx.HTTPError as error:
-            self.unreachable(_unreached(error))
+            self.unreachable(unreached(error))
             raise StatusUnavailable(f"reading {path}: {error!r}") from error
         code = reply.status_code
         if code in _LATER or code >= httpx.codes.INTERNAL_SERVER_ERROR:

@@ -23,6 +23,7 @@ from tinker_recovery.service.base import (
     Origin,
     ServiceFactory,
 )
+from tinker_recovery.service.sdk_workarounds import make_http_clients
 
 
 def _submit(service: tinker.ServiceClient, origin: Origin) -> Any:
@@ -112,6 +113,8 @@ class PendingSession:
             # attribute opens it when the creation is submitted.
             getattr(self.service, "holder", None)
             self.opened.set_result(None)
+            if self.standby:
+                make_http_clients(self.service)
             _collect_earlier_clients()
             wanted = self._wanted.result()
             if wanted is not None and not self._abandoned:

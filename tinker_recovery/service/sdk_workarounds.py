@@ -7,7 +7,10 @@ descriptors that may belong to another connection by then: the session being ope
 is never answered, and hangs for 60 s and more (7 of 5,965 openings of the plain SDK). Closing the
 pool on its own loop, right after the request, takes the cause away.
 
-Applied once a :class:`TinkerBackend` is made, to the whole process. Off with
+**HTTP clients made when they are first needed.** Each kind of request has one, and making it reads
+the certificates for 30 ms. :func:`make_http_clients` has those of a creation made ahead of it.
+
+The first is applied once a :class:`TinkerBackend` is made, to the whole process. Off with
 ``TINKER_RECOVERY_SDK_WORKAROUNDS=0``.
 """
 
@@ -16,12 +19,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 import os
 import re
 from typing import Any
 
 import tinker
+from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
 from tinker.lib.internal_client_holder import ClientConnectionPool, InternalClientHolder
+
+from tinker_recovery.telemetry import names
+
+logger = logging.getLogger(names.SCOPE)
 
 OFF = "TINKER_RECOVERY_SDK_WORKAROUNDS"
 
@@ -68,3 +77,28 @@ async def fetch_and_close(self: Any, auth: Any) -> Any:
         vars(self).pop(_CREATE, None)
         for pool in pools:
             await pool.close()
+
+
+def make_http_clients(service: tinker.ServiceClient, *, within_s: float = 5.0) -> None:
+    """Have the HTTP clients made that creating a training client will use; blocks.
+
+    Never raises: what is not made now is made when it is needed.
+
+    Args:
+        service: One whose session is open.
+        within_s: How long to wait for the SDK's event loop.
+    """
+    try:
+        holder = service.holder
+
+        async def make() -> None:
+            for pool in (
+                ClientConnectionPoolType.TRAIN,
+                ClientConnectionPoolType.RETRIEVE_PROMISE,
+            ):
+                with holder.aclient(pool):
+                    await asyncio.sleep(0)  # requests of the loop may go between the two
+
+        holder.run_coroutine_threadsafe(make()).result(within_s)
+    except Exception as error:  # noqa: BLE001 - another SDK, or a session that has ended: nothing depends on it
+        logger.debug("no HTTP clients were made ahead: %r", error)

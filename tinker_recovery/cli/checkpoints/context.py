@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -169,7 +168,6 @@ async def open_context(
         checkpoints: What to keep, for a command that deletes the rest.
         timeout_s: Deadline of one read, in seconds.
     """
-    logging.getLogger("stamina").setLevel(logging.ERROR)
     path = journal_path(STATE_FOLDER)
     # A person waits for the answer, and can ask again.
     policy = RecoveryPolicy(checkpoints=checkpoints or CheckpointPolicy())
