@@ -220,6 +220,7 @@ class Host:
         """Accept requests again, on the same port; has no effect without an outage."""
         self._cancel_ending()
         self._wire.outage = None
+        self.state.sessions.forgive_silence()
         if self._refusing:
             self._refusing = False
             await self._server.startup([listen(*self._address)])
