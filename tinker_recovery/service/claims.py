@@ -21,8 +21,8 @@ What that relies on, and nothing else:
 - A session that is finished stays so, and once ``finish`` is answered, every request of that
   session's is refused. A heartbeat is refused if its session is over.
 - Searches may lag behind. Either they show sessions in the order in which they were opened, as a
-  replica that lags does: then by any time, since it is waited until they show our own. Or each
-  appears by itself: then within ``settle_s``.
+  replica that lags does: then by any time up to ``UNSHOWN_S``, since it is waited until they show
+  our own. Or each look leaves out others: then for ``settle_s`` at most.
 - Dates are only compared among each other, and by every process alike: they may be off by any time.
 - Waiting longer does no harm, so it does not matter how any clock of ours runs, or whether it stops
   while the machine sleeps, as long as it does not run fast.
@@ -250,7 +250,8 @@ class Claims:
             on_held: What to do if another process has it: wait for its end, or refuse.
 
         Returns:
-            The claim, which holds the run; or why no claim can be held at this service.
+            The claim, which holds the run; or why no claim can be held at this service, which is
+            then not tried again by this object.
 
         Raises:
             RunHeld: Another process has the run, and it is not to be waited for.
