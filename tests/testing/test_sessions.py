@@ -124,6 +124,14 @@ async def test_the_time_that_the_service_was_down_is_no_silence() -> None:
         assert local.sessions() == {wire.session: "active"}
 
 
+async def test_an_outage_revives_no_session_that_had_been_silent_for_too_long() -> None:
+    async with a_server(heartbeat_limit_s=30.0) as (local, clock, wire):
+        clock.now += 31.0
+        local.begin_outage(status=503)
+        local.end_outage()
+        await beat(wire, status=410)
+
+
 async def test_runs_that_were_added_need_no_heartbeat() -> None:
     async with a_server(heartbeat_limit_s=30.0) as (local, clock, _):
         (run,) = local.add_runs(1)

@@ -190,6 +190,7 @@ class Host:
             asker: The client whose connection is kept, for the reply.
         """
         self._cancel_ending()
+        self.state.sessions.end_silent()
         self._wire.outage = status
         if status is None:
             self._refusing = True

@@ -98,6 +98,11 @@ class Sessions:
         self.check_active(session)
         self._beats[session] = self._clock()
 
+    def end_silent(self) -> None:
+        """End those that have been silent for too long, before the service goes down."""
+        for session in self._facts:
+            self.facts(session)
+
     def forgive_silence(self) -> None:
         """Count every session's silence anew: the service was down."""
         self._beats = dict.fromkeys(self._beats, self._clock())
