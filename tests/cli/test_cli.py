@@ -78,6 +78,9 @@ def test_a_wrong_option_is_refused_with_the_value_and_status_2() -> None:
     done = _run("serve", "--dialect", "klingon")
     assert done.returncode == 2
     assert "'klingon' is not one of hosted, forgets_metadata" in done.stderr
+    done = _run("serve", "--heartbeat-limit", "0")
+    assert done.returncode == 2
+    assert "0.0 is not in the range x>0" in done.stderr
 
 
 def test_the_table_of_faults_is_printed_from_the_code_for_people_and_for_machines() -> None:

@@ -32,8 +32,23 @@ import click
     help="Which kind of service to be: hosted, forgets_metadata, refuses_metadata, rolls_back, "
     "ignores_seed, noisy, bare, strict, server_category (tinker_recovery.testing.DIALECTS).",
 )
+@click.option(
+    "--heartbeat-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    metavar="SECONDS",
+    show_default="no limit",
+    help="End sessions whose heartbeats stop for this long, and answer them 410 from then on.",
+)
 def command(
-    host: str, port: int, root: Path | None, api_key: str, *, cold_optimizer: bool, dialect: str
+    host: str,
+    port: int,
+    root: Path | None,
+    api_key: str,
+    *,
+    cold_optimizer: bool,
+    dialect: str,
+    heartbeat_limit: float | None,
 ) -> None:
     r"""Run a local Tinker server until Ctrl-C.
 
@@ -68,6 +83,7 @@ def command(
             api_key=api_key,
             cold_optimizer=cold_optimizer,
             dialect=dialect,
+            heartbeat_limit_s=heartbeat_limit,
         )
     except OSError as error:
         raise click.ClickException(

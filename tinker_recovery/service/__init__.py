@@ -1,4 +1,4 @@
-"""Everything that touches Tinker: the SDK adapter, the status reader, listings, downloads.
+"""Everything that touches Tinker: the SDK adapter, the status reader, listings, downloads, claims.
 
 :class:`TinkerBackend` creates and closes clients, :class:`SupervisedClient` passes on a run's
 requests, and :class:`StatusReader` reads over an HTTP client that shares nothing with the SDK.

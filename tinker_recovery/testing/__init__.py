@@ -13,6 +13,9 @@ The unmodified tinker SDK is its client. What moto is for AWS, this is for Tinke
   whole service down, :meth:`LocalTinker.damage` damages a stored checkpoint.
 - Services that differ: a :data:`Dialect`, ``LocalTinker(dialect="forgets_metadata")``;
   :data:`DIALECTS` says what each is.
+- Sessions that end when their heartbeats stop, are dated wrongly, or are listed late:
+  ``LocalTinker(heartbeat_limit_s=30, created_jitter_s=5, listing_delay_s=3)``; see
+  :class:`Options`.
 - Hypothesis draws faults with :mod:`tinker_recovery.testing.strategies`.
 - As a pytest fixture: :mod:`tinker_recovery.testing.fixtures`.
 - In a process of its own, which can be killed: :class:`LocalTinkerProcess`. From a shell:

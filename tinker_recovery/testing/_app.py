@@ -19,7 +19,7 @@ from tinker_recovery.testing._model import Adam
 from tinker_recovery.testing._options import ServerOptions
 from tinker_recovery.testing._protobuf import MEDIA_TYPE, read_batch, read_request, write_output
 from tinker_recovery.testing._rest_routes import RestRoutes, check_ttl
-from tinker_recovery.testing._runs import RequestError, ServiceError, ServiceRun
+from tinker_recovery.testing._runs import RequestError, ServiceError, ServiceRun, session_of
 from tinker_recovery.testing._service_state import ServiceState
 from tinker_recovery.testing._wire_faults import WireFaults
 
@@ -161,7 +161,7 @@ class TinkerApp:
         return JSONResponse({"session_id": session, "type": "create_session"})
 
     async def _session_heartbeat(self, request: Request) -> Response:
-        self._state.sessions.check_active((await request.json())["session_id"])
+        self._state.sessions.beat((await request.json())["session_id"])
         return JSONResponse({"type": "session_heartbeat"})
 
     async def _finish(self, request: Request) -> Response:
@@ -203,6 +203,7 @@ class TinkerApp:
 
     async def _get_info(self, request: Request) -> Response:
         run = self._state.run((await request.json())["model_id"])
+        self._state.sessions.check_not_ended(run.session)
         data = {
             "arch": "bigram-lora",
             "model_name": run.facts["base_model"],
@@ -284,7 +285,10 @@ class TinkerApp:
     async def _retrieve_future(self, request: Request) -> Response:
         request_id = (await request.json())["request_id"]
         promise = self._state.promise(request_id)
+        session = session_of(promise.run_id)
+        self._state.sessions.check_not_ended(session)
         await promise.wait_changed(self._options.long_poll_s)
+        self._state.sessions.check_not_ended(session)
         if promise.reply is None:
             state = promise.queue_state
             return JSONResponse(

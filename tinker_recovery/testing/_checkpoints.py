@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,6 +48,8 @@ class Checkpoints:
         wall: Seconds since the epoch.
         lenient: Whether loads ignore checksums.
         noise: What the models made from them answer and train with.
+        clock: Seconds, for the delay.
+        listing_delay_s: Seconds until a new one is listed.
     """
 
     def __init__(
@@ -56,11 +59,16 @@ class Checkpoints:
         *,
         lenient: bool = False,
         noise: Noise | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        listing_delay_s: float = 0.0,
     ) -> None:
         self._store = store
         self._wall = wall
         self._lenient = lenient
         self._noise = noise
+        self._clock = clock
+        self._listing_delay_s = listing_delay_s
+        self._listed_from: dict[str, float] = {}
 
     @staticmethod
     def check_name(name: str) -> None:
@@ -81,6 +89,7 @@ class Checkpoints:
         facts = self._facts(run_id, "weights", name, ttl_s)
         facts |= {"steps": model.steps, "user_metadata": user_metadata}
         self._store.save_checkpoint(run_id, name, model.tensors(), facts)
+        self._list_later(facts)
         return str(facts["path"])
 
     def export(
@@ -93,7 +102,12 @@ class Checkpoints:
         facts = self._facts(run_id, "external_weights", name, ttl_s)
         facts |= {"steps": model.steps, "user_metadata": None, "config": config}
         size = self._store.save_checkpoint(run_id, name, model.weights, facts)
+        self._list_later(facts)
         return str(facts["path"]), size
+
+    def _list_later(self, facts: Facts) -> None:
+        # One that replaces another of its name is listed as that was.
+        self._listed_from.setdefault(facts["path"], self._clock() + self._listing_delay_s)
 
     def _facts(self, run_id: str, kind: str, name: str, ttl_s: float | None) -> Facts:
         return {
@@ -120,6 +134,12 @@ class Checkpoints:
         """A run's checkpoints of every kind, oldest first."""
         found = [facts for kind in KINDS for facts in self.of(run_id, kind)]
         return sorted(found, key=lambda facts: int(facts["serial"]))
+
+    def listed(self, run_id: str) -> list[Facts]:
+        """Those of a run's checkpoints, of every kind, that lists show; oldest first."""
+        now = self._clock()
+        every = self.every(run_id)
+        return [facts for facts in every if self._listed_from.get(facts["path"], now) <= now]
 
     def stored(self, run_id: str) -> list[StoredCheckpoint]:
         """The training checkpoints of a run, oldest first."""
@@ -204,6 +224,7 @@ class Checkpoints:
         """Delete a checkpoint."""
         facts = self.find(path)
         self._store.delete_checkpoint(facts["run_id"], facts["name"], facts["kind"])
+        self._listed_from.pop(path, None)
 
     def _blank_model(self, run: Facts) -> BigramLora:
         model = BigramLora(run["base_model"], rank=run["rank"], seed=run["seed"])

@@ -190,6 +190,7 @@ class Host:
             asker: The client whose connection is kept, for the reply.
         """
         self._cancel_ending()
+        self.state.sessions.end_silent()
         self._wire.outage = status
         if status is None:
             self._refusing = True
@@ -220,6 +221,7 @@ class Host:
         """Accept requests again, on the same port; has no effect without an outage."""
         self._cancel_ending()
         self._wire.outage = None
+        self.state.sessions.forgive_silence()
         if self._refusing:
             self._refusing = False
             await self._server.startup([listen(*self._address)])

@@ -65,6 +65,10 @@ class _Plain(TypedDict, total=False):
     weights_required: bool
     vocabulary: int | None
     server_category: bool
+    heartbeat_limit_s: float | None
+    created_skew_s: float
+    created_jitter_s: float
+    listing_delay_s: float
 
 
 class Options(_Plain, total=False):
@@ -94,6 +98,16 @@ class Options(_Plain, total=False):
         vocabulary: Tokens from here on are a user error; None takes any, modulo the model's own.
         server_category: Whether every failure that is the user's, a damaged or missing checkpoint
             among them, has the category ``server``.
+        heartbeat_limit_s: Seconds without a heartbeat after which a session ends: what it had
+            queued is dropped, every request of its is answered 410, and a search shows it without
+            a status. The time that the service is down does not count, and the sessions of
+            ``add_runs`` need none. None for no limit.
+        created_skew_s: Seconds that ``created_at`` of every session is ahead of ``wall``, or, below
+            0, behind it.
+        created_jitter_s: The most seconds that it is off besides, ahead or behind, for each session
+            anew. Searches order sessions by ``created_at``.
+        listing_delay_s: Seconds until a new session or checkpoint is in what lists and searches
+            show. All else knows it at once.
     """
 
     dialect: Dialect
@@ -130,6 +144,18 @@ DIALECTS: dict[Dialect, _Plain] = {
 """What makes each dialect. A single option can be given with a dialect, and counts more."""
 
 
+_NOT_NEGATIVE = (
+    "long_poll_s",
+    "step_s",
+    "save_s",
+    "load_s",
+    "answer_noise",
+    "gradient_noise",
+    "created_jitter_s",
+    "listing_delay_s",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
     """:class:`Options` with their defaults; raises ValueError for one out of its range."""
@@ -153,6 +179,10 @@ class ServerOptions:
     weights_required: bool = False
     vocabulary: int | None = None
     server_category: bool = False
+    heartbeat_limit_s: float | None = None
+    created_skew_s: float = 0.0
+    created_jitter_s: float = 0.0
+    listing_delay_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name, allowed in (("restart", get_args(Restart)), ("metadata", get_args(Metadata))):
@@ -160,9 +190,18 @@ class ServerOptions:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is not allowed: {', '.join(allowed)}"
                 )
-        for name in ("long_poll_s", "step_s", "save_s", "load_s", "answer_noise", "gradient_noise"):
+        for name in _NOT_NEGATIVE:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: 0 or more")
+        limit_s = self.heartbeat_limit_s
+        if limit_s is not None and not 0 < limit_s < math.inf:
+            raise ValueError(
+                f"heartbeat_limit_s={limit_s!r} is not allowed: more than 0, or None for no limit"
+            )
+        if not math.isfinite(self.created_skew_s):
+            raise ValueError(
+                f"created_skew_s={self.created_skew_s!r} is not allowed: a number of seconds"
+            )
 
     @classmethod
     def of(cls, **options: Unpack[Options]) -> ServerOptions:

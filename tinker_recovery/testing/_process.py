@@ -216,7 +216,10 @@ class LocalTinkerProcess:
         return RequestStats((await self._ask("/testing/stats"))["requests"])
 
     async def sessions(self) -> dict[str, str]:
-        """State by session id: ``active``, ``failed``, or how its client finished it."""
+        """State by session id.
+
+        ``active``, ``failed``, ``ended`` if its heartbeats stopped, or how its client finished it.
+        """
         return dict((await self._ask("/testing/stats"))["sessions"])
 
     async def runs(self) -> list[str]:

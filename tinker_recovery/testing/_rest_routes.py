@@ -36,7 +36,8 @@ class RestRoutes:
         return JSONResponse(self._training_run(self._state.run(request.path_params["run"])))
 
     def _training_run(self, run: ServiceRun) -> dict[str, Any]:
-        checkpoints = self._checkpoints.of(run.run_id)
+        listed = self._checkpoints.listed(run.run_id)
+        checkpoints = [facts for facts in listed if facts["kind"] == "weights"]
         return _without_nulls(
             {
                 "training_run_id": run.run_id,
@@ -54,7 +55,7 @@ class RestRoutes:
     async def run_checkpoints(self, request: Request) -> Response:
         """The checkpoints of one run."""
         run = self._state.run(request.path_params["run"])
-        found = [self._entry(facts) for facts in self._checkpoints.every(run.run_id)]
+        found = [self._entry(facts) for facts in self._checkpoints.listed(run.run_id)]
         return JSONResponse({"checkpoints": found})
 
     async def checkpoints(self, request: Request) -> Response:
@@ -62,7 +63,7 @@ class RestRoutes:
         found = [
             self._entry(facts)
             for run in self._state.runs()
-            for facts in reversed(self._checkpoints.every(run.run_id))
+            for facts in reversed(self._checkpoints.listed(run.run_id))
         ]
         page, cursor = _page(request, found)
         return JSONResponse({"checkpoints": page, "cursor": cursor})
@@ -125,8 +126,8 @@ class RestRoutes:
         """The ids of all sessions, newest first."""
         limit = int(request.query_params.get("limit", 20))
         offset = int(request.query_params.get("offset", 0))
-        found = list(reversed(self._state.sessions.states()))
-        return JSONResponse({"sessions": found[offset : offset + limit]})
+        found = self._state.sessions.listed()[offset : offset + limit]
+        return JSONResponse({"sessions": found})
 
     async def search_sessions(self, request: Request) -> Response:
         """Sessions with their states, as ``tinker.types.SessionSearchResponse``."""
@@ -138,7 +139,7 @@ class RestRoutes:
         checkpoints = [
             checkpoint
             for run in self._state.runs_of(facts["session_id"])
-            for checkpoint in self._checkpoints.every(run.run_id)
+            for checkpoint in self._checkpoints.listed(run.run_id)
         ]
         return _without_nulls(
             {
@@ -146,7 +147,7 @@ class RestRoutes:
                 "created_at": facts["created_at"],
                 "owner": "local",
                 "project_id": "local",
-                "status": _without_nulls(facts["status"]),
+                "status": facts["status"] and _without_nulls(facts["status"]),
                 "checkpoints_count": len(checkpoints),
                 "display_name": facts["display_name"],
                 "user_metadata": facts["user_metadata"],

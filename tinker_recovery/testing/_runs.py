@@ -117,6 +117,11 @@ class RunState:
     parent: str | None = field(default=None, compare=False)
 
 
+def session_of(run_id: str) -> str:
+    """The id of the session that a run is in."""
+    return run_id.partition(":train:")[0]
+
+
 class ServiceRun:
     """One training run: a model, and its requests in order of seq_id.
 
@@ -145,7 +150,7 @@ class ServiceRun:
     @property
     def session(self) -> str:
         """The id of its session."""
-        return self.run_id.partition(":train:")[0]
+        return session_of(self.run_id)
 
     @property
     def corrupted(self) -> bool:

@@ -278,7 +278,10 @@ class LocalTinker:
         return self._ask(lambda host: RequestStats(dict(host.state.requests)))
 
     def sessions(self) -> dict[str, str]:
-        """State by session id: ``active``, ``failed``, or how its client finished it."""
+        """State by session id.
+
+        ``active``, ``failed``, ``ended`` if its heartbeats stopped, or how its client finished it.
+        """
         return self._ask(lambda host: host.state.sessions.states())
 
     def runs(self) -> list[str]:

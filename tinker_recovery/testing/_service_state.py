@@ -30,6 +30,7 @@ from tinker_recovery.testing._runs import (
     RequestError,
     ServiceError,
     ServiceRun,
+    session_of,
 )
 from tinker_recovery.testing._sessions import Sessions
 from tinker_recovery.testing._store import DamagedCheckpoint, Store
@@ -57,10 +58,17 @@ class ServiceState:
             "save_weights_external": options.save_s,
             "load_weights": options.load_s,
         }
-        self.sessions = Sessions(store, wall)
+        self.sessions = Sessions(store, wall, faults.clock, options)
         rng = np.random.default_rng(options.chance)
         noise = Noise(options.answer_noise, options.gradient_noise, rng)
-        self.checkpoints = Checkpoints(store, wall, lenient=options.lenient, noise=noise)
+        self.checkpoints = Checkpoints(
+            store,
+            wall,
+            lenient=options.lenient,
+            noise=noise,
+            clock=faults.clock,
+            listing_delay_s=options.listing_delay_s,
+        )
         self.wall = wall
         """Seconds since the epoch, for expiry and what is listed."""
         self.requests: Counter[str] = Counter()
@@ -369,7 +377,7 @@ class ServiceState:
         promise.fail(rule.message, rule.category)
         request_id = next(key for key, value in self._promises.items() if value is promise)
         reason = {"type": "request", "request_id": request_id, "request_type": promise.request}
-        session = promise.run_id.partition(":train:")[0]
+        session = session_of(promise.run_id)
         self.fail_session(session, rule.message, rule.category, reason)
 
     # Saves
@@ -413,6 +421,7 @@ class ServiceState:
         if promise.done:
             return  # its session failed meanwhile
         try:
+            self.sessions.check_not_ended(session_of(promise.run_id))
             promise.set_reply(execute(), gone=gone)
         except RequestError as error:
             promise.fail(error.message, self._category(error.category))
