@@ -10,6 +10,7 @@ import anyio
 import pytest
 from loops import MODEL
 from pydantic import SecretStr
+from virtual import FAST_CLOCK
 
 from tinker_recovery.doctor import ExamPlan, examine, try_out
 from tinker_recovery.doctor.facts import NOT_TRIED, Fact, seed
@@ -27,6 +28,7 @@ USUAL = {
     "export": "yes",
     "finish": "yes",
     "search of sessions": "yes",
+    "fencing of runs": "yes",
     "corrupted": NOT_TRIED,
     "noise of answers": "none",
 }
@@ -48,6 +50,7 @@ DIFFERS: dict[Dialect, dict[str, str]] = {
         "export": "missing",
         "finish": "missing",
         "search of sessions": "missing",
+        "fencing of runs": "no",
     },
     "strict": {},
     "server_category": {},
@@ -60,7 +63,9 @@ async def facts_of(local: LocalTinker) -> dict[str, Fact]:
     async with StatusReader(endpoint, timeout_s=5.0) as reader:
         plan, backend = ExamPlan(base_model=MODEL), TinkerBackend(local.service)
         report = await examine(plan, backend=backend, reader=reader)
-        found = await try_out(plan, report.diagnosis, backend=backend, reader=reader)
+        found = await try_out(
+            plan, report.diagnosis, backend=backend, reader=reader, clock=FAST_CLOCK
+        )
         assert [each async for each in reader.every_checkpoint()] == []
     return {each.what: each for each in found}
 
@@ -79,7 +84,9 @@ async def test_each_kind_of_service_is_found_out_and_nothing_is_left_there(
     assert not [each for each in found.values() if each.promise.startswith(nothing)]
 
 
-@pytest.mark.parametrize("phase", ["seeds: a run", "names", "another run", "another seed"])
+@pytest.mark.parametrize(
+    "phase", ["seeds: a run", "names", "fencing", "another run", "another seed"]
+)
 async def test_nothing_is_left_by_trials_that_are_cancelled(phase: str) -> None:
     async with LocalTinker(save_s=0.05) as local:
         endpoint = Endpoint(local.base_url, SecretStr(local.api_key))

@@ -55,12 +55,13 @@ def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json
     as well.
 
     Then it tries what else the service does (metadata, seeds, names, sizes, overwriting, export,
-    finish, search), and says of each what can be promised there. What cannot be tried without
+    finish, search), and says of each what can be promised there. Two claims on one name show
+    whether it refuses a process whose run another has taken over. What cannot be tried without
     breaking a run, as whether a corrupted one is reported, is "not tried".
 
-    The service is the one that TINKER_BASE_URL and TINKER_API_KEY name. Costs seven sessions and a
-    few thousand tokens, more if the first result is inconclusive. What it stores is deleted and its
-    sessions are finished at the end, also after Ctrl-C.
+    The service is the one that TINKER_BASE_URL and TINKER_API_KEY name. Costs up to eleven sessions
+    and a few thousand tokens, more if the first result is inconclusive. What it stores is deleted
+    and its sessions are finished at the end, also after Ctrl-C.
 
     \b
     Try it where the answer is known:

@@ -6,9 +6,9 @@ by the same single step: live, resumed with optimizer, resumed with weights only
 fixed batch then show which of the other two the second one equals.
 
 ``comparison`` judges, and is pure; ``examination`` runs the experiment; ``once`` runs it in the
-background, once for each service. ``trials`` tries what else a service does, and ``facts`` says
-what can be promised there. Called by ``cli/`` and the Supervisor; never imports ``run`` or
-``retention``.
+background, once for each service. ``trials`` tries what else a service does, ``fencing`` whether it
+lets only one process train a run, and ``facts`` says what can be promised there. Called by ``cli/``
+and the Supervisor; never imports ``run`` or ``retention``.
 """
 
 from tinker_recovery.doctor.examination import ExamPlan, Report, examine

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tinker_recovery.doctor.comparison import ALLOWANCE, CLEAR, Diagnosis, OptimizerFinding
+from tinker_recovery.telemetry import redact
 
 NOT_TRIED = "not tried"
 CANNOT_TELL = "cannot tell"
 FAILED = "failed"
+
+MOST = 120
+"""Characters of an error that are shown."""
 
 _OPEN = "Nothing is known of it, so nothing is promised that rests on it."
 
@@ -61,6 +65,14 @@ _PROMISES: Mapping[str, Mapping[str, str]] = {
         "yes": "A session that failed is noticed within one poll.",
         "missing": "A failed session is noticed by a failed call or the run's status alone.",
     },
+    "fencing of runs": {
+        "yes": "At most one process trains a named run, on any number of machines.",
+        "listed late": "At most one trains a named run, if sessions are listed in the order in "
+        "which they are opened.",
+        "claims alone": "Machines wait for each other, but one that was paused may train beside "
+        "its successor, until its next heartbeat.",
+        "no": "At most one process trains a named run only on machines that share the journal.",
+    },
     "corrupted": {
         "reported": "A run that the service marks is noticed within one poll.",
         "not reported": "Lost weights are noticed by failed calls and the canary alone.",
@@ -93,6 +105,12 @@ class Fact:
 def fact(what: str, found: str, detail: str = "") -> Fact:
     """A fact, with the promise that belongs to it."""
     return Fact(what, found, _PROMISES[what].get(found, _OPEN), detail)
+
+
+def short(error: Exception) -> str:
+    """An error as a fact's detail: on one line, without secrets."""
+    text = " ".join(redact(str(error)).split())
+    return text if len(text) <= MOST else f"{text[:MOST]}..."
 
 
 def restores(diagnosis: Diagnosis) -> tuple[Fact, Fact]:

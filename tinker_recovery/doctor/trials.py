@@ -15,6 +15,7 @@ import tinker
 from tinker import types
 
 from tinker_recovery.checkpoints.canary import Answer, answer_of, distance
+from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.doctor.comparison import Diagnosis
 from tinker_recovery.doctor.examination import PROBE, ExamPlan, one_step, results
 from tinker_recovery.doctor.facts import (
@@ -26,23 +27,21 @@ from tinker_recovery.doctor.facts import (
     noise_of,
     restores,
     seed,
+    short,
 )
+from tinker_recovery.doctor.fencing import try_fencing
 from tinker_recovery.errors import DeadlineExceeded, StatusError
 from tinker_recovery.service import Connection, FromBaseModel, StatusReader, TinkerBackend
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, is_missing
 from tinker_recovery.service.status import session_id_of
 from tinker_recovery.service.temporary import TTL_S, opened, stored
-from tinker_recovery.telemetry import redact
 
 ASKED = 4
 """How often a run is asked the same, to measure the noise of its answers."""
 
 RATE = 10.0
 """The learning rate of a trial, in that of the plan: seeds have to lead apart."""
-
-MOST = 120
-"""Characters of an error that are shown."""
 
 _NOTE = {"doctor": "kept"}
 
@@ -54,12 +53,13 @@ async def try_out(
     backend: TinkerBackend,
     reader: StatusReader,
     progress: Callable[[str], object] = lambda _: None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> tuple[Fact, ...]:
     """What a service does, as far as it can be tried.
 
-    Opens three sessions, and trains a few steps in each. On every way out, cancellation included,
-    what it stored is deleted and its sessions are finished. What fails is a fact of its own, and no
-    error.
+    Opens three sessions, trains a few steps in each, and opens up to four in which nothing is
+    trained. On every way out, cancellation included, what it stored is deleted and its sessions are
+    finished. What fails is a fact of its own, and no error.
 
     Args:
         plan: As for :func:`examine`; ``timeout_s`` is the deadline of all trials.
@@ -67,12 +67,13 @@ async def try_out(
         backend: Makes clients.
         reader: Reads the service's status.
         progress: Called with each phase, in words.
+        clock: For the waits of claims.
 
     Raises:
         DeadlineExceeded: It took longer than ``plan.timeout_s``.
         Exception: Creating or training a run failed.
     """
-    trials = _Trials(plan, backend, reader, CheckpointCalls(reader.http), progress)
+    trials = _Trials(plan, backend, reader, CheckpointCalls(reader.http), progress, clock)
     try:
         with anyio.fail_after(plan.timeout_s):
             return (*restores(diagnosis), *await trials.run())
@@ -89,6 +90,7 @@ class _Trials:
     reader: StatusReader
     calls: CheckpointCalls
     progress: Callable[[str], object]
+    clock: Clock
 
     async def run(self) -> list[Fact]:
         self.progress("trying seeds: a run")
@@ -99,6 +101,15 @@ class _Trials:
             export = await self._export(one)
             search = await self._search(one.run_id)
             corrupted = await self._corrupted(one.run_id)
+            self.progress("trying fencing: two claims on one name")
+            # Last of all that is asked of a client: its session is finished.
+            fencing = await try_fencing(
+                self.reader.http,
+                one.training,
+                session_id_of(one.run_id),
+                clock=self.clock,
+                close_s=self.plan.close_s,
+            )
         self.progress("trying seeds: another run of the same seed")
         async with self._opened(0) as same:
             again = await self._trained(same)
@@ -118,6 +129,7 @@ class _Trials:
             export,
             finish,
             search,
+            fencing,
             corrupted,
             noise_of(noise),
         ]
@@ -178,7 +190,7 @@ class _Trials:
                     over, detail = FAILED, f"stored as {saved.path}"
                     await self.calls.remove(str(saved.path), deadline_s=self.plan.close_s)
             except tinker.TinkerError as error:
-                over, detail = "refused", _short(error)
+                over, detail = "refused", short(error)
         return [
             fact("user's names kept", named, "" if named == "yes" else path),
             fact("overwriting a name", over, detail),
@@ -193,7 +205,7 @@ class _Trials:
                 await self.calls.signed_files(path)
         except (tinker.TinkerError, StatusError) as error:
             gone = is_missing(error) or getattr(error, "status_code", None) in NO_SUCH_ROUTE
-            return fact("export", "missing" if gone else FAILED, "" if gone else _short(error))
+            return fact("export", "missing" if gone else FAILED, "" if gone else short(error))
         return fact("export", "yes")
 
     async def _search(self, run_id: str) -> Fact:
@@ -202,7 +214,7 @@ class _Trials:
         except StatusError as error:
             gone = error.status_code in NO_SUCH_ROUTE
             found = "missing" if gone else FAILED
-            return fact("search of sessions", found, "" if gone else _short(error))
+            return fact("search of sessions", found, "" if gone else short(error))
         return fact("search of sessions", "yes")
 
     async def _corrupted(self, run_id: str) -> Fact:
@@ -210,7 +222,7 @@ class _Trials:
         try:
             run = await self.reader.run(run_id)
         except StatusError as error:
-            return fact("corrupted", FAILED, _short(error))
+            return fact("corrupted", FAILED, short(error))
         if run.corrupted:
             return fact("corrupted", "reported", "of a run that nothing was wrong with")
         there = "corrupted" in run.model_fields_set
@@ -235,9 +247,9 @@ class _Trials:
             async with self._kept(saving, connection, name) as path:
                 listed = await self._listed(connection.run_id, path)
         except (tinker.BadRequestError, tinker.UnprocessableEntityError) as error:
-            return fact("metadata of saves", "refused", _short(error))
+            return fact("metadata of saves", "refused", short(error))
         except (tinker.TinkerError, StatusError) as error:
-            return fact("metadata of saves", FAILED, _short(error))
+            return fact("metadata of saves", FAILED, short(error))
         if listed is None:
             return fact("metadata of saves", CANNOT_TELL, f"{path} is not listed")
         kept = _NOTE.items() <= (listed.user_metadata or {}).items()
@@ -246,8 +258,3 @@ class _Trials:
 
 def _name() -> str:
     return f"doctor-{secrets.token_hex(4)}"
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(redact(str(error)).split())
-    return text if len(text) <= MOST else f"{text[:MOST]}..."
