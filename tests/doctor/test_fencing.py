@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from pydantic import SecretStr
 from sdk_loops import fresh
 from virtual import FAST_CLOCK
 
-from tinker_recovery.doctor.facts import Fact
+from tinker_recovery.doctor.facts import Fact, fact
 from tinker_recovery.doctor.fencing import try_fencing
 from tinker_recovery.service import Endpoint, StatusReader
 from tinker_recovery.service.http import ServiceHttp
@@ -43,9 +45,9 @@ async def found(local: LocalTinker, *, session: str = "") -> Fact:
 async def test_where_a_finished_session_is_refused_one_trainer_is_promised_on_any_machines(
     local: LocalTinker,
 ) -> None:
-    fact = await found(local)
-    assert (fact.what, fact.found, fact.detail) == ("fencing of runs", "yes", "")
-    assert "on any number of machines" in fact.promise
+    said = await found(local)
+    assert (said.what, said.found, said.detail) == ("fencing of runs", "yes", "")
+    assert "on any number of machines" in said.promise
     assert len(local.sessions()) == 1 + 4, "two claims, a note, and a take-over"
     assert "active" not in local.sessions().values()
 
@@ -63,41 +65,41 @@ async def test_where_a_route_is_missing_only_machines_that_share_the_journal_are
     options: Any, why: str
 ) -> None:
     async with LocalTinker(**options) as local:
-        fact = await found(local)
-    assert fact.found == "no"
-    assert why in fact.detail
-    assert "that share the journal" in fact.promise
+        said = await found(local)
+    assert said.found == "no"
+    assert why in said.detail
+    assert "that share the journal" in said.promise
 
 
 async def test_a_service_that_lists_late_is_promised_only_if_it_lists_in_order() -> None:
     async with LocalTinker(listing_delay_s=0.3) as local:
-        fact = await found(local)
-    assert fact.found == "listed late"
-    assert "in the order" in fact.promise
+        said = await found(local)
+    assert said.found == "listed late"
+    assert "in the order" in said.promise
 
 
 async def test_a_service_that_lists_too_late_counts_as_one_without_search() -> None:
     async with LocalTinker(listing_delay_s=60.0) as local:
-        fact = await found(local)
-    assert fact.found == "no"
-    assert "does not find sessions by their metadata" in fact.detail
+        said = await found(local)
+    assert said.found == "no"
+    assert "does not find sessions by their metadata" in said.detail
 
 
 async def test_where_training_passes_after_a_take_over_the_paused_trainer_is_warned_of(
     local: LocalTinker,
 ) -> None:
     """As at a service that refuses a finished session's heartbeats, but not its training."""
-    fact = await found(local, session="session-of-no-trainer")
-    assert fact.found == "claims alone"
-    assert "paused" in fact.promise
+    said = await found(local, session="session-of-no-trainer")
+    assert said.found == "claims alone"
+    assert "paused" in said.promise
 
 
 async def test_an_error_that_is_no_refusal_does_not_count_as_fencing(local: LocalTinker) -> None:
     local.inject(FaultRule("fail", request="forward_backward"))
-    fact = await found(local, session="session-of-no-trainer")
-    assert fact.found == "failed"
-    assert fact.detail
-    assert "Nothing is known of it" in fact.promise
+    said = await found(local, session="session-of-no-trainer")
+    assert said.found == "failed"
+    assert said.detail
+    assert "Nothing is known of it" in said.promise
 
 
 async def test_a_service_that_stops_answering_is_a_failed_trial_and_no_error(
@@ -106,6 +108,14 @@ async def test_a_service_that_stops_answering_is_a_failed_trial_and_no_error(
     async with trained(local) as (http, client):
         session = session_id_of(client.model_id)
         local.begin_outage(status=503)
-        fact = await try_fencing(http, client, session, clock=FAST_CLOCK, close_s=5.0, limit_s=0.5)
+        said = await try_fencing(http, client, session, clock=FAST_CLOCK, close_s=5.0, limit_s=0.5)
         local.end_outage()
-    assert (fact.found, fact.detail) == ("failed", "it took longer than 0.5 s")
+    assert (said.found, said.detail) == ("failed", "it took longer than 0.5 s")
+
+
+def test_the_page_on_machines_says_what_may_be_relied_on_for_each_finding() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "machines.md").read_text()
+    _, _, table = page.partition("| found |")
+    rows = re.findall(r"^\| `([a-z ]+)` \|", table.partition("\n\n")[0], re.MULTILINE)
+    assert rows == ["yes", "listed late", "claims alone", "no"]
+    assert len({fact("fencing of runs", row).promise for row in rows}) == len(rows)
