@@ -28,6 +28,7 @@ from tinker_recovery.recovery.discovery import (
     until_quiet,
 )
 from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of
+from tinker_recovery.run.claiming import ClaimedRuns, RunClaim
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.listing import find_checkpoint
@@ -52,6 +53,7 @@ class OpenedRun:
         root: The checkpoint the user started it from, if they did.
         start_step: The step it begins at.
         snapshot: Where an earlier process left it; None if it begins here.
+        claim: What guards it at the service; None if nothing does.
     """
 
     record: RunRecord
@@ -59,6 +61,13 @@ class OpenedRun:
     root: CheckpointRecord | None
     start_step: int
     snapshot: RunSnapshot | None
+    claim: RunClaim | None = None
+
+    async def give_back(self) -> None:
+        """Let another process have it: it was not trained here. Never raises an Exception."""
+        await self.record.end(None)
+        if self.claim is not None:
+            await self.claim.release()
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -68,6 +77,7 @@ class OpenedRun:
 
 async def open_run(
     recorder: Recorder,
+    claims: ClaimedRuns,
     reader: StatusReader,
     plan: StartPlan,
     name: str,
@@ -97,6 +107,27 @@ async def open_run(
         policy=_in_part(policy),
         start_step=plan.start_step or 0,
     )
+    claim = await claims.claim(name, on_held=plan.on_lease) if opening.named else None
+    try:
+        opened = await _opened(recorder, reader, plan, opening, policy=policy, clock=clock)
+    except BaseException:
+        if claim is not None:
+            await claim.release()
+        raise
+    return replace(opened, claim=claim)
+
+
+async def _opened(
+    recorder: Recorder,
+    reader: StatusReader,
+    plan: StartPlan,
+    opening: RunRequest,
+    *,
+    policy: RecoveryPolicy,
+    clock: Clock,
+) -> OpenedRun:
+    """Take a run's lease in the journal, and find out where it stands."""
+    name = opening.name
     record = await take_run(recorder, opening, plan.on_lease)
     try:
         _check_lineage(record, plan.lineage, named=opening.named)
