@@ -175,6 +175,48 @@ async def test_after_a_kill_another_journal_goes_on_at_once_and_what_was_left_is
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
+class Died(Exception):
+    """The loop ends by an error of its own, as a crash of its process would end it."""
+
+
+async def _until(step: int, journal: Path) -> Supervisor:
+    """Train on one machine, until the loop dies at a step or the run has come to its end."""
+
+    async def loop(attempt: Attempt) -> None:
+        await train(attempt, steps=step)
+        await attempt.client.drain()
+        if step < STEPS:
+            raise Died
+
+    async with Supervisor(policy(), journal=journal, lease="both") as supervisor:
+        await supervisor.run(loop, **START)
+    return supervisor
+
+
+@pytest.mark.usefixtures("local")
+async def test_an_old_disk_that_comes_back_says_that_the_run_was_finished_elsewhere(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(Died):
+        await _until(7, tmp_path / "a.db")
+    await _until(STEPS, tmp_path / "b.db")
+    with pytest.raises(RunFinished):
+        await _until(STEPS, tmp_path / "a.db")
+
+
+async def test_an_old_disk_that_comes_back_goes_on_from_the_newest_point_of_another(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    with pytest.raises(Died):
+        await _until(7, tmp_path / "a.db")
+    with pytest.raises(Died):
+        await _until(12, tmp_path / "b.db")
+    supervisor = await _until(STEPS, tmp_path / "a.db")
+    (run,) = supervisor.runs
+    assert run.attempts[-1].start_step == 10
+    assert local.run_state(run.segments[-1].run_id) == await undisturbed_state(local, steps=STEPS)
+
+
 async def test_where_the_service_cannot_hold_a_claim_that_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,7 +17,7 @@ import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import RunFinished, UsageError
+from tinker_recovery.errors import AmbiguousRun, RunFinished, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import (
@@ -109,7 +109,9 @@ async def open_run(
     )
     claim = await claims.claim(name, on_held=plan.on_lease) if opening.named else None
     try:
-        opened = await _opened(recorder, reader, plan, opening, policy=policy, clock=clock)
+        opened = await _opened(
+            recorder, reader, plan, opening, policy=policy, clock=clock, guarded=claim is not None
+        )
     except BaseException:
         if claim is not None:
             await claim.release()
@@ -125,8 +127,19 @@ async def _opened(
     *,
     policy: RecoveryPolicy,
     clock: Clock,
+    guarded: bool,
 ) -> OpenedRun:
-    """Take a run's lease in the journal, and find out where it stands."""
+    """Take a run's lease in the journal, and find out where it stands.
+
+    Args:
+        recorder: The journal.
+        reader: The service.
+        plan: How the run is to start.
+        opening: The same, as the journal keeps it.
+        policy: What to do.
+        clock: For waits.
+        guarded: Whether it is claimed at the service, so that other machines may have trained it.
+    """
     name = opening.name
     record = await take_run(recorder, opening, plan.on_lease)
     try:
@@ -134,6 +147,8 @@ async def _opened(
         known = record.stored is not None and record.stored.attempts
         if opening.named and not known and plan.lineage != NEW:
             await _look_at_service(record, reader, plan, policy, clock)
+        elif opening.named and known and guarded:
+            await _ask_for_more(record, reader)
         found = record.stored
         if found is None:
             return await _begun(record, opening, reader, plan)
@@ -219,6 +234,45 @@ async def _look_at_service(
         record.name,
         len(found.attempts),
         found.step,
+    )
+
+
+async def _ask_for_more(record: RunRecord, reader: StatusReader) -> None:
+    """Learn what other machines have trained of a run that this journal knows.
+
+    Raises:
+        RunFinished: One of them has brought it to its end.
+        ContradictoryCheckpoints: Some of its checkpoints cannot be its own.
+        StatusError: The service cannot be read.
+    """
+    stored = record.stored
+    if stored is None or stored.state == "finished":
+        return
+    others = await record.known_lineages() - {stored.lineage}
+    try:
+        found = await find_at_service(reader, record.name, known=others, lineage=stored.lineage)
+    except AmbiguousRun:
+        return  # it has no checkpoint there
+    if found is None:
+        return
+    check_not_finished(record.name, found.stored)
+    known = {each.attempt for each in stored.attempts}
+    more = tuple(each for each in found.stored.attempts if each.attempt not in known)
+    if not more:
+        return
+    whole = replace(
+        stored,
+        attempts=stored.attempts + more,
+        step=found.stored.step,
+        checkpoints=stored.checkpoints + found.stored.checkpoints,
+    )
+    await record.rebuild(whole, known=len(stored.attempts))
+    logger.warning(
+        "run %s was trained by another process since: %d attempts that this journal did not have, "
+        "the newest of them at step %d",
+        record.name,
+        len(more),
+        found.stored.step,
     )
 
 
