@@ -27,6 +27,7 @@ USUAL = {
     "export": "yes",
     "finish": "yes",
     "search of sessions": "yes",
+    "one trainer": "on any machine",
     "corrupted": NOT_TRIED,
     "noise of answers": "none",
 }
@@ -48,6 +49,7 @@ DIFFERS: dict[Dialect, dict[str, str]] = {
         "export": "missing",
         "finish": "missing",
         "search of sessions": "missing",
+        "one trainer": "by the journal",
     },
     "strict": {},
     "server_category": {},

@@ -61,6 +61,11 @@ _PROMISES: Mapping[str, Mapping[str, str]] = {
         "yes": "A session that failed is noticed within one poll.",
         "missing": "A failed session is noticed by a failed call or the run's status alone.",
     },
+    "one trainer": {
+        "on any machine": 'With lease="both" one process at most trains a named run, anywhere.',
+        "by the journal": "Processes that share no journal can train one named run at once.",
+        "no": "A process that was replaced can train on: do not start a named run twice.",
+    },
     "corrupted": {
         "reported": "A run that the service marks is noticed within one poll.",
         "not reported": "Lost weights are noticed by failed calls and the canary alone.",

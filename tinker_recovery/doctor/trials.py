@@ -12,9 +12,11 @@ from typing import Any
 
 import anyio
 import tinker
+from anyio.abc import TaskGroup
 from tinker import types
 
 from tinker_recovery.checkpoints.canary import Answer, answer_of, distance
+from tinker_recovery.clock import SYSTEM_CLOCK
 from tinker_recovery.doctor.comparison import Diagnosis
 from tinker_recovery.doctor.examination import PROBE, ExamPlan, one_step, results
 from tinker_recovery.doctor.facts import (
@@ -27,9 +29,12 @@ from tinker_recovery.doctor.facts import (
     restores,
     seed,
 )
-from tinker_recovery.errors import DeadlineExceeded, StatusError
+from tinker_recovery.errors import DeadlineExceeded, RunHeld, StatusError
 from tinker_recovery.service import Connection, FromBaseModel, StatusReader, TinkerBackend
+from tinker_recovery.service import claims as at_service
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
+from tinker_recovery.service.claim_line import Claimant
+from tinker_recovery.service.claims import Claim, Claims, Unguarded
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, is_missing
 from tinker_recovery.service.status import session_id_of
 from tinker_recovery.service.temporary import TTL_S, opened, stored
@@ -57,7 +62,7 @@ async def try_out(
 ) -> tuple[Fact, ...]:
     """What a service does, as far as it can be tried.
 
-    Opens three sessions, and trains a few steps in each. On every way out, cancellation included,
+    Opens a few sessions, and trains a few steps in each. On every way out, cancellation included,
     what it stored is deleted and its sessions are finished. What fails is a fact of its own, and no
     error.
 
@@ -98,6 +103,7 @@ class _Trials:
             stored_facts = await self._stored(one)
             export = await self._export(one)
             search = await self._search(one.run_id)
+            trainer = await self._one_trainer()
             corrupted = await self._corrupted(one.run_id)
         self.progress("trying seeds: another run of the same seed")
         async with self._opened(0) as same:
@@ -118,6 +124,7 @@ class _Trials:
             export,
             finish,
             search,
+            trainer,
             corrupted,
             noise_of(noise),
         ]
@@ -205,6 +212,44 @@ class _Trials:
             return fact("search of sessions", found, "" if gone else _short(error))
         return fact("search of sessions", "yes")
 
+    async def _one_trainer(self) -> Fact:
+        """Whether a claim keeps a second one out, and is over once it has been finished."""
+        name, what = _name(), "one trainer"
+        async with anyio.create_task_group() as group:
+            first, second = (self._claims(group, "one"), self._claims(group, "another"))
+            claim = await first.enter(name, on_held="refuse")
+            if isinstance(claim, Unguarded):
+                return fact(what, "by the journal", _shortened(claim.why))
+            try:
+                again = await second.enter(name, on_held="refuse")
+                if isinstance(again, Claim):
+                    await again.release()
+                return fact(what, "no", "a second claim was granted beside the first")
+            except RunHeld:
+                await self.reader.http.send(
+                    "POST",
+                    f"sessions/{claim.session_id}/finish",
+                    json={"reason": {"type": "interrupted"}, "detail": "an experiment"},
+                )
+                if await claim.still_held():
+                    return fact(what, "no", "a session that was finished is not refused")
+            except StatusError as error:
+                return fact(what, FAILED, _short(error))
+            finally:
+                await claim.release()
+        return fact(what, "on any machine")
+
+    def _claims(self, group: TaskGroup, who: str) -> Claims:
+        claimant = Claimant(host="doctor", pid=0, born=who, machine="", journal="")
+        return Claims(
+            self.reader.http,
+            claimant,
+            is_dead=lambda _: False,
+            group=group,
+            clock=SYSTEM_CLOCK,
+            settle_s=at_service.SETTLE_S,
+        )
+
     async def _corrupted(self, run_id: str) -> Fact:
         """Only a run that breaks shows whether the service says so; the field is there or not."""
         try:
@@ -249,5 +294,9 @@ def _name() -> str:
 
 
 def _short(error: Exception) -> str:
-    text = " ".join(redact(str(error)).split())
+    return _shortened(str(error))
+
+
+def _shortened(said: str) -> str:
+    text = " ".join(redact(said).split())
     return text if len(text) <= MOST else f"{text[:MOST]}..."
