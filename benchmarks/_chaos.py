@@ -155,9 +155,9 @@ _outages = st.builds(
 
 
 def _ends(rules: list[FaultRule]) -> tuple[FaultRule, ...]:
-    """All but a creation that hangs: while the service is at work on it, it is waited for."""
-    waits = ("create_model", "load_weights")
-    return tuple(rule for rule in rules if rule.action != "hang" or rule.request not in waits)
+    """All but a creation without an end: while the service is at work on it, it is waited for."""
+    waits, endless = ("create_model", "load_weights"), ("hang", "pause")
+    return tuple(rule for rule in rules if rule.action not in endless or rule.request not in waits)
 
 
 cases: st.SearchStrategy[Schedule] = st.builds(
