@@ -203,6 +203,7 @@ class Supervisor(AsyncContextManagerMixin):
                 with anyio.CancelScope(shield=True):
                     await entered.close_runs()
                     await entered.watches.aclose()
+                    await claims.aclose()
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
                 background.cancel()
         for run in entered.runs.values():
@@ -477,7 +478,8 @@ class _Entered:
             self.runs.pop(name, None)
             self.monitored.pop(name, None)
             if opened is not None:
-                await opened.give_back()
+                await opened.record.end(None)
+                await self.claims.release(name)
             raise
         finally:
             self._opening.discard(name)

@@ -19,7 +19,15 @@ from inspection import scope_of, set_claim_times
 from loops import MODEL, SEED, policy, train, undisturbed_state, until
 from tinker import types
 
-from tinker_recovery import Attempt, LeaseLost, RunFinished, RunHeld, Supervisor, UsageError
+from tinker_recovery import (
+    Attempt,
+    CheckpointPolicy,
+    LeaseLost,
+    RunFinished,
+    RunHeld,
+    Supervisor,
+    UsageError,
+)
 from tinker_recovery.service.claim_line import CLAIM
 from tinker_recovery.testing import LocalTinker
 
@@ -173,6 +181,25 @@ async def test_after_a_kill_another_journal_goes_on_at_once_and_what_was_left_is
     assert run.attempts[-1].start_step > 0
     assert "active" not in {local.sessions()[name] for name in left}
     assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_what_no_rule_keeps_is_deleted_as_the_supervisor_ends_and_the_name_can_be_run_again(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    given = policy(checkpoints=CheckpointPolicy(save_every=2, keep_last=1, save_best=False))
+    async with Supervisor(given, journal=tmp_path / "a.db", lease="both") as supervisor:
+        with pytest.raises(Died):
+            await supervisor.run(_dying, **START)
+        await supervisor.run(TRAIN, **START)
+    kept = [each.steps for run in local.runs() for each in local.checkpoints(run)]
+    assert sorted(kept) == [4, STEPS], "the one it was resumed from, and the last"
+    assert "active" not in local.sessions().values()
+
+
+async def _dying(attempt: Attempt) -> None:
+    await train(attempt, steps=5)
+    await attempt.client.drain()
+    raise Died
 
 
 class Died(Exception):

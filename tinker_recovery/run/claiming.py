@@ -120,6 +120,9 @@ class RunClaim:
 class ClaimedRuns:
     """Claims the named runs of one Supervisor.
 
+    A run that has ended stays claimed until the Supervisor ends, as its checkpoints are looked
+    after until then; or until it is run again, which claims it anew.
+
     Args:
         guard: ``"journal"`` claims none.
         http: The service.
@@ -143,6 +146,7 @@ class ClaimedRuns:
         self._spawn = spawn
         self._clock = clock
         self._said = False
+        self._held: dict[str, RunClaim] = {}
         here = Holder.here(now=clock.wall(), lease_s=0.0)
         claimant = Claimant(here.host, here.pid, here.born, here.machine, str(journal or ""))
         self._claims = Claims(
@@ -163,6 +167,7 @@ class ClaimedRuns:
         """
         if self.guard == "journal":
             return None
+        await self.release(name)
         claim = await self._claims.enter(name, on_held=on_held)
         if isinstance(claim, Unguarded):
             if not self._said:
@@ -175,7 +180,20 @@ class ClaimedRuns:
                     claim.why,
                 )
             return None
-        return RunClaim(claim, self._clock)
+        held = self._held[name] = RunClaim(claim, self._clock)
+        return held
+
+    async def release(self, name: str) -> None:
+        """Give a run free, if it is claimed; never raises an Exception."""
+        held = self._held.pop(name, None)
+        if held is not None:
+            await held.release()
+
+    async def aclose(self) -> None:
+        """Give every run free, once their clients are closed; never raises an Exception."""
+        async with anyio.create_task_group() as group:
+            for name in list(self._held):
+                group.start_soon(self.release, name)
 
     def watch(self, claim: RunClaim, lost: Callable[[LeaseLost], object]) -> None:
         """Report the loss of a claim until it is released."""

@@ -97,5 +97,3 @@ class RunJournal:
             await self._record.end("failed", f"{type(error).__name__}: {error}")
         else:
             await self._record.end("stopped", type(error).__name__)
-        if self.claim is not None:
-            await self.claim.release()

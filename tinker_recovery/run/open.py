@@ -63,12 +63,6 @@ class OpenedRun:
     snapshot: RunSnapshot | None
     claim: RunClaim | None = None
 
-    async def give_back(self) -> None:
-        """Let another process have it: it was not trained here. Never raises an Exception."""
-        await self.record.end(None)
-        if self.claim is not None:
-            await self.claim.release()
-
     @property
     def origin(self) -> dict[str, Any]:
         """How it starts, as its checkpoints say: what the journal keeps, and its first step."""
@@ -113,8 +107,7 @@ async def open_run(
             recorder, reader, plan, opening, policy=policy, clock=clock, guarded=claim is not None
         )
     except BaseException:
-        if claim is not None:
-            await claim.release()
+        await claims.release(name)
         raise
     return replace(opened, claim=claim)
 
