@@ -155,9 +155,13 @@ _outages = st.builds(
 
 
 def _ends(rules: list[FaultRule]) -> tuple[FaultRule, ...]:
-    """All but a creation that hangs: while the service is at work on it, it is waited for."""
-    waits = ("create_model", "load_weights")
-    return tuple(rule for rule in rules if rule.action != "hang" or rule.request not in waits)
+    """All but a creation without an end: while the service is at work on it, it is waited for."""
+    return tuple(
+        rule
+        for rule in rules
+        if rule.request not in {"create_model", "load_weights"}
+        or not (rule.action in {"hang", "pause"} or (rule.action == "poison" and rule.quiet))
+    )
 
 
 cases: st.SearchStrategy[Schedule] = st.builds(

@@ -50,7 +50,7 @@ STALL_S = 1.0
 POLL_S = 0.5
 POLLS = 4
 """Rounds of the 30 s poll."""
-QUICK_S = 7.0
+QUICK_S = 3.0
 """Seconds after which --quick begins no further round, of each of the two parts."""
 
 
@@ -177,7 +177,6 @@ async def others(
                 for kind, measured in standby_s.items():
                     measured.append(await ours(server, kind, standby=True))
                 for name, way in WAYS.items():
-                    # Three of each: stamina's first wait is anything between 0.1 and 1.1 s.
                     for kind in IN_BAND:
                         theirs_s[name].append(await way(server, RULES[kind]))
 
@@ -222,7 +221,7 @@ async def parts(*, quick: bool) -> Bar:
     async with LocalTinker() as server:
         os.environ.update(TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key)
         await one_round(server, 0)  # the first one pays for imports and connections
-        for _ in rounds(3 if quick else 40, within_s=QUICK_S if quick else None):
+        for _ in rounds(3 if quick else 40, within_s=QUICK_S if quick else None, least=1):
             for depth, recoveries in measured.items():
                 recoveries.append(await one_round(server, depth))
     names = [field.name for field in fields(Round)]

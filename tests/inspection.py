@@ -309,6 +309,12 @@ def set_standby_after_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
     patch.setattr("tinker_recovery.service.backend.STANDBY_AFTER_S", seconds)
 
 
+def set_claim_times(patch: pytest.MonkeyPatch, *, settle_s: float, beat_s: float) -> None:
+    """How long a claim waits for others to be shown, and how often it sends a heartbeat."""
+    patch.setattr("tinker_recovery.service.claims.SETTLE_S", settle_s)
+    patch.setattr("tinker_recovery.service.claims.BEAT_S", beat_s)
+
+
 def open_standby(supervisor: Supervisor) -> None:
     """Open the standby session now."""
     supervisor._backend._open_standby()

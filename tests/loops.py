@@ -201,7 +201,7 @@ STARTED_WITHIN_S = 30.0
 """Time for a process to start and import the SDK on a machine under load."""
 
 
-async def until(true: Callable[[], bool], limit_s: float = 10.0) -> None:
+async def until(true: Callable[[], bool], limit_s: float = 30.0) -> None:
     """Wait for something that another thread or process brings about."""
     with anyio.fail_after(limit_s):
         while not true():  # noqa: ASYNC110 - what is waited for cannot set an event of this loop

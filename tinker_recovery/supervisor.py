@@ -10,7 +10,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Sequence,
 )
 from contextlib import asynccontextmanager
@@ -20,7 +19,6 @@ from typing import Any, TypeVar, overload
 import anyio
 import tinker
 from anyio import AsyncContextManagerMixin
-from anyio.abc import TaskGroup
 from typing_extensions import Unpack
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
@@ -34,8 +32,8 @@ from tinker_recovery.journal import (
     Recorder,
     StateFolder,
     journal_path,
-    lease,
 )
+from tinker_recovery.journal.lease import HEARTBEAT_S
 from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.executor import Executor
@@ -43,6 +41,7 @@ from tinker_recovery.recovery.metadata_notes import recall_metadata
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.attempt import Attempt
+from tinker_recovery.run.background import Background
 from tinker_recovery.run.blocking import (
     BlockingRunner,
     BlockingSupervisor,
@@ -50,6 +49,7 @@ from tinker_recovery.run.blocking import (
     is_async,
     run_blocking,
 )
+from tinker_recovery.run.claiming import GUARDS, ClaimedRuns, Guard
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.monitored import MonitoredRun, listening
 from tinker_recovery.run.open import OpenedRun, open_run
@@ -94,9 +94,13 @@ class Supervisor(AsyncContextManagerMixin):
         journal: The file of what must survive this process; by default one in the user's state
             folder (see :func:`~tinker_recovery.journal.default_path`), None keeps it in memory,
             and then no run can be resumed by its name.
+        lease: What keeps a named run to one process: the lease in its ``"journal"``, which only
+            processes that share the file can see; a claim at the ``"service"``, for any number of
+            machines; or ``"both"``. A claim costs a session and a heartbeat every ten seconds.
         clock: Time and chance, for tests.
 
     Raises:
+        UsageError: ``lease`` is none of these.
         JournalError: On entry: the journal cannot be used.
     """
 
@@ -107,8 +111,12 @@ class Supervisor(AsyncContextManagerMixin):
         service: ServiceFactory = tinker.ServiceClient,
         on_event: Callable[[RecoveryEvent], object] | None = None,
         journal: Path | str | StateFolder | None = STATE_FOLDER,
+        lease: Guard = "journal",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        if lease not in GUARDS:
+            raise UsageError(f"lease={lease!r}: allowed are {', '.join(map(repr, GUARDS))}")
+        self._lease = lease
         self.policy = RecoveryPolicy(enabled=True) if policy is None else policy
         self._backend = TinkerBackend(
             service, standby=self.policy.enabled and self.policy.standby_session
@@ -157,13 +165,13 @@ class Supervisor(AsyncContextManagerMixin):
         async with (
             self._events.streams,
             Notebook(journal) as notebook,
-            Recorder(journal, service=endpoint.base_url, heartbeat_s=lease.HEARTBEAT_S) as recorder,
+            Recorder(journal, service=endpoint.base_url, heartbeat_s=HEARTBEAT_S) as recorder,
             StatusReader(
                 endpoint, timeout_s=self.policy.status_timeout_s, wall=self._clock.wall
             ) as reader,
             anyio.create_task_group() as group,
         ):
-            background = _Background(group)
+            background = Background(group)
             collaborators = Collaborators(
                 policy=self.policy,
                 backend=self._backend,
@@ -174,7 +182,15 @@ class Supervisor(AsyncContextManagerMixin):
                 spawn=background.spawn,
             )
             await recall_metadata(collaborators)
-            entered = self._entered = _Entered(collaborators, recorder, self._signals)
+            claims = ClaimedRuns(
+                self._lease,
+                reader.http,
+                journal=self._journal_path,
+                group=group,
+                spawn=background.spawn,
+                clock=self._clock,
+            )
+            entered = self._entered = _Entered(collaborators, recorder, claims, self._signals)
             background.spawn(entered.mailbox.serve)
             try:
                 with listening(reader.http, entered.monitored):
@@ -187,6 +203,7 @@ class Supervisor(AsyncContextManagerMixin):
                 with anyio.CancelScope(shield=True):
                     await entered.close_runs()
                     await entered.watches.aclose()
+                    await claims.aclose()
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
                 background.cancel()
         for run in entered.runs.values():
@@ -343,40 +360,6 @@ class _Attempts:
         return Attempt(self._last)
 
 
-class _Background:
-    """Background tasks, each in a cancel scope of its own.
-
-    Cancelling their group would cancel the user's task with it, and be seen as a cancellation from
-    outside if an ``asyncio.TaskGroup`` has failed in the body: on Python 3.11 that leaves one in
-    ``Task.cancelling()``.
-    """
-
-    def __init__(self, group: TaskGroup) -> None:
-        self._group = group
-        self._scopes: set[anyio.CancelScope] = set()
-        self._cancelled = False
-
-    def spawn(self, function: Callable[[], Coroutine[object, object, None]]) -> None:
-        """Run a function in the background."""
-        self._group.start_soon(self._run, function)
-
-    async def _run(self, function: Callable[[], Coroutine[object, object, None]]) -> None:
-        with anyio.CancelScope() as scope:
-            self._scopes.add(scope)
-            try:
-                if self._cancelled:
-                    scope.cancel()  # its clean-up runs all the same
-                await function()
-            finally:
-                self._scopes.discard(scope)
-
-    def cancel(self) -> None:
-        """Cancel every task, and those still to start."""
-        self._cancelled = True
-        for scope in self._scopes:
-            scope.cancel()
-
-
 class _Entered:
     """What lives from a Supervisor's entry to its exit: the parts of the tree, and the runs.
 
@@ -384,10 +367,15 @@ class _Entered:
     """
 
     def __init__(
-        self, collaborators: Collaborators, recorder: Recorder, signals: StopSignals
+        self,
+        collaborators: Collaborators,
+        recorder: Recorder,
+        claims: ClaimedRuns,
+        signals: StopSignals,
     ) -> None:
         self.collaborators = collaborators
         self.recorder = recorder
+        self.claims = claims
         self.runs: dict[str, SupervisedRun] = {}
         """Every run since entry, oldest first."""
         self.monitored: dict[str, MonitoredRun] = {}
@@ -470,18 +458,28 @@ class _Entered:
                 # Better refused now than at the first fault, hours later.
                 await find_checkpoint(shared.reader, policy.checkpoint_strategy)
             opened = await open_run(
-                self.recorder, shared.reader, plan, name, policy=policy, clock=shared.clock
+                self.recorder,
+                self.claims,
+                shared.reader,
+                plan,
+                name,
+                policy=policy,
+                clock=shared.clock,
             )
             run = self.runs[name] = SupervisedRun(
                 opened, shared, self.queue, self.mailbox, self._signals, self.retention.ask
             )
             self.monitored[name] = MonitoredRun(run, shared.events)
+            if opened.claim is not None:
+                self.claims.watch(opened.claim, run.lease_lost)
+                run.checkpoints.still_ours = opened.claim.still_held
             await run.checkpoints.read(shared)
         except BaseException:
             self.runs.pop(name, None)
             self.monitored.pop(name, None)
             if opened is not None:
                 await opened.record.end(None)
+                await self.claims.release(name)
             raise
         finally:
             self._opening.discard(name)

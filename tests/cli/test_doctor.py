@@ -76,8 +76,10 @@ async def test_the_table_of_a_bare_service_fits_80_columns_and_is_status_0() -> 
     assert len(table.splitlines()) >= 24
     assert max(map(len, table.splitlines())) <= 80
     assert "  export              missing\n      Bytes cannot be verified" in table
-    unfenced = "fencing of runs no (reading sessions/search: HTTP 404) At most one process trains"
-    assert unfenced in " ".join(table.split())
+    unguarded = (
+        "one trainer by the journal (reading sessions/search: HTTP 404) Processes that share"
+    )
+    assert unguarded in " ".join(table.split())
 
 
 async def test_trials_that_fail_leave_the_exit_status_to_the_optimizer() -> None:

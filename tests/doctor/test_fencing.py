@@ -46,8 +46,8 @@ async def test_where_a_finished_session_is_refused_one_trainer_is_promised_on_an
     local: LocalTinker,
 ) -> None:
     said = await found(local)
-    assert (said.what, said.found, said.detail) == ("fencing of runs", "yes", "")
-    assert "on any number of machines" in said.promise
+    assert (said.what, said.found, said.detail) == ("one trainer", "on any machine", "")
+    assert "anywhere" in said.promise
     assert len(local.sessions()) == 1 + 4, "two claims, a note, and a take-over"
     assert "active" not in local.sessions().values()
 
@@ -66,9 +66,9 @@ async def test_where_a_route_is_missing_only_machines_that_share_the_journal_are
 ) -> None:
     async with LocalTinker(**options) as local:
         said = await found(local)
-    assert said.found == "no"
+    assert said.found == "by the journal"
     assert why in said.detail
-    assert "that share the journal" in said.promise
+    assert "that share no journal" in said.promise
 
 
 async def test_a_service_that_lists_late_is_promised_only_if_it_lists_in_order() -> None:
@@ -81,7 +81,7 @@ async def test_a_service_that_lists_late_is_promised_only_if_it_lists_in_order()
 async def test_a_service_that_lists_too_late_counts_as_one_without_search() -> None:
     async with LocalTinker(listing_delay_s=60.0) as local:
         said = await found(local)
-    assert said.found == "no"
+    assert said.found == "by the journal"
     assert "does not find sessions by their metadata" in said.detail
 
 
@@ -117,5 +117,5 @@ def test_the_page_on_machines_says_what_may_be_relied_on_for_each_finding() -> N
     page = (Path(__file__).parents[2] / "docs" / "machines.md").read_text()
     _, _, table = page.partition("| found |")
     rows = re.findall(r"^\| `([a-z ]+)` \|", table.partition("\n\n")[0], re.MULTILINE)
-    assert rows == ["yes", "listed late", "claims alone", "no"]
-    assert len({fact("fencing of runs", row).promise for row in rows}) == len(rows)
+    assert rows == ["on any machine", "listed late", "claims alone", "by the journal", "no"]
+    assert len({fact("one trainer", row).promise for row in rows}) == len(rows)

@@ -28,7 +28,7 @@ USUAL = {
     "export": "yes",
     "finish": "yes",
     "search of sessions": "yes",
-    "fencing of runs": "yes",
+    "one trainer": "on any machine",
     "corrupted": NOT_TRIED,
     "noise of answers": "none",
 }
@@ -50,7 +50,7 @@ DIFFERS: dict[Dialect, dict[str, str]] = {
         "export": "missing",
         "finish": "missing",
         "search of sessions": "missing",
-        "fencing of runs": "no",
+        "one trainer": "by the journal",
     },
     "strict": {},
     "server_category": {},
@@ -85,7 +85,7 @@ async def test_each_kind_of_service_is_found_out_and_nothing_is_left_there(
 
 
 @pytest.mark.parametrize(
-    "phase", ["seeds: a run", "names", "fencing", "another run", "another seed"]
+    "phase", ["seeds: a run", "names", "two claims", "another run", "another seed"]
 )
 async def test_nothing_is_left_by_trials_that_are_cancelled(phase: str) -> None:
     async with LocalTinker(save_s=0.05) as local:

@@ -331,8 +331,9 @@ async def test_saves_behind_a_request_whose_answer_is_late_have_no_sound_one_del
         pending: list[Any] = []
         for step in range(attempt.start_step, 20):
             pending.append(attempt.client.forward_backward(batch(step), "cross_entropy"))
+            # The save of this step was sent ahead of it; the next is due only once it is stored.
+            await until(lambda: attempt.number > 1 or step in _saved(events))  # noqa: B023 - awaited here
             pending.append(attempt.client.optim_step(ADAM))
-            await anyio.sleep(0.05)  # so that each save is stored before the next one is due
             while len(pending) > 2 * depth:
                 await pending.pop(0)
 

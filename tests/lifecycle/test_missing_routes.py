@@ -64,7 +64,9 @@ async def test_sessions_that_cannot_be_finished_or_searched_are_spoken_of_once(
     for said in (NO_FINISH, NO_SEARCH):
         lines = [each for each in caplog.records if said in each.getMessage()]
         assert [each.levelno for each in lines] == [logging.INFO]
-    assert not [each for each in caplog.records if each.levelno > logging.INFO]
+    # OpenTelemetry warns as well where a test before this one has shut its provider down.
+    ours = [each for each in caplog.records if not each.name.startswith("opentelemetry")]
+    assert not [each for each in ours if each.levelno > logging.INFO]
 
 
 async def test_verify_deep_gives_its_shallow_results_and_says_that_bytes_were_not_looked_at(

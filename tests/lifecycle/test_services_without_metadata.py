@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import anyio.to_thread
 import pytest
-from loops import MODEL, POLL_S, SEED, InstantClock, loop, policy, quick, train, undisturbed_state
+from loops import (
+    MODEL,
+    POLL_S,
+    SEED,
+    InstantClock,
+    batch,
+    loop,
+    policy,
+    quick,
+    train,
+    undisturbed_state,
+)
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
 from tinker_recovery.checkpoints.naming import SaveName
@@ -161,6 +173,29 @@ async def test_a_bare_loop_that_would_have_ended_well_ends_well_with_recovery_of
                 checkpoints=CheckpointPolicy(save_every=5, save_at_start=at_start),
             )
             assert local.run_state(local.runs()[0]) == await undisturbed_state(local, steps=STEPS)
+
+
+async def test_what_fails_late_of_the_client_with_the_refused_save_is_no_fault_of_the_run(
+    tmp_path: Path,
+) -> None:
+    async with LocalTinker(dialect="refuses_metadata") as local:
+        local.inject(
+            FaultRule("slow", request="retrieve_future", polled="forward_backward", delay_s=0.3)
+        )
+        given = quick(checkpoints=RESUMES, canary=tuple(batch(3)))
+        async with Supervisor(
+            given, service=local.service, journal=tmp_path / "journal.db"
+        ) as supervisor:
+            await supervisor.run(
+                functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
+            )
+        (run,) = supervisor.runs
+        assert run.recoveries == []
+        assert len(local.sessions()) == 2
+        assert "active" not in local.sessions().values()
+        assert local.run_state(run.segments[-1].run_id) == await undisturbed_state(
+            local, steps=STEPS
+        )
 
 
 async def test_a_refusal_in_the_middle_of_the_run_is_recovered_from(tmp_path: Path) -> None:

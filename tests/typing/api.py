@@ -222,7 +222,12 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
 
     clock = Clock(sleep=asyncio.sleep, random=lambda: 0.0)
     async with Supervisor(
-        policy, service=my_service, on_event=listen, journal="runs.sqlite3", clock=clock
+        policy,
+        service=my_service,
+        on_event=listen,
+        journal="runs.sqlite3",
+        lease="both",
+        clock=clock,
     ) as supervisor:
         assert_type(supervisor, Supervisor)
         async for attempt in supervisor.attempts(base_model="Qwen/Qwen3-8B", rank=32, seed=7):

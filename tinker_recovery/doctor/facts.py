@@ -65,13 +65,14 @@ _PROMISES: Mapping[str, Mapping[str, str]] = {
         "yes": "A session that failed is noticed within one poll.",
         "missing": "A failed session is noticed by a failed call or the run's status alone.",
     },
-    "fencing of runs": {
-        "yes": "At most one process trains a named run, on any number of machines.",
-        "listed late": "At most one trains a named run, if sessions are listed in the order in "
-        "which they are opened.",
-        "claims alone": "Machines wait for each other, but one that was paused may train beside "
-        "its successor, until its next heartbeat.",
-        "no": "At most one process trains a named run only on machines that share the journal.",
+    "one trainer": {
+        "on any machine": 'With lease="both" one process at most trains a named run, anywhere.',
+        "listed late": 'With lease="both" one process at most trains a named run, if sessions are '
+        "listed in the order in which they are opened.",
+        "claims alone": "Machines wait for each other, but a process that was paused can train "
+        "beside its successor until its next heartbeat.",
+        "by the journal": "Processes that share no journal can train one named run at once.",
+        "no": "A process that was replaced can train on: do not start a named run twice.",
     },
     "corrupted": {
         "reported": "A run that the service marks is noticed within one poll.",

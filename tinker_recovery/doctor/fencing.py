@@ -27,13 +27,17 @@ from tinker_recovery.service.claims import UNSHOWN_S, Claim, Claims, Unguarded
 LIMIT_S = 2 * UNSHOWN_S
 """How long it may take: the longest wait for a service that never shows a claim, and the rest."""
 
-_WHAT = "fencing of runs"
+_WHAT = "one trainer"
 _GONE = frozenset({404, 409, 410})
 """What the service may answer to training in a session that is finished."""
 
 
 class _NotFenced(Exception):
     """Claims do not hold at this service."""
+
+
+class _Unguarded(Exception):
+    """No claim can be held at this service, so the journal's lease has to do."""
 
 
 async def try_fencing(
@@ -65,8 +69,10 @@ async def try_fencing(
             async with anyio.create_task_group() as group:
                 try:
                     found = await _tried(sessions, training, session_id, clock, group)
+                except _Unguarded as error:
+                    found = fact(_WHAT, "by the journal", short(error))
                 except _NotFenced as error:
-                    found = fact(_WHAT, "no", str(error))
+                    found = fact(_WHAT, "no", short(error))
                 except (tinker.TinkerError, StatusError) as error:
                     found = fact(_WHAT, FAILED, short(error))
                 group.cancel_scope.cancel()
@@ -112,12 +118,12 @@ async def _tried(
         raise _NotFenced("heartbeats of a finished session are taken")
     if not await _refused(training):
         return fact(_WHAT, "claims alone", "a finished session is trained in")
-    return fact(_WHAT, "listed late" if sessions.late else "yes")
+    return fact(_WHAT, "listed late" if sessions.late else "on any machine")
 
 
 def _guarded(entered: Claim | Unguarded) -> Claim:
     if isinstance(entered, Unguarded):
-        raise _NotFenced(entered.why)
+        raise _Unguarded(entered.why)
     return entered
 
 

@@ -101,9 +101,9 @@ class _Trials:
             export = await self._export(one)
             search = await self._search(one.run_id)
             corrupted = await self._corrupted(one.run_id)
-            self.progress("trying fencing: two claims on one name")
+            self.progress("trying two claims on one name")
             # Last of all that is asked of a client: its session is finished.
-            fencing = await try_fencing(
+            trainer = await try_fencing(
                 self.reader.http,
                 one.training,
                 session_id_of(one.run_id),
@@ -129,7 +129,7 @@ class _Trials:
             export,
             finish,
             search,
-            fencing,
+            trainer,
             corrupted,
             noise_of(noise),
         ]

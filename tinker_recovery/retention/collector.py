@@ -245,6 +245,8 @@ class Collector:
             # A pin may have been set since the look, by a command in another process.
             if command.path in (await self._notebook.notes()).pinned:
                 return
+            if not await run.checkpoints.still_ours():
+                return
             # Nothing is awaited between this check and the request: a recovery that begins later
             # finds the path among those being deleted.
             if run.recovering or self._clock.monotonic() - began > _FRESH_S:
@@ -291,6 +293,8 @@ class Collector:
         for renewal in outlook.renewals:
             if renewal.at > now or renewal.path in done.renewed:
                 continue
+            if not await run.checkpoints.still_ours():
+                return
             status = await self._calls.set_ttl(renewal.path, renewal.ttl_s)
             if status is not None and 200 <= status < 300:  # noqa: PLR2004 - HTTP's own numbers
                 done.renewed.append(renewal.path)

@@ -5,8 +5,10 @@
 - ``scope``, ``client_hooks``, ``monitored``: where a fault is detected and declared
 - ``supervised``: the run itself, which reports faults and gets recovered clients
 - ``open``, ``journaling``: taking a run over from an earlier process, and writing for a later one
+- ``claiming``: the claim at the service that keeps a named run to one process
 - ``saver``: when an attempt saves; ``rollback_detector``: whether the service lost weights
-- ``blocking``, ``mailbox``, ``signals``: threads, and the signals that stop a process
+- ``blocking``, ``background``, ``mailbox``, ``signals``: threads, tasks, and the signals that stop
+  a process
 
 Called by the Supervisor alone. It never imports ``retention`` or ``detection``.
 """

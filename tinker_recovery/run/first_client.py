@@ -19,6 +19,7 @@ async def first_client(run: SupervisedRun, origin: Origin, patience: Patience) -
     """A client made as the user said; cancelling it leaves no session behind.
 
     Raises:
+        LeaseLost: Another process has the run by now.
         NoUsableCheckpoint: The checkpoint it was made from was written again meanwhile.
         StatusError: Whether it was cannot be found out.
         Exception: Whatever the service answered.
@@ -27,6 +28,8 @@ async def first_client(run: SupervisedRun, origin: Origin, patience: Patience) -
     connection = await having.backend.connect(origin, patience=patience)
     good = False
     try:
+        if run.journal.claim is not None:
+            await run.journal.claim.announce(connection.run_id)
         good = run.root is None or await is_as_listed(having.reader, Listed.of(run.root))
     finally:
         if not good:

@@ -49,6 +49,9 @@ class MetadataRefusal:
         self._seen.set()
         if self._scope.entered:
             self._scope.declare_fault(RULES[Kind.METADATA_REFUSED], DetectedBy.CALL, error)
+        else:
+            # What fails behind the save is no fault of the run: another client is made anyway.
+            self._scope.finished = True
 
     async def is_absent(self) -> bool:
         """Wait whether the service refuses the save before the loop begins, if it may.
@@ -63,7 +66,7 @@ class MetadataRefusal:
             await scope.client.drain()
         scope.saver.probes = False
         scope.run.mailbox.deliver()
-        if not self._seen.is_set():
+        if not self._seen.is_set() or scope.faulty:
             return True
         scope.left.set()
         await scope.close("interrupted", "the service refuses the metadata of saves")

@@ -17,7 +17,7 @@ import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import RunFinished, UsageError
+from tinker_recovery.errors import AmbiguousRun, RunFinished, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import (
@@ -28,6 +28,7 @@ from tinker_recovery.recovery.discovery import (
     until_quiet,
 )
 from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of
+from tinker_recovery.run.claiming import ClaimedRuns, RunClaim
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.listing import find_checkpoint
@@ -52,6 +53,7 @@ class OpenedRun:
         root: The checkpoint the user started it from, if they did.
         start_step: The step it begins at.
         snapshot: Where an earlier process left it; None if it begins here.
+        claim: What guards it at the service; None if nothing does.
     """
 
     record: RunRecord
@@ -59,6 +61,7 @@ class OpenedRun:
     root: CheckpointRecord | None
     start_step: int
     snapshot: RunSnapshot | None
+    claim: RunClaim | None = None
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class OpenedRun:
 
 async def open_run(
     recorder: Recorder,
+    claims: ClaimedRuns,
     reader: StatusReader,
     plan: StartPlan,
     name: str,
@@ -97,12 +101,47 @@ async def open_run(
         policy=_in_part(policy),
         start_step=plan.start_step or 0,
     )
+    claim = await claims.claim(name, on_held=plan.on_lease) if opening.named else None
+    try:
+        opened = await _opened(
+            recorder, reader, plan, opening, policy=policy, clock=clock, guarded=claim is not None
+        )
+    except BaseException:
+        await claims.release(name)
+        raise
+    return replace(opened, claim=claim)
+
+
+async def _opened(
+    recorder: Recorder,
+    reader: StatusReader,
+    plan: StartPlan,
+    opening: RunRequest,
+    *,
+    policy: RecoveryPolicy,
+    clock: Clock,
+    guarded: bool,
+) -> OpenedRun:
+    """Take a run's lease in the journal, and find out where it stands.
+
+    Args:
+        recorder: The journal.
+        reader: The service.
+        plan: How the run is to start.
+        opening: The same, as the journal keeps it.
+        policy: What to do.
+        clock: For waits.
+        guarded: Whether it is claimed at the service, so that other machines may have trained it.
+    """
+    name = opening.name
     record = await take_run(recorder, opening, plan.on_lease)
     try:
         _check_lineage(record, plan.lineage, named=opening.named)
         known = record.stored is not None and record.stored.attempts
         if opening.named and not known and plan.lineage != NEW:
             await _look_at_service(record, reader, plan, policy, clock)
+        elif opening.named and known and guarded:
+            await _ask_for_more(record, reader)
         found = record.stored
         if found is None:
             return await _begun(record, opening, reader, plan)
@@ -188,6 +227,45 @@ async def _look_at_service(
         record.name,
         len(found.attempts),
         found.step,
+    )
+
+
+async def _ask_for_more(record: RunRecord, reader: StatusReader) -> None:
+    """Learn what other machines have trained of a run that this journal knows.
+
+    Raises:
+        RunFinished: One of them has brought it to its end.
+        ContradictoryCheckpoints: Some of its checkpoints cannot be its own.
+        StatusError: The service cannot be read.
+    """
+    stored = record.stored
+    if stored is None or stored.state == "finished":
+        return
+    others = await record.known_lineages() - {stored.lineage}
+    try:
+        found = await find_at_service(reader, record.name, known=others, lineage=stored.lineage)
+    except AmbiguousRun:
+        return  # it has no checkpoint there
+    if found is None:
+        return
+    check_not_finished(record.name, found.stored)
+    known = {each.attempt for each in stored.attempts}
+    more = tuple(each for each in found.stored.attempts if each.attempt not in known)
+    if not more:
+        return
+    whole = replace(
+        stored,
+        attempts=stored.attempts + more,
+        step=found.stored.step,
+        checkpoints=stored.checkpoints + found.stored.checkpoints,
+    )
+    await record.rebuild(whole, known=len(stored.attempts))
+    logger.warning(
+        "run %s was trained by another process since: %d attempts that this journal did not have, "
+        "the newest of them at step %d",
+        record.name,
+        len(more),
+        found.stored.step,
     )
 
 

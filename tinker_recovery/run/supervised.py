@@ -116,7 +116,7 @@ class SupervisedRun:
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
         self.incident: Fault | None = None
         """The fault it is being recovered from."""
-        self.journal = RunJournal(self, record)
+        self.journal = RunJournal(self, record, opened.claim)
         self._opened = opened
         self._queue = queue
         self.changed = changed

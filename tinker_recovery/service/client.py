@@ -35,6 +35,9 @@ _ERRORS_KEPT = 16
 CUSTOM_LOSS = "forward_backward_custom"
 """The one request that runs the user's own code."""
 
+IDLE_S = 0.1
+"""No service restarts in less."""
+
 CANARY = "canary"
 """A forward pass of ours."""
 
@@ -78,7 +81,7 @@ class SupervisedClient:
         self._open: dict[Future[Any], int | None] = {}
         self._retired: str | None = None
         self._monotonic = monotonic
-        self._progress_at = monotonic()
+        self._progress_at = self._trained_at = monotonic()
         self._doubts: list[tuple[int, BaseException | None]] = []
         self._seen: list[BaseException] = []
         self._forwards_open: set[int] = set()
@@ -286,7 +289,8 @@ class SupervisedClient:
                 self._canary.drop("the loop's first batch has images, or less than two tokens")
                 self._hooks.no_canary()
         # With nothing of the loop under way, no request of its would fail by a restart.
-        if self.oldest_open_step is None and self._hooks.was_cut():
+        idle_s = self._monotonic() - self._trained_at if self.oldest_open_step is None else 0.0
+        if idle_s >= IDLE_S and self._hooks.was_cut():
             self._canary_is_next = self._canary.batch is not None
         self._queue_if_due()
         if self._canary_is_next:
@@ -422,6 +426,7 @@ class SupervisedClient:
         self._progress_at = self._monotonic()
         error = None if future.cancelled() else future.exception()
         if step is not None:
+            self._trained_at = self._progress_at
             if operation != "optim_step":
                 self._forwards_open.discard(step)
             if not succeeded(future):

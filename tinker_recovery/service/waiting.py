@@ -7,8 +7,6 @@ import contextlib
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-import anyio
-
 _T = TypeVar("_T")
 
 
@@ -18,15 +16,19 @@ async def ended(future: Future[Any]) -> None:
     Cancelling this wait does not cancel the future, as awaiting it directly would.
     """
     loop = asyncio.get_running_loop()
-    done = anyio.Event()
+    done: asyncio.Future[None] = loop.create_future()  # at a third of the cost of an anyio.Event
 
-    def wake(_: Future[Any]) -> None:
+    def wake() -> None:
+        if not done.done():  # this wait may have been cancelled
+            done.set_result(None)
+
+    def ended_(_: Future[Any]) -> None:
         # The loop may be gone by the time an abandoned request ends.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(done.set)
+            loop.call_soon_threadsafe(wake)
 
-    future.add_done_callback(wake)
-    await done.wait()
+    future.add_done_callback(ended_)
+    await done
 
 
 async def result_of(future: Future[_T]) -> _T:
