@@ -5,6 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
+import re
+import socket
+import sqlite3
+import time
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,6 +18,8 @@ from loops import MODEL, policy, train
 
 from tinker_recovery import LeaseLost, Supervisor
 from tinker_recovery.cli import main
+from tinker_recovery.journal.journal import default_path
+from tinker_recovery.report.words import moment
 from tinker_recovery.testing import LocalTinker
 
 
@@ -65,6 +72,40 @@ async def test_a_run_that_is_being_trained_is_forgotten_only_by_force_and_then_e
                     forced = await asyncio.to_thread(_cli, "abandon", "sft-42", "--force")
                     assert forced.exit_code == 0
                     await asyncio.Event().wait()
+
+
+async def test_a_run_that_is_held_names_the_process_and_the_host_of_its_holder(
+    local: LocalTinker,
+) -> None:
+    del local
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL, name="sft-42"):
+            async with attempt:
+                for holder in (socket.gethostname(), "gpu-7"):
+                    (run,) = json.loads(_cli("runs", "--json").stdout)
+                    assert (run["pid"], run["host"]) == (os.getpid(), holder)
+                    assert abs(time.time() - run["held_since"]) < 60
+                    assert re.search(rf"host.*\n.*\n.*sft-42.* {holder} ", _cli("runs").stdout)
+                    since = moment(run["held_since"])
+                    line = f"held by process {os.getpid()} on {holder} since {since}"
+                    shown = _cli("show", "sft-42").stdout
+                    assert [each for each in shown.splitlines() if each.startswith(line)]
+                    whole = json.loads(_cli("show", "sft-42", "--json").stdout)
+                    for each in ("pid", "host", "held_since"):
+                        assert whole[each] == run[each]
+                    # As another machine leaves it in a journal that both can reach.
+                    with sqlite3.connect(default_path()) as journal:
+                        journal.execute("UPDATE leases SET host = 'gpu-7', machine = 'another'")
+    (run,) = json.loads(_cli("runs", "--json").stdout)
+    assert (run["pid"], run["host"], run["held_since"]) == (None, None, None)
+    assert "held by" not in _cli("show", "sft-42").stdout
+
+
+def test_help_says_that_a_run_held_at_the_service_alone_is_not_seen() -> None:
+    for command in ("runs", "show"):
+        text = " ".join(_cli(command, "--help").stdout.split())
+        assert "The service is not asked" in text
+        assert "journal of its own" in text
 
 
 def test_without_a_journal_the_exit_status_is_3() -> None:

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 def command(*, all_: bool, journal: Path | None, as_json: bool) -> None:
     """List the runs in this machine's journal, the most recently active first.
 
-    The service is not asked. "dead" is a run whose process was killed; run the same command again
-    to resume it.
+    "host" is the machine whose process trains the run. "dead" is a run whose process was killed;
+    run the same command again to resume it.
+
+    The service is not asked: a run that a machine with a journal of its own trains is not seen
+    here. Who tries to train it as well waits, or is refused, and learns that machine's name.
 
     Exit status: 0; 2 for a wrong option; 3 if the journal cannot be read.
     """
@@ -40,10 +43,11 @@ def command(*, all_: bool, journal: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([summary(run) for run in runs]))
         return
-    table = Table("run", "state", "step", "last active", "service")
+    table = Table("run", "state", "step", "last active", "host", "service")
     for run in runs:
         active = f"{age(time.time() - run.updated)} ago"
-        table.add_row(run.name, run.display_state, str(run.step), active, run.service)
+        host = run.holder.host if run.holder is not None and run.live else "-"
+        table.add_row(run.name, run.display_state, str(run.step), active, host, run.service)
     plain_console().print(table)
 
 
@@ -64,4 +68,5 @@ def summary(run: RunView) -> dict[str, Any]:
         "updated": run.updated,
         "pid": None if holder is None else holder.pid,
         "host": None if holder is None else holder.host,
+        "held_since": None if holder is None else holder.since,
     }

@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 def command(
     *, run: str, service: str | None, events: int, journal: Path | None, as_json: bool
 ) -> None:
-    """Show one run: its attempts, incidents, checkpoints and newest events.
+    """Show one run: which process holds it, its attempts, incidents, checkpoints and newest events.
 
-    Only this machine's journal is read; the service is not asked.
+    Only this machine's journal is read. The service is not asked: that a machine with a journal of
+    its own trains the run is not seen here.
 
     Exit status: 0; 1 if there is no such run; 2 for a wrong option; 3 if the journal cannot be
     read.
@@ -79,8 +80,12 @@ def _show(view: RunView, events: list[EventView]) -> None:
     detail = f": {view.detail}" if view.detail else ""
     console.print(f"run {view.name}: {view.display_state}{detail}, at step {view.step}")
     console.print(f"lineage {view.lineage} at {view.service}")
-    if view.holder is not None and view.live:
-        console.print(f"trained by {view.holder}")
+    if (by := view.holder) is not None and view.live:
+        console.print(
+            f"held by process {by.pid} on {by.host} since {moment(by.since)} (its lease ends at "
+            f"{moment(by.expires, by.since)}, and is renewed while the process is alive)",
+            soft_wrap=True,
+        )
     attempts = Table(
         "attempt",
         Column("Tinker run", no_wrap=True),
