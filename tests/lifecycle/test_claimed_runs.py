@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -15,21 +16,23 @@ from typing import Any
 import anyio
 import pytest
 import pytest_asyncio
-from inspection import scope_of, set_claim_times
-from loops import MODEL, SEED, policy, train, undisturbed_state, until
+from inspection import scope_of, set_claim_times, set_retention_gap_s
+from loops import MODEL, SEED, loop, policy, train, undisturbed_state, until
 from tinker import types
 
 from tinker_recovery import (
     Attempt,
     CheckpointPolicy,
     LeaseLost,
+    RecoveryEvent,
     RunFinished,
     RunHeld,
     Supervisor,
     UsageError,
 )
 from tinker_recovery.service.claim_line import CLAIM
-from tinker_recovery.testing import LocalTinker
+from tinker_recovery.telemetry import names
+from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 14
 START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "one"}
@@ -104,7 +107,7 @@ async def test_a_second_machine_is_refused_by_the_name_of_the_holders_host(
 
 
 async def test_the_machine_that_waited_learns_that_the_run_has_finished(
-    local: LocalTinker, tmp_path: Path
+    local: LocalTinker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def second() -> None:
         async with Supervisor(policy(), journal=tmp_path / "b.db", lease="both") as supervisor:
@@ -113,7 +116,7 @@ async def test_the_machine_that_waited_learns_that_the_run_has_finished(
 
     async def loop(attempt: Attempt) -> None:
         group.start_soon(second)
-        await anyio.sleep(0.3)
+        await until(lambda: "this process waits until that is over" in caplog.text)
         await train(attempt, steps=STEPS)
 
     async with (
@@ -124,7 +127,7 @@ async def test_the_machine_that_waited_learns_that_the_run_has_finished(
     assert len(local.runs()) == 1
 
 
-async def test_a_process_whose_claim_was_ended_trains_no_further_and_deletes_nothing(
+async def test_a_process_whose_claim_was_ended_trains_no_further(
     left: LocalTinker, tmp_path: Path
 ) -> None:
     steps: list[int] = []
@@ -133,7 +136,7 @@ async def test_a_process_whose_claim_was_ended_trains_no_further_and_deletes_not
         await train(attempt, steps=6)
         left.fail_session(await _claim(attempt))
         steps.append(attempt.client.step)
-        await anyio.sleep(30)
+        await anyio.sleep_forever()
 
     with anyio.fail_after(20):
         async with Supervisor(policy(), journal=tmp_path / "a.db", lease="both") as supervisor:
@@ -141,6 +144,38 @@ async def test_a_process_whose_claim_was_ended_trains_no_further_and_deletes_not
                 await supervisor.run(loop, **START)
     assert steps == [6]
     assert supervisor.runs[0].recoveries == []
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_nothing_is_deleted_of_a_run_that_may_be_another_process_by_now(
+    left: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ended: bool
+) -> None:
+    # No heartbeat finds it out before a deletion would be made.
+    set_claim_times(monkeypatch, settle_s=0.05, beat_s=60.0)
+    set_retention_gap_s(monkeypatch, 0.01)
+    events: list[RecoveryEvent] = []
+
+    def seen(name: str) -> list[RecoveryEvent]:
+        return [event for event in events if event.name == name]
+
+    async def body(attempt: Attempt) -> None:
+        await loop(attempt.client, 0, 3, 0)
+        await until(lambda: len(seen(names.EVENT_CHECKPOINT_SAVED)) >= 1)
+        if ended:
+            left.fail_session(await _claim(attempt))
+        else:
+            left.inject(FaultRule("status", request="session_heartbeat", status=503, times=10**6))
+        await loop(attempt.client, 3, 8, 0)
+        await until(lambda: len(seen(names.EVENT_CHECKPOINT_SAVED)) >= 3)
+        await until(lambda: bool(seen(names.EVENT_RETENTION_FAILED)))
+
+    given = policy(checkpoints=CheckpointPolicy(save_every=2, keep_last=1, save_best=False))
+    with pytest.raises(LeaseLost) if ended else contextlib.nullcontext():
+        async with Supervisor(
+            given, journal=tmp_path / "a.db", lease="both", on_event=events.append
+        ) as supervisor:
+            await supervisor.run(body, **START)
+    assert seen(names.EVENT_CHECKPOINT_DELETED) == []
 
 
 async def test_no_attempt_begins_once_the_claim_is_gone(left: LocalTinker, tmp_path: Path) -> None:

@@ -106,7 +106,10 @@ class CheckpointState:
         self.being_deleted: dict[str, str] = {}
         """Checkpoints whose deletion has begun and may have happened: path to reason."""
         self.still_ours: Callable[[], Awaitable[bool]] = _always
-        """Asks whether no other process has taken the run, before anything is deleted."""
+        """Asks whether no other process has taken the run, before anything is deleted.
+
+        Raises StatusError if that cannot be said now; then nothing is deleted, until later.
+        """
         self.sizes: dict[str, int] = {}
         """Bytes of each checkpoint at first sight, by path."""
         self.limits: dict[str, float] = {}

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import anyio
 from anyio.abc import TaskGroup
 
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import LeaseLost, StatusError, StatusRefused, StatusUnavailable
+from tinker_recovery.errors import LeaseLost, StatusError, StatusRefused
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.recovery.collaborators import Spawn
 from tinker_recovery.service import claims as at_service
@@ -32,10 +31,7 @@ logger = logging.getLogger(names.SCOPE)
 Guard = Literal["service", "journal", "both"]
 """Who sees to it that one process trains a named run."""
 
-GUARDS = ("service", "journal", "both")
-
-AGAIN_S = 1.0
-"""Seconds between two tries to reach the service about a claim."""
+GUARDS: tuple[Guard, ...] = get_args(Guard)
 
 
 class RunClaim:
@@ -43,19 +39,19 @@ class RunClaim:
 
     Args:
         claim: The claim.
-        clock: For waits.
+        claims: What it was made by.
     """
 
-    def __init__(self, claim: Claim, clock: Clock) -> None:
+    def __init__(self, claim: Claim, claims: Claims) -> None:
         self._claim = claim
-        self._clock = clock
+        self._claims = claims
         self._announced: set[str] = set()
         self._watching = anyio.CancelScope()
 
     async def announce(self, run_id: str) -> None:
         """Have whoever takes the run over find the session of this Tinker run, before it trains.
 
-        Waits as long as the service cannot be reached.
+        Waits as long as the service cannot be reached, and reports that at growing intervals.
 
         Raises:
             LeaseLost: Another process has the run by now.
@@ -63,32 +59,27 @@ class RunClaim:
         session = session_id_of(run_id)
         if session in self._announced:
             return
-        while True:
-            try:
-                if not await self._claim.announce(session):
-                    raise await self.loss()
-                break
-            except StatusUnavailable as error:
-                logger.debug("announcing %s: %s", session, error)
-                await self._clock.sleep(AGAIN_S)
-            except StatusRefused as error:
-                logger.warning(
-                    "run %s: the service refuses to note that it is trained in session %s, so a "
-                    "process on another machine that takes the run over may not end it: %s",
-                    self._claim.name,
-                    session,
-                    error,
-                )
-                break
+        announce = functools.partial(self._claim.announce, session)
+        try:
+            if not await self._claims.until_answered(announce):
+                raise await self.loss()
+        except StatusRefused as error:
+            logger.warning(
+                "run %s: the service refuses to note that it is trained in session %s, so a "
+                "process on another machine that takes the run over may not end it: %s",
+                self._claim.name,
+                session,
+                error,
+            )
         self._announced.add(session)
 
     async def still_held(self) -> bool:
-        """Whether the run is still ours; True as well if the service cannot say."""
-        try:
-            return await self._claim.still_held()
-        except StatusError as error:
-            logger.debug("asking for the claim on run %s: %s", self._claim.name, error)
-            return True
+        """Whether the run is still ours, by the word of the service.
+
+        Raises:
+            StatusError: The service does not say; that is no word for it.
+        """
+        return await self._claim.still_held()
 
     async def loss(self) -> LeaseLost:
         """The error that says who has the run now."""
@@ -144,7 +135,6 @@ class ClaimedRuns:
     ) -> None:
         self.guard = guard
         self._spawn = spawn
-        self._clock = clock
         self._said = False
         self._held: dict[str, RunClaim] = {}
         here = Holder.here(now=clock.wall(), lease_s=0.0)
@@ -180,7 +170,7 @@ class ClaimedRuns:
                     claim.why,
                 )
             return None
-        held = self._held[name] = RunClaim(claim, self._clock)
+        held = self._held[name] = RunClaim(claim, self._claims)
         return held
 
     async def release(self, name: str) -> None:
@@ -202,7 +192,5 @@ class ClaimedRuns:
 
 def _is_dead(claimant: Claimant) -> bool:
     """Whether a process of this machine has ended; one of another cannot be seen."""
-    if claimant.pid == os.getpid():
-        return False
     seen = Holder(claimant.host, claimant.machine, claimant.pid, claimant.born, 0.0, 0.0)
     return seen.lives() is False

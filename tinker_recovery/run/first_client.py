@@ -37,7 +37,7 @@ async def first_client(run: SupervisedRun, origin: Origin, patience: Patience) -
                 await having.backend.close(
                     connection,
                     "interrupted",
-                    "it may have been made from another checkpoint",
+                    "the run does not begin with it",
                     deadline_s=run.policy.close_timeout_s,
                 )
     if not good:

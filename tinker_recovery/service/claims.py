@@ -404,13 +404,22 @@ class Claims:
 
     async def _patiently(self, ask: Callable[[], Awaitable[_T]]) -> _T:
         """Ask until the service answers; raises _NoClaims if it refuses."""
+        try:
+            return await self.until_answered(ask)
+        except StatusRefused as error:
+            raise _NoClaims(str(error)) from error
+
+    async def until_answered(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask the service until it answers; reports at growing intervals that it does not.
+
+        Raises:
+            StatusRefused: It refuses.
+        """
         reminder = Reminder()
         began = self._clock.monotonic()
         while True:
             try:
                 return await ask()
-            except StatusRefused as error:
-                raise _NoClaims(str(error)) from error
             except StatusUnavailable as error:
                 if reminder.is_due(self._clock.monotonic() - began):
                     logger.warning("the service cannot be asked who trains the run: %s", error)
