@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import anyio
@@ -80,13 +81,49 @@ async def find_at_service(
         if not named and lineage is None:
             return None
         raise await _ambiguous(reader, name, named, lineage)
-    stored = put_together(named[wanted[0]], steps)
-    last = stored.attempts[-1].run_id
-    finished = await reader.run_finished(last)
-    if finished is not None:
-        stored = replace(stored, state="finished" if finished else "lost")
-    said = await reader.run(last)
+    stored = await _with_its_end(reader, put_together(named[wanted[0]], steps))
+    said = await reader.run(stored.attempts[-1].run_id)
     return FoundRun(stored, {"base_model": said.base_model, "rank": said.lora_rank})
+
+
+async def find_further(reader: StatusReader, stored: StoredRun, name: str) -> StoredRun | None:
+    """A run that the journal knows, as the service knows it; None if that has nothing of it.
+
+    Reads the list of all checkpoints, as :func:`find_at_service`.
+
+    Raises:
+        ContradictoryCheckpoints: Some of its checkpoints cannot be its own.
+        StatusError: The list could not be read.
+    """
+    reader.metadata.know(stored.lineage)
+    named, steps = await _listed(reader, name, ())
+    own = named.get(stored.lineage)
+    return None if own is None else await _with_its_end(reader, put_together(own, steps))
+
+
+def with_further(stored: StoredRun, found: StoredRun) -> StoredRun:
+    """What the journal knows of a run, and behind it what the service alone knows: a pure decision.
+
+    Only attempts that have saved after all that the journal knows: one before, which was not
+    written down, is no part of where the run stands.
+    """
+    known = {each.attempt for each in stored.attempts}
+    newest = takewhile(lambda each: each.attempt not in known, reversed(found.attempts))
+    further = tuple(newest)[::-1]
+    if not further:
+        return stored
+    return replace(
+        stored,
+        attempts=stored.attempts + further,
+        step=found.step,
+        checkpoints=stored.checkpoints + found.checkpoints,
+    )
+
+
+async def _with_its_end(reader: StatusReader, stored: StoredRun) -> StoredRun:
+    """The same, finished or not by the end of its last session, if the service says that."""
+    finished = await reader.run_finished(stored.attempts[-1].run_id)
+    return stored if finished is None else replace(stored, state="finished" if finished else "lost")
 
 
 async def _listed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import AmbiguousRun, RunFinished, UsageError
+from tinker_recovery.errors import RunFinished, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import (
@@ -25,9 +26,11 @@ from tinker_recovery.recovery.discovery import (
     QUIET_S,
     FoundRun,
     find_at_service,
+    find_further,
     until_quiet,
+    with_further,
 )
-from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of
+from tinker_recovery.recovery.resume import RunSnapshot, patiently, snapshot_of
 from tinker_recovery.run.claiming import ClaimedRuns, RunClaim
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.service import StatusReader
@@ -141,7 +144,7 @@ async def _opened(
         if opening.named and not known and plan.lineage != NEW:
             await _look_at_service(record, reader, plan, policy, clock)
         elif opening.named and known and guarded:
-            await _ask_for_more(record, reader)
+            await _ask_for_more(record, reader, policy, clock)
         found = record.stored
         if found is None:
             return await _begun(record, opening, reader, plan)
@@ -230,7 +233,9 @@ async def _look_at_service(
     )
 
 
-async def _ask_for_more(record: RunRecord, reader: StatusReader) -> None:
+async def _ask_for_more(
+    record: RunRecord, reader: StatusReader, policy: RecoveryPolicy, clock: Clock
+) -> None:
     """Learn what other machines have trained of a run that this journal knows.
 
     Raises:
@@ -241,31 +246,21 @@ async def _ask_for_more(record: RunRecord, reader: StatusReader) -> None:
     stored = record.stored
     if stored is None or stored.state == "finished":
         return
-    others = await record.known_lineages() - {stored.lineage}
-    try:
-        found = await find_at_service(reader, record.name, known=others, lineage=stored.lineage)
-    except AmbiguousRun:
-        return  # it has no checkpoint there
+    ask = functools.partial(find_further, reader, stored, record.name)
+    found = await patiently(ask, policy, clock)
     if found is None:
         return
-    check_not_finished(record.name, found.stored)
-    known = {each.attempt for each in stored.attempts}
-    more = tuple(each for each in found.stored.attempts if each.attempt not in known)
-    if not more:
+    check_not_finished(record.name, found)
+    known, whole = len(stored.attempts), with_further(stored, found)
+    if whole is stored:
         return
-    whole = replace(
-        stored,
-        attempts=stored.attempts + more,
-        step=found.stored.step,
-        checkpoints=stored.checkpoints + found.stored.checkpoints,
-    )
-    await record.rebuild(whole, known=len(stored.attempts))
+    await record.rebuild(whole, known=known)
     logger.warning(
         "run %s was trained by another process since: %d attempts that this journal did not have, "
         "the newest of them at step %d",
         record.name,
-        len(more),
-        found.stored.step,
+        len(whole.attempts) - known,
+        whole.step,
     )
 
 
