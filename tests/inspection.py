@@ -36,6 +36,7 @@ from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import Endpoint, StatusReader, download, status
+from tinker_recovery.service.claim_line import CLAIM, NOTE
 from tinker_recovery.telemetry import EventSink, events, metrics
 from tinker_recovery.telemetry.stream import Streams
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -67,6 +68,11 @@ def faults_left(supervisor: Supervisor) -> bool:
 def retention_is_scheduled(supervisor: Supervisor) -> bool:
     """Whether its retention worker has held a round, and knows when to look again."""
     return bool(supervisor._inside.retention._next_at)
+
+
+async def settle_retention(supervisor: Supervisor) -> None:
+    """Have its retention worker do what is owed, now."""
+    await supervisor._inside.retention.settle(10.0)
 
 
 def scope_of(attempt: Attempt) -> AttemptScope:
@@ -287,6 +293,36 @@ def newest_rule(server: LocalTinker) -> FaultRule:
 def set_beat_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """How often a lease is renewed."""
     patch.setattr("tinker_recovery.journal.lease.HEARTBEAT_S", seconds)
+
+
+def set_claim_s(
+    patch: pytest.MonkeyPatch, *, settle: float, look: float, beat: float | None = None
+) -> None:
+    """How late a service may show a claim, how often one that waits looks, and heartbeats."""
+    patch.setattr("tinker_recovery.service.claims.SETTLE_S", settle)
+    patch.setattr("tinker_recovery.service.claims.LOOK_S", look)
+    if beat is not None:
+        patch.setattr("tinker_recovery.service.claims.BEAT_S", beat)
+
+
+def training_sessions(server: LocalTinker) -> dict[str, str]:
+    """Its sessions by id, with their states, without the claims on runs and their notes."""
+    facts = server._ask(lambda host: host.state.sessions._facts)
+    return {
+        each: state
+        for each, state in server.sessions().items()
+        if not {CLAIM, NOTE} & facts[each]["user_metadata"].keys()
+    }
+
+
+def open_claims(server: LocalTinker) -> list[str]:
+    """The sessions of the claims that it takes for active."""
+    facts = server._ask(lambda host: host.state.sessions._facts)
+    return [
+        each
+        for each, state in server.sessions().items()
+        if state == "active" and CLAIM in facts[each]["user_metadata"]
+    ]
 
 
 def set_quiet_s(patch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -10,7 +10,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Sequence,
 )
 from contextlib import asynccontextmanager
@@ -20,7 +19,6 @@ from typing import Any, TypeVar, overload
 import anyio
 import tinker
 from anyio import AsyncContextManagerMixin
-from anyio.abc import TaskGroup
 from typing_extensions import Unpack
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
@@ -43,6 +41,7 @@ from tinker_recovery.recovery.metadata_notes import recall_metadata
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.attempt import Attempt
+from tinker_recovery.run.background import Background
 from tinker_recovery.run.blocking import (
     BlockingRunner,
     BlockingSupervisor,
@@ -50,6 +49,7 @@ from tinker_recovery.run.blocking import (
     is_async,
     run_blocking,
 )
+from tinker_recovery.run.claiming import Claiming, Lease, check_lease, end_when_lost
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.monitored import MonitoredRun, listening
 from tinker_recovery.run.open import OpenedRun, open_run
@@ -94,9 +94,14 @@ class Supervisor(AsyncContextManagerMixin):
         journal: The file of what must survive this process; by default one in the user's state
             folder (see :func:`~tinker_recovery.journal.default_path`), None keeps it in memory,
             and then no run can be resumed by its name.
+        lease: What a named run is held by, so that one process trains it: a claim at the service
+            (``"service"``), which any number of machines see, the lease in the journal
+            (``"journal"``), or ``"both"``. Where the service cannot hold
+            claims, it is the journal's.
         clock: Time and chance, for tests.
 
     Raises:
+        UsageError: ``lease`` is none of these.
         JournalError: On entry: the journal cannot be used.
     """
 
@@ -107,8 +112,11 @@ class Supervisor(AsyncContextManagerMixin):
         service: ServiceFactory = tinker.ServiceClient,
         on_event: Callable[[RecoveryEvent], object] | None = None,
         journal: Path | str | StateFolder | None = STATE_FOLDER,
+        lease: Lease = "both",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        check_lease(lease)
+        self._lease: Lease = lease
         self.policy = RecoveryPolicy(enabled=True) if policy is None else policy
         self._backend = TinkerBackend(
             service, standby=self.policy.enabled and self.policy.standby_session
@@ -163,7 +171,7 @@ class Supervisor(AsyncContextManagerMixin):
             ) as reader,
             anyio.create_task_group() as group,
         ):
-            background = _Background(group)
+            background = Background(group)
             collaborators = Collaborators(
                 policy=self.policy,
                 backend=self._backend,
@@ -174,7 +182,9 @@ class Supervisor(AsyncContextManagerMixin):
                 spawn=background.spawn,
             )
             await recall_metadata(collaborators)
-            entered = self._entered = _Entered(collaborators, recorder, self._signals)
+            claiming = Claiming(self._lease, reader, journal.path, group)
+            entered = _Entered(collaborators, recorder, claiming, self._signals)
+            self._entered = entered
             background.spawn(entered.mailbox.serve)
             try:
                 with listening(reader.http, entered.monitored):
@@ -187,6 +197,7 @@ class Supervisor(AsyncContextManagerMixin):
                 with anyio.CancelScope(shield=True):
                     await entered.close_runs()
                     await entered.watches.aclose()
+                    await claiming.aclose()
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
                 background.cancel()
         for run in entered.runs.values():
@@ -343,40 +354,6 @@ class _Attempts:
         return Attempt(self._last)
 
 
-class _Background:
-    """Background tasks, each in a cancel scope of its own.
-
-    Cancelling their group would cancel the user's task with it, and be seen as a cancellation from
-    outside if an ``asyncio.TaskGroup`` has failed in the body: on Python 3.11 that leaves one in
-    ``Task.cancelling()``.
-    """
-
-    def __init__(self, group: TaskGroup) -> None:
-        self._group = group
-        self._scopes: set[anyio.CancelScope] = set()
-        self._cancelled = False
-
-    def spawn(self, function: Callable[[], Coroutine[object, object, None]]) -> None:
-        """Run a function in the background."""
-        self._group.start_soon(self._run, function)
-
-    async def _run(self, function: Callable[[], Coroutine[object, object, None]]) -> None:
-        with anyio.CancelScope() as scope:
-            self._scopes.add(scope)
-            try:
-                if self._cancelled:
-                    scope.cancel()  # its clean-up runs all the same
-                await function()
-            finally:
-                self._scopes.discard(scope)
-
-    def cancel(self) -> None:
-        """Cancel every task, and those still to start."""
-        self._cancelled = True
-        for scope in self._scopes:
-            scope.cancel()
-
-
 class _Entered:
     """What lives from a Supervisor's entry to its exit: the parts of the tree, and the runs.
 
@@ -384,8 +361,13 @@ class _Entered:
     """
 
     def __init__(
-        self, collaborators: Collaborators, recorder: Recorder, signals: StopSignals
+        self,
+        collaborators: Collaborators,
+        recorder: Recorder,
+        claiming: Claiming,
+        signals: StopSignals,
     ) -> None:
+        self._claiming = claiming
         self.collaborators = collaborators
         self.recorder = recorder
         self.runs: dict[str, SupervisedRun] = {}
@@ -470,10 +452,16 @@ class _Entered:
                 # Better refused now than at the first fault, hours later.
                 await find_checkpoint(shared.reader, policy.checkpoint_strategy)
             opened = await open_run(
-                self.recorder, shared.reader, plan, name, policy=policy, clock=shared.clock
+                self.recorder,
+                shared.reader,
+                plan,
+                name,
+                claiming=self._claiming,
+                policy=policy,
+                clock=shared.clock,
             )
             run = self.runs[name] = SupervisedRun(
-                opened, shared, self.queue, self.mailbox, self._signals, self.retention.ask
+                opened, shared, self.queue, self.mailbox, self._signals, self.retention
             )
             self.monitored[name] = MonitoredRun(run, shared.events)
             await run.checkpoints.read(shared)
@@ -482,9 +470,11 @@ class _Entered:
             self.monitored.pop(name, None)
             if opened is not None:
                 await opened.record.end(None)
+                await opened.guard.release()
             raise
         finally:
             self._opening.discard(name)
+        shared.spawn(functools.partial(end_when_lost, run))
         if policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
             shared.spawn(functools.partial(self._optimizer_check.run, plan.origin))
         return run

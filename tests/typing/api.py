@@ -222,7 +222,12 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
 
     clock = Clock(sleep=asyncio.sleep, random=lambda: 0.0)
     async with Supervisor(
-        policy, service=my_service, on_event=listen, journal="runs.sqlite3", clock=clock
+        policy,
+        service=my_service,
+        on_event=listen,
+        journal="runs.sqlite3",
+        lease="service",
+        clock=clock,
     ) as supervisor:
         assert_type(supervisor, Supervisor)
         async for attempt in supervisor.attempts(base_model="Qwen/Qwen3-8B", rank=32, seed=7):
@@ -236,6 +241,11 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
         supervisor.attempts(modell="Qwen/Qwen3-8B")  # type: ignore[call-arg]  # has to be refused
         for run in supervisor.runs:
             looked_at(run)
+
+
+def held_otherwise() -> None:
+    Supervisor(policy, lease="journal")
+    Supervisor(policy, lease="file")  # type: ignore[arg-type]  # has to be refused
 
 
 def looked_at(run: Run) -> None:

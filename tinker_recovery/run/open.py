@@ -28,8 +28,10 @@ from tinker_recovery.recovery.discovery import (
     until_quiet,
 )
 from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of
+from tinker_recovery.run.claiming import Claiming
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.service import StatusReader
+from tinker_recovery.service.guard import Guard
 from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.telemetry import names
 
@@ -52,6 +54,7 @@ class OpenedRun:
         root: The checkpoint the user started it from, if they did.
         start_step: The step it begins at.
         snapshot: Where an earlier process left it; None if it begins here.
+        guard: Its claim at the service, to be released once its sessions are closed.
     """
 
     record: RunRecord
@@ -59,6 +62,7 @@ class OpenedRun:
     root: CheckpointRecord | None
     start_step: int
     snapshot: RunSnapshot | None
+    guard: Guard
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -72,6 +76,7 @@ async def open_run(
     plan: StartPlan,
     name: str,
     *,
+    claiming: Claiming,
     policy: RecoveryPolicy,
     clock: Clock,
 ) -> OpenedRun:
@@ -97,7 +102,30 @@ async def open_run(
         policy=_in_part(policy),
         start_step=plan.start_step or 0,
     )
-    record = await take_run(recorder, opening, plan.on_lease)
+    guard = Guard()
+    if opening.named:
+        guard = await claiming.enter(name, on_held=plan.on_lease)
+    try:
+        rob = claiming.robs_journal(guard)
+        record = await take_run(recorder, opening, plan.on_lease, rob=rob)
+        return await _opened(record, opening, guard, reader, plan, policy=policy, clock=clock)
+    except BaseException:
+        await guard.release()
+        raise
+
+
+async def _opened(
+    record: RunRecord,
+    opening: RunRequest,
+    guard: Guard,
+    reader: StatusReader,
+    plan: StartPlan,
+    *,
+    policy: RecoveryPolicy,
+    clock: Clock,
+) -> OpenedRun:
+    """Find out where a run stands that this process has taken."""
+    name = record.name
     try:
         _check_lineage(record, plan.lineage, named=opening.named)
         known = record.stored is not None and record.stored.attempts
@@ -105,12 +133,12 @@ async def open_run(
             await _look_at_service(record, reader, plan, policy, clock)
         found = record.stored
         if found is None:
-            return await _begun(record, opening, reader, plan)
+            return await _begun(record, opening, guard, reader, plan)
         check_not_finished(name, found)
         if plan.seed_is_drawn and "seed" in found.origin:
             plan = plan.with_seed(found.origin["seed"])
         if not found.attempts:
-            return await _begun(record, opening, reader, plan)
+            return await _begun(record, opening, guard, reader, plan)
         start_step = found.start_step if plan.start_step is None else plan.start_step
         check_same_start(
             name,
@@ -128,7 +156,7 @@ async def open_run(
             found.state,
             found.step,
         )
-        return OpenedRun(record, plan, snapshot.root, found.start_step, snapshot)
+        return OpenedRun(record, plan, snapshot.root, found.start_step, snapshot, guard)
     except BaseException:
         await record.end(None)
         raise
@@ -212,7 +240,7 @@ def _check_found(name: str, rediscovered: FoundRun, plan: StartPlan) -> None:
 
 
 async def _begun(
-    record: RunRecord, opening: RunRequest, reader: StatusReader, plan: StartPlan
+    record: RunRecord, opening: RunRequest, guard: Guard, reader: StatusReader, plan: StartPlan
 ) -> OpenedRun:
     """A run that begins here."""
     root = None
@@ -221,7 +249,7 @@ async def _begun(
     start_step = root.step if root is not None else opening.start_step
     if root is not None or record.stored is not None:
         await record.begin(replace(opening, start_step=start_step), anew=True)
-    return OpenedRun(record, plan, root, start_step, None)
+    return OpenedRun(record, plan, root, start_step, None, guard)
 
 
 def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:
@@ -239,9 +267,15 @@ def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:
 
 
 async def take_run(
-    recorder: Recorder, opening: RunRequest, on_lease: Literal["wait", "refuse"]
+    recorder: Recorder,
+    opening: RunRequest,
+    on_lease: Literal["wait", "refuse"],
+    *,
+    rob: bool = False,
 ) -> RunRecord:
     """Take a run for this process; waits for another that trains it, or refuses to.
+
+    With ``rob`` its lease is taken from whoever has it.
 
     Raises:
         JournalError: The journal cannot be written.
@@ -250,7 +284,7 @@ async def take_run(
     seen: HeldLease | None = None
     reminded_at = -math.inf
     while True:
-        taken = await recorder.open_run(opening, seen)
+        taken = await recorder.open_run(opening, seen, rob=rob)
         if isinstance(taken, RunRecord):
             if seen is not None:
                 logger.info("run %s: it is free now, and is resumed here", opening.name)

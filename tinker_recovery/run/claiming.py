@@ -1,0 +1,175 @@
+"""Claiming: how a Supervisor's named runs are claimed at the service, watched, and given free."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import anyio
+from anyio.abc import TaskGroup
+
+from tinker_recovery.clock import SYSTEM_CLOCK
+from tinker_recovery.errors import LeaseLost, UsageError
+from tinker_recovery.faults import DetectedBy
+from tinker_recovery.journal.holder import Holder
+from tinker_recovery.service import StatusReader, claims
+from tinker_recovery.service.claim_line import Claimant
+from tinker_recovery.service.claims import Claims, Unguarded
+from tinker_recovery.service.guard import Guard
+from tinker_recovery.telemetry.names import SCOPE
+
+if TYPE_CHECKING:
+    from tinker_recovery.run.scope import AttemptScope
+    from tinker_recovery.run.supervised import SupervisedRun
+
+logger = logging.getLogger(SCOPE)
+
+Lease = Literal["service", "journal", "both"]
+"""What a named run is held by: a claim at the service, the lease in the journal, or both."""
+
+_LEASES = ("service", "journal", "both")
+
+
+def check_lease(lease: str) -> None:
+    """Refuse what is no way to hold a run.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if lease not in _LEASES:
+        raise UsageError(f"lease={lease!r} is not allowed: 'service', 'journal' or 'both'")
+
+
+def is_dead(claimant: Claimant) -> bool:
+    """Whether the process of a claim is known to be dead, as only one on this machine can be."""
+    holder = Holder(claimant.host, claimant.machine, claimant.pid, claimant.born, 0.0, 0.0)
+    return holder.lives() is False
+
+
+class Claiming:
+    """Claims the named runs of one Supervisor.
+
+    Args:
+        lease: What they are held by.
+        reader: The service.
+        journal: The Supervisor's journal; None if it is in memory.
+        group: Where the heartbeats run; every guard has to be released before it is left.
+    """
+
+    def __init__(
+        self, lease: Lease, reader: StatusReader, journal: Path | None, group: TaskGroup
+    ) -> None:
+        here = Holder.here(now=0.0, lease_s=0.0)
+        self._lease = lease
+        self._where = reader.http.endpoint.base_url
+        self._claims = Claims(
+            reader.http,
+            Claimant(here.host, here.pid, here.born, here.machine, str(journal or "")),
+            is_dead=is_dead,
+            group=group,
+            # How long a service keeps a session that is silent is counted by no clock of a test's.
+            clock=SYSTEM_CLOCK,
+            settle_s=claims.SETTLE_S,
+            beat_s=claims.BEAT_S,
+            look_s=claims.LOOK_S,
+        )
+        self._guards: dict[str, Guard] = {}
+        self._said = False
+
+    async def enter(self, name: str, *, on_held: Literal["wait", "refuse"]) -> Guard:
+        """Claim a run, once no other process has it.
+
+        The guard has to be released. It has no claim where the journal's lease has to do.
+
+        Raises:
+            RunHeld: Another process has it, and it is not to be waited for.
+        """
+        if self._lease == "journal":
+            return Guard()
+        earlier = self._guards.get(name)
+        if earlier is not None:
+            await earlier.released.wait()  # a run of that name that has just ended
+        claim = await self._claims.enter(name, on_held=on_held)
+        if isinstance(claim, Unguarded):
+            self._say(name, claim)
+            return Guard()
+        guard = self._guards[name] = Guard(claim)
+        return guard
+
+    def robs_journal(self, guard: Guard) -> bool:
+        """Whether the journal's lease is taken from whoever has it: the claim alone decides."""
+        return self._lease == "service" and guard.claim is not None
+
+    async def aclose(self) -> None:
+        """Release what is still held; does nothing for what was released."""
+        for guard in self._guards.values():
+            await guard.release()
+
+    def _say(self, name: str, why: Unguarded) -> None:
+        if not self._said:
+            self._said = True
+            logger.warning(
+                "run %s is guarded by the lease in the journal alone, because %s cannot hold claims"
+                " (%s): processes that do not share this journal could train it at the same time",
+                name,
+                self._where,
+                why.why,
+            )
+
+
+async def end_when_lost(run: SupervisedRun) -> None:
+    """End a run as soon as its claim is found to be lost; ends with the run."""
+    guard = run.guard
+    if guard.claim is None:
+        return
+    async with anyio.create_task_group() as group:
+
+        async def until_released() -> None:
+            await guard.released.wait()
+            group.cancel_scope.cancel()
+
+        group.start_soon(until_released)
+        await guard.claim.lost.wait()
+        lost = await guard.loss(guard.claim)
+        if not run.ended:
+            run.lease_lost(lost, DetectedBy.CLAIM)
+        group.cancel_scope.cancel()
+
+
+async def claim_lost(run: SupervisedRun) -> LeaseLost | None:
+    """Before a run says that it has come to its end: the error if it is another process's."""
+    try:
+        await run.guard.check()
+    except LeaseLost as error:
+        return error
+    return None
+
+
+async def give_free(
+    run: SupervisedRun, attempts: Iterable[AttemptScope | None], *, well: bool = False
+) -> None:
+    """Release the guard of a run that is over, once its sessions are closed.
+
+    Never raises an Exception; completes even if cancelled, within two of ``close_timeout_s``. Of a
+    run that has ended ``well``, what is owed to its checkpoints is done first, which may take one
+    more and may be cancelled.
+    """
+    if run.guard.claim is None or run.guard.released.is_set():
+        return
+    limit_s = run.policy.close_timeout_s
+    try:
+        if well:
+            await run.retention.settle_run(run, limit_s)
+    finally:
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(2 * limit_s):
+                for attempt in filter(None, attempts):
+                    if attempt.faulty:
+                        # It is being replaced, and closed for that.
+                        with anyio.move_on_after(limit_s):
+                            await attempt.gone.wait()
+                    await attempt.close("interrupted", "the run is over")
+                    await attempt.gone.wait()
+            await run.guard.release()
