@@ -165,7 +165,12 @@ class Supervisor(AsyncContextManagerMixin):
         async with (
             self._events.streams,
             Notebook(journal) as notebook,
-            Recorder(journal, service=endpoint.base_url, heartbeat_s=lease.HEARTBEAT_S) as recorder,
+            Recorder(
+                journal,
+                service=endpoint.base_url,
+                wall=self._clock.wall,
+                heartbeat_s=lease.HEARTBEAT_S,
+            ) as recorder,
             StatusReader(
                 endpoint, timeout_s=self.policy.status_timeout_s, wall=self._clock.wall
             ) as reader,
