@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +18,12 @@ from inspection import (
     open_claims,
     retention_is_scheduled,
     set_claim_s,
+    set_quiet_s,
     set_retention_gap_s,
     settle_retention,
     training_sessions,
 )
-from loops import MODEL, SEED, policy, quick, train, until
+from loops import MODEL, SEED, policy, quick, train, undisturbed_state, until
 
 from tinker_recovery import (
     Attempt,
@@ -238,3 +241,98 @@ async def test_whoever_has_lost_the_claim_deletes_nothing(
     assert {each.steps for each in server.checkpoints(run)} >= {4, 6}
     assert len(failed) == 1
     assert "is not held by this process any more" in failed[0]
+
+
+class _Died(Exception):
+    """The loop ends by an error of its own, as a crash of its process would end it."""
+
+
+async def _left_at(journal: Path, step: int) -> Supervisor:
+    async def dying(attempt: Attempt) -> None:
+        await train(attempt, steps=step)
+        await attempt.client.drain()
+        raise _Died
+
+    with pytest.raises(_Died):
+        async with Supervisor(policy(), journal=journal) as supervisor:
+            await supervisor.run(dying, **START)
+    return supervisor
+
+
+def _began(supervisor: Supervisor) -> list[int]:
+    return [attempt.start_step for attempt in supervisor.runs[0].attempts]
+
+
+@pytest.mark.parametrize("dialect", ["hosted", "bare", "forgets_metadata"])
+async def test_an_old_journal_that_comes_back_learns_that_the_run_has_finished(
+    serving: Callable[..., Any],
+    journals: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    dialect: str,
+) -> None:
+    set_quiet_s(monkeypatch, 0.1)
+    async with serving(dialect=dialect) as local:
+        await _left_at(journals[0], 7)
+        assert _began(await _run(journals[1])) == [5]
+        runs = local.runs()
+        with pytest.raises(RunFinished, match="at step 14"):
+            await _run(journals[0])
+        assert local.runs() == runs, "nothing was trained for it"
+
+
+async def test_an_old_journal_that_comes_back_goes_on_from_the_newest_point(
+    local: LocalTinker, journals: tuple[Path, Path]
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    first = await _left_at(journals[0], 7)
+    await _left_at(journals[1], 12)
+    supervisor = await _run(journals[0])
+    (run,) = supervisor.runs
+    assert _began(supervisor) == [10]
+    assert run.lineage == first.runs[0].lineage
+    assert [each.start_step for each in run.segments] == [0, 5, 10]
+    assert local.run_state(run.segments[-1].run_id) == expected
+    # And the other machine, in its turn.
+    with pytest.raises(RunFinished):
+        await _run(journals[1])
+    with pytest.raises(RunFinished):
+        await _run(journals[0])
+
+
+async def test_a_run_whose_end_only_the_service_was_told_has_finished(
+    local: LocalTinker, journals: tuple[Path, Path]
+) -> None:
+    """The process was killed between the end of its last session and the journal's last line."""
+    del local
+    await _run(journals[0])
+    with closing(sqlite3.connect(journals[0])) as database, database:
+        database.execute("UPDATE runs SET state = 'training'")
+        database.execute("UPDATE attempts SET ended = NULL, outcome = NULL")
+    with pytest.raises(RunFinished):
+        await _run(journals[0])
+
+
+async def test_a_session_that_is_active_is_waited_for_however_long_it_asks_nothing(
+    local: LocalTinker, journals: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a process without a claim: an earlier version's, or one that has ``lease="journal"``."""
+    del local
+    set_quiet_s(monkeypatch, 0.1)
+    resting, go = anyio.Event(), anyio.Event()
+
+    async def slowly(attempt: Attempt) -> None:
+        await train(attempt, steps=7)
+        await attempt.client.drain()
+        resting.set()
+        await go.wait()
+        await train(attempt, steps=7)
+
+    running = asyncio.create_task(_run(journals[0], slowly, lease="journal"))
+    await resting.wait()
+    waiting = asyncio.create_task(_run(journals[1]))
+    await anyio.sleep(1.0)
+    assert not waiting.done()
+    go.set()
+    await running
+    with pytest.raises(RunFinished):
+        await waiting

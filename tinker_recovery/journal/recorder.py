@@ -283,8 +283,13 @@ class RunRecord:
         )
         return {lineage for (lineage,) in known or []}
 
-    async def rebuild(self, stored: StoredRun) -> None:
-        """Write a run that was put together from its checkpoints at the service."""
+    async def rebuild(self, stored: StoredRun, *, known: int = 0) -> None:
+        """Write a run that was put together from its checkpoints at the service.
+
+        Args:
+            stored: The run.
+            known: How many of its attempts, from the first on, are in the journal.
+        """
         now = self._recorder.wall()
 
         def write(connection: sqlite3.Connection) -> None:
@@ -292,7 +297,7 @@ class RunRecord:
                 "UPDATE runs SET lineage = ?, start_step = ?, step = ? WHERE id = ?",
                 (stored.lineage, stored.start_step, stored.step, self.id),
             )
-            for number, each in enumerate(stored.attempts, 1):
+            for number, each in enumerate(stored.attempts[known:], known + 1):
                 begun = (number, each.attempt, each.run_id, each.start_step, each.parent)
                 run_sql.insert_attempt(connection, self.id, begun, now)
                 connection.execute(

@@ -89,6 +89,70 @@ async def find_at_service(
     return FoundRun(stored, {"base_model": said.base_model, "rank": said.lora_rank})
 
 
+async def find_further(
+    reader: StatusReader, name: str, found: StoredRun, *, known: Collection[str]
+) -> StoredRun:
+    """A run of the journal, with what other processes did of it that write other journals.
+
+    Reads the list of all checkpoints, a hundred to a page.
+
+    Args:
+        reader: Where to look.
+        name: The run's name.
+        found: What the journal knows of it; at least one attempt.
+        known: The lineages that the journal knows.
+
+    Returns:
+        The run with the attempts that the journal lacks, if they are newer than its own, and
+        ``finished`` if it has come to its end; else ``found`` itself.
+
+    Raises:
+        ContradictoryCheckpoints: Some of those attempts' checkpoints cannot be its own.
+        StatusError: It could not be read.
+    """
+    reader.metadata.know(found.lineage)
+    for each in found.attempts:
+        reader.metadata.know_attempt(each.attempt, each.parent)
+    others = [lineage for lineage in known if lineage != found.lineage]
+    named, steps = await _listed(reader, name, others)
+    found = with_further(found, named.get(found.lineage, []), steps)
+    if await reader.run_finished(found.attempts[-1].run_id):
+        found = replace(found, state="finished")
+    return found
+
+
+def with_further(
+    found: StoredRun, own: Sequence[CheckpointRecord], steps: Mapping[str, int]
+) -> StoredRun:
+    """A run with the attempts that the journal lacks, if they are newer: a pure decision.
+
+    Args:
+        found: What the journal knows of it.
+        own: All checkpoints of its lineage.
+        steps: The step of every checkpoint listed, by path.
+
+    Raises:
+        ContradictoryCheckpoints: Some of the new ones cannot be its own.
+    """
+    attempts = {each.attempt for each in found.attempts}
+    further = [record for record in own if record.attempt not in attempts]
+    newest = max((record.time for record in own if record.attempt in attempts), default=None)
+    if newest is not None:
+        further = [record for record in further if record.time > newest]
+    if not further:
+        return found
+    more = put_together(further, steps)
+    return replace(
+        found,
+        state=more.state,
+        step=more.step,
+        attempts=(*found.attempts, *more.attempts),
+        # Whoever went on may have deleted what was there before.
+        checkpoints=more.checkpoints,
+        ended_at=None,
+    )
+
+
 async def _listed(
     reader: StatusReader, name: str, known: Collection[str]
 ) -> tuple[dict[str, list[CheckpointRecord]], dict[str, int]]:
@@ -232,15 +296,15 @@ def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> S
     )
 
 
-async def _session_over(reader: StatusReader, run_id: str) -> bool:
-    """Whether the session of a Tinker run is known to be over."""
+async def _session_over(reader: StatusReader, run_id: str) -> bool | None:
+    """Whether the session of a Tinker run is over; None if the service does not say."""
     try:
         return await reader.session_over(run_id)
     except StatusError as error:
         if error.status_code in NO_SUCH_ROUTE:
             say_no_search(reader.http.endpoint.base_url)
         logger.debug("the sessions cannot be searched; the requests of %s tell", run_id)
-        return False
+        return None
 
 
 async def until_quiet(
@@ -254,8 +318,9 @@ async def until_quiet(
 ) -> bool:
     """Wait until no process trains a run that only the service knows: no lease can tell.
 
-    A session that was finished, or failed, is over. Otherwise its last request has to have been the
-    last one for ``quiet_s`` seconds; one that comes later than ``max_wait_s`` is not waited for.
+    A session that was finished, or failed, is over; one that is active is not, however long it asks
+    nothing. Where the service does not say, its last request has to have been the last one for
+    ``quiet_s`` seconds. What goes on for longer than ``max_wait_s`` is not waited for.
 
     Returns:
         Whether it had to wait.
@@ -264,7 +329,8 @@ async def until_quiet(
         DeadlineExceeded: The run is still being trained.
         StatusError: The run cannot be read.
     """
-    if await _session_over(reader, run_id):
+    over = await _session_over(reader, run_id)
+    if over:
         return False
     seen, since = None, monotonic()
     began = since
@@ -276,12 +342,13 @@ async def until_quiet(
             if monotonic() - began > max_wait_s:
                 raise
             said = None  # nothing is known of this moment, so it begins again
-        if said is None or said != seen:
+        if over is False or said is None or said != seen:
             seen, since = said, monotonic()
             if since - began > max_wait_s:
                 raise DeadlineExceeded(
                     f"waiting until no other process trains run {name!r}, whose Tinker run "
-                    f"{run_id} is still asked things (end that process, raise max_wait_s, choose "
+                    f"{run_id} is still asked things or has an active session (end that process, "
+                    "raise max_wait_s, choose "
                     f'another name, or begin another run beside it with lineage="{NEW}")',
                     max_wait_s,
                 )
@@ -290,10 +357,14 @@ async def until_quiet(
         if not warned:
             warned = True
             logger.warning(
-                "run %s has checkpoints at the service and is not in this journal; it continues "
-                "here once Tinker run %s has been asked nothing for %g s",
+                "run %s was trained by a process that does not write this journal, in Tinker run "
+                "%s; it continues here once the session of that is over, or, where the service "
+                "does not say, once it has been asked nothing for %g s",
                 name,
                 run_id,
                 quiet_s,
             )
         await anyio.sleep(min(1.0, quiet_s / 5))
+        over = await _session_over(reader, run_id)
+        if over:
+            return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import RunFinished, UsageError
+from tinker_recovery.errors import RunFinished, StatusRefused, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import (
@@ -25,9 +26,10 @@ from tinker_recovery.recovery.discovery import (
     QUIET_S,
     FoundRun,
     find_at_service,
+    find_further,
     until_quiet,
 )
-from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of
+from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of, until_read
 from tinker_recovery.run.claiming import Claiming
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.service import StatusReader
@@ -131,6 +133,8 @@ async def _opened(
         known = record.stored is not None and record.stored.attempts
         if opening.named and not known and plan.lineage != NEW:
             await _look_at_service(record, reader, plan, policy, clock)
+        if opening.named and known:
+            await _look_for_others(record, reader, policy, clock)
         found = record.stored
         if found is None:
             return await _begun(record, opening, guard, reader, plan)
@@ -216,6 +220,53 @@ async def _look_at_service(
         record.name,
         len(found.attempts),
         found.step,
+    )
+
+
+async def _look_for_others(
+    record: RunRecord, reader: StatusReader, policy: RecoveryPolicy, clock: Clock
+) -> None:
+    """Add to a run of this journal what processes with other journals did of it since.
+
+    Raises:
+        RunFinished: It has come to its end.
+    """
+    found, known, waited_for = record.stored, await record.known_lineages(), ""
+    if found is None:
+        return
+    look = functools.partial(find_further, reader, record.name, found, known=known)
+    while True:
+        try:
+            further = await until_read(look, policy, clock)
+        except StatusRefused as error:
+            logger.warning(
+                "run %s: it cannot be seen whether a process with another journal has trained it "
+                "(%s); it is resumed as this journal knows it",
+                record.name,
+                error,
+            )
+            return
+        check_not_finished(record.name, further)
+        last = further.attempts[-1].run_id
+        if len(further.attempts) == len(found.attempts):
+            return
+        if last == waited_for or not await until_quiet(
+            reader,
+            record.name,
+            last,
+            quiet_s=QUIET_S,
+            max_wait_s=policy.max_wait_s,
+            monotonic=clock.monotonic,
+        ):
+            break
+        waited_for = last
+    await record.rebuild(further, known=len(found.attempts))
+    logger.warning(
+        "run %s was trained on by a process with another journal: %d attempts that this one lacks, "
+        "the newest of them at step %d",
+        record.name,
+        len(further.attempts) - len(found.attempts),
+        further.step,
     )
 
 
