@@ -6,6 +6,7 @@ inside the package is then mended here, and nowhere else.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from tinker_recovery.cli import doctor
 from tinker_recovery.detection import poller
 from tinker_recovery.doctor import Report
 from tinker_recovery.faults import RULES, DetectedBy, Kind
-from tinker_recovery.journal import Journal, Recorder
+from tinker_recovery.journal import Journal, Recorder, holder
 from tinker_recovery.journal.notebook import Notebook
 from tinker_recovery.recovery.admission import Admission
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
@@ -323,6 +324,12 @@ def open_claims(server: LocalTinker) -> list[str]:
         for each, state in server.sessions().items()
         if state == "active" and CLAIM in facts[each]["user_metadata"]
     ]
+
+
+def be_on_machine(name: str) -> None:
+    """Have this process take itself for one on a machine of this name, to its end."""
+    holder._machine = lambda: name  # type: ignore[assignment]  # called all the same
+    socket.gethostname = lambda: name
 
 
 def set_quiet_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
