@@ -187,7 +187,7 @@ class Supervisor(AsyncContextManagerMixin):
                 spawn=background.spawn,
             )
             await recall_metadata(collaborators)
-            claiming = Claiming(self._lease, reader, journal.path, group)
+            claiming = Claiming(self._lease, reader, journal.path, background)
             entered = _Entered(collaborators, recorder, claiming, self._signals)
             self._entered = entered
             background.spawn(entered.mailbox.serve)

@@ -336,3 +336,17 @@ async def test_a_session_that_is_active_is_waited_for_however_long_it_asks_nothi
     await running
     with pytest.raises(RunFinished):
         await waiting
+
+
+async def test_leaving_the_supervisor_does_not_wait_for_a_claim_that_another_task_opens(
+    server: LocalTinker, journals: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_claim_s(monkeypatch, settle=3600.0, look=0.02)
+    with anyio.fail_after(20):
+        async with Supervisor(policy(), journal=journals[0], service=server.service) as supervisor:
+            whole = functools.partial(train, steps=STEPS)
+            running = asyncio.create_task(supervisor.run(whole, **START))
+            await until(lambda: bool(open_claims(server)))
+    running.cancel()
+    await asyncio.wait([running])
+    assert server.runs() == []

@@ -25,6 +25,12 @@ class Background:
         """Run a function in the background."""
         self._group.start_soon(self._run, function)
 
+    def start_soon(
+        self, function: Callable[[], Coroutine[object, object, None]], /, *, name: object = None
+    ) -> None:
+        """The same under a name, as a task group does it."""
+        self._group.start_soon(self._run, function, name=name)
+
     async def _run(self, function: Callable[[], Coroutine[object, object, None]]) -> None:
         with anyio.CancelScope() as scope:
             self._scopes.add(scope)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import anyio
-from anyio.abc import TaskGroup
 
 from tinker_recovery.clock import SYSTEM_CLOCK
 from tinker_recovery.errors import LeaseLost, UsageError
@@ -16,7 +15,7 @@ from tinker_recovery.faults import DetectedBy
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.service import StatusReader, claims
 from tinker_recovery.service.claim_line import Claimant
-from tinker_recovery.service.claims import Claims, Unguarded
+from tinker_recovery.service.claims import Claims, Starts, Unguarded
 from tinker_recovery.service.guard import Guard
 from tinker_recovery.telemetry.names import SCOPE
 
@@ -55,11 +54,11 @@ class Claiming:
         lease: What they are held by.
         reader: The service.
         journal: The Supervisor's journal; None if it is in memory.
-        group: Where the heartbeats run; every guard has to be released before it is left.
+        group: Where the heartbeats run, until their guards are released.
     """
 
     def __init__(
-        self, lease: Lease, reader: StatusReader, journal: Path | None, group: TaskGroup
+        self, lease: Lease, reader: StatusReader, journal: Path | None, group: Starts
     ) -> None:
         here = Holder.here(now=0.0, lease_s=0.0)
         self._lease = lease

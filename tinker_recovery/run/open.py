@@ -133,7 +133,8 @@ async def _opened(
         known = record.stored is not None and record.stored.attempts
         if opening.named and not known and plan.lineage != NEW:
             await _look_at_service(record, reader, plan, policy, clock)
-        if opening.named and known:
+        if opening.named and known and record.stored is not None:
+            check_not_finished(name, record.stored)
             await _look_for_others(record, reader, policy, clock)
         found = record.stored
         if found is None:

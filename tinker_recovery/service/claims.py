@@ -41,12 +41,12 @@ from __future__ import annotations
 import functools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
-import anyio.abc
+from anyio.abc import TaskGroup
 
 from tinker_recovery.clock import Clock, Reminder
 from tinker_recovery.errors import RunHeld, StatusError, StatusRefused, StatusUnavailable
@@ -102,6 +102,16 @@ class Unguarded:
     """
 
     why: str
+
+
+class Starts(Protocol):
+    """What may stand for a task group."""
+
+    def start_soon(
+        self, func: Callable[[], Coroutine[Any, Any, None]], /, *, name: object = None
+    ) -> object:
+        """Run a function in a task of its own."""
+        ...
 
 
 class _NoClaims(Exception):
@@ -223,7 +233,7 @@ class Claims:
         claimant: Claimant,
         *,
         is_dead: Callable[[Claimant], bool],
-        group: anyio.abc.TaskGroup,
+        group: TaskGroup | Starts,
         clock: Clock,
         settle_s: float = SETTLE_S,
         beat_s: float = BEAT_S,
@@ -296,7 +306,9 @@ class Claims:
 
         claim = Claim(self, name, entry, await self._patiently(opened))
         try:
-            self._group.start_soon(self._keep, claim, name=f"claim heartbeat of run {name}")
+            self._group.start_soon(
+                functools.partial(self._keep, claim), name=f"claim heartbeat of run {name}"
+            )
             place = await self._place(claim)
             if isinstance(place, Alone) and await self._clear(claim, place):
                 return claim
