@@ -22,7 +22,9 @@ from tinker_recovery.clock import SYSTEM_CLOCK
 from tinker_recovery.errors import RunHeld, StatusError, StatusRefused
 from tinker_recovery.service import Endpoint, StatusReader
 from tinker_recovery.service.claim_line import Claimant
+from tinker_recovery.service.claim_sessions import ClaimSessions
 from tinker_recovery.service.claims import Claim, Claims
+from tinker_recovery.service.heartbeats import TaskHeartbeats
 
 STEP_S = 0.02
 GONE = 410
@@ -102,7 +104,7 @@ async def main(base_url: str, host: str, settle_s: float, beat_s: float) -> None
             reader.http,
             Claimant(host, os.getpid(), "", f"machine of {host}", ""),
             is_dead=lambda _: False,
-            group=group,
+            heartbeats=TaskHeartbeats(ClaimSessions(reader.http), group, SYSTEM_CLOCK, beat_s),
             clock=SYSTEM_CLOCK,
             settle_s=settle_s,
             beat_s=beat_s,

@@ -22,7 +22,7 @@ async def main(steps: int, endpoint: str | None) -> None:
     export = None
     if endpoint is not None:
         # Sent while the block runs, so that its cost falls on the block and not on the pause.
-        os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "100"
+        os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "20"
         export = configure_tracing(endpoint, service_name="step-overhead")
     async with Supervisor(policy()) as supervisor:
         async for attempt in supervisor.attempts(base_model="bench", rank=8, seed=1):

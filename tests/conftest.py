@@ -22,7 +22,7 @@ import pytest_asyncio
 import stamina
 import tinker
 from hypothesis import settings
-from inspection import may_export_inside_its_lock, set_tracer_provider
+from inspection import may_export_inside_its_lock, set_claim_s, set_tracer_provider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -72,6 +72,11 @@ def _no_sdk_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _own_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", str(tmp_path / "state"))
+
+
+@pytest.fixture(autouse=True)
+def _a_service_that_lists_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_claim_s(monkeypatch, settle=0.02, look=0.02)
 
 
 @pytest.hookimpl

@@ -6,6 +6,7 @@ inside the package is then mended here, and nowhere else.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from tinker_recovery.cli import doctor
 from tinker_recovery.detection import poller
 from tinker_recovery.doctor import Report
 from tinker_recovery.faults import RULES, DetectedBy, Kind
-from tinker_recovery.journal import Journal, Recorder
+from tinker_recovery.journal import Journal, Recorder, holder
 from tinker_recovery.journal.notebook import Notebook
 from tinker_recovery.recovery.admission import Admission
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
@@ -36,6 +37,7 @@ from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import Endpoint, StatusReader, download, status
+from tinker_recovery.service.claim_line import CLAIM, NOTE
 from tinker_recovery.telemetry import EventSink, events, metrics
 from tinker_recovery.telemetry.stream import Streams
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -67,6 +69,11 @@ def faults_left(supervisor: Supervisor) -> bool:
 def retention_is_scheduled(supervisor: Supervisor) -> bool:
     """Whether its retention worker has held a round, and knows when to look again."""
     return bool(supervisor._inside.retention._next_at)
+
+
+async def settle_retention(supervisor: Supervisor) -> None:
+    """Have its retention worker do what is owed, now."""
+    await supervisor._inside.retention.settle(10.0)
 
 
 def scope_of(attempt: Attempt) -> AttemptScope:
@@ -289,6 +296,42 @@ def set_beat_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
     patch.setattr("tinker_recovery.journal.lease.HEARTBEAT_S", seconds)
 
 
+def set_claim_s(
+    patch: pytest.MonkeyPatch, *, settle: float, look: float, beat: float | None = None
+) -> None:
+    """How late a service may show a claim, how often one that waits looks, and heartbeats."""
+    patch.setattr("tinker_recovery.service.claims.SETTLE_S", settle)
+    patch.setattr("tinker_recovery.service.claims.LOOK_S", look)
+    if beat is not None:
+        patch.setattr("tinker_recovery.service.claims.BEAT_S", beat)
+
+
+def training_sessions(server: LocalTinker) -> dict[str, str]:
+    """Its sessions by id, with their states, without the claims on runs and their notes."""
+    facts = server._ask(lambda host: host.state.sessions._facts)
+    return {
+        each: state
+        for each, state in server.sessions().items()
+        if not {CLAIM, NOTE} & facts[each]["user_metadata"].keys()
+    }
+
+
+def open_claims(server: LocalTinker) -> list[str]:
+    """The sessions of the claims that it takes for active."""
+    facts = server._ask(lambda host: host.state.sessions._facts)
+    return [
+        each
+        for each, state in server.sessions().items()
+        if state == "active" and CLAIM in facts[each]["user_metadata"]
+    ]
+
+
+def be_on_machine(name: str) -> None:
+    """Have this process take itself for one on a machine of this name, to its end."""
+    holder._machine = lambda: name  # type: ignore[assignment]  # called all the same
+    socket.gethostname = lambda: name
+
+
 def set_quiet_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """How long the service has to hear nothing of a run before it is taken for abandoned."""
     patch.setattr("tinker_recovery.run.open.QUIET_S", seconds)
@@ -307,12 +350,6 @@ def set_open_again_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
 def set_standby_after_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """How long after a run's start the standby session is opened."""
     patch.setattr("tinker_recovery.service.backend.STANDBY_AFTER_S", seconds)
-
-
-def set_claim_times(patch: pytest.MonkeyPatch, *, settle_s: float, beat_s: float) -> None:
-    """How long a claim waits for others to be shown, and how often it sends a heartbeat."""
-    patch.setattr("tinker_recovery.service.claims.SETTLE_S", settle_s)
-    patch.setattr("tinker_recovery.service.claims.BEAT_S", beat_s)
 
 
 def open_standby(supervisor: Supervisor) -> None:

@@ -241,8 +241,10 @@ class RunFailed(TinkerRecoveryError):
 class LeaseLost(RunFailed):
     """Another process has taken the run over, so this one must not train it any further.
 
-    It happens where the processes cannot see each other (two machines, two containers) and this one
-    gave no sign of life for as long as its lease.
+    It happens where this one gave no sign of life for as long as its lease in the journal, or its
+    claim at the service, lasts without one: it was paused, or cut off. It recovers, saves and
+    deletes nothing of the run any more; the message names the process that has it now, if that is
+    known.
     """
 
 

@@ -95,6 +95,8 @@ class DetectedBy(StrEnum):
     """The canary's answer differs from the one these weights gave before."""
     JOURNAL = "journal"
     """The journal shows it: an earlier process ended, or another one took the run over."""
+    CLAIM = "claim"
+    """The service has ended the run's claim."""
 
 
 class SeenIn(StrEnum):
@@ -228,7 +230,7 @@ TABLE: tuple[VerdictRule, ...] = (
         Kind.LEASE_LOST,
         Verdict.GIVE_UP,
         "another process has taken the run over, and only one may train it",
-        "another process holds the run's lease in the journal",
+        "another process holds the run's lease in the journal, or the service has ended the claim",
     ),
     VerdictRule(
         Kind.SAVES_FAIL,

@@ -32,8 +32,8 @@ from tinker_recovery.journal import (
     Recorder,
     StateFolder,
     journal_path,
+    lease,
 )
-from tinker_recovery.journal.lease import HEARTBEAT_S
 from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.executor import Executor
@@ -49,7 +49,7 @@ from tinker_recovery.run.blocking import (
     is_async,
     run_blocking,
 )
-from tinker_recovery.run.claiming import GUARDS, ClaimedRuns, Guard
+from tinker_recovery.run.claiming import Claiming, Lease, check_lease, end_when_lost
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.monitored import MonitoredRun, listening
 from tinker_recovery.run.open import OpenedRun, open_run
@@ -94,9 +94,10 @@ class Supervisor(AsyncContextManagerMixin):
         journal: The file of what must survive this process; by default one in the user's state
             folder (see :func:`~tinker_recovery.journal.default_path`), None keeps it in memory,
             and then no run can be resumed by its name.
-        lease: What keeps a named run to one process: the lease in its ``"journal"``, which only
-            processes that share the file can see; a claim at the ``"service"``, for any number of
-            machines; or ``"both"``. A claim costs a session and a heartbeat every ten seconds.
+        lease: What a named run is held by, so that one process trains it: a claim at the
+            ``"service"``, which any number of machines see; the lease in the ``"journal"``, which
+            only processes that share the file see; or ``"both"``. Where the service cannot hold
+            claims, it is the journal's. A claim costs a session and a heartbeat every ten seconds.
         clock: Time and chance, for tests.
 
     Raises:
@@ -111,12 +112,11 @@ class Supervisor(AsyncContextManagerMixin):
         service: ServiceFactory = tinker.ServiceClient,
         on_event: Callable[[RecoveryEvent], object] | None = None,
         journal: Path | str | StateFolder | None = STATE_FOLDER,
-        lease: Guard = "journal",
+        lease: Lease = "both",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        if lease not in GUARDS:
-            raise UsageError(f"lease={lease!r}: allowed are {', '.join(map(repr, GUARDS))}")
-        self._lease = lease
+        check_lease(lease)
+        self._lease: Lease = lease
         self.policy = RecoveryPolicy(enabled=True) if policy is None else policy
         self._backend = TinkerBackend(
             service, standby=self.policy.enabled and self.policy.standby_session
@@ -165,7 +165,12 @@ class Supervisor(AsyncContextManagerMixin):
         async with (
             self._events.streams,
             Notebook(journal) as notebook,
-            Recorder(journal, service=endpoint.base_url, heartbeat_s=HEARTBEAT_S) as recorder,
+            Recorder(
+                journal,
+                service=endpoint.base_url,
+                wall=self._clock.wall,
+                heartbeat_s=lease.HEARTBEAT_S,
+            ) as recorder,
             StatusReader(
                 endpoint, timeout_s=self.policy.status_timeout_s, wall=self._clock.wall
             ) as reader,
@@ -182,15 +187,9 @@ class Supervisor(AsyncContextManagerMixin):
                 spawn=background.spawn,
             )
             await recall_metadata(collaborators)
-            claims = ClaimedRuns(
-                self._lease,
-                reader.http,
-                journal=self._journal_path,
-                group=group,
-                spawn=background.spawn,
-                clock=self._clock,
-            )
-            entered = self._entered = _Entered(collaborators, recorder, claims, self._signals)
+            claiming = Claiming(self._lease, reader, journal.path)
+            entered = _Entered(collaborators, recorder, claiming, self._signals)
+            self._entered = entered
             background.spawn(entered.mailbox.serve)
             try:
                 with listening(reader.http, entered.monitored):
@@ -203,7 +202,7 @@ class Supervisor(AsyncContextManagerMixin):
                 with anyio.CancelScope(shield=True):
                     await entered.close_runs()
                     await entered.watches.aclose()
-                    await claims.aclose()
+                    await claiming.aclose()
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
                 background.cancel()
         for run in entered.runs.values():
@@ -370,12 +369,12 @@ class _Entered:
         self,
         collaborators: Collaborators,
         recorder: Recorder,
-        claims: ClaimedRuns,
+        claiming: Claiming,
         signals: StopSignals,
     ) -> None:
+        self._claiming = claiming
         self.collaborators = collaborators
         self.recorder = recorder
-        self.claims = claims
         self.runs: dict[str, SupervisedRun] = {}
         """Every run since entry, oldest first."""
         self.monitored: dict[str, MonitoredRun] = {}
@@ -459,30 +458,28 @@ class _Entered:
                 await find_checkpoint(shared.reader, policy.checkpoint_strategy)
             opened = await open_run(
                 self.recorder,
-                self.claims,
                 shared.reader,
                 plan,
                 name,
+                claiming=self._claiming,
                 policy=policy,
                 clock=shared.clock,
             )
             run = self.runs[name] = SupervisedRun(
-                opened, shared, self.queue, self.mailbox, self._signals, self.retention.ask
+                opened, shared, self.queue, self.mailbox, self._signals, self.retention
             )
             self.monitored[name] = MonitoredRun(run, shared.events)
-            if opened.claim is not None:
-                self.claims.watch(opened.claim, run.lease_lost)
-                run.checkpoints.still_ours = opened.claim.still_held
             await run.checkpoints.read(shared)
         except BaseException:
             self.runs.pop(name, None)
             self.monitored.pop(name, None)
             if opened is not None:
                 await opened.record.end(None)
-                await self.claims.release(name)
+                await opened.guard.release()
             raise
         finally:
             self._opening.discard(name)
+        shared.spawn(functools.partial(end_when_lost, run))
         if policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
             shared.spawn(functools.partial(self._optimizer_check.run, plan.origin))
         return run

@@ -21,7 +21,7 @@ from inspection import beat, journal_connection, locked, set_write_retries_s
 from loops import MODEL, SEED, policy, train, undisturbed_state
 from test_records import SERVICE, request
 
-from tinker_recovery import Attempt, JournalError, Supervisor
+from tinker_recovery import Attempt, JournalError, RunFinished, Supervisor
 from tinker_recovery.journal import HeldLease, Journal, Recorder, RunRecord, default_path
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.lease import LEASE_S, may_take
@@ -95,18 +95,18 @@ async def test_a_disk_that_fills_up_while_training_changes_nothing_of_the_traini
     assert [attempt.start_step for attempt in run.attempts] == [0, 10]
     assert local.run_state(run.segments[-1].run_id) == expected
     assert caplog.text.count("Training continues") == 1
-    # The same command finds it again, and replays what could not be written.
+    # The same command finds it again, and what could not be written is read from the service.
     with closing(sqlite3.connect(default_path())) as database, database:
         database.execute("UPDATE leases SET pid = 4194305")
-    async with Supervisor(policy()) as again:
-        await again.run(
-            functools.partial(train, steps=STEPS),
-            base_model=MODEL,
-            rank=8,
-            seed=SEED,
-            name="sft",
-        )
-    assert local.run_state(again.runs[0].segments[-1].run_id) == expected
+    with pytest.raises(RunFinished, match=f"at step {STEPS}"):
+        async with Supervisor(policy()) as again:
+            await again.run(
+                functools.partial(train, steps=STEPS),
+                base_model=MODEL,
+                rank=8,
+                seed=SEED,
+                name="sft",
+            )
 
 
 async def test_a_journal_that_cannot_be_used_at_all_is_refused_before_anything_starts(

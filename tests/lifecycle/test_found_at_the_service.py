@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import pytest
 import tinker
-from inspection import internals_of, set_quiet_s
+from inspection import internals_of, set_quiet_s, training_sessions
 from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state
 
 from tinker_recovery import (
@@ -28,6 +28,7 @@ from tinker_recovery import (
     UsageError,
 )
 from tinker_recovery.journal import default_path
+from tinker_recovery.run.claiming import Lease
 from tinker_recovery.service import FromBaseModel
 from tinker_recovery.testing import LocalTinker, StoredCheckpoint
 
@@ -87,7 +88,7 @@ async def test_of_several_runs_of_a_name_none_is_guessed_and_each_is_listed(
     local: LocalTinker,
 ) -> None:
     lineages = await _two_of_one_name()
-    sessions = len(local.sessions())
+    sessions = len(training_sessions(local))
     with pytest.raises(AmbiguousRun) as caught:
         await _go_on()
     assert set(caught.value.lineages) == set(lineages)
@@ -98,7 +99,7 @@ async def test_of_several_runs_of_a_name_none_is_guessed_and_each_is_listed(
         (line,) = [each for each in said.splitlines() if f'lineage="{lineage}"' in each]
         assert f"{MODEL}, step {step}, saved 20" in line
         assert "not finished" in line
-    assert len(local.sessions()) == sessions, "nothing was opened for it"
+    assert len(training_sessions(local)) == sessions, "nothing was opened for it"
 
 
 @pytest.mark.parametrize(("which", "step"), [(0, 5), (1, 10)])
@@ -190,13 +191,13 @@ async def test_a_checkpoint_that_another_tinker_run_saved_with_our_metadata_is_r
     ours = _newest(local)
     theirs = await _bare_script(ours, steps=steps, **changes)
     _lose_the_journal()
-    sessions = len(local.sessions())
+    sessions = len(training_sessions(local))
     with pytest.raises(ContradictoryCheckpoints, match="one Tinker run") as caught:
         await _go_on()
     assert theirs in caught.value.paths
     assert len(caught.value.paths) == 2
     assert all(path in str(caught.value) for path in caught.value.paths)
-    assert len(local.sessions()) == sessions, "nothing was opened for it"
+    assert len(training_sessions(local)) == sessions, "nothing was opened for it"
     # Once it is not there any more, the run is resumed.
     local.list_as(theirs, user_metadata=None)
     assert _began(await _go_on()) == [10]
@@ -250,10 +251,10 @@ async def test_a_run_that_was_begun_otherwise_is_not_taken_for_ours(
 ) -> None:
     await _left_at(12)
     _lose_the_journal()
-    sessions = len(local.sessions())
+    sessions = len(training_sessions(local))
     with pytest.raises(UsageError, match=said):
         await _go_on(**given)
-    assert len(local.sessions()) == sessions, "nothing was opened for it"
+    assert len(training_sessions(local)) == sessions, "nothing was opened for it"
     assert _began(await _go_on()) == [10]
 
 
@@ -294,12 +295,12 @@ async def test_a_run_that_has_finished_says_so_where_only_the_service_knows_it(
     async with serving(dialect=dialect) as local:
         await _go_on()
         _lose_the_journal()
-        sessions = len(local.sessions())
+        sessions = len(training_sessions(local))
         with pytest.raises(RunFinished, match=r'at step 14.*lineage="new"') as caught:
             await _go_on()
         assert (caught.value.run, caught.value.step) == ("sft-42", STEPS)
         assert caught.value.checkpoint == _newest(local).path
-        assert len(local.sessions()) == sessions, "nothing was opened for it"
+        assert len(training_sessions(local)) == sessions, "nothing was opened for it"
         assert _began(await _go_on(lineage="new")) == [0]
 
 
@@ -314,7 +315,7 @@ async def test_a_run_that_was_left_at_its_last_step_has_not_finished(
         assert _began(await _go_on()) == [10]
 
 
-async def _trains_there(journal: Path, busy: anyio.Event) -> None:
+async def _trains_there(journal: Path, busy: anyio.Event, lease: Lease = "both") -> None:
     """Another machine, which trains the run to its end."""
 
     async def slowly(attempt: Attempt) -> None:
@@ -325,7 +326,7 @@ async def _trains_there(journal: Path, busy: anyio.Event) -> None:
             if step == 6:
                 busy.set()
 
-    async with Supervisor(policy(), journal=journal) as supervisor:
+    async with Supervisor(policy(), journal=journal, lease=lease) as supervisor:
         await supervisor.run(slowly, **START)
 
 
@@ -345,13 +346,14 @@ async def test_a_run_that_another_machine_finishes_meanwhile_is_seen_to_be_finis
 async def test_a_run_that_another_machine_keeps_training_is_not_waited_for_without_end(
     local: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without a claim: with one, it is waited for as for any other process."""
     del local
     set_quiet_s(monkeypatch, 1.0)
     busy = anyio.Event()
-    running = asyncio.create_task(_trains_there(tmp_path / "there.db", busy))
+    running = asyncio.create_task(_trains_there(tmp_path / "there.db", busy, "journal"))
     await busy.wait()
     with pytest.raises(DeadlineExceeded, match=r'end that process.*lineage="new"'):
-        async with Supervisor(policy(max_wait_s=0.2)) as supervisor:
+        async with Supervisor(policy(max_wait_s=0.2), lease="journal") as supervisor:
             await supervisor.run(functools.partial(train, steps=STEPS), **START)
     assert not running.done()
     await running

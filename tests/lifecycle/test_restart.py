@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 import pytest
 import tinker
-from inspection import internals_of, lose, set_beat_s, set_quiet_s
+from inspection import internals_of, lose, set_beat_s, set_quiet_s, training_sessions
 from loops import ADAM, MODEL, SEED, batch, policy, process, train, undisturbed_state, until
 
 from tinker_recovery import (
@@ -137,7 +137,7 @@ async def test_a_run_that_came_to_its_end_says_so_and_how_to_start_anew(
         await _go_on()
     assert caught.value.checkpoint is not None
     assert "weights/step-00000022" in caught.value.checkpoint
-    assert len(local.sessions()) == 1, "nothing was opened for it"
+    assert len(training_sessions(local)) == 1, "nothing was opened for it"
 
 
 @pytest.mark.parametrize(
@@ -153,10 +153,10 @@ async def test_other_arguments_than_it_was_begun_with_are_refused_with_both_valu
     local: LocalTinker, given: dict[str, Any], said: str
 ) -> None:
     await _train_until(6)
-    sessions = len(local.sessions())
+    sessions = len(training_sessions(local))
     with pytest.raises(UsageError, match=said):
         await _go_on(**given)
-    assert len(local.sessions()) == sessions
+    assert len(training_sessions(local)) == sessions
     await _go_on()  # and the run is as it was
 
 

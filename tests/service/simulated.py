@@ -21,7 +21,9 @@ from virtual import VirtualClock
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import StatusRefused, StatusUnavailable
 from tinker_recovery.service.claim_line import Claimant
-from tinker_recovery.service.claims import Claim, Claims
+from tinker_recovery.service.claim_sessions import ClaimSessions
+from tinker_recovery.service.claims import BEAT_S, Claim, Claims
+from tinker_recovery.service.heartbeats import TaskHeartbeats
 
 _T = TypeVar("_T")
 
@@ -261,12 +263,13 @@ class Process:
     async def live(self, knows: Callable[[Claimant], bool]) -> None:
         await self.sleep(self.fate.starts_s)
         async with anyio.create_task_group() as group:
+            clock = Clock(monotonic=self.clock.monotonic, sleep=self.sleep)
             claims = Claims(
                 self,
                 Claimant(f"host-{self.number}", self.number, "0", f"machine-{self.number}", "j"),
                 is_dead=knows,
-                group=group,
-                clock=Clock(monotonic=self.clock.monotonic, sleep=self.sleep),
+                heartbeats=TaskHeartbeats(ClaimSessions(self), group, clock, BEAT_S),
+                clock=clock,
                 settle_s=self.service.weather.settle_s,
             )
             for _ in range(2):

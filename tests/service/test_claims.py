@@ -17,7 +17,9 @@ from tinker_recovery import RunHeld
 from tinker_recovery.clock import Clock
 from tinker_recovery.service import Endpoint, StatusReader
 from tinker_recovery.service.claim_line import Claimant
+from tinker_recovery.service.claim_sessions import ClaimSessions
 from tinker_recovery.service.claims import Claim, Claims, Unguarded
+from tinker_recovery.service.heartbeats import TaskHeartbeats
 from tinker_recovery.service.status import session_id_of
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -43,12 +45,13 @@ async def a_machine(
         StatusReader(Endpoint(local.base_url, SecretStr(local.api_key))) as reader,
         anyio.create_task_group() as group,
     ):
+        clock = Clock()
         yield Claims(
             reader.http,
             claimant(host),
             is_dead=is_dead,
-            group=group,
-            clock=Clock(),
+            heartbeats=TaskHeartbeats(ClaimSessions(reader.http), group, clock, beat_s),
+            clock=clock,
             settle_s=SETTLE_S,
             beat_s=beat_s,
             look_s=0.02,

@@ -226,7 +226,7 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
         service=my_service,
         on_event=listen,
         journal="runs.sqlite3",
-        lease="both",
+        lease="service",
         clock=clock,
     ) as supervisor:
         assert_type(supervisor, Supervisor)
@@ -241,6 +241,11 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
         supervisor.attempts(modell="Qwen/Qwen3-8B")  # type: ignore[call-arg]  # has to be refused
         for run in supervisor.runs:
             looked_at(run)
+
+
+def held_otherwise() -> None:
+    Supervisor(policy, lease="journal")
+    Supervisor(policy, lease="file")  # type: ignore[arg-type]  # has to be refused
 
 
 def looked_at(run: Run) -> None:

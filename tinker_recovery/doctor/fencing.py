@@ -22,7 +22,8 @@ from tinker_recovery.doctor.facts import FAILED, Fact, fact, short
 from tinker_recovery.errors import RunHeld, StatusError, causes
 from tinker_recovery.service.claim_line import CLAIM, Claimant, SeenClaim
 from tinker_recovery.service.claim_sessions import ClaimSessions, Http
-from tinker_recovery.service.claims import UNSHOWN_S, Claim, Claims, Unguarded
+from tinker_recovery.service.claims import BEAT_S, UNSHOWN_S, Claim, Claims, Unguarded
+from tinker_recovery.service.heartbeats import TaskHeartbeats
 
 LIMIT_S = 2 * UNSHOWN_S
 """How long it may take: the longest wait for a service that never shows a claim, and the rest."""
@@ -97,7 +98,11 @@ async def _tried(
 
     def claims_of(claimant: Claimant) -> Claims:
         claims = Claims(
-            sessions.http, claimant, is_dead=dead.__contains__, group=group, clock=clock
+            sessions.http,
+            claimant,
+            is_dead=dead.__contains__,
+            heartbeats=TaskHeartbeats(sessions, group, clock, BEAT_S),
+            clock=clock,
         )
         claims.sessions = sessions
         return claims

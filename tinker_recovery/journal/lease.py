@@ -56,11 +56,13 @@ def take(
     here: Holder,
     seen: HeldLease | None,
     now: float,
+    rob: bool = False,
 ) -> int | HeldLease:
     """Take a run inside the caller's transaction: returns the new token, or the lease of another.
 
     ``holder`` is the unique id of the new holder, ``here`` its process, ``seen`` the lease that the
-    last call returned, and ``now`` seconds of a monotonic clock.
+    last call returned, and ``now`` seconds of a monotonic clock. ``rob``: take it from whoever
+    has it.
     """
     row = connection.execute(
         "SELECT holder, token, beats, host, machine, pid, born, since, expires FROM leases "
@@ -70,7 +72,7 @@ def take(
     token = 0
     if row is not None:
         by, token, beats, *rest = row
-        if by:
+        if by and not rob:
             same = seen is not None and (seen.token, seen.beats) == (token, beats)
             held = HeldLease(
                 Holder(*rest), token, beats, seen.unchanged_since if same and seen else now

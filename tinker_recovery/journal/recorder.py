@@ -88,20 +88,21 @@ class Recorder:
             await anyio.to_thread.run_sync(self.writer.close, CLOSE_S)
 
     async def open_run(
-        self, request: RunRequest, seen: HeldLease | None = None
+        self, request: RunRequest, seen: HeldLease | None = None, *, rob: bool = False
     ) -> RunRecord | HeldLease:
         """Take the lease of a run, new or stored; returns another's lease if that holds it.
 
         Args:
             request: The run.
             seen: What the last call returned, if the lease was held.
+            rob: Whether to take it from whoever has it.
 
         Raises:
             JournalError: The journal cannot be written, so no other process could see the lease.
         """
         here = Holder.here(now=self.wall(), lease_s=lease.LEASE_S)
         taken = await asyncio.wrap_future(
-            self.writer.submit(functools.partial(self._take, request, here, seen))
+            self.writer.submit(functools.partial(self._take, request, here, seen, rob))
         )
         if isinstance(taken, HeldLease):
             return taken
@@ -115,12 +116,19 @@ class Recorder:
         request: RunRequest,
         here: Holder,
         seen: HeldLease | None,
+        rob: bool,  # noqa: FBT001 - bound by partial
         connection: sqlite3.Connection,
     ) -> HeldLease | tuple[int, int, StoredRun | None, int]:
         known = run_sql.select_id(connection, request)
         run = run_sql.insert_run(connection, request, self.wall()) if known is None else known
         taken = lease.take(
-            connection, run, holder=self._holder, here=here, seen=seen, now=self._monotonic()
+            connection,
+            run,
+            holder=self._holder,
+            here=here,
+            seen=seen,
+            now=self._monotonic(),
+            rob=rob,
         )
         if isinstance(taken, HeldLease):
             return taken
@@ -280,7 +288,7 @@ class RunRecord:
 
         Args:
             stored: The run.
-            known: How many of its attempts, the first ones, the journal has already.
+            known: How many of its attempts, from the first on, are in the journal.
         """
         now = self._recorder.wall()
 

@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal, Protocol, Self
@@ -74,10 +74,6 @@ class KnownRun(Protocol):
         ...
 
 
-async def _always() -> bool:
-    return True
-
-
 class CheckpointState:
     """What is known of the checkpoints of one run.
 
@@ -105,11 +101,6 @@ class CheckpointState:
         """Rejected checkpoints, never to be used again: path to reason."""
         self.being_deleted: dict[str, str] = {}
         """Checkpoints whose deletion has begun and may have happened: path to reason."""
-        self.still_ours: Callable[[], Awaitable[bool]] = _always
-        """Asks whether no other process has taken the run, before anything is deleted.
-
-        Raises StatusError if that cannot be said now; then nothing is deleted, until later.
-        """
         self.sizes: dict[str, int] = {}
         """Bytes of each checkpoint at first sight, by path."""
         self.limits: dict[str, float] = {}

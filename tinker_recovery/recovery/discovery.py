@@ -86,19 +86,25 @@ async def find_at_service(
     return FoundRun(stored, {"base_model": said.base_model, "rank": said.lora_rank})
 
 
-async def find_further(reader: StatusReader, stored: StoredRun, name: str) -> StoredRun | None:
-    """A run that the journal knows, as the service knows it; None if that has nothing of it.
+async def find_further(reader: StatusReader, stored: StoredRun, name: str) -> StoredRun:
+    """A run that the journal knows, with what processes with other journals did of it since.
 
     Reads the list of all checkpoints, as :func:`find_at_service`.
+
+    Returns:
+        What :func:`with_further` makes of it, ``finished`` if the service says that it is.
 
     Raises:
         ContradictoryCheckpoints: Some of its checkpoints cannot be its own.
         StatusError: The list could not be read.
     """
     reader.metadata.know(stored.lineage)
+    for each in stored.attempts:
+        reader.metadata.know_attempt(each.attempt, each.parent)
     named, steps = await _listed(reader, name, ())
     own = named.get(stored.lineage)
-    return None if own is None else await _with_its_end(reader, put_together(own, steps))
+    found = stored if own is None else with_further(stored, put_together(own, steps))
+    return await _with_its_end(reader, found)
 
 
 def with_further(stored: StoredRun, found: StoredRun) -> StoredRun:
@@ -113,10 +119,13 @@ def with_further(stored: StoredRun, found: StoredRun) -> StoredRun:
     if not further:
         return stored
     return replace(
-        stored,
+        found,
+        origin=stored.origin,
+        start_step=stored.start_step,
         attempts=stored.attempts + further,
-        step=found.step,
-        checkpoints=stored.checkpoints + found.checkpoints,
+        leftovers=stored.leftovers,
+        # Whoever went on may have deleted what was there before.
+        checkpoints=found.checkpoints,
     )
 
 
@@ -269,15 +278,15 @@ def put_together(own: Iterable[CheckpointRecord], steps: Mapping[str, int]) -> S
     )
 
 
-async def _session_over(reader: StatusReader, run_id: str) -> bool:
-    """Whether the session of a Tinker run is known to be over."""
+async def _session_over(reader: StatusReader, run_id: str) -> bool | None:
+    """Whether the session of a Tinker run is over; None if the service does not say."""
     try:
         return await reader.session_over(run_id)
     except StatusError as error:
         if error.status_code in NO_SUCH_ROUTE:
             say_no_search(reader.http.endpoint.base_url)
         logger.debug("the sessions cannot be searched; the requests of %s tell", run_id)
-        return False
+        return None
 
 
 async def until_quiet(
@@ -291,8 +300,9 @@ async def until_quiet(
 ) -> bool:
     """Wait until no process trains a run that only the service knows: no lease can tell.
 
-    A session that was finished, or failed, is over. Otherwise its last request has to have been the
-    last one for ``quiet_s`` seconds; one that comes later than ``max_wait_s`` is not waited for.
+    A session that was finished, or failed, is over; one that is active is not, however long it asks
+    nothing. Where the service does not say, its last request has to have been the last one for
+    ``quiet_s`` seconds. What goes on for longer than ``max_wait_s`` is not waited for.
 
     Returns:
         Whether it had to wait.
@@ -301,7 +311,8 @@ async def until_quiet(
         DeadlineExceeded: The run is still being trained.
         StatusError: The run cannot be read.
     """
-    if await _session_over(reader, run_id):
+    over = await _session_over(reader, run_id)
+    if over:
         return False
     seen, since = None, monotonic()
     began = since
@@ -313,12 +324,13 @@ async def until_quiet(
             if monotonic() - began > max_wait_s:
                 raise
             said = None  # nothing is known of this moment, so it begins again
-        if said is None or said != seen:
+        if over is False or said is None or said != seen:
             seen, since = said, monotonic()
             if since - began > max_wait_s:
                 raise DeadlineExceeded(
                     f"waiting until no other process trains run {name!r}, whose Tinker run "
-                    f"{run_id} is still asked things (end that process, raise max_wait_s, choose "
+                    f"{run_id} is still asked things or has an active session (end that process, "
+                    "raise max_wait_s, choose "
                     f'another name, or begin another run beside it with lineage="{NEW}")',
                     max_wait_s,
                 )
@@ -327,10 +339,14 @@ async def until_quiet(
         if not warned:
             warned = True
             logger.warning(
-                "run %s has checkpoints at the service and is not in this journal; it continues "
-                "here once Tinker run %s has been asked nothing for %g s",
+                "run %s was trained by a process that does not write this journal, in Tinker run "
+                "%s; it continues here once the session of that is over, or, where the service "
+                "does not say, once it has been asked nothing for %g s",
                 name,
                 run_id,
                 quiet_s,
             )
         await anyio.sleep(min(1.0, quiet_s / 5))
+        over = await _session_over(reader, run_id)
+        if over:
+            return True

@@ -20,6 +20,7 @@ from tinker_recovery.clock import Reminder
 from tinker_recovery.errors import (
     CheckpointError,
     DeadlineExceeded,
+    LeaseLost,
     RecoveryExhausted,
     RecoveryRefused,
     folded,
@@ -213,10 +214,11 @@ class Executor:
                     # The Executor ends, or has crashed; the next one has the attempt in full.
                     run.budget.refund()
                 raise
-            except CheckpointError as error:
+            except (CheckpointError, LeaseLost) as error:
                 self._failed(run, tries, error)
                 await self._give_up(run, fault, error)
-                return Ended(names.NO_CHECKPOINT, error)
+                lost = isinstance(error, LeaseLost)
+                return Ended(names.REFUSED if lost else names.NO_CHECKPOINT, error)
             except Exception as error:  # noqa: BLE001 - whatever a service answers costs one attempt, never the run
                 rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)
                 patience = rule is not None and rule.verdict is Verdict.WAIT
@@ -351,7 +353,7 @@ class Executor:
                     # a session for minutes; likewise where a try has failed already.
                     ahead = tries == 1 and fault.kind is not Kind.UNAVAILABLE
                     ended = await self._restore_and_hand_over(run, fault, patience, ahead=ahead)
-            except CheckpointError:
+            except (CheckpointError, LeaseLost):
                 raise
             except Exception as error:
                 rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)

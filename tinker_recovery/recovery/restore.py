@@ -17,7 +17,12 @@ from tinker import types
 
 from tinker_recovery.checkpoints import CheckpointRecord, Listed
 from tinker_recovery.checkpoints.canary import ASKED, Answer, answer_of
-from tinker_recovery.errors import NoUsableCheckpoint, OtherWeights, StatusUnavailable
+from tinker_recovery.errors import (
+    LeaseLost,
+    NoUsableCheckpoint,
+    OtherWeights,
+    StatusUnavailable,
+)
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.selection import (
     CheckpointSelection,
@@ -28,6 +33,7 @@ from tinker_recovery.recovery.selection import (
 )
 from tinker_recovery.service import Connection, FromCheckpoint, Origin, Patience
 from tinker_recovery.service.at_work import patiently
+from tinker_recovery.service.guard import Guard
 from tinker_recovery.service.listing import is_as_listed
 from tinker_recovery.service.refusals import is_failed, is_refused
 from tinker_recovery.service.waiting import result_of
@@ -66,6 +72,7 @@ class Restore:
         order: In which order checkpoints are tried; None for the run's branch, by the policy.
         patience: How long to wait for the client, and again for its canary; None for as long as the
             policy says.
+        guard: The run's claim, which is asked for before anything is done.
     """
 
     def __init__(
@@ -77,7 +84,9 @@ class Restore:
         ahead: bool = False,
         order: Ordering | None = None,
         patience: Patience | None = None,
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard or Guard()
         self._run = run
         self._collaborators = collaborators
         self._backend = collaborators.backend
@@ -99,8 +108,10 @@ class Restore:
             OtherWeights: Started over, the canary does not answer as it did when the run began; or
                 it answered NaN on a checkpoint for the first time.
             DeadlineExceeded: The service did not finish in time.
+            LeaseLost: The run is another process's by now.
             Exception: Whatever else the service answered.
         """
+        await self._guard.check()
         # A session takes a while to open, and does not depend on what is chosen meanwhile.
         opening = self._backend.open_ahead() if self._ahead else None
         try:
@@ -142,7 +153,7 @@ class Restore:
         try:
             connection = await self._connect(chosen, origin, opening)
         except Exception as error:
-            if chosen is None:
+            if chosen is None or isinstance(error, LeaseLost):
                 raise
             reason = f"the service does not load it: {error}"
             if is_refused(error):
@@ -213,8 +224,12 @@ class Restore:
             ) as span:
                 with self._waiting:
                     connection = await self._backend.connect(
-                        origin, patience=self._patience, pending=opening
+                        origin,
+                        patience=self._patience,
+                        pending=opening,
+                        announce=self._guard.announce,
                     )
+                    await self._guard.announce_run(connection.run_id)
                 span.set_attribute(names.RUN_ID, connection.run_id)
                 self._collaborators.events.emit(
                     names.EVENT_CLIENT_CREATED,

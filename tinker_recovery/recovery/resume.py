@@ -169,12 +169,12 @@ async def snapshot_of(
     # Only "better than every save so far" has to know all of them.
     wanted = branch if policy.checkpoints.strategy == "best" else branch[:1]
     for segment, _ in wanted:
-        listed[segment.attempt] = await patiently(
+        listed[segment.attempt] = await until_read(
             functools.partial(own_checkpoints, reader, segment.run_id), policy, clock
         )
     last = found.attempts[-1]
     own = [each for each in listed[last.attempt] if each.attempt == last.attempt]
-    status = await patiently(functools.partial(status_of, reader, last.run_id), policy, clock)
+    status = await until_read(functools.partial(status_of, reader, last.run_id), policy, clock)
     limit = known.limits[last.attempt] = trusted_limit(last, own, corrupted=status.corrupted)
     for record in own:
         if record.step > limit:
@@ -249,12 +249,11 @@ async def _root_at(reader: StatusReader, parent: str, step: int) -> CheckpointRe
     return record
 
 
-async def patiently(ask: Callable[[], Awaitable[_T]], policy: RecoveryPolicy, clock: Clock) -> _T:
-    """Ask until the service answers; reports at growing intervals that it does not.
+async def until_read(ask: Callable[[], Awaitable[_T]], policy: RecoveryPolicy, clock: Clock) -> _T:
+    """Ask until the service answers, for ``max_wait_s`` at most.
 
     Raises:
-        StatusUnavailable: It has not answered within ``max_wait_s``.
-        StatusRefused: It refuses.
+        StatusError: The service refuses, or has not answered by then.
     """
     began, reminder = clock.monotonic(), Reminder(at_once=True)
     for tries in itertools.count(2):

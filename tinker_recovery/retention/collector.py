@@ -41,6 +41,7 @@ from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.inspector import Inspector
 from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
+from tinker_recovery.service.guard import Guard
 from tinker_recovery.service.listing import list_checkpoints
 from tinker_recovery.telemetry import names
 
@@ -194,7 +195,11 @@ class Collector:
         return CollectionPlan(listed, plan, lives, ledger)
 
     async def collect(
-        self, run: CollectedRun, progress: Callable[[CollectionResult], object] = lambda _: None
+        self,
+        run: CollectedRun,
+        progress: Callable[[CollectionResult], object] = lambda _: None,
+        *,
+        guard: Guard | None = None,
     ) -> CollectionResult:
         """Renew what has to live on, delete what nothing keeps.
 
@@ -204,23 +209,26 @@ class Collector:
         Args:
             run: The run.
             progress: Called after each deletion.
+            guard: The run's claim, which is asked for before each deletion and renewal.
 
         Raises:
+            LeaseLost: The run is another process's by now; nothing more is changed.
             Exception: As :meth:`look`.
         """
         done = CollectionResult()
+        guard = guard or Guard()
         outlook = None
         for _ in range(_LOOKS):
             if run.recovering:
                 break
             outlook = await self.look(run)
             if self._keeps_alive:
-                await self._renew(run, outlook, done)
+                await self._renew(run, outlook, guard, done)
             commands = outlook.ledger.commands(outlook.plan, now_s=self._clock.wall())
             if not commands:
                 break
             await self._carry_out(
-                run, outlook.ledger, commands, functools.partial(progress, done), done
+                run, outlook.ledger, commands, guard, functools.partial(progress, done), done
             )
         if outlook is not None:
             done.kept = len(outlook.plan.checkpoints)
@@ -233,6 +241,7 @@ class Collector:
         run: CollectedRun,
         ledger: DeletionLedger,
         commands: Sequence[Command],
+        guard: Guard,
         progress: Callable[[], object],
         done: CollectionResult,
     ) -> None:
@@ -242,10 +251,9 @@ class Collector:
                 ledger = await self._write(run, ledger, command.entry)
                 continue
             await self._pace()
+            await guard.check(for_certain=True)
             # A pin may have been set since the look, by a command in another process.
             if command.path in (await self._notebook.notes()).pinned:
-                return
-            if not await run.checkpoints.still_ours():
                 return
             # Nothing is awaited between this check and the request: a recovery that begins later
             # finds the path among those being deleted.
@@ -287,14 +295,13 @@ class Collector:
             await self._clock.sleep(wait_s)
 
     async def _renew(
-        self, run: CollectedRun, outlook: CollectionPlan, done: CollectionResult
+        self, run: CollectedRun, outlook: CollectionPlan, guard: Guard, done: CollectionResult
     ) -> None:
         now = self._now()
         for renewal in outlook.renewals:
             if renewal.at > now or renewal.path in done.renewed:
                 continue
-            if not await run.checkpoints.still_ours():
-                return
+            await guard.check(for_certain=True)
             status = await self._calls.set_ttl(renewal.path, renewal.ttl_s)
             if status is not None and 200 <= status < 300:  # noqa: PLR2004 - HTTP's own numbers
                 done.renewed.append(renewal.path)

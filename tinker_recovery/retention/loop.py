@@ -66,6 +66,13 @@ class RetentionLoop:
         with anyio.move_on_after(limit_s):
             await self._collect_all()
 
+    async def settle_run(self, run: SupervisedRun, limit_s: float) -> None:
+        """The same for one run, before its claim is released."""
+        with anyio.move_on_after(limit_s):
+            async with self._turn:
+                if self._asked.pop(run.name, None) is not None:
+                    await self._collect(run)
+
     async def _remind(self) -> None:
         while True:
             await self._clock.sleep(self._look_every_s)
@@ -79,8 +86,9 @@ class RetentionLoop:
             for name, run in list(self._asked.items()):
                 # Struck off first: what is asked for meanwhile is owed again.
                 del self._asked[name]
-                if run.recovering:
-                    continue  # it asks again once it has resumed
+                # It asks again once it has resumed; what was claimed and released is another's.
+                if run.recovering or (run.guard.claim and run.guard.released.is_set()):
+                    continue
                 finished = False
                 try:
                     await self._collect(run)
@@ -92,7 +100,7 @@ class RetentionLoop:
     async def _collect(self, run: SupervisedRun) -> None:
         next_at = math.inf
         try:
-            done = await self._collector.collect(run)
+            done = await self._collector.collect(run, guard=run.guard)
             next_at = done.next_at
             metrics.kept(run.name, done.kept)
         except Exception as error:  # noqa: BLE001 - an unread listing, a full disk, the user's own predicate: training continues, and nothing was deleted

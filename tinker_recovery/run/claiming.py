@@ -1,196 +1,181 @@
-"""Claims of named runs at the service, as a Supervisor and its runs hold them.
-
-What a claim is, and how one is won, is in :mod:`tinker_recovery.service.claims`. Here is when it is
-asked for: before anything of a run is touched, before a client is used, before a checkpoint is
-deleted; and what happens once it is lost.
-"""
+"""Claiming: how a Supervisor's named runs are claimed at the service, watched, and given free."""
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 import anyio
-from anyio.abc import TaskGroup
 
-from tinker_recovery.clock import Clock
-from tinker_recovery.errors import LeaseLost, StatusError, StatusRefused
+from tinker_recovery.clock import SYSTEM_CLOCK
+from tinker_recovery.errors import LeaseLost, UsageError
+from tinker_recovery.faults import DetectedBy
 from tinker_recovery.journal.holder import Holder
-from tinker_recovery.recovery.collaborators import Spawn
-from tinker_recovery.service import claims as at_service
+from tinker_recovery.service import StatusReader, claims
 from tinker_recovery.service.claim_line import Claimant
-from tinker_recovery.service.claims import Claim, Claims, Unguarded
-from tinker_recovery.service.http import ServiceHttp
-from tinker_recovery.service.status import session_id_of
-from tinker_recovery.telemetry import names
+from tinker_recovery.service.claims import Claims, Unguarded
+from tinker_recovery.service.guard import ClaimGuard, Guard
+from tinker_recovery.service.heartbeats import ThreadHeartbeats
+from tinker_recovery.service.http import Unreached
+from tinker_recovery.telemetry.names import SCOPE
 
-logger = logging.getLogger(names.SCOPE)
+if TYPE_CHECKING:
+    from tinker_recovery.run.scope import AttemptScope
+    from tinker_recovery.run.supervised import SupervisedRun
 
-Guard = Literal["service", "journal", "both"]
-"""Who sees to it that one process trains a named run."""
+logger = logging.getLogger(SCOPE)
 
-GUARDS: tuple[Guard, ...] = get_args(Guard)
+Lease = Literal["service", "journal", "both"]
+"""What a named run is held by: a claim at the service, the lease in the journal, or both."""
+
+_LEASES: tuple[Lease, ...] = get_args(Lease)
 
 
-class RunClaim:
-    """The claim that guards one run.
+def check_lease(lease: str) -> None:
+    """Refuse what is no way to hold a run.
 
-    Args:
-        claim: The claim.
-        claims: What it was made by.
+    Raises:
+        UsageError: It is none.
     """
-
-    def __init__(self, claim: Claim, claims: Claims) -> None:
-        self._claim = claim
-        self._claims = claims
-        self._announced: set[str] = set()
-        self._watching = anyio.CancelScope()
-
-    async def announce(self, run_id: str) -> None:
-        """Have whoever takes the run over find the session of this Tinker run, before it trains.
-
-        Waits as long as the service cannot be reached, and reports that at growing intervals.
-
-        Raises:
-            LeaseLost: Another process has the run by now.
-        """
-        session = session_id_of(run_id)
-        if session in self._announced:
-            return
-        announce = functools.partial(self._claim.announce, session)
-        try:
-            if not await self._claims.until_answered(announce):
-                raise await self.loss()
-        except StatusRefused as error:
-            logger.warning(
-                "run %s: the service refuses to note that it is trained in session %s, so a "
-                "process on another machine that takes the run over may not end it: %s",
-                self._claim.name,
-                session,
-                error,
-            )
-        self._announced.add(session)
-
-    async def still_held(self) -> bool:
-        """Whether the run is still ours, by the word of the service.
-
-        Raises:
-            StatusError: The service does not say; that is no word for it.
-        """
-        return await self._claim.still_held()
-
-    async def loss(self) -> LeaseLost:
-        """The error that says who has the run now."""
-        holder = None
-        try:
-            holder = await self._claim.holder_now()
-        except StatusError as error:
-            logger.debug("asking who claims run %s: %s", self._claim.name, error)
-        who = "another process" if holder is None else str(holder)
-        name = self._claim.name
-        return LeaseLost(
-            f"the claim on run {name!r} was ended at the service: {who} has taken the run over, as "
-            "no heartbeat of this process arrived. This process must stop training it",
-            run=name,
-        )
-
-    async def watch(self, lost: Callable[[LeaseLost], object]) -> None:
-        """Wait until the claim is lost, and report that; returns as well once it is released."""
-        with self._watching:
-            await self._claim.lost.wait()
-            lost(await self.loss())
-
-    async def release(self) -> None:
-        """Give the run free; never raises an Exception. What else it needs is in ``Claim``."""
-        self._watching.cancel()
-        await self._claim.release()
+    if lease not in _LEASES:
+        raise UsageError(f"lease={lease!r} is not allowed: 'service', 'journal' or 'both'")
 
 
-class ClaimedRuns:
+def is_dead(claimant: Claimant) -> bool:
+    """Whether the process of a claim is known to be dead, as only one on this machine can be."""
+    holder = Holder(claimant.host, claimant.machine, claimant.pid, claimant.born, 0.0, 0.0)
+    return holder.lives() is False
+
+
+class Claiming:
     """Claims the named runs of one Supervisor.
 
-    A run that has ended stays claimed until the Supervisor ends, as its checkpoints are looked
-    after until then; or until it is run again, which claims it anew.
-
     Args:
-        guard: ``"journal"`` claims none.
-        http: The service.
-        journal: The journal's file, for people to see; None if it is in memory.
-        group: Where heartbeats run; each ends with its claim.
-        spawn: Runs something until the Supervisor ends.
-        clock: For waits.
+        lease: What they are held by.
+        reader: The service.
+        journal: The Supervisor's journal; None if it is in memory.
     """
 
-    def __init__(
-        self,
-        guard: Guard,
-        http: ServiceHttp,
-        *,
-        journal: object,
-        group: TaskGroup,
-        spawn: Spawn,
-        clock: Clock,
-    ) -> None:
-        self.guard = guard
-        self._spawn = spawn
-        self._said = False
-        self._held: dict[str, RunClaim] = {}
-        here = Holder.here(now=clock.wall(), lease_s=0.0)
-        claimant = Claimant(here.host, here.pid, here.born, here.machine, str(journal or ""))
+    def __init__(self, lease: Lease, reader: StatusReader, journal: Path | None) -> None:
+        here = Holder.here(now=0.0, lease_s=0.0)
+        self._lease = lease
+        self._reader = reader
+        self._heartbeats = ThreadHeartbeats(reader.http.endpoint, claims.BEAT_S, self._not_reached)
         self._claims = Claims(
-            http,
-            claimant,
-            is_dead=_is_dead,
-            group=group,
-            clock=clock,
-            settle_s=at_service.SETTLE_S,
-            beat_s=at_service.BEAT_S,
+            reader.http,
+            Claimant(here.host, here.pid, here.born, here.machine, str(journal or "")),
+            is_dead=is_dead,
+            heartbeats=self._heartbeats,
+            # How long a service keeps a session that is silent is counted by no clock of a test's.
+            clock=SYSTEM_CLOCK,
+            settle_s=claims.SETTLE_S,
+            beat_s=claims.BEAT_S,
+            look_s=claims.LOOK_S,
         )
+        self._guards: dict[str, Guard] = {}
+        self._said = False
 
-    async def claim(self, name: str, *, on_held: Literal["wait", "refuse"]) -> RunClaim | None:
-        """Take a run for this process; None if it is not guarded by the service.
+    def _not_reached(self, how: Unreached) -> None:
+        self._reader.http.unreachable(how)  # whoever listens now
+
+    async def enter(self, name: str, *, on_held: Literal["wait", "refuse"]) -> Guard:
+        """Claim a run, once no other process has it.
+
+        The guard has to be released. It has no claim where the journal's lease has to do.
 
         Raises:
             RunHeld: Another process has it, and it is not to be waited for.
         """
-        if self.guard == "journal":
-            return None
-        await self.release(name)
+        if self._lease == "journal":
+            return Guard()
+        earlier = self._guards.get(name)
+        if earlier is not None:
+            await earlier.released.wait()  # a run of that name that has just ended
         claim = await self._claims.enter(name, on_held=on_held)
         if isinstance(claim, Unguarded):
-            if not self._said:
-                self._said = True
-                logger.warning(
-                    "two machines with a journal each could train run %s at once: at this service "
-                    "no claim on it can be held, as %s; the lease in the journal guards it from "
-                    "other processes that share the journal",
-                    name,
-                    claim.why,
-                )
-            return None
-        held = self._held[name] = RunClaim(claim, self._claims)
-        return held
+            self._say(name, claim)
+            return Guard()
+        guard = self._guards[name] = ClaimGuard(claim, self._claims)
+        return guard
 
-    async def release(self, name: str) -> None:
-        """Give a run free, if it is claimed; never raises an Exception."""
-        held = self._held.pop(name, None)
-        if held is not None:
-            await held.release()
+    def robs_journal(self, guard: Guard) -> bool:
+        """Whether the journal's lease is taken from whoever has it: the claim alone decides."""
+        return self._lease == "service" and guard.claim is not None
 
     async def aclose(self) -> None:
-        """Give every run free, once their clients are closed; never raises an Exception."""
-        async with anyio.create_task_group() as group:
-            for name in list(self._held):
-                group.start_soon(self.release, name)
+        """Release what is still held, and send no more heartbeats; never raises an Exception."""
+        try:
+            async with anyio.create_task_group() as group:
+                for guard in self._guards.values():
+                    group.start_soon(guard.release)
+        finally:
+            await self._heartbeats.aclose()
 
-    def watch(self, claim: RunClaim, lost: Callable[[LeaseLost], object]) -> None:
-        """Report the loss of a claim until it is released."""
-        self._spawn(functools.partial(claim.watch, lost))
+    def _say(self, name: str, why: Unguarded) -> None:
+        if not self._said:
+            self._said = True
+            logger.warning(
+                "two machines with a journal each could train run %s at once: at this service no "
+                "claim on it can be held, as %s; the lease in the journal guards it from other "
+                "processes that share the journal",
+                name,
+                why.why,
+            )
 
 
-def _is_dead(claimant: Claimant) -> bool:
-    """Whether a process of this machine has ended; one of another cannot be seen."""
-    seen = Holder(claimant.host, claimant.machine, claimant.pid, claimant.born, 0.0, 0.0)
-    return seen.lives() is False
+async def end_when_lost(run: SupervisedRun) -> None:
+    """End a run as soon as its claim is found to be lost; ends with the run."""
+    guard = run.guard
+    if not isinstance(guard, ClaimGuard):
+        return
+    async with anyio.create_task_group() as group:
+
+        async def until_released() -> None:
+            await guard.released.wait()
+            group.cancel_scope.cancel()
+
+        group.start_soon(until_released)
+        await guard.claim.lost.wait()
+        lost = await guard.loss()
+        if not run.ended:
+            run.lease_lost(lost, DetectedBy.CLAIM)
+        group.cancel_scope.cancel()
+
+
+async def claim_lost(run: SupervisedRun) -> LeaseLost | None:
+    """Before a run says that it has come to its end: the error if it is another process's."""
+    try:
+        await run.guard.check()
+    except LeaseLost as error:
+        return error
+    return None
+
+
+async def give_free(
+    run: SupervisedRun, attempts: Iterable[AttemptScope | None], *, well: bool = False
+) -> None:
+    """Release the guard of a run that is over, once its sessions are closed.
+
+    Never raises an Exception; completes even if cancelled, within two of ``close_timeout_s``. Of a
+    run that has ended ``well``, what is owed to its checkpoints is done first, which may take one
+    more and may be cancelled.
+    """
+    if run.guard.claim is None or run.guard.released.is_set():
+        return
+    limit_s = run.policy.close_timeout_s
+    try:
+        if well:
+            await run.retention.settle_run(run, limit_s)
+    finally:
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(2 * limit_s):
+                for attempt in filter(None, attempts):
+                    if attempt.faulty:
+                        # It is being replaced, and closed for that.
+                        with anyio.move_on_after(limit_s):
+                            await attempt.gone.wait()
+                    await attempt.close("interrupted", "the run is over")
+                    await attempt.gone.wait()
+            await run.guard.release()

@@ -160,7 +160,7 @@ class AttemptHooks:
         sound = not scope.faulty and step <= scope.client.first_doubtful_step
         if scope is run.current and sound:
             run.budget.note_saved(step)
-        run.changed(run)
+        run.retention.ask(run)
         run.journal.stored(scope, step, path, sound=sound)
         run.collaborators.events.emit(
             names.EVENT_CHECKPOINT_SAVED,

@@ -19,17 +19,19 @@ async def first_client(run: SupervisedRun, origin: Origin, patience: Patience) -
     """A client made as the user said; cancelling it leaves no session behind.
 
     Raises:
-        LeaseLost: Another process has the run by now.
+        LeaseLost: The run is another process's by now.
         NoUsableCheckpoint: The checkpoint it was made from was written again meanwhile.
         StatusError: Whether it was cannot be found out.
         Exception: Whatever the service answered.
     """
     having = run.collaborators
-    connection = await having.backend.connect(origin, patience=patience)
+    await run.guard.check()
+    connection = await having.backend.connect(
+        origin, patience=patience, announce=run.guard.announce
+    )
     good = False
     try:
-        if run.journal.claim is not None:
-            await run.journal.claim.announce(connection.run_id)
+        await run.guard.announce_run(connection.run_id)
         good = run.root is None or await is_as_listed(having.reader, Listed.of(run.root))
     finally:
         if not good:
@@ -37,7 +39,7 @@ async def first_client(run: SupervisedRun, origin: Origin, patience: Patience) -
                 await having.backend.close(
                     connection,
                     "interrupted",
-                    "the run does not begin with it",
+                    "it may have been made from another checkpoint",
                     deadline_s=run.policy.close_timeout_s,
                 )
     if not good:

@@ -14,7 +14,6 @@ from tinker_recovery.faults import Fault
 from tinker_recovery.journal import RunRecord
 
 if TYPE_CHECKING:
-    from tinker_recovery.run.claiming import RunClaim
     from tinker_recovery.run.scope import AttemptScope
     from tinker_recovery.run.supervised import SupervisedRun
 
@@ -22,12 +21,9 @@ if TYPE_CHECKING:
 class RunJournal:
     """Writes one run."""
 
-    def __init__(
-        self, run: SupervisedRun, record: RunRecord, claim: RunClaim | None = None
-    ) -> None:
+    def __init__(self, run: SupervisedRun, record: RunRecord) -> None:
         self._run = run
         self._record = record
-        self.claim = claim
         self._written: AttemptScope | None = None
         record.attempts_left = lambda: run.budget.left
         record.on_lost = lambda error: run.mailbox.post(functools.partial(run.lease_lost, error))
@@ -40,8 +36,6 @@ class RunJournal:
         """
         if attempt is self._written:
             return
-        if self.claim is not None:
-            await self.claim.announce(attempt.run_id)
         self._written = attempt
         segment = attempt.segment
         await self._record.attempt_begins(

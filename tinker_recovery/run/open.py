@@ -18,7 +18,7 @@ import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import RunFinished, UsageError
+from tinker_recovery.errors import RunFinished, StatusRefused, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import (
@@ -28,12 +28,12 @@ from tinker_recovery.recovery.discovery import (
     find_at_service,
     find_further,
     until_quiet,
-    with_further,
 )
-from tinker_recovery.recovery.resume import RunSnapshot, patiently, snapshot_of
-from tinker_recovery.run.claiming import ClaimedRuns, RunClaim
+from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of, until_read
+from tinker_recovery.run.claiming import Claiming
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.service import StatusReader
+from tinker_recovery.service.guard import Guard
 from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.telemetry import names
 
@@ -56,7 +56,7 @@ class OpenedRun:
         root: The checkpoint the user started it from, if they did.
         start_step: The step it begins at.
         snapshot: Where an earlier process left it; None if it begins here.
-        claim: What guards it at the service; None if nothing does.
+        guard: Its claim at the service, to be released once its sessions are closed.
     """
 
     record: RunRecord
@@ -64,7 +64,7 @@ class OpenedRun:
     root: CheckpointRecord | None
     start_step: int
     snapshot: RunSnapshot | None
-    claim: RunClaim | None = None
+    guard: Guard
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -74,11 +74,11 @@ class OpenedRun:
 
 async def open_run(
     recorder: Recorder,
-    claims: ClaimedRuns,
     reader: StatusReader,
     plan: StartPlan,
     name: str,
     *,
+    claiming: Claiming,
     policy: RecoveryPolicy,
     clock: Clock,
 ) -> OpenedRun:
@@ -104,55 +104,46 @@ async def open_run(
         policy=_in_part(policy),
         start_step=plan.start_step or 0,
     )
-    claim = await claims.claim(name, on_held=plan.on_lease) if opening.named else None
+    guard = Guard()
+    if opening.named:
+        guard = await claiming.enter(name, on_held=plan.on_lease)
     try:
-        opened = await _opened(
-            recorder, reader, plan, opening, policy=policy, clock=clock, guarded=claim is not None
-        )
+        rob = claiming.robs_journal(guard)
+        record = await take_run(recorder, opening, plan.on_lease, rob=rob)
+        return await _opened(record, opening, guard, reader, plan, policy=policy, clock=clock)
     except BaseException:
-        await claims.release(name)
+        await guard.release()
         raise
-    return replace(opened, claim=claim)
 
 
 async def _opened(
-    recorder: Recorder,
+    record: RunRecord,
+    opening: RunRequest,
+    guard: Guard,
     reader: StatusReader,
     plan: StartPlan,
-    opening: RunRequest,
     *,
     policy: RecoveryPolicy,
     clock: Clock,
-    guarded: bool,
 ) -> OpenedRun:
-    """Take a run's lease in the journal, and find out where it stands.
-
-    Args:
-        recorder: The journal.
-        reader: The service.
-        plan: How the run is to start.
-        opening: The same, as the journal keeps it.
-        policy: What to do.
-        clock: For waits.
-        guarded: Whether it is claimed at the service, so that other machines may have trained it.
-    """
-    name = opening.name
-    record = await take_run(recorder, opening, plan.on_lease)
+    """Find out where a run stands that this process has taken."""
+    name = record.name
     try:
         _check_lineage(record, plan.lineage, named=opening.named)
         known = record.stored is not None and record.stored.attempts
         if opening.named and not known and plan.lineage != NEW:
             await _look_at_service(record, reader, plan, policy, clock)
-        elif opening.named and known and guarded:
-            await _ask_for_more(record, reader, policy, clock)
+        if opening.named and known and record.stored is not None:
+            check_not_finished(name, record.stored)
+            await _look_for_others(record, reader, policy, clock)
         found = record.stored
         if found is None:
-            return await _begun(record, opening, reader, plan)
+            return await _begun(record, opening, guard, reader, plan)
         check_not_finished(name, found)
         if plan.seed_is_drawn and "seed" in found.origin:
             plan = plan.with_seed(found.origin["seed"])
         if not found.attempts:
-            return await _begun(record, opening, reader, plan)
+            return await _begun(record, opening, guard, reader, plan)
         start_step = found.start_step if plan.start_step is None else plan.start_step
         check_same_start(
             name,
@@ -170,7 +161,7 @@ async def _opened(
             found.state,
             found.step,
         )
-        return OpenedRun(record, plan, snapshot.root, found.start_step, snapshot)
+        return OpenedRun(record, plan, snapshot.root, found.start_step, snapshot, guard)
     except BaseException:
         await record.end(None)
         raise
@@ -233,33 +224,52 @@ async def _look_at_service(
     )
 
 
-async def _ask_for_more(
+async def _look_for_others(
     record: RunRecord, reader: StatusReader, policy: RecoveryPolicy, clock: Clock
 ) -> None:
-    """Learn what other machines have trained of a run that this journal knows.
+    """Add to a run of this journal what processes with other journals did of it since.
 
     Raises:
-        RunFinished: One of them has brought it to its end.
+        RunFinished: It has come to its end.
         ContradictoryCheckpoints: Some of its checkpoints cannot be its own.
-        StatusError: The service cannot be read.
+        StatusUnavailable: The service has not answered within ``max_wait_s``.
+        DeadlineExceeded: Another process trains it still, without a claim.
     """
-    stored = record.stored
-    if stored is None or stored.state == "finished":
+    stored, waited_for = record.stored, ""
+    if stored is None:
         return
-    ask = functools.partial(find_further, reader, stored, record.name)
-    found = await patiently(ask, policy, clock)
-    if found is None:
-        return
-    check_not_finished(record.name, found)
-    known, whole = len(stored.attempts), with_further(stored, found)
-    if whole is stored:
-        return
-    await record.rebuild(whole, known=known)
+    look = functools.partial(find_further, reader, stored, record.name)
+    while True:
+        try:
+            whole = await until_read(look, policy, clock)
+        except StatusRefused as error:
+            logger.warning(
+                "run %s: it cannot be seen whether a process with another journal has trained it "
+                "(%s); it is resumed as this journal knows it",
+                record.name,
+                error,
+            )
+            return
+        check_not_finished(record.name, whole)
+        last = whole.attempts[-1].run_id
+        if len(whole.attempts) == len(stored.attempts):
+            return
+        if last == waited_for or not await until_quiet(
+            reader,
+            record.name,
+            last,
+            quiet_s=QUIET_S,
+            max_wait_s=policy.max_wait_s,
+            monotonic=clock.monotonic,
+        ):
+            break
+        waited_for = last
+    await record.rebuild(whole, known=len(stored.attempts))
     logger.warning(
-        "run %s was trained by another process since: %d attempts that this journal did not have, "
+        "run %s was trained on by a process with another journal: %d attempts that this one lacks, "
         "the newest of them at step %d",
         record.name,
-        len(whole.attempts) - known,
+        len(whole.attempts) - len(stored.attempts),
         whole.step,
     )
 
@@ -285,7 +295,7 @@ def _check_found(name: str, rediscovered: FoundRun, plan: StartPlan) -> None:
 
 
 async def _begun(
-    record: RunRecord, opening: RunRequest, reader: StatusReader, plan: StartPlan
+    record: RunRecord, opening: RunRequest, guard: Guard, reader: StatusReader, plan: StartPlan
 ) -> OpenedRun:
     """A run that begins here."""
     root = None
@@ -294,7 +304,7 @@ async def _begun(
     start_step = root.step if root is not None else opening.start_step
     if root is not None or record.stored is not None:
         await record.begin(replace(opening, start_step=start_step), anew=True)
-    return OpenedRun(record, plan, root, start_step, None)
+    return OpenedRun(record, plan, root, start_step, None, guard)
 
 
 def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:
@@ -312,9 +322,15 @@ def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:
 
 
 async def take_run(
-    recorder: Recorder, opening: RunRequest, on_lease: Literal["wait", "refuse"]
+    recorder: Recorder,
+    opening: RunRequest,
+    on_lease: Literal["wait", "refuse"],
+    *,
+    rob: bool = False,
 ) -> RunRecord:
     """Take a run for this process; waits for another that trains it, or refuses to.
+
+    With ``rob`` its lease is taken from whoever has it.
 
     Raises:
         JournalError: The journal cannot be written.
@@ -323,7 +339,7 @@ async def take_run(
     seen: HeldLease | None = None
     reminded_at = -math.inf
     while True:
-        taken = await recorder.open_run(opening, seen)
+        taken = await recorder.open_run(opening, seen, rob=rob)
         if isinstance(taken, RunRecord):
             if seen is not None:
                 logger.info("run %s: it is free now, and is resumed here", opening.name)

@@ -180,7 +180,7 @@ class RollbackDetector:
         confirmed_step = self._confirmed_step
         if confirmed_step > self._sound_step:
             self._sound_step = confirmed_step
-            self._run.changed(self._run)  # more of what is stored can be relied on
+            self._run.retention.ask(self._run)  # more of what is stored can be relied on
         if self._outage is None or self._looking:
             return
         if self._can_be_looked_into(current, self._outage):

@@ -82,7 +82,9 @@ class AttemptScope:
         self.finished = False
         """Whether the body came to its end."""
         self.closed = False
-        """Whether its client has been closed."""
+        """Whether its client has been closed, or is being closed."""
+        self.gone = anyio.Event()
+        """Set once its client is closed."""
         self._idle_step: int | None = None
         self.blocking = False
         """Whether the body runs in a thread, which only its client can end."""
@@ -458,6 +460,7 @@ class AttemptScope:
             await self.run.collaborators.backend.close(
                 self.connection, status, detail, deadline_s=self.run.policy.close_timeout_s
             )
+        self.gone.set()
         # Only then: a request cancelled in the moment it fails leaves an exception that is never
         # retrieved, and asyncio prints a traceback for each. What still waits for its turn is
         # ended by this alone.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord, Segment, WeightsFacts
-from tinker_recovery.errors import LeaseLost, RecoveryLost, RunFailed, StatusError, UsageError
+from tinker_recovery.errors import LeaseLost, RecoveryLost, StatusError, UsageError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind, SeenIn, Verdict, judge
 from tinker_recovery.recovery.budget import AttemptBudget
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
@@ -21,7 +21,10 @@ from tinker_recovery.recovery.recoverable import HandOver, Recovery
 from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.resume import finish_sessions
 from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.retention.loop import RetentionLoop
+from tinker_recovery.run.at_exit import failure_at_exit, unseen_fault
 from tinker_recovery.run.attempts import Attempts
+from tinker_recovery.run.claiming import claim_lost, give_free
 from tinker_recovery.run.first_client import first_client
 from tinker_recovery.run.journaling import RunJournal
 from tinker_recovery.run.mailbox import Mailbox
@@ -31,6 +34,7 @@ from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.service import Connection, Origin, Patience
 from tinker_recovery.service.base import RUN_FINISHED, CloseStatus
+from tinker_recovery.service.guard import Guard
 from tinker_recovery.telemetry import RunTelemetry, names
 
 if TYPE_CHECKING:
@@ -53,7 +57,7 @@ class SupervisedRun:
         queue: Where it reports faults.
         mailbox: Inbox for calls from the SDK's thread.
         signals: Whether a signal has asked the process to stop.
-        changed: Called when its checkpoints have changed.
+        retention: What looks after its checkpoints, asked when they have changed.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class SupervisedRun:
         queue: FaultQueue,
         mailbox: Mailbox,
         signals: StopSignals,
-        changed: Callable[[SupervisedRun], None],
+        retention: RetentionLoop,
     ) -> None:
         name, record = opened.record.name, opened.record
         self.policy = collaborators.policy
@@ -116,10 +120,10 @@ class SupervisedRun:
         """Steps the loop leaves out, by ``on_repeated_fault="skip_step"``."""
         self.incident: Fault | None = None
         """The fault it is being recovered from."""
-        self.journal = RunJournal(self, record, opened.claim)
+        self.journal = RunJournal(self, record)
         self._opened = opened
         self._queue = queue
-        self.changed = changed
+        self.retention = retention
         self._faults_at: tuple[int | None, int] = (None, 0)
         self._ready: AttemptScope | None = None
         self._next_ready = anyio.Event()
@@ -131,6 +135,11 @@ class SupervisedRun:
     def parent(self) -> str | None:
         """Path of the checkpoint the user started it from, if they did."""
         return self._opened.plan.parent
+
+    @property
+    def guard(self) -> Guard:
+        """Its claim at the service, if it has one."""
+        return self._opened.guard
 
     @property
     def current(self) -> AttemptScope | None:
@@ -271,6 +280,7 @@ class SupervisedRun:
             LeaseLost: The run is another process's by now.
         """
         try:
+            await self.guard.begins(attempt.run_id)
             await self.journal.attempt_begins(attempt)
         except BaseException as error:
             await self._over(error)
@@ -302,11 +312,11 @@ class SupervisedRun:
         except StatusError:
             return False
 
-    def lease_lost(self, error: LeaseLost) -> None:
+    def lease_lost(self, error: LeaseLost, seen_by: DetectedBy = DetectedBy.JOURNAL) -> None:
         """Another process has taken the run: this one must train it no further."""
         current = self.current
         if self.incident is None and current is not None:
-            current.declare_fault(RULES[Kind.LEASE_LOST], DetectedBy.JOURNAL, error)
+            current.declare_fault(RULES[Kind.LEASE_LOST], seen_by, error)
         else:
             self.give_up(error)
 
@@ -374,7 +384,14 @@ class SupervisedRun:
         self, waiting: ServiceTime, *, ahead: bool = False, patience: Patience | None = None
     ) -> Restore:
         """One try to bring its state back."""
-        return Restore(self, self.collaborators, waiting=waiting, ahead=ahead, patience=patience)
+        return Restore(
+            self,
+            self.collaborators,
+            waiting=waiting,
+            ahead=ahead,
+            patience=patience,
+            guard=self.guard,
+        )
 
     def hold_ready(self, restored: Restored) -> HandOver:
         """Hold a recovered client ready; it trains once :meth:`hand_over` is called."""
@@ -415,7 +432,7 @@ class SupervisedRun:
         if attempt.fault is None and not self.checkpoints.canaries.measured:
             attempt.client.record_canary()
         self._next_ready.set()
-        self.changed(self)
+        self.retention.ask(self)
         if attempt.fault is not None:
             # It failed before anyone trained on it, in the user's own callback perhaps.
             self.report_fault(attempt.fault)
@@ -431,6 +448,7 @@ class SupervisedRun:
         """The run is over, well or by this error; the journal gets its end, and its lease back."""
         self._end(error)
         await self.journal.run_ends(error)
+        await give_free(self, [*self.attempts, self._ready])
 
     def _end(self, error: BaseException | None) -> None:
         self.ended = True
@@ -444,47 +462,30 @@ class SupervisedRun:
             # Callbacks and listeners see the fault before the error leaves.
             with anyio.move_on_after(2 * self.policy.close_timeout_s):
                 await self._queue.settled(fault)
+        lost = await claim_lost(self) if error is None else None
+        error = error or lost
         self._end(error)
         status: CloseStatus = "success"
         if error is not None:
             status = "errored" if isinstance(error, Exception) else "interrupted"
         await attempt.close(status, RUN_FINISHED if error is None else type(error).__name__)
         await self.journal.run_ends(error)
+        await give_free(self, [*self.attempts, self._ready], well=error is None)
+        if lost is not None:
+            raise lost
 
     async def abandon(self) -> None:
         """The Supervisor ends: close whatever is still open. Never raises an Exception."""
-        unseen = None if self.ended or self.failure is not None else self._unseen_fault()
+        unseen = None if self.ended or self.failure is not None else unseen_fault(self)
         self.ended = True
         for attempt in (self.current, self._ready):
             if attempt is not None:
                 attempt.left.set()
                 await attempt.close("interrupted", "the supervisor ended")
-        if unseen is not None:
-            self.failure = RecoveryLost(
-                f"run {self.name!r} has a fault that came to light after its loop had been left "
-                "(break or return inside `async with attempt:`), so its last steps may not have "
-                "been applied: let the loop end by itself, or use supervisor.run(train)",
-                run=self.name,
-                errors=[unseen.as_error()],
-            )
-        elif self.failure is None and self.incident is not None:
-            self.failure = RunFailed(
-                f"the supervisor ended while run {self.name!r} was being recovered",
-                run=self.name,
-                errors=[self.incident.as_error()],
-            )
+        self.failure = failure_at_exit(self, unseen)
         await self._over(self.failure or asyncio.CancelledError("the supervisor ended"))
         # A task that still waits for the recovery would wait for ever.
         self._next_ready.set()
-
-    def _unseen_fault(self) -> Fault | None:
-        """The fault that the loop's owner has not come back for."""
-        current = self.current
-        if current is None:
-            return None
-        if self.incident is not None:
-            return self.incident if current.entered else None
-        return self.recoveries[-1].fault if self.recoveries and not current.entered else None
 
     async def _retire(self, attempt: AttemptScope) -> None:
         """Close the client of an attempt hit by a fault, once its body has let go of it."""

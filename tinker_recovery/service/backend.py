@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -32,6 +33,9 @@ from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
+
+Announce = Callable[[str], Awaitable[None]]
+"""Called with the id of a session before a model is made in it; if it raises, none is."""
 
 OPEN_AGAIN_S = 10.0
 """A session that is not open after this long is given up, and another one opened.
@@ -108,24 +112,39 @@ class TinkerBackend:
             await _give_up(pending, "it was not needed")
 
     async def connect(
-        self, origin: Origin, *, patience: Patience, pending: PendingSession | None = None
+        self,
+        origin: Origin,
+        *,
+        patience: Patience,
+        pending: PendingSession | None = None,
+        announce: Announce | None = None,
     ) -> Connection:
         """A new client in a new session, or in one opened ahead.
 
         If it is cancelled or fails, the session and the client are closed.
 
+        Args:
+            origin: How it is made.
+            patience: How long to wait for it.
+            pending: The session opened ahead.
+            announce: Called once the session is open, before the client is made in it.
+
         Raises:
             DeadlineExceeded: The patience came to its end.
-            Exception: The service's error.
+            Exception: The service's error, or what ``announce`` raised.
         """
         if pending is None:
             pending = PendingSession(self._factory)
         try:
             with patiently(f"creating a client by {origin!r}", patience):
-                pending.submit(origin)
+                if announce is None:
+                    pending.submit(origin)
                 if not await _opens(pending):
                     logger.warning("no session opened within %g s; opening another", OPEN_AGAIN_S)
-                    pending = await self._replace(pending, origin)
+                    pending = await self._replace(pending)
+                    await _submit(pending, origin, announce)
+                elif announce is not None:
+                    await _submit(pending, origin, announce)
                 try:
                     training = await _created(pending)
                 except Exception as error:
@@ -134,7 +153,8 @@ class TinkerBackend:
                     # The service may have forgotten the session. Any other cause will show again
                     # in the new one.
                     logger.info("the standby session failed; opening another: %r", error)
-                    pending = await self._replace(pending, origin)
+                    pending = await self._replace(pending)
+                    await _submit(pending, origin, announce)
                     training = await _created(pending)
             _check_client(training)
         except BaseException:
@@ -144,12 +164,11 @@ class TinkerBackend:
         self._prepare()
         return Connection(training, str(training.model_id), pending.service)
 
-    async def _replace(self, pending: PendingSession, origin: Origin) -> PendingSession:
+    async def _replace(self, pending: PendingSession) -> PendingSession:
         # If the old one opens after all, its thread closes it.
+        pending.release()
         await _abandon(pending, "another one was opened")
-        another = PendingSession(self._factory)
-        another.submit(origin)
-        return another
+        return PendingSession(self._factory)
 
     def _prepare(self) -> None:
         if self._wants_standby and self._preparing is None:
@@ -188,6 +207,15 @@ async def _opens(pending: PendingSession) -> bool:
     with anyio.move_on_after(OPEN_AGAIN_S):
         await asyncio.wrap_future(pending.opened)
     return pending.opened.done()
+
+
+async def _submit(pending: PendingSession, origin: Origin, announce: Announce | None) -> None:
+    """Have the client created, once its session is open and announced if it has to be."""
+    if announce is not None:
+        await asyncio.wrap_future(pending.opened)
+        if (session_id := pending.session_id) is not None:
+            await announce(session_id)
+    pending.submit(origin)
 
 
 async def _created(pending: PendingSession) -> Any:

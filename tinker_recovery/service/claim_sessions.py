@@ -15,6 +15,10 @@ _T = TypeVar("_T")
 _PAGE = 200
 _LATER = frozenset({408, 409, 425, 429})
 
+NOT_FOUND = 404
+GONE = frozenset({NOT_FOUND, 410})
+"""What the service answers to a heartbeat of a session that it has ended."""
+
 
 class Http(Protocol):
     """What is needed of :class:`~tinker_recovery.service.http.ServiceHttp`."""

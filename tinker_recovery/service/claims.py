@@ -46,10 +46,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import anyio
-import anyio.abc
 
 from tinker_recovery.clock import Clock, Reminder
-from tinker_recovery.errors import RunHeld, StatusError, StatusRefused, StatusUnavailable
+from tinker_recovery.errors import RunHeld, StatusRefused, StatusUnavailable
 from tinker_recovery.service.claim_line import (
     CLAIM,
     NOTE,
@@ -63,7 +62,14 @@ from tinker_recovery.service.claim_line import (
     place_of,
     rivals,
 )
-from tinker_recovery.service.claim_sessions import ClaimSessions, Http, may_pass
+from tinker_recovery.service.claim_sessions import (
+    GONE,
+    NOT_FOUND,
+    ClaimSessions,
+    Http,
+    may_pass,
+)
+from tinker_recovery.service.heartbeats import Heartbeats
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE
 from tinker_recovery.telemetry.names import SCOPE
 
@@ -83,8 +89,6 @@ LOOK_S = 2.0
 UNSHOWN_S = 60.0
 """A service that does not show our claim as active for this long never will."""
 
-_NOT_FOUND = 404
-_GONE = frozenset({_NOT_FOUND, 410})
 _OVER = frozenset({409, 410})
 """What the service may answer to finishing a session that is over."""
 
@@ -121,10 +125,14 @@ class Claim:
         self.lost = anyio.Event()
         """Set when a heartbeat or a question finds that the service has ended the claim."""
         self._notes: list[str] = []
-        self._beating = anyio.CancelScope()
+        self._end_heartbeats: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
         return f"<Claim of run {self.name!r} by session {self.session_id}>"
+
+    def kept(self, end: Callable[[], None]) -> None:
+        """Its heartbeats are being sent, until this is called."""
+        self._end_heartbeats = end
 
     async def still_held(self) -> bool:
         """Whether the run is still ours, by the word of the service: one request, not retried.
@@ -139,7 +147,7 @@ class Claim:
         if self.lost.is_set():
             return False
         status = await self._claims.sessions.beat(self.session_id)
-        if status in _GONE:
+        if status in GONE:
             self.lost.set()
             return False
         if may_pass(status):
@@ -193,7 +201,7 @@ class Claim:
         the heartbeats stop. Completes even if cancelled, within a few seconds. Of a claim that is
         lost nothing is finished: that is up to the successor.
         """
-        self._beating.cancel()
+        self._end_heartbeats()
         if self.lost.is_set():
             return
         with anyio.move_on_after(_RELEASE_S, shield=True):
@@ -209,11 +217,10 @@ class Claims:
         claimant: This process.
         is_dead: Whether another process is known to be dead, as only one on this machine can be.
             Its claim is not waited for.
-        group: Where the heartbeats of claims run until they are released; cancelling it leaves the
-            claims to the service's own limit.
+        heartbeats: What keeps claims active until they are released.
         clock: For waits; dates are the service's.
         settle_s: How long the service may take to show a new session in a search, in seconds.
-        beat_s: Seconds between two heartbeats.
+        beat_s: Seconds between two heartbeats, for which a claim may be seen late.
         look_s: Seconds between two looks while waiting.
     """
 
@@ -223,7 +230,7 @@ class Claims:
         claimant: Claimant,
         *,
         is_dead: Callable[[Claimant], bool],
-        group: anyio.abc.TaskGroup,
+        heartbeats: Heartbeats,
         clock: Clock,
         settle_s: float = SETTLE_S,
         beat_s: float = BEAT_S,
@@ -232,7 +239,7 @@ class Claims:
         self.sessions = ClaimSessions(http)
         self.is_dead = is_dead
         self._claimant = claimant
-        self._group = group
+        self._heartbeats = heartbeats
         self._clock = clock
         self._settle_s = settle_s
         self._beat_s = beat_s
@@ -296,7 +303,7 @@ class Claims:
 
         claim = Claim(self, name, entry, await self._patiently(opened))
         try:
-            self._group.start_soon(self._keep, claim, name=f"claim heartbeat of run {name}")
+            claim.kept(self._heartbeats.start(claim.session_id, claim.lost.set))
             place = await self._place(claim)
             if isinstance(place, Alone) and await self._clear(claim, place):
                 return claim
@@ -376,16 +383,6 @@ class Claims:
                 await self._finish(each)
         await self.sessions.finish(own, _RELEASED, "done")
 
-    async def _keep(self, claim: Claim) -> None:
-        """Send heartbeats until the claim is released or lost."""
-        with claim._beating:  # noqa: SLF001 - the other half of this module
-            while not claim.lost.is_set():
-                await self._clock.sleep(self._beat_s)
-                try:
-                    await claim.still_held()
-                except StatusError as error:
-                    logger.debug("heartbeat of %r: %s", claim, error)
-
     async def _first_rival(self, name: str, entry: str) -> SeenClaim | None:
         claims = await self._patiently(functools.partial(self.sessions.active_claims, name))
         return next(iter(rivals(claims, entry, self.is_dead)), None)
@@ -395,7 +392,7 @@ class Claims:
         detail = f"run taken over by {self._claimant}"
         while True:
             status = await self.sessions.finish(session_id, _TAKEN, detail)
-            over = status in _OVER or (status == _NOT_FOUND and not listed)
+            over = status in _OVER or (status == NOT_FOUND and not listed)
             if over or (status is not None and status < 300):  # noqa: PLR2004 - HTTP's successes end there
                 return
             if not may_pass(status):

@@ -89,6 +89,15 @@ class PendingSession:
         """Whether the session is open, and nothing was submitted in it yet."""
         return self.opened.done() and not self.submitted.done()
 
+    @property
+    def session_id(self) -> str | None:
+        """The id of the session once it is open; None if opening it failed, or it is not known."""
+        if self.submitted.done() or not self.opened.done():
+            return None
+        holder = getattr(self.service, "holder", None)
+        ask = getattr(holder, "get_session_id", None)
+        return None if ask is None else str(ask())
+
     def submit(self, origin: Origin) -> None:
         """Set what the client is to be created from; once."""
         self._wanted.set_result((origin, contextvars.copy_context()))
