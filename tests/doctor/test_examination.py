@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import anyio
 import pytest
 import stamina
 from inspection import set_doctor_rounds
-from loops import MODEL, SEED, policy, train, until
+from loops import MODEL, SEED, cancelled_in, policy, train, until
 from pydantic import SecretStr
 
 from tinker_recovery import (
@@ -109,25 +109,13 @@ async def test_while_it_is_inconclusive_more_steps_and_larger_ones_are_tried(
 @pytest.mark.parametrize("phase", ["creating", "continuing", "resuming with optimizer"])
 async def test_nothing_is_left_by_an_examination_that_is_cancelled(phase: str) -> None:
     async with LocalTinker(save_s=0.05, load_s=0.05) as local, reading(local) as reader:
-        there = anyio.Event()
-
-        def progress(current: str) -> None:
-            if phase in current:
-                there.set()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(
-                lambda: examine(
-                    ExamPlan(base_model=MODEL),
-                    backend=TinkerBackend(local.service),
-                    reader=reader,
-                    progress=progress,
-                )
-            )
-            await there.wait()
-            await anyio.sleep(0.02)
-            group.cancel_scope.cancel()
-        assert group.cancel_scope.cancelled_caught
+        examination = functools.partial(
+            examine,
+            ExamPlan(base_model=MODEL),
+            backend=TinkerBackend(local.service),
+            reader=reader,
+        )
+        await cancelled_in(phase, examination)
         await nothing_is_left(local, reader)
 
 
