@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import stamina
-from inspection import set_doctor_rounds
+from inspection import set_doctor_rounds, training_sessions
 from loops import MODEL, SEED, cancelled_in, policy, train, until
 from pydantic import SecretStr
 
@@ -194,16 +194,16 @@ async def test_a_supervisor_warns_of_a_cold_service_once_and_knows_it_ever_after
         monkeypatch.setenv("TINKER_API_KEY", local.api_key)
         (warning,) = await _supervised(local, "warning", "ab")
         assert "The optimizer is not restored" in warning
-        assert len(local.sessions()) == 2 + 4
+        assert len(training_sessions(local)) == 2 + 4
         (again,) = await _supervised(local, "warning", "c")
         assert again == warning
-        assert len(local.sessions()) == 2 + 4 + 1, "it was not examined again"
+        assert len(training_sessions(local)) == 2 + 4 + 1, "it was not examined again"
         assert "active" not in local.sessions().values()
 
 
 async def test_a_supervisor_is_silent_where_the_optimizer_is_restored(local: LocalTinker) -> None:
     assert await _supervised(local, "is restored exactly") == []
-    assert len(local.sessions()) == 1 + 4
+    assert len(training_sessions(local)) == 1 + 4
 
 
 async def test_a_check_that_fails_is_logged_and_training_continues(

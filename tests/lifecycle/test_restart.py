@@ -375,9 +375,9 @@ async def test_a_run_that_only_the_service_knows_is_left_alone_while_another_tra
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("depth", [3, 4])
+@pytest.mark.parametrize(("depth", "kills"), [(3, 2), (4, 1)])
 async def test_killed_while_the_answer_of_a_failed_request_is_late_it_restores_no_save_behind_it(
-    local: LocalTinker, depth: int
+    local: LocalTinker, depth: int, kills: int
 ) -> None:
     """The pass of step 12 fails, alone; what is behind it is executed, and saved, before its answer
     is here: these saves have the weights of one batch less than their step number says.
@@ -394,13 +394,16 @@ async def test_killed_while_the_answer_of_a_failed_request_is_late_it_restores_n
     journal = read_run(default_path(), "deep")
     assert journal is not None
     assert len(local.checkpoints(journal.attempts[0].run_id)) == 1 + 12 + depth
-    with process(command) as second:
-        _, errors = await anyio.to_thread.run_sync(
-            functools.partial(second.communicate, timeout=60)
-        )
-        assert second.returncode == 0, errors
+    # A second kill, with nothing saved in between: what is known of the first attempt still holds.
+    for given in [[*command, "--die-at-once"]] * (kills - 1) + [command]:
+        with process(given) as again:
+            _, errors = await anyio.to_thread.run_sync(
+                functools.partial(again.communicate, timeout=60)
+            )
+            assert again.returncode == (0 if given is command else -signal.SIGKILL), errors
     written = read_run(default_path(), "deep")
     assert written is not None
     start = written.attempts[-1].start_step
     assert local.run_state(written.attempts[-1].run_id) == expected, f"restored step {start}"
     assert 12 - depth <= start <= 12
+    assert len(written.attempts) == kills + 1
