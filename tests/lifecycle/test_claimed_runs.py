@@ -129,7 +129,11 @@ async def test_nothing_is_deleted_of_a_run_that_may_be_another_process_by_now(
         await until(lambda: len(seen(names.EVENT_CHECKPOINT_SAVED)) >= 3)
         await until(lambda: bool(seen(names.EVENT_RETENTION_FAILED)))
 
-    given = policy(checkpoints=CheckpointPolicy(save_every=2, keep_last=1, save_best=False))
+    # What a poll confirms is what retention may delete for.
+    given = policy(
+        poll_interval_s=0.05,
+        checkpoints=CheckpointPolicy(save_every=2, keep_last=1, save_best=False),
+    )
     with pytest.raises(LeaseLost) if ended else contextlib.nullcontext():
         async with Supervisor(
             given, journal=tmp_path / "a.db", lease="both", on_event=events.append
