@@ -560,7 +560,7 @@ def main() -> int:
     paths = [path for pattern in patterns for path in ROOT.glob(pattern)]
     tests = {file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))}
     files = sorted(str(file.relative_to(ROOT)) for file in tests if file.name.startswith("test_"))
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
         workers = Workers(Path(folder), files, chosen.workers)
         mutants, results = _candidates(chosen, _Index(reach_of(workers, files, chosen.cache)))
         if chosen.list:
