@@ -31,7 +31,8 @@ class Outcome:
         two_trainers: What a run was asked after a successor had begun; empty for nothing.
         weights: How the finished run differs from an undisturbed one; empty for not at all.
         stuck: Who did not come to an end in time; empty for none.
-        wrong: What else was not as promised; empty for nothing.
+        failed: Who ended with an error that is none of those to expect; empty for none.
+        otherwise: What else went another way than the case is made for; empty for nothing.
         takeover_s: From the moment the holder died, or was paused, to the successor's first step.
     """
 
@@ -39,13 +40,15 @@ class Outcome:
     two_trainers: str = ""
     weights: str = ""
     stuck: str = ""
-    wrong: str = ""
+    failed: str = ""
+    otherwise: str = ""
     takeover_s: float | None = None
 
     @property
-    def as_promised(self) -> bool:
+    def as_made(self) -> bool:
         """Whether nothing was found."""
-        return not (self.two_trainers or self.weights or self.stuck or self.wrong)
+        found = self.two_trainers, self.weights, self.stuck, self.failed, self.otherwise
+        return not any(found)
 
 
 @dataclass

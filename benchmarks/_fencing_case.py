@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,10 @@ class StuckError(Exception):
     """What a case waited for has not happened in time."""
 
 
+class OtherwiseError(Exception):
+    """A process has ended before it came to what the case is made for."""
+
+
 @dataclass
 class Case:
     """One run, and the processes that want it.
@@ -35,7 +40,7 @@ class Case:
         server: A service of its own.
         trained: What it has executed.
         chance: For what is random, from the case's number.
-        wrong: What was not as promised so far.
+        otherwise: What has gone another way so far than the case is made for.
         died_s: When the holder died, or was paused.
     """
 
@@ -46,7 +51,7 @@ class Case:
     _folder: Path
     _stack: contextlib.AsyncExitStack
     _begun: list[Process] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    otherwise: list[str] = field(default_factory=list)
     died_s: float | None = None
 
     async def begin(self, host: str, **what: Any) -> Process:
@@ -68,17 +73,19 @@ class Case:
 
         Raises:
             StuckError: It has not.
+            OtherwiseError: It has ended before.
         """
         said = await one.until(*events, within_s=WITHIN_S, times=times)
         if said is None:
-            raise StuckError(f"{one.host} has not come to {events}: {_story(one)}")
+            error = OtherwiseError if one.over else StuckError
+            raise error(f"{one.host} has not come to {events}: {_story(one)}")
         return str(said["event"])
 
     async def end(self, one: Process, *expected: str) -> str:
         """Wait for a process's end, and note if it is another than expected."""
         end = await self.until(one, *ENDS)
         if end not in expected:
-            self.wrong.append(f"{one.host} ended {end}, not {expected}: {_story(one)}")
+            self.otherwise.append(f"{one.host} ended {end}, not {expected}: {_story(one)}")
         if not await one.gone(WITHIN_S):
             raise StuckError(f"{one.host} has ended {end}, and its process has not")
         return end
@@ -94,12 +101,21 @@ class Case:
         await anyio.sleep(self.chance.uniform(least_s, most_s))
 
     async def finish(self) -> None:
-        """As a job scheduler that restarts a job until its run has come to its end."""
+        """As a job scheduler that restarts a job until its run has come to its end.
+
+        Raises:
+            StuckError: It does not.
+        """
         for number in range(5):
             one = await self.begin(f"last-{number}")
             if await self.end(one, "done", "finished") in {"done", "finished"}:
                 return
         raise StuckError("the run does not come to its end")
+
+    def kill_all(self) -> None:
+        """Kill every process that still lives."""
+        for one in self._begun:
+            one.send(signal.SIGKILL)
 
     def verdict(self, kind: str, expected: RunState) -> Outcome:
         """What the server and the processes say of it all."""
@@ -109,7 +125,8 @@ class Case:
             kind,
             two_trainers=self.trained.overlap(),
             weights="" if state == expected else f"{state}, and not {expected}",
-            wrong="; ".join(self.wrong),
+            failed="; ".join(_story(one) for one in self._begun if one.when("failed")),
+            otherwise="; ".join(self.otherwise),
             takeover_s=self._takeover_s(),
         )
 
@@ -153,6 +170,6 @@ async def undisturbed() -> RunState:
         one = await alone.begin("alone", supervised=False)
         await alone.end(one, "done")
         state = alone.server.run_state(alone.trained.runs[-1])
-        if alone.wrong or state.steps != STEPS:
-            raise RuntimeError(f"the undisturbed run has failed: {alone.wrong} {state}")
+        if alone.otherwise or state.steps != STEPS:
+            raise RuntimeError(f"the undisturbed run has failed: {alone.otherwise} {state}")
         return state

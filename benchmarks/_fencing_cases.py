@@ -6,12 +6,13 @@ from the case's number, so that many of a kind are not the same.
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections.abc import Awaitable, Callable
 
 from _fencing import Outcome
-from _fencing_case import Case, StuckError, case
+from _fencing_case import Case, OtherwiseError, StuckError, case
 from _fencing_machine import LIMIT_S
 from _fencing_processes import Process, progress
 from _fencing_supervisor import ENDS
@@ -46,7 +47,7 @@ async def started_together(on: Case) -> None:
     if ends.count("done") != 1:
         # All may have refused, each for another that withdrew; then somebody tries again.
         if "done" in ends or "wait" in policies:
-            on.wrong.append(f"ended: {ends}")
+            on.otherwise.append(f"ended: {ends}")
         await on.finish()
 
 
@@ -63,12 +64,13 @@ async def started_later(on: Case) -> None:
 
 async def long_gap(on: Case) -> None:
     """The holder makes no training request for longer than the service's limit; one waits."""
-    first = await on.begin("alpha", rests_at=on.chance.choice((0, 6, 11)))
+    rests_at, blocks = on.chance.choice((0, 6, 11)), on.chance.random() < 0.5
+    first = await on.begin("alpha", rests_at=rests_at, blocks=blocks)
     await on.until(first, "rests")
     second = await on.begin("beta")
     await on.pause(1.3 * LIMIT_S, 1.6 * LIMIT_S)
     if second.count("attempt") or second.over:
-        on.wrong.append("beta has not waited")
+        on.otherwise.append("beta has not waited")
     third = await on.begin("gamma", on_lease="refuse")
     await on.end(third, "refused")
     first.tell("go")
@@ -97,6 +99,58 @@ async def suspended(on: Case) -> None:
     await on.end(second, "done")
 
 
+async def suspended_for_about_the_limit(on: Case) -> None:
+    """The holder is stopped for about as long as the service waits: it keeps the run, or not."""
+    first = await _holder(on)
+    second = await on.begin("beta")
+    await on.until(second, "waiting", *ENDS)
+    first.send(signal.SIGSTOP)
+    await on.pause(0.8 * LIMIT_S, 1.3 * LIMIT_S)
+    first.send(signal.SIGCONT)
+    end = await on.end(first, "done", "lost")
+    await on.end(second, "finished" if end == "done" else "done")
+
+
+async def claim_ended(on: Case) -> None:
+    """The service ends the holder's claim, and not the session that it trains in."""
+    first = await _holder(on, rests_at=on.chance.choice((None, None, 6)))
+    second = await on.begin("beta", pace_s=0.05)
+    await on.until(second, "waiting", *ENDS)
+    claim = first.when("claim")
+    if claim is not None and not first.over:
+        on.server.fail_session(claim["session"])
+        on.died_s = time.monotonic()
+    first.tell("go")
+    end = await on.end(first, "lost", "done")
+    await on.end(second, "finished" if end == "done" else "done")
+
+
+async def suspended_in_take_over(on: Case, phase: str) -> None:
+    """A successor is stopped in one phase of taking over, a third takes over, and it wakes."""
+    first = await _holder(on, rests_at=9)
+    waits = phase == "waiting"
+    second = await on.begin("beta", at=phase, by=signal.SIGSTOP) if waits else None
+    if second is not None:
+        await on.until(second, "strikes")
+    _kill(on, first)
+    if second is None:
+        second = await on.begin("beta", at=phase, by=signal.SIGSTOP)
+        await on.until(second, "strikes", *ENDS)
+    wakes = on.chance.choice(("early", "beside", "late"))
+    third = await on.begin("gamma", pace_s=0.05, rests_at=11 if wakes == "beside" else None)
+    if wakes == "late":
+        await on.end(third, "done", "finished")
+    else:
+        await on.until(third, "rests" if wakes == "beside" else "claim", *ENDS)
+        await on.pause(0.0, 0.5)
+    second.send(signal.SIGCONT)
+    await on.pause(0.0, 0.5)
+    third.tell("go")
+    # Before it had the run it waits again; with it, it has lost it.
+    end = await on.end(second, "done", "finished", "lost")
+    await on.end(third, "finished" if end == "done" else "done")
+
+
 async def holder_killed(on: Case) -> None:
     """The holder is killed, which one on another machine, that waits already, cannot see."""
     first = await _holder(on, rests_at=9)
@@ -110,7 +164,7 @@ async def holder_killed(on: Case) -> None:
 async def old_journal(on: Case) -> None:
     """A machine's journal comes back while another trains, and after that."""
     killed = on.chance.random() < 0.5
-    first = await on.begin("alpha", **({"die_at": "step:5"} if killed else {"crashes_at": 5}))
+    first = await on.begin("alpha", **({"at": "step:5"} if killed else {"crashes_at": 5}))
     if killed:
         await on.dead(first)
     else:
@@ -134,14 +188,16 @@ async def old_journal(on: Case) -> None:
 async def killed_in_take_over(on: Case, phase: str) -> None:
     """The holder is killed, and so is its successor, in one phase of taking over."""
     first = await _holder(on, rests_at=9)
-    second = await on.begin("beta", die_at=phase) if phase == "waiting" else None
+    second = await on.begin("beta", at=phase) if phase == "waiting" else None
     if second is not None:
         await on.dead(second)
     _kill(on, first)
     if second is None:
-        second = await on.begin("beta", die_at=phase)
+        second = await on.begin("beta", at=phase)
         if not await on.dead(second) and phase not in _MAY_BE_PASSED:
-            on.wrong.append(f"beta has not come to {phase}: {[s['event'] for s in second.said]}")
+            on.otherwise.append(
+                f"beta has not come to {phase}: {[s['event'] for s in second.said]}"
+            )
     # On its own machine it is seen to be dead; on another it is not.
     await on.end(await on.begin(on.chance.choice(("beta", "gamma"))), "done", "finished")
 
@@ -168,7 +224,7 @@ async def killed_at_random(on: Case) -> None:
     for one in (second, third):
         failed = one.when("failed") or one.when("lost")
         if failed is not None:
-            on.wrong.append(f"{one.host}: {failed}")
+            on.otherwise.append(f"{one.host}: {failed}")
     await on.finish()
 
 
@@ -191,7 +247,7 @@ async def service_restarts(on: Case) -> None:
         await on.end(first, "done")
     ends = [await on.end(one, "done", "finished") for one in others]
     if ends.count("done") != dies:
-        on.wrong.append(f"ended: {ends}")
+        on.otherwise.append(f"ended: {ends}")
 
 
 async def _holder(on: Case, *, rests_at: int | None = None) -> Process:
@@ -209,15 +265,6 @@ def _kill(on: Case, one: Process) -> None:
     on.died_s = time.monotonic()
 
 
-def killed_in(phase: str) -> Callable[[Case], Awaitable[None]]:
-    """The case of that phase."""
-
-    async def played(on: Case) -> None:
-        await killed_in_take_over(on, phase)
-
-    return played
-
-
 HOLDER_KILLED = "holder killed"
 
 KINDS: dict[str, Callable[[Case], Awaitable[None]]] = {
@@ -226,10 +273,19 @@ KINDS: dict[str, Callable[[Case], Awaitable[None]]] = {
     "long gap": long_gap,
     "suspended and woken": suspended,
     HOLDER_KILLED: holder_killed,
+    "claim ended alone": claim_ended,
+    "suspended for about the limit": suspended_for_about_the_limit,
     "old journal returns": old_journal,
     "service restarts": service_restarts,
     "killed at random": killed_at_random,
-    **{f"killed in take-over: {phase}": killed_in(phase) for phase in PHASES},
+    **{
+        f"{title} in take-over: {phase}": functools.partial(played, phase=phase)
+        for phase in PHASES
+        for title, played in (
+            ("killed", killed_in_take_over),
+            ("suspended", suspended_in_take_over),
+        )
+    },
 }
 
 
@@ -238,10 +294,15 @@ async def play(kind: str, number: int, expected: RunState, *, unkind: bool) -> O
     title = f"{kind.partition(':')[0]}{', unkind' if unkind else ''}"
     async with case(f"{kind} {number} {unkind}", unkind=unkind) as on:
         try:
-            await KINDS[kind](on)
+            try:
+                await KINDS[kind](on)
+            except OtherwiseError as error:
+                on.otherwise.append(str(error))
+                on.kill_all()
+                await on.finish()
         except StuckError as error:
             return Outcome(title, stuck=f"{kind}: {error}\n{on.story()}")
         outcome = on.verdict(title, expected)
-        if not outcome.as_promised:
+        if not outcome.as_made:
             progress(f"{kind} {number}\n{on.story()}")
         return outcome

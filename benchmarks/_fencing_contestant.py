@@ -23,7 +23,7 @@ from tinker_recovery.service import Endpoint, StatusReader
 from tinker_recovery.service.claim_line import Claimant
 from tinker_recovery.service.claim_sessions import ClaimSessions
 from tinker_recovery.service.claims import Claim, Claims
-from tinker_recovery.service.heartbeats import TaskHeartbeats
+from tinker_recovery.service.heartbeats import Heartbeats, TaskHeartbeats
 
 STEP_S = 0.02
 GONE = 410
@@ -32,10 +32,13 @@ GONE = 410
 class Contestant:
     """What a process does with a run it has claimed."""
 
-    def __init__(self, line: Line, reader: StatusReader, claims: Claims) -> None:
+    def __init__(
+        self, line: Line, reader: StatusReader, claims: Claims, heartbeats: Heartbeats
+    ) -> None:
         self._say = line.say
         self._http = reader.http
         self._claims = claims
+        self._heartbeats = heartbeats
 
     async def play(self, name: str, on_held: Any, steps: int) -> None:
         """Claim a run, train it, and release it."""
@@ -67,6 +70,14 @@ class Contestant:
         session = await self._claims.sessions.open("training", {})
         if not await claim.announce(session):
             raise StatusRefused("the claim is gone", status_code=GONE)
+        end = self._heartbeats.start(session, lambda: None)
+        try:
+            await self._steps(session, steps)
+        finally:
+            end()
+        await self._claims.sessions.finish(session, "success", "done")
+
+    async def _steps(self, session: str, steps: int) -> None:
         body = {"session_id": session, "model_seq_id": 0, "base_model": "b"}
         made = await self._result("create_model", {**body, "lora_config": {"rank": 4, "seed": 1}})
         run = made["model_id"]
@@ -78,7 +89,6 @@ class Contestant:
             )
             self._say("step")
             await anyio.sleep(STEP_S)
-        await self._claims.sessions.finish(session, "success", "done")
 
     async def _result(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         accepted = await self._http.ask("POST", path, dict, json=body)
@@ -99,17 +109,18 @@ def main(connection: Connection, host: str, base_url: str, api_key: str, settle_
 async def _play(line: Line, host: str, endpoint: Endpoint, settle_s: float) -> None:
     """Play what is asked for until there is no more."""
     async with StatusReader(endpoint) as reader, anyio.create_task_group() as group:
+        heartbeats = TaskHeartbeats(ClaimSessions(reader.http), group, SYSTEM_CLOCK, BEAT_S)
         claims = Claims(
             reader.http,
             Claimant(host, os.getpid(), "", f"machine of {host}", ""),
             is_dead=lambda _: False,
-            heartbeats=TaskHeartbeats(ClaimSessions(reader.http), group, SYSTEM_CLOCK, BEAT_S),
+            heartbeats=heartbeats,
             clock=SYSTEM_CLOCK,
             settle_s=settle_s,
             beat_s=BEAT_S,
             look_s=BEAT_S / 2,
         )
-        contestant = Contestant(line, reader, claims)
+        contestant = Contestant(line, reader, claims, heartbeats)
         line.say("ready")
         while asked := await line.heard():
             await contestant.play(**json.loads(asked))

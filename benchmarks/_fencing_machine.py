@@ -61,24 +61,26 @@ async def _keep(self: InternalClientHolder, session_id: str) -> None:
 
 
 class Fate(logging.Handler):
-    """Where a process dies of SIGKILL, if anywhere, and what its log has said.
+    """Where a process kills or stops itself, if anywhere, and what its log has said.
 
     The points: ``waiting`` (in line), ``claim`` (its own is open), ``fenced`` (an earlier holder's
     session is finished), ``note`` (of its own session), ``take-over`` (the look for those of
     others), each event of recovery by its name, and what its script calls :meth:`reached` with.
 
     Args:
-        die_at: A point, with ``:N`` for the Nth time that it is reached.
-        say: Called with each point but the script's own, before the process dies of it.
+        at: A point, with ``:N`` for the Nth time that it is reached; empty for nowhere.
+        by: SIGKILL or SIGSTOP.
+        say: Called with each point but the script's own, and more about it, right before that.
     """
 
-    def __init__(self, die_at: str, say: Callable[[str], object]) -> None:
+    def __init__(self, at: str, by: signal.Signals, say: Callable[..., object]) -> None:
         super().__init__(logging.WARNING)
         self._say = say
-        self._point, _, times = die_at.partition(":")
-        self._left = int(times or 1)
+        self._point, _, times = at.partition(":")
+        self._times = int(times or 1)
+        self._by = by
+        self._seen: Counter[str] = Counter()
         self.log: list[str] = []
-        self.reached_points: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take over a line of the log."""
@@ -91,15 +93,16 @@ class Fate(logging.Handler):
         """Take over an event."""
         self._found(event.name)
 
-    def _found(self, point: str) -> None:
-        self._say(point)
+    def _found(self, point: str, **more: object) -> None:
+        self._say(point, **more)
         self.reached(point)
 
     def reached(self, point: str) -> None:
-        """Die, if it is here."""
-        self.reached_points[point] += 1
-        if point == self._point and self.reached_points[point] == self._left:
-            os.kill(os.getpid(), signal.SIGKILL)
+        """Die or stop, if it is here."""
+        self._seen[point] += 1
+        if point == self._point and self._seen[point] == self._times:
+            self._say("strikes")
+            os.kill(os.getpid(), self._by)
 
     def watch_claims(self) -> None:
         """Have what claims do at the service reach points, too."""
@@ -108,7 +111,7 @@ class Fate(logging.Handler):
         async def open_(self: ClaimSessions, title: str, metadata: dict[str, str]) -> str:
             session = await opened(self, title, metadata)
             if CLAIM in metadata:
-                fate._found("claim")
+                fate._found("claim", session=session)
             elif NOTE in metadata:
                 fate._found("note" if PREFIX + "session" in metadata else "take-over")
             return session

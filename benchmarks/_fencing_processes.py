@@ -45,10 +45,11 @@ class Line:
         said = {"event": event, "at_s": time.monotonic(), **more}
         os.write(self._connection.fileno(), json.dumps(said).encode() + b"\n")
 
-    async def heard(self) -> str:
+    async def heard(self, *, blocks: bool = False) -> str:
         """The next line from the benchmark; empty once there is none."""
         while b"\n" not in self._rest:
-            await anyio.wait_readable(self._connection.fileno())
+            if not blocks:
+                await anyio.wait_readable(self._connection.fileno())
             more = os.read(self._connection.fileno(), 4096)
             if not more:
                 return ""

@@ -111,7 +111,8 @@ async def race(kind: str, name: str, racing: list[Contestant]) -> Outcome:
         kind,
         two_trainers=overlap,
         stuck=stuck,
-        wrong="" if sorted(ended) == ["done", *["refused"] * (len(racing) - 1)] else story,
+        failed=story if "failed" in ended else "",
+        otherwise="" if sorted(ended) == ["done", *["refused"] * (len(racing) - 1)] else story,
     )
 
 
@@ -119,8 +120,8 @@ async def paused(kind: str, name: str, server: LocalTinker, racing: list[Contest
     """The holder is paused past the limit, another takes over, and the first one wakes."""
     first, second = racing[:2]
     first.ask(name, on_held="refuse", steps=1_000_000)
-    if not await first.until("step"):
-        return Outcome(kind, stuck="the first has made no step")
+    if await first.until("step", *ENDS) != "step":
+        return Outcome(kind, otherwise=f"no step: {first.story}")
     first.process.send(signal.SIGSTOP)
     paused_s = time.monotonic()
     try:
@@ -133,11 +134,13 @@ async def paused(kind: str, name: str, server: LocalTinker, racing: list[Contest
     with anyio.CancelScope(shield=True):
         ended = await first.until(*ENDS), await second.until(*ENDS)
     after = server.run_state(first.run).steps
+    story = f"{first.story}; {second.story}"
     step_s = second.at_s("step")
     return Outcome(
         kind,
         two_trainers="" if after == before else f"{after - before} steps of the first",
-        stuck="" if took and all(ended) else f"ended: {ended}",
-        wrong="" if ended == ("lost", "done") else f"ended: {ended}",
+        stuck="" if all(ended) else story,
+        failed=story if "failed" in ended else "",
+        otherwise="" if took and ended == ("lost", "done") else story,
         takeover_s=step_s - paused_s if step_s else None,
     )

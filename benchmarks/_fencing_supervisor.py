@@ -7,6 +7,7 @@ once one is answered, ``rests``, and at last one of ``ENDS``.
 from __future__ import annotations
 
 import logging
+import signal
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -63,7 +64,9 @@ class Script:
         rests_at: The step before which it once makes no request until it hears ``go``; None for
             none.
         crashes_at: The step before which its loop raises; None for none.
-        die_at: Where it kills itself, as ``Fate`` says; empty for nowhere.
+        blocks: Whether it blocks its event loop while it rests.
+        at: Where it kills or stops itself, as ``Fate`` says; empty for nowhere.
+        by: SIGKILL or SIGSTOP.
         pace_s: Between two steps, in seconds.
         supervised: False for the bare SDK, whose weights the others have to end with.
     """
@@ -75,7 +78,9 @@ class Script:
     on_lease: Literal["wait", "refuse"] = "wait"
     rests_at: int | None = None
     crashes_at: int | None = None
-    die_at: str = ""
+    blocks: bool = False
+    at: str = ""
+    by: signal.Signals = signal.SIGKILL
     pace_s: float = 0.02
     supervised: bool = True
 
@@ -89,7 +94,7 @@ def main(connection: Connection, host: str, script: Script) -> None:
     be_on_machine(host)
     hurry(script.settle_s)
     line = Line(connection)
-    fate = Fate(script.die_at, line.say)
+    fate = Fate(script.at, script.by, line.say)
     fate.watch_claims()
     logging.getLogger().addHandler(fate)
     anyio.run(_Player(line, script, fate).play)
@@ -163,7 +168,7 @@ class _Player:
             if step == self._script.rests_at and not self._rested:
                 self._rested = True
                 self._line.say("rests")
-                await self._line.heard()
+                await self._line.heard(blocks=self._script.blocks)
             forward: Any = training.forward_backward(batch(step), "cross_entropy")
             update: Any = training.optim_step(ADAM)
             await forward

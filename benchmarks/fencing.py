@@ -10,7 +10,7 @@ at a service that lists late and dates sessions wrongly ("unkind").
 
 The promises: no request of a process is executed once a successor trains (every training request
 is written down by the server as it is executed, so no process's own word counts); a run ends with
-the bits of an undisturbed one; every process comes to an end.
+the bits of an undisturbed one; every process comes to an end, and to one that it documents.
 
 All times are those of real life divided by thirty: the service ends a session that is silent for
 2 s, and claims, as well as the SDK's own sessions, send a heartbeat every third of a second
@@ -89,8 +89,8 @@ class Play:
     def note(self, outcome: Outcome) -> None:
         """Take over the outcome of a case."""
         self.outcomes.append(outcome)
-        if not outcome.as_promised:
-            progress(f"NOT AS PROMISED {outcome}")
+        if not outcome.as_made:
+            progress(f"ended otherwise: {outcome}")
         progress(f"{len(self.outcomes)} cases, {time.monotonic() - self.began:.0f} s")
 
     async def races(self, races: int) -> None:
@@ -152,9 +152,11 @@ def show(outcomes: list[Outcome]) -> None:
     ):
         own = list(group)
         took = [outcome.takeover_s for outcome in own if outcome.takeover_s is not None]
-        wrong = sum(bool(outcome.wrong) for outcome in own)
+        otherwise = sum(bool(outcome.otherwise) for outcome in own)
         median = f"{statistics.median(took):.2f} s" if took else ""
-        rows.append((kind, str(len(own)), str(wrong), median, f"{max(took):.2f} s" if took else ""))
+        rows.append(
+            (kind, str(len(own)), str(otherwise), median, f"{max(took):.2f} s" if took else "")
+        )
     table(("case", "played", "ended otherwise", "take-over, median", "longest"), rows)
     deaths = [
         each.takeover_s
@@ -182,6 +184,7 @@ def main() -> None:
         [
             Bar("two trainers", sum(bool(each.two_trainers) for each in outcomes), 0),
             Bar("weights differ", sum(bool(each.weights) for each in outcomes), 0),
+            Bar("failed", sum(bool(each.failed) for each in outcomes), 0),
             Bar("stuck", sum(bool(each.stuck) for each in outcomes), 0),
             Bar("cases", len(outcomes), QUICK_CASES if given.quick else CASES, better="higher"),
         ],
