@@ -50,8 +50,10 @@ STALL_S = 1.0
 POLL_S = 0.5
 POLLS = 4
 """Rounds of the 30 s poll."""
-QUICK_S = 3.0
-"""Seconds after which --quick begins no further round, of each of the two parts."""
+QUICK_S = 5.0
+"""Seconds after which --quick begins no further round of our own parts."""
+QUICK_KINDS = (*IN_BAND, "silence")
+"""The faults that --quick plays: those of the bars, and the one that no call reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,19 +161,19 @@ async def polling(times: int, measured: list[float]) -> None:
                 measured.append(await poll_and_backoff(server, RULES["poison"]))
 
 
-async def others(
-    ours_s: dict[str, list[float]],
-    standby_s: dict[str, list[float]],
-    theirs_s: dict[str, list[float]],
-    *,
-    quick: bool,
-) -> None:
-    """Every fault with ours, and those that a call reports with the quicker alternatives."""
+_Times = dict[str, list[float]]
+
+
+async def _measured(*, quick: bool) -> tuple[_Times, _Times, _Times]:
+    """Every fault with ours, by default and on standby, and with the quicker alternatives."""
+    ours_s: _Times = {kind: [] for kind in (QUICK_KINDS if quick else RULES)}
+    standby_s: _Times = {kind: [] for kind in IN_BAND}
+    theirs_s: _Times = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory(prefix="recovery-latency-") as folder:
         async with LocalTinkerProcess(Path(folder)) as server:
             os.environ.update(TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key)
             await ours(server, "poison")  # pays for the connections
-            for _ in rounds(2 if quick else 15, within_s=QUICK_S if quick else None, least=1):
+            for _ in range(1 if quick else 15):
                 for kind, measured in ours_s.items():
                     measured.append(await ours(server, kind))
                 for kind, measured in standby_s.items():
@@ -179,16 +181,15 @@ async def others(
                 for name, way in WAYS.items():
                     for kind in IN_BAND:
                         theirs_s[name].append(await way(server, RULES[kind]))
+    return ours_s, standby_s, theirs_s
 
 
-async def against_the_alternatives(*, quick: bool, polled_s: list[float]) -> list[Bar]:
+async def against_the_alternatives(*, quick: bool) -> list[Bar]:
     """The second table, and how many times faster ours is; the 30 s poll is measured meanwhile."""
-    ours_s: dict[str, list[float]] = {kind: [] for kind in RULES}
-    standby_s: dict[str, list[float]] = {kind: [] for kind in IN_BAND}
-    theirs_s: dict[str, list[float]] = {name: [] for name in WAYS}
-    await others(ours_s, standby_s, theirs_s, quick=quick)
-    while len(polled_s) < (1 if quick else POLLS):  # noqa: ASYNC110 - once a benchmark, and each takes half a minute
-        await anyio.sleep(0.1)
+    polled_s: list[float] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(polling, 1 if quick else POLLS, polled_s)
+        ours_s, standby_s, theirs_s = await _measured(quick=quick)
     theirs_s["30 s poll, 5 s backoff"] = polled_s
     in_band = statistics.median(one for kind in IN_BAND for one in ours_s[kind])
     on_standby = statistics.median(one for measured in standby_s.values() for one in measured)
@@ -239,12 +240,7 @@ async def parts(*, quick: bool) -> Bar:
 async def main(*, quick: bool) -> list[Bar]:
     """Measure, print the tables, return the bars."""
     os.environ["TINKER_TELEMETRY"] = "0"
-    polled_s: list[float] = []
-    async with anyio.create_task_group() as group:
-        group.start_soon(polling, 1 if quick else POLLS, polled_s)
-        measured = [await parts(quick=quick)]
-        measured += await against_the_alternatives(quick=quick, polled_s=polled_s)
-    return measured
+    return [await parts(quick=quick), *await against_the_alternatives(quick=quick)]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """A training script that saves every step, keeps batches submitted ahead, and is killed once.
 
-    python deep_pipeline.py --steps 22 --depth 3 --die-at 15
+    python deep_pipeline.py --steps 22 --depth 3 --die-at 15 [--die-at-once]
 
 Its first attempt kills its process, with SIGKILL, when a checkpoint of that step or a later one is
-stored.
+stored; with --die-at-once, any attempt does so before its first request.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ async def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--depth", type=int, required=True)
     parser.add_argument("--die-at", type=int, required=True)
+    parser.add_argument("--die-at-once", action="store_true")
     given = parser.parse_args()
 
     saved: set[int] = set()
@@ -67,6 +68,8 @@ async def main() -> None:
     async with Supervisor(policy, on_event=note) as supervisor:
         async for attempt in supervisor.attempts(name=NAME, base_model=MODEL, rank=8, seed=SEED):
             async with attempt:
+                if given.die_at_once:
+                    os.kill(os.getpid(), signal.SIGKILL)
                 await train(attempt, given.steps, given.depth, saved)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -206,3 +208,19 @@ async def until(true: Callable[[], bool], limit_s: float = 30.0) -> None:
     with anyio.fail_after(limit_s):
         while not true():  # noqa: ASYNC110 - what is waited for cannot set an event of this loop
             await anyio.sleep(0.001)
+
+
+async def cancelled_in(phase: str, work: Callable[..., Coroutine[Any, Any, object]]) -> None:
+    """Cancel what reports its progress, a moment after it has reached this phase."""
+    there = anyio.Event()
+
+    def progress(current: str) -> None:
+        if phase in current:
+            there.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(functools.partial(work, progress=progress))
+        await there.wait()
+        await anyio.sleep(0.03)
+        group.cancel_scope.cancel()
+    assert group.cancel_scope.cancelled_caught

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import anyio
 import pytest
 import stamina
-from inspection import set_doctor_rounds
-from loops import MODEL, SEED, policy, train, until
+from inspection import set_doctor_rounds, training_sessions
+from loops import MODEL, SEED, cancelled_in, policy, train, until
 from pydantic import SecretStr
 
 from tinker_recovery import (
@@ -109,25 +109,13 @@ async def test_while_it_is_inconclusive_more_steps_and_larger_ones_are_tried(
 @pytest.mark.parametrize("phase", ["creating", "continuing", "resuming with optimizer"])
 async def test_nothing_is_left_by_an_examination_that_is_cancelled(phase: str) -> None:
     async with LocalTinker(save_s=0.05, load_s=0.05) as local, reading(local) as reader:
-        there = anyio.Event()
-
-        def progress(current: str) -> None:
-            if phase in current:
-                there.set()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(
-                lambda: examine(
-                    ExamPlan(base_model=MODEL),
-                    backend=TinkerBackend(local.service),
-                    reader=reader,
-                    progress=progress,
-                )
-            )
-            await there.wait()
-            await anyio.sleep(0.02)
-            group.cancel_scope.cancel()
-        assert group.cancel_scope.cancelled_caught
+        examination = functools.partial(
+            examine,
+            ExamPlan(base_model=MODEL),
+            backend=TinkerBackend(local.service),
+            reader=reader,
+        )
+        await cancelled_in(phase, examination)
         await nothing_is_left(local, reader)
 
 
@@ -206,16 +194,16 @@ async def test_a_supervisor_warns_of_a_cold_service_once_and_knows_it_ever_after
         monkeypatch.setenv("TINKER_API_KEY", local.api_key)
         (warning,) = await _supervised(local, "warning", "ab")
         assert "The optimizer is not restored" in warning
-        assert len(local.sessions()) == 2 + 4
+        assert len(training_sessions(local)) == 2 + 4
         (again,) = await _supervised(local, "warning", "c")
         assert again == warning
-        assert len(local.sessions()) == 2 + 4 + 1, "it was not examined again"
+        assert len(training_sessions(local)) == 2 + 4 + 1, "it was not examined again"
         assert "active" not in local.sessions().values()
 
 
 async def test_a_supervisor_is_silent_where_the_optimizer_is_restored(local: LocalTinker) -> None:
     assert await _supervised(local, "is restored exactly") == []
-    assert len(local.sessions()) == 1 + 4
+    assert len(training_sessions(local)) == 1 + 4
 
 
 async def test_a_check_that_fails_is_logged_and_training_continues(

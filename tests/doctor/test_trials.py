@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from pathlib import Path
 
-import anyio
 import pytest
-from loops import MODEL
+from loops import MODEL, cancelled_in
 from pydantic import SecretStr
 from virtual import FAST_CLOCK
 
@@ -93,22 +93,10 @@ async def test_nothing_is_left_by_trials_that_are_cancelled(phase: str) -> None:
         async with StatusReader(endpoint, timeout_s=5.0) as reader:
             plan, backend = ExamPlan(base_model=MODEL), TinkerBackend(local.service)
             report = await examine(plan, backend=backend, reader=reader)
-            there = anyio.Event()
-
-            def progress(current: str) -> None:
-                if phase in current:
-                    there.set()
-
-            async with anyio.create_task_group() as group:
-                group.start_soon(
-                    lambda: try_out(
-                        plan, report.diagnosis, backend=backend, reader=reader, progress=progress
-                    )
-                )
-                await there.wait()
-                await anyio.sleep(0.03)
-                group.cancel_scope.cancel()
-            assert group.cancel_scope.cancelled_caught
+            trials = functools.partial(
+                try_out, plan, report.diagnosis, backend=backend, reader=reader
+            )
+            await cancelled_in(phase, trials)
             assert [each async for each in reader.every_checkpoint()] == []
         assert "active" not in local.sessions().values()
 

@@ -10,14 +10,13 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 import pytest_asyncio
-from inspection import scope_of, set_claim_s, set_retention_gap_s
-from loops import MODEL, SEED, loop, policy, train, undisturbed_state, until
-from tinker import types
+from inspection import open_claims, set_claim_s, set_retention_gap_s
+from loops import loop, policy, train, undisturbed_state, until
+from named_runs import NAMED, Died
 
 from tinker_recovery import (
     Attempt,
@@ -27,12 +26,10 @@ from tinker_recovery import (
     RunFinished,
     Supervisor,
 )
-from tinker_recovery.service.claim_line import CLAIM
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 14
-START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "one"}
 SCRIPT = """
 import sys
 import anyio
@@ -47,7 +44,7 @@ async def loop(attempt: Attempt) -> None:
 
 async def main() -> None:
     async with Supervisor(policy(), journal=sys.argv[1], lease="both") as supervisor:
-        await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED, name="one")
+        await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED, name="sft-42")
 
 anyio.run(main)
 """
@@ -67,18 +64,6 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     set_claim_s(monkeypatch, settle=0.05, look=0.02, beat=0.1)
 
 
-async def _claim(attempt: Attempt) -> str:
-    """The session that claims the run."""
-    found = await scope_of(attempt).run.collaborators.reader.http.ask(
-        "POST",
-        "sessions/search",
-        types.SessionSearchResponse.model_validate,
-        json={"user_metadata": {CLAIM: "one"}, "statuses": [{"type": "active"}]},
-    )
-    (claim,) = found.sessions
-    return claim.session_id
-
-
 TRAIN = functools.partial(train, steps=STEPS)
 
 
@@ -96,7 +81,7 @@ async def test_a_loop_that_blocks_its_event_loop_keeps_its_run(
         await train(attempt, steps=STEPS)
 
     async with Supervisor(policy(), journal=tmp_path / "a.db") as supervisor:
-        await supervisor.run(blocking, **START)
+        await supervisor.run(blocking, **NAMED)
     assert arrived[0] > 3
 
 
@@ -106,7 +91,7 @@ async def test_the_machine_that_waited_learns_that_the_run_has_finished(
     async def second() -> None:
         async with Supervisor(policy(), journal=tmp_path / "b.db", lease="both") as supervisor:
             with pytest.raises(RunFinished):
-                await supervisor.run(TRAIN, **START)
+                await supervisor.run(TRAIN, **NAMED)
 
     async def loop(attempt: Attempt) -> None:
         group.start_soon(second)
@@ -117,7 +102,7 @@ async def test_the_machine_that_waited_learns_that_the_run_has_finished(
         anyio.create_task_group() as group,
         Supervisor(policy(), journal=tmp_path / "a.db", lease="both") as first,
     ):
-        await first.run(loop, **START)
+        await first.run(loop, **NAMED)
     assert len(local.runs()) == 1
 
 
@@ -137,33 +122,37 @@ async def test_nothing_is_deleted_of_a_run_that_may_be_another_process_by_now(
         await loop(attempt.client, 0, 3, 0)
         await until(lambda: len(seen(names.EVENT_CHECKPOINT_SAVED)) >= 1)
         if ended:
-            left.fail_session(await _claim(attempt))
+            left.fail_session(*open_claims(left))
         else:
             left.inject(FaultRule("status", request="session_heartbeat", status=503, times=10**6))
         await loop(attempt.client, 3, 8, 0)
         await until(lambda: len(seen(names.EVENT_CHECKPOINT_SAVED)) >= 3)
         await until(lambda: bool(seen(names.EVENT_RETENTION_FAILED)))
 
-    given = policy(checkpoints=CheckpointPolicy(save_every=2, keep_last=1, save_best=False))
+    # What a poll confirms is what retention may delete for.
+    given = policy(
+        poll_interval_s=0.05,
+        checkpoints=CheckpointPolicy(save_every=2, keep_last=1, save_best=False),
+    )
     with pytest.raises(LeaseLost) if ended else contextlib.nullcontext():
         async with Supervisor(
             given, journal=tmp_path / "a.db", lease="both", on_event=events.append
         ) as supervisor:
-            await supervisor.run(body, **START)
+            await supervisor.run(body, **NAMED)
     assert seen(names.EVENT_CHECKPOINT_DELETED) == []
 
 
 async def test_no_attempt_begins_once_the_claim_is_gone(left: LocalTinker, tmp_path: Path) -> None:
     async def loop(attempt: Attempt) -> None:
         assert attempt.number == 1
-        left.fail_session(await _claim(attempt))
+        left.fail_session(*open_claims(left))
         left.poison(at_step=6)
         await train(attempt, steps=STEPS)
 
     with anyio.fail_after(20):
         async with Supervisor(policy(), journal=tmp_path / "a.db", lease="both") as supervisor:
             with pytest.raises(LeaseLost):
-                await supervisor.run(loop, **START)
+                await supervisor.run(loop, **NAMED)
     assert len(supervisor.runs[0].attempts) == 1
 
 
@@ -186,7 +175,7 @@ async def test_after_a_kill_another_journal_goes_on_at_once_and_what_was_left_is
     assert len(left) >= 2
     with anyio.fail_after(25):  # less than a run that nobody claims is waited for
         async with Supervisor(policy(), journal=tmp_path / "b.db", lease="both") as supervisor:
-            await supervisor.run(functools.partial(train, steps=30), **START)
+            await supervisor.run(functools.partial(train, steps=30), **NAMED)
     (run,) = supervisor.runs
     assert run.attempts[-1].start_step > 0
     assert "active" not in {local.sessions()[name] for name in left}
@@ -199,8 +188,8 @@ async def test_what_no_rule_keeps_is_deleted_as_the_supervisor_ends_and_the_name
     given = policy(checkpoints=CheckpointPolicy(save_every=2, keep_last=1, save_best=False))
     async with Supervisor(given, journal=tmp_path / "a.db", lease="both") as supervisor:
         with pytest.raises(Died):
-            await supervisor.run(_dying, **START)
-        await supervisor.run(TRAIN, **START)
+            await supervisor.run(_dying, **NAMED)
+        await supervisor.run(TRAIN, **NAMED)
     kept = [each.steps for run in local.runs() for each in local.checkpoints(run)]
     assert sorted(kept) == [4, STEPS], "the one it was resumed from, and the last"
     assert "active" not in local.sessions().values()
@@ -210,21 +199,3 @@ async def _dying(attempt: Attempt) -> None:
     await train(attempt, steps=5)
     await attempt.client.drain()
     raise Died
-
-
-class Died(Exception):
-    """The loop ends by an error of its own, as a crash of its process would end it."""
-
-
-async def _until(step: int, journal: Path) -> Supervisor:
-    """Train on one machine, until the loop dies at a step or the run has come to its end."""
-
-    async def loop(attempt: Attempt) -> None:
-        await train(attempt, steps=step)
-        await attempt.client.drain()
-        if step < STEPS:
-            raise Died
-
-    async with Supervisor(policy(), journal=journal, lease="both") as supervisor:
-        await supervisor.run(loop, **START)
-    return supervisor

@@ -437,12 +437,15 @@ async def test_an_outage_of_status_reads_is_reported_and_leaves_the_run_alone(
     local: LocalTinker,
 ) -> None:
     events: list[RecoveryEvent] = []
-    local.inject(FaultRule("status", request="training_run", status=503, times=6))
+    # Not a number of times: which of our reads meet the outage is up to chance, and only a failed
+    # poll is the event, not a look in between two.
+    local.inject(outage := FaultRule("status", request="training_run", status=503, for_s=60.0))
     async with Supervisor(policy(poll_interval_s=0.01), on_event=events.append) as supervisor:
         async for attempt in supervisor.attempts(base_model=MODEL):
             async with attempt:
                 await train(attempt, steps=3)
                 await until(lambda: any(e.name == "recovery.poll_error" for e in events))
+                local.release(outage)
     assert supervisor.runs[0].recoveries == []
 
 

@@ -27,6 +27,7 @@ from tinker_recovery import (
     UsageError,
 )
 from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing.actions import Request
 
@@ -99,12 +100,22 @@ async def test_the_last_look_for_progress_waits_for_a_listing_that_cannot_be_rea
     local.poison(at_step=3)
     local.poison(at_step=7)
 
-    def hide_the_listing(*_: object) -> None:
-        # The Keeper asks as well, and takes its share of them.
-        local.inject(FaultRule("status", request="run_checkpoints", status=503, times=6))
+    detected: list[RecoveryEvent] = []
+
+    def hide_the_listing(event: RecoveryEvent) -> None:
+        # Not before the fault, as what is saved after an outage that nothing has looked into is no
+        # progress. Retention may be reading it as well, and take its share of them.
+        if event.name == names.EVENT_DETECTED:
+            detected.append(event)
+            if len(detected) == 2:
+                local.inject(FaultRule("status", request="run_checkpoints", status=503, times=6))
 
     clock = InstantClock(poll_interval_s=POLL_S)
-    async with _supervisor(clock, max_attempts=1, on_recovery=hide_the_listing) as supervisor:
+    async with Supervisor(
+        policy(poll_interval_s=POLL_S, max_attempts=1),
+        clock=clock.clock,
+        on_event=hide_the_listing,
+    ) as supervisor:
         await supervisor.run(functools.partial(train, steps=9), base_model=MODEL, seed=SEED)
     assert len(supervisor.runs[0].recoveries) == 2
     assert clock.slept, "it waited"

@@ -16,7 +16,8 @@ import anyio.to_thread
 import pytest
 import tinker
 from inspection import internals_of, set_quiet_s, training_sessions
-from loops import ADAM, MODEL, SEED, batch, loop, policy, train, undisturbed_state
+from loops import ADAM, MODEL, batch, loop, policy, train, undisturbed_state
+from named_runs import NAMED, Died, begun_at, left_at, trained_to
 
 from tinker_recovery import (
     AmbiguousRun,
@@ -33,34 +34,6 @@ from tinker_recovery.service import FromBaseModel
 from tinker_recovery.testing import LocalTinker, StoredCheckpoint
 
 STEPS = 14
-START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft-42"}
-
-
-class _Died(Exception):
-    """The loop ends by an error of its own, as a crash of its process would end it."""
-
-
-async def _left_at(step: int, **start: Any) -> str:
-    """A run that was left when so many steps were done; its lineage."""
-
-    async def dying(attempt: Attempt) -> None:
-        await train(attempt, steps=step)
-        raise _Died
-
-    with pytest.raises(_Died):
-        async with Supervisor(policy()) as supervisor:
-            await supervisor.run(dying, **{**START, **start})
-    return supervisor.runs[0].lineage
-
-
-async def _go_on(**start: Any) -> Supervisor:
-    async with Supervisor(policy()) as supervisor:
-        await supervisor.run(functools.partial(train, steps=STEPS), **{**START, **start})
-    return supervisor
-
-
-def _began(supervisor: Supervisor) -> list[int]:
-    return [attempt.start_step for attempt in supervisor.runs[0].attempts]
 
 
 def _abandon() -> None:
@@ -77,9 +50,9 @@ def _lose_the_journal() -> None:
 
 async def _two_of_one_name() -> tuple[str, str]:
     """Two runs of one name that were left, at steps 7 and 12, and no journal; their lineages."""
-    first = await _left_at(7)
+    first = (await left_at(7)).runs[0].lineage
     _abandon()
-    second = await _left_at(12)
+    second = (await left_at(12)).runs[0].lineage
     _lose_the_journal()
     return first, second
 
@@ -90,7 +63,7 @@ async def test_of_several_runs_of_a_name_none_is_guessed_and_each_is_listed(
     lineages = await _two_of_one_name()
     sessions = len(training_sessions(local))
     with pytest.raises(AmbiguousRun) as caught:
-        await _go_on()
+        await trained_to(STEPS)
     assert set(caught.value.lineages) == set(lineages)
     said = str(caught.value)
     assert "run 'sft-42' is not in this journal, and the service has 2 runs of that name" in said
@@ -108,9 +81,9 @@ async def test_the_one_that_is_chosen_is_continued_to_the_same_weights(
 ) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
     lineages = await _two_of_one_name()
-    supervisor = await _go_on(lineage=lineages[which][:6])
+    supervisor = await trained_to(STEPS, lineage=lineages[which][:6])
     assert supervisor.runs[0].lineage == lineages[which]
-    assert _began(supervisor) == [step]
+    assert begun_at(supervisor) == [step]
     assert local.run_state(supervisor.runs[0].segments[-1].run_id) == expected
 
 
@@ -119,11 +92,11 @@ async def test_a_new_run_may_be_begun_beside_those_of_its_name_and_is_resumed_by
 ) -> None:
     del local
     lineages = await _two_of_one_name()
-    third = await _left_at(7, lineage="new")
+    third = (await left_at(7, lineage="new")).runs[0].lineage
     assert third not in lineages
-    supervisor = await _go_on(lineage="new")
+    supervisor = await trained_to(STEPS, lineage="new")
     assert supervisor.runs[0].lineage == third
-    assert _began(supervisor) == [5]
+    assert begun_at(supervisor) == [5]
 
 
 async def test_a_lineage_that_is_not_there_is_refused_and_those_that_are_there_are_listed(
@@ -132,29 +105,29 @@ async def test_a_lineage_that_is_not_there_is_refused_and_those_that_are_there_a
     del local
     lineages = await _two_of_one_name()
     with pytest.raises(AmbiguousRun, match="no run of the name 'sft-42' has the lineage") as caught:
-        await _go_on(lineage="0123456789abcdef0")
+        await trained_to(STEPS, lineage="0123456789abcdef0")
     assert set(caught.value.lineages) == set(lineages)
     with pytest.raises(AmbiguousRun, match="no run of the name 'nobody' has the lineage 'ab'"):
-        await _go_on(name="nobody", lineage="ab")
+        await trained_to(STEPS, name="nobody", lineage="ab")
 
 
 async def test_another_lineage_than_the_journals_is_refused_with_both(local: LocalTinker) -> None:
     del local
-    lineage = await _left_at(7)
+    lineage = (await left_at(7)).runs[0].lineage
     with pytest.raises(UsageError, match=f"lineage='ffff' is not .* 'sft-42' .* {lineage}"):
-        await _go_on(lineage="ffff")
-    assert _began(await _go_on(lineage=lineage)) == [5]
+        await trained_to(STEPS, lineage="ffff")
+    assert begun_at(await trained_to(STEPS, lineage=lineage)) == [5]
 
 
 async def test_a_lineage_needs_a_name_and_a_journal_to_look_it_up_for(local: LocalTinker) -> None:
     del local
     with pytest.raises(UsageError, match="lineage='ab' goes with name="):
-        await _go_on(name=None, lineage="ab")
+        await trained_to(STEPS, name=None, lineage="ab")
     with pytest.raises(UsageError, match="lineage='' is not allowed"):
-        await _go_on(lineage="")
+        await trained_to(STEPS, lineage="")
     with pytest.raises(UsageError, match="lineage='ab' chooses a run to resume"):
         async with Supervisor(policy(), journal=None) as supervisor:
-            await supervisor.run(functools.partial(train, steps=1), **START, lineage="ab")
+            await supervisor.run(functools.partial(train, steps=1), **NAMED, lineage="ab")
 
 
 def _newest(local: LocalTinker) -> StoredCheckpoint:
@@ -187,20 +160,20 @@ async def _bare_script(saved: StoredCheckpoint, *, steps: int, **changes: str) -
 async def test_a_checkpoint_that_another_tinker_run_saved_with_our_metadata_is_refused_by_name(
     local: LocalTinker, steps: int, changes: dict[str, str]
 ) -> None:
-    await _left_at(12)
+    await left_at(12)
     ours = _newest(local)
     theirs = await _bare_script(ours, steps=steps, **changes)
     _lose_the_journal()
     sessions = len(training_sessions(local))
     with pytest.raises(ContradictoryCheckpoints, match="one Tinker run") as caught:
-        await _go_on()
+        await trained_to(STEPS)
     assert theirs in caught.value.paths
     assert len(caught.value.paths) == 2
     assert all(path in str(caught.value) for path in caught.value.paths)
     assert len(training_sessions(local)) == sessions, "nothing was opened for it"
     # Once it is not there any more, the run is resumed.
     local.list_as(theirs, user_metadata=None)
-    assert _began(await _go_on()) == [10]
+    assert begun_at(await trained_to(STEPS)) == [10]
 
 
 async def test_a_save_past_our_client_with_copied_metadata_is_refused(local: LocalTinker) -> None:
@@ -213,27 +186,27 @@ async def test_a_save_past_our_client_with_copied_metadata_is_refused(local: Loc
         attempt.client.forward_backward(batch(7), "cross_entropy")
         await attempt.client.optim_step(ADAM)
         await attempt.client.training.save_state("mine", user_metadata=dict(metadata))
-        raise _Died
+        raise Died
 
-    with pytest.raises(_Died):
+    with pytest.raises(Died):
         async with Supervisor(policy()) as supervisor:
-            await supervisor.run(passing_by, **START)
+            await supervisor.run(passing_by, **NAMED)
     _lose_the_journal()
     with pytest.raises(ContradictoryCheckpoints, match="gives no such name") as caught:
-        await _go_on()
+        await trained_to(STEPS)
     assert caught.value.paths == (_newest(local).path,)
 
 
 async def test_a_step_that_was_changed_is_refused_with_the_name_and_the_metadata(
     local: LocalTinker,
 ) -> None:
-    await _left_at(12)
+    await left_at(12)
     ours = _newest(local)
     changed = {**(ours.user_metadata or {}), "tinker_recovery.step": "12"}
     local.list_as(ours.path, user_metadata=changed)
     _lose_the_journal()
     with pytest.raises(ContradictoryCheckpoints, match="its step is 10, and by its metadata 12"):
-        await _go_on()
+        await trained_to(STEPS)
 
 
 @pytest.mark.parametrize(
@@ -249,19 +222,19 @@ async def test_a_step_that_was_changed_is_refused_with_the_name_and_the_metadata
 async def test_a_run_that_was_begun_otherwise_is_not_taken_for_ours(
     local: LocalTinker, given: dict[str, Any], said: str
 ) -> None:
-    await _left_at(12)
+    await left_at(12)
     _lose_the_journal()
     sessions = len(training_sessions(local))
     with pytest.raises(UsageError, match=said):
-        await _go_on(**given)
+        await trained_to(STEPS, **given)
     assert len(training_sessions(local)) == sessions, "nothing was opened for it"
-    assert _began(await _go_on()) == [10]
+    assert begun_at(await trained_to(STEPS)) == [10]
 
 
 async def test_the_seed_that_was_drawn_is_taken_over_with_the_run(local: LocalTinker) -> None:
-    first = await _left_at(7, seed=None)
+    first = (await left_at(7, seed=None)).runs[0].lineage
     _lose_the_journal()
-    supervisor = await _go_on(seed=None)
+    supervisor = await trained_to(STEPS, seed=None)
     (run,) = supervisor.runs
     assert run.lineage == first
     seeds = {
@@ -277,15 +250,15 @@ async def test_the_seed_that_was_drawn_is_taken_over_with_the_run(local: LocalTi
 async def test_a_run_of_an_earlier_version_is_compared_with_what_the_service_says(
     local: LocalTinker,
 ) -> None:
-    await _left_at(12)
+    await left_at(12)
     for saved in local.checkpoints(local.runs()[0]):
         known = dict(saved.user_metadata or {})
         del known["tinker_recovery.origin"]
         local.list_as(saved.path, user_metadata=known)
     _lose_the_journal()
     with pytest.raises(UsageError, match="rank=16 is not how run 'sft-42' was begun"):
-        await _go_on(rank=16)
-    assert _began(await _go_on(seed=8)) == [10]
+        await trained_to(STEPS, rank=16)
+    assert begun_at(await trained_to(STEPS, seed=8)) == [10]
 
 
 @pytest.mark.parametrize("dialect", ["hosted", "bare", "forgets_metadata"])
@@ -293,15 +266,15 @@ async def test_a_run_that_has_finished_says_so_where_only_the_service_knows_it(
     serving: Callable[..., Any], dialect: str
 ) -> None:
     async with serving(dialect=dialect) as local:
-        await _go_on()
+        await trained_to(STEPS)
         _lose_the_journal()
         sessions = len(training_sessions(local))
         with pytest.raises(RunFinished, match=r'at step 14.*lineage="new"') as caught:
-            await _go_on()
+            await trained_to(STEPS)
         assert (caught.value.run, caught.value.step) == ("sft-42", STEPS)
         assert caught.value.checkpoint == _newest(local).path
         assert len(training_sessions(local)) == sessions, "nothing was opened for it"
-        assert _began(await _go_on(lineage="new")) == [0]
+        assert begun_at(await trained_to(STEPS, lineage="new")) == [0]
 
 
 @pytest.mark.parametrize("dialect", ["hosted", "bare"])
@@ -310,9 +283,9 @@ async def test_a_run_that_was_left_at_its_last_step_has_not_finished(
 ) -> None:
     set_quiet_s(monkeypatch, 0.1)
     async with serving(dialect=dialect):
-        await _left_at(STEPS + 1)
+        await left_at(STEPS + 1)
         _lose_the_journal()
-        assert _began(await _go_on()) == [10]
+        assert begun_at(await trained_to(STEPS)) == [10]
 
 
 async def _trains_there(journal: Path, busy: anyio.Event, lease: Lease = "both") -> None:
@@ -327,7 +300,7 @@ async def _trains_there(journal: Path, busy: anyio.Event, lease: Lease = "both")
                 busy.set()
 
     async with Supervisor(policy(), journal=journal, lease=lease) as supervisor:
-        await supervisor.run(slowly, **START)
+        await supervisor.run(slowly, **NAMED)
 
 
 async def test_a_run_that_another_machine_finishes_meanwhile_is_seen_to_be_finished(
@@ -337,7 +310,7 @@ async def test_a_run_that_another_machine_finishes_meanwhile_is_seen_to_be_finis
     running = asyncio.create_task(_trains_there(tmp_path / "there.db", busy))
     await busy.wait()
     with pytest.raises(RunFinished) as caught:
-        await _go_on()
+        await trained_to(STEPS)
     assert caught.value.step == 60
     assert caught.value.checkpoint == _newest(local).path
     await running
@@ -354,7 +327,7 @@ async def test_a_run_that_another_machine_keeps_training_is_not_waited_for_witho
     await busy.wait()
     with pytest.raises(DeadlineExceeded, match=r'end that process.*lineage="new"'):
         async with Supervisor(policy(max_wait_s=0.2), lease="journal") as supervisor:
-            await supervisor.run(functools.partial(train, steps=STEPS), **START)
+            await supervisor.run(functools.partial(train, steps=STEPS), **NAMED)
     assert not running.done()
     await running
 
@@ -375,6 +348,6 @@ async def test_a_save_past_our_client_with_copied_metadata_is_not_recovered_from
         await loop(attempt.client, attempt.client.step, STEPS, 0)
 
     async with Supervisor(policy()) as supervisor:
-        await supervisor.run(passing_by, **START)
-    assert _began(supervisor) == [0, 5]
+        await supervisor.run(passing_by, **NAMED)
+    assert begun_at(supervisor) == [0, 5]
     assert local.run_state(supervisor.runs[0].segments[-1].run_id) == expected

@@ -11,17 +11,13 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loops import MODEL, SEED, loop, quick, train
+from loops import loop, quick, train
+from named_runs import NAMED, Killed
 
 from tinker_recovery import Attempt, CheckpointPolicy, Clock, NoUsableCheckpoint, Supervisor
 from tinker_recovery.errors import folded
 
-START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft-42"}
 SAVING = CheckpointPolicy(save_every=2, keep_last=60, ttl_s=3600, save_on_stop_s=None)
-
-
-class _Died(BaseException):
-    """Nothing of ours catches it, as nothing catches SIGKILL."""
 
 
 @pytest.mark.parametrize("ours_is_ahead_s", [0.0, -7200.0])
@@ -37,23 +33,23 @@ async def test_what_has_ended_is_no_trouble_of_the_services_and_what_is_left_is_
         if own_save:
             await attempt.client.save_state("mine")
         await loop(attempt.client, 3, 12, 0)
-        raise _Died
+        raise Killed
 
     async with serving(wall=lambda: wall[0]):
-        with pytest.raises(_Died):
+        with pytest.raises(Killed):
             async with Supervisor(quick(checkpoints=SAVING), clock=clock) as supervisor:
-                await supervisor.run(dying, **START)
+                await supervisor.run(dying, **NAMED)
         wall[0] += 4000.0
         with anyio.fail_after(20):
             async with Supervisor(quick(checkpoints=SAVING), clock=clock) as supervisor:
                 if own_save:
-                    await supervisor.run(functools.partial(train, steps=14), **START)
+                    await supervisor.run(functools.partial(train, steps=14), **NAMED)
                     assert supervisor.runs[0].attempts[0].start_step == 3
                     return
                 with pytest.raises(
                     NoUsableCheckpoint, match=r"its lifetime \(ttl_s\) ended"
                 ) as caught:
-                    await supervisor.run(functools.partial(train, steps=14), **START)
+                    await supervisor.run(functools.partial(train, steps=14), **NAMED)
     said = str(caught.value)
     assert len(said) < 700
     assert "(6 times alike)" in said
@@ -68,19 +64,19 @@ async def test_a_listing_that_is_empty_too_early_is_still_the_services_trouble(
 
     async def dying(attempt: Attempt) -> None:
         await train(attempt, steps=6)
-        raise _Died
+        raise Killed
 
     async with serving(wall=lambda: wall[0]) as local:
-        with pytest.raises(_Died):
+        with pytest.raises(Killed):
             async with Supervisor(quick(checkpoints=SAVING), clock=clock) as supervisor:
-                await supervisor.run(dying, **START)
+                await supervisor.run(dying, **NAMED)
         wall[0] += 1800.0
         (run_id,) = local.runs()
         local.delete_run(run_id)
         impatient = quick(checkpoints=SAVING, max_wait_s=0.1)
         with pytest.raises(Exception, match="lists no checkpoint of Tinker run"):
             async with Supervisor(impatient, clock=clock) as supervisor:
-                await supervisor.run(functools.partial(train, steps=14), **START)
+                await supervisor.run(functools.partial(train, steps=14), **NAMED)
 
 
 def test_what_repeats_is_counted_and_not_said_again() -> None:

@@ -21,7 +21,8 @@ import anyio.to_thread
 import pytest
 import tinker
 from inspection import internals_of, lose, set_beat_s, set_quiet_s, training_sessions
-from loops import ADAM, MODEL, SEED, batch, policy, process, train, undisturbed_state, until
+from loops import ADAM, batch, policy, process, train, undisturbed_state, until
+from named_runs import NAMED, Killed, left_at, trained_to
 
 from tinker_recovery import (
     Attempt,
@@ -38,24 +39,6 @@ from tinker_recovery.testing import FaultRule, LocalTinker
 
 DEEP = Path(__file__).parents[1] / "deep_pipeline.py"
 STEPS = 22
-START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft-42"}
-
-
-class _Died(BaseException):
-    """Nothing of ours catches it, as nothing catches SIGKILL."""
-
-
-async def _train_until(step: int, **start: Any) -> Supervisor:
-    """A process that dies when it has done so many steps; returns what is left of it."""
-
-    async def dying(attempt: Attempt) -> None:
-        await train(attempt, steps=step)
-        raise _Died
-
-    with pytest.raises(_Died):
-        async with Supervisor(policy()) as supervisor:
-            await supervisor.run(dying, **{**START, **start})
-    return supervisor
 
 
 def _forget_the_end() -> None:
@@ -66,19 +49,13 @@ def _forget_the_end() -> None:
         database.execute("UPDATE leases SET holder = 'dead', pid = 4194305")
 
 
-async def _go_on(**start: Any) -> Supervisor:
-    async with Supervisor(policy()) as supervisor:
-        await supervisor.run(functools.partial(train, steps=STEPS), **{**START, **start})
-    return supervisor
-
-
 async def test_the_same_command_goes_on_from_the_newest_checkpoint_to_the_same_weights(
     local: LocalTinker,
 ) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
-    await _train_until(12)
+    await left_at(12, by=Killed)
     _forget_the_end()
-    supervisor = await _go_on()
+    supervisor = await trained_to(STEPS)
     (run,) = supervisor.runs
     assert [attempt.start_step for attempt in run.attempts] == [10]
     assert [attempt.number for attempt in run.attempts] == [2]
@@ -102,14 +79,14 @@ async def test_what_the_loop_keeps_with_its_checkpoints_is_there_again(local: Lo
             attempt.loop_state = {"next": step + 1}
             if step % 3 == 0:
                 attempt.end_epoch()
-        raise _Died
+        raise Killed
 
-    with pytest.raises(_Died):
+    with pytest.raises(Killed):
         async with Supervisor(policy()) as supervisor:
-            await supervisor.run(dying, **START)
+            await supervisor.run(dying, **NAMED)
     seen: list[object] = []
     async with Supervisor(policy()) as supervisor:
-        async for attempt in supervisor.attempts(**START):
+        async for attempt in supervisor.attempts(**NAMED):
             async with attempt:
                 assert attempt.checkpoint is not None
                 seen += [attempt.start_step, attempt.loop_state, attempt.epoch]
@@ -120,9 +97,9 @@ async def test_what_the_loop_keeps_with_its_checkpoints_is_there_again(local: Lo
 async def test_a_run_that_had_saved_nothing_starts_over_with_the_seed_that_was_drawn(
     local: LocalTinker,
 ) -> None:
-    first = await _train_until(3, seed=None)
+    first = await left_at(3, seed=None, by=Killed)
     _forget_the_end()
-    second = await _go_on(seed=None)
+    second = await trained_to(STEPS, seed=None)
     before, after = (internals_of(each.runs[0]).origin for each in (first, second))
     assert before == after
     assert [attempt.start_step for attempt in second.runs[0].attempts] == [0]
@@ -132,9 +109,9 @@ async def test_a_run_that_had_saved_nothing_starts_over_with_the_seed_that_was_d
 async def test_a_run_that_came_to_its_end_says_so_and_how_to_start_anew(
     local: LocalTinker,
 ) -> None:
-    await _go_on()
+    await trained_to(STEPS)
     with pytest.raises(RunFinished, match=r"at step 22.*choose another name.*abandon") as caught:
-        await _go_on()
+        await trained_to(STEPS)
     assert caught.value.checkpoint is not None
     assert "weights/step-00000022" in caught.value.checkpoint
     assert len(training_sessions(local)) == 1, "nothing was opened for it"
@@ -152,25 +129,25 @@ async def test_a_run_that_came_to_its_end_says_so_and_how_to_start_anew(
 async def test_other_arguments_than_it_was_begun_with_are_refused_with_both_values(
     local: LocalTinker, given: dict[str, Any], said: str
 ) -> None:
-    await _train_until(6)
+    await left_at(6, by=Killed)
     sessions = len(training_sessions(local))
     with pytest.raises(UsageError, match=said):
-        await _go_on(**given)
+        await trained_to(STEPS, **given)
     assert len(training_sessions(local)) == sessions
-    await _go_on()  # and the run is as it was
+    await trained_to(STEPS)  # and the run is as it was
 
 
 async def test_a_start_that_failed_may_be_corrected(local: LocalTinker) -> None:
     local.inject(FaultRule("fail", request="create_model", category="user", message="no model"))
     with pytest.raises(tinker.RequestFailedError, match="no model"):
-        await _go_on(base_model="typo")
-    await _go_on()
+        await trained_to(STEPS, base_model="typo")
+    await trained_to(STEPS)
 
 
 async def test_a_run_without_a_name_is_not_gone_on_with(local: LocalTinker) -> None:
-    await _train_until(12, name=None)
+    await left_at(12, name=None, by=Killed)
     _forget_the_end()
-    supervisor = await _go_on(name=None)
+    supervisor = await trained_to(STEPS, name=None)
     assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [0]
     assert len(local.runs()) == 2
 
@@ -189,7 +166,7 @@ async def test_a_recovery_cut_off_before_the_hand_over_is_taken_up_again(
 
     async def run() -> None:
         async with Supervisor(policy(on_recovery=stuck)) as supervisor:
-            await supervisor.run(functools.partial(train, steps=STEPS), **START)
+            await supervisor.run(functools.partial(train, steps=STEPS), **NAMED)
 
     running = asyncio.create_task(run())
     await left.wait()
@@ -199,7 +176,7 @@ async def test_a_recovery_cut_off_before_the_hand_over_is_taken_up_again(
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-    supervisor = await _go_on()
+    supervisor = await trained_to(STEPS)
     assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [10]
     assert local.run_state(supervisor.runs[0].segments[-1].run_id) == expected
     written = read_run(journal, "sft-42")
@@ -246,12 +223,12 @@ async def test_what_a_fault_casts_doubt_on_is_not_gone_back_to_by_the_next_proce
                     await anyio.sleep_forever()
                 await killed_later(attempt)
 
-            await supervisor.run(train_once, **START)
+            await supervisor.run(train_once, **NAMED)
     with closing(sqlite3.connect(default_path())) as database, database:
         # As if it had been killed right behind the fault, before anything came of it.
         database.execute("DELETE FROM attempts WHERE number > 1")
         database.execute("UPDATE incidents SET ended = NULL, outcome = NULL")
-    supervisor = await _go_on()
+    supervisor = await trained_to(STEPS)
     assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [10]
 
 
@@ -268,16 +245,16 @@ async def test_a_second_process_waits_until_the_first_is_done_and_says_so(
 
     async def first() -> None:
         async with Supervisor(policy()) as supervisor:
-            await supervisor.run(slowly, **START)
+            await supervisor.run(slowly, **NAMED)
 
     running = asyncio.create_task(first())
     await held.wait()
     with pytest.raises(RunHeld, match=r"being trained by process \d+ on") as caught:
-        await _go_on(on_lease="refuse")
+        await trained_to(STEPS, on_lease="refuse")
     assert caught.value.pid > 0
     assert caught.value.expires > caught.value.since
     with caplog.at_level(logging.WARNING):
-        waiting = asyncio.create_task(_go_on())
+        waiting = asyncio.create_task(trained_to(STEPS))
         await until(lambda: "this process waits until that is over" in caplog.text)
     go.set()
     await running
@@ -304,7 +281,7 @@ async def test_losing_the_lease_ends_the_attempt_with_an_error_that_says_why(
 
     with pytest.raises(LeaseLost, match="'sft-42' has been taken over by another process"):
         async with Supervisor(policy()) as supervisor:
-            await supervisor.run(robbed, **START)
+            await supervisor.run(robbed, **NAMED)
     assert seen == [asyncio.CancelledError]
     written = read_run(default_path(), "sft-42")
     assert written is not None
@@ -324,15 +301,15 @@ async def test_best_goes_on_being_the_best_of_all_processes(local: LocalTinker) 
             attempt.client.optim_step(ADAM)
             await attempt.client.drain()  # each save is stored before the next is thought of
         if dies:
-            raise _Died
+            raise Killed
 
-    with pytest.raises(_Died):
+    with pytest.raises(Killed):
         async with Supervisor(best) as supervisor:
             losses = {0: 5.0, 1: 2.0, 2: 3.0}
-            await supervisor.run(functools.partial(losing, losses=losses, dies=True), **START)
+            await supervisor.run(functools.partial(losing, losses=losses, dies=True), **NAMED)
     async with Supervisor(best) as supervisor:
         losses = {2: 4.0, 3: 1.0}
-        await supervisor.run(functools.partial(losing, losses=losses, dies=False), **START)
+        await supervisor.run(functools.partial(losing, losses=losses, dies=False), **NAMED)
     written = read_run(default_path(), "sft-42")
     assert written is not None
     assert [saved.step for saved in written.checkpoints] == [1, 2, 4]
@@ -344,12 +321,12 @@ async def test_a_run_whose_journal_is_lost_is_found_again_by_its_name_at_the_ser
     """Another machine, a container without a disk, a damaged file that was moved away."""
     expected = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=8)
-    first = await _train_until(12)
+    first = await left_at(12, by=Killed)
     for each in default_path().parent.iterdir():
         each.unlink()
     with pytest.raises(UsageError, match="rank=16 is not how run 'sft-42' was begun"):
-        await _go_on(rank=16)
-    supervisor = await _go_on()
+        await trained_to(STEPS, rank=16)
+    supervisor = await trained_to(STEPS)
     (run,) = supervisor.runs
     # Everything before the save of step 10 had been answered when it was submitted.
     assert [attempt.start_step for attempt in run.attempts] == [10]
@@ -357,10 +334,10 @@ async def test_a_run_whose_journal_is_lost_is_found_again_by_its_name_at_the_ser
     assert [each.start_step for each in run.segments] == [0, 5, 10]
     assert local.run_state(run.segments[-1].run_id) == expected
     # A name nobody has used begins afresh, and so does one that is not to be remembered.
-    other = await _go_on(name="another")
+    other = await trained_to(STEPS, name="another")
     assert [attempt.start_step for attempt in other.runs[0].attempts] == [0]
     async with Supervisor(policy(), journal=None) as forgetful:
-        await forgetful.run(functools.partial(train, steps=3), **START)
+        await forgetful.run(functools.partial(train, steps=3), **NAMED)
     assert [attempt.start_step for attempt in forgetful.runs[0].attempts] == [0]
 
 
@@ -383,7 +360,7 @@ async def test_a_run_that_only_the_service_knows_is_left_alone_while_another_tra
 
     async def there() -> None:
         async with Supervisor(policy(), journal=tmp_path / "there.sqlite3") as supervisor:
-            await supervisor.run(slowly, **START)
+            await supervisor.run(slowly, **NAMED)
 
     async def here(attempt: Attempt) -> None:
         begun.append(f"here from {attempt.start_step}")
@@ -392,15 +369,15 @@ async def test_a_run_that_only_the_service_knows_is_left_alone_while_another_tra
     await under_way.wait()
     with pytest.raises(RunFinished):
         async with Supervisor(policy()) as supervisor:
-            await supervisor.run(here, **START)
+            await supervisor.run(here, **NAMED)
     await running
     assert begun == ["the first is done"]
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("depth", [3, 4])
+@pytest.mark.parametrize(("depth", "kills"), [(3, 2), (4, 1)])
 async def test_killed_while_the_answer_of_a_failed_request_is_late_it_restores_no_save_behind_it(
-    local: LocalTinker, depth: int
+    local: LocalTinker, depth: int, kills: int
 ) -> None:
     """The pass of step 12 fails, alone; what is behind it is executed, and saved, before its answer
     is here: these saves have the weights of one batch less than their step number says.
@@ -417,13 +394,16 @@ async def test_killed_while_the_answer_of_a_failed_request_is_late_it_restores_n
     journal = read_run(default_path(), "deep")
     assert journal is not None
     assert len(local.checkpoints(journal.attempts[0].run_id)) == 1 + 12 + depth
-    with process(command) as second:
-        _, errors = await anyio.to_thread.run_sync(
-            functools.partial(second.communicate, timeout=60)
-        )
-        assert second.returncode == 0, errors
+    # A second kill, with nothing saved in between: what is known of the first attempt still holds.
+    for given in [[*command, "--die-at-once"]] * (kills - 1) + [command]:
+        with process(given) as again:
+            _, errors = await anyio.to_thread.run_sync(
+                functools.partial(again.communicate, timeout=60)
+            )
+            assert again.returncode == (0 if given is command else -signal.SIGKILL), errors
     written = read_run(default_path(), "deep")
     assert written is not None
     start = written.attempts[-1].start_step
     assert local.run_state(written.attempts[-1].run_id) == expected, f"restored step {start}"
     assert 12 - depth <= start <= 12
+    assert len(written.attempts) == kills + 1

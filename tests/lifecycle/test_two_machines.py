@@ -23,7 +23,8 @@ from inspection import (
     settle_retention,
     training_sessions,
 )
-from loops import MODEL, SEED, policy, quick, train, undisturbed_state, until
+from loops import policy, quick, train, undisturbed_state, until
+from named_runs import NAMED, begun_at, left_at
 
 from tinker_recovery import (
     Attempt,
@@ -40,7 +41,6 @@ from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 14
 KEEPING = CheckpointPolicy(save_every=2, keep_last=1, save_at_start=False)
-START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft-42"}
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ async def _run(
 ) -> Supervisor:
     async with Supervisor(policy(), journal=journal, lease=lease) as supervisor:
         whole = functools.partial(train, steps=STEPS)
-        await supervisor.run(train_ or whole, **{**START, **start})
+        await supervisor.run(train_ or whole, **{**NAMED, **start})
     return supervisor
 
 
@@ -110,7 +110,7 @@ async def test_a_service_that_cannot_hold_claims_leaves_it_to_the_journal_and_sa
         with caplog.at_level(logging.WARNING):
             for name in ("one", "two"):
                 whole = functools.partial(train, steps=2)
-                await supervisor.run(whole, **{**START, "name": name})
+                await supervisor.run(whole, **{**NAMED, "name": name})
     said = [each for each in caplog.messages if "no claim on it can be held" in each]
     assert len(said) == 1
     assert "two machines with a journal each could train run one at once" in said[0]
@@ -177,7 +177,7 @@ async def test_a_run_whose_heartbeat_finds_the_claim_gone_ends_at_once(
 
     with pytest.raises(LeaseLost, match="not held by this process any more"), anyio.fail_after(20):
         async with Supervisor(policy(), journal=journals[0], service=server.service) as supervisor:
-            await supervisor.run(resting, **START)
+            await supervisor.run(resting, **NAMED)
     assert set(training_sessions(server).values()) == {"interrupted"}
 
 
@@ -197,7 +197,7 @@ async def test_no_model_is_made_in_a_session_once_the_claim_is_gone(
     server.inject(FaultRule("status", 6, "forward_backward", status=410))
     with pytest.raises(LeaseLost, match="not held by this process any more"):
         async with Supervisor(quick(), journal=journals[0], service=service) as supervisor:
-            await supervisor.run(functools.partial(train, steps=STEPS), **START)
+            await supervisor.run(functools.partial(train, steps=STEPS), **NAMED)
     assert len(server.runs()) == runs
     assert "active" not in training_sessions(server).values()
 
@@ -206,7 +206,7 @@ async def test_a_named_run_has_its_checkpoints_looked_after_before_it_is_given_f
     local: LocalTinker, journals: tuple[Path, Path]
 ) -> None:
     async with Supervisor(policy(checkpoints=KEEPING), journal=journals[0]) as supervisor:
-        await supervisor.run(functools.partial(train, steps=6), **START)
+        await supervisor.run(functools.partial(train, steps=6), **NAMED)
         (run,) = local.runs()
         assert [each.steps for each in local.checkpoints(run)] == [6]
 
@@ -236,31 +236,11 @@ async def test_whoever_has_lost_the_claim_deletes_nothing(
             service=server.service,
             on_event=listen,
         ) as supervisor:
-            await supervisor.run(losing_it, **START)
+            await supervisor.run(losing_it, **NAMED)
     (run,) = server.runs()
     assert {each.steps for each in server.checkpoints(run)} >= {4, 6}
     assert len(failed) == 1
     assert "is not held by this process any more" in failed[0]
-
-
-class _Died(Exception):
-    """The loop ends by an error of its own, as a crash of its process would end it."""
-
-
-async def _left_at(journal: Path, step: int) -> Supervisor:
-    async def dying(attempt: Attempt) -> None:
-        await train(attempt, steps=step)
-        await attempt.client.drain()
-        raise _Died
-
-    with pytest.raises(_Died):
-        async with Supervisor(policy(), journal=journal) as supervisor:
-            await supervisor.run(dying, **START)
-    return supervisor
-
-
-def _began(supervisor: Supervisor) -> list[int]:
-    return [attempt.start_step for attempt in supervisor.runs[0].attempts]
 
 
 @pytest.mark.parametrize("dialect", ["hosted", "bare", "forgets_metadata"])
@@ -272,23 +252,33 @@ async def test_an_old_journal_that_comes_back_learns_that_the_run_has_finished(
 ) -> None:
     set_quiet_s(monkeypatch, 0.1)
     async with serving(dialect=dialect) as local:
-        await _left_at(journals[0], 7)
-        assert _began(await _run(journals[1])) == [5]
+        await left_at(7, journal=journals[0])
+        assert begun_at(await _run(journals[1])) == [5]
         runs = local.runs()
         with pytest.raises(RunFinished, match="at step 14"):
             await _run(journals[0])
         assert local.runs() == runs, "nothing was trained for it"
 
 
+async def test_a_service_that_cannot_be_read_when_an_old_journal_comes_back_is_waited_for(
+    local: LocalTinker, journals: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    await left_at(7, journal=journals[0])
+    await left_at(12, journal=journals[1])
+    local.inject(FaultRule("status", request="checkpoints", status=503, times=7))
+    assert begun_at(await _run(journals[0])) == [10]
+    assert [each for each in caplog.messages if "HTTP 503" in each], "and that is reported"
+
+
 async def test_an_old_journal_that_comes_back_goes_on_from_the_newest_point(
     local: LocalTinker, journals: tuple[Path, Path]
 ) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
-    first = await _left_at(journals[0], 7)
-    await _left_at(journals[1], 12)
+    first = await left_at(7, journal=journals[0])
+    await left_at(12, journal=journals[1])
     supervisor = await _run(journals[0])
     (run,) = supervisor.runs
-    assert _began(supervisor) == [10]
+    assert begun_at(supervisor) == [10]
     assert run.lineage == first.runs[0].lineage
     assert [each.start_step for each in run.segments] == [0, 5, 10]
     assert local.run_state(run.segments[-1].run_id) == expected
@@ -345,7 +335,7 @@ async def test_leaving_the_supervisor_does_not_wait_for_a_claim_that_another_tas
     with anyio.fail_after(20):
         async with Supervisor(policy(), journal=journals[0], service=server.service) as supervisor:
             whole = functools.partial(train, steps=STEPS)
-            running = asyncio.create_task(supervisor.run(whole, **START))
+            running = asyncio.create_task(supervisor.run(whole, **NAMED))
             await until(lambda: bool(open_claims(server)))
     running.cancel()
     await asyncio.wait([running])
