@@ -117,14 +117,15 @@ class Case:
         for one in self._begun:
             one.send(signal.SIGKILL)
 
-    def verdict(self, kind: str, expected: RunState) -> Outcome:
-        """What the server and the processes say of it all."""
+    def verdict(self, kind: str, expected: RunState, stuck: str) -> Outcome:
+        """What the server and the processes say of it all; a run that is stuck has no end."""
         runs = self.trained.runs
         state = self.server.run_state(runs[-1]) if runs else None
         return Outcome(
             kind,
             two_trainers=self.trained.overlap(),
-            weights="" if state == expected else f"{state}, and not {expected}",
+            weights="" if stuck or state == expected else f"{state}, and not {expected}",
+            stuck=stuck,
             failed="; ".join(_story(one) for one in self._begun if one.when("failed")),
             otherwise="; ".join(self.otherwise),
             takeover_s=self._takeover_s(),

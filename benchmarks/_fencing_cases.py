@@ -293,6 +293,7 @@ async def play(kind: str, number: int, expected: RunState, *, unkind: bool) -> O
     """Play one case, on a server of its own."""
     title = f"{kind.partition(':')[0]}{', unkind' if unkind else ''}"
     async with case(f"{kind} {number} {unkind}", unkind=unkind) as on:
+        stuck = ""
         try:
             try:
                 await KINDS[kind](on)
@@ -301,8 +302,8 @@ async def play(kind: str, number: int, expected: RunState, *, unkind: bool) -> O
                 on.kill_all()
                 await on.finish()
         except StuckError as error:
-            return Outcome(title, stuck=f"{kind}: {error}\n{on.story()}")
-        outcome = on.verdict(title, expected)
+            stuck = str(error)
+        outcome = on.verdict(title, expected, stuck)
         if not outcome.as_made:
             progress(f"{kind} {number}\n{on.story()}")
         return outcome

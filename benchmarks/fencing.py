@@ -19,7 +19,7 @@ for longer than 2 s. A process that a busy machine lets starve for 2 s is taken 
 is paused; and of three that start at once and refuse to wait, all may withdraw if one of them
 starves for a heartbeat. Neither is a breach; both are counted as "ended otherwise".
 
-    python benchmarks/fencing.py [--races 100] [--rounds 10] [--quick] [--json]
+    python benchmarks/fencing.py [--races 100] [--rounds 6] [--quick] [--json]
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
         "--races", type=int, default=100, help="with bare claims, of each kind (default 100)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=10, help="of every case with Supervisors (default 10)"
+        "--rounds", type=int, default=6, help="of every case with Supervisors (default 6)"
     )
     parser.add_argument("--only", default="", help="cases with Supervisors of this name alone")
     parser.add_argument("--at-once", type=int, default=AT_ONCE, help=f"of them ({AT_ONCE})")
