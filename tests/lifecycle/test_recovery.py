@@ -31,25 +31,23 @@ async def _supervised(local: LocalTinker, rule: FaultRule | None, *, depth: int)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("first", range(5))
 async def test_poisoned_at_any_step_the_final_weights_are_those_of_an_undisturbed_run(
-    local: LocalTinker, depth: int
+    local: LocalTinker, first: int, depth: int
 ) -> None:
     """Every step, 0 to the last, at each kind of request in turn; six of them in each run."""
     expected = await undisturbed_state(local, steps=STEPS)
-    for first in range(5):
-        hit = range(first, STEPS, 5)
-        for step in hit:
-            local.inject(
-                FaultRule("poison", step, "optim_step" if step % 2 else "forward_backward")
-            )
-        supervisor = await _supervised(local, None, depth=depth)
-        (run,) = supervisor.runs
-        # Back to the save at or before the fault: no step is lost, and none is applied twice.
-        starts = [0, *(step - step % 5 for step in hit)]
-        assert [attempt.start_step for attempt in run.attempts] == starts, f"poisoned at {hit}"
-        final = local.run_state(run.segments[-1].run_id)
-        assert final == expected, f"poisoned at {hit}"
-        assert final.steps == STEPS
+    hit = range(first, STEPS, 5)
+    for step in hit:
+        local.inject(FaultRule("poison", step, "optim_step" if step % 2 else "forward_backward"))
+    supervisor = await _supervised(local, None, depth=depth)
+    (run,) = supervisor.runs
+    # Back to the save at or before the fault: no step is lost, and none is applied twice.
+    starts = [0, *(step - step % 5 for step in hit)]
+    assert [attempt.start_step for attempt in run.attempts] == starts
+    final = local.run_state(run.segments[-1].run_id)
+    assert final == expected
+    assert final.steps == STEPS
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
