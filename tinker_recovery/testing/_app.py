@@ -15,6 +15,7 @@ from starlette.routing import Route
 from tinker_recovery.testing._auth import SIGNED, Auth
 from tinker_recovery.testing._control_routes import ControlRoutes
 from tinker_recovery.testing._export_routes import ExportRoutes
+from tinker_recovery.testing._losses import OFFERED
 from tinker_recovery.testing._model import Adam
 from tinker_recovery.testing._options import ServerOptions
 from tinker_recovery.testing._protobuf import MEDIA_TYPE, read_batch, read_request, write_output
@@ -236,8 +237,9 @@ class TinkerApp:
             raise ServiceError(400, str(error)) from error
 
         def execute(run: ServiceRun) -> bytes:
-            if body.loss_fn != "cross_entropy":
-                raise RequestError(f"loss_fn={body.loss_fn!r} is not offered: cross_entropy is")
+            if body.loss_fn not in OFFERED:
+                allowed = ", ".join(OFFERED)
+                raise RequestError(f"loss_fn={body.loss_fn!r} is not offered: {allowed}")
             try:
                 batch = read_batch(
                     body,
