@@ -11,6 +11,11 @@ The unmodified tinker SDK is its client. What moto is for AWS, this is for Tinke
 - Faults: :mod:`tinker_recovery.testing.actions` lists everything that can go wrong; a
   :class:`FaultRule` says when, how often and for how long. :meth:`LocalTinker.outage` takes the
   whole service down, :meth:`LocalTinker.damage` damages a stored checkpoint.
+- Sampling: sampling clients draw from the real model, and the same weights, prompt, ``seed`` and
+  index give the same tokens; without a seed each request draws its own. Logprobs are the model's,
+  whatever the temperature. ``LocalTinker.tokenizer`` makes texts of tokens without a network (the
+  SDK's own ``get_tokenizer`` would download one). Weights live in a table in memory, so a sampler
+  does not outlive a restart of the server, and :meth:`LocalTinker.expire_sampler` ends one.
 - Services that differ: a :data:`Dialect`, ``LocalTinker(dialect="forgets_metadata")``;
   :data:`DIALECTS` says what each is.
 - Sessions that end when their heartbeats stop, are dated wrongly, or are listed late:

@@ -15,11 +15,13 @@ from starlette.routing import Route
 from tinker_recovery.testing._auth import SIGNED, Auth
 from tinker_recovery.testing._control_routes import ControlRoutes
 from tinker_recovery.testing._export_routes import ExportRoutes
+from tinker_recovery.testing._losses import OFFERED
 from tinker_recovery.testing._model import Adam
 from tinker_recovery.testing._options import ServerOptions
 from tinker_recovery.testing._protobuf import MEDIA_TYPE, read_batch, read_request, write_output
-from tinker_recovery.testing._rest_routes import RestRoutes, check_ttl
+from tinker_recovery.testing._rest_routes import RestRoutes, check_ttl, kept_metadata
 from tinker_recovery.testing._runs import RequestError, ServiceError, ServiceRun, session_of
+from tinker_recovery.testing._sampler_routes import SamplerRoutes
 from tinker_recovery.testing._service_state import ServiceState
 from tinker_recovery.testing._wire_faults import WireFaults
 
@@ -43,6 +45,7 @@ class TinkerApp:
         self._control = control
         self._rest = RestRoutes(state, sizes=options.sizes)
         self._exports = ExportRoutes(state)
+        self._samplers = SamplerRoutes(state, options)
         self._options = options
 
     def starlette(self) -> Starlette:
@@ -51,6 +54,7 @@ class TinkerApp:
         run = api + "/training_runs/{run}"
         checkpoint = run + "/checkpoints/{kind}/{name}"
         rest, control, exports = self._rest, self._control, self._exports
+        samplers = self._samplers
         routes: list[tuple[str, str, Handler]] = [
             ("GET", api + "/healthz", self._health),
             ("GET", api + "/get_server_capabilities", self._capabilities),
@@ -71,6 +75,11 @@ class TinkerApp:
             ("POST", api + "/optim_step", self._optim_step),
             ("POST", api + "/save_weights", self._save_weights),
             ("POST", api + "/save_weights_external", exports.save_weights_external),
+            ("POST", api + "/save_weights_for_sampler", samplers.save_weights_for_sampler),
+            ("POST", api + "/create_sampling_session", samplers.create_sampling_session),
+            ("POST", api + "/join_sampling_session", samplers.join_sampling_session),
+            ("GET", api + "/samplers/{sampler}", samplers.sampler),
+            ("POST", api + "/asample", samplers.asample),
             ("POST", api + "/retrieve_future", self._retrieve_future),
             ("POST", api + "/weights_info", rest.weights_info),
             ("GET", api + "/training_runs", rest.training_runs),
@@ -228,8 +237,9 @@ class TinkerApp:
             raise ServiceError(400, str(error)) from error
 
         def execute(run: ServiceRun) -> bytes:
-            if body.loss_fn != "cross_entropy":
-                raise RequestError(f"loss_fn={body.loss_fn!r} is not offered: cross_entropy is")
+            if body.loss_fn not in OFFERED:
+                allowed = ", ".join(OFFERED)
+                raise RequestError(f"loss_fn={body.loss_fn!r} is not offered: {allowed}")
             try:
                 batch = read_batch(
                     body,
@@ -264,12 +274,8 @@ class TinkerApp:
         name = body.get("path") or f"checkpoint-{body['seq_id']}"
         ttl_s = body.get("ttl_seconds")
         check_ttl(ttl_s)
-        metadata = body.get("user_metadata")
-        if metadata is not None and self._options.metadata == "refused":
-            run.lose(int(body["seq_id"]))
-            raise ServiceError(422, "user_metadata: extra inputs are not permitted")
-        if self._options.metadata == "forgotten":
-            metadata = None
+        given, seq_id = body.get("user_metadata"), int(body["seq_id"])
+        metadata = kept_metadata(self._options.metadata, run, seq_id, given)
 
         def execute(run: ServiceRun) -> dict[str, Any]:
             path = self._state.checkpoints.save(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from tinker_recovery.testing._damage import Damage, damaged
 from tinker_recovery.testing._model import BigramLora, Noise
@@ -84,11 +84,18 @@ class Checkpoints:
         *,
         ttl_s: float | None,
         user_metadata: dict[str, str] | None,
+        kind: Literal["weights", "sampler_weights"] = "weights",
     ) -> str:
-        """Store a model, replacing a checkpoint of that name; returns its path."""
-        facts = self._facts(run_id, "weights", name, ttl_s)
+        """Store a model, replacing a checkpoint of that name; returns its path.
+
+        For samplers it is stored without its optimizer.
+        """
+        facts = self._facts(run_id, kind, name, ttl_s)
         facts |= {"steps": model.steps, "user_metadata": user_metadata}
-        self._store.save_checkpoint(run_id, name, model.tensors(), facts)
+        tensors = model.tensors()
+        if kind == "sampler_weights":
+            tensors = {**model.weights, "counters": tensors["counters"]}
+        self._store.save_checkpoint(run_id, name, tensors, facts)
         self._list_later(facts)
         return str(facts["path"])
 
@@ -168,6 +175,12 @@ class Checkpoints:
             self._restore(self.find(run["parent"]), model, optimizer=run["optimizer"])
         if run.get("perturbed"):
             model.perturb()
+        return model
+
+    def model_to_sample(self, facts: Facts, run: Facts) -> BigramLora:
+        """The model of a checkpoint, without its optimizer; raises DamagedCheckpoint."""
+        model = self._blank_model(run)
+        self._restore(facts, model, optimizer=False)
         return model
 
     def rolled_back_model(self, run: Facts) -> BigramLora | None:

@@ -33,9 +33,9 @@ class FaultRule:
         at_step: Optimizer steps in the run's weights when the request's turn comes (for a poll:
             the turn of the request it polls); None for any. For ``load_weights`` the steps in the
             checkpoint, for ``create_model`` 0. With ``for_s``, the step at which its time begins.
-        request: The kind of request. None for any; but engine faults strike ``create_model`` and
-            ``load_weights`` only if named here.
-        run: The Tinker run id; None for any.
+        request: The kind of request. None for any; but engine faults strike ``create_model``,
+            ``load_weights`` and ``asample`` only if named here.
+        run: The Tinker run id, or, of a sampling request, the sampler's; None for any.
         times: How often it strikes. None: once, or, with ``for_s``, every time.
         category: For ``poison``, ``fail`` and ``fail_session``.
         message: For ``poison``, ``fail``, ``fail_session`` and ``status``.

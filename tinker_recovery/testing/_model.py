@@ -8,7 +8,7 @@ the same bits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,11 +26,16 @@ _NAMES = ("lora_a", "lora_b")
 
 @dataclass(frozen=True, slots=True)
 class Datum:
-    """One sequence: ``tokens``, ``targets`` and ``weights`` of equal length."""
+    """One sequence: ``tokens``, ``targets`` and ``weights`` of equal length.
+
+    ``loss``, if given, is used instead of the weighted cross-entropy: from the logprobs it makes
+    the loss, and the negated gradient by each.
+    """
 
     tokens: Ints
     targets: Ints
     weights: Floats
+    loss: Callable[[Floats], tuple[float, Floats]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,7 @@ class BigramLora:
             weight[...] += rng.standard_normal(weight.shape).astype(np.float32) * np.float32(1e-3)
 
     def forward(self, batch: Sequence[Datum], *, backward: bool) -> tuple[float, list[Floats]]:
-        """Cross-entropy of a batch: the weighted sum of losses, and each datum's logprobs.
+        """The loss of a batch, summed, and each datum's logprobs.
 
         Args:
             batch: The sequences.
@@ -140,11 +145,16 @@ class BigramLora:
             if self._noise is not None and self._noise.answers:
                 chosen = chosen + self._noise.on(chosen, self._noise.answers)
             logprobs.append(chosen)
-            loss -= float((chosen * datum.weights).sum())
+            weights = datum.weights
+            if datum.loss is None:
+                loss -= float((chosen * weights).sum())
+            else:
+                own, weights = datum.loss(chosen)
+                loss += own
             if backward:
                 error = exponents / totals
                 error[rows, y] -= np.float32(1)
-                error *= datum.weights[:, None]
+                error *= weights[:, None]
                 of_a, of_b = error @ b.T, hidden.T @ error
                 if self._noise is not None and self._noise.gradients:
                     of_a += of_a * self._noise.on(of_a, self._noise.gradients)

@@ -10,7 +10,8 @@ import zstandard
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
 from tinker.proto import tinker_public_pb2 as pb
 
-from tinker_recovery.testing._model import Datum, Floats
+from tinker_recovery.testing._losses import Loss, loss_of
+from tinker_recovery.testing._model import Datum, Floats, Ints
 
 MEDIA_TYPE = "application/x-protobuf"
 
@@ -38,7 +39,8 @@ def read_batch(
 
     Raises:
         ValueError: A datum has no targets, targets of another length than its tokens, no weights
-            though they are required, or a token that is not in the vocabulary.
+            though they are required, no logprobs or advantages though its loss needs them, or a
+            token that is not in the vocabulary.
     """
     batch = []
     for number, datum in enumerate(request.data):
@@ -47,7 +49,8 @@ def read_batch(
         inputs = datum.loss_fn_inputs
         if "target_tokens" not in inputs:
             raise ValueError(f"datum {number} has no target_tokens")
-        if weights_required and "weights" not in inputs:
+        required = weights_required and request.loss_fn == "cross_entropy"
+        if required and "weights" not in inputs:
             raise ValueError(f"datum {number} has no weights: cross_entropy needs them")
         targets = np.frombuffer(inputs["target_tokens"].dense, np.int64)
         if vocabulary is not None and max(*tokens, *targets, 0, 0) >= vocabulary:
@@ -57,13 +60,29 @@ def read_batch(
             if "weights" in inputs
             else np.ones(len(tokens), np.float32)
         )
+        loss = None if request.loss_fn == "cross_entropy" else _loss(request, number, targets)
         if not len(tokens) == len(targets) == len(weights):
             raise ValueError(
                 f"datum {number} has {len(tokens)} tokens, {len(targets)} targets and "
                 f"{len(weights)} weights: the numbers have to be equal"
             )
-        batch.append(Datum(tokens, targets, weights))
+        batch.append(Datum(tokens, targets, weights, loss))
     return batch
+
+
+def _loss(request: Any, number: int, targets: Ints) -> Loss:
+    inputs = request.data[number].loss_fn_inputs
+    found = []
+    for name in ("logprobs", "advantages"):
+        if name not in inputs:
+            raise ValueError(f"datum {number} has no {name}: {request.loss_fn} needs them")
+        found.append(np.frombuffer(inputs[name].dense, np.float32))
+        if len(found[-1]) != len(targets):
+            raise ValueError(
+                f"datum {number} has {len(targets)} targets and {len(found[-1])} {name}: "
+                "the numbers have to be equal"
+            )
+    return loss_of(request.loss_fn, dict(request.loss_fn_config), *found)
 
 
 def write_output(loss: float, logprobs: Sequence[Floats]) -> bytes:

@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tinker_recovery.testing._options import Metadata
 from tinker_recovery.testing._runs import ServiceError, ServiceRun
 from tinker_recovery.testing._service_state import ServiceState
 
 _T = TypeVar("_T")
+_TYPES = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
 _TTL_S = (3600, 10 * 365 * 24 * 3600)
 
 
@@ -37,7 +39,7 @@ class RestRoutes:
 
     def _training_run(self, run: ServiceRun) -> dict[str, Any]:
         listed = self._checkpoints.listed(run.run_id)
-        checkpoints = [facts for facts in listed if facts["kind"] == "weights"]
+        last = {facts["kind"]: self._entry(facts) for facts in listed}
         return _without_nulls(
             {
                 "training_run_id": run.run_id,
@@ -47,7 +49,8 @@ class RestRoutes:
                 "lora_rank": run.facts["rank"],
                 "corrupted": run.corrupted,
                 "last_request_time": run.facts["last_request_time"],
-                "last_checkpoint": self._entry(checkpoints[-1]) if checkpoints else None,
+                "last_checkpoint": last.get("weights"),
+                "last_sampler_checkpoint": last.get("sampler_weights"),
                 "user_metadata": run.facts["user_metadata"],
             }
         )
@@ -120,7 +123,8 @@ class RestRoutes:
         facts = self._state.sessions.facts(session)
         runs = [run.run_id for run in self._state.runs_of(session)]
         named = {key: facts[key] for key in ("user_metadata", "display_name")}
-        return JSONResponse({"training_run_ids": runs, "sampler_ids": [], **_without_nulls(named)})
+        found = {"training_run_ids": runs, "sampler_ids": self._state.samplers.ids(session)}
+        return JSONResponse({**found, **_without_nulls(named)})
 
     async def sessions(self, request: Request) -> Response:
         """The ids of all sessions, newest first."""
@@ -163,6 +167,16 @@ def check_ttl(ttl_s: float | None) -> None:
         raise ServiceError(400, f"ttl_seconds={ttl_s!r} is not allowed: {low} to {high}, or null")
 
 
+def kept_metadata(
+    metadata: Metadata, run: ServiceRun, seq_id: int, given: dict[str, str] | None
+) -> dict[str, str] | None:
+    """What a save keeps of its ``user_metadata``; raises ServiceError 422 if it is refused."""
+    if given is not None and metadata == "refused":
+        run.lose(seq_id)
+        raise ServiceError(422, "user_metadata: extra inputs are not permitted")
+    return given if metadata == "kept" else None
+
+
 def _path(request: Request) -> str:
     found = request.path_params
     return f"tinker://{found['run']}/{found['kind']}/{found['name']}"
@@ -185,7 +199,7 @@ def _checkpoint(facts: dict[str, Any]) -> dict[str, Any]:
     expires = facts["expires"]
     return {
         "checkpoint_id": f"{facts['kind']}/{facts['name']}",
-        "checkpoint_type": "training" if facts["kind"] == "weights" else "external",
+        "checkpoint_type": _TYPES[facts["kind"]],
         "time": facts["time"],
         "tinker_path": facts["path"],
         "size_bytes": facts["size_bytes"],

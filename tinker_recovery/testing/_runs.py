@@ -118,8 +118,8 @@ class RunState:
 
 
 def session_of(run_id: str) -> str:
-    """The id of the session that a run is in."""
-    return run_id.partition(":train:")[0]
+    """The id of the session that a run or a sampler is in."""
+    return run_id.partition(":")[0]
 
 
 class ServiceRun:

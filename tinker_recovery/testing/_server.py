@@ -27,6 +27,7 @@ from tinker_recovery.testing._faults import FaultRule
 from tinker_recovery.testing._host import Host, listen
 from tinker_recovery.testing._options import Options, ServerOptions
 from tinker_recovery.testing._runs import RunState, ServiceError
+from tinker_recovery.testing._tokenizer import LocalTokenizer
 from tinker_recovery.testing.actions import Category, Request
 
 _T = TypeVar("_T")
@@ -78,6 +79,8 @@ class LocalTinker:
         self.api_key = self._options.api_key
         self.base_url = ""
         """Where it listens; known once it is entered."""
+        self.tokenizer = LocalTokenizer()
+        """Texts as tokens of the model's vocabulary; it needs no network."""
         self._root = root
         self._port = port
         self._wall = wall
@@ -295,6 +298,21 @@ class LocalTinker:
     def publish(self, path: str) -> None:
         """Publish a checkpoint, as its owner might."""
         self._ask(lambda host: host.state.checkpoints.change(path, public=True))
+
+    def samplers(self) -> list[str]:
+        """The ids of all samplers, oldest first."""
+        return self._ask(lambda host: host.state.samplers.ids())
+
+    def expire_sampler(self, sampler_id: str) -> None:
+        """Let a sampler expire: its requests are answered 404.
+
+        Raises:
+            ValueError: There is no such sampler.
+        """
+        try:
+            self._ask(lambda host: host.state.samplers.expire(sampler_id))
+        except ServiceError as error:
+            raise ValueError(f"sampler_id={sampler_id!r} is not allowed: {error}") from error
 
     def run_state(self, run_id: str) -> RunState:
         """The contents of a run."""

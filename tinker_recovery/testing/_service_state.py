@@ -32,11 +32,18 @@ from tinker_recovery.testing._runs import (
     ServiceRun,
     session_of,
 )
+from tinker_recovery.testing._samplers import Sampler, Samplers
 from tinker_recovery.testing._sessions import Sessions
 from tinker_recovery.testing._store import DamagedCheckpoint, Store
 from tinker_recovery.testing.actions import Request
 
 logger = logging.getLogger(__name__)
+
+_SAVES: dict[str, Request] = {
+    "weights": "save_weights",
+    "sampler_weights": "save_weights_for_sampler",
+    "external_weights": "save_weights_external",
+}
 
 
 class ServiceState:
@@ -55,6 +62,7 @@ class ServiceState:
         self._duration_s: dict[Request, float] = {
             "forward_backward": options.step_s,
             "save_weights": options.save_s,
+            "save_weights_for_sampler": options.save_s,
             "save_weights_external": options.save_s,
             "load_weights": options.load_s,
         }
@@ -73,6 +81,7 @@ class ServiceState:
         """Seconds since the epoch, for expiry and what is listed."""
         self.requests: Counter[str] = Counter()
         self._runs: dict[str, ServiceRun] = {}
+        self.samplers = Samplers(self.checkpoints, lambda run_id: self.run(run_id).facts)
         self._tasks: set[asyncio.Task[None]] = set()
         self._reset()
         for facts in store.runs():
@@ -85,6 +94,8 @@ class ServiceState:
         self._creations: dict[str, str] = {}
         self._saves: dict[str, Promise] = {}
         self._lost_saves: set[tuple[str, int]] = set()
+        self._samples: dict[tuple[str, int], str] = {}
+        self.samplers.clear()
 
     # Runs
 
@@ -280,10 +291,24 @@ class ServiceState:
         if run_id in self._creations:
             return self._creations[run_id]
         promise = Promise(request, run_id, step=step)
-        request_id = self._creations[run_id] = self._promise(promise)
+        self._creations[run_id] = self._promise(promise)
+        self._begin(promise, make)
+        return self._creations[run_id]
+
+    def sample(self, sampler: Sampler, seq_id: int, execute: Callable[[], Reply]) -> str:
+        """Begin a sampling request, once per seq_id; returns the request's id."""
+        key = sampler.sampler_id, seq_id
+        if key not in self._samples:
+            promise = Promise("asample", sampler.sampler_id, seq_id, step=sampler.weights.steps)
+            self._samples[key] = self._promise(promise)
+            self._begin(promise, lambda _: execute())
+        return self._samples[key]
+
+    def _begin(self, promise: Promise, make: Callable[[list[FaultRule]], Reply]) -> None:
+        """Execute a request that waits for no other."""
 
         async def work() -> None:
-            await asyncio.sleep(self._duration_s.get(request, 0.0))
+            await asyncio.sleep(self._duration_s.get(promise.request, 0.0))
             rule, effects = await find_faults(self._faults, promise)
             if rule is not None and rule.action == "fail_session":
                 self._fail_session_by(rule, promise)
@@ -295,7 +320,6 @@ class ServiceState:
         task = asyncio.create_task(work())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return request_id
 
     def submit(
         self, run_id: str, seq_id: int, request: Request, execute: Callable[[ServiceRun], Reply]
@@ -389,7 +413,7 @@ class ServiceState:
         name: str,
         execute: Callable[[ServiceRun], Reply],
         *,
-        kind: Literal["weights", "external_weights"] = "weights",
+        kind: Literal["weights", "sampler_weights", "external_weights"] = "weights",
         overwrite: bool = False,
     ) -> str:
         """Queue a save, or an export; see :meth:`submit`.
@@ -408,8 +432,7 @@ class ServiceState:
         queued = path in self._saves and not self._saves[path].done
         if (stored or queued) and not overwrite:
             raise ServiceError(409, f"a checkpoint named {name!r} exists")
-        request: Request = "save_weights" if kind == "weights" else "save_weights_external"
-        request_id = self.submit(run.run_id, seq_id, request, execute)
+        request_id = self.submit(run.run_id, seq_id, _SAVES[kind], execute)
         self._saves[path] = self._promises[request_id]
         return request_id
 

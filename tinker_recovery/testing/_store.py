@@ -1,9 +1,9 @@
 """Sessions, runs and checkpoints on disk, written so that a kill loses nothing acknowledged.
 
-A checkpoint is a safetensors file and a JSON file beside it, in the folder of its kind (``weights``
-or, of an export, ``external_weights``) in that of its run. The JSON file is written last and names
-the other with its SHA-256; without it the checkpoint does not exist. So an overwriting save leaves
-the old checkpoint or the new one, never half of each.
+A checkpoint is a safetensors file and a JSON file beside it, in the folder of its kind
+(``weights``, for samplers ``sampler_weights``, of an export ``external_weights``) in that of its
+run. The JSON file is written last and names the other with its SHA-256; without it the checkpoint
+does not exist. So an overwriting save leaves the old checkpoint or the new one, never half of each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-KINDS = ("weights", "external_weights")
+KINDS = ("weights", "sampler_weights", "external_weights")
 """The kinds of checkpoint, as they are named in a path."""
 
 
@@ -104,6 +104,7 @@ class Store:
         content = safetensors.numpy.save({key: np.array(value) for key, value in tensors.items()})
         file = self._file(run_id, name, facts["kind"])
         tensors_file = file.with_name(f"{file.stem}.{uuid4().hex[:8]}.safetensors")
+        file.parent.mkdir(exist_ok=True)  # the run may be older than its kind of checkpoint
         _write(tensors_file, content)
         added = {
             "file": tensors_file.name,

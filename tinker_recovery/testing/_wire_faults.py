@@ -80,6 +80,9 @@ async def _belongs_to(  # noqa: PLR0911 - every kind of request names its run in
         encoding = request.headers.get("content-encoding")
         parsed = read_request(await request.body(), encoding)
         return parsed.model_id, state.run(parsed.model_id).step_for(parsed.seq_id), None
+    if "sampler" in request.path_params:
+        sampler = state.samplers.get(request.path_params["sampler"])
+        return sampler.sampler_id, sampler.weights.steps, None
     if "run" in request.path_params:
         run = str(request.path_params["run"])
         return run, state.run(run).steps, None
@@ -92,6 +95,9 @@ async def _belongs_to(  # noqa: PLR0911 - every kind of request names its run in
     if name == "weights_info":
         run = str(state.checkpoints.find(body["tinker_path"])["run_id"])
         return run, state.run(run).steps, None
+    if "sampling_session_id" in body:
+        sampler = state.samplers.get(body["sampling_session_id"])
+        return sampler.sampler_id, sampler.weights.steps, None
     if "model_id" in body:
         run = body["model_id"]
         found = state.run(run)

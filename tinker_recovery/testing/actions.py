@@ -83,7 +83,9 @@ Request = Literal[
     "forward_backward",
     "optim_step",
     "save_weights",
+    "save_weights_for_sampler",
     "save_weights_external",
+    "asample",
 ]
 """The kinds of request that the service executes."""
 
@@ -91,6 +93,8 @@ Target = Literal[
     Request,
     "retrieve_future",
     "get_info",
+    "sampler",
+    "join_sampling_session",
     "training_run",
     "training_runs",
     "run_checkpoints",
@@ -103,6 +107,7 @@ Target = Literal[
     "external_weights_urls",
     "download",
     "create_session",
+    "create_sampling_session",
     "session_heartbeat",
     "finish",
     "session",
@@ -143,7 +148,13 @@ Body = Literal["text", "shape", "garbage"]
 """The kinds of malformed reply."""
 
 _EXECUTED = get_args(Request)
-_OF_A_RUN = ("forward_backward", "optim_step", "save_weights", "save_weights_external")
+_OF_A_RUN = (
+    "forward_backward",
+    "optim_step",
+    "save_weights",
+    "save_weights_for_sampler",
+    "save_weights_external",
+)
 _ANY = get_args(Target)
 RUNLESS = frozenset(_ANY[_ANY.index("create_session") :]) | {"training_runs", "checkpoints"}
 """Requests that belong to no single run."""

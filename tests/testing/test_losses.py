@@ -1,0 +1,107 @@
+"""The losses of reinforcement learning at the local server."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tinker
+from hypothesis import given
+from hypothesis import strategies as st
+from sdk_loops import a_service, fresh
+from tinker import types
+
+from tinker_recovery.testing import LocalTinker
+from tinker_recovery.testing._losses import OFFERED, loss_of
+from tinker_recovery.testing._model import BigramLora, Datum
+
+RL = [name for name in OFFERED if name != "cross_entropy"]
+LENGTH = 6
+
+
+def floats(values: list[float]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return np.array(values, np.float32)
+
+
+def datum(**inputs: list[float]) -> types.Datum:
+    tensors = {
+        name: types.TensorData(data=values, dtype="float32", shape=[len(values)])
+        for name, values in inputs.items()
+    }
+    targets = types.TensorData(data=[4, 9, 2, 30, 7, 1], dtype="int64", shape=[LENGTH])
+    return types.Datum(
+        model_input=types.ModelInput.from_ints([3, 4, 9, 2, 30, 7]),
+        loss_fn_inputs={"target_tokens": targets, **tensors},
+    )
+
+
+@pytest.mark.parametrize("name", RL)
+@given(
+    apart=st.lists(st.floats(-1, 1), min_size=LENGTH, max_size=LENGTH),
+    advantages=st.lists(st.floats(-2, 2), min_size=LENGTH, max_size=LENGTH),
+    seed=st.integers(0, 100),
+)
+def test_its_gradient_is_the_numeric_one(
+    name: str, apart: list[float], advantages: list[float], seed: int
+) -> None:
+    model = BigramLora("base", rank=4, seed=seed)
+    model.perturb()
+    tokens = np.array([3, 4, 9, 2, 30, 7], np.int64)
+    targets = np.array([4, 9, 2, 30, 7, 1], np.int64)
+    plain = Datum(tokens, targets, np.ones(LENGTH, np.float32))
+    now = model.forward([plain], backward=False)[1][0]
+    sampled = (now - floats(apart)).astype(np.float32)
+    loss = loss_of(name, {}, sampled, floats(advantages))
+    slopes = loss(now)[1]
+    small = 1e-2
+    for place in range(LENGTH):
+        # Not where the clipping begins: there the gradient has two sides.
+        edges = np.abs(np.exp(apart[place]) - np.array([0.8, 1.2]))
+        if edges.min() < 2 * small:
+            continue
+        moved = np.zeros(LENGTH, np.float32)
+        moved[place] = small
+        if name == "cispo":
+            # No gradient goes through the clipped ratio.
+            ratio = np.clip(np.exp(apart[place]), 0.8, 1.2)
+            assert slopes[place] == pytest.approx(ratio * advantages[place], abs=1e-4)
+        else:
+            numeric = (loss(now - moved)[0] - loss(now + moved)[0]) / (2 * small)
+            assert slopes[place] == pytest.approx(numeric, abs=5e-3)
+    # As a weighted cross-entropy with these weights, which is linear in the logprobs.
+    one, two = (BigramLora("base", rank=4, seed=seed) for _ in range(2))
+    for each in (one, two):
+        each.perturb()
+    one.forward([Datum(tokens, targets, plain.weights, loss)], backward=True)
+    two.forward([Datum(tokens, targets, slopes)], backward=True)
+    for key, gradient in one._gradients.items():
+        np.testing.assert_array_equal(gradient, two._gradients[key])
+
+
+@pytest.mark.parametrize("name", RL)
+async def test_the_sdk_trains_with_it(name: types.LossFnType) -> None:
+    async with LocalTinker() as local, a_service(local) as service:
+        client = await fresh(service)
+        one = datum(logprobs=[-4.0] * LENGTH, advantages=[1.0] * LENGTH)
+        adam = types.AdamParams(learning_rate=1e-2)
+        first = await client.forward_backward([one], name)
+        await client.optim_step(adam)
+        second = await client.forward([one], name)
+        before, after = (
+            np.array(reply.loss_fn_outputs[0]["logprobs"].data).sum() for reply in (first, second)
+        )
+        assert after > before
+        assert np.isfinite(first.metrics["loss:sum"])
+
+
+async def test_the_clipping_is_that_of_the_config_and_a_wrong_setting_is_refused() -> None:
+    async with LocalTinker() as local, a_service(local) as service:
+        client = await fresh(service)
+        one = datum(logprobs=[-9.0] * LENGTH, advantages=[1.0] * LENGTH)
+        reply = await client.forward([one], "ppo", {"clip_high_threshold": 1.5})
+        assert reply.metrics["loss:sum"] == pytest.approx(-1.5 * LENGTH)
+        with pytest.raises(tinker.RequestFailedError, match=r"loss_fn_config\['beta'\]"):
+            await client.forward([one], "ppo", {"beta": 1.0})
+        with pytest.raises(tinker.RequestFailedError, match="has no advantages"):
+            await client.forward([datum(logprobs=[0.0] * LENGTH)], "ppo")
+        with pytest.raises(tinker.RequestFailedError, match="'gspo' is not offered"):
+            await client.forward([one], "gspo")
