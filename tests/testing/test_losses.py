@@ -105,3 +105,11 @@ async def test_the_clipping_is_that_of_the_config_and_a_wrong_setting_is_refused
             await client.forward([datum(logprobs=[0.0] * LENGTH)], "ppo")
         with pytest.raises(tinker.RequestFailedError, match="'gspo' is not offered"):
             await client.forward([one], "gspo")
+
+
+async def test_an_input_that_a_loss_does_not_take_is_refused_by_name() -> None:
+    given = datum(logprobs=[-1.0] * LENGTH, advantages=[1.0] * LENGTH, clip_low=[0.5] * LENGTH)
+    async with LocalTinker() as local, a_service(local) as service:
+        client = await fresh(service)
+        with pytest.raises(tinker.RequestFailedError, match="datum 0 has clip_low, which ppo"):
+            await client.forward_backward([given], "ppo")

@@ -21,7 +21,7 @@ from tinker_recovery.checkpoints.canary import ASKED
 from tinker_recovery.checkpoints.prompt import CanaryPrompt, tokens_of
 from tinker_recovery.errors import StaleAttempt, UsageError
 from tinker_recovery.service.base import SaveRequest
-from tinker_recovery.service.future import SupervisedFuture, is_settled, succeeded
+from tinker_recovery.service.future import SupervisedFuture, is_client_too, is_settled, succeeded
 from tinker_recovery.service.queue_state import watch_queue_state
 from tinker_recovery.service.waiting import ended as until_ended
 
@@ -40,7 +40,6 @@ IDLE_S = 0.1
 
 CANARY = "canary"
 """A forward pass of ours."""
-
 
 SAVE = "save_state"
 """A request whose result may fail without anything being wrong with the training."""
@@ -370,7 +369,10 @@ class SupervisedClient:
             # Without the lock: some of these block for seconds, but none changes the weights.
             self._check_live()
             result = attribute(*args, **kwargs)
-            return self._watch(name, result, None) if isinstance(result, APIFuture) else result
+            if not isinstance(result, APIFuture):
+                return result
+            watched = self._watch(name, result, None)
+            return result if is_client_too(result) else watched
 
         # Later look-ups find it on the instance.
         self.__dict__[name] = submit
@@ -384,7 +386,8 @@ class SupervisedClient:
             FutureWarning,
             stacklevel=2,
         )
-        return current(*args, **kwargs)
+        result = current(*args, **kwargs)
+        return await result.result_async() if is_client_too(result) else result
 
     def _check_live(self) -> None:
         if self._retired is not None:

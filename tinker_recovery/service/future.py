@@ -65,6 +65,14 @@ class SupervisedFuture(APIFuture[_T]):
             return self.result()
 
 
+def is_client_too(future: object) -> bool:
+    """Whether this is the SDK's future of a client that can still be used as the client.
+
+    Of these the SDK's deprecated ``x_async`` returns the client; of others, their future.
+    """
+    return isinstance(future, tinker.SamplingClient | tinker.TrainingClient)
+
+
 def succeeded(future: Future[Any]) -> bool:
     """Whether a request that has ended has a result."""
     return not future.cancelled() and future.exception() is None

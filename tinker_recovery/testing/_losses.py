@@ -32,8 +32,8 @@ _CONFIG: dict[str, dict[str, float]] = {
 }
 
 OFFERED = ("cross_entropy", *_CONFIG)
-"""The losses offered. Not ``gspo`` and ``stable_reinforce``: how the service defines them is not
-published; nor ``custom``, which needs a loss that was uploaded as a graph."""
+"""The losses offered. Not ``gspo`` and ``stable_reinforce``, whose definition at the service is not
+known here; nor ``custom``, which needs a loss that was uploaded as a graph."""
 
 
 def loss_of(name: str, config: Mapping[str, float], sampled: Floats, advantages: Floats) -> Loss:

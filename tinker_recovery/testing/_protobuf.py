@@ -70,8 +70,16 @@ def read_batch(
     return batch
 
 
+_OF_A_LOSS = frozenset({"target_tokens", "weights", "logprobs", "advantages"})
+
+
 def _loss(request: Any, number: int, targets: Ints) -> Loss:
     inputs = request.data[number].loss_fn_inputs
+    unknown = sorted(set(inputs) - _OF_A_LOSS)
+    if unknown:
+        raise ValueError(
+            f"datum {number} has {', '.join(unknown)}, which {request.loss_fn} does not take here"
+        )
     found = []
     for name in ("logprobs", "advantages"):
         if name not in inputs:
