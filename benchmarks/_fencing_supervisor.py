@@ -19,6 +19,7 @@ import anyio.to_thread
 import tinker
 from _fencing_machine import Fate, be_on_machine, hurry
 from _fencing_processes import Line
+from _plain_loop import batch
 from tinker import types
 
 from tinker_recovery import (
@@ -176,16 +177,3 @@ class _Player:
             self._line.say("step", step=step)
             self._fate.reached("step")
             await anyio.sleep(self._script.pace_s)
-
-
-def batch(step: int) -> list[types.Datum]:
-    """One step's batch, a function of the step alone."""
-    tokens = [(step * 7 + offset * offset) % 50 for offset in range(9)]
-    return [
-        types.Datum(
-            model_input=types.ModelInput.from_ints(tokens[:-1]),
-            loss_fn_inputs={
-                "target_tokens": types.TensorData(data=tokens[1:], dtype="int64", shape=[8])
-            },
-        )
-    ]

@@ -25,7 +25,6 @@ async def first_client(run: SupervisedRun, origin: Origin, patience: Patience) -
         Exception: Whatever the service answered.
     """
     having = run.collaborators
-    await run.guard.check()
     connection = await having.backend.connect(
         origin, patience=patience, announce=run.guard.announce
     )

@@ -120,28 +120,30 @@ class ThreadHeartbeats:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(thread.stop)
 
-    async def _send_all(self, told: asyncio.AbstractEventLoop) -> None:
-        """The thread's own main; ``told`` is the event loop of the runs."""
+    async def _send_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The thread's own main; ``loop`` is the event loop of the runs."""
+        # First, as making an HTTP client would take its time from a run that is just beginning.
+        await anyio.sleep(self._beat_s)
 
-        def tell(function: Callable[..., object], *given: object) -> None:
+        def call(function: Callable[..., object], *given: object) -> None:
             with contextlib.suppress(RuntimeError):  # it has ended, and nobody needs to know
-                told.call_soon_threadsafe(function, *given)
+                loop.call_soon_threadsafe(function, *given)
 
         http = ServiceHttp(self._endpoint, timeout_s=TIMEOUT_S)
-        http.unreachable = functools.partial(tell, self._unreachable)
+        http.unreachable = functools.partial(call, self._unreachable)
         sessions, free = ClaimSessions(http), anyio.Semaphore(_AT_ONCE)
 
         async def send(session_id: str) -> None:
             async with free:
                 if await _is_gone(sessions, session_id):
-                    tell(self._end, session_id)
+                    call(self._end, session_id)
 
         try:
             while True:
-                await anyio.sleep(self._beat_s)
                 async with anyio.create_task_group() as group:
                     for session_id in list(self._kept):
                         group.start_soon(send, session_id)
+                await anyio.sleep(self._beat_s)
         finally:
             with anyio.CancelScope(shield=True):
                 await http.aclose()
