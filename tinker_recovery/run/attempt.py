@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from tinker.lib.public_interfaces.api_future import APIFuture
 
 from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.errors import UsageError
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.service import SupervisedClient
+from tinker_recovery.service.sampler import SupervisedService
+
+_F = TypeVar("_F")
 
 
 class Attempt:
@@ -40,6 +48,43 @@ class Attempt:
     def client(self) -> SupervisedClient:
         """The client to train with; has the surface of ``tinker.TrainingClient``."""
         return self._scope.client
+
+    @property
+    def service(self) -> SupervisedService:
+        """The ServiceClient behind :attr:`client`; its sampling clients belong to the attempt too.
+
+        Raises:
+            UsageError: The client was given by ``adopt=``, and its ServiceClient is the user's.
+        """
+        service = self._scope.connection.service
+        if service is None:
+            raise UsageError(
+                "attempt.service: the client was given by adopt=, so its ServiceClient is yours; "
+                "use that one"
+            )
+        return SupervisedService(self._scope.sampling, service)
+
+    def watch(self, future: _F) -> _F:
+        """Count a future of the loop's own among the work that must not be silent; returns it.
+
+        For what goes on outside the clients of the attempt, such as a request to another service:
+        if it is open for ``stall_after_s`` and nothing of it or of sampling ends, that is a fault.
+        What it fails with is the loop's own matter.
+
+        Args:
+            future: An APIFuture, a ``concurrent.futures.Future``, or an ``asyncio`` future or task.
+
+        Raises:
+            UsageError: It is none of these.
+        """
+        plain = future.future() if isinstance(future, APIFuture) else future
+        if not isinstance(plain, concurrent.futures.Future | asyncio.Future):
+            raise UsageError(
+                f"watch({future!r}): it takes an APIFuture, a concurrent.futures.Future, or an "
+                "asyncio future or task; make a task of a coroutine first"
+            )
+        self._scope.sampling.watch(plain)
+        return future
 
     @property
     def start_step(self) -> int:
