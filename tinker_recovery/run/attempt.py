@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -56,13 +57,30 @@ class Attempt:
         Raises:
             UsageError: The client was given by ``adopt=``, and its ServiceClient is the user's.
         """
-        service = self._scope.connection.service
-        if service is None:
-            raise UsageError(
-                "attempt.service: the client was given by adopt=, so its ServiceClient is yours; "
-                "use that one"
-            )
-        return SupervisedService(self._scope.sampling, service)
+        return self._scope.service
+
+    async def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` returned when the run first asked for this key, here or in any process.
+
+        For what belongs to the run and not to an attempt: a reference model, a value drawn at
+        random. Of a sampling client, the weights are saved for samplers once, under the run, and
+        each attempt gets a client of them; without this, a reference made inside the loop would be
+        of the trained weights after a recovery. Other values are kept as JSON, in the journal.
+        Asked again in the same attempt, the same object is returned; tasks that ask at once share
+        one call.
+
+        Args:
+            key: Names it within the run.
+            make: Takes nothing; returns the value or the sampling client, a future of that, or a
+                coroutine. An exception of its leaves unchanged, and nothing is kept.
+
+        Raises:
+            UsageError: It cannot be kept as JSON; or it would be made of weights that an earlier
+                attempt has trained, since what that made is lost.
+            StatusError: What an earlier process made is not in the journal, and the service cannot
+                be asked for it.
+        """
+        return await self._scope.run.history.once.get(self._scope, key, make)
 
     def watch(self, future: _F) -> _F:
         """Count a future of the loop's own among the work that must not be silent; returns it.

@@ -17,7 +17,7 @@ from tinker_recovery.recovery.metadata_notes import write_metadata
 from tinker_recovery.run.judging import judge_request
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.service.client import CANARY, SAVE
-from tinker_recovery.service.sampler import SupervisedSamplerFuture
+from tinker_recovery.service.sampler import Source, SupervisedSamplerFuture
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ class AttemptHooks:
         del operation
         self._scope.post(self._scope.suspect_fault, RULES[Kind.CANCELLED], None, step)
 
-    def sampler(self, made: Any, renew: Renew) -> SupervisedSamplerFuture:
+    def sampler(self, made: Any, renew: Renew, source: Source) -> SupervisedSamplerFuture:
         """What the loop gets for a future of a sampling client."""
-        return SupervisedSamplerFuture(self._scope.sampling, made, renew)
+        return SupervisedSamplerFuture(self._scope.sampling, made, renew, source)
 
     def is_worth_renewing(self, error: BaseException) -> bool:
         """Whether a failed sample may succeed at a fresh sampler: nothing was wrong with it."""

@@ -35,6 +35,7 @@ from tinker_recovery.run.metadata_refusal import MetadataRefusal
 from tinker_recovery.run.saver import Saver
 from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
+from tinker_recovery.service.sampler import SupervisedService
 from tinker_recovery.service.sampling import Sampling
 from tinker_recovery.telemetry import names
 
@@ -92,6 +93,8 @@ class AttemptScope:
             self.hooks, renews=run.policy.enabled, monotonic=run.clock.monotonic
         )
         """Its sampling clients and their requests."""
+        self.made_once: dict[str, object] = {}
+        """What it was given of what its run has made once, by key."""
         self.saver = Saver(run, self.segment, checkpoint, lambda: self.sound_step)
         """When its client saves."""
         self.client = SupervisedClient(
@@ -129,6 +132,16 @@ class AttemptScope:
     def faulty(self) -> bool:
         """Whether a fault was declared on it."""
         return self.fault is not None
+
+    @property
+    def service(self) -> SupervisedService:
+        """See :attr:`Attempt.service`."""
+        if self.connection.service is None:
+            raise UsageError(
+                "attempt.service: the client was given by adopt=, so its ServiceClient is yours; "
+                "use that one"
+            )
+        return SupervisedService(self.sampling, self.connection.service)
 
     # What the loop does
 

@@ -27,6 +27,7 @@ from tinker_recovery.service.waiting import ended as until_ended
 
 if TYPE_CHECKING:
     from tinker_recovery.run.client_hooks import AttemptHooks
+    from tinker_recovery.service.sampler import Source
     from tinker_recovery.service.sampling import Renew
 
 _T = TypeVar("_T")
@@ -358,8 +359,8 @@ class SupervisedClient(PassedOn):
         if self.first_call_at is None:
             self.first_call_at = time.monotonic()
 
-    def _sampler(self, made: Any, renew: Renew) -> tinker.SamplingClient:
-        return self._hooks.sampler(made, renew)
+    def _sampler(self, made: Any, renew: Renew, source: Source) -> tinker.SamplingClient:
+        return self._hooks.sampler(made, renew, source)
 
     def _watch(
         self,

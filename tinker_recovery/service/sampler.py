@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import tinker
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
     from tinker_recovery.service.sampling import Renew, Sampling
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a sampling client samples from: a path, a base model, or the weights of a step."""
+
+    path: str | None = None
+    base_model: str | None = None
+    step: int | None = None
+
+
 class SupervisedSampler(tinker.SamplingClient):
     """A SamplingClient whose requests are watched.
 
@@ -36,11 +46,17 @@ class SupervisedSampler(tinker.SamplingClient):
         sampling: All sampling of the attempt.
         made: The SDK's.
         renew: Submits the making of a fresh one.
+        source: What it samples from.
     """
 
     def __init__(  # not the SDK's: that one is behind it
-        self, sampling: Sampling, made: tinker.SamplingClient, renew: Renew | None
+        self,
+        sampling: Sampling,
+        made: tinker.SamplingClient,
+        renew: Renew | None,
+        source: Source,
     ) -> None:
+        self.source = source
         self._sampling = sampling
         self._renew = renew
         self._lock = threading.Lock()
@@ -155,11 +171,17 @@ class SupervisedSamplerFuture(APIFuture[SupervisedSampler], tinker.SamplingClien
         sampling: All sampling of the attempt.
         making: The future of the SDK's.
         renew: Submits the making of a fresh one.
+        source: What it samples from.
     """
 
     def __init__(  # not the SDK's: that one is behind it
-        self, sampling: Sampling, making: APIFuture[tinker.SamplingClient], renew: Renew | None
+        self,
+        sampling: Sampling,
+        making: APIFuture[tinker.SamplingClient],
+        renew: Renew | None,
+        source: Source,
     ) -> None:
+        self._source = source
         self._sampling = sampling
         self._making = making
         self._renew = renew
@@ -173,7 +195,7 @@ class SupervisedSamplerFuture(APIFuture[SupervisedSampler], tinker.SamplingClien
     def _wrap(self, made: tinker.SamplingClient) -> SupervisedSampler:
         with self._lock:
             if self._made is None:
-                self._made = SupervisedSampler(self._sampling, made, self._renew)
+                self._made = SupervisedSampler(self._sampling, made, self._renew, self._source)
             return self._made
 
     def result(self, timeout: float | None = None) -> SupervisedSampler:
@@ -263,7 +285,8 @@ class SupervisedService:
 
         making = renew()
         self._sampling.watch(making.future())
-        return SupervisedSamplerFuture(self._sampling, making, renew)
+        source = Source(model_path, None if model_path else base_model)
+        return SupervisedSamplerFuture(self._sampling, making, renew, source)
 
     async def create_sampling_client_async(self, *args: Any, **kwargs: Any) -> SupervisedSampler:
         """As the SDK's, deprecated by it."""

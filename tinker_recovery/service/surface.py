@@ -12,6 +12,7 @@ from tinker.lib.public_interfaces.api_future import APIFuture
 
 from tinker_recovery.errors import UsageError
 from tinker_recovery.service.future import is_client_too
+from tinker_recovery.service.sampler import Source
 
 if TYPE_CHECKING:
     import threading
@@ -47,7 +48,7 @@ class PassedOn(_Base):
     def _watch(self, operation: str, future: APIFuture[Any], step: int | None) -> APIFuture[Any]:
         raise NotImplementedError
 
-    def _sampler(self, made: Any, renew: Renew) -> tinker.SamplingClient:
+    def _sampler(self, made: Any, renew: Renew, source: Source) -> tinker.SamplingClient:
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
@@ -78,9 +79,14 @@ class PassedOn(_Base):
             if not is_client_too(result):
                 return watched
             again = functools.partial(attribute, *args, **kwargs)
-            keeps = name == "create_sampling_client" or kwargs.get("kind") == "inflight"
-            renew = functools.partial(self._submit_again, name, again, None if keeps else step)
-            return self._sampler(watched, renew)
+            if name == "create_sampling_client":
+                source = Source(path=args[0] if args else kwargs.get("model_path"))
+            else:
+                source = Source(step=step)
+            # In flight, it is to sample from whatever the newest weights are.
+            at = None if kwargs.get("kind") == "inflight" else source.step
+            renew = functools.partial(self._submit_again, name, again, at)
+            return self._sampler(watched, renew, source)
 
         # Later look-ups find it on the instance.
         self.__dict__[name] = submit
