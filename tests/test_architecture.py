@@ -14,6 +14,7 @@ ROOMS = [
     "cli",
     "__init__",
     "supervisor",
+    "cookbook",
     "watched",
     "run",
     "report",

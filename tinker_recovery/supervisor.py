@@ -22,6 +22,7 @@ from anyio import AsyncContextManagerMixin
 from typing_extensions import Unpack
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
+from tinker_recovery.cookbook.runner import run_cookbook
 from tinker_recovery.detection.monitor import Monitor
 from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
@@ -54,7 +55,7 @@ from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.monitored import MonitoredRun, listening
 from tinker_recovery.run.open import OpenedRun, open_run
 from tinker_recovery.run.options import StartOptions, StartPlan, plan_start
-from tinker_recovery.run.scope import AttemptScope
+from tinker_recovery.run.rounds import Rounds
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.run.view import Run
@@ -230,7 +231,7 @@ class Supervisor(AsyncContextManagerMixin):
         name = plan.name or f"run-{secrets.token_hex(3)}"
         if self._entered is not None:
             self._entered.check_name(name)
-        return _Attempts(self, plan, name)
+        return Rounds(lambda: self._inside.open_run(plan, name))
 
     def watch(self, run_id: str, *, on_recovery: Callback) -> Watch:
         """Watch a run that is trained elsewhere, by its status alone.
@@ -319,6 +320,34 @@ class Supervisor(AsyncContextManagerMixin):
                     ]
         return outcome[0]
 
+    async def run_cookbook(
+        self,
+        main: Callable[..., Any],
+        config: Any,
+        *args: Any,
+        name: str | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a recipe of the tinker-cookbook, unchanged; returns what its ``main`` returned.
+
+        Inside an attempt the recipe's ``tinker.ServiceClient`` gives the attempt's clients, and its
+        log folder says where the attempt begins. The same call continues a run that was left.
+
+        Args:
+            main: Of ``supervised.train``, ``rl.train``, ``preference.train_dpo``,
+                ``distillation.train_on_policy`` or ``train_off_policy``.
+            config: Its config.
+            args: Further arguments of the main.
+            name: The run's name; by default one is made, and kept in the log folder.
+            seed: Of the LoRA weights, which a recipe does not set; by default one is drawn.
+            kwargs: Further arguments of the main.
+
+        Raises:
+            UsageError: The recipe or its version is not known, or the log folder is another run's.
+        """
+        return await run_cookbook(self, main, config, *args, name=name, seed=seed, **kwargs)
+
     def __enter__(self) -> BlockingSupervisor[Supervisor]:
         self._blocking = BlockingSupervisor(self, self, self._run_with, self._signals)
         return self._blocking
@@ -326,37 +355,6 @@ class Supervisor(AsyncContextManagerMixin):
     def __exit__(self, *exc_info: object) -> bool | None:
         blocking, self._blocking = self._blocking, None
         return None if blocking is None else blocking.close(*exc_info)
-
-
-class _Attempts:
-    """The iterator behind ``supervisor.attempts(...)``."""
-
-    def __init__(self, supervisor: Supervisor, plan: StartPlan, name: str) -> None:
-        self._supervisor = supervisor
-        self._plan = plan
-        self._name = name
-        self._run: SupervisedRun | None = None
-        self._last: AttemptScope | None = None
-
-    def __aiter__(self) -> _Attempts:
-        return self
-
-    async def __anext__(self) -> Attempt:
-        if self._run is None:
-            inside = self._supervisor._inside  # noqa: SLF001 - the other half of Supervisor
-            self._run = await inside.open_run(self._plan, self._name)
-            self._last = await self._run.first_attempt()
-            return Attempt(self._last)
-        if self._last is None or not self._last.entered:
-            raise UsageError(
-                "an attempt was asked for while the one before was never entered: the loop's body "
-                "is `async with attempt: ...`"
-            )
-        # A body that takes its time to leave may find the recovery done already.
-        if not self._run.recovering and self._last is self._run.current:
-            raise StopAsyncIteration
-        self._last = await self._run.next_attempt()
-        return Attempt(self._last)
 
 
 class _Entered:

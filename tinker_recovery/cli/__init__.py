@@ -14,6 +14,7 @@ _COMMANDS = {
     "abandon": "Forget a run, so that its name is free for a new one.",
     "checkpoints": "List, verify, prune, pin and unpin the checkpoints at the service.",
     "config": "Show every setting and where its value comes from.",
+    "cookbook": "Run a recipe of the tinker-cookbook, unchanged, under supervision.",
     "demo": "Watch a training run get poisoned, recover, and end with the same weights.",
     "doctor": "Find out whether the service really restores the optimizer.",
     "faults": "Show every fault of a run, and what is done about it.",

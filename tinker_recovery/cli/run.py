@@ -87,6 +87,12 @@ def command(
         raise click.UsageError(
             f"--max-backoff-s {max_backoff_s:g} is below --backoff-s {backoff_s:g}"
         )
+    if any("tinker_cookbook" in word for word in command):
+        click.echo(
+            "tinker-recovery: a recipe's own resume repeats or leaves out steps where it pipelines "
+            f"them; to have it exact: tinker-recovery cookbook -- {shlex.join(command)}",
+            err=True,
+        )
     rule = RestartRule(max_restarts, Backoff(backoff_s, max_backoff_s), healthy_after_s)
     sys.exit(_Runner(command, as_json=as_json).run(rule))
 
