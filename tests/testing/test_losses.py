@@ -62,7 +62,7 @@ def test_its_gradient_is_the_numeric_one(
         moved[place] = small
         if name == "cispo":
             # No gradient goes through the clipped ratio.
-            ratio = np.clip(np.exp(apart[place]), 0.8, 1.2)
+            ratio = np.clip(np.exp(apart[place]), 0.0, 4.0)
             assert slopes[place] == pytest.approx(ratio * advantages[place], abs=1e-4)
         else:
             numeric = (loss(now - moved)[0] - loss(now + moved)[0]) / (2 * small)
@@ -105,6 +105,17 @@ async def test_the_clipping_is_that_of_the_config_and_a_wrong_setting_is_refused
             await client.forward([datum(logprobs=[0.0] * LENGTH)], "ppo")
         with pytest.raises(tinker.RequestFailedError, match="'gspo' is not offered"):
             await client.forward([one], "gspo")
+
+
+def test_what_is_not_configured_is_as_the_service_documents_it() -> None:
+    now, gain = floats([0.0]), floats([1.0])
+    likelier, rarer = now - 9, now + 9  # than when it was sampled
+    assert loss_of("ppo", {}, likelier, gain)(now)[0] == pytest.approx(-1.2)
+    assert loss_of("ppo", {}, rarer, -gain)(now)[0] == pytest.approx(0.8)
+    # Clipped above only.
+    assert loss_of("cispo", {}, likelier, gain)(now)[1] == pytest.approx(4.0)
+    assert loss_of("cispo", {}, rarer, gain)(now)[1] == pytest.approx(np.exp(-9))
+    assert loss_of("dro", {}, now - 2, gain)(now)[0] == pytest.approx(0.05 / 2 * 4)
 
 
 async def test_an_input_that_a_loss_does_not_take_is_refused_by_name() -> None:

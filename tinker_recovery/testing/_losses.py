@@ -8,8 +8,10 @@ Each is a sum over tokens. With ``p`` the logprob of a token, ``q`` the one it w
 - ``cispo``: ``-clip(r) * a * p``, where no gradient goes through ``clip(r)``.
 - ``dro``: ``-(a * p - beta / 2 * (p - q)**2)``.
 
-``clip`` is to ``clip_low_threshold`` (0.8) and ``clip_high_threshold`` (1.2); these and ``beta``
-(0.05) are set by ``loss_fn_config``.
+``clip`` is to ``clip_low_threshold`` and ``clip_high_threshold``: by default 0.8 and 1.2 for
+``ppo``, 0.0 and 4.0 for ``cispo``, which is clipped above only. Both are what the service
+documents. ``beta`` is 0.05 by default, which is the service's example; what it takes without one
+is not documented. All are set by ``loss_fn_config``.
 """
 
 from __future__ import annotations
@@ -23,11 +25,10 @@ from tinker_recovery.testing._model import Floats
 Loss = Callable[[Floats], tuple[float, Floats]]
 """The loss of a datum's logprobs, and the negated gradient by each."""
 
-_CLIPS = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
 _CONFIG: dict[str, dict[str, float]] = {
     "importance_sampling": {},
-    "ppo": _CLIPS,
-    "cispo": _CLIPS,
+    "ppo": {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
+    "cispo": {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0},
     "dro": {"beta": 0.05},
 }
 
