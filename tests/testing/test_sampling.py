@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anyio
+import anyio.to_thread
 import numpy as np
 import pytest
 import tinker
@@ -193,3 +194,64 @@ async def test_the_tokenizer_of_the_kit_needs_no_network() -> None:
         assert tokens[-1] == local.tokenizer.eos_token_id
         assert max(tokens) < local.tokenizer.vocab_size
         assert local.tokenizer.decode(tokens) == text
+
+
+async def test_a_sampler_can_be_polled_as_a_whole() -> None:
+    """As the SDK does where the service tells it to; failures and faults come through as well."""
+    async with (
+        LocalTinker(flags={"sample_use_retrieve_futures": True}) as local,
+        a_service(local) as service,
+    ):
+        sampler = await of_base(service)
+        both = [await sampler.sample(PROMPT, 2, params(seed=seed)) for seed in (1, 2)]
+        assert [len(one.sequences) for one in both] == [2, 2]
+        local.inject(FaultRule("fail", request="asample"))
+        with pytest.raises(tinker.RequestFailedError, match="injected"):
+            await sampler.sample(PROMPT, 1, params())
+        local.inject(FaultRule("drop", request="retrieve_futures"))
+        assert len((await sampler.sample(PROMPT, 1, params())).sequences) == 1
+        assert local.stats.by_route["retrieve_futures"] >= 4
+        # One fetch each: nothing is asked for before it is there.
+        assert local.stats.by_route["retrieve_future"] == 4
+        local.expire_sampler(local.samplers()[0])
+        with pytest.raises(tinker.TinkerError):
+            await sampler.sample(PROMPT, 1, params())
+
+
+async def test_copies_of_a_sampling_client_never_share_a_request() -> None:
+    async with (
+        LocalTinker(
+            flags={"sample_join_sampling_session": True, "sample_use_retrieve_futures": True}
+        ) as local,
+        a_service(local) as service,
+    ):
+        sampler = await of_base(service)
+        handle = sampler.get_sampler_handle()
+        copy = await anyio.to_thread.run_sync(
+            lambda: SamplingClient.from_sampler_handle(handle, api_key=local.api_key)
+        )
+        first = await sampler.sample(PROMPT, 1, params(seed=1))
+        second = await copy.sample(PROMPT, 1, params(seed=2))
+        assert first.sequences[0].tokens != second.sequences[0].tokens
+        assert local.stats.by_route["join_sampling_session"] == 1
+        await anyio.to_thread.run_sync(copy.holder.close)
+
+
+async def test_an_abandoned_sample_is_cancelled_where_the_service_asks_for_it() -> None:
+    async with (
+        LocalTinker(flags={"sample_cancel_enabled": True}, long_poll_s=0.05) as local,
+        a_service(local) as service,
+    ):
+        sampler = await of_base(service)
+        local.inject(FaultRule("hang", request="asample"))
+        with pytest.raises(TimeoutError):
+            await sampler.sample(PROMPT, 1, params()).result_async(timeout=0.3)
+        with anyio.fail_after(5):
+            while not local.stats.by_route.get("cancel_future"):  # noqa: ASYNC110 - the server sets no event of ours
+                await anyio.sleep(0.01)
+        await sampler.sample(PROMPT, 1, params())
+
+
+def test_a_flag_that_the_sdk_does_not_know_is_refused() -> None:
+    with pytest.raises(ValueError, match="flags='sample_everything' is not allowed: "):
+        LocalTinker(flags={"sample_everything": True})

@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -117,6 +118,17 @@ async def urls(kit: Kit, method: Any) -> object:
     return await answer(method(await kit.exported()))
 
 
+async def copied(kit: Kit, method: Any) -> object:
+    del method  # of a client with a project
+    service = tinker.ServiceClient(
+        project_id="other", base_url=kit.local.base_url, api_key=kit.local.api_key
+    )
+    try:
+        return await service.copy_weights(kit.for_sampling)
+    finally:
+        await service.close("success")
+
+
 async def by_handle(kit: Kit, method: Any) -> object:
     handle = kit.clients["SamplingClient"].get_sampler_handle()
     client = await anyio.to_thread.run_sync(lambda: method(handle, api_key=kit.local.api_key))
@@ -130,6 +142,11 @@ async def close(kit: Kit, method: Any) -> object:
     del method  # the kit's own service is still needed
     async with a_service(kit.local):
         return None
+
+
+def this_hour() -> tuple[datetime, datetime]:
+    start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    return start, start + timedelta(hours=2)
 
 
 def finite(output: Any) -> bool:
@@ -158,6 +175,9 @@ Entry = tuple[Callable[[Kit, Any], object], Callable[[Any], object]]
 OF_EACH: dict[str, Entry] = {
     "get_telemetry": (lambda _, f: f(), none),  # the tests turn it off
     "get_console_url": (lambda _, f: f(), text),
+    "get_audit_log": (lambda _, f: f(), lambda found: found.entries),
+    "get_billing_usage": (lambda _, f: f(*this_hour()), lambda found: found.data),
+    "get_current_checkpoint_storage_usage": (lambda _, f: f(), lambda found: found.data),
     "get_server_capabilities": (
         lambda _, f: f(),
         lambda found: found.supported_models[0].model_name == MODEL,
@@ -204,6 +224,10 @@ CALLS: dict[str, dict[str, Entry]] = {
         "create_training_client_from_state_with_optimizer": (lambda k, f: f(k.path), trains),
         "create_sampling_client": (lambda k, f: f(model_path=k.for_sampling), samples),
         "create_rest_client": (lambda _, f: f(), lambda found: hasattr(found, "list_sessions")),
+        "copy_weights": (
+            copied,
+            lambda found: found.endswith("/sampler_weights/sampled"),
+        ),
         "close": (close, none),
     },
     "RestClient": {
@@ -231,12 +255,17 @@ CALLS: dict[str, dict[str, Entry]] = {
             lambda k, f: f(types.SessionSearchRequest(session_id=k.session)),
             lambda found: len(found.sessions) == 1,
         ),
+        "assign_session_project": (lambda k, f: f(k.session, "other"), none),
+        "copy_weights": (
+            lambda k, f: f(k.path, "other"),
+            lambda found: found.endswith("/weights/kept"),
+        ),
+        "whoami": (lambda _, f: f(), lambda found: "local" in found.org_urn),
         "get_sampler": (
             lambda k, f: f(k.sampler_id),
             lambda found: found.model_path is not None,
         ),
     },
-    "AdminClient": {},
 }
 """By client and method; ``x_async`` is called as ``x`` is."""
 
