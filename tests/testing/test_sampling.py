@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import anyio
 import anyio.to_thread
 import numpy as np
 import pytest
 import tinker
-from loops import MODEL
+from loops import MODEL, until
 from sdk_loops import a_service, fresh, train
 from test_exports import HOUR_S, Wall, a_rest_client
 from tinker import types
 from tinker.lib.public_interfaces.sampling_client import SamplingClient
 
-from tinker_recovery.testing import FaultRule, LocalTinker
+from tinker_recovery.testing import FaultRule, LocalTinker, LocalTokenizer
 
 PROMPT = types.ModelInput.from_ints([3, 14, 15, 9, 26])
 
@@ -246,12 +250,29 @@ async def test_an_abandoned_sample_is_cancelled_where_the_service_asks_for_it() 
         local.inject(FaultRule("hang", request="asample"))
         with pytest.raises(TimeoutError):
             await sampler.sample(PROMPT, 1, params()).result_async(timeout=0.3)
-        with anyio.fail_after(5):
-            while not local.stats.by_route.get("cancel_future"):  # noqa: ASYNC110 - the server sets no event of ours
-                await anyio.sleep(0.01)
+        await until(lambda: "cancel_future" in local.stats.by_route)
         await sampler.sample(PROMPT, 1, params())
 
 
 def test_a_flag_that_the_sdk_does_not_know_is_refused() -> None:
     with pytest.raises(ValueError, match="flags='sample_everything' is not allowed: "):
         LocalTinker(flags={"sample_everything": True})
+
+
+async def test_the_sdk_finds_the_tokenizer_of_the_kit_in_a_process_that_has_no_network(
+    tmp_path: Path,
+) -> None:
+    variables = LocalTokenizer.write_cache(tmp_path, MODEL)
+    script = f"""
+import sys
+from transformers import AutoTokenizer
+found = AutoTokenizer.from_pretrained({MODEL!r})
+print(found.encode(sys.argv[1]), found.eos_token_id, found.decode(found.encode(sys.argv[1])))
+"""
+    text = "The weather: fine, 17 degrees"
+    done = await anyio.run_process(
+        [sys.executable, "-c", script, text], env={**os.environ, **variables}
+    )
+    own = LocalTokenizer()
+    expected = f"{own.encode(text)} {own.eos_token_id} {text.lower()}"
+    assert done.stdout.decode().strip() == expected

@@ -21,7 +21,7 @@ from tinker import types
 from tinker.lib.api_future_impl import QueueState
 from tinker.lib.public_interfaces.sampling_client import SamplingClient
 
-from tinker_recovery.testing import LocalTinker
+from tinker_recovery.testing import LocalTinker, LocalTokenizer
 from tinker_recovery.testing._losses import OFFERED
 
 pytestmark = [
@@ -174,6 +174,10 @@ Entry = tuple[Callable[[Kit, Any], object], Callable[[Any], object]]
 
 OF_EACH: dict[str, Entry] = {
     "get_telemetry": (lambda _, f: f(), none),  # the tests turn it off
+    "get_tokenizer": (
+        lambda _, f: f(),
+        lambda found: found.encode("fine.") == LocalTokenizer().encode("fine."),
+    ),
     "get_console_url": (lambda _, f: f(), text),
     "get_audit_log": (lambda _, f: f(), lambda found: found.entries),
     "get_billing_usage": (lambda _, f: f(*this_hour()), lambda found: found.data),
@@ -311,8 +315,21 @@ def test_nothing_is_listed_that_the_sdk_does_not_have() -> None:
     }
 
 
+def offline(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let get_tokenizer() find the kit's tokenizer, as a process that begins with it does."""
+    variables = LocalTokenizer.write_cache(folder, MODEL)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    # Another test may have had it read them.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", variables["HF_HUB_CACHE"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 @pytest.mark.parametrize("client", CLIENTS)
-async def test_each_method_that_is_served_answers_something_sensible(client: str) -> None:
+async def test_each_method_that_is_served_answers_something_sensible(
+    client: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    offline(monkeypatch, tmp_path)
     async with a_kit() as kit:
         for name in methods(client):
             found = entry(client, name)
@@ -320,6 +337,6 @@ async def test_each_method_that_is_served_answers_something_sensible(client: str
                 continue
             call, sensible = found
             method = getattr(kit.clients[client], name)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):  # the first tokenizer imports transformers
                 answered = await answer(await anyio.to_thread.run_sync(call, kit, method))
             assert sensible(answered), f"{client}.{name} answered {answered!r}"
