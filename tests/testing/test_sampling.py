@@ -17,7 +17,7 @@ from test_exports import HOUR_S, Wall, a_rest_client
 from tinker import types
 from tinker.lib.public_interfaces.sampling_client import SamplingClient
 
-from tinker_recovery.testing import FaultRule, LocalTinker, LocalTokenizer
+from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess, LocalTokenizer
 
 PROMPT = types.ModelInput.from_ints([3, 14, 15, 9, 26])
 
@@ -276,3 +276,61 @@ print(found.encode(sys.argv[1]), found.eos_token_id, found.decode(found.encode(s
     own = LocalTokenizer()
     expected = f"{own.encode(text)} {own.eos_token_id} {text.lower()}"
     assert done.stdout.decode().strip() == expected
+
+
+async def test_samplers_expire_in_a_process_of_their_own(tmp_path: Path) -> None:
+    async with LocalTinkerProcess(tmp_path) as server:
+        service = tinker.ServiceClient(base_url=server.base_url, api_key=server.api_key)
+        sampler = await of_base(service)
+        assert await sampler.sample(PROMPT, 1, params())
+        (sampler_id,) = await server.samplers()
+        await server.expire_sampler(sampler_id)
+        with pytest.raises(tinker.NotFoundError):
+            await sampler.sample(PROMPT, 1, params())
+        assert await server.samplers() == []
+        with pytest.raises(ValueError, match=f"sampler_id='{sampler_id}' is not allowed"):
+            await server.expire_sampler(sampler_id)
+        await service.close("success")
+
+
+async def test_samplers_in_flight_adopt_what_is_published_and_others_keep_their_weights() -> None:
+    async with LocalTinker() as local, a_service(local) as service:
+        client = await fresh(service)
+        first = await client.save_weights_and_get_sampling_client(kind="inflight")
+        fixed = await client.save_weights_and_get_sampling_client()
+        before = await first.compute_logprobs(PROMPT)
+        assert await fixed.compute_logprobs(PROMPT) == before
+        await train(client, 0, 3)
+        assert await first.compute_logprobs(PROMPT) == before, "nothing is published yet"
+        second = await client.save_weights_and_get_sampling_client(kind="inflight")
+        after = await second.compute_logprobs(PROMPT)
+        assert after != before
+        assert await first.compute_logprobs(PROMPT) == after
+        assert await fixed.compute_logprobs(PROMPT) == before
+        other = await fresh(service, seed=8)
+        apart = await other.save_weights_and_get_sampling_client(kind="inflight")
+        assert await apart.compute_logprobs(PROMPT) == before, "of another run"
+        assert await first.compute_logprobs(PROMPT) == after
+
+
+async def test_the_targets_of_a_prompt_may_be_sparse() -> None:
+    async with LocalTinker() as local, a_service(local) as service:
+        sampler = await of_base(service)
+        ids = np.array([[1, -1], [2, 9], [-1, -1], [26, 7]], np.int64)
+        sparse = types.TensorData(
+            data=[1, 2, 9, 26, 7],
+            dtype="int64",
+            shape=[4, 2],
+            sparse_crow_indices=[0, 1, 3, 3, 5],
+            sparse_col_indices=[0, 0, 1, 0, 1],
+        )
+        dense, found = [
+            (await sampler.sample(PROMPT, 1, params(), target_prompt_logprobs=given))
+            for given in (types.TensorData.from_numpy(ids), sparse)
+        ]
+        assert dense.target_prompt_logprobs is not None
+        assert found.target_prompt_logprobs is not None
+        listed = np.array(dense.target_prompt_logprobs.data).reshape(4, 2)[ids >= 0]
+        assert found.target_prompt_logprobs.data == listed.tolist()
+        assert found.target_prompt_logprobs.sparse_crow_indices == [0, 1, 3, 3, 5]
+        assert found.target_prompt_logprobs.sparse_col_indices == [0, 0, 1, 0, 1]

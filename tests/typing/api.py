@@ -503,6 +503,8 @@ async def tested(folder: Path) -> None:
         await process.inject(FaultRule("drop"))
         await process.restart()
         assert_type(await process.run_state("session:train:0"), RunState)
+        for sampler in assert_type(await process.samplers(), list[str]):
+            await process.expire_sampler(sampler)
 
 
 @given(schedules(steps=range(20), actions=["poison", "drop"]))

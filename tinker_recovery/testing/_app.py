@@ -110,6 +110,7 @@ class TinkerApp:
             ("POST", "/testing/runs", control.add_runs),
             ("POST", "/testing/runs/corrupt", control.corrupt),
             ("GET", "/testing/runs/{run}/state", control.state),
+            ("DELETE", "/testing/samplers/{sampler}", control.expire_sampler),
             ("GET", "/testing/stats", control.stats),
         ]
         return Starlette(
