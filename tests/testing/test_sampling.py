@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,13 @@ from test_exports import HOUR_S, Wall, a_rest_client
 from tinker import types
 from tinker.lib.public_interfaces.sampling_client import SamplingClient
 
-from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess, LocalTokenizer
+from tinker_recovery.testing import (
+    FaultRule,
+    LocalTinker,
+    LocalTinkerProcess,
+    LocalTokenizer,
+    actions,
+)
 
 PROMPT = types.ModelInput.from_ints([3, 14, 15, 9, 26])
 
@@ -334,3 +341,36 @@ async def test_the_targets_of_a_prompt_may_be_sparse() -> None:
         assert found.target_prompt_logprobs.data == listed.tolist()
         assert found.target_prompt_logprobs.sparse_crow_indices == [0, 1, 3, 3, 5]
         assert found.target_prompt_logprobs.sparse_col_indices == [0, 0, 1, 0, 1]
+
+
+def test_the_documentation_says_of_every_fault_what_it_does_to_sampling() -> None:
+    table = (actions.__doc__ or "").partition("What a fault does to sampling")[2]
+    assert set(re.findall(r"``(\w+)``", table)) >= set(actions.SPECS)
+
+
+async def test_a_fault_of_one_sample_leaves_its_sampler_in_order() -> None:
+    async with LocalTinker(long_poll_s=0.05) as local, a_service(local) as service:
+        sampler = await of_base(service)
+        undisturbed = await sampler.sample(PROMPT, 1, params())
+        local.inject(FaultRule("poison", request="asample"))
+        with pytest.raises(tinker.RequestFailedError, match="injected"):
+            await sampler.sample(PROMPT, 1, params())
+        local.inject(FaultRule("gone", request="asample"))
+        local.inject(FaultRule("pause", request="asample", for_s=0.2))
+        for fault in ("gone", "pause"):
+            found = await sampler.sample(PROMPT, 1, params())
+            assert found.sequences[0].tokens == undisturbed.sequences[0].tokens, fault
+        assert [fault.rule.action for fault in local.fired] == ["poison", "gone", "pause"]
+
+
+async def test_a_failed_session_ends_the_samples_that_hang() -> None:
+    async with LocalTinker() as local, a_service(local) as service:
+        sampler = await of_base(service)
+        local.inject(FaultRule("hang", request="asample"))
+        hung = sampler.sample(PROMPT, 1, params())
+        await until(lambda: len(local.fired) == 1)
+        local.fail_session(local.samplers()[0].partition(":")[0], message="no more")
+        with pytest.raises(tinker.RequestFailedError, match="no more"), anyio.fail_after(5):
+            await hung
+        with pytest.raises(tinker.APIStatusError, match="410"):
+            await sampler.sample(PROMPT, 1, params())

@@ -404,7 +404,7 @@ class ServiceState:
     def fail_session(
         self, session: str, message: str, category: str, reason: dict[str, str] | None = None
     ) -> None:
-        """Fail a session: pending and later requests of its runs fail.
+        """Fail a session: pending and later requests of its runs and samplers fail.
 
         ``reason`` is the cause that the service reports; by default the newest run.
         """
@@ -415,6 +415,10 @@ class ServiceState:
         self.sessions.fail(session, message, category, reason)
         for run in runs:
             run.fail_pending(f"session {session} has failed: {message}", category)
+        for request_id in self._samples.values():
+            promise = self._promises[request_id]
+            if session_of(promise.run_id) == session:
+                promise.fail(f"session {session} has failed: {message}", category)
 
     def _fail_session_by(self, rule: FaultRule, promise: Promise) -> None:
         promise.fail(rule.message, rule.category)
