@@ -17,6 +17,7 @@ import pytest
 import tinker
 from loops import ADAM, MODEL, batch
 from sdk_loops import a_service, fresh, train
+from test_custom_losses import do_without_pytorch, squared
 from tinker import types
 from tinker.lib.api_future_impl import QueueState
 from tinker.lib.public_interfaces.sampling_client import SamplingClient
@@ -192,6 +193,10 @@ CALLS: dict[str, dict[str, Entry]] = {
     "TrainingClient": {
         "forward": (lambda _, f: f(batch(0), "cross_entropy"), finite),
         "forward_backward": (lambda _, f: f(batch(0), "cross_entropy"), finite),
+        "forward_backward_custom": (
+            lambda _, f: f(batch(0), squared),
+            lambda found: found.metrics["squared"] == found.metrics["loss:sum"],
+        ),
         "optim_step": (lambda _, f: f(ADAM), lambda found: found is not None),
         "save_state": (lambda k, f: f(k.name()), lambda found: "/weights/" in found.path),
         "save_weights_for_sampler": (
@@ -330,6 +335,7 @@ async def test_each_method_that_is_served_answers_something_sensible(
     client: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     offline(monkeypatch, tmp_path)
+    do_without_pytorch(monkeypatch)
     async with a_kit() as kit:
         for name in methods(client):
             found = entry(client, name)
