@@ -160,7 +160,8 @@ class TinkerApp:
         return JSONResponse({"status": "ok"})
 
     async def _capabilities(self, _: Request) -> Response:
-        return JSONResponse({"supported_models": [{"model_name": "Qwen/Qwen3-8B"}]})
+        model = {"model_name": "Qwen/Qwen3-8B", "trainable": True, "sampleable": True}
+        return JSONResponse({"supported_models": [model]})
 
     async def _config(self, _: Request) -> Response:
         return JSONResponse({"pjwt_auth_enabled": self._auth.jwt, **self._options.flags})

@@ -74,7 +74,8 @@ class RestRoutes:
 
     def _entry(self, facts: dict[str, Any]) -> dict[str, Any]:
         hidden = {} if self._sizes else {"size_bytes": None}
-        return _without_nulls(_checkpoint(facts) | hidden | facts.get("listed_as", {}))
+        named = {"base_model": self._state.run(facts["run_id"]).facts["base_model"]}
+        return _without_nulls(_checkpoint(facts) | named | hidden | facts.get("listed_as", {}))
 
     async def weights_info(self, request: Request) -> Response:
         """What a client needs to know to load a checkpoint."""
