@@ -44,6 +44,8 @@ class Kind(StrEnum):
     CORRUPTED = "corrupted"
     SESSION_FAILED = "session_failed"
     SILENCE = "silence"
+    SAMPLING_SILENCE = "sampling_silence"
+    SAMPLING_FAILED = "sampling_failed"
     ROLLED_BACK = "rolled_back"
     LOSS_NOT_FINITE = "loss_not_finite"
     MODEL_MISSING = "model_missing"
@@ -197,6 +199,22 @@ TABLE: tuple[VerdictRule, ...] = (
         "submitted work made no progress within stall_after_s, and the service gave no reason to "
         "wait; most backend failures look like this and do not end by themselves",
         "requests open, none finished, no capacity pause reported",
+    ),
+    VerdictRule(
+        Kind.SAMPLING_SILENCE,
+        Verdict.RECOVER,
+        "a sampling request, or a future given to attempt.watch(), made no progress within "
+        "stall_after_s; sampling requests were sent to a fresh sampler of the same weights before",
+        "samples open, none finished, no pause reported",
+        breaks_client=False,
+    ),
+    VerdictRule(
+        Kind.SAMPLING_FAILED,
+        Verdict.RECOVER,
+        "a sampling request failed, at a fresh sampler of the same weights too where there can be "
+        "one, and the loop did not catch it",
+        "an error of a sampling request that is recovered from, leaving the body",
+        breaks_client=False,
     ),
     VerdictRule(
         Kind.ROLLED_BACK,

@@ -7,7 +7,7 @@ import pytest
 import tinker
 
 from tinker_recovery.faults import Kind
-from tinker_recovery.run.client_hooks import MODEL_CALLS, judge_request
+from tinker_recovery.run.judging import MODEL_CALLS, judge_request
 from tinker_recovery.service.client import CUSTOM_LOSS
 
 SAMPLER = "save_weights_for_sampler"

@@ -96,11 +96,12 @@ def encode_loop_state(state: object) -> str:
         UsageError: It holds a value that JSON cannot represent or a key that is not a string, or
             exceeds :data:`JSON_LIMIT` bytes.
     """
-    _check_plain(state, "loop_state")
+    check_plain(state, "loop_state")
     return _bounded("loop_state", json.dumps(state, separators=(",", ":"), ensure_ascii=False))
 
 
-def _check_plain(value: object, where: str) -> None:
+def check_plain(value: object, where: str) -> None:
+    """Raise UsageError, naming ``where`` in it, unless JSON can represent a value as it is."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -108,10 +109,10 @@ def _check_plain(value: object, where: str) -> None:
                     f"{where} has the key {key!r}, a {type(key).__name__}: JSON would turn it into "
                     "a string; use string keys"
                 )
-            _check_plain(inner, f"{where}[{key!r}]")
+            check_plain(inner, f"{where}[{key!r}]")
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            _check_plain(inner, f"{where}[{index}]")
+            check_plain(inner, f"{where}[{index}]")
     elif not (value is None or isinstance(value, str | int | float)):
         raise UsageError(
             f"{where} is a {type(value).__name__}, which cannot be stored with a checkpoint: use "

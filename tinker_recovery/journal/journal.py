@@ -130,7 +130,8 @@ class Journal:
         by_kind: dict[str, dict[str, str]] = {}
         with self.database.transaction() as database:
             rows: Iterable[tuple[str, str, str]] = database.execute(
-                "SELECT kind, path, said FROM notes WHERE service = ?", (self._service,)
+                "SELECT kind, path, said FROM notes WHERE service = ? AND kind <> 'once'",
+                (self._service,),
             )
             for kind, path, text in rows:
                 by_kind.setdefault(kind, {})[path] = text
@@ -203,6 +204,19 @@ class Journal:
     def note_keeps_metadata(self, keeps: str) -> None:
         """Note what the service does with the metadata of saves."""
         self._put("keeps_metadata", "", keeps)
+
+    def note_made_once(self, lineage: str, key: str, said: str) -> None:
+        """Note what a run has made once, as JSON; what was noted before is kept."""
+        self._put_first("once", {f"{lineage}/{key}": said})
+
+    def made_once(self, lineage: str, key: str) -> str | None:
+        """What a run has made once, as JSON; None if nothing is noted."""
+        with self.database.transaction() as database:
+            row = database.execute(
+                "SELECT said FROM notes WHERE service = ? AND path = ? AND kind = 'once'",
+                (self._service, f"{lineage}/{key}"),
+            ).fetchone()
+        return None if row is None else str(row[0])
 
     def forget(self, paths: Iterable[str]) -> None:
         """Remove every note on checkpoints that were deleted."""

@@ -58,6 +58,8 @@ class Notebook:
     note_optimizer = _threaded(Journal.note_optimizer)
     note_metadata = _threaded(Journal.note_metadata)
     note_keeps_metadata = _threaded(Journal.note_keeps_metadata)
+    note_made_once = _threaded(Journal.note_made_once)
+    made_once = _threaded(Journal.made_once)
     forget = _threaded(Journal.forget)
 
     async def _do(self, call: Callable[[], _T]) -> _T:

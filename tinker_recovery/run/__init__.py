@@ -2,7 +2,7 @@
 
 - ``attempt``, ``view``, ``options``: what a user holds or gives: :class:`Attempt`, :class:`Run`,
   :class:`StartOptions`
-- ``scope``, ``client_hooks``, ``monitored``: where a fault is detected and declared
+- ``scope``, ``client_hooks``, ``judging``, ``monitored``: where a fault is detected and declared
 - ``supervised``: the run itself, which reports faults and gets recovered clients
 - ``open``, ``journaling``: taking a run over from an earlier process, and writing for a later one
 - ``claiming``: the claim at the service that keeps a named run to one process

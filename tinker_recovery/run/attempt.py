@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from tinker.lib.public_interfaces.api_future import APIFuture
 
 from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.errors import UsageError
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.service import SupervisedClient
+from tinker_recovery.service.sampler import SupervisedService
+
+_F = TypeVar("_F")
 
 
 class Attempt:
@@ -40,6 +49,60 @@ class Attempt:
     def client(self) -> SupervisedClient:
         """The client to train with; has the surface of ``tinker.TrainingClient``."""
         return self._scope.client
+
+    @property
+    def service(self) -> SupervisedService:
+        """The ServiceClient behind :attr:`client`; its sampling clients belong to the attempt too.
+
+        Raises:
+            UsageError: The client was given by ``adopt=``, and its ServiceClient is the user's.
+        """
+        return self._scope.service
+
+    async def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` returned when the run first asked for this key, here or in any process.
+
+        For what belongs to the run and not to an attempt: a reference model, a value drawn at
+        random. Of a sampling client, the weights are saved for samplers once, under the run, and
+        each attempt gets a client of them; without this, a reference made inside the loop would be
+        of the trained weights after a recovery. Other values are kept as JSON, in the journal.
+        Asked again in the same attempt, the same object is returned; tasks that ask at once share
+        one call.
+
+        Args:
+            key: Names it within the run.
+            make: Takes nothing; returns the value or the sampling client, a future of that, or a
+                coroutine. An exception of its leaves unchanged, and nothing is kept.
+
+        Raises:
+            UsageError: It cannot be kept as JSON; or it would be made of weights that an earlier
+                attempt has trained, since what that made is lost.
+            StatusError: What an earlier process made is not in the journal, and the service cannot
+                be asked for it.
+        """
+        return await self._scope.run.history.once.get(self._scope, key, make)
+
+    def watch(self, future: _F) -> _F:
+        """Count a future of the loop's own among the work that must not be silent; returns it.
+
+        For what goes on outside the clients of the attempt, such as a request to another service:
+        if it is open for ``stall_after_s`` and nothing of it or of sampling ends, that is a fault.
+        What it fails with is the loop's own matter.
+
+        Args:
+            future: An APIFuture, a ``concurrent.futures.Future``, or an ``asyncio`` future or task.
+
+        Raises:
+            UsageError: It is none of these.
+        """
+        plain = future.future() if isinstance(future, APIFuture) else future
+        if not isinstance(plain, concurrent.futures.Future | asyncio.Future):
+            raise UsageError(
+                f"watch({future!r}): it takes an APIFuture, a concurrent.futures.Future, or an "
+                "asyncio future or task; make a task of a coroutine first"
+            )
+        self._scope.sampling.watch(plain)
+        return future
 
     @property
     def start_step(self) -> int:

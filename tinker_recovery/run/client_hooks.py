@@ -5,41 +5,26 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import tinker
 from tinker import types
 
 from tinker_recovery.checkpoints.canary import answer_of
 from tinker_recovery.faults import RULES, DetectedBy, Kind, SeenIn, Verdict, VerdictRule, judge
-from tinker_recovery.policy import Retryable
 from tinker_recovery.recovery.metadata_notes import write_metadata
+from tinker_recovery.run.judging import judge_request
 from tinker_recovery.service import SaveRequest
-from tinker_recovery.service.client import CANARY, CUSTOM_LOSS, SAVE
+from tinker_recovery.service.client import CANARY, SAVE
+from tinker_recovery.service.sampler import Source, SupervisedSamplerFuture
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
+    from tinker_recovery.service.sampling import Renew
 
 logger = logging.getLogger(names.SCOPE)
-
-MODEL_CALLS = frozenset({CANARY, "forward", "forward_backward", "optim_step", "save_state"})
-"""Requests that are about the run's model, so that a 404 means that the model is gone."""
-
-
-def judge_request(
-    operation: str, error: BaseException, retryable: Sequence[Retryable] = ()
-) -> tuple[VerdictRule | None, bool]:
-    """The rule for a request's error, and whether it is a 404 about something else than the model.
-
-    A custom loss is the user's code, which runs inside the request: what it raises is judged as
-    from the body. So is a 404 about something else.
-    """
-    rule = judge(error, SeenIn.BODY if operation == CUSTOM_LOSS else SeenIn.CALL, retryable)
-    if rule is RULES[Kind.MODEL_MISSING] and operation not in MODEL_CALLS:
-        return judge(error, SeenIn.BODY, retryable), True
-    return rule, False
 
 
 class AttemptHooks:
@@ -112,6 +97,20 @@ class AttemptHooks:
         """A cancelled request leaves a gap: suspect a fault."""
         del operation
         self._scope.post(self._scope.suspect_fault, RULES[Kind.CANCELLED], None, step)
+
+    def sampler(self, made: Any, renew: Renew, source: Source) -> SupervisedSamplerFuture:
+        """What the loop gets for a future of a sampling client."""
+        return SupervisedSamplerFuture(self._scope.sampling, made, renew, source)
+
+    def is_worth_renewing(self, error: BaseException) -> bool:
+        """Whether a failed sample may succeed at a fresh sampler: nothing was wrong with it."""
+        rule = judge(error, SeenIn.CALL, self._run.policy.retryable_errors)
+        return rule is not None and rule.verdict is not Verdict.GIVE_UP
+
+    def sampler_renewed(self, reason: str) -> None:
+        """Say that a fresh sampler takes the place of one."""
+        emit = self._run.collaborators.events.emit
+        self._scope.post(emit, names.EVENT_SAMPLER_RENEWED, self._run.name, reason)
 
     def loss_not_finite(self, step: int, value: float) -> None:
         """Declare the fault of a loss that is NaN or infinite."""

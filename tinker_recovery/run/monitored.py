@@ -39,7 +39,7 @@ class MonitoredRun:
     def __init__(self, run: SupervisedRun, events: EventSink) -> None:
         self._run = run
         self._events = events
-        self._warned_of: AttemptScope | None = None
+        self._warned_of: set[tuple[AttemptScope, Kind]] = set()
         self._corrupted: AttemptScope | None = None
 
     @property
@@ -113,26 +113,40 @@ class MonitoredRun:
 
     def check_silence(self) -> None:
         """Warn of work that makes no progress, and then declare it a fault."""
-        current, policy = self._run.current, self._run.policy
+        current = self._run.current
         if current is None or self.watched_run_id is None:
             return
-        silent_s = current.client.silent_s()
-        warn_s, stall_s = policy.stall_warning_s, policy.stall_after_s
-        if silent_s is None or warn_s is None or silent_s < warn_s:
-            self._warned_of = None
-            return
-        if self._warned_of is not current:
-            self._warned_of = current
+        client, sampling = current.client, current.sampling
+        silences = [
+            (Kind.SILENCE, client.silent_s(), client.open_requests, "requests"),
+            (Kind.SAMPLING_SILENCE, sampling.silent_s(), sampling.open_requests, "samples"),
+        ]
+        warn_s = self._run.policy.stall_warning_s
+        heard = [
+            kind for kind, silent_s, *_ in silences if (silent_s or 0.0) < (warn_s or math.inf)
+        ]
+        self._warned_of -= {(current, kind) for kind in heard}
+        for kind, silent_s, count, what in silences:
+            if kind not in heard and silent_s is not None:
+                self._note_silence(current, kind, silent_s, f"{count} {what} are open and none")
+
+    def _note_silence(self, current: AttemptScope, kind: Kind, silent_s: float, which: str) -> None:
+        stall_s = self._run.policy.stall_after_s
+        if (current, kind) not in self._warned_of:
+            self._warned_of = {one for one in self._warned_of if one[0] is current}
+            self._warned_of.add((current, kind))
             limit = "" if stall_s is None else f"; after {stall_s:g} s it counts as a fault"
             self._events.emit(
                 names.EVENT_STALL_WARNING,
                 self.name,
-                f"{current.client.open_requests} requests are open and none has finished for "
-                f"{silent_s:.1f} s{limit}",
+                f"{which} has finished for {silent_s:.1f} s{limit}",
                 {names.RUN_ID: current.run_id, names.SILENT_S: silent_s},
             )
-        if stall_s is not None and silent_s >= stall_s:
-            current.declare_fault(RULES[Kind.SILENCE], DetectedBy.SILENCE)
+        if stall_s is None or silent_s < stall_s:
+            return
+        if kind is Kind.SAMPLING_SILENCE and current.sampling.renew_silent(stall_s):
+            return
+        current.declare_fault(RULES[kind], DetectedBy.SILENCE)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from tinker_recovery.checkpoints import (
 from tinker_recovery.checkpoints.metadata import encode_loop_state, fitting
 from tinker_recovery.checkpoints.naming import SaveName, mark_of
 from tinker_recovery.errors import UsageError
+from tinker_recovery.run.once import Once
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.telemetry import names
 
@@ -59,6 +60,7 @@ class RunHistory:
         no_metrics: Names that were reported with something that is no number.
         metrics_cut: Whether it was said that a checkpoint cannot hold all metrics.
         stands_in: Whether it was said that the schedule has nothing to decide by.
+        once: What the run has made once.
         drifts: Whether it was said that the loop's index and its optimizer steps may drift apart.
     """
 
@@ -69,6 +71,7 @@ class RunHistory:
     stands_in: bool = False
     no_metrics: set[str] = field(default_factory=set)
     metrics_cut: bool = False
+    once: Once = field(default_factory=Once)
 
     @classmethod
     def of(cls, opened: OpenedRun) -> Self:

@@ -26,17 +26,17 @@ from tinker_recovery.faults import (
     DetectedBy,
     Fault,
     Kind,
-    SeenIn,
     Verdict,
     VerdictRule,
-    judge,
 )
-from tinker_recovery.run.client_hooks import AttemptHooks, judge_request
+from tinker_recovery.run.client_hooks import AttemptHooks
+from tinker_recovery.run.judging import judge_leaving
 from tinker_recovery.run.metadata_refusal import MetadataRefusal
 from tinker_recovery.run.saver import Saver
 from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
-from tinker_recovery.service.client import SAVE
+from tinker_recovery.service.sampler import SupervisedService
+from tinker_recovery.service.sampling import Sampling
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
@@ -88,11 +88,18 @@ class AttemptScope:
         self._idle_step: int | None = None
         self.blocking = False
         """Whether the body runs in a thread, which only its client can end."""
+        self.hooks = AttemptHooks(self)
+        self.sampling = Sampling(
+            self.hooks, renews=run.policy.enabled, monotonic=run.clock.monotonic
+        )
+        """Its sampling clients and their requests."""
+        self.made_once: dict[str, object] = {}
+        """What it was given of what its run has made once, by key."""
         self.saver = Saver(run, self.segment, checkpoint, lambda: self.sound_step)
         """When its client saves."""
         self.client = SupervisedClient(
             connection.training,
-            AttemptHooks(self),
+            self.hooks,
             start_step=self.start_step,
             canary=run.checkpoints.prompt,
             guard_loss=run.policy.guard_loss,
@@ -125,6 +132,16 @@ class AttemptScope:
     def faulty(self) -> bool:
         """Whether a fault was declared on it."""
         return self.fault is not None
+
+    @property
+    def service(self) -> SupervisedService:
+        """See :attr:`Attempt.service`."""
+        if self.connection.service is None:
+            raise UsageError(
+                "attempt.service: the client was given by adopt=, so its ServiceClient is yours; "
+                "use that one"
+            )
+        return SupervisedService(self.sampling, self.connection.service)
 
     # What the loop does
 
@@ -315,7 +332,7 @@ class AttemptScope:
         if isinstance(error, asyncio.CancelledError) and _no_outside_cancel():
             rule: VerdictRule | None = RULES[Kind.CANCELLED]
         else:
-            rule = self._judged(error)
+            rule = judge_leaving(self, error)
         if rule is None:
             return False
         rule = await self._unless_corrupted(rule)
@@ -342,29 +359,8 @@ class AttemptScope:
         return any(isinstance(each, followers) for each in causes(error))
 
     def _is_recoverable(self, error: BaseException) -> bool:
-        rule = self._judged(error)
+        rule = judge_leaving(self, error)
         return rule is not None and rule.verdict is not Verdict.GIVE_UP
-
-    def _judged(self, error: BaseException) -> VerdictRule | None:
-        """The rule for what left the body: part of a group, or raised from a failed request."""
-        if isinstance(error, BaseExceptionGroup):
-            rules = [self._judged(each) for each in error.exceptions]
-            return rules[0] if all(rules) else None
-        chain = list(causes(error))
-        if any(each is self.refusal.error for each in chain):
-            return RULES[Kind.METADATA_REFUSED]
-        failed = [
-            operation
-            for operation, failure in [
-                *self.client.failed,
-                *((SAVE, failed_save) for failed_save in self.client.failed_saves),
-            ]
-            if any(each is failure for each in chain)
-        ]
-        retryable = self.run.policy.retryable_errors
-        if failed:
-            return judge_request(failed[0], error, retryable)[0]
-        return judge(error, SeenIn.BODY, retryable)
 
     async def _unless_corrupted(self, rule: VerdictRule) -> VerdictRule:
         """The rule, unless the service refuses because it has marked the run as corrupted."""
@@ -400,9 +396,13 @@ class AttemptScope:
             silent_s=self.client.silent_s() or 0.0,
         )
         if self.run.policy.enabled:
-            self.client.retire(f"the attempt ended by a fault ({rule.kind.value})")
+            self._retire(f"the attempt ended by a fault ({rule.kind.value})")
             self._scope.cancel()
         self.run.report_fault(self.fault)
+
+    def _retire(self, reason: str) -> None:
+        self.client.retire(reason)
+        self.sampling.retire(reason)
 
     def look_into_failed_save(self, error: BaseException) -> None:
         """A save's result failed: a fault only if the service has marked the run as corrupted."""
@@ -453,7 +453,7 @@ class AttemptScope:
         if self.closed:
             return
         self.closed = True
-        self.client.retire("the attempt is over")
+        self._retire("the attempt is over")
         # Shielded: it has a deadline, and a session left open holds its place at the service
         # until it times out.
         with anyio.CancelScope(shield=True):
@@ -465,6 +465,7 @@ class AttemptScope:
         # retrieved, and asyncio prints a traceback for each. What still waits for its turn is
         # ended by this alone.
         self.client.cancel_open()
+        self.sampling.cancel_open()
 
 
 def _no_outside_cancel() -> bool:

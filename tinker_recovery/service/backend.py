@@ -202,6 +202,11 @@ class TinkerBackend:
             await _close(connection.service, status, detail, deadline_s=deadline_s)
 
 
+def is_open(connection: Connection) -> bool:
+    """Whether nobody has closed a connection's client yet."""
+    return not getattr(connection.training.holder, "_closed", False)
+
+
 async def _opens(pending: PendingSession) -> bool:
     """Whether the session is open, or refused, within :data:`OPEN_AGAIN_S`."""
     with anyio.move_on_after(OPEN_AGAIN_S):

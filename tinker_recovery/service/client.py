@@ -6,7 +6,6 @@ import functools
 import math
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -19,14 +18,17 @@ from tinker.types import RequestErrorCategory
 
 from tinker_recovery.checkpoints.canary import ASKED
 from tinker_recovery.checkpoints.prompt import CanaryPrompt, tokens_of
-from tinker_recovery.errors import StaleAttempt, UsageError
+from tinker_recovery.errors import StaleAttempt
 from tinker_recovery.service.base import SaveRequest
-from tinker_recovery.service.future import SupervisedFuture, is_client_too, is_settled, succeeded
+from tinker_recovery.service.future import SupervisedFuture, is_settled, succeeded
 from tinker_recovery.service.queue_state import watch_queue_state
+from tinker_recovery.service.surface import PassedOn
 from tinker_recovery.service.waiting import ended as until_ended
 
 if TYPE_CHECKING:
     from tinker_recovery.run.client_hooks import AttemptHooks
+    from tinker_recovery.service.sampler import Source
+    from tinker_recovery.service.sampling import Renew
 
 _T = TypeVar("_T")
 
@@ -45,10 +47,11 @@ SAVE = "save_state"
 """A request whose result may fail without anything being wrong with the training."""
 
 
-class SupervisedClient:
+class SupervisedClient(PassedOn):
     """A TrainingClient that counts.
 
-    It has every method of ``tinker.TrainingClient``; those not defined here are passed on to it.
+    It has every method of ``tinker.TrainingClient``, and ``isinstance`` takes it for one; those not
+    defined here are passed on to it.
     Each submitted ``optim_step`` increments :attr:`step`; a save that is due is queued between that
     optimizer step and the next training request, under one lock, so the step stored with a
     checkpoint is exactly the number of optimizer steps in it. Requests may be submitted from
@@ -348,47 +351,6 @@ class SupervisedClient:
             self._submit_canary(record=True)
         return self._watch(SAVE, future, None, functools.partial(self._save_ended, step))
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if name.startswith("load_state"):
-            raise UsageError(
-                f"{name}() would replace the weights of a supervised run, and its step count would "
-                "be wrong: start the run with from_checkpoint= instead"
-            )
-        # The SDK's deprecated `x_async` would bypass our counting: it is `x`, with a warning.
-        base = name.removesuffix("_async")
-        if base != name and callable(getattr(tinker.TrainingClient, base, None)):
-            return functools.partial(self._deprecated, name, getattr(self, base))
-        attribute = getattr(self._training, name)
-        if not callable(attribute) or name.startswith("_"):
-            return attribute
-
-        @functools.wraps(attribute)
-        def submit(*args: Any, **kwargs: Any) -> Any:
-            # Without the lock: some of these block for seconds, but none changes the weights.
-            self._check_live()
-            result = attribute(*args, **kwargs)
-            if not isinstance(result, APIFuture):
-                return result
-            watched = self._watch(name, result, None)
-            return result if is_client_too(result) else watched
-
-        # Later look-ups find it on the instance.
-        self.__dict__[name] = submit
-        return submit
-
-    @staticmethod
-    async def _deprecated(name: str, current: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        warnings.warn(
-            f"{name}() is deprecated by the Tinker SDK; use {name.removesuffix('_async')}(), whose "
-            "future can be awaited",
-            FutureWarning,
-            stacklevel=2,
-        )
-        result = current(*args, **kwargs)
-        return await result.result_async() if is_client_too(result) else result
-
     def _check_live(self) -> None:
         if self._retired is not None:
             raise StaleAttempt(
@@ -396,6 +358,9 @@ class SupervisedClient:
             )
         if self.first_call_at is None:
             self.first_call_at = time.monotonic()
+
+    def _sampler(self, made: Any, renew: Renew, source: Source) -> tinker.SamplingClient:
+        return self._hooks.sampler(made, renew, source)
 
     def _watch(
         self,

@@ -8,6 +8,7 @@ is installed in front of it.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,3 +45,28 @@ def watch_queue_state(training: tinker.TrainingClient, paused: Callable[[], None
         )
         return
     setattr(training, _ATTRIBUTE, _Observer(paused, sdks_own))
+
+
+def watch_sampler(client: tinker.SamplingClient, paused: Callable[[], None]) -> None:
+    """As :func:`watch_queue_state`, of a sampling client, which is its own observer."""
+    if "on_queue_state_change" not in vars(client):
+        observer = _Observer(paused, _Inner(client.on_queue_state_change))
+        vars(client)["on_queue_state_change"] = observer.on_queue_state_change
+
+
+class _Inner:
+    def __init__(self, on_queue_state_change: Callable[..., None]) -> None:
+        self.on_queue_state_change = on_queue_state_change
+
+
+HELD_BACK_S = 10.0
+"""The SDK reduces its sampling requests for this long after the service has refused one."""
+
+
+def is_held_back(client: tinker.SamplingClient) -> bool:
+    """Whether the SDK holds samples back, since the service has just said that it has too many.
+
+    The SDK tries again for as long as that lasts, and tells no observer.
+    """
+    until = getattr(client.holder, "_sample_backoff_until", None)
+    return until is not None and time.monotonic() - until < HELD_BACK_S

@@ -39,6 +39,7 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_GAVE_UP: logging.ERROR,
     names.EVENT_STEP_SKIPPED: logging.WARNING,
     names.EVENT_STALL_WARNING: logging.WARNING,
+    names.EVENT_SAMPLER_RENEWED: logging.WARNING,
     names.EVENT_WAITING: logging.WARNING,
     names.EVENT_POLL_ERROR: logging.WARNING,
     names.EVENT_WEIGHTS_UNKNOWN: logging.WARNING,

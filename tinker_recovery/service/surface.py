@@ -1,0 +1,114 @@
+"""The part of a SupervisedClient's surface that it passes on to the SDK's client."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import tinker
+from tinker.lib.public_interfaces.api_future import APIFuture
+
+from tinker_recovery.errors import UsageError
+from tinker_recovery.service.future import is_client_too
+from tinker_recovery.service.sampler import Source
+
+if TYPE_CHECKING:
+    import threading
+
+    from tinker_recovery.service.sampling import Renew
+
+
+if TYPE_CHECKING:
+    _Base = tinker.TrainingClient
+else:
+    _Base = object
+
+
+class PassedOn(_Base):
+    """Every method of ``tinker.TrainingClient`` that a subclass does not define itself."""
+
+    _training: tinker.TrainingClient
+    _lock: threading.Lock
+    _step: int
+    _retired: str | None
+
+    if not TYPE_CHECKING:
+
+        @property
+        def __class__(self) -> type:
+            # As unittest.mock does it: isinstance() holds for both, and nothing is inherited that
+            # would go past our counting.
+            return tinker.TrainingClient
+
+    def _check_live(self) -> None:
+        raise NotImplementedError
+
+    def _watch(self, operation: str, future: APIFuture[Any], step: int | None) -> APIFuture[Any]:
+        raise NotImplementedError
+
+    def _sampler(self, made: Any, renew: Renew, source: Source) -> tinker.SamplingClient:
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name.startswith("load_state"):
+            raise UsageError(
+                f"{name}() would replace the weights of a supervised run, and its step count would "
+                "be wrong: start the run with from_checkpoint= instead"
+            )
+        # The SDK's deprecated `x_async` would bypass our counting: it is `x`, with a warning.
+        base = name.removesuffix("_async")
+        if base != name and callable(getattr(tinker.TrainingClient, base, None)):
+            return functools.partial(_deprecated, name, getattr(self, base))
+        attribute = getattr(self._training, name)
+        if not callable(attribute) or name.startswith("_"):
+            return attribute
+
+        @functools.wraps(attribute)
+        def submit(*args: Any, **kwargs: Any) -> Any:
+            # Without the lock: some of these block for seconds, but none changes the weights.
+            self._check_live()
+            step = self._step
+            result = attribute(*args, **kwargs)
+            if not isinstance(result, APIFuture):
+                return result
+            watched = self._watch(name, result, None)
+            if not is_client_too(result):
+                return watched
+            again = functools.partial(attribute, *args, **kwargs)
+            if name == "create_sampling_client":
+                source = Source(path=args[0] if args else kwargs.get("model_path"))
+            else:
+                source = Source(step=step)
+            # In flight, it is to sample from whatever the newest weights are.
+            at = None if kwargs.get("kind") == "inflight" else source.step
+            renew = functools.partial(self._submit_again, name, again, at)
+            return self._sampler(watched, renew, source)
+
+        # Later look-ups find it on the instance.
+        self.__dict__[name] = submit
+        return submit
+
+    def _submit_again(
+        self, name: str, submit: Callable[[], APIFuture[Any]], at: int | None
+    ) -> APIFuture[Any] | None:
+        """Have a sampling client made again; None if the weights are not those of that step."""
+        with self._lock:
+            if self._retired is not None or (at is not None and self._step != at):
+                return None
+            made = submit()
+        return self._watch(name, made, None)
+
+
+async def _deprecated(name: str, current: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    warnings.warn(
+        f"{name}() is deprecated by the Tinker SDK; use {name.removesuffix('_async')}(), whose "
+        "future can be awaited",
+        FutureWarning,
+        stacklevel=2,
+    )
+    result = current(*args, **kwargs)
+    return await result.result_async() if is_client_too(result) else result
