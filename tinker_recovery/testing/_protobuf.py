@@ -11,7 +11,7 @@ import zstandard
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
 from tinker.proto import tinker_public_pb2 as pb
 
-from tinker_recovery.testing._losses import Loss, loss_of
+from tinker_recovery.testing._losses import Loss, inputs_of, loss_of
 from tinker_recovery.testing._model import Datum, Floats, Ints
 
 MEDIA_TYPE = "application/x-protobuf"
@@ -91,18 +91,18 @@ def _array(tensor: Any, dtype: type[np.generic]) -> Any:
 
 
 _MOST_AXES = 2
-_OF_A_LOSS = frozenset({"target_tokens", "weights", "logprobs", "advantages"})
 
 
 def _loss(request: Any, number: int, targets: Ints) -> Loss:
     inputs = request.data[number].loss_fn_inputs
-    unknown = sorted(set(inputs) - _OF_A_LOSS)
+    needed = inputs_of(request.loss_fn)
+    unknown = sorted(set(inputs) - {"target_tokens", "weights", *needed})
     if unknown:
         raise ValueError(
             f"datum {number} has {', '.join(unknown)}, which {request.loss_fn} does not take here"
         )
     found = []
-    for name in ("logprobs", "advantages"):
+    for name in needed:
         if name not in inputs:
             raise ValueError(f"datum {number} has no {name}: {request.loss_fn} needs them")
         found.append(_array(inputs[name], np.float32))
@@ -111,7 +111,10 @@ def _loss(request: Any, number: int, targets: Ints) -> Loss:
                 f"datum {number} has {targets.size} targets and {found[-1].size} {name}: "
                 "the numbers have to be equal"
             )
-    return loss_of(request.loss_fn, dict(request.loss_fn_config), *found)
+    try:
+        return loss_of(request.loss_fn, dict(request.loss_fn_config), *found)
+    except ValueError as error:
+        raise ValueError(f"datum {number}: {error}") from error
 
 
 def write_output(loss: float, logprobs: Sequence[Floats]) -> bytes:
