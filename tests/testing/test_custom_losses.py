@@ -180,3 +180,22 @@ def test_the_gradient_of_several_targets_is_the_numeric_one() -> None:
             model.weights["lora_b"][row, column] -= sign * small
         numeric = (losses[0] - losses[1]) / (2 * small)
         assert gradient[row, column] == pytest.approx(numeric, abs=2e-3)
+
+
+async def test_a_sparse_tensor_with_a_place_that_is_not_there_is_the_users_error() -> None:
+    datum = several(WEIGHTS, sparse=True)
+    targets = datum.loss_fn_inputs["target_tokens"]
+    outside = types.TensorData(
+        data=targets.data,
+        dtype="int64",
+        shape=[LENGTH, TARGETS],
+        sparse_crow_indices=targets.sparse_crow_indices,
+        sparse_col_indices=[TARGETS] * len(targets.data),
+    )
+    inputs = {**datum.loss_fn_inputs, "target_tokens": outside}
+    wrong = types.Datum(model_input=datum.model_input, loss_fn_inputs=inputs)
+    async with LocalTinker() as local, a_service(local) as service:
+        client = await fresh(service)
+        with pytest.raises(tinker.RequestFailedError, match="sparse") as caught:
+            await client.forward([wrong], "cross_entropy")
+        assert caught.value.category == "user"

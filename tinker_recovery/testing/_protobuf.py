@@ -86,7 +86,10 @@ def _array(tensor: Any, dtype: type[np.generic]) -> Any:
     crow = np.frombuffer(csr.crow_indices, np.int64)
     rows = np.repeat(np.arange(shape[0]), crow[1:] - crow[:-1])
     whole = np.zeros(shape, dtype)
-    whole[rows, np.frombuffer(csr.col_indices, np.int64)] = np.frombuffer(csr.values, dtype)
+    try:
+        whole[rows, np.frombuffer(csr.col_indices, np.int64)] = np.frombuffer(csr.values, dtype)
+    except IndexError as error:
+        raise ValueError(f"a sparse tensor does not fit its shape {[*shape]}: {error}") from error
     return whole
 
 
