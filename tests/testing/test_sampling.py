@@ -374,3 +374,18 @@ async def test_a_failed_session_ends_the_samples_that_hang() -> None:
             await hung
         with pytest.raises(tinker.APIStatusError, match="410"):
             await sampler.sample(PROMPT, 1, params())
+
+
+async def test_sparse_targets_that_do_not_fit_a_prompt_are_refused() -> None:
+    async with LocalTinker() as local, a_service(local) as service:
+        sampler = await of_base(service)
+        for crow in ([0, 1, 2], [0, 1, 2, 2, 3]):
+            wrong = types.TensorData(
+                data=[1, 2],
+                dtype="int64",
+                shape=[4, 2],
+                sparse_crow_indices=crow,
+                sparse_col_indices=[0, 1],
+            )
+            with pytest.raises(tinker.BadRequestError, match="target_prompt_logprobs"):
+                await sampler.sample(PROMPT, 1, params(), target_prompt_logprobs=wrong)

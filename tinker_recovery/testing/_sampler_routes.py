@@ -177,9 +177,12 @@ def _check(body: dict[str, Any], prompt: Ints) -> None:
         raise ServiceError(400, f"prompt_logprobs_last_n={last_n!r} is not allowed: 1 to {most}")
     if count < 1:
         raise ServiceError(400, f"num_samples={count!r} is not allowed: 1 or more")
-    target = body.get("target_prompt_logprobs")
-    if target is not None and (target.get("shape") or [None])[0] != len(prompt) - 1:
-        rows = len(prompt) - 1
+    target, rows = body.get("target_prompt_logprobs"), len(prompt) - 1
+    if target is None:
+        return
+    crow = target.get("sparse_crow_indices")
+    fits = crow is None or (len(crow) == rows + 1 and crow[-1] == len(target["data"]))
+    if not fits or (target.get("shape") or [None])[0] != rows:
         raise ServiceError(400, f"target_prompt_logprobs is not allowed: {rows} rows are needed")
 
 
