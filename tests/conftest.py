@@ -101,12 +101,15 @@ def _settled(count: Callable[[], int], expected: int, limit_s: float = 3.0) -> i
 
 
 def _threads() -> list[str]:
-    # Resolvers of the SDK's loop live as long as that loop; pytest-timeout's watch ends by itself.
+    # Resolvers of the SDK's loop live as long as that loop, and its loop for custom losses as long
+    # as the process; pytest-timeout's watch ends by itself.
     resolvers: set[threading.Thread] = getattr(
         getattr(SDK_LOOP, "_default_executor", None), "_threads", set()
     )
     ours = (thread.name for thread in threading.enumerate() if thread not in resolvers)
-    return sorted(name for name in ours if not name.startswith("pytest_timeout"))
+    return sorted(
+        name for name in ours if not name.startswith(("pytest_timeout", "tinker-custom-loss"))
+    )
 
 
 def sdk_tasks() -> list[asyncio.Task[object]]:

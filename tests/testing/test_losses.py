@@ -14,7 +14,7 @@ from tinker_recovery.testing import LocalTinker
 from tinker_recovery.testing._losses import OFFERED, loss_of
 from tinker_recovery.testing._model import BigramLora, Datum
 
-RL = [name for name in OFFERED if name != "cross_entropy"]
+RL = [name for name in OFFERED if name not in ("cross_entropy", "gspo")]
 LENGTH = 6
 
 
@@ -62,7 +62,7 @@ def test_its_gradient_is_the_numeric_one(
         moved[place] = small
         if name == "cispo":
             # No gradient goes through the clipped ratio.
-            ratio = np.clip(np.exp(apart[place]), 0.8, 1.2)
+            ratio = np.clip(np.exp(apart[place]), 0.0, 4.0)
             assert slopes[place] == pytest.approx(ratio * advantages[place], abs=1e-4)
         else:
             numeric = (loss(now - moved)[0] - loss(now + moved)[0]) / (2 * small)
@@ -103,8 +103,19 @@ async def test_the_clipping_is_that_of_the_config_and_a_wrong_setting_is_refused
             await client.forward([one], "ppo", {"beta": 1.0})
         with pytest.raises(tinker.RequestFailedError, match="has no advantages"):
             await client.forward([datum(logprobs=[0.0] * LENGTH)], "ppo")
-        with pytest.raises(tinker.RequestFailedError, match="'gspo' is not offered"):
-            await client.forward([one], "gspo")
+        with pytest.raises(tinker.RequestFailedError, match="'stable_reinforce' is not offered"):
+            await client.forward([one], "stable_reinforce")
+
+
+def test_what_is_not_configured_is_as_the_service_documents_it() -> None:
+    now, gain = floats([0.0]), floats([1.0])
+    likelier, rarer = now - 9, now + 9  # than when it was sampled
+    assert loss_of("ppo", {}, likelier, gain)(now)[0] == pytest.approx(-1.2)
+    assert loss_of("ppo", {}, rarer, -gain)(now)[0] == pytest.approx(0.8)
+    # Clipped above only.
+    assert loss_of("cispo", {}, likelier, gain)(now)[1] == pytest.approx(4.0)
+    assert loss_of("cispo", {}, rarer, gain)(now)[1] == pytest.approx(np.exp(-9))
+    assert loss_of("dro", {}, now - 2, gain)(now)[0] == pytest.approx(0.05 / 2 * 4)
 
 
 async def test_an_input_that_a_loss_does_not_take_is_refused_by_name() -> None:
@@ -113,3 +124,50 @@ async def test_an_input_that_a_loss_does_not_take_is_refused_by_name() -> None:
         client = await fresh(service)
         with pytest.raises(tinker.RequestFailedError, match="datum 0 has clip_low, which ppo"):
             await client.forward_backward([given], "ppo")
+
+
+GSPO = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}
+
+
+async def test_gspo_clips_the_ratio_of_the_whole_sequence() -> None:
+    """The geometric mean of what the mask marks; each token has its value and its own gradient."""
+    mask = [0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
+    advantages = [1.0, 1.0, -1.0, 2.0, 0.0, 1.0]
+    async with LocalTinker() as local, a_service(local) as service:
+        client, other = await fresh(service), await fresh(service)
+        plain = datum(logprobs=[0.0] * LENGTH, advantages=[0.0] * LENGTH)
+        now = (await client.forward([plain], "ppo")).loss_fn_outputs[0]["logprobs"].data
+        for apart, ratio in (([0.3, 0.0, 0.1, 0.0, 9.0, 0.1], np.exp(0.05)), ([1.0] * 6, None)):
+            sampled = [one - far for one, far in zip(now, apart, strict=True)]
+            one = datum(logprobs=sampled, advantages=advantages, sequence_ratio_mask=mask)
+            output = await client.forward_backward([one], "gspo", GSPO)
+            s = np.exp(1.0) if ratio is None else ratio
+            gains = np.minimum(s * floats(advantages), np.clip(s, 0.9, 1.1) * floats(advantages))
+            assert output.metrics["loss:sum"] == pytest.approx(-gains.sum(), rel=1e-4)
+            # As a cross-entropy with the gradients as weights: 0 where the clipped one is less.
+            slopes = gains if ratio is not None else np.where(floats(advantages) > 0, 0, gains)
+            await other.forward_backward([datum(weights=slopes.tolist())], "cross_entropy")
+        for each in (client, other):
+            await each.optim_step(types.AdamParams(learning_rate=1e-2))
+        after = [
+            (await each.forward([plain], "ppo")).loss_fn_outputs[0]["logprobs"].data
+            for each in (client, other)
+        ]
+        np.testing.assert_allclose(after[0], after[1], atol=1e-3)
+        assert after[0] != now
+
+
+async def test_gspo_without_its_mask_or_its_thresholds_is_refused() -> None:
+    rest = {"logprobs": [0.0] * LENGTH, "advantages": [1.0] * LENGTH}
+    async with LocalTinker() as local, a_service(local) as service:
+        client = await fresh(service)
+        with pytest.raises(tinker.RequestFailedError, match="has no sequence_ratio_mask"):
+            await client.forward([datum(**rest)], "gspo", GSPO)
+        marked = datum(**rest, sequence_ratio_mask=[1.0] * LENGTH)
+        with pytest.raises(tinker.RequestFailedError, match=r"'gspo' needs .*clip_low_threshold"):
+            await client.forward([marked], "gspo")
+        empty = datum(**rest, sequence_ratio_mask=[0.0] * LENGTH)
+        with pytest.raises(tinker.RequestFailedError, match="sequence_ratio_mask marks no token"):
+            await client.forward([empty], "gspo", GSPO)
+        with pytest.raises(tinker.RequestFailedError, match="sequence_ratio_mask, which ppo"):
+            await client.forward([marked], "ppo")

@@ -172,3 +172,17 @@ async def test_the_sdk_reads_the_capabilities_of_the_server(local: LocalTinker) 
     capabilities = await rest.get_server_capabilities()
     assert [model.model_name for model in capabilities.supported_models]
     await anyio.to_thread.run_sync(rest.holder.close)
+
+
+async def test_a_listed_checkpoint_names_its_base_model_as_newer_sdks_read_it(wire: Wire) -> None:
+    run = await wire.create()
+    await wire.result(await wire.save(run, 1, "zero"))
+    (own,) = (await wire.get(f"training_runs/{run}/checkpoints"))["checkpoints"]
+    (listed,) = (await wire.get("checkpoints"))["checkpoints"]
+    assert own["base_model"] == listed["base_model"] == "b"
+
+
+async def test_the_model_on_offer_can_be_trained_and_sampled(wire: Wire) -> None:
+    (model,) = (await wire.get("get_server_capabilities"))["supported_models"]
+    assert model["trainable"]
+    assert model["sampleable"]

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+from pathlib import Path
+
 import anyio
+import anyio.to_thread
 import numpy as np
 import pytest
 import tinker
-from loops import MODEL
+from loops import MODEL, until
 from sdk_loops import a_service, fresh, train
 from test_exports import HOUR_S, Wall, a_rest_client
 from tinker import types
 from tinker.lib.public_interfaces.sampling_client import SamplingClient
 
-from tinker_recovery.testing import FaultRule, LocalTinker
+from tinker_recovery.testing import (
+    FaultRule,
+    LocalTinker,
+    LocalTinkerProcess,
+    LocalTokenizer,
+    actions,
+)
 
 PROMPT = types.ModelInput.from_ints([3, 14, 15, 9, 26])
 
@@ -193,3 +205,187 @@ async def test_the_tokenizer_of_the_kit_needs_no_network() -> None:
         assert tokens[-1] == local.tokenizer.eos_token_id
         assert max(tokens) < local.tokenizer.vocab_size
         assert local.tokenizer.decode(tokens) == text
+
+
+async def test_a_sampler_can_be_polled_as_a_whole() -> None:
+    """As the SDK does where the service tells it to; failures and faults come through as well."""
+    async with (
+        LocalTinker(flags={"sample_use_retrieve_futures": True}) as local,
+        a_service(local) as service,
+    ):
+        sampler = await of_base(service)
+        both = [await sampler.sample(PROMPT, 2, params(seed=seed)) for seed in (1, 2)]
+        assert [len(one.sequences) for one in both] == [2, 2]
+        local.inject(FaultRule("fail", request="asample"))
+        with pytest.raises(tinker.RequestFailedError, match="injected"):
+            await sampler.sample(PROMPT, 1, params())
+        local.inject(FaultRule("drop", request="retrieve_futures"))
+        assert len((await sampler.sample(PROMPT, 1, params())).sequences) == 1
+        assert local.stats.by_route["retrieve_futures"] >= 4
+        # One fetch each: nothing is asked for before it is there.
+        assert local.stats.by_route["retrieve_future"] == 4
+        local.expire_sampler(local.samplers()[0])
+        with pytest.raises(tinker.TinkerError):
+            await sampler.sample(PROMPT, 1, params())
+
+
+async def test_copies_of_a_sampling_client_never_share_a_request() -> None:
+    async with (
+        LocalTinker(
+            flags={"sample_join_sampling_session": True, "sample_use_retrieve_futures": True}
+        ) as local,
+        a_service(local) as service,
+    ):
+        sampler = await of_base(service)
+        handle = sampler.get_sampler_handle()
+        copy = await anyio.to_thread.run_sync(
+            lambda: SamplingClient.from_sampler_handle(handle, api_key=local.api_key)
+        )
+        first = await sampler.sample(PROMPT, 1, params(seed=1))
+        second = await copy.sample(PROMPT, 1, params(seed=2))
+        assert first.sequences[0].tokens != second.sequences[0].tokens
+        assert local.stats.by_route["join_sampling_session"] == 1
+        await anyio.to_thread.run_sync(copy.holder.close)
+
+
+async def test_an_abandoned_sample_is_cancelled_where_the_service_asks_for_it() -> None:
+    async with (
+        LocalTinker(flags={"sample_cancel_enabled": True}, long_poll_s=0.05) as local,
+        a_service(local) as service,
+    ):
+        sampler = await of_base(service)
+        local.inject(FaultRule("hang", request="asample"))
+        with pytest.raises(TimeoutError):
+            await sampler.sample(PROMPT, 1, params()).result_async(timeout=0.3)
+        await until(lambda: "cancel_future" in local.stats.by_route)
+        await sampler.sample(PROMPT, 1, params())
+
+
+def test_a_flag_that_the_sdk_does_not_know_is_refused() -> None:
+    with pytest.raises(ValueError, match="flags='sample_everything' is not allowed: "):
+        LocalTinker(flags={"sample_everything": True})
+
+
+async def test_the_sdk_finds_the_tokenizer_of_the_kit_in_a_process_that_has_no_network(
+    tmp_path: Path,
+) -> None:
+    variables = LocalTokenizer.write_cache(tmp_path, MODEL)
+    script = f"""
+import sys
+from transformers import AutoTokenizer
+found = AutoTokenizer.from_pretrained({MODEL!r})
+print(found.encode(sys.argv[1]), found.eos_token_id, found.decode(found.encode(sys.argv[1])))
+"""
+    text = "The weather: fine, 17 degrees"
+    done = await anyio.run_process(
+        [sys.executable, "-c", script, text], env={**os.environ, **variables}
+    )
+    own = LocalTokenizer()
+    expected = f"{own.encode(text)} {own.eos_token_id} {text.lower()}"
+    assert done.stdout.decode().strip() == expected
+
+
+async def test_samplers_expire_in_a_process_of_their_own(tmp_path: Path) -> None:
+    async with LocalTinkerProcess(tmp_path) as server:
+        service = tinker.ServiceClient(base_url=server.base_url, api_key=server.api_key)
+        sampler = await of_base(service)
+        assert await sampler.sample(PROMPT, 1, params())
+        (sampler_id,) = await server.samplers()
+        await server.expire_sampler(sampler_id)
+        with pytest.raises(tinker.NotFoundError):
+            await sampler.sample(PROMPT, 1, params())
+        assert await server.samplers() == []
+        with pytest.raises(ValueError, match=f"sampler_id='{sampler_id}' is not allowed"):
+            await server.expire_sampler(sampler_id)
+        await service.close("success")
+
+
+async def test_samplers_in_flight_adopt_what_is_published_and_others_keep_their_weights() -> None:
+    async with LocalTinker() as local, a_service(local) as service:
+        client = await fresh(service)
+        first = await client.save_weights_and_get_sampling_client(kind="inflight")
+        fixed = await client.save_weights_and_get_sampling_client()
+        before = await first.compute_logprobs(PROMPT)
+        assert await fixed.compute_logprobs(PROMPT) == before
+        await train(client, 0, 3)
+        assert await first.compute_logprobs(PROMPT) == before, "nothing is published yet"
+        second = await client.save_weights_and_get_sampling_client(kind="inflight")
+        after = await second.compute_logprobs(PROMPT)
+        assert after != before
+        assert await first.compute_logprobs(PROMPT) == after
+        assert await fixed.compute_logprobs(PROMPT) == before
+        other = await fresh(service, seed=8)
+        apart = await other.save_weights_and_get_sampling_client(kind="inflight")
+        assert await apart.compute_logprobs(PROMPT) == before, "of another run"
+        assert await first.compute_logprobs(PROMPT) == after
+
+
+async def test_the_targets_of_a_prompt_may_be_sparse() -> None:
+    async with LocalTinker() as local, a_service(local) as service:
+        sampler = await of_base(service)
+        ids = np.array([[1, -1], [2, 9], [-1, -1], [26, 7]], np.int64)
+        sparse = types.TensorData(
+            data=[1, 2, 9, 26, 7],
+            dtype="int64",
+            shape=[4, 2],
+            sparse_crow_indices=[0, 1, 3, 3, 5],
+            sparse_col_indices=[0, 0, 1, 0, 1],
+        )
+        dense, found = [
+            (await sampler.sample(PROMPT, 1, params(), target_prompt_logprobs=given))
+            for given in (types.TensorData.from_numpy(ids), sparse)
+        ]
+        assert dense.target_prompt_logprobs is not None
+        assert found.target_prompt_logprobs is not None
+        listed = np.array(dense.target_prompt_logprobs.data).reshape(4, 2)[ids >= 0]
+        assert found.target_prompt_logprobs.data == listed.tolist()
+        assert found.target_prompt_logprobs.sparse_crow_indices == [0, 1, 3, 3, 5]
+        assert found.target_prompt_logprobs.sparse_col_indices == [0, 0, 1, 0, 1]
+
+
+def test_the_documentation_says_of_every_fault_what_it_does_to_sampling() -> None:
+    table = (actions.__doc__ or "").partition("What a fault does to sampling")[2]
+    assert set(re.findall(r"``(\w+)``", table)) >= set(actions.SPECS)
+
+
+async def test_a_fault_of_one_sample_leaves_its_sampler_in_order() -> None:
+    async with LocalTinker(long_poll_s=0.05) as local, a_service(local) as service:
+        sampler = await of_base(service)
+        undisturbed = await sampler.sample(PROMPT, 1, params())
+        local.inject(FaultRule("poison", request="asample"))
+        with pytest.raises(tinker.RequestFailedError, match="injected"):
+            await sampler.sample(PROMPT, 1, params())
+        local.inject(FaultRule("gone", request="asample"))
+        local.inject(FaultRule("pause", request="asample", for_s=0.2))
+        for fault in ("gone", "pause"):
+            found = await sampler.sample(PROMPT, 1, params())
+            assert found.sequences[0].tokens == undisturbed.sequences[0].tokens, fault
+        assert [fault.rule.action for fault in local.fired] == ["poison", "gone", "pause"]
+
+
+async def test_a_failed_session_ends_the_samples_that_hang() -> None:
+    async with LocalTinker() as local, a_service(local) as service:
+        sampler = await of_base(service)
+        local.inject(FaultRule("hang", request="asample"))
+        hung = sampler.sample(PROMPT, 1, params())
+        await until(lambda: len(local.fired) == 1)
+        local.fail_session(local.samplers()[0].partition(":")[0], message="no more")
+        with pytest.raises(tinker.RequestFailedError, match="no more"), anyio.fail_after(5):
+            await hung
+        with pytest.raises(tinker.APIStatusError, match="410"):
+            await sampler.sample(PROMPT, 1, params())
+
+
+async def test_sparse_targets_that_do_not_fit_a_prompt_are_refused() -> None:
+    async with LocalTinker() as local, a_service(local) as service:
+        sampler = await of_base(service)
+        for crow in ([0, 1, 2], [0, 1, 2, 2, 3]):
+            wrong = types.TensorData(
+                data=[1, 2],
+                dtype="int64",
+                shape=[4, 2],
+                sparse_crow_indices=crow,
+                sparse_col_indices=[0, 1],
+            )
+            with pytest.raises(tinker.BadRequestError, match="target_prompt_logprobs"):
+                await sampler.sample(PROMPT, 1, params(), target_prompt_logprobs=wrong)

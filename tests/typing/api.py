@@ -126,6 +126,7 @@ from tinker_recovery.testing import (
     FiredFault,
     LocalTinker,
     LocalTinkerProcess,
+    LocalTokenizer,
     Options,
     RequestStats,
     RunState,
@@ -493,6 +494,8 @@ async def tested(folder: Path) -> None:
         assert_type(server.fired, list[FiredFault])
         assert_type(server.stats, RequestStats)
         assert_type(server.sessions(), dict[str, str])
+        assert_type(server.tokenizer, LocalTokenizer)
+        assert_type(server.tokenizer.write_cache(folder, "base/model"), dict[str, str])
     FaultRule("explode")  # type: ignore[arg-type]  # has to be refused
     dialect: Dialect = "bare"
     assert_type(dialect in DIALECTS, bool)
@@ -500,6 +503,8 @@ async def tested(folder: Path) -> None:
         await process.inject(FaultRule("drop"))
         await process.restart()
         assert_type(await process.run_state("session:train:0"), RunState)
+        for sampler in assert_type(await process.samplers(), list[str]):
+            await process.expire_sampler(sampler)
 
 
 @given(schedules(steps=range(20), actions=["poison", "drop"]))

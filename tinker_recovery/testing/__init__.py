@@ -13,9 +13,10 @@ The unmodified tinker SDK is its client. What moto is for AWS, this is for Tinke
   whole service down, :meth:`LocalTinker.damage` damages a stored checkpoint.
 - Sampling: sampling clients draw from the real model, and the same weights, prompt, ``seed`` and
   index give the same tokens; without a seed each request draws its own. Logprobs are the model's,
-  whatever the temperature. ``LocalTinker.tokenizer`` makes texts of tokens without a network (the
-  SDK's own ``get_tokenizer`` would download one). Weights live in a table in memory, so a sampler
-  does not outlive a restart of the server, and :meth:`LocalTinker.expire_sampler` ends one.
+  whatever the temperature. ``LocalTinker.tokenizer`` makes texts of tokens without a network, and
+  :meth:`LocalTokenizer.write_cache` lets the SDK's own ``get_tokenizer`` find it. Samplers
+  live in memory, so none outlives a restart of the server, and :meth:`LocalTinker.expire_sampler`
+  ends one.
 - Services that differ: a :data:`Dialect`, ``LocalTinker(dialect="forgets_metadata")``;
   :data:`DIALECTS` says what each is.
 - Sessions that end when their heartbeats stop, are dated wrongly, or are listed late:
@@ -25,6 +26,7 @@ The unmodified tinker SDK is its client. What moto is for AWS, this is for Tinke
 - As a pytest fixture: :mod:`tinker_recovery.testing.fixtures`.
 - In a process of its own, which can be killed: :class:`LocalTinkerProcess`. From a shell:
   ``tinker-recovery serve``.
+- What of the SDK's clients it does not serve, and why: ``docs/testing.md``.
 
 Inside, ``_app`` has the routes and refuses what is not offered, and ``_model`` is the model with
 its loss. Public are these names and modules; modules that begin with an underscore are not. Any
@@ -49,6 +51,7 @@ from tinker_recovery.testing._faults import FaultRule
 from tinker_recovery.testing._options import DIALECTS, Dialect, Options
 from tinker_recovery.testing._process import LocalTinkerProcess
 from tinker_recovery.testing._runs import RunState
+from tinker_recovery.testing._tokenizer import LocalTokenizer
 
 __all__ = [
     "DIALECTS",
@@ -58,6 +61,7 @@ __all__ = [
     "FiredFault",
     "LocalTinker",
     "LocalTinkerProcess",
+    "LocalTokenizer",
     "Options",
     "RequestStats",
     "RunState",

@@ -18,6 +18,7 @@ from tinker_recovery.testing._export_routes import ExportRoutes
 from tinker_recovery.testing._losses import OFFERED
 from tinker_recovery.testing._model import Adam
 from tinker_recovery.testing._options import ServerOptions
+from tinker_recovery.testing._organization_routes import OrganizationRoutes
 from tinker_recovery.testing._protobuf import MEDIA_TYPE, read_batch, read_request, write_output
 from tinker_recovery.testing._rest_routes import RestRoutes, check_ttl, kept_metadata
 from tinker_recovery.testing._runs import RequestError, ServiceError, ServiceRun, session_of
@@ -46,6 +47,7 @@ class TinkerApp:
         self._rest = RestRoutes(state, sizes=options.sizes)
         self._exports = ExportRoutes(state)
         self._samplers = SamplerRoutes(state, options)
+        self._organization = OrganizationRoutes(state)
         self._options = options
 
     def starlette(self) -> Starlette:
@@ -54,7 +56,7 @@ class TinkerApp:
         run = api + "/training_runs/{run}"
         checkpoint = run + "/checkpoints/{kind}/{name}"
         rest, control, exports = self._rest, self._control, self._exports
-        samplers = self._samplers
+        samplers, organization = self._samplers, self._organization
         routes: list[tuple[str, str, Handler]] = [
             ("GET", api + "/healthz", self._health),
             ("GET", api + "/get_server_capabilities", self._capabilities),
@@ -81,6 +83,13 @@ class TinkerApp:
             ("GET", api + "/samplers/{sampler}", samplers.sampler),
             ("POST", api + "/asample", samplers.asample),
             ("POST", api + "/retrieve_future", self._retrieve_future),
+            ("POST", api + "/retrieve_futures", samplers.retrieve_futures),
+            ("POST", api + "/cancel_future", self._cancel_future),
+            ("POST", api + "/copy_weights", organization.copy_weights),
+            ("PUT", api + "/sessions/{session}/project", organization.session_project),
+            ("GET", api + "/audit", organization.audit),
+            ("GET", api + "/billing/usage/events", organization.billing_usage),
+            ("GET", api + "/billing/usage/checkpoints/current", organization.storage_usage),
             ("POST", api + "/weights_info", rest.weights_info),
             ("GET", api + "/training_runs", rest.training_runs),
             ("GET", run, rest.training_run),
@@ -101,6 +110,7 @@ class TinkerApp:
             ("POST", "/testing/runs", control.add_runs),
             ("POST", "/testing/runs/corrupt", control.corrupt),
             ("GET", "/testing/runs/{run}/state", control.state),
+            ("DELETE", "/testing/samplers/{sampler}", control.expire_sampler),
             ("GET", "/testing/stats", control.stats),
         ]
         return Starlette(
@@ -150,13 +160,14 @@ class TinkerApp:
         return JSONResponse({"status": "ok"})
 
     async def _capabilities(self, _: Request) -> Response:
-        return JSONResponse({"supported_models": [{"model_name": "Qwen/Qwen3-8B"}]})
+        model = {"model_name": "Qwen/Qwen3-8B", "trainable": True, "sampleable": True}
+        return JSONResponse({"supported_models": [model]})
 
     async def _config(self, _: Request) -> Response:
-        return JSONResponse({"pjwt_auth_enabled": self._auth.jwt})
+        return JSONResponse({"pjwt_auth_enabled": self._auth.jwt, **self._options.flags})
 
     async def _dynamic_config(self, _: Request) -> Response:
-        return JSONResponse({"refresh_interval_sec": 60})
+        return JSONResponse({"refresh_interval_sec": 60, **self._options.flags})
 
     async def _token(self, _: Request) -> Response:
         return JSONResponse({"jwt": self._auth.token()})
@@ -166,7 +177,9 @@ class TinkerApp:
 
     async def _create_session(self, request: Request) -> Response:
         body = await request.json()
-        session = self._state.sessions.create(body.get("user_metadata"), body.get("display_name"))
+        session = self._state.sessions.create(
+            body.get("user_metadata"), body.get("display_name"), project=body.get("project_id")
+        )
         return JSONResponse({"session_id": session, "type": "create_session"})
 
     async def _session_heartbeat(self, request: Request) -> Response:
@@ -248,6 +261,8 @@ class TinkerApp:
                 )
             except ValueError as error:
                 raise RequestError(str(error)) from error
+            tokens = sum(len(datum.tokens) for datum in batch)
+            self._state.ledger.count("training", run.session, run.facts["base_model"], tokens)
             return write_output(*run.loaded().forward(batch, backward=not body.forward_only))
 
         return _accepted(
@@ -281,6 +296,7 @@ class TinkerApp:
             path = self._state.checkpoints.save(
                 run.run_id, name, run.loaded(), ttl_s=ttl_s, user_metadata=metadata
             )
+            self._state.ledger.count("checkpoint", run.session, run.facts["base_model"], 1)
             return {"path": path, "type": "save_weights"}
 
         overwrite = bool(body.get("overwrite", False))
@@ -305,6 +321,15 @@ class TinkerApp:
         if isinstance(promise.reply, bytes):
             return Response(promise.reply, media_type=MEDIA_TYPE)
         return JSONResponse(promise.reply)
+
+    async def _cancel_future(self, request: Request) -> Response:
+        """Stop a sampling request that its client has abandoned; without effect if it is done."""
+        request_id = (await request.json())["request_id"]
+        promise = self._state.promise(request_id)
+        if promise.request != "asample":
+            raise ServiceError(400, f"only sampling can be cancelled, not {promise.request}")
+        promise.fail(f"{request_id} was cancelled by its client", "user")
+        return JSONResponse({})
 
 
 def _accepted(request_id: str) -> Response:

@@ -15,6 +15,12 @@ from tinker_recovery.testing._runs import ServiceError
 
 _JWT_LIFETIME_S = 3600
 
+_OWNER = {
+    "sub": "tml:organization_user:local",
+    "org_id": "local",
+    "email": "local@example.invalid",
+}
+
 SIGNED = "/signed"
 """Where the downloads are; their addresses carry a token, so they need no key."""
 
@@ -48,7 +54,7 @@ class Auth:
     def token(self) -> str:
         """A new token."""
         now = int(time.time())
-        claims = {"iss": "local-tinker", "iat": now, "exp": now + _JWT_LIFETIME_S}
+        claims = {"iss": "local-tinker", "iat": now, "exp": now + _JWT_LIFETIME_S, **_OWNER}
         header = {"alg": "HS256", "typ": "JWT"}
         body = ".".join(_b64(json.dumps(part).encode()) for part in (header, claims))
         return f"{body}.{self._sign(body)}"

@@ -50,6 +50,7 @@ class Checkpoints:
         noise: What the models made from them answer and train with.
         clock: Seconds, for the delay.
         listing_delay_s: Seconds until a new one is listed.
+        note: Called with what was done to which path.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Checkpoints:
         noise: Noise | None = None,
         clock: Callable[[], float] = time.monotonic,
         listing_delay_s: float = 0.0,
+        note: Callable[[str, str], None] = lambda _event, _path: None,
     ) -> None:
         self._store = store
         self._wall = wall
@@ -68,6 +70,7 @@ class Checkpoints:
         self._noise = noise
         self._clock = clock
         self._listing_delay_s = listing_delay_s
+        self._note = note
         self._listed_from: dict[str, float] = {}
 
     @staticmethod
@@ -112,7 +115,23 @@ class Checkpoints:
         self._list_later(facts)
         return str(facts["path"]), size
 
+    def copy(self, facts: Facts, run_id: str, *, ttl_s: float | None) -> str:
+        """Copy a checkpoint to another run; returns its path.
+
+        Raises:
+            DamagedCheckpoint: It cannot be read.
+        """
+        tensors = self._store.tensors(facts["run_id"], facts, lenient=True)
+        name, kind = facts["name"], facts["kind"]
+        kept = {key: facts[key] for key in ("steps", "user_metadata")}
+        copied = {**self._facts(run_id, kind, name, ttl_s), **kept}
+        self._note("checkpoint_read", facts["path"])
+        self._store.save_checkpoint(run_id, name, tensors, copied)
+        self._list_later(copied)
+        return str(copied["path"])
+
     def _list_later(self, facts: Facts) -> None:
+        self._note("checkpoint_create", facts["path"])
         # One that replaces another of its name is listed as that was.
         self._listed_from.setdefault(facts["path"], self._clock() + self._listing_delay_s)
 
@@ -179,6 +198,7 @@ class Checkpoints:
 
     def model_to_sample(self, facts: Facts, run: Facts) -> BigramLora:
         """The model of a checkpoint, without its optimizer; raises DamagedCheckpoint."""
+        self._note("checkpoint_read", facts["path"])
         model = self._blank_model(run)
         self._restore(facts, model, optimizer=False)
         return model
@@ -238,6 +258,7 @@ class Checkpoints:
         facts = self.find(path)
         self._store.delete_checkpoint(facts["run_id"], facts["name"], facts["kind"])
         self._listed_from.pop(path, None)
+        self._note("checkpoint_delete", path)
 
     def _blank_model(self, run: Facts) -> BigramLora:
         model = BigramLora(run["base_model"], rank=run["rank"], seed=run["seed"])

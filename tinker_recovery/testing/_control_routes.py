@@ -82,17 +82,23 @@ class ControlRoutes:
         self._host.state.corrupt((await request.json())["runs"])
         return JSONResponse({})
 
+    async def expire_sampler(self, request: Request) -> Response:
+        """Let a sampler expire."""
+        self._host.state.samplers.expire(request.path_params["sampler"])
+        return JSONResponse({})
+
     async def state(self, request: Request) -> Response:
         """The contents of a run."""
         return JSONResponse(asdict(self._host.state.run(request.path_params["run"]).state()))
 
     async def stats(self, _: Request) -> Response:
-        """Requests by kind, sessions and runs."""
+        """Requests by kind, sessions, runs and samplers."""
         state = self._host.state
         return JSONResponse(
             {
                 "requests": dict(state.requests),
                 "sessions": state.sessions.states(),
                 "runs": [run.run_id for run in state.runs()],
+                "samplers": state.samplers.ids(),
             }
         )

@@ -83,6 +83,7 @@ class ExportRoutes:
             raise ServiceError(403, "the signature has expired")
         path = f"tinker://{found['run']}/external_weights/{found['name']}"
         facts = self._state.checkpoints.find(path)
+        self._state.ledger.note("checkpoint_read", path)
         if found["file"] == _CONFIG:
             return Response(facts["config"], media_type="application/json")
         try:

@@ -28,6 +28,8 @@ _NAMES = ("lora_a", "lora_b")
 class Datum:
     """One sequence: ``tokens``, ``targets`` and ``weights`` of equal length.
 
+    With several targets for each token, ``targets`` and ``weights`` have a second axis.
+
     ``loss``, if given, is used instead of the weighted cross-entropy: from the logprobs it makes
     the loss, and the negated gradient by each.
     """
@@ -140,7 +142,7 @@ class BigramLora:
             logits -= logits.max(axis=1, keepdims=True)
             exponents = np.exp(logits)
             totals = exponents.sum(axis=1, keepdims=True)
-            rows = np.arange(len(x))
+            rows = np.arange(len(x)).reshape(-1, *[1] * (y.ndim - 1))
             chosen = (logits - np.log(totals))[rows, y].astype(np.float32)
             if self._noise is not None and self._noise.answers:
                 chosen = chosen + self._noise.on(chosen, self._noise.answers)
@@ -153,8 +155,12 @@ class BigramLora:
                 loss += own
             if backward:
                 error = exponents / totals
-                error[rows, y] -= np.float32(1)
-                error *= weights[:, None]
+                if y.ndim == 1:
+                    error[rows, y] -= np.float32(1)
+                    error *= weights[:, None]
+                else:
+                    error *= weights.sum(axis=1, keepdims=True)
+                    np.subtract.at(error, (rows, y), weights)
                 of_a, of_b = error @ b.T, hidden.T @ error
                 if self._noise is not None and self._noise.gradients:
                     of_a += of_a * self._noise.on(of_a, self._noise.gradients)

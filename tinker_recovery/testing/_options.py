@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypedDict, Unpack, cast, get_args
+
+from tinker import types
 
 DEFAULT_API_KEY = "tml-local-key"
 
@@ -69,6 +72,7 @@ class _Plain(TypedDict, total=False):
     created_skew_s: float
     created_jitter_s: float
     listing_delay_s: float
+    flags: Mapping[str, object]
 
 
 class Options(_Plain, total=False):
@@ -108,6 +112,10 @@ class Options(_Plain, total=False):
             anew. Searches order sessions by ``created_at``.
         listing_delay_s: Seconds until a new session or checkpoint is in what lists and searches
             show. All else knows it at once.
+        flags: What the server tells each client to do, by the names of the fields of the SDK's
+            ``ClientConfigResponse`` and ``ClientDynamicConfigResponse``:
+            ``sample_use_retrieve_futures``, ``sample_cancel_enabled`` or
+            ``sample_join_sampling_session``, for example. What is not named is as the SDK has it.
     """
 
     dialect: Dialect
@@ -143,6 +151,11 @@ DIALECTS: dict[Dialect, _Plain] = {
 }
 """What makes each dialect. A single option can be given with a dialect, and counts more."""
 
+
+_FLAGS = {
+    *types.ClientConfigResponse.model_fields,
+    *types.ClientDynamicConfigResponse.model_fields,
+} - {"pjwt_auth_enabled", "custom_loss_server_side"}  # jwt says the one; the other is not offered
 
 _NOT_NEGATIVE = (
     "long_poll_s",
@@ -183,6 +196,7 @@ class ServerOptions:
     created_skew_s: float = 0.0
     created_jitter_s: float = 0.0
     listing_delay_s: float = 0.0
+    flags: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, allowed in (("restart", get_args(Restart)), ("metadata", get_args(Metadata))):
@@ -198,6 +212,9 @@ class ServerOptions:
             raise ValueError(
                 f"heartbeat_limit_s={limit_s!r} is not allowed: more than 0, or None for no limit"
             )
+        for name in self.flags:
+            if name not in _FLAGS:
+                raise ValueError(f"flags={name!r} is not allowed: {', '.join(sorted(_FLAGS))}")
         if not math.isfinite(self.created_skew_s):
             raise ValueError(
                 f"created_skew_s={self.created_skew_s!r} is not allowed: a number of seconds"

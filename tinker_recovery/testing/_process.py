@@ -164,6 +164,15 @@ class LocalTinkerProcess:
         """Mark these runs as corrupted."""
         await self._ask("/testing/runs/corrupt", {"runs": list(run_ids)})
 
+    async def expire_sampler(self, sampler_id: str) -> None:
+        """Let a sampler expire."""
+        async with self._http() as http:
+            reply = await http.delete(f"/testing/samplers/{sampler_id}")
+        if reply.status_code == httpx.codes.NOT_FOUND:
+            detail = reply.json()["detail"]
+            raise ValueError(f"sampler_id={sampler_id!r} is not allowed: {detail}")
+        reply.raise_for_status()
+
     async def outage(
         self, for_s: float, *, status: int | None = None, rollback: bool | None = None
     ) -> None:
@@ -225,3 +234,7 @@ class LocalTinkerProcess:
     async def runs(self) -> list[str]:
         """Every Tinker run id, newest first."""
         return list((await self._ask("/testing/stats"))["runs"])
+
+    async def samplers(self) -> list[str]:
+        """The ids of all samplers, oldest first."""
+        return list((await self._ask("/testing/stats"))["samplers"])

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from tinker_recovery.testing._options import Metadata
 from tinker_recovery.testing._runs import ServiceError, ServiceRun
 from tinker_recovery.testing._service_state import ServiceState
+from tinker_recovery.testing._sessions import project_of
 
 _T = TypeVar("_T")
 _TYPES = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
@@ -73,7 +74,8 @@ class RestRoutes:
 
     def _entry(self, facts: dict[str, Any]) -> dict[str, Any]:
         hidden = {} if self._sizes else {"size_bytes": None}
-        return _without_nulls(_checkpoint(facts) | hidden | facts.get("listed_as", {}))
+        named = {"base_model": self._state.run(facts["run_id"]).facts["base_model"]}
+        return _without_nulls(_checkpoint(facts) | named | hidden | facts.get("listed_as", {}))
 
     async def weights_info(self, request: Request) -> Response:
         """What a client needs to know to load a checkpoint."""
@@ -150,7 +152,7 @@ class RestRoutes:
                 "session_id": facts["session_id"],
                 "created_at": facts["created_at"],
                 "owner": "local",
-                "project_id": "local",
+                "project_id": project_of(facts),
                 "status": facts["status"] and _without_nulls(facts["status"]),
                 "checkpoints_count": len(checkpoints),
                 "display_name": facts["display_name"],

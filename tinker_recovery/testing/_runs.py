@@ -56,6 +56,7 @@ class Promise:
         reply: The result; None until it is done.
         gone: Whether the result was lost.
         queue_state: What polls report until it is done.
+        when_done: Called once it is.
     """
 
     request: Request
@@ -65,6 +66,7 @@ class Promise:
     reply: Reply | None = None
     gone: bool = False
     queue_state: str = "active"
+    when_done: Callable[[], None] | None = None
     _reported: str = "active"
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -78,6 +80,8 @@ class Promise:
         if self.reply is None:
             self.reply, self.gone = reply, gone
             self._changed.set()
+            if self.when_done is not None:
+                self.when_done()
 
     def fail(self, message: str, category: str) -> None:
         """Finish it with an error."""

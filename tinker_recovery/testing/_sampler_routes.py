@@ -28,6 +28,8 @@ from tinker_recovery.testing._tokenizer import LocalTokenizer
 
 _DRAWN = ("temperature", "top_k", "top_p")
 
+_TOKEN_BYTES = 4
+
 _ALTERNATIVES = 1
 """Sets the draws of ``prompt_alt_tokens_k`` apart from the samples of the same seed."""
 
@@ -63,6 +65,7 @@ class SamplerRoutes:
                 user_metadata=metadata,
                 kind="sampler_weights",
             )
+            state.ledger.count("checkpoint", run.session, run.facts["base_model"], 1)
             return {"path": path, **done}
 
         if name is None:
@@ -109,12 +112,31 @@ class SamplerRoutes:
         seq_id = int(body["seq_id"])
 
         def execute() -> bytes:
-            return write_samples(sampler.weights, prompt, drawing, seed, body)
+            reply = write_samples(sampler.weights, prompt, drawing, seed, body)
+            sampled = sum(len(one.tokens) // _TOKEN_BYTES for one in reply.sequences)
+            who = session_of(sampler.sampler_id), sampler.base_model
+            self._state.ledger.count("sampling_prefill", *who, len(prompt))
+            self._state.ledger.count("sampling_sample", *who, sampled)
+            return bytes(reply.SerializeToString())
 
         request_id = self._state.sample(sampler, seq_id, execute)
         count = int(body.get("num_samples", 1))
         ids = [f"{sampler.sampler_id}:{seq_id}:{index}" for index in range(count)]
         return JSONResponse({"request_id": request_id, "sample_sequence_ids": ids})
+
+    async def retrieve_futures(self, request: Request) -> Response:
+        """Which requests of a sampler's client have finished since the cursor."""
+        body = await request.json()
+        target, cursor = body["target"], int(body.get("prev_cursor", 0))
+        sampler = self._state.samplers.get(target["sampling_session_id"])
+        session = session_of(sampler.sampler_id)
+        self._state.sessions.check_not_ended(session)
+        finished = sampler.finished(int(target.get("cloned_sampler_id", 0)))
+        limit_s = 0.0 if body.get("timeout") == 0 else self._options.long_poll_s
+        await finished.wait_beyond(cursor, limit_s)
+        self._state.sessions.check_not_ended(session)
+        found = finished.completions[cursor:]
+        return JSONResponse({"completions": found, "cursor": cursor + len(found)})
 
 
 def _read_prompt(prompt: dict[str, Any]) -> Ints:
@@ -155,15 +177,18 @@ def _check(body: dict[str, Any], prompt: Ints) -> None:
         raise ServiceError(400, f"prompt_logprobs_last_n={last_n!r} is not allowed: 1 to {most}")
     if count < 1:
         raise ServiceError(400, f"num_samples={count!r} is not allowed: 1 or more")
-    target = body.get("target_prompt_logprobs")
-    if target is not None and (target.get("shape") or [None])[0] != len(prompt) - 1:
-        rows = len(prompt) - 1
+    target, rows = body.get("target_prompt_logprobs"), len(prompt) - 1
+    if target is None:
+        return
+    crow = target.get("sparse_crow_indices")
+    fits = crow is None or (len(crow) == rows + 1 and crow[-1] == len(target["data"]))
+    if not fits or (target.get("shape") or [None])[0] != rows:
         raise ServiceError(400, f"target_prompt_logprobs is not allowed: {rows} rows are needed")
 
 
 def write_samples(
     weights: Weights, prompt: Ints, drawing: Drawing, seed: int, body: dict[str, Any]
-) -> bytes:
+) -> Any:
     """A SampleResponse: all that a sampling request asks for."""
     table, reply = weights.table, pb.SampleResponse()
     for index in range(int(body.get("num_samples", 1))):
@@ -193,7 +218,7 @@ def write_samples(
         _write_dense(alternatives.tokens, drawn.astype(np.int32), pb.DTYPE_INT32, shape)
         found_logprobs = logprobs_of(table, before_each, drawn)
         _write_dense(alternatives.logprobs, found_logprobs, pb.DTYPE_FLOAT32, shape)
-    return bytes(reply.SerializeToString())
+    return reply
 
 
 def _write_target(tensor: Any, weights: Weights, prompt: Ints, target: dict[str, Any]) -> None:

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tinker_recovery.testing._checkpoints import Checkpoints
 from tinker_recovery.testing._model import BigramLora
-from tinker_recovery.testing._runs import RequestError, ServiceError
+from tinker_recovery.testing._runs import Reply, RequestError, ServiceError
 from tinker_recovery.testing._sampling import Weights
 from tinker_recovery.testing._store import DamagedCheckpoint
+
+CLIENT_SEQ_IDS = 1_000_000_000
+"""The clients of a sampler number their requests from a multiple of this, each from its own."""
+
+
+@dataclass(slots=True)
+class Finished:
+    """The requests of one client of a sampler that have finished, in that order.
+
+    Attributes:
+        completions: As ``tinker.types.FutureCompletion``.
+    """
+
+    completions: list[dict[str, object]] = field(default_factory=list)
+    _more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, request_id: str, reply: Reply | None) -> None:
+        """One has finished, or failed."""
+        if isinstance(reply, bytes):
+            size = {"response_payload_uncompressed_size": len(reply)}
+            self.completions.append({"state": "finished", "request_id": request_id, **size})
+        else:
+            self.completions.append({"state": "failed", "request_id": request_id})
+        self._more.set()
+
+    async def wait_beyond(self, cursor: int, limit_s: float) -> None:
+        """Return once there are more than ``cursor``, or after ``limit_s`` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while len(self.completions) <= cursor:
+                    self._more.clear()
+                    await self._more.wait()
 
 
 @dataclass(slots=True)
@@ -29,6 +63,11 @@ class Sampler:
     model_path: str | None
     weights: Weights
     clients: int = 0
+    _finished: dict[int, Finished] = field(default_factory=dict)
+
+    def finished(self, client: int) -> Finished:
+        """What has finished of one client, 0 for the first."""
+        return self._finished.setdefault(client, Finished())
 
 
 class Samplers:

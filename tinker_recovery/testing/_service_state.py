@@ -22,6 +22,7 @@ from tinker_recovery.testing._checkpoints import Checkpoints
 from tinker_recovery.testing._engine_faults import apply_effect, find_faults
 from tinker_recovery.testing._fault_book import FaultBook
 from tinker_recovery.testing._faults import FaultRule
+from tinker_recovery.testing._ledger import Ledger
 from tinker_recovery.testing._model import Noise
 from tinker_recovery.testing._options import Restart, ServerOptions
 from tinker_recovery.testing._runs import (
@@ -32,7 +33,7 @@ from tinker_recovery.testing._runs import (
     ServiceRun,
     session_of,
 )
-from tinker_recovery.testing._samplers import Sampler, Samplers
+from tinker_recovery.testing._samplers import CLIENT_SEQ_IDS, Sampler, Samplers
 from tinker_recovery.testing._sessions import Sessions
 from tinker_recovery.testing._store import DamagedCheckpoint, Store
 from tinker_recovery.testing.actions import Request
@@ -68,6 +69,7 @@ class ServiceState:
         }
         self.sessions = Sessions(store, wall, faults.clock, options)
         rng = np.random.default_rng(options.chance)
+        self.ledger = Ledger(wall)
         noise = Noise(options.answer_noise, options.gradient_noise, rng)
         self.checkpoints = Checkpoints(
             store,
@@ -76,6 +78,7 @@ class ServiceState:
             noise=noise,
             clock=faults.clock,
             listing_delay_s=options.listing_delay_s,
+            note=self.ledger.note,
         )
         self.wall = wall
         """Seconds since the epoch, for expiry and what is listed."""
@@ -157,6 +160,7 @@ class ServiceState:
             }
             try:
                 origin = self.run(self.checkpoints.find(path)["run_id"]).facts
+                self.ledger.note("checkpoint_read", path)
                 facts |= {"base_model": origin["base_model"], "rank": origin["rank"]}
                 self._add_run(facts)
             except ServiceError as error:
@@ -215,6 +219,16 @@ class ServiceState:
             added.append(run.run_id)
         return added
 
+    def add_copy(self, session: str, origin: ServiceRun) -> str:
+        """Add a run that holds a copied checkpoint and cannot be trained; returns its id."""
+        run_id = f"{session}:train:0"
+        own = {"run_id": run_id, "parent": None, "user_metadata": None, "corrupted": False}
+        now = {"last_request_time": self._now(), "copy": True, "unloaded": True}
+        facts = {**origin.facts, **own, **now}
+        self._store.save_run(run_id, facts)
+        self._start(ServiceRun(facts, None))
+        return run_id
+
     def corrupt(self, run_ids: Sequence[str]) -> None:
         """Mark these runs as corrupted."""
         for run_id in run_ids:
@@ -243,6 +257,9 @@ class ServiceState:
 
     def _revive(self, facts: dict[str, Any], mode: Restart) -> None:
         model = None
+        if facts.get("copy"):
+            self._start(ServiceRun(facts, None))
+            return
         if mode == "corrupted":
             facts = {**facts, "corrupted": True}
         elif mode == "rollback" and not facts["corrupted"]:
@@ -300,7 +317,9 @@ class ServiceState:
         key = sampler.sampler_id, seq_id
         if key not in self._samples:
             promise = Promise("asample", sampler.sampler_id, seq_id, step=sampler.weights.steps)
-            self._samples[key] = self._promise(promise)
+            request_id = self._samples[key] = self._promise(promise)
+            finished = sampler.finished(seq_id // CLIENT_SEQ_IDS)
+            promise.when_done = lambda: finished.add(request_id, promise.reply)
             self._begin(promise, lambda _: execute())
         return self._samples[key]
 
@@ -385,7 +404,7 @@ class ServiceState:
     def fail_session(
         self, session: str, message: str, category: str, reason: dict[str, str] | None = None
     ) -> None:
-        """Fail a session: pending and later requests of its runs fail.
+        """Fail a session: pending and later requests of its runs and samplers fail.
 
         ``reason`` is the cause that the service reports; by default the newest run.
         """
@@ -396,6 +415,10 @@ class ServiceState:
         self.sessions.fail(session, message, category, reason)
         for run in runs:
             run.fail_pending(f"session {session} has failed: {message}", category)
+        for request_id in self._samples.values():
+            promise = self._promises[request_id]
+            if session_of(promise.run_id) == session:
+                promise.fail(f"session {session} has failed: {message}", category)
 
     def _fail_session_by(self, rule: FaultRule, promise: Promise) -> None:
         promise.fail(rule.message, rule.category)

@@ -49,6 +49,7 @@ class Sessions:
         user_metadata: Facts | None = None,
         display_name: str | None = None,
         *,
+        project: str | None = None,
         stored: bool = True,
     ) -> str:
         """Make a session and return its id; one not ``stored`` is gone after a restart."""
@@ -60,6 +61,7 @@ class Sessions:
             "status": _ACTIVE,
             "user_metadata": user_metadata or {},
             "display_name": display_name,
+            "project_id": project,
         }
         if stored:
             self._beats[session] = self._clock()
@@ -149,6 +151,12 @@ class Sessions:
             facts["status"] = status
             self._store.save_session(session, facts)
 
+    def move(self, session: str, project: str) -> None:
+        """Move a session to another project."""
+        facts = self.facts(session)
+        facts["project_id"] = project
+        self._store.save_session(session, facts)
+
     def search(self, query: Facts) -> tuple[list[Facts], dict[str, str] | None]:
         """A page of sessions, newest first, and the cursor of the next one.
 
@@ -181,6 +189,11 @@ class Sessions:
             for session in self._facts
             if self._listed_from.get(session, now) <= now
         ]
+
+
+def project_of(facts: Facts) -> str:
+    """The id of a session's project."""
+    return str(facts.get("project_id") or "local")
 
 
 def _dated_order(facts: Facts) -> tuple[datetime, int]:

@@ -87,16 +87,18 @@ async def _belongs_to(  # noqa: PLR0911 - every kind of request names its run in
         run = str(request.path_params["run"])
         return run, state.run(run).steps, None
     body: dict[str, Any] = await request.json() if request.method == "POST" else {}
-    if name == "retrieve_future":
+    if name in ("retrieve_future", "cancel_future"):
         return state.poll_facts(body["request_id"])
     if name in ("create_model", "load_weights"):
         step = state.steps_in(body["path"]) if "path" in body else 0
         return f"{body['session_id']}:train:{body['model_seq_id']}", step, None
-    if name == "weights_info":
-        run = str(state.checkpoints.find(body["tinker_path"])["run_id"])
+    if name in ("weights_info", "copy_weights"):
+        path = body["tinker_path" if name == "weights_info" else "source_path"]
+        run = str(state.checkpoints.find(path)["run_id"])
         return run, state.run(run).steps, None
-    if "sampling_session_id" in body:
-        sampler = state.samplers.get(body["sampling_session_id"])
+    about = body.get("target", body)
+    if "sampling_session_id" in about:
+        sampler = state.samplers.get(about["sampling_session_id"])
         return sampler.sampler_id, sampler.weights.steps, None
     if "model_id" in body:
         run = body["model_id"]

@@ -69,6 +69,33 @@ What a ``status`` does to the SDK:
 - On ``save_weights``, 409 means that the name is taken, though it is free.
 - ``retry_after_s`` becomes a Retry-After header, which the SDK obeys up to 60 s where its HTTP
   client retries: not on polls, and not on saves.
+
+What a fault does to sampling, if a rule names ``request="asample"``; wire faults strike the polls
+of samples with ``request="retrieve_future", polled="asample"`` as well:
+
+================== ===============================================================================
+action             what the user of the SDK sees
+================== ===============================================================================
+``poison``         as ``fail``, and with ``quiet`` as ``hang``: a sampler is not poisoned, its next
+                   request succeeds
+``fail``           ``RequestFailedError``, of this one
+``hang``           a future pending for ever; other requests of the same sampler succeed
+``gone``           nothing: the SDK samples again, and with a seed gets the same tokens
+``fail_session``   ``RequestFailedError`` for what is pending, ``APIStatusError`` (410) for the next
+``pause``          a pending future, then the result
+``rollback``       does not strike it, nor do ``nan_loss``, ``cold_optimizer``, ``wrong_restore``
+                   and ``lost_save``; samplers of a run that goes back keep their weights
+``status``         of a submit: 402, 408, 409, 429 and 5xx are retried, everything else raises at
+                   once, 404 as ``NotFoundError``; of a poll as above, but after 410 the SDK samples
+                   again
+``drop``           nothing: the SDK retries after a second
+``slow``           waits, as above
+``truncate``       as ``drop``
+``malformed``      as above: a bare ``JSONDecodeError``, ``APIResponseValidationError`` of a submit,
+                   ``ValueError`` of a poll
+================== ===============================================================================
+
+:meth:`LocalTinker.expire_sampler` ends a sampler: ``NotFoundError`` for each later request.
 """
 
 from __future__ import annotations
@@ -92,6 +119,8 @@ Request = Literal[
 Target = Literal[
     Request,
     "retrieve_future",
+    "retrieve_futures",
+    "cancel_future",
     "get_info",
     "sampler",
     "join_sampling_session",
@@ -100,6 +129,7 @@ Target = Literal[
     "run_checkpoints",
     "checkpoints",
     "weights_info",
+    "copy_weights",
     "delete",
     "set_ttl",
     "publish",
@@ -113,6 +143,10 @@ Target = Literal[
     "session",
     "sessions",
     "search_sessions",
+    "session_project",
+    "audit",
+    "billing_usage",
+    "storage_usage",
     "config",
     "dynamic_config",
     "token",
