@@ -12,6 +12,7 @@ from typing import Any
 
 import chz
 import tinker
+import tqdm
 from tinker import types
 from tinker_cookbook import tokenizer_utils
 from tinker_cookbook.distillation import datasets as distillation_datasets
@@ -34,6 +35,7 @@ BATCHES, EPOCHS = 8, 2
 STEPS = BATCHES * EPOCHS
 RL_STEPS = 10
 
+tqdm.tqdm.monitor_interval = 0  # its thread never ends
 tokenizer_utils.register_tokenizer(MODEL, LocalTokenizer)
 
 
@@ -80,15 +82,16 @@ class PairsBuilder(ChatDatasetBuilder):
 
 
 class EvenTokens(Env):
-    """Rewards even tokens."""
+    """Rewards even tokens; each of a group has a prompt of its own, so that order is nothing."""
 
     def __init__(self, seed: int) -> None:
-        self._prompt = [(seed * 3 + offset) % 50 for offset in range(4)]
+        self._prompt = [(seed // 7**place) % 50 for place in range(4)]
 
     async def initial_observation(self) -> tuple[types.ModelInput, list[str]]:
         return types.ModelInput.from_ints(self._prompt), []
 
     async def step(self, action: list[int], *, extra: object = None) -> StepResult:
+        del extra
         return StepResult(
             reward=sum(token % 2 == 0 for token in action) / max(1, len(action)),
             episode_done=True,
@@ -102,7 +105,7 @@ class EvenTokensGroup(EnvGroupBuilder):
     seed: int
 
     async def make_envs(self) -> Sequence[Env]:
-        return [EvenTokens(self.seed) for _ in range(3)]
+        return [EvenTokens(3 * self.seed + each) for each in range(3)]
 
 
 class Prompts(RLDataset):
@@ -179,6 +182,7 @@ def off_policy(folder: Path, **changes: Any) -> train_off_policy.Config:
         "save_every": 4,
         "batch_size": 2,
         "n_teacher_targets": 4,
+        "renderer_name": "role_colon",
     }
     return train_off_policy.Config(**(given | changes))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from loops import until
 
 from tinker_recovery import (
     CheckpointPolicy,
@@ -29,23 +29,23 @@ pytest.importorskip(
 )
 
 from recipes_world import (
-    MODEL,
     RECIPES,
     RL_STEPS,
     STEPS,
-    datum,
-    dpo,
     records,
     rl,
     steps_logged,
     supervised,
     use,
 )
-from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.rl import train as rl_train
 from tinker_cookbook.supervised import train as sl_train
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [
+    pytest.mark.timeout(120),
+    # The recipes' own calls; ours are held not to make any.
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 SEED = 7
 
 
@@ -74,7 +74,9 @@ async def trained(
         use(local)
         for rule in rules:
             local.inject(rule)
-        async with Supervisor(policy(**policy_changes), journal=folder / "journal.db") as supervisor:
+        async with Supervisor(
+            policy(**policy_changes), journal=folder / "journal.db"
+        ) as supervisor:
             await supervisor.run_cookbook(main, config(folder, **(changes or {})), seed=SEED)
         (run,) = supervisor.runs
         state = local.run_state(run.segments[-1].run_id)
@@ -82,10 +84,9 @@ async def trained(
 
 
 FAULTS = {
-    "poisoned": FaultRule("poison", 8, "optim_step"),
-    "poisoned in silence": FaultRule("poison", 8, quiet=True),
-    "rolled back in silence": FaultRule("rollback", 8),
-    "gone": FaultRule("gone", 8, "optim_step"),
+    "poisoned": FaultRule("poison", 5, "optim_step"),
+    "poisoned in silence": FaultRule("poison", 5, quiet=True),
+    "gone": FaultRule("gone", 5, "optim_step"),
 }
 
 
@@ -94,14 +95,11 @@ FAULTS = {
 async def test_a_recipe_ends_as_if_nothing_had_happened(
     recipe: str, fault: str, tmp_path: Path
 ) -> None:
-    if (recipe, fault) in {("dpo", "poisoned in silence"), ("off_policy", "gone")}:
-        pass
     undisturbed, _ = await trained(tmp_path / "undisturbed", recipe)
     ended, kinds = await trained(tmp_path / "disturbed", recipe, FAULTS[fault])
     assert len(kinds) == 1
     assert ended == undisturbed
-    steps = STEPS if recipe in ("supervised", "dpo") else undisturbed.steps
-    assert steps_logged(tmp_path / "disturbed") == dict.fromkeys(range(steps), 1)
+    assert steps_logged(tmp_path / "disturbed") == steps_logged(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
@@ -154,7 +152,9 @@ async def test_a_rollout_that_hangs_or_fails_is_asked_for_again(
 
 async def test_a_recipe_starts_over_where_no_checkpoint_is_there(tmp_path: Path) -> None:
     """Its records and metrics begin anew, and what was abandoned is kept beside."""
-    no_saves = {"checkpoints": CheckpointPolicy(save_every=1000, save_at_start=False)}
+    no_saves: dict[str, Any] = {
+        "checkpoints": CheckpointPolicy(save_every=1000, save_at_start=False)
+    }
     changes = {"save_every": 0}
     undisturbed, _ = await trained(tmp_path / "a", changes=changes, **no_saves)
     rule = FaultRule("poison", 8, "optim_step")
@@ -167,10 +167,6 @@ async def test_a_recipe_starts_over_where_no_checkpoint_is_there(tmp_path: Path)
     assert [json.loads(line)["step"] for line in abandoned] == list(range(len(abandoned)))
 
 
-class Killed(BaseException):
-    """As a signal would end the process."""
-
-
 @pytest.mark.parametrize("recipe", ["supervised", "rl"])
 async def test_the_same_call_continues_a_recipe_that_was_left(recipe: str, tmp_path: Path) -> None:
     undisturbed, _ = await trained(tmp_path / "undisturbed", recipe)
@@ -180,17 +176,18 @@ async def test_the_same_call_continues_a_recipe_that_was_left(recipe: str, tmp_p
         use(local)
 
         async def process(leaves_at: int | None) -> Supervisor:
-            async with Supervisor(policy(), journal=tmp_path / "j.db") as supervisor:
-                async with anyio.create_task_group() as group:
+            async with (
+                Supervisor(policy(), journal=tmp_path / "j.db") as supervisor,
+                anyio.create_task_group() as group,
+            ):
 
-                    async def leave() -> None:
-                        while not (supervisor.runs and supervisor.runs[0].step >= (leaves_at or 0)):
-                            await anyio.sleep(0.005)
-                        group.cancel_scope.cancel()
+                async def leave(step: int) -> None:
+                    await until(lambda: any(run.step >= step for run in supervisor.runs))
+                    group.cancel_scope.cancel()
 
-                    if leaves_at:
-                        group.start_soon(leave)
-                    await supervisor.run_cookbook(main, config(folder), seed=SEED)
+                if leaves_at is not None:
+                    group.start_soon(leave, leaves_at)
+                await supervisor.run_cookbook(main, config(folder), seed=SEED)
             return supervisor
 
         first = await process(7)
@@ -199,9 +196,10 @@ async def test_the_same_call_continues_a_recipe_that_was_left(recipe: str, tmp_p
         assert run.name == first.runs[0].name
         assert run.attempts[0].start_step > 0
         assert local.run_state(run.segments[-1].run_id) == undisturbed
-        with pytest.raises(RunFinished):
-            await process(None)
-    assert steps_logged(folder) == dict.fromkeys(range(undisturbed.steps), 1)
+        async with Supervisor(policy(), journal=tmp_path / "j.db") as supervisor:
+            with pytest.raises(RunFinished):
+                await supervisor.run_cookbook(main, config(folder))
+    assert steps_logged(folder) == steps_logged(tmp_path / "undisturbed")
 
 
 async def test_the_reference_of_dpo_stays_that_of_the_first_weights(tmp_path: Path) -> None:
@@ -239,7 +237,7 @@ async def test_a_recipe_starts_from_the_weights_of_a_checkpoint(tmp_path: Path) 
         for name in ("undisturbed", "disturbed"):
             folder = tmp_path / name
             if name == "disturbed":
-                local.inject(FaultRule("poison", 8, "optim_step"))
+                local.inject(FaultRule("poison", STEPS + 8, "optim_step"))
             async with Supervisor(policy(), journal=tmp_path / "j.db") as supervisor:
                 config = supervised(folder, load_checkpoint_path=path)
                 await supervisor.run_cookbook(main, config)
@@ -250,7 +248,7 @@ async def test_a_recipe_starts_from_the_weights_of_a_checkpoint(tmp_path: Path) 
     assert ends[0] == ends[1]
 
 
-async def _refused(folder: Path, main: Callable[..., Any], config: Any) -> str:
+async def _refused(main: Callable[..., Any], config: Any) -> str:
     async with LocalTinker() as local:
         use(local)
         async with Supervisor(policy(), journal=None) as supervisor:
@@ -264,12 +262,10 @@ async def test_what_it_does_not_know_is_refused_before_anything_starts(tmp_path:
     async def main(config: Any) -> None:
         del config
 
-    assert "no recipe" in await _refused(tmp_path, main, supervised(tmp_path))
-    assert "num_substeps=2" in await _refused(
-        tmp_path, rl_train.main, rl(tmp_path, num_substeps=2)
-    )
+    assert "no recipe" in await _refused(main, supervised(tmp_path))
+    assert "num_substeps=2" in await _refused(rl_train.main, rl(tmp_path, num_substeps=2))
     (tmp_path / "checkpoints.jsonl").write_text('{"name": "1", "state_path": "tinker://a/b/c"}\n')
-    said = await _refused(tmp_path, sl_train.main, supervised(tmp_path))
+    said = await _refused(sl_train.main, supervised(tmp_path))
     assert "not supervised" in said
     assert (tmp_path / "checkpoints.jsonl").exists()
 
@@ -278,4 +274,3 @@ async def test_a_main_outside_a_supervisor_is_left_as_it_was(tmp_path: Path) -> 
     before = vars(sl_train)["tinker"]
     await trained(tmp_path)
     assert vars(sl_train)["tinker"] is before
-    del datum, dpo, functools, train_dpo, MODEL

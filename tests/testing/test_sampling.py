@@ -389,3 +389,18 @@ async def test_sparse_targets_that_do_not_fit_a_prompt_are_refused() -> None:
             )
             with pytest.raises(tinker.BadRequestError, match="target_prompt_logprobs"):
                 await sampler.sample(PROMPT, 1, params(), target_prompt_logprobs=wrong)
+
+
+async def test_requests_without_a_seed_are_repeatable_where_the_server_has_one() -> None:
+    """Each of a group of the same prompt is another, and another server gives the same."""
+    drawn = []
+    for _ in range(2):
+        async with LocalTinker(sampling_seed=3) as local:
+            service = local.service()
+            sampler = await service.create_sampling_client(base_model=MODEL)
+            params = types.SamplingParams(max_tokens=8)
+            replies = [await sampler.sample(PROMPT, 1, params) for _ in range(3)]
+            drawn.append([tuple(reply.sequences[0].tokens) for reply in replies])
+            await service.close("success")
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 3

@@ -1,4 +1,4 @@
-"""``tinker-recovery cookbook``: run a recipe of the tinker-cookbook, unchanged, under supervision."""
+"""``tinker-recovery cookbook``: run a recipe of the tinker-cookbook, unchanged."""
 
 from __future__ import annotations
 

@@ -73,6 +73,12 @@ def check_config(recipe: Recipe, config: Any) -> None:
             f"which {recipe.module} of tinker-cookbook {TRIED_WITH} has: this version of the "
             "cookbook is not known"
         )
+    updates = recipe.updates(config)
+    if updates != 1:
+        raise UsageError(
+            f"num_substeps={updates} is not allowed under supervision yet: 1, so that no "
+            "checkpoint lies inside an iteration"
+        )
     log_path = str(config.log_path)
     if "://" in log_path:
         raise UsageError(f"log_path={log_path!r} is not allowed under supervision: a local folder")

@@ -22,7 +22,6 @@ from tinker_recovery.cookbook.recipes import (
     module_of,
     recipe_of,
 )
-from tinker_recovery.errors import UsageError
 from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.blocking import in_worker_thread, is_async, run_blocking
 from tinker_recovery.run.options import StartOptions
@@ -61,7 +60,7 @@ async def run_cookbook(
     outcome: list[Any] = []
     an_epoch: int | None = None
     with seated(module):
-        async for attempt in supervisor.attempts(**_start(recipe, config, run, seed)):
+        async for attempt in supervisor.attempts(**_start(config, run, seed)):
             async with attempt:
                 if recipe.position == "epoch" and an_epoch is None and attempt.start_step:
                     an_epoch = await anyio.to_thread.run_sync(batches, config)
@@ -83,14 +82,8 @@ async def run_cookbook(
     return outcome[0]
 
 
-def _start(recipe: Recipe, config: Any, run: str, seed: int | None) -> StartOptions:
+def _start(config: Any, run: str, seed: int | None) -> StartOptions:
     start: dict[str, Any] = {"name": run}
-    updates = recipe.updates(config)
-    if updates != 1:
-        raise UsageError(
-            f"num_substeps={updates} is not allowed under supervision yet: 1, so that no "
-            "checkpoint lies inside an iteration"
-        )
     # As the recipe would: its own checks of a checkpoint look for it.
     renderer = getattr(config, "renderer_name", None)
     metadata = {"renderer_name": renderer} if renderer else {}

@@ -73,6 +73,7 @@ class _Plain(TypedDict, total=False):
     created_jitter_s: float
     listing_delay_s: float
     flags: Mapping[str, object]
+    sampling_seed: int | None
 
 
 class Options(_Plain, total=False):
@@ -116,6 +117,9 @@ class Options(_Plain, total=False):
             ``ClientConfigResponse`` and ``ClientDynamicConfigResponse``:
             ``sample_use_retrieve_futures``, ``sample_cancel_enabled`` or
             ``sample_join_sampling_session``, for example. What is not named is as the SDK has it.
+        sampling_seed: The seed of a sampler's first request for a prompt that gives no seed, and
+            one more for each after it, so that a loop that samples can be compared with another.
+            None for seeds drawn at random, as the hosted service does even where one is given.
     """
 
     dialect: Dialect
@@ -197,6 +201,7 @@ class ServerOptions:
     created_jitter_s: float = 0.0
     listing_delay_s: float = 0.0
     flags: Mapping[str, object] = field(default_factory=dict)
+    sampling_seed: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("restart", get_args(Restart)), ("metadata", get_args(Metadata))):

@@ -14,6 +14,7 @@ from tinker_recovery.testing._model import VOCABULARY, Ints
 from tinker_recovery.testing._options import ServerOptions
 from tinker_recovery.testing._rest_routes import check_ttl, kept_metadata
 from tinker_recovery.testing._runs import ServiceError, ServiceRun, session_of
+from tinker_recovery.testing._samplers import Sampler
 from tinker_recovery.testing._sampling import (
     MOST_TOKENS,
     Drawing,
@@ -108,7 +109,7 @@ class SamplerRoutes:
         prompt, drawing = _read_prompt(body["prompt"]), _read_drawing(body["sampling_params"])
         _check(body, prompt)
         seed = body["sampling_params"].get("seed")
-        seed = secrets.randbits(62) if seed is None else int(seed)
+        seed = self._seed(sampler, prompt) if seed is None else int(seed)
         seq_id = int(body["seq_id"])
 
         def execute() -> bytes:
@@ -137,6 +138,15 @@ class SamplerRoutes:
         self._state.sessions.check_not_ended(session)
         found = finished.completions[cursor:]
         return JSONResponse({"completions": found, "cursor": cursor + len(found)})
+
+    def _seed(self, sampler: Sampler, prompt: Ints) -> int:
+        """The seed of a request that has none."""
+        seed = self._options.sampling_seed
+        if seed is None:
+            return secrets.randbits(62)
+        asked: bytes = prompt.tobytes()
+        sampler.turns[asked] += 1
+        return seed + sampler.turns[asked] - 1
 
 
 def _read_prompt(prompt: dict[str, Any]) -> Ints:

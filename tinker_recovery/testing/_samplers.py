@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -56,6 +57,7 @@ class Sampler:
         model_path: The checkpoint that it samples from, if any.
         weights: What it samples from.
         clients: How many clients have joined it besides the first.
+        turns: How many requests without a seed it has had, by prompt.
     """
 
     sampler_id: str
@@ -63,6 +65,7 @@ class Sampler:
     model_path: str | None
     weights: Weights
     clients: int = 0
+    turns: Counter[bytes] = field(default_factory=Counter)
     _finished: dict[int, Finished] = field(default_factory=dict)
 
     def finished(self, client: int) -> Finished:
