@@ -6,21 +6,45 @@ at construction with a ``pydantic.ValidationError`` naming the field, the value 
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from tinker import types
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _whole(value: object) -> object:
+    # numpy's whole numbers count as such; True, which Python would count with, does not.
+    if isinstance(value, bool):
+        return value
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # what has none is refused below
+    except TypeError:
+        return value
+
+
+Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
+"""A whole number: neither true or false, nor text, nor a float."""
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""A finite number: neither true or false, nor text."""
+
+Switch = Annotated[bool, Field(strict=True)]
+"""True or False: neither a number nor text."""
+
+Seconds = Annotated[Number, Field(gt=0)]
 """A duration in seconds: finite and above zero."""
 
 Callback = Callable[..., object]
@@ -34,6 +58,23 @@ CREATE_TIMEOUT_S = 1200.0
 
 CANARY_TOKENS = 4096
 """The most tokens a canary may have: it is asked often, so it has to be cheap."""
+
+Strategy = Literal["steps", "epoch", "best", "last", "all", "auto"]
+_DELETING: tuple[Strategy, ...] = ("steps", "epoch", "best", "last", "auto")
+_USED_BY: dict[str, tuple[Strategy, ...]] = {
+    "save_every": ("steps", "epoch", "last", "all"),
+    "keep_last": ("steps", "epoch", "best", "auto"),
+    "keep_best": _DELETING,
+    "keep_every": _DELETING,
+    "keep_if": _DELETING,
+    "save_best": _DELETING,
+    "delete_user_saves": _DELETING,
+    "max_deletes_per_s": _DELETING,
+    "auto_mtbf_s": ("auto",),
+    "auto_min_steps": ("auto",),
+    "auto_max_steps": ("auto",),
+}
+"""The strategies that use a setting; what is not named here is used by all of them."""
 
 _CHECKPOINT_STRATEGY = re.compile(r"latest|best|step:[0-9]+|tinker://[^/\s]+/weights/[^/\s]+")
 
@@ -58,13 +99,13 @@ class CheckpointPolicy(_Frozen):
         strategy: ``"steps"``: save every ``save_every`` optimizer steps. ``"epoch"``: every
             ``save_every`` epochs, as the loop reports them. ``"best"``: whenever ``best_metric``
             is better than in every save so far. ``"last"``: as ``"steps"``, and keep only the
-            newest, whatever ``keep_last`` is (and the best, with ``save_best``). ``"all"``: as
+            newest (and the best, with ``save_best``). ``"all"``: as
             ``"steps"``, and delete nothing. ``"auto"``: at the interval that wastes the least time
             given the measured cost of saves and rate of failures (Young 1974, Daly 2006). Until an
-            epoch has ended or the metric was reported, ``"epoch"`` and ``"best"`` save as
-            ``"steps"``, every 100 and every ``save_every`` steps, and say so once.
+            epoch has ended or the metric was reported, ``"epoch"`` and ``"best"`` save every 100
+            steps, and say so once. What a strategy does not use is refused if it is set.
         save_every: Optimizer steps (or epochs) between two checkpoints, counted from the run's
-            step 0. With ``"epoch"`` the default is 1.
+            step 0. With ``"epoch"`` the default is 1. Not with ``"best"`` or ``"auto"``.
         save_every_s: Also save when this many seconds have passed since the last save, or None.
         save_at_steps: Also save at these steps.
         save_at_start: Also save before the loop's first request: starting over then means going
@@ -100,28 +141,28 @@ class CheckpointPolicy(_Frozen):
         push_to_hub: The service has no such call, so only False is allowed.
     """
 
-    strategy: Literal["steps", "epoch", "best", "last", "all", "auto"] = "steps"
-    save_every: Annotated[int, Field(ge=1)] = 100
+    strategy: Strategy = "steps"
+    save_every: Annotated[Whole, Field(ge=1)] = 100
     save_every_s: Seconds | None = None
-    save_at_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    save_at_start: bool = True
-    save_at_end: bool = True
+    save_at_steps: tuple[Annotated[Whole, Field(ge=1)], ...] = ()
+    save_at_start: Switch = True
+    save_at_end: Switch = True
     save_on_stop_s: Seconds | None = 30.0
     on_save_failure: Literal["continue", "stop"] = "continue"
-    keep_last: Annotated[int, Field(ge=0)] = 5
-    keep_best: Annotated[int, Field(ge=1)] = 1
-    keep_every: Annotated[int, Field(ge=1)] | None = None
+    keep_last: Annotated[Whole, Field(ge=0)] = 5
+    keep_best: Annotated[Whole, Field(ge=1)] = 1
+    keep_every: Annotated[Whole, Field(ge=1)] | None = None
     keep_if: Callable[[Any], bool] | None = None
-    save_best: bool = True
+    save_best: Switch = True
     best_metric: Annotated[str, Field(min_length=1)] = "loss"
     best_mode: Literal["min", "max"] = "min"
-    ttl_s: Annotated[float, Field(ge=3600, le=10 * 365 * 86_400)] | None = None
-    verify_deep: bool = False
-    delete_user_saves: bool = False
-    max_deletes_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    ttl_s: Annotated[Number, Field(ge=3600, le=10 * 365 * 86_400)] | None = None
+    verify_deep: Switch = False
+    delete_user_saves: Switch = False
+    max_deletes_per_s: Annotated[Number, Field(gt=0)] = 2.0
     auto_mtbf_s: Seconds = 12 * 3600.0
-    auto_min_steps: Annotated[int, Field(ge=1)] = 1
-    auto_max_steps: Annotated[int, Field(ge=1)] = 10_000
+    auto_min_steps: Annotated[Whole, Field(ge=1)] = 1
+    auto_max_steps: Annotated[Whole, Field(ge=1)] = 10_000
     format: Literal["safetensors"] = "safetensors"
     push_to_hub: Literal[False] = False
 
@@ -133,6 +174,31 @@ class CheckpointPolicy(_Frozen):
             return {"save_every": 1, **given}
         return given
 
+    @property
+    def _unused(self) -> dict[str, str]:
+        """The settings that have no effect, each with what to do instead of setting it."""
+        unused = {
+            name: f"with strategy={self.strategy!r}: omit it, or use strategy="
+            + " or ".join(map(repr, strategies))
+            for name, strategies in _USED_BY.items()
+            if self.strategy not in strategies
+        }
+        if not self.save_best:
+            unused.setdefault("keep_best", "with save_best=False: omit one of the two")
+        return unused
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        for name, instead in self._unused.items():
+            if name in self.model_fields_set:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect {instead}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What is written can be read back: there, everything counts as set.
+        return {name: value for name, value in write(self).items() if name not in self._unused}
+
     @model_validator(mode="after")
     def _something_is_kept(self) -> Self:
         others = (self.keep_every, self.keep_if)
@@ -140,11 +206,6 @@ class CheckpointPolicy(_Frozen):
             raise ValueError(
                 "keep_last=0 with save_best=False and no keep_every or keep_if would keep nothing: "
                 "set one of them"
-            )
-        if self.keep_last == 0 and self.strategy == "last":
-            raise ValueError(
-                "keep_last=0 contradicts strategy='last', which keeps the newest: omit it, or use "
-                "strategy='steps'"
             )
         return self
 
@@ -237,34 +298,34 @@ class RecoveryPolicy(_Frozen):
             and for an async callback.
     """
 
-    enabled: bool = False
-    max_attempts: Annotated[int, Field(ge=1)] = 3
-    backoff_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
-    max_backoff_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    enabled: Switch = False
+    max_attempts: Annotated[Whole, Field(ge=1)] = 3
+    backoff_s: Annotated[Number, Field(ge=0)] = 5.0
+    max_backoff_s: Annotated[Number, Field(ge=0)] = 60.0
     backoff_type: Literal["exponential", "linear", "constant"] = "exponential"
     max_wait_s: Seconds = 86_400.0
-    backoff_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1
-    max_concurrent_recoveries: Annotated[int, Field(ge=1)] = 8
+    backoff_jitter: Annotated[Number, Field(ge=0, le=1)] = 0.1
+    max_concurrent_recoveries: Annotated[Whole, Field(ge=1)] = 8
     retryable_errors: tuple[Retryable, ...] = ()
     poll_interval_s: Seconds = 30.0
     stall_after_s: Seconds | None = 900.0
     stall_warn_after_s: Seconds | None = None
-    guard_loss: bool = False
+    guard_loss: Switch = False
     on_repeated_fault: Literal["retry", "skip_step"] = "retry"
     on_skip: Callback | None = None
     canary: tuple[InstanceOf[types.Datum], ...] | Literal["auto"] | None = Field(
         default="auto", repr=False
     )
-    canary_tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    canary_tolerance: Annotated[Number, Field(ge=0)] = 1e-4
     on_outage: Literal["recover", "warn"] = "recover"
     checkpoint_strategy: str = "latest"
-    restore_optimizer: bool = True
-    verify_optimizer: bool = False
+    restore_optimizer: Switch = True
+    verify_optimizer: Switch = False
     on_recovery: Callback | None = None
     on_failure: Callback | None = None
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     create_timeout_s: Seconds = CREATE_TIMEOUT_S
-    standby_session: bool = False
+    standby_session: Switch = False
     status_timeout_s: Seconds = 10.0
     close_timeout_s: Seconds = 10.0
 

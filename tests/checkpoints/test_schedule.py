@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +13,13 @@ from made import record
 from tinker_recovery import CheckpointPolicy, UsageError
 from tinker_recovery.checkpoints import Evidence, SaveLedger, Schedule, retention_of, schedule_of
 from tinker_recovery.checkpoints.interval import AutoInterval, young_daly_s
-from tinker_recovery.checkpoints.retention import Candidate, KeepAll
+from tinker_recovery.checkpoints.retention import (
+    Candidate,
+    KeepAll,
+    KeepBest,
+    KeepEvery,
+    KeepLast,
+)
 from tinker_recovery.checkpoints.schedule import (
     AnyOf,
     AtEnd,
@@ -387,3 +395,40 @@ def test_saving_at_every_step_begins_with_the_first() -> None:
             saved.append(step)
         assert not ledger.ask(schedule, step=step, now_s=float(step)).due, "once is enough"
     assert saved == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        (EverySteps, {"n": True}, "n=True"),
+        (EverySteps, {"n": 1.5}, "n=1.5"),
+        (EverySteps, {"n": "3"}, "n='3'"),
+        (EverySteps, {"n": 0}, "n=0"),
+        (EveryEpochs, {"n": 0.5}, "n=0.5"),
+        (EverySeconds, {"seconds": True}, "seconds=True"),
+        (EverySeconds, {"seconds": "1"}, "seconds='1'"),
+        (EverySeconds, {"seconds": math.nan}, "seconds=nan"),
+        (AtSteps, {"steps": [-3]}, "steps=-3"),
+        (AtSteps, {"steps": [5, 0]}, "steps=0"),
+        (AtSteps, {"steps": [True]}, "steps=True"),
+        (AtSteps, {"steps": [2.5]}, "steps=2.5"),
+        (AtSteps, {"steps": 5}, "steps=5"),
+        (OnImprovement, {"metric": "loss", "mode": "least"}, "mode='least'"),
+        (OnImprovement, {"metric": ""}, "metric=''"),
+        (Meanwhile, {"schedule": EveryEpochs(), "n": 0}, "n=0"),
+        (AutoInterval, {"min_steps": 1.5}, "min_steps=1.5"),
+        (AutoInterval, {"max_steps": True}, "max_steps=True"),
+        (AutoInterval, {"prior_save_s": -1}, "prior_save_s=-1"),
+        (KeepLast, {"n": True}, "keep_last=True"),
+        (KeepLast, {"n": 2.0}, "keep_last=2.0"),
+        (KeepEvery, {"n": "5"}, "keep_every='5'"),
+        (KeepBest, {"n": True}, "keep_best=True"),
+        (KeepBest, {"mode": "biggest"}, "mode='biggest'"),
+        (KeepBest, {"metric": ""}, "metric=''"),
+    ],
+)
+def test_a_schedule_or_rule_that_cannot_work_is_refused_with_the_field_and_its_value(
+    kind: Callable[..., object], given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        kind(**given)

@@ -156,7 +156,7 @@ def keeps(record: CheckpointRecord) -> bool:
 
 
 saving = CheckpointPolicy(
-    strategy="auto", save_every=20, save_at_steps=(1, 2), keep_if=keeps, best_mode="max"
+    strategy="steps", save_every=20, save_at_steps=(1, 2), keep_if=keeps, best_mode="max"
 )
 policy = RecoveryPolicy(
     enabled=True,

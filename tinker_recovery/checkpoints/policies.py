@@ -29,6 +29,9 @@ from tinker_recovery.checkpoints.schedule import (
 )
 from tinker_recovery.policy import CheckpointPolicy
 
+_MEANWHILE_STEPS: int = CheckpointPolicy.model_fields["save_every"].default
+"""Steps between two saves for as long as a strategy has nothing to decide by."""
+
 
 def schedule_of(policy: CheckpointPolicy) -> Schedule:
     """When this policy saves."""
@@ -47,12 +50,10 @@ def _of_strategy(policy: CheckpointPolicy) -> Schedule:
         case "steps" | "last" | "all":
             return EverySteps(policy.save_every)
         case "epoch":
-            # Here `save_every` counts epochs; until there are any, the default number of steps.
-            steps = CheckpointPolicy.model_fields["save_every"].default
-            return Meanwhile(EveryEpochs(policy.save_every), steps)
+            return Meanwhile(EveryEpochs(policy.save_every), _MEANWHILE_STEPS)
         case "best":
             improvement = OnImprovement(policy.best_metric, policy.best_mode)
-            return Meanwhile(improvement, policy.save_every, policy.best_metric)
+            return Meanwhile(improvement, _MEANWHILE_STEPS, policy.best_metric)
         case "auto":
             return AutoInterval(
                 prior_mtbf_s=policy.auto_mtbf_s,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tinker_recovery.checkpoints.record import CheckpointRecord
-from tinker_recovery.checkpoints.schedule import Mode
+from tinker_recovery.checkpoints.schedule import Mode, check_metric
 from tinker_recovery.errors import UsageError
 
 
@@ -43,11 +43,11 @@ class Retention(Protocol):
         ...
 
 
-def _at_least_one(name: str, n: int) -> None:
-    if n < 1:
+def _at_least_one(name: str, n: object) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise UsageError(
-            f"{name}={n}: it has to be at least 1; to keep nothing by this rule, leave it out and "
-            "use another one"
+            f"{name}={n!r}: it has to be a whole number, 1 or more; to keep nothing by this "
+            "rule, leave it out and use another one"
         )
 
 
@@ -101,6 +101,7 @@ class KeepBest:
 
     def __post_init__(self) -> None:
         _at_least_one("keep_best", self.n)
+        check_metric(self.metric, self.mode)
 
     def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""

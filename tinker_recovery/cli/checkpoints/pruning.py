@@ -97,8 +97,7 @@ def prune(  # noqa: PLR0913 - its options
         policy = CheckpointPolicy.model_validate(
             {
                 "keep_last": keep_last,
-                "save_best": keep_best > 0,
-                "keep_best": max(1, keep_best),
+                **({"keep_best": keep_best} if keep_best else {"save_best": False}),
                 "best_metric": best_metric,
                 "best_mode": best_mode,
                 "keep_every": keep_every,
