@@ -16,7 +16,7 @@ from tinker_recovery.policy import CANARY_TOKENS
 
 def test_the_defaults_are_the_ones_the_design_names() -> None:
     policy = RecoveryPolicy()
-    assert policy.enabled is False
+    assert policy.enabled is True
     assert (policy.max_attempts, policy.backoff_s, policy.max_backoff_s) == (3, 5.0, 60.0)
     assert (policy.poll_interval_s, policy.checkpoint_strategy) == (30.0, "latest")
     assert policy.restore_optimizer is True

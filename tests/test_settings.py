@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinker_recovery import CheckpointPolicy, RecoveryPolicy, policy_from_settings
+from tinker_recovery import CheckpointPolicy, RecoveryPolicy, Supervisor, policy_from_settings
 from tinker_recovery.errors import UsageError
 from tinker_recovery.policy_settings import SETTINGS, Resolved, Table, find_table, resolve
 
@@ -267,6 +267,11 @@ def test_a_script_gets_a_policy_of_the_settings_and_its_own_word_comes_first(
     whole = CheckpointPolicy(keep_last=3)
     assert policy_from_settings(checkpoints=whole).checkpoints == whole
     assert RecoveryPolicy().max_attempts == 3
+    assert Supervisor().policy == policy_from_settings()
+    assert Supervisor(RecoveryPolicy()).policy == RecoveryPolicy()
+    monkeypatch.setenv("TINKER_RECOVERY_MAX_ATTEMPTS", "many")
+    with pytest.raises(UsageError, match="max_attempts='many', from variable"):
+        Supervisor()
     twice: dict[str, Any] = {"checkpoints": whole, "checkpoints.keep_last": 1}
     with pytest.raises(UsageError, match="given twice"):
         policy_from_settings(**twice)

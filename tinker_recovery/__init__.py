@@ -4,7 +4,7 @@
 
     from tinker_recovery import CheckpointPolicy, RecoveryPolicy, Supervisor
 
-    policy = RecoveryPolicy(enabled=True, checkpoints=CheckpointPolicy(save_every=20))
+    policy = RecoveryPolicy(checkpoints=CheckpointPolicy(save_every=20))
     async with Supervisor(policy) as supervisor:
         async for attempt in supervisor.attempts(base_model="Qwen/Qwen3-8B", rank=32):
             async with attempt:

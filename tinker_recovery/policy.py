@@ -223,7 +223,8 @@ class RecoveryPolicy(_Frozen):
     """How a run is recovered from faults.
 
     Attributes:
-        enabled: False observes and reports, and recovers nothing.
+        enabled: Whether to recover: entering a Supervisor is the wish to. False observes and
+            reports, and recovers nothing.
         max_attempts: Recoveries to try before giving up. The count restarts once a checkpoint newer
             than the one recovered from has been saved.
         backoff_s: Seconds before the second attempt; grows with each further one. The first
@@ -298,7 +299,7 @@ class RecoveryPolicy(_Frozen):
             and for an async callback.
     """
 
-    enabled: Switch = False
+    enabled: Switch = True
     max_attempts: Annotated[Whole, Field(ge=1)] = 3
     backoff_s: Annotated[Number, Field(ge=0)] = 5.0
     max_backoff_s: Annotated[Number, Field(ge=0)] = 60.0

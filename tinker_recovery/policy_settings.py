@@ -363,13 +363,14 @@ def policy_from_settings(*, config: Path | str | None = None, **overrides: Any) 
 
     ::
 
-        policy = policy_from_settings(enabled=True, on_recovery=tell)
+        policy = policy_from_settings(on_recovery=tell)
         async with Supervisor(policy) as supervisor: ...
 
     Each field is looked for in ``overrides``, then in the variables ``TINKER_RECOVERY_*``, then in
     ``[tool.tinker_recovery]`` of the nearest ``pyproject.toml`` (or in the file that
     ``TINKER_RECOVERY_CONFIG`` names), and has its default otherwise. ``tinker-recovery config
-    show`` shows the result. ``RecoveryPolicy()`` itself reads none of it.
+    show`` shows the result. ``Supervisor()`` without a policy takes this one; ``RecoveryPolicy()``
+    itself reads none of it.
 
     Args:
         config: The TOML file to read, whatever the environment says.

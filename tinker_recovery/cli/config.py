@@ -47,7 +47,7 @@ def show(*, config: Path | None, given: tuple[str, ...], as_json: bool) -> None:
 
     The first of these wins. "none" turns off a setting that allows it; a list is 10,20 or, in a
     file, [10, 20]. In a program, policy_from_settings() makes a policy of them, and its arguments
-    come before all; RecoveryPolicy() reads none of them.
+    come before all. Supervisor() without a policy takes it; RecoveryPolicy() reads none of them.
 
     Exit status: 0; 2 for a wrong option, an unknown setting, or a value that is not allowed.
     """
