@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     InstanceOf,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -58,6 +59,25 @@ CREATE_TIMEOUT_S = 1200.0
 
 CANARY_TOKENS = 4096
 """The most tokens a canary may have: it is asked often, so it has to be cheap."""
+
+
+@runtime_checkable
+class Decides(Protocol):
+    """What decides when to save: :class:`~tinker_recovery.checkpoints.Schedule`."""
+
+    def decide(self, moment: Any, /) -> Any:
+        """A :class:`~tinker_recovery.checkpoints.Decision`."""
+        ...
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """What decides what to keep: :class:`~tinker_recovery.checkpoints.Retention`."""
+
+    def keep(self, newest_first: Any, /) -> Any:
+        """The paths to keep, each with its reason."""
+        ...
+
 
 Strategy = Literal["steps", "epoch", "best", "last", "all", "auto"]
 _DELETING: tuple[Strategy, ...] = ("steps", "epoch", "best", "last", "auto")
@@ -104,6 +124,11 @@ class CheckpointPolicy(_Frozen):
             given the measured cost of saves and rate of failures (Young 1974, Daly 2006). Until an
             epoch has ended or the metric was reported, ``"epoch"`` and ``"best"`` save every 100
             steps, and say so once. What a strategy does not use is refused if it is set.
+        schedule: Instead of the strategy's interval: any object with ``decide(moment)``, such as
+            ``AnyOf(EverySteps(20), EveryEpochs(1))`` of :mod:`tinker_recovery.checkpoints`; see
+            :class:`~tinker_recovery.checkpoints.Schedule`. Asked behind each optimizer step, in the
+            thread that submits it, so it has to be quick. Where it fails, a warning says so once,
+            and every 100 steps are saved.
         save_every: Optimizer steps (or epochs) between two checkpoints, counted from the run's
             step 0. With ``"epoch"`` the default is 1. Not with ``"best"`` or ``"auto"``.
         save_every_s: Also save when this many seconds have passed since the last save, or None.
@@ -117,9 +142,13 @@ class CheckpointPolicy(_Frozen):
         on_save_failure: What to do if saving keeps failing. ``"continue"``: train on, try again at
             each step, and say at growing intervals what is at stake. ``"stop"``: end the run with
             the error of the third failed save in a row.
+        retention: Instead of the rules below: any object with ``keep(newest_first)``, such as
+            ``KeepAny(KeepLast(3), KeepEvery(1000))``; see
+            :class:`~tinker_recovery.checkpoints.Retention`. While it fails, nothing is deleted.
         keep_last: How many of the newest checkpoints to keep. 0 requires another rule that keeps.
         keep_best: How many of the best to keep, with ``save_best``.
-        keep_every: Keep checkpoints at a multiple of this many steps for ever, or None.
+        keep_every: Keep the first checkpoint at or after each multiple of this many steps for ever,
+            or None.
         keep_if: Also keep those for which this function of a
             :class:`~tinker_recovery.CheckpointRecord` is true. While it raises, nothing is deleted.
         save_best: Whether to keep the best of the saved checkpoints. It causes no additional save:
@@ -142,6 +171,7 @@ class CheckpointPolicy(_Frozen):
     """
 
     strategy: Strategy = "steps"
+    schedule: InstanceOf[Decides] | None = None
     save_every: Annotated[Whole, Field(ge=1)] = 100
     save_every_s: Seconds | None = None
     save_at_steps: tuple[Annotated[Whole, Field(ge=1)], ...] = ()
@@ -149,6 +179,7 @@ class CheckpointPolicy(_Frozen):
     save_at_end: Switch = True
     save_on_stop_s: Seconds | None = 30.0
     on_save_failure: Literal["continue", "stop"] = "continue"
+    retention: InstanceOf[Keeps] | None = None
     keep_last: Annotated[Whole, Field(ge=0)] = 5
     keep_best: Annotated[Whole, Field(ge=1)] = 1
     keep_every: Annotated[Whole, Field(ge=1)] | None = None
@@ -183,6 +214,16 @@ class CheckpointPolicy(_Frozen):
             for name, strategies in _USED_BY.items()
             if self.strategy not in strategies
         }
+        if self.schedule is not None:
+            for name in ("save_every", "auto_mtbf_s", "auto_min_steps", "auto_max_steps"):
+                unused[name] = "with schedule=: omit one of the two"
+        if self.retention is not None:
+            for name in ("keep_last", "keep_best", "keep_every", "keep_if", "save_best"):
+                unused[name] = "with retention=: omit one of the two"
+        if self.schedule is not None and self.strategy not in ("last", "all"):
+            unused["strategy"] = "with schedule=: omit one of the two"
+        elif self.retention is not None and self.strategy in ("last", "all"):
+            unused["strategy"] = "with retention=: omit one of the two"
         if not self.save_best:
             unused.setdefault("keep_best", "with save_best=False: omit one of the two")
         return unused
@@ -198,6 +239,21 @@ class CheckpointPolicy(_Frozen):
     def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # What is written can be read back: there, everything counts as set.
         return {name: value for name, value in write(self).items() if name not in self._unused}
+
+    @field_validator("schedule", "retention", mode="before")
+    @classmethod
+    def _decides_or_keeps(cls, value: object, info: ValidationInfo) -> object:
+        method, given = {
+            "schedule": ("decide", "moment"),
+            "retention": ("keep", "newest_first"),
+        }[str(info.field_name)]
+        if isinstance(value, type) and hasattr(value, method):
+            raise ValueError(f"{info.field_name}={value!r} is a class: make one of it")
+        if value is not None and not callable(getattr(value, method, None)):
+            raise ValueError(
+                f"{info.field_name}={value!r} is not allowed: an object with {method}({given})"
+            )
+        return value
 
     @model_validator(mode="after")
     def _something_is_kept(self) -> Self:

@@ -54,7 +54,16 @@ _NO_SETTINGS = frozenset(
 """Variables of ours that are not about the policy."""
 
 _ONLY_IN_PYTHON = frozenset(
-    {"retryable_errors", "on_skip", "on_recovery", "on_failure", "canary", "checkpoints.keep_if"}
+    {
+        "retryable_errors",
+        "on_skip",
+        "on_recovery",
+        "on_failure",
+        "canary",
+        "checkpoints.schedule",
+        "checkpoints.retention",
+        "checkpoints.keep_if",
+    }
 )
 _TABLE = "checkpoints"
 _PYPROJECT = "pyproject.toml"

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 
 from tinker_recovery import CheckpointPolicy, RecoveryPolicy, policy_from_settings
 from tinker_recovery.checkpoints import (
+    EverySteps,
     Evidence,
+    KeepLast,
     SaveLedger,
     Situation,
     plan_deletions,
@@ -19,6 +21,8 @@ from tinker_recovery.checkpoints import (
     schedule_of,
 )
 
+OWN = EverySteps(3)
+RULE = KeepLast(3)
 STRATEGIES = ["steps", "epoch", "best", "last", "all", "auto"]
 
 
@@ -66,6 +70,12 @@ def test_a_policy_that_cannot_work_is_refused_with_what_is_allowed(
         ({"strategy": "last", "keep_last": 3}, "keep_last=3 has no effect with strategy='last'"),
         ({"auto_min_steps": 3}, "auto_min_steps=3 has no effect with strategy='steps'"),
         ({"strategy": "epoch", "auto_mtbf_s": 60.0}, "auto_mtbf_s=60.0 has no effect"),
+        ({"schedule": OWN, "save_every": 3}, "save_every=3 has no effect with schedule="),
+        ({"schedule": OWN, "strategy": "best"}, "strategy='best' has no effect with schedule="),
+        ({"schedule": OWN, "auto_max_steps": 9}, "auto_max_steps=9 has no effect"),
+        ({"retention": RULE, "keep_last": 3}, "keep_last=3 has no effect with retention="),
+        ({"retention": RULE, "save_best": True}, "save_best=True has no effect"),
+        ({"retention": RULE, "strategy": "all"}, "strategy='all' has no effect with retention="),
         ({"save_best": False, "keep_best": 3}, "keep_best=3 has no effect with save_best=False"),
     ],
 )
@@ -87,6 +97,29 @@ def test_every_policy_can_be_written_and_read_back(strategy: str) -> None:
         assert RecoveryPolicy.model_validate(whole.model_dump()) == whole
         assert RecoveryPolicy.model_validate_json(whole.model_dump_json()) == whole
         assert policy_from_settings(checkpoints=policy).checkpoints == policy
+
+
+def test_a_policy_may_have_its_own_schedule_and_rules() -> None:
+    policy = CheckpointPolicy(schedule=OWN, retention=RULE)
+    assert (policy.schedule, policy.retention) == (OWN, RULE)
+    assert policy_from_settings(checkpoints=policy).checkpoints == policy
+    assert CheckpointPolicy(schedule=OWN, strategy="last").strategy == "last"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"schedule": 5}, "schedule=5 is not allowed: an object with decide(moment)"),
+        ({"schedule": "steps"}, "schedule='steps'"),
+        ({"schedule": EverySteps}, "is a class: make one"),
+        ({"retention": KeepLast}, "is a class: make one"),
+        ({"retention": OWN}, "an object with keep(newest_first)"),
+    ],
+)
+def test_what_is_no_schedule_or_rule_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CheckpointPolicy.model_validate(given)
+    assert said in str(caught.value)
 
 
 def test_nothing_else_has_to_be_kept_where_another_rule_keeps() -> None:

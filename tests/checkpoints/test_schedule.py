@@ -24,6 +24,7 @@ from tinker_recovery.checkpoints.schedule import (
     AnyOf,
     AtEnd,
     AtSteps,
+    Decision,
     EveryEpochs,
     EverySeconds,
     EverySteps,
@@ -395,6 +396,52 @@ def test_saving_at_every_step_begins_with_the_first() -> None:
             saved.append(step)
         assert not ledger.ask(schedule, step=step, now_s=float(step)).due, "once is enough"
     assert saved == [1, 2, 3]
+
+
+class _Broken:
+    def __init__(self, answer: object) -> None:
+        self._answer = answer
+
+    def decide(self, _: Moment) -> Any:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("no idea"), True, None])
+def test_a_schedule_of_the_users_that_fails_never_ends_a_loop_and_saves_by_steps_meanwhile(
+    answer: object,
+) -> None:
+    schedule = schedule_of(CheckpointPolicy(schedule=_Broken(answer), save_at_end=False))
+    assert not schedule.decide(Moment(99, 0.0)).due
+    decision = schedule.decide(Moment(100, 0.0))
+    assert (decision.due, decision.stands_in) == (True, True)
+    assert "_Broken" in decision.reason
+    assert ("no idea" if isinstance(answer, Exception) else repr(answer)) in decision.reason
+
+
+def test_a_schedule_of_the_users_saves_no_step_twice() -> None:
+    schedule = schedule_of(CheckpointPolicy(schedule=_Broken(Decision(due=True, reason="always"))))
+    assert schedule.decide(Moment(3, 0.0, last_step=2)).due
+    assert not schedule.decide(Moment(3, 0.0, last_step=3)).due
+
+
+def test_an_own_schedule_takes_the_strategys_place_and_the_rest_stays() -> None:
+    own = AnyOf(EverySteps(3), EveryEpochs(1))
+    policy = CheckpointPolicy(schedule=own, save_every_s=60.0, save_at_steps=(7,))
+    schedule = schedule_of(policy)
+    due = [step for step in range(1, 10) if schedule.decide(Moment(step, 0, step - 1)).due]
+    assert due == [3, 6, 7, 9]
+    assert schedule.decide(Moment(4, 61.0, 3)).due
+    assert schedule.decide(Moment(4, 0.0, 3, epoch=1)).due
+    assert schedule.decide(Moment(4, 0.0, 3, end=True)).due
+
+
+def test_own_rules_take_the_place_of_the_policys_and_pins_stay() -> None:
+    held = [Candidate(record(step)) for step in (6, 5, 4, 3, 2, 1)]
+    policy = CheckpointPolicy(retention=KeepEvery(2))
+    kept = retention_of(policy, pinned=["tinker://a/weights/1"]).keep(held)
+    assert [each.record.step for each in held if each.record.path in kept] == [6, 4, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,10 @@ def best_first(
 
 @dataclass(frozen=True, slots=True)
 class KeepEvery:
-    """Keep those at a multiple of ``n`` optimizer steps, for ever."""
+    """Keep the first at or after each multiple of ``n`` optimizer steps, for ever.
+
+    Of step 0, that is one at step 0 itself.
+    """
 
     n: int
 
@@ -135,8 +138,16 @@ class KeepEvery:
 
     def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
-        kept = [record for record in counted(newest_first) if record.step % self.n == 0]
-        return {record.path: f"at a multiple of {self.n} steps" for record in kept}
+        kept: dict[str, str] = {}
+        before = 0
+        for record in reversed(counted(newest_first)):
+            multiple = record.step - record.step % self.n
+            if record.step == multiple:
+                kept[record.path] = f"at a multiple of {self.n} steps"
+            elif multiple > before:
+                kept[record.path] = f"the first at or after step {multiple}"
+            before = record.step
+        return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +193,12 @@ class KeepAny:
         """See :class:`Retention`."""
         reasons: dict[str, list[str]] = {}
         for rule in self.rules:
-            for path, reason in rule.keep(newest_first).items():
+            kept = rule.keep(newest_first)
+            if not isinstance(kept, Mapping):
+                raise UsageError(
+                    f"{type(rule).__name__}.keep() returned {kept!r}: it has to be a mapping of "
+                    "paths to reasons"
+                )
+            for path, reason in kept.items():
                 reasons.setdefault(path, []).append(reason)
         return {path: ", ".join(each) for path, each in reasons.items()}

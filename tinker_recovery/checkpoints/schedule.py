@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
 from tinker_recovery.checkpoints.evidence import Evidence
@@ -210,14 +210,42 @@ class Meanwhile:
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""
         if self.metric is None:
-            able, lacks = bool(moment.epoch), "no epoch has ended"
+            able = bool(moment.epoch)
+            lacks = "no epoch has ended: see that attempt.end_epoch() is called"
         else:
             able = self.metric in moment.metrics or self.metric in moment.lowest
-            lacks = f"no metric {self.metric!r} has been reported"
+            lacks = f"no metric {self.metric!r} has been reported: see that attempt.report() has it"
         if able:
             return self.schedule.decide(moment)
         meanwhile = EverySteps(self.n).decide(moment)
         return Decision(meanwhile.due, f"{lacks}; {meanwhile.reason}", stands_in=meanwhile.due)
+
+
+@dataclass(frozen=True, slots=True)
+class UsersOwn:
+    """A schedule of the user's: what it raises or wrongly returns never ends the loop.
+
+    Attributes:
+        schedule: Theirs.
+        n: Steps between two saves where it fails.
+    """
+
+    schedule: Schedule
+    n: int
+
+    def decide(self, moment: Moment) -> Decision:
+        """See :class:`Schedule`."""
+        kind = type(self.schedule).__name__
+        try:
+            decision: object = self.schedule.decide(moment)
+        except Exception as error:  # noqa: BLE001 - of the user's own: training continues
+            problem = f"{kind} raised {error!r}"
+        else:
+            if isinstance(decision, Decision):
+                return replace(decision, due=decision.due and moment.fresh)
+            problem = f"{kind} returned {decision!r}, which is no Decision"
+        meanwhile = EverySteps(self.n).decide(moment)
+        return Decision(meanwhile.due, f"{problem}; {meanwhile.reason}", stands_in=meanwhile.due)
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,8 +166,10 @@ async def snapshot_of(
             known.note_lifetime(path, ended_at)
     listed: dict[str, list[CheckpointRecord]] = {}
     branch = on_branch(segments)
-    # Only "better than every save so far" has to know all of them.
-    wanted = branch if policy.checkpoints.strategy == "best" else branch[:1]
+    # Only "better than every save so far" has to know all of them, which a user's schedule may say.
+    saving = policy.checkpoints
+    needs_all = saving.strategy == "best" or saving.schedule is not None
+    wanted = branch if needs_all else branch[:1]
     for segment, _ in wanted:
         listed[segment.attempt] = await until_read(
             functools.partial(own_checkpoints, reader, segment.run_id), policy, clock

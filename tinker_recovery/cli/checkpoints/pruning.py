@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     help="Whether a smaller or a larger metric is better.",
 )
 @click.option(
-    "--keep-every", type=click.IntRange(1), help="Keep those at multiples of this many steps."
+    "--keep-every",
+    type=click.IntRange(1),
+    help="Keep the first at or after each multiple of this many steps.",
 )
 @click.option(
     "--delete-user-saves", is_flag=True, help="Also delete those the loop saved with save_state."
