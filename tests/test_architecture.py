@@ -28,6 +28,7 @@ ROOMS = [
     "telemetry",
     "policy_settings",
     "policy",
+    "checkpoint_policy",
     "errors",
     "clock",
     "supervision",

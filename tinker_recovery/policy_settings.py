@@ -41,8 +41,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from tinker_recovery.checkpoint_policy import CheckpointPolicy
 from tinker_recovery.errors import UsageError
-from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
+from tinker_recovery.policy import RecoveryPolicy
 
 PREFIX = "TINKER_RECOVERY_"
 CONFIG = f"{PREFIX}CONFIG"

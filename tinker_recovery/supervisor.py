@@ -173,9 +173,7 @@ class Supervisor(AsyncContextManagerMixin):
                 wall=self._clock.wall,
                 heartbeat_s=lease.HEARTBEAT_S,
             ) as recorder,
-            StatusReader(
-                endpoint, timeout_s=self.policy.status_timeout_s, wall=self._clock.wall
-            ) as reader,
+            StatusReader.by(self.policy, endpoint, self._clock.wall) as reader,
             anyio.create_task_group() as group,
         ):
             background = Background(group)

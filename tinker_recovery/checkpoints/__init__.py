@@ -2,8 +2,8 @@
 
 Nothing here talks to the service, reads a clock or keeps state; only ``files`` does I/O, on a file
 that was downloaded. The rooms above ask the service and the journal, decide here, and act. The room
-imports ``policy`` and ``errors`` alone. What other rooms call is exported; the rest is imported
-from its module.
+imports ``checkpoint_policy`` and ``errors`` alone. What other rooms call is exported, and what a
+user's policy may be given; the rest is imported from its module.
 
 - ``metadata``, ``record``: what is stored with a checkpoint, and reading it back from a listing
 - ``schedule``, ``evidence``, ``interval``, ``ledger``: when to save, and whether a save may start

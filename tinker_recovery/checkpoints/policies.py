@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import assert_never
 
+from tinker_recovery.checkpoint_policy import CheckpointPolicy
 from tinker_recovery.checkpoints.interval import AutoInterval
 from tinker_recovery.checkpoints.retention import (
     KeepAll,
@@ -28,7 +29,6 @@ from tinker_recovery.checkpoints.schedule import (
     Schedule,
     UsersOwn,
 )
-from tinker_recovery.policy import CheckpointPolicy
 
 _MEANWHILE_STEPS: int = CheckpointPolicy.model_fields["save_every"].default
 """Steps between two saves for as long as a strategy has nothing to decide by."""

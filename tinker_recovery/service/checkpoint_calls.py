@@ -35,6 +35,8 @@ class CheckpointCalls:
 
     def __init__(self, http: ServiceHttp) -> None:
         self._http = http
+        self.limits = http.limits
+        """How much of an answer is read."""
 
     async def delete(self, path: str) -> int | None:
         """Send one deletion request; the HTTP status, or None if there was no answer in time."""

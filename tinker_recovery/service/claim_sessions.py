@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import tinker
 from tinker import types
 
+from tinker_recovery.service.bounded import DEFAULT_LIMITS, Listing
 from tinker_recovery.service.claim_line import CLAIM, NOTE, PREFIX, Claimant, SeenClaim, State
 
 _T = TypeVar("_T")
@@ -97,10 +98,12 @@ class ClaimSessions:
         self, key: str, name: str, query: dict[str, Any]
     ) -> AsyncIterator[types.SessionSummary]:
         query = {**query, "user_metadata": {key: name}, "limit": _PAGE}
+        listing = Listing("sessions", DEFAULT_LIMITS)
         while True:
             page = await self.http.ask(
                 "POST", "sessions/search", types.SessionSearchResponse.model_validate, json=query
             )
+            listing.note_page(len(page.sessions))
             for each in page.sessions:
                 if (each.user_metadata or {}).get(key) == name:
                     yield each

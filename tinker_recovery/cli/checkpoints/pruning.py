@@ -92,7 +92,7 @@ def prune(  # noqa: PLR0913 - its options
     """
     from pydantic import ValidationError
 
-    from tinker_recovery.policy import CheckpointPolicy
+    from tinker_recovery.checkpoint_policy import CheckpointPolicy
 
     scope = scope_of(run, lineage, everything=everything, needed=True)
     try:
