@@ -34,6 +34,7 @@ from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.service import RunStatus, StatusReader
 from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, say_no_finish
+from tinker_recovery.service.routes import route
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -277,7 +278,7 @@ async def finish_sessions(reader: StatusReader, run_ids: Sequence[str]) -> None:
         try:
             said = await reader.http.send(
                 "POST",
-                f"sessions/{session_id}/finish",
+                route("sessions", session_id, "finish"),
                 json={
                     "reason": {"type": "interrupted"},
                     "detail": "the process that opened it ended, and another goes on",

@@ -12,6 +12,7 @@ from pydantic import SecretStr, ValidationError
 from tinker import types
 
 from tinker_recovery.service.http import ServiceHttp
+from tinker_recovery.service.routes import route
 
 _RETRY_S = 0.5
 _OK, _NOT_OK, _NOT_FOUND = 200, 300, 404
@@ -93,4 +94,4 @@ def _signed_files(body: Any) -> SignedFiles:
 
 def _route(path: str) -> str:
     run_id, _, name = path.removeprefix("tinker://").partition("/")
-    return f"training_runs/{run_id}/checkpoints/{name}"
+    return route("training_runs", run_id, "checkpoints", name)

@@ -10,6 +10,7 @@ from tinker import types
 
 from tinker_recovery.service.bounded import DEFAULT_LIMITS, Listing
 from tinker_recovery.service.claim_line import CLAIM, NOTE, PREFIX, Claimant, SeenClaim, State
+from tinker_recovery.service.routes import route
 
 _T = TypeVar("_T")
 
@@ -135,7 +136,7 @@ class ClaimSessions:
         """Ask the service to finish a session; the HTTP status, None without an answer."""
         return await self.http.send(
             "POST",
-            f"sessions/{session_id}/finish",
+            route("sessions", session_id, "finish"),
             json={"reason": {"type": how}, "detail": detail},
         )
 

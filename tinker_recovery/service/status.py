@@ -21,6 +21,7 @@ from tinker_recovery.service.bounded import DEFAULT_LIMITS, Listing, ReplyLimits
 from tinker_recovery.service.http import ServiceHttp
 from tinker_recovery.service.metadata import ServiceMetadata
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE
+from tinker_recovery.service.routes import route
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -150,7 +151,7 @@ class StatusReader:
         """One run's status."""
         return await self.http.ask(
             "GET",
-            f"training_runs/{run_id}",
+            route("training_runs", run_id),
             _training_run,
         )
 
@@ -215,7 +216,7 @@ class StatusReader:
         try:
             reply = await self.http.ask(
                 "GET",
-                f"training_runs/{run_id}/checkpoints",
+                route("training_runs", run_id, "checkpoints"),
                 _checkpoints,
             )
         except StatusRefused as error:
