@@ -31,7 +31,15 @@ def test_a_page_asked_for_on_standard_output_goes_there_and_nothing_else_does(
 ) -> None:
     standard = tmp_path / "stdout"  # as /dev/stdout is, which a test must not put at risk
     standard.symlink_to("/proc/self/fd/1")
-    command = [sys.executable, "-m", "tinker_recovery.cli", "report", NAME, "--journal", str(written)]
+    command = [
+        sys.executable,
+        "-m",
+        "tinker_recovery.cli",
+        "report",
+        NAME,
+        "--journal",
+        str(written),
+    ]
     for to in ("-", standard):
         done = subprocess.run(  # noqa: S603 - our own command
             [*command, "-o", to], capture_output=True, text=True, check=True

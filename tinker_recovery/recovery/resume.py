@@ -66,6 +66,7 @@ class RunSnapshot:
         protected: What must not be deleted, and why: path to reason.
         holder: The process that trains it, if that is known.
         origin: How to start over: that is for the program that trains it to say.
+        lease: What this process trains it by: it does not.
         recovering: Whether a recovery is under way here: none is.
     """
 
@@ -82,6 +83,7 @@ class RunSnapshot:
     protected: Mapping[str, str] = field(default_factory=dict)
     holder: Holder | None = None
     origin: None = None
+    lease: None = None
     recovering: bool = False
 
     def is_pending(self, record: CheckpointRecord) -> bool:

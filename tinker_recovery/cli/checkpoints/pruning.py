@@ -164,16 +164,23 @@ async def _carry_out(
     from rich.console import Console
     from rich.progress import Progress
 
+    from tinker_recovery.errors import LeaseLost
+
     gone: dict[str, int | None] = {}
     failed: dict[str, str] = {}
     console = Console(stderr=True)
     with Progress(console=console, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("deleting", total=total)
         for run in runs:
-            done = await collector.collect(
-                run,
-                lambda done: bar.update(task, completed=len({**gone, **done.deleted})),
-            )
+            try:
+                done = await collector.collect(
+                    run,
+                    lambda done: bar.update(task, completed=len({**gone, **done.deleted})),
+                )
+            except LeaseLost as error:
+                # A process has begun to train it since it was looked at, and manages it from now.
+                failed[run.name] = str(error)
+                continue
             gone.update(done.deleted)
             failed.update(done.failed)
     report["deleted"] = list(gone)
