@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinker_recovery.cli.common import plain_console
+from tinker_recovery.cli.common import echo, plain_console
 
 if TYPE_CHECKING:
     from tinker_recovery.policy_settings import Resolved
@@ -61,7 +61,7 @@ def show(*, config: Path | None, given: tuple[str, ...], as_json: bool) -> None:
         raise click.UsageError(str(error)) from error
     path = None if table is None else table.path
     if as_json:
-        click.echo(json.dumps({"file": path and str(path), "settings": _rows(resolved)}))
+        echo(json.dumps({"file": path and str(path), "settings": _rows(resolved)}))
         return
     _show(resolved, path)
 

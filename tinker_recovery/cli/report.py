@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tinker_recovery.cli.common import (
+    echo,
     journal_file,
     journal_option,
     no_such_run,
@@ -66,7 +67,7 @@ def command(
         said = "wrote the page to standard output"
     else:
         said = f"wrote {output}: open it in a browser"
-    click.echo(said, err=to_stdout)
+    echo(said, err=to_stdout)
 
 
 def write_report(

@@ -17,7 +17,7 @@ from tinker_recovery.cli.checkpoints.scope import (
     scope_options,
     size_text,
 )
-from tinker_recovery.cli.common import plain_console
+from tinker_recovery.cli.common import echo, plain_console
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.holder import Holder
@@ -112,7 +112,7 @@ def prune(  # noqa: PLR0913 - its options
         raise click.UsageError("no terminal to confirm at: give --yes, or --dry-run")
     report = asyncio.run(_prune(scope, policy, dry_run=dry_run, ask=not yes, quiet=as_json))
     if as_json:
-        click.echo(json.dumps(report))
+        echo(json.dumps(report))
     sys.exit(1 if report["failed"] else 0)
 
 
@@ -161,14 +161,13 @@ async def _prune(
 async def _carry_out(
     collector: Collector, runs: Sequence[RunSnapshot], total: int, report: dict[str, Any]
 ) -> None:
-    from rich.console import Console
     from rich.progress import Progress
 
     from tinker_recovery.errors import LeaseLost
 
     gone: dict[str, int | None] = {}
     failed: dict[str, str] = {}
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     with Progress(console=console, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("deleting", total=total)
         for run in runs:
