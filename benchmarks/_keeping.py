@@ -89,6 +89,7 @@ class Run:
     origin: Origin | None = ORIGIN
     start_step: int = 0
     recovering: bool = False
+    lease: tuple[int, int] | None = None
     weights: WeightsFacts = field(default_factory=WeightsFacts)
 
     def is_pending(self, record: CheckpointRecord) -> bool:

@@ -50,7 +50,7 @@ def train(attempt: Attempt, steps: int) -> None:
 
 def main(steps: int, model: str) -> None:
     """Train for a number of steps, under supervision."""
-    policy = RecoveryPolicy(enabled=True, checkpoints=CheckpointPolicy(save_every=10))
+    policy = RecoveryPolicy(checkpoints=CheckpointPolicy(save_every=10))
     with Supervisor(policy) as blocking:
         loop = functools.partial(train, steps=steps)
         blocking.run(loop, base_model=model, rank=8, name="blocking")

@@ -37,7 +37,7 @@ def batch(step: int) -> list[types.Datum]:
 
 async def main(steps: int, model: str) -> None:
     """Train for a number of steps, under supervision."""
-    policy = RecoveryPolicy(enabled=True, checkpoints=CheckpointPolicy(save_every=10))
+    policy = RecoveryPolicy(checkpoints=CheckpointPolicy(save_every=10))
     async with Supervisor(policy) as supervisor:
         async for attempt in supervisor.attempts(base_model=model, rank=8, name="minimal"):
             async with attempt:

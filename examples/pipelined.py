@@ -55,7 +55,7 @@ async def train(attempt: Attempt, *, steps: int, depth: int) -> None:
 
 async def main(steps: int, depths: list[int], model: str) -> None:
     """Train one supervised run for each depth."""
-    policy = RecoveryPolicy(enabled=True, checkpoints=CheckpointPolicy(save_every=10))
+    policy = RecoveryPolicy(checkpoints=CheckpointPolicy(save_every=10))
     async with Supervisor(policy) as supervisor:
         for depth in depths:
 

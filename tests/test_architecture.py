@@ -29,6 +29,7 @@ ROOMS = [
     "telemetry",
     "policy_settings",
     "policy",
+    "checkpoint_policy",
     "errors",
     "clock",
     "supervision",

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from tinker import types
 
 from tinker_recovery import CheckpointPolicy, RecoveryPolicy
@@ -14,7 +16,7 @@ from tinker_recovery.policy import CANARY_TOKENS
 
 def test_the_defaults_are_the_ones_the_design_names() -> None:
     policy = RecoveryPolicy()
-    assert policy.enabled is False
+    assert policy.enabled is True
     assert (policy.max_attempts, policy.backoff_s, policy.max_backoff_s) == (3, 5.0, 60.0)
     assert (policy.poll_interval_s, policy.checkpoint_strategy) == (30.0, "latest")
     assert policy.restore_optimizer is True
@@ -67,6 +69,47 @@ def test_a_bad_checkpoint_policy_is_refused_with_the_field_and_the_value(
 def test_an_unknown_field_is_refused_instead_of_ignored() -> None:
     with pytest.raises(ValidationError, match="max_atempts"):
         RecoveryPolicy.model_validate({"max_atempts": 5})
+
+
+@pytest.mark.parametrize("model", [RecoveryPolicy, CheckpointPolicy])
+def test_no_number_is_true_or_text_and_no_switch_is_a_number_or_text(
+    model: type[BaseModel],
+) -> None:
+    """Python counts with True, and text would be read: neither is what was meant."""
+    for name, field in model.model_fields.items():
+        default = field.default
+        if isinstance(default, bool):
+            wrong: list[object] = [1, "true", "yes"]
+        elif default is None or isinstance(default, (int, float)):
+            wrong = [True, False, "10", "yes"]
+        else:
+            continue
+        for value in wrong:
+            with pytest.raises(ValidationError) as caught:
+                model.model_validate({name: value})
+            assert name in str(caught.value)
+            assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [True, "10", 1.5, 10.0])
+@pytest.mark.parametrize("name", ["save_every", "keep_last", "keep_best", "auto_min_steps"])
+def test_a_number_of_steps_or_checkpoints_is_a_whole_number(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match="valid integer"):
+        CheckpointPolicy.model_validate({name: value})
+
+
+@pytest.mark.parametrize("steps", [[True], ["10"], [2.0], [0], [-3]])
+def test_steps_to_save_at_are_whole_numbers_above_zero(steps: list[Any]) -> None:
+    with pytest.raises(ValidationError, match="save_at_steps"):
+        CheckpointPolicy(save_at_steps=tuple(steps))
+
+
+def test_the_numbers_of_numpy_are_numbers() -> None:
+    policy = CheckpointPolicy.model_validate(
+        {"save_every": np.int64(7), "save_at_steps": [np.int32(3)], "ttl_s": np.float64(7200)}
+    )
+    assert (policy.save_every, policy.save_at_steps, policy.ttl_s) == (7, (3,), 7200.0)
+    assert type(policy.save_every) is int
 
 
 def test_a_cap_below_the_first_delay_is_refused_with_both_values() -> None:

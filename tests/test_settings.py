@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinker_recovery import CheckpointPolicy, RecoveryPolicy, policy_from_settings
+from tinker_recovery import CheckpointPolicy, RecoveryPolicy, Supervisor, policy_from_settings
 from tinker_recovery.errors import UsageError
 from tinker_recovery.policy_settings import SETTINGS, Resolved, Table, find_table, resolve
 
@@ -40,7 +40,8 @@ def test_everything_but_callables_and_the_canary_can_be_set() -> None:
     inner = {f"checkpoints.{name}" for name in CheckpointPolicy.model_fields}
     python_only = {"retryable_errors", "on_skip", "on_recovery", "on_failure", "canary"}
     expected = (set(RecoveryPolicy.model_fields) | inner) - python_only
-    assert set(SETTINGS) == expected - {"checkpoints", "checkpoints.keep_if"}
+    objects = {"checkpoints.keep_if", "checkpoints.schedule", "checkpoints.retention"}
+    assert set(SETTINGS) == expected - {"checkpoints"} - objects
 
 
 @pytest.mark.parametrize(
@@ -267,6 +268,11 @@ def test_a_script_gets_a_policy_of_the_settings_and_its_own_word_comes_first(
     whole = CheckpointPolicy(keep_last=3)
     assert policy_from_settings(checkpoints=whole).checkpoints == whole
     assert RecoveryPolicy().max_attempts == 3
+    assert Supervisor().policy == policy_from_settings()
+    assert Supervisor(RecoveryPolicy()).policy == RecoveryPolicy()
+    monkeypatch.setenv("TINKER_RECOVERY_MAX_ATTEMPTS", "many")
+    with pytest.raises(UsageError, match="max_attempts='many', from variable"):
+        Supervisor()
     twice: dict[str, Any] = {"checkpoints": whole, "checkpoints.keep_last": 1}
     with pytest.raises(UsageError, match="given twice"):
         policy_from_settings(**twice)

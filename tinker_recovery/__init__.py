@@ -4,7 +4,7 @@
 
     from tinker_recovery import CheckpointPolicy, RecoveryPolicy, Supervisor
 
-    policy = RecoveryPolicy(enabled=True, checkpoints=CheckpointPolicy(save_every=20))
+    policy = RecoveryPolicy(checkpoints=CheckpointPolicy(save_every=20))
     async with Supervisor(policy) as supervisor:
         async for attempt in supervisor.attempts(base_model="Qwen/Qwen3-8B", rank=32):
             async with attempt:
@@ -15,6 +15,7 @@
                     await update
 """
 
+from tinker_recovery.checkpoint_policy import CheckpointPolicy
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import (
@@ -44,7 +45,7 @@ from tinker_recovery.errors import (
     UsageError,
 )
 from tinker_recovery.faults import Fault, Kind, Verdict
-from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
+from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.policy_settings import policy_from_settings
 from tinker_recovery.recovery.manual import Recovered, recover_from_checkpoint
 from tinker_recovery.recovery.recoverable import Recovery

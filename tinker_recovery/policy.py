@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    InstanceOf,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, InstanceOf, field_validator, model_validator
 from tinker import types
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-"""A duration in seconds: finite and above zero."""
+from tinker_recovery.checkpoint_policy import (
+    CheckpointPolicy,
+    Frozen,
+    Number,
+    Seconds,
+    Switch,
+    Whole,
+)
 
 Callback = Callable[..., object]
 """A sync or async callable; what it returns is ignored, what it raises is logged."""
@@ -34,135 +33,15 @@ CREATE_TIMEOUT_S = 1200.0
 
 CANARY_TOKENS = 4096
 """The most tokens a canary may have: it is asked often, so it has to be cheap."""
-
 _CHECKPOINT_STRATEGY = re.compile(r"latest|best|step:[0-9]+|tinker://[^/\s]+/weights/[^/\s]+")
 
 
-class _Frozen(BaseModel):
-    # Defaults are validated too, so that one that breaks its own rule is found in tests.
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class CheckpointPolicy(_Frozen):
-    """When a supervised run saves checkpoints (weights and optimizer), and which it keeps.
-
-    A save is queued between the optimizer step it contains and the next training request, so the
-    step number stored with a checkpoint is exact at any pipeline depth, and the loop is never
-    blocked.
-
-    While the run trains, saves of this schedule that no rule keeps are deleted, and no others.
-    Never deleted, whatever the rules say, are the newest valid one, the one recovered from, those
-    not yet known to be sound, pinned and published ones, and anything not known to be ours.
-
-    Attributes:
-        strategy: ``"steps"``: save every ``save_every`` optimizer steps. ``"epoch"``: every
-            ``save_every`` epochs, as the loop reports them. ``"best"``: whenever ``best_metric``
-            is better than in every save so far. ``"last"``: as ``"steps"``, and keep only the
-            newest, whatever ``keep_last`` is (and the best, with ``save_best``). ``"all"``: as
-            ``"steps"``, and delete nothing. ``"auto"``: at the interval that wastes the least time
-            given the measured cost of saves and rate of failures (Young 1974, Daly 2006). Until an
-            epoch has ended or the metric was reported, ``"epoch"`` and ``"best"`` save as
-            ``"steps"``, every 100 and every ``save_every`` steps, and say so once.
-        save_every: Optimizer steps (or epochs) between two checkpoints, counted from the run's
-            step 0. With ``"epoch"`` the default is 1.
-        save_every_s: Also save when this many seconds have passed since the last save, or None.
-        save_at_steps: Also save at these steps.
-        save_at_start: Also save before the loop's first request: starting over then means going
-            back to that, which is exact where the service does not honour the seed. It is also how
-            a service that refuses metadata is found out before any step is lost.
-        save_at_end: Also save the last step of the loop.
-        save_on_stop_s: On Ctrl-C or SIGTERM, save the last step before stopping, for at most this
-            many seconds; None to stop at once. A second signal stops at once, too.
-        on_save_failure: What to do if saving keeps failing. ``"continue"``: train on, try again at
-            each step, and say at growing intervals what is at stake. ``"stop"``: end the run with
-            the error of the third failed save in a row.
-        keep_last: How many of the newest checkpoints to keep. 0 requires another rule that keeps.
-        keep_best: How many of the best to keep, with ``save_best``.
-        keep_every: Keep checkpoints at a multiple of this many steps for ever, or None.
-        keep_if: Also keep those for which this function of a
-            :class:`~tinker_recovery.CheckpointRecord` is true. While it raises, nothing is deleted.
-        save_best: Whether to keep the best of the saved checkpoints. It causes no additional save:
-            that is ``strategy="best"``.
-        best_metric: The metric that ``save_best`` and ``"best"`` compare.
-        best_mode: Whether a smaller (``"min"``) or larger (``"max"``) metric is better.
-        ttl_s: Lifetime of each checkpoint in seconds, an hour to ten years; None for no expiry. The
-            checkpoint that a recovery would use is renewed in time.
-        verify_deep: Whether a checkpoint's bytes have to be found whole before others are deleted
-            because it exists. Costs a session and a download for each such checkpoint. Without it
-            a checkpoint is trusted if it is listed, has its first size and does not expire soon.
-        delete_user_saves: Whether saves that the loop itself made may be deleted, too.
-        max_deletes_per_s: Most deletions per second.
-        auto_mtbf_s: With ``"auto"``: mean seconds between two failures, assumed at first. Weighs as
-            much as half an observed failure.
-        auto_min_steps: With ``"auto"``: least steps between two saves.
-        auto_max_steps: With ``"auto"``: most steps between two saves.
-        format: The service stores safetensors, and nothing else.
-        push_to_hub: The service has no such call, so only False is allowed.
-    """
-
-    strategy: Literal["steps", "epoch", "best", "last", "all", "auto"] = "steps"
-    save_every: Annotated[int, Field(ge=1)] = 100
-    save_every_s: Seconds | None = None
-    save_at_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    save_at_start: bool = True
-    save_at_end: bool = True
-    save_on_stop_s: Seconds | None = 30.0
-    on_save_failure: Literal["continue", "stop"] = "continue"
-    keep_last: Annotated[int, Field(ge=0)] = 5
-    keep_best: Annotated[int, Field(ge=1)] = 1
-    keep_every: Annotated[int, Field(ge=1)] | None = None
-    keep_if: Callable[[Any], bool] | None = None
-    save_best: bool = True
-    best_metric: Annotated[str, Field(min_length=1)] = "loss"
-    best_mode: Literal["min", "max"] = "min"
-    ttl_s: Annotated[float, Field(ge=3600, le=10 * 365 * 86_400)] | None = None
-    verify_deep: bool = False
-    delete_user_saves: bool = False
-    max_deletes_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
-    auto_mtbf_s: Seconds = 12 * 3600.0
-    auto_min_steps: Annotated[int, Field(ge=1)] = 1
-    auto_max_steps: Annotated[int, Field(ge=1)] = 10_000
-    format: Literal["safetensors"] = "safetensors"
-    push_to_hub: Literal[False] = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _epochs_are_saved_one_by_one(cls, given: object) -> object:
-        # A hundred steps is a sensible default, a hundred epochs is not.
-        if isinstance(given, dict) and given.get("strategy") == "epoch":
-            return {"save_every": 1, **given}
-        return given
-
-    @model_validator(mode="after")
-    def _something_is_kept(self) -> Self:
-        others = (self.keep_every, self.keep_if)
-        if self.keep_last == 0 and not self.save_best and others == (None, None):
-            raise ValueError(
-                "keep_last=0 with save_best=False and no keep_every or keep_if would keep nothing: "
-                "set one of them"
-            )
-        if self.keep_last == 0 and self.strategy == "last":
-            raise ValueError(
-                "keep_last=0 contradicts strategy='last', which keeps the newest: omit it, or use "
-                "strategy='steps'"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _auto_is_ordered(self) -> Self:
-        if self.auto_max_steps < self.auto_min_steps:
-            raise ValueError(
-                f"auto_max_steps={self.auto_max_steps} is below auto_min_steps="
-                f"{self.auto_min_steps}: it has to be at least as large"
-            )
-        return self
-
-
-class RecoveryPolicy(_Frozen):
+class RecoveryPolicy(Frozen):
     """How a run is recovered from faults.
 
     Attributes:
-        enabled: False observes and reports, and recovers nothing.
+        enabled: Whether to recover: entering a Supervisor is the wish to. False observes and
+            reports, and recovers nothing.
         max_attempts: Recoveries to try before giving up. The count restarts once a checkpoint newer
             than the one recovered from has been saved.
         backoff_s: Seconds before the second attempt; grows with each further one. The first
@@ -233,39 +112,50 @@ class RecoveryPolicy(_Frozen):
             saves opening one on a service in trouble. One per Supervisor; costs a heartbeat every
             10 s. If the service has forgotten it, a new one is opened as usual.
         status_timeout_s: Deadline for one read of a run's status or checkpoints.
+        max_reply_bytes: The largest reply to one of those reads, unpacked: 32 MiB by default, which
+            is the listing of a run with about 30,000 checkpoints. More is refused, and not kept.
+        max_listed: The most entries of a listing over all its pages.
+        listing_timeout_s: Deadline for a listing over all its pages.
+        max_export_bytes: The largest export that is downloaded to look at its bytes, where the
+            service does not say how large it is: 64 GiB by default. Where it does, a tenth more
+            than that is the most.
         close_timeout_s: Deadline for closing a client, for a loop to leave its body after a fault,
             and for an async callback.
     """
 
-    enabled: bool = False
-    max_attempts: Annotated[int, Field(ge=1)] = 3
-    backoff_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
-    max_backoff_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    enabled: Switch = True
+    max_attempts: Annotated[Whole, Field(ge=1)] = 3
+    backoff_s: Annotated[Number, Field(ge=0)] = 5.0
+    max_backoff_s: Annotated[Number, Field(ge=0)] = 60.0
     backoff_type: Literal["exponential", "linear", "constant"] = "exponential"
     max_wait_s: Seconds = 86_400.0
-    backoff_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1
-    max_concurrent_recoveries: Annotated[int, Field(ge=1)] = 8
+    backoff_jitter: Annotated[Number, Field(ge=0, le=1)] = 0.1
+    max_concurrent_recoveries: Annotated[Whole, Field(ge=1)] = 8
     retryable_errors: tuple[Retryable, ...] = ()
     poll_interval_s: Seconds = 30.0
     stall_after_s: Seconds | None = 900.0
     stall_warn_after_s: Seconds | None = None
-    guard_loss: bool = False
+    guard_loss: Switch = False
     on_repeated_fault: Literal["retry", "skip_step"] = "retry"
     on_skip: Callback | None = None
     canary: tuple[InstanceOf[types.Datum], ...] | Literal["auto"] | None = Field(
         default="auto", repr=False
     )
-    canary_tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    canary_tolerance: Annotated[Number, Field(ge=0)] = 1e-4
     on_outage: Literal["recover", "warn"] = "recover"
     checkpoint_strategy: str = "latest"
-    restore_optimizer: bool = True
-    verify_optimizer: bool = False
+    restore_optimizer: Switch = True
+    verify_optimizer: Switch = False
     on_recovery: Callback | None = None
     on_failure: Callback | None = None
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     create_timeout_s: Seconds = CREATE_TIMEOUT_S
-    standby_session: bool = False
+    standby_session: Switch = False
     status_timeout_s: Seconds = 10.0
+    max_reply_bytes: Annotated[Whole, Field(ge=2**16)] = 2**25
+    max_listed: Annotated[Whole, Field(ge=1)] = 1_000_000
+    listing_timeout_s: Seconds = 600.0
+    max_export_bytes: Annotated[Whole, Field(ge=1)] = 2**36
     close_timeout_s: Seconds = 10.0
 
     @field_validator("checkpoint_strategy")

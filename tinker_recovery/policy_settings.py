@@ -20,15 +20,16 @@ pydantic-settings reads the sources. Ours is where each value came from, and wha
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -40,8 +41,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from tinker_recovery.checkpoint_policy import CheckpointPolicy
 from tinker_recovery.errors import UsageError
-from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
+from tinker_recovery.policy import RecoveryPolicy
 
 PREFIX = "TINKER_RECOVERY_"
 CONFIG = f"{PREFIX}CONFIG"
@@ -53,7 +55,16 @@ _NO_SETTINGS = frozenset(
 """Variables of ours that are not about the policy."""
 
 _ONLY_IN_PYTHON = frozenset(
-    {"retryable_errors", "on_skip", "on_recovery", "on_failure", "canary", "checkpoints.keep_if"}
+    {
+        "retryable_errors",
+        "on_skip",
+        "on_recovery",
+        "on_failure",
+        "canary",
+        "checkpoints.schedule",
+        "checkpoints.retention",
+        "checkpoints.keep_if",
+    }
 )
 _TABLE = "checkpoints"
 _PYPROJECT = "pyproject.toml"
@@ -90,6 +101,24 @@ def _variable(name: str) -> str:
     return PREFIX + name.upper().replace(".", "_")
 
 
+def _bare(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _number(text: str, kinds: Sequence[Any]) -> object:
+    """The number of a text where one is wanted; the text itself if it is none, to be refused."""
+    for kind in (int, float):
+        if kind in kinds:
+            with contextlib.suppress(ValueError):
+                return kind(text)
+    return text
+
+
+_SWITCHES = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(
+    ("false", "no", "off", "0"), False
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """Something that can be set as text, by a name such as ``checkpoints.save_every``."""
@@ -112,16 +141,15 @@ class Setting:
         Raises:
             ValueError: It is true or false, and the setting is no switch.
         """
-        kinds = get_args(self.field.annotation) or (self.field.annotation,)
+        kinds = [_bare(kind) for kind in get_args(self.field.annotation)] or [self.field.annotation]
         is_switch = any(kind is bool or isinstance(kind, bool) for kind in kinds)
         if isinstance(given, str):
             text = given.strip()
             if NoneType in kinds and text.lower() == "none":
                 return None
             if isinstance(self.field.default, tuple):
-                return text.split(",") if text else []
-            # Where only one of the two is allowed, a policy does not take it as text.
-            return {"true": True, "false": False}.get(text.lower(), text) if is_switch else text
+                return [_number(each, kinds) for each in text.split(",")] if text else []
+            return _SWITCHES.get(text.lower(), text) if is_switch else _number(text, kinds)
         within = given if isinstance(given, (list, tuple)) else (given,)
         if not is_switch and any(isinstance(each, bool) for each in within):
             # Python would count with it, and whoever writes `true` does not mean 1.
@@ -195,15 +223,8 @@ def resolve(
             wrong.append(f"{name} is given twice: by itself, and in {_TABLE}")
         else:
             chosen[name] = value, source
-    values: dict[str, Any] = {}
-    for name, (value, source) in chosen.items():
-        outer, _, leaf = name.rpartition(".")
-        try:
-            read = SETTINGS[name].read(value) if name in SETTINGS else value
-        except ValueError as error:
-            wrong.append(_refused(name, value, source, str(error)))
-        else:
-            (values.setdefault(outer, {}) if outer else values)[leaf] = read
+    values, refused = _read(chosen, left_open=_left_open(flags.get(_TABLE)))
+    wrong += refused
     try:
         policy = RecoveryPolicy.model_validate(values)
     except ValidationError as error:
@@ -212,6 +233,33 @@ def resolve(
         raise UsageError("\n".join(wrong))
     sources = {name: chosen[name][1] if name in chosen else DEFAULT for name in SETTINGS}
     return Resolved(values, sources, policy)
+
+
+def _read(
+    chosen: Mapping[str, tuple[object, Source]], *, left_open: Collection[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """What was chosen as the policy takes it, and what is wrong with the rest."""
+    values: dict[str, Any] = {}
+    wrong: list[str] = []
+    for name, (value, source) in chosen.items():
+        if name in left_open:
+            continue
+        outer, _, leaf = name.rpartition(".")
+        try:
+            read = SETTINGS[name].read(value) if name in SETTINGS else value
+        except ValueError as error:
+            wrong.append(_refused(name, value, source, str(error)))
+        else:
+            (values.setdefault(outer, {}) if outer else values)[leaf] = read
+    return values, wrong
+
+
+def _left_open(checkpoints: object) -> frozenset[str]:
+    """What a whole CheckpointPolicy does not set: its defaults count, and are not set by that."""
+    if not isinstance(checkpoints, CheckpointPolicy):
+        return frozenset()
+    left = CheckpointPolicy.model_fields.keys() - checkpoints.model_fields_set
+    return frozenset(f"{_TABLE}.{each}" for each in left)
 
 
 def _given(
@@ -325,13 +373,14 @@ def policy_from_settings(*, config: Path | str | None = None, **overrides: Any) 
 
     ::
 
-        policy = policy_from_settings(enabled=True, on_recovery=tell)
+        policy = policy_from_settings(on_recovery=tell)
         async with Supervisor(policy) as supervisor: ...
 
     Each field is looked for in ``overrides``, then in the variables ``TINKER_RECOVERY_*``, then in
     ``[tool.tinker_recovery]`` of the nearest ``pyproject.toml`` (or in the file that
     ``TINKER_RECOVERY_CONFIG`` names), and has its default otherwise. ``tinker-recovery config
-    show`` shows the result. ``RecoveryPolicy()`` itself reads none of it.
+    show`` shows the result. ``Supervisor()`` without a policy takes this one; ``RecoveryPolicy()``
+    itself reads none of it.
 
     Args:
         config: The TOML file to read, whatever the environment says.

@@ -36,6 +36,7 @@ from tinker_recovery.journal import (
     lease,
 )
 from tinker_recovery.policy import Callback, RecoveryPolicy
+from tinker_recovery.policy_settings import policy_from_settings
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.executor import Executor
 from tinker_recovery.recovery.metadata_notes import recall_metadata
@@ -87,7 +88,8 @@ class Supervisor(AsyncContextManagerMixin):
     Cancelling the body cancels everything inside, closes the clients, and passes through.
 
     Args:
-        policy: What to do; without one, recovery is enabled with the defaults.
+        policy: What to do; without one, what the user's settings say: see
+            :func:`policy_from_settings`.
         service: Returns a fresh ``tinker.ServiceClient``, one for each attempt. The default reads
             TINKER_BASE_URL and TINKER_API_KEY, as the SDK does.
         on_event: Called with every :class:`RecoveryEvent`; must be quick, and what it raises is
@@ -102,7 +104,7 @@ class Supervisor(AsyncContextManagerMixin):
         clock: Time and chance, for tests.
 
     Raises:
-        UsageError: ``lease`` is none of these.
+        UsageError: ``lease`` is none of these, or without a policy a setting is not allowed.
         JournalError: On entry: the journal cannot be used.
     """
 
@@ -118,7 +120,7 @@ class Supervisor(AsyncContextManagerMixin):
     ) -> None:
         check_lease(lease)
         self._lease: Lease = lease
-        self.policy = RecoveryPolicy(enabled=True) if policy is None else policy
+        self.policy = policy_from_settings() if policy is None else policy
         self._backend = TinkerBackend(
             service, standby=self.policy.enabled and self.policy.standby_session
         )
@@ -172,9 +174,7 @@ class Supervisor(AsyncContextManagerMixin):
                 wall=self._clock.wall,
                 heartbeat_s=lease.HEARTBEAT_S,
             ) as recorder,
-            StatusReader(
-                endpoint, timeout_s=self.policy.status_timeout_s, wall=self._clock.wall
-            ) as reader,
+            StatusReader.by(self.policy, endpoint, self._clock.wall) as reader,
             anyio.create_task_group() as group,
         ):
             background = Background(group)

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from made import LINEAGE, NOW, listed, record
 from pydantic import ValidationError
 
-from tinker_recovery import CheckpointPolicy
+from tinker_recovery import CheckpointPolicy, RecoveryPolicy, policy_from_settings
 from tinker_recovery.checkpoints import (
+    EverySteps,
     Evidence,
+    KeepLast,
     SaveLedger,
     Situation,
     plan_deletions,
@@ -19,6 +21,8 @@ from tinker_recovery.checkpoints import (
     schedule_of,
 )
 
+OWN = EverySteps(3)
+RULE = KeepLast(3)
 STRATEGIES = ["steps", "epoch", "best", "last", "all", "auto"]
 
 
@@ -35,14 +39,84 @@ STRATEGIES = ["steps", "epoch", "best", "last", "all", "auto"]
         ({"ttl_s": 1e10}, "less than or equal to 315360000"),
         ({"max_deletes_per_s": 0}, "max_deletes_per_s"),
         ({"auto_mtbf_s": -1}, "auto_mtbf_s"),
-        ({"auto_min_steps": 9, "auto_max_steps": 8}, "auto_max_steps=8 is below auto_min_steps=9"),
+        (
+            {"strategy": "auto", "auto_min_steps": 9, "auto_max_steps": 8},
+            "auto_max_steps=8 is below auto_min_steps=9",
+        ),
         ({"keep_last": 0, "save_best": False}, "keep_last=0 with save_best=False"),
-        ({"keep_last": 0, "strategy": "last"}, "keep_last=0 contradicts strategy='last'"),
+        ({"keep_last": 0, "strategy": "last"}, "keep_last=0 has no effect with strategy='last'"),
     ],
 )
 def test_a_policy_that_cannot_work_is_refused_with_what_is_allowed(
     given: dict[str, Any], said: str
 ) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CheckpointPolicy.model_validate(given)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"strategy": "auto", "save_every": 5}, "save_every=5 has no effect with strategy='auto'"),
+        ({"strategy": "auto", "save_every": 100}, "save_every=100 has no effect"),
+        ({"strategy": "best", "save_every": 5}, "save_every=5 has no effect with strategy='best'"),
+        ({"strategy": "all", "keep_last": 3}, "keep_last=3 has no effect with strategy='all'"),
+        ({"strategy": "all", "keep_best": 3}, "keep_best=3"),
+        ({"strategy": "all", "keep_every": 3}, "keep_every=3"),
+        ({"strategy": "all", "keep_if": bool}, "keep_if=<class 'bool'>"),
+        ({"strategy": "all", "save_best": False}, "save_best=False"),
+        ({"strategy": "all", "delete_user_saves": True}, "delete_user_saves=True"),
+        ({"strategy": "last", "keep_last": 3}, "keep_last=3 has no effect with strategy='last'"),
+        ({"auto_min_steps": 3}, "auto_min_steps=3 has no effect with strategy='steps'"),
+        ({"strategy": "epoch", "auto_mtbf_s": 60.0}, "auto_mtbf_s=60.0 has no effect"),
+        ({"schedule": OWN, "save_every": 3}, "save_every=3 has no effect with schedule="),
+        ({"schedule": OWN, "strategy": "best"}, "strategy='best' has no effect with schedule="),
+        ({"schedule": OWN, "auto_max_steps": 9}, "auto_max_steps=9 has no effect"),
+        ({"retention": RULE, "keep_last": 3}, "keep_last=3 has no effect with retention="),
+        ({"retention": RULE, "save_best": True}, "save_best=True has no effect"),
+        ({"retention": RULE, "strategy": "all"}, "strategy='all' has no effect with retention="),
+        ({"save_best": False, "keep_best": 3}, "keep_best=3 has no effect with save_best=False"),
+    ],
+)
+def test_what_a_strategy_ignores_is_refused_with_what_to_do(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CheckpointPolicy.model_validate(given)
+    assert said in str(caught.value)
+    assert "omit" in str(caught.value)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_policy_can_be_written_and_read_back(strategy: str) -> None:
+    for more in ({}, {"save_at_end": False, "save_at_steps": (3,)}):
+        policy = CheckpointPolicy.model_validate({"strategy": strategy, **more})
+        assert CheckpointPolicy.model_validate(policy.model_dump()) == policy
+        whole = RecoveryPolicy(checkpoints=policy)
+        assert RecoveryPolicy.model_validate(whole.model_dump()) == whole
+        assert RecoveryPolicy.model_validate_json(whole.model_dump_json()) == whole
+        assert policy_from_settings(checkpoints=policy).checkpoints == policy
+
+
+def test_a_policy_may_have_its_own_schedule_and_rules() -> None:
+    policy = CheckpointPolicy(schedule=OWN, retention=RULE)
+    assert (policy.schedule, policy.retention) == (OWN, RULE)
+    assert policy_from_settings(checkpoints=policy).checkpoints == policy
+    assert CheckpointPolicy(schedule=OWN, strategy="last").strategy == "last"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"schedule": 5}, "schedule=5 is not allowed: an object with decide(moment)"),
+        ({"schedule": "steps"}, "schedule='steps'"),
+        ({"schedule": EverySteps}, "is a class: make one"),
+        ({"retention": KeepLast}, "is a class: make one"),
+        ({"retention": OWN}, "an object with keep(newest_first)"),
+    ],
+)
+def test_what_is_no_schedule_or_rule_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError) as caught:
         CheckpointPolicy.model_validate(given)
     assert said in str(caught.value)
@@ -80,8 +154,15 @@ def test_a_run_under_any_policy_ends_with_its_last_step_saved_and_never_without_
     save_best: bool,
     losses: list[float],
 ) -> None:
-    policy = CheckpointPolicy(
-        strategy=strategy, save_every=save_every, keep_last=keep_last, save_best=save_best
+    given = {"save_every": save_every, "keep_last": keep_last, "save_best": save_best}
+    ignored = {
+        "auto": {"save_every"},
+        "best": {"save_every"},
+        "all": {"keep_last", "save_best"},
+        "last": {"keep_last"},
+    }.get(strategy, set())
+    policy = CheckpointPolicy.model_validate(
+        {"strategy": strategy, **{name: given[name] for name in given.keys() - ignored}}
     )
     schedule, retention = schedule_of(policy), retention_of(policy)
     ledger, evidence = SaveLedger(0, 0.0), Evidence()

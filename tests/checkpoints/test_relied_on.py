@@ -34,6 +34,7 @@ class _Run:
     weights: WeightsFacts = field(default_factory=WeightsFacts)
     protected: dict[str, str] = field(default_factory=dict)
     recovering: bool = False
+    lease: tuple[int, int] | None = None
 
     def is_pending(self, record: CheckpointRecord) -> bool:
         del record

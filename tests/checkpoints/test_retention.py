@@ -65,6 +65,60 @@ def test_what_does_not_count_fills_no_place_but_can_be_pinned() -> None:
     assert list(KeepPinned({path("a", 3)}).keep(held)) == [path("a", 3)]
 
 
+@pytest.mark.parametrize(
+    ("saved", "every", "kept"),
+    [
+        ([30, 60, 90, 120, 150, 180, 210, 240], 100, [120, 210]),
+        ([0, 7, 14], 10, [0, 14]),
+        ([7, 14], 10, [14]),
+        # Of a save that comes late, one is kept for all the multiples that it stands for.
+        ([100, 390, 410, 520], 100, [100, 390, 410, 520]),
+        ([100, 390, 395, 410], 100, [100, 390, 410]),
+    ],
+)
+def test_beside_a_schedule_that_never_lands_on_its_multiples_the_first_save_after_each_is_kept(
+    saved: list[int], every: int, kept: list[int]
+) -> None:
+    held = [Candidate(record(step)) for step in sorted(saved, reverse=True)]
+    reasons = KeepEvery(every).keep(held)
+    assert [each.record.step for each in reversed(held) if each.record.path in reasons] == kept
+    assert all(reasons.values())
+
+
+@given(
+    steps=st.sets(st.integers(0, 300), max_size=40),
+    every=st.integers(1, 50),
+    at=st.lists(st.integers(0, 300), max_size=5),
+)
+def test_what_is_kept_of_each_interval_does_not_depend_on_when_the_rest_was_deleted(
+    steps: set[int], every: int, at: list[int]
+) -> None:
+    def kept(found: set[int]) -> set[int]:
+        held = [Candidate(record(step)) for step in sorted(found, reverse=True)]
+        reasons = KeepEvery(every).keep(held)
+        return {each.record.step for each in held if each.record.path in reasons}
+
+    stored = set[int]()
+    for step in sorted(steps):
+        stored.add(step)
+        if step in at:
+            stored = kept(stored)
+    assert kept(stored) == kept(steps)
+    assert {step for step in steps if step % every == 0} <= kept(steps)
+
+
+@pytest.mark.parametrize("kept", [[path("a", 3)], {path("a", 3)}, None, True])
+def test_a_rule_of_the_users_that_gives_no_reasons_stops_the_plan_and_is_named(
+    kept: object,
+) -> None:
+    class Broken:
+        def keep(self, _: object) -> Any:
+            return kept
+
+    with pytest.raises(UsageError, match=r"Broken.*a mapping of paths to reasons"):
+        _plan([listed(1), listed(3)], KeepAny(Broken()))
+
+
 def test_every_rule_that_keeps_one_is_named() -> None:
     reasons = KeepAny(KeepLast(1), KeepEvery(3)).keep(_held({3: None}))
     assert reasons == {path("a", 3): "among the last 1, at a multiple of 3 steps"}

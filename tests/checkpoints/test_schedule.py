@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +13,18 @@ from made import record
 from tinker_recovery import CheckpointPolicy, UsageError
 from tinker_recovery.checkpoints import Evidence, SaveLedger, Schedule, retention_of, schedule_of
 from tinker_recovery.checkpoints.interval import AutoInterval, young_daly_s
-from tinker_recovery.checkpoints.retention import Candidate, KeepAll
+from tinker_recovery.checkpoints.retention import (
+    Candidate,
+    KeepAll,
+    KeepBest,
+    KeepEvery,
+    KeepLast,
+)
 from tinker_recovery.checkpoints.schedule import (
     AnyOf,
     AtEnd,
     AtSteps,
+    Decision,
     EveryEpochs,
     EverySeconds,
     EverySteps,
@@ -387,3 +396,86 @@ def test_saving_at_every_step_begins_with_the_first() -> None:
             saved.append(step)
         assert not ledger.ask(schedule, step=step, now_s=float(step)).due, "once is enough"
     assert saved == [1, 2, 3]
+
+
+class _Broken:
+    def __init__(self, answer: object) -> None:
+        self._answer = answer
+
+    def decide(self, _: Moment) -> Any:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("no idea"), True, None])
+def test_a_schedule_of_the_users_that_fails_never_ends_a_loop_and_saves_by_steps_meanwhile(
+    answer: object,
+) -> None:
+    schedule = schedule_of(CheckpointPolicy(schedule=_Broken(answer), save_at_end=False))
+    assert not schedule.decide(Moment(99, 0.0)).due
+    decision = schedule.decide(Moment(100, 0.0))
+    assert (decision.due, decision.stands_in) == (True, True)
+    assert "_Broken" in decision.reason
+    assert ("no idea" if isinstance(answer, Exception) else repr(answer)) in decision.reason
+
+
+def test_a_schedule_of_the_users_saves_no_step_twice() -> None:
+    schedule = schedule_of(CheckpointPolicy(schedule=_Broken(Decision(due=True, reason="always"))))
+    assert schedule.decide(Moment(3, 0.0, last_step=2)).due
+    assert not schedule.decide(Moment(3, 0.0, last_step=3)).due
+
+
+def test_an_own_schedule_takes_the_strategys_place_and_the_rest_stays() -> None:
+    own = AnyOf(EverySteps(3), EveryEpochs(1))
+    policy = CheckpointPolicy(schedule=own, save_every_s=60.0, save_at_steps=(7,))
+    schedule = schedule_of(policy)
+    due = [step for step in range(1, 10) if schedule.decide(Moment(step, 0, step - 1)).due]
+    assert due == [3, 6, 7, 9]
+    assert schedule.decide(Moment(4, 61.0, 3)).due
+    assert schedule.decide(Moment(4, 0.0, 3, epoch=1)).due
+    assert schedule.decide(Moment(4, 0.0, 3, end=True)).due
+
+
+def test_own_rules_take_the_place_of_the_policys_and_pins_stay() -> None:
+    held = [Candidate(record(step)) for step in (6, 5, 4, 3, 2, 1)]
+    policy = CheckpointPolicy(retention=KeepEvery(2))
+    kept = retention_of(policy, pinned=["tinker://a/weights/1"]).keep(held)
+    assert [each.record.step for each in held if each.record.path in kept] == [6, 4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        (EverySteps, {"n": True}, "n=True"),
+        (EverySteps, {"n": 1.5}, "n=1.5"),
+        (EverySteps, {"n": "3"}, "n='3'"),
+        (EverySteps, {"n": 0}, "n=0"),
+        (EveryEpochs, {"n": 0.5}, "n=0.5"),
+        (EverySeconds, {"seconds": True}, "seconds=True"),
+        (EverySeconds, {"seconds": "1"}, "seconds='1'"),
+        (EverySeconds, {"seconds": math.nan}, "seconds=nan"),
+        (AtSteps, {"steps": [-3]}, "steps=-3"),
+        (AtSteps, {"steps": [5, 0]}, "steps=0"),
+        (AtSteps, {"steps": [True]}, "steps=True"),
+        (AtSteps, {"steps": [2.5]}, "steps=2.5"),
+        (AtSteps, {"steps": 5}, "steps=5"),
+        (OnImprovement, {"metric": "loss", "mode": "least"}, "mode='least'"),
+        (OnImprovement, {"metric": ""}, "metric=''"),
+        (Meanwhile, {"schedule": EveryEpochs(), "n": 0}, "n=0"),
+        (AutoInterval, {"min_steps": 1.5}, "min_steps=1.5"),
+        (AutoInterval, {"max_steps": True}, "max_steps=True"),
+        (AutoInterval, {"prior_save_s": -1}, "prior_save_s=-1"),
+        (KeepLast, {"n": True}, "keep_last=True"),
+        (KeepLast, {"n": 2.0}, "keep_last=2.0"),
+        (KeepEvery, {"n": "5"}, "keep_every='5'"),
+        (KeepBest, {"n": True}, "keep_best=True"),
+        (KeepBest, {"mode": "biggest"}, "mode='biggest'"),
+        (KeepBest, {"metric": ""}, "metric=''"),
+    ],
+)
+def test_a_schedule_or_rule_that_cannot_work_is_refused_with_the_field_and_its_value(
+    kind: Callable[..., object], given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        kind(**given)

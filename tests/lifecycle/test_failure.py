@@ -239,7 +239,7 @@ async def test_when_off_a_fault_is_reported_and_reaches_the_user_untouched(
     told: list[str] = []
     with caplog.at_level(logging.INFO, "tinker_recovery"), pytest.raises(tinker.RequestFailedError):
         async with Supervisor(
-            RecoveryPolicy(on_failure=lambda run_id, _: failures.append(run_id)),
+            RecoveryPolicy(enabled=False, on_failure=lambda run_id, _: failures.append(run_id)),
             on_event=lambda event: told.append(event.name),
         ) as supervisor:
             async for attempt in supervisor.attempts(base_model=MODEL):
@@ -257,7 +257,8 @@ async def test_when_off_a_fault_is_reported_and_reaches_the_user_untouched(
 async def test_when_off_a_corrupted_run_is_reported_and_left_alone(local: LocalTinker) -> None:
     told: list[str] = []
     async with Supervisor(
-        RecoveryPolicy(poll_interval_s=0.01), on_event=lambda event: told.append(event.name)
+        RecoveryPolicy(enabled=False, poll_interval_s=0.01),
+        on_event=lambda event: told.append(event.name),
     ) as supervisor:
         async for attempt in supervisor.attempts(base_model=MODEL):
             async with attempt:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,16 @@ from inspection import (
 )
 from loops import ADAM, MODEL, SEED, batch, loop, policy, quick, train, undisturbed_state, until
 
-from tinker_recovery import Attempt, CheckpointPolicy, CheckpointRecord, RecoveryEvent, Supervisor
+from tinker_recovery import (
+    Attempt,
+    CheckpointPolicy,
+    CheckpointRecord,
+    LeaseLost,
+    RecoveryEvent,
+    Supervisor,
+)
 from tinker_recovery.clock import Clock
-from tinker_recovery.journal import Journal
+from tinker_recovery.journal import Journal, Recorder, RunRecord, RunRequest
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -434,3 +444,72 @@ async def test_a_keeper_that_crashes_is_restarted_and_holds_its_round(
     assert crashes
     found = _steps(local, supervisor.runs[0].segments[0].run_id)
     assert found == [10, 12]
+
+
+def _taken(file: Path) -> None:
+    """As another process that saw no heartbeat for a whole lease takes a run."""
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE leases SET token = token + 1, holder = 'another', pid = 1")
+
+
+@pytest.mark.parametrize("when", ["before it is written", "before it is asked for"])
+async def test_who_has_lost_the_run_writes_no_deletion_and_asks_for_none(
+    local: LocalTinker, tmp_path: Path, when: str
+) -> None:
+    """With the journal's lease alone: there is no claim that could be asked."""
+    file = tmp_path / "journal"
+    taken: list[int] = []
+
+    def take_meanwhile(record: CheckpointRecord) -> bool:
+        if record.step == 4 and not taken:
+            with Journal(file, service=local.base_url) as journal:
+                written = record.path in journal.notes().deletions
+            if written == (when == "before it is asked for"):
+                _taken(file)
+                taken.append(record.step)
+        return False
+
+    kept = CheckpointPolicy(
+        save_at_start=False, save_every=4, keep_last=1, save_best=False, keep_if=take_meanwhile
+    )
+    events: list[RecoveryEvent] = []
+    with contextlib.suppress(LeaseLost):  # the run may have ended before it is noticed
+        async with Supervisor(
+            policy(checkpoints=kept), journal=file, lease="journal", on_event=events.append
+        ) as supervisor:
+            await supervisor.run(
+                functools.partial(train, steps=STEPS), name="held", base_model=MODEL, seed=SEED
+            )
+    (run_id,) = local.runs()
+    assert taken
+    assert 4 in _steps(local, run_id)
+    assert local.stats.by_route.get("delete", 0) == 0
+    with Journal(file, service=local.base_url) as journal:
+        assert bool(journal.notes().deletions) == (when == "before it is asked for")
+
+
+async def test_of_a_run_that_somebody_trains_nothing_is_deleted_by_hand_and_of_a_dead_one_it_is(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "journal"
+    with Journal(file, service="http://s") as journal:
+        async with Recorder(journal, service="http://s", heartbeat_s=10.0) as recorder:
+            opened = await recorder.open_run(
+                RunRequest(
+                    service="http://s",
+                    name="sft",
+                    named=True,
+                    lineage="line",
+                    origin={},
+                    policy={},
+                    start_step=0,
+                )
+            )
+            assert isinstance(opened, RunRecord)
+            with pytest.raises(LeaseLost, match=r"'line' is trained by process"):
+                journal.write_deletion("tinker://r/weights/1", "a line", "line")
+            journal.write_deletion("tinker://r/weights/1", "a line", "line", opened.lease)
+            journal.write_deletion("tinker://r/weights/2", "a line", "another")
+            with closing(sqlite3.connect(file)) as database, database:
+                database.execute("UPDATE leases SET born = '1'")
+            journal.write_deletion("tinker://r/weights/3", "a line", "line")

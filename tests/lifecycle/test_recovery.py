@@ -148,3 +148,15 @@ async def test_the_status_is_read_with_a_token_where_the_service_asks_for_one(
             "poll"
         ]
         assert server.run_state(supervisor.runs[0].segments[-1].run_id).steps == STEPS
+
+
+async def test_a_supervisor_that_is_given_nothing_recovers_and_saves_as_the_settings_say(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entering one is the wish to recover; `config show` says what it does."""
+    monkeypatch.setenv("TINKER_RECOVERY_CHECKPOINTS_SAVE_EVERY", "2")
+    local.poison(at_step=5)
+    async with Supervisor() as supervisor:
+        await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 4]

@@ -11,6 +11,7 @@ from inspection import interval_evidence
 from loops import ADAM, MODEL, batch, quick
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor, UsageError
+from tinker_recovery.checkpoints import AnyOf, Decision, EveryEpochs, EverySteps, Moment
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -32,6 +33,11 @@ async def _saves(
     async with Supervisor(given, on_event=note) as supervisor:
         await supervisor.run(train, base_model=MODEL, rank=8, seed=7)
     return steps, supervisor
+
+
+class _Unsure:
+    def decide(self, moment: Moment) -> Decision:
+        raise RuntimeError(f"step {moment.step}?")
 
 
 async def _step(attempt: Attempt, step: int) -> None:
@@ -163,22 +169,39 @@ async def test_auto_saves_by_what_the_run_measures_within_its_bounds() -> None:
 
 
 @pytest.mark.usefixtures("local")
+async def test_two_intervals_can_be_combined_and_a_schedule_be_the_users_own() -> None:
+    class Primes:
+        def decide(self, moment: Moment) -> Decision:
+            return Decision(moment.step in (2, 3, 5, 7, 11), f"step {moment.step}")
+
+    async def train(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            await _step(attempt, step)
+            if step % 4 == 3:
+                attempt.end_epoch()
+
+    both = CheckpointPolicy(save_at_start=False, schedule=AnyOf(EverySteps(5), EveryEpochs(1)))
+    assert (await _saves(train, both))[0] == [4, 5, 8, 10, 12]
+    own = CheckpointPolicy(save_at_start=False, schedule=Primes())
+    assert (await _saves(train, own))[0] == [2, 3, 5, 7, 11, 12]
+
+
+@pytest.mark.usefixtures("local")
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
         (
-            CheckpointPolicy(
-                save_at_start=False, strategy="best", best_metric="typo", save_every=5
-            ),
+            CheckpointPolicy(save_at_start=False, strategy="best", best_metric="typo"),
             "no metric 'typo'",
         ),
         (CheckpointPolicy(save_at_start=False, strategy="epoch"), "no epoch has ended"),
+        (CheckpointPolicy(save_at_start=False, schedule=_Unsure()), "_Unsure raised"),
     ],
 )
 async def test_a_schedule_that_has_nothing_to_decide_by_says_so_once_and_saves_by_steps(
     caplog: pytest.LogCaptureFixture, policy: CheckpointPolicy, said: str
 ) -> None:
-    every = 5 if policy.strategy == "best" else 100
+    every = 100
 
     async def train(attempt: Attempt) -> None:
         for step in range(attempt.start_step, 2 * every + 1):

@@ -65,6 +65,17 @@ from tinker_recovery import (
     recover_from_checkpoint,
     supervision,
 )
+from tinker_recovery.checkpoints import (
+    AnyOf,
+    Candidate,
+    Decision,
+    EveryEpochs,
+    EverySteps,
+    KeepAny,
+    KeepEvery,
+    KeepLast,
+    Moment,
+)
 from tinker_recovery.supervision import (
     AbandonedChild,
     AutoShutdown,
@@ -156,8 +167,22 @@ def keeps(record: CheckpointRecord) -> bool:
     return record.step % 1000 == 0
 
 
+class Mornings:
+    def decide(self, moment: Moment) -> Decision:
+        return Decision(due=moment.step % 7 == 0, reason="a morning")
+
+
+class Sevens:
+    def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
+        return {each.record.path: "mine" for each in newest_first if each.record.step % 7 == 0}
+
+
+own = CheckpointPolicy(
+    schedule=AnyOf(EverySteps(20), EveryEpochs(1), Mornings()),
+    retention=KeepAny(KeepLast(3), KeepEvery(1000), Sevens()),
+)
 saving = CheckpointPolicy(
-    strategy="auto", save_every=20, save_at_steps=(1, 2), keep_if=keeps, best_mode="max"
+    strategy="steps", save_every=20, save_at_steps=(1, 2), keep_if=keeps, best_mode="max"
 )
 policy = RecoveryPolicy(
     enabled=True,

@@ -2,8 +2,8 @@
 
 Nothing here talks to the service, reads a clock or keeps state; only ``files`` does I/O, on a file
 that was downloaded. The rooms above ask the service and the journal, decide here, and act. The room
-imports ``policy`` and ``errors`` alone. What other rooms call is exported; the rest is imported
-from its module.
+imports ``checkpoint_policy`` and ``errors`` alone. What other rooms call is exported, and what a
+user's policy may be given; the rest is imported from its module.
 
 - ``metadata``, ``record``: what is stored with a checkpoint, and reading it back from a listing
 - ``schedule``, ``evidence``, ``interval``, ``ledger``: when to save, and whether a save may start
@@ -28,10 +28,11 @@ from tinker_recovery.checkpoints.deletion import (
 from tinker_recovery.checkpoints.deletion_plan import DeletionPlan, Situation, plan_deletions
 from tinker_recovery.checkpoints.evidence import Evidence
 from tinker_recovery.checkpoints.files import FileFacts
+from tinker_recovery.checkpoints.interval import AutoInterval
 from tinker_recovery.checkpoints.ledger import SaveLedger
 from tinker_recovery.checkpoints.lineage import Segment, eligible, on_branch, segments_of
 from tinker_recovery.checkpoints.pacing import TokenBucket
-from tinker_recovery.checkpoints.policies import retention_of, schedule_of
+from tinker_recovery.checkpoints.policies import counts_epochs, retention_of, schedule_of
 from tinker_recovery.checkpoints.record import (
     CheckpointRecord,
     Listed,
@@ -42,7 +43,28 @@ from tinker_recovery.checkpoints.record import (
     with_canaries,
 )
 from tinker_recovery.checkpoints.renewal import Renewal, renewals
-from tinker_recovery.checkpoints.schedule import Schedule
+from tinker_recovery.checkpoints.retention import (
+    Candidate,
+    KeepAll,
+    KeepAny,
+    KeepBest,
+    KeepEvery,
+    KeepIf,
+    KeepLast,
+    Retention,
+)
+from tinker_recovery.checkpoints.schedule import (
+    AnyOf,
+    AtEnd,
+    AtSteps,
+    Decision,
+    EveryEpochs,
+    EverySeconds,
+    EverySteps,
+    Moment,
+    OnImprovement,
+    Schedule,
+)
 from tinker_recovery.checkpoints.selection import (
     AtPath,
     AtStep,
@@ -63,21 +85,39 @@ from tinker_recovery.checkpoints.validation import (
 )
 
 __all__ = [
+    "AnyOf",
+    "AtEnd",
     "AtPath",
     "AtStep",
+    "AtSteps",
+    "AutoInterval",
     "Canary",
+    "Candidate",
     "CheckpointRecord",
     "Command",
+    "Decision",
     "Delete",
     "Deletion",
     "DeletionLedger",
     "DeletionPlan",
+    "EveryEpochs",
+    "EverySeconds",
+    "EverySteps",
     "Evidence",
     "FileFacts",
     "Finding",
+    "KeepAll",
+    "KeepAny",
+    "KeepBest",
+    "KeepEvery",
+    "KeepIf",
+    "KeepLast",
     "Latest",
     "Listed",
+    "Moment",
+    "OnImprovement",
     "Renewal",
+    "Retention",
     "SaveLedger",
     "SavedBy",
     "Schedule",
@@ -93,6 +133,7 @@ __all__ = [
     "check_metadata",
     "check_weights",
     "checkpoint_metadata",
+    "counts_epochs",
     "eligible",
     "first_objection",
     "on_branch",

@@ -25,7 +25,7 @@ import math
 from dataclasses import dataclass
 
 from tinker_recovery.checkpoints.evidence import Evidence
-from tinker_recovery.checkpoints.schedule import Decision, Moment, check_positive
+from tinker_recovery.checkpoints.schedule import Decision, Moment, check_positive, check_whole
 from tinker_recovery.errors import UsageError
 
 
@@ -67,8 +67,10 @@ class AutoInterval:
     max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("prior_mtbf_s", "prior_weight", "prior_save_s", "min_steps"):
+        for name in ("prior_mtbf_s", "prior_weight", "prior_save_s"):
             check_positive(name, getattr(self, name))
+        check_whole("min_steps", self.min_steps)
+        check_whole("max_steps", self.max_steps)
         if self.max_steps < self.min_steps:
             raise UsageError(
                 f"max_steps={self.max_steps} is below min_steps={self.min_steps}: it has to be at "

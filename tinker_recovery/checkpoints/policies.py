@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import assert_never
 
+from tinker_recovery.checkpoint_policy import CheckpointPolicy
 from tinker_recovery.checkpoints.interval import AutoInterval
 from tinker_recovery.checkpoints.retention import (
     KeepAll,
@@ -26,8 +27,11 @@ from tinker_recovery.checkpoints.schedule import (
     Meanwhile,
     OnImprovement,
     Schedule,
+    UsersOwn,
 )
-from tinker_recovery.policy import CheckpointPolicy
+
+_MEANWHILE_STEPS: int = CheckpointPolicy.model_fields["save_every"].default
+"""Steps between two saves for as long as a strategy has nothing to decide by."""
 
 
 def schedule_of(policy: CheckpointPolicy) -> Schedule:
@@ -43,16 +47,16 @@ def schedule_of(policy: CheckpointPolicy) -> Schedule:
 
 
 def _of_strategy(policy: CheckpointPolicy) -> Schedule:
+    if policy.schedule is not None:
+        return UsersOwn(policy.schedule, _MEANWHILE_STEPS)
     match policy.strategy:
         case "steps" | "last" | "all":
             return EverySteps(policy.save_every)
         case "epoch":
-            # Here `save_every` counts epochs; until there are any, the default number of steps.
-            steps = CheckpointPolicy.model_fields["save_every"].default
-            return Meanwhile(EveryEpochs(policy.save_every), steps)
+            return Meanwhile(EveryEpochs(policy.save_every), _MEANWHILE_STEPS)
         case "best":
             improvement = OnImprovement(policy.best_metric, policy.best_mode)
-            return Meanwhile(improvement, policy.save_every, policy.best_metric)
+            return Meanwhile(improvement, _MEANWHILE_STEPS, policy.best_metric)
         case "auto":
             return AutoInterval(
                 prior_mtbf_s=policy.auto_mtbf_s,
@@ -66,6 +70,9 @@ def retention_of(policy: CheckpointPolicy, *, pinned: Collection[str] = ()) -> R
     """What this policy keeps, besides the pinned paths."""
     if policy.strategy == "all":
         return KeepAll()
+    pins = [KeepPinned(frozenset(pinned))] if pinned else []
+    if policy.retention is not None:
+        return KeepAny(policy.retention, *pins)
     rules: list[Retention] = []
     keep_last = 1 if policy.strategy == "last" else policy.keep_last
     if keep_last:
@@ -77,6 +84,17 @@ def retention_of(policy: CheckpointPolicy, *, pinned: Collection[str] = ()) -> R
         rules.append(KeepEvery(policy.keep_every))
     if policy.keep_if is not None:
         rules.append(KeepIf(policy.keep_if))
-    if pinned:
-        rules.append(KeepPinned(frozenset(pinned)))
-    return KeepAny(*rules)
+    return KeepAny(*rules, *pins)
+
+
+def counts_epochs(policy: CheckpointPolicy) -> bool:
+    """Whether this policy saves at the end of epochs, as far as can be seen."""
+    return policy.strategy == "epoch" or _has_epochs(policy.schedule)
+
+
+def _has_epochs(schedule: object) -> bool:
+    if isinstance(schedule, Meanwhile):
+        return _has_epochs(schedule.schedule)
+    if isinstance(schedule, AnyOf):
+        return any(_has_epochs(each) for each in schedule.schedules)
+    return isinstance(schedule, EveryEpochs)

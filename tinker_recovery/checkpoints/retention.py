@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tinker_recovery.checkpoints.record import CheckpointRecord
-from tinker_recovery.checkpoints.schedule import Mode
+from tinker_recovery.checkpoints.schedule import Mode, check_metric
 from tinker_recovery.errors import UsageError
 
 
@@ -43,11 +43,11 @@ class Retention(Protocol):
         ...
 
 
-def _at_least_one(name: str, n: int) -> None:
-    if n < 1:
+def _at_least_one(name: str, n: object) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise UsageError(
-            f"{name}={n}: it has to be at least 1; to keep nothing by this rule, leave it out and "
-            "use another one"
+            f"{name}={n!r}: it has to be a whole number, 1 or more; to keep nothing by this "
+            "rule, leave it out and use another one"
         )
 
 
@@ -101,6 +101,7 @@ class KeepBest:
 
     def __post_init__(self) -> None:
         _at_least_one("keep_best", self.n)
+        check_metric(self.metric, self.mode)
 
     def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
@@ -125,7 +126,10 @@ def best_first(
 
 @dataclass(frozen=True, slots=True)
 class KeepEvery:
-    """Keep those at a multiple of ``n`` optimizer steps, for ever."""
+    """Keep the first at or after each multiple of ``n`` optimizer steps, for ever.
+
+    Of step 0, that is one at step 0 itself.
+    """
 
     n: int
 
@@ -134,8 +138,16 @@ class KeepEvery:
 
     def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
-        kept = [record for record in counted(newest_first) if record.step % self.n == 0]
-        return {record.path: f"at a multiple of {self.n} steps" for record in kept}
+        kept: dict[str, str] = {}
+        before = 0
+        for record in reversed(counted(newest_first)):
+            multiple = record.step - record.step % self.n
+            if record.step == multiple:
+                kept[record.path] = f"at a multiple of {self.n} steps"
+            elif multiple > before:
+                kept[record.path] = f"the first at or after step {multiple}"
+            before = record.step
+        return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +193,12 @@ class KeepAny:
         """See :class:`Retention`."""
         reasons: dict[str, list[str]] = {}
         for rule in self.rules:
-            for path, reason in rule.keep(newest_first).items():
+            kept = rule.keep(newest_first)
+            if not isinstance(kept, Mapping):
+                raise UsageError(
+                    f"{type(rule).__name__}.keep() returned {kept!r}: it has to be a mapping of "
+                    "paths to reasons"
+                )
+            for path, reason in kept.items():
                 reasons.setdefault(path, []).append(reason)
         return {path: ", ".join(each) for path, each in reasons.items()}

@@ -7,9 +7,9 @@ A schedule has no state. What it compares with (the last save, the best saved me
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, get_args
 
 from tinker_recovery.checkpoints.evidence import Evidence
 from tinker_recovery.errors import UsageError
@@ -81,10 +81,28 @@ def improves(value: float, best: float | None, mode: Mode) -> bool:
     return value < best if mode == "min" else value > best
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise UsageError, naming the setting, unless its value is above zero and finite."""
-    if not (value > 0 and math.isfinite(value)):
-        raise UsageError(f"{name}={value!r}: it has to be above zero and finite")
+def check_positive(name: str, value: object) -> None:
+    """Raise UsageError, naming the setting, unless its value is a number above zero and finite."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        positive = value > 0 and math.isfinite(value)
+    else:
+        positive = False
+    if not positive:
+        raise UsageError(f"{name}={value!r}: it has to be a number above zero, and finite")
+
+
+def check_whole(name: str, value: object) -> None:
+    """Raise UsageError, naming the setting, unless its value is a whole number, 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name}={value!r}: it has to be a whole number, 1 or more")
+
+
+def check_metric(metric: object, mode: object) -> None:
+    """Raise UsageError unless a metric has a name and a known mode."""
+    if not isinstance(metric, str) or not metric:
+        raise UsageError(f"metric={metric!r}: it has to be a metric's name")
+    if mode not in get_args(Mode):
+        raise UsageError(f"mode={mode!r}: it has to be 'min' or 'max'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +117,7 @@ class EverySteps:
     n: int
 
     def __post_init__(self) -> None:
-        check_positive("n", self.n)
+        check_whole("n", self.n)
 
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""
@@ -134,7 +152,7 @@ class EveryEpochs:
     n: int = 1
 
     def __post_init__(self) -> None:
-        check_positive("n", self.n)
+        check_whole("n", self.n)
 
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""
@@ -154,6 +172,9 @@ class OnImprovement:
 
     metric: str
     mode: Mode = "min"
+
+    def __post_init__(self) -> None:
+        check_metric(self.metric, self.mode)
 
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""
@@ -183,17 +204,48 @@ class Meanwhile:
     n: int
     metric: str | None = None
 
+    def __post_init__(self) -> None:
+        check_whole("n", self.n)
+
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""
         if self.metric is None:
-            able, lacks = bool(moment.epoch), "no epoch has ended"
+            able = bool(moment.epoch)
+            lacks = "no epoch has ended: see that attempt.end_epoch() is called"
         else:
             able = self.metric in moment.metrics or self.metric in moment.lowest
-            lacks = f"no metric {self.metric!r} has been reported"
+            lacks = f"no metric {self.metric!r} has been reported: see that attempt.report() has it"
         if able:
             return self.schedule.decide(moment)
         meanwhile = EverySteps(self.n).decide(moment)
         return Decision(meanwhile.due, f"{lacks}; {meanwhile.reason}", stands_in=meanwhile.due)
+
+
+@dataclass(frozen=True, slots=True)
+class UsersOwn:
+    """A schedule of the user's: what it raises or wrongly returns never ends the loop.
+
+    Attributes:
+        schedule: Theirs.
+        n: Steps between two saves where it fails.
+    """
+
+    schedule: Schedule
+    n: int
+
+    def decide(self, moment: Moment) -> Decision:
+        """See :class:`Schedule`."""
+        kind = type(self.schedule).__name__
+        try:
+            decision: object = self.schedule.decide(moment)
+        except Exception as error:  # noqa: BLE001 - of the user's own: training continues
+            problem = f"{kind} raised {error!r}"
+        else:
+            if isinstance(decision, Decision):
+                return replace(decision, due=decision.due and moment.fresh)
+            problem = f"{kind} returned {decision!r}, which is no Decision"
+        meanwhile = EverySteps(self.n).decide(moment)
+        return Decision(meanwhile.due, f"{problem}; {meanwhile.reason}", stands_in=meanwhile.due)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +254,13 @@ class AtSteps:
 
     steps: frozenset[int]
 
-    def __init__(self, steps: Sequence[int] | frozenset[int]) -> None:
-        object.__setattr__(self, "steps", frozenset(steps))
+    def __init__(self, steps: Iterable[int]) -> None:
+        if not isinstance(steps, Iterable):
+            raise UsageError(f"steps={steps!r}: it has to be a list of steps")
+        steps = frozenset(steps)
+        for step in steps:
+            check_whole("steps", step)
+        object.__setattr__(self, "steps", steps)
 
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""

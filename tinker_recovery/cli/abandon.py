@@ -9,6 +9,7 @@ import click
 
 from tinker_recovery.cli.common import (
     NO_SUCH_RUN,
+    echo,
     journal_file,
     journal_option,
     refuse,
@@ -48,9 +49,9 @@ def command(
         refuse(f"there is no run {run!r} to forget: see `tinker-recovery runs`", NO_SUCH_RUN)
     kept = sum(not each.gone for each in forgotten.checkpoints)
     if as_json:
-        click.echo(json.dumps({"run": run, "was": forgotten.state, "checkpoints_kept": kept}))
+        echo(json.dumps({"run": run, "was": forgotten.state, "checkpoints_kept": kept}))
         return
-    click.echo(
+    echo(
         f"run {run!r} is forgotten (it was {forgotten.state}, at step {forgotten.step}); its "
         f"{kept} checkpoints stay at the service"
     )

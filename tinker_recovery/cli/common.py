@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from tinker_recovery.telemetry.text import as_text
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 NO_SUCH_RUN, UNREADABLE = 1, 3
 """Exit statuses."""
@@ -46,19 +49,30 @@ def journal_file(choice: Path | None) -> Path:
     return choice / JOURNAL_FILE if choice.is_dir() else choice
 
 
-def plain_console() -> Console:
-    """A console that prints names and messages as they are, without markup, emoji or highlights.
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console that prints names and messages as the text they are; see :func:`as_text`.
 
-    Every Tinker run id contains ``:train:``, which rich would print as an emoji.
+    Without markup, emoji or highlights: every Tinker run id contains ``:train:``, which rich would
+    print as an emoji, and a name may have brackets.
     """
     from rich.console import Console
 
-    return Console(markup=False, emoji=False, highlight=False)
+    class TextConsole(Console):
+        def render_str(self, text: str, **how: Any) -> Text:
+            # Before rich makes a Text of it, which would leave some control characters out.
+            return super().render_str(as_text(text, lines=True), **how)
+
+    return TextConsole(markup=False, emoji=False, highlight=False, stderr=stderr)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print lines, with what comes from elsewhere in them as the text it is."""
+    click.echo(as_text(text, lines=True), err=err)
 
 
 def refuse(why: str, status: int = UNREADABLE) -> NoReturn:
     """Exit the command with an error message."""
-    click.echo(f"Error: {why}", err=True)
+    echo(f"Error: {why}", err=True)
     raise click.exceptions.Exit(status)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinker_recovery.cli.common import plain_console
+from tinker_recovery.cli.common import echo, plain_console
 
 if TYPE_CHECKING:
     from tinker_recovery.policy_settings import Resolved
@@ -47,7 +47,7 @@ def show(*, config: Path | None, given: tuple[str, ...], as_json: bool) -> None:
 
     The first of these wins. "none" turns off a setting that allows it; a list is 10,20 or, in a
     file, [10, 20]. In a program, policy_from_settings() makes a policy of them, and its arguments
-    come before all; RecoveryPolicy() reads none of them.
+    come before all. Supervisor() without a policy takes it; RecoveryPolicy() reads none of them.
 
     Exit status: 0; 2 for a wrong option, an unknown setting, or a value that is not allowed.
     """
@@ -61,7 +61,7 @@ def show(*, config: Path | None, given: tuple[str, ...], as_json: bool) -> None:
         raise click.UsageError(str(error)) from error
     path = None if table is None else table.path
     if as_json:
-        click.echo(json.dumps({"file": path and str(path), "settings": _rows(resolved)}))
+        echo(json.dumps({"file": path and str(path), "settings": _rows(resolved)}))
         return
     _show(resolved, path)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from tinker_recovery.cli.common import echo
 from tinker_recovery.cli.plot import Mark, axis, curve, replays
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def command(  # noqa: PLR0913 - one argument for each option
         outcome = asyncio.run(_Demo(console, steps, sorted(chosen), save_every, pace).play(state))
         _show(console, state, folder, page)
     if as_json:
-        click.echo(json.dumps(asdict(outcome)))
+        echo(json.dumps(asdict(outcome)))
     sys.exit(0 if outcome.good else 1)
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tinker_recovery.cli.common import echo
+
 if TYPE_CHECKING:
     from tinker_recovery.doctor import ExamPlan, Fact, Report
 
@@ -95,7 +97,7 @@ def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json
 
 
 def _leave(status: int, text: str, facts: dict[str, object], as_json: bool) -> None:  # noqa: FBT001 - the user's own switch
-    click.echo(json.dumps(facts) if as_json else text)
+    echo(json.dumps(facts) if as_json else text)
     if any(not thread.daemon for thread in threading.enumerate()[1:]):
         # The SDK is still trying to reach a service that is gone, in a thread that cannot be
         # stopped, and a normal exit would wait minutes for it. Everything of ours is closed.
@@ -114,7 +116,7 @@ async def _examine(plan: ExamPlan) -> Report:
     began = time.monotonic()
 
     def progress(phase: str) -> None:
-        click.echo(f"[{time.monotonic() - began:6.1f} s] {phase}", err=True)
+        echo(f"[{time.monotonic() - began:6.1f} s] {phase}", err=True)
 
     backend = TinkerBackend()
     async with StatusReader(await backend.endpoint()) as reader:

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from tinker_recovery.cli.common import plain_console
+from tinker_recovery.cli.common import echo, plain_console
 
 
 @click.command()
@@ -40,7 +40,7 @@ def command(*, as_json: bool) -> None:
             }
             for row in TABLE
         ]
-        click.echo(json.dumps(rows))
+        echo(json.dumps(rows))
         return
     table = Table(title="Faults", show_lines=True)
     table.add_column("kind", no_wrap=True)

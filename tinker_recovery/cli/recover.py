@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinker_recovery.cli.common import journal_file, journal_option, refuse
+from tinker_recovery.cli.common import echo, journal_file, journal_option, refuse
 
 if TYPE_CHECKING:
     from tinker_recovery.recovery.dry_run import Proof
@@ -95,10 +95,10 @@ def command(
     except (CheckpointError, DeadlineExceeded, RunHeld, TinkerError) as error:
         reason = redact(str(error) or repr(error))
         if as_json:
-            click.echo(json.dumps({"restored": False, "run": run, "reason": reason}))
+            echo(json.dumps({"restored": False, "run": run, "reason": reason}))
         refuse(f"not restored: {reason}", NOT_RESTORED)
     if as_json:
-        click.echo(json.dumps(_as_json(proof)))
+        echo(json.dumps(_as_json(proof)))
         return
     _show(proof)
 
@@ -111,17 +111,15 @@ def _show(proof: Proof) -> None:
     step = "its step is not known" if proof.step is None else f"step {proof.step}"
     what = "weights and optimizer" if proof.optimizer else "weights alone"
     for each in proof.passed_over:
-        click.echo(f"skipped      {each}")
-    click.echo(f"checkpoint   {proof.checkpoint}, {step}")
-    click.echo(
+        echo(f"skipped      {each}")
+    echo(f"checkpoint   {proof.checkpoint}, {step}")
+    echo(
         f"restored     {what}, as Tinker run {proof.run_id} ({proof.base_model}, "
         f"rank {proof.lora_rank}); its session is finished"
     )
     if proof.resumes:
-        click.echo(
-            f"resume       run the command of {proof.run!r} again: it starts from this checkpoint"
-        )
-    click.echo(f"in code      {_resume_with(proof)}")
+        echo(f"resume       run the command of {proof.run!r} again: it starts from this checkpoint")
+    echo(f"in code      {_resume_with(proof)}")
 
 
 def _resume_with(proof: Proof) -> str:

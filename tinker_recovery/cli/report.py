@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -13,12 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from tinker_recovery.cli.common import (
+    echo,
     journal_file,
     journal_option,
     no_such_run,
     refuse,
     service_option,
 )
+from tinker_recovery.cli.output import goes_to_stdout, write_whole
 
 if TYPE_CHECKING:
     from tinker_recovery.report import ReportFigures
@@ -33,8 +34,8 @@ _EVENTS = 2000
     "--output",
     required=True,
     metavar="FILE.html",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to write the page; an existing file is replaced.",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="Where to write the page; an existing file is replaced, a pipe or - is written to.",
 )
 @journal_option
 @service_option
@@ -59,10 +60,14 @@ def command(
     """
     path = journal_file(journal)
     figures = write_report(path, run, output, service=service)
+    to_stdout = goes_to_stdout(output)
     if as_json:
-        click.echo(json.dumps({"run": run, "report": str(output), **asdict(figures)}))
+        said = json.dumps({"run": run, "report": str(output), **asdict(figures)})
+    elif to_stdout:
+        said = "wrote the page to standard output"
     else:
-        click.echo(f"wrote {output}: open it in a browser")
+        said = f"wrote {output}: open it in a browser"
+    echo(said, err=to_stdout)
 
 
 def write_report(
@@ -85,12 +90,9 @@ def write_report(
     except JournalError as error:
         refuse(str(error))
     page = render(run, events, now=time.time())
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
-        part.write_text(page, encoding="utf-8")
-        part.replace(output)
+        write_whole(output, page)
     except OSError as error:
-        part.unlink(missing_ok=True)
         refuse(f"{output} cannot be written: {error.strerror or error}; choose another -o")
     sys.stdout.flush()
     return figures_of(run)

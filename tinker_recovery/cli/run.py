@@ -19,6 +19,7 @@ from types import FrameType
 
 import click
 
+from tinker_recovery.cli.common import echo
 from tinker_recovery.cli.restart_rule import Ending, RestartRule, Stop
 from tinker_recovery.supervision import Backoff
 
@@ -179,9 +180,9 @@ class _Runner:
 
     def _report(self, message: str) -> None:
         if self._as_json:
-            click.echo(json.dumps({"command": list(self._command), "message": message}), err=True)
+            echo(json.dumps({"command": list(self._command), "message": message}), err=True)
         else:
-            click.echo(f"tinker-recovery: {shlex.join(self._command)}: {message}", err=True)
+            echo(f"tinker-recovery: {shlex.join(self._command)}: {message}", err=True)
 
 
 def _terminal_sent(number: int) -> bool:

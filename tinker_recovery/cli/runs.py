@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinker_recovery.cli.common import journal_file, journal_option, plain_console, refuse
+from tinker_recovery.cli.common import echo, journal_file, journal_option, plain_console, refuse
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.reading import RunView
@@ -41,7 +41,7 @@ def command(*, all_: bool, journal: Path | None, as_json: bool) -> None:
     except JournalError as error:
         refuse(str(error))
     if as_json:
-        click.echo(json.dumps([summary(run) for run in runs]))
+        echo(json.dumps([summary(run) for run in runs]))
         return
     table = Table("run", "state", "step", "last active", "host", "service")
     for run in runs:

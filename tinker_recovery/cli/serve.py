@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from tinker_recovery.cli.common import echo
+
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -68,7 +70,7 @@ def command(
         )
 
     def ready(base_url: str) -> None:
-        click.echo(
+        echo(
             f"Tinker server ready. In the shell of your training loop:\n\n"
             f"  export TINKER_BASE_URL={base_url} TINKER_API_KEY={api_key}\n\n"
             "Ctrl-C stops it."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tinker_recovery.cli.common import (
+    echo,
     journal_file,
     journal_option,
     no_such_run,
@@ -65,7 +66,7 @@ def command(
             "checkpoints": [asdict(each) for each in view.checkpoints],
             "events": [asdict(each) for each in newest],
         }
-        click.echo(json.dumps(whole))
+        echo(json.dumps(whole))
         return
     _show(view, newest)
 

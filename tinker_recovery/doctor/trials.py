@@ -34,6 +34,7 @@ from tinker_recovery.errors import DeadlineExceeded, StatusError
 from tinker_recovery.service import Connection, FromBaseModel, StatusReader, TinkerBackend
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, is_missing
+from tinker_recovery.service.routes import route
 from tinker_recovery.service.status import session_id_of
 from tinker_recovery.service.temporary import TTL_S, opened, stored
 
@@ -167,7 +168,7 @@ class _Trials:
         """A checkpoint as the service lists it, with nothing of ours filled in."""
         found = await self.reader.http.ask(
             "GET",
-            f"training_runs/{run_id}/checkpoints",
+            route("training_runs", run_id, "checkpoints"),
             types.CheckpointsListResponse.model_validate,
         )
         return next((each for each in found.checkpoints if each.tinker_path == path), None)
@@ -231,7 +232,7 @@ class _Trials:
     async def _finish(self, run_id: str) -> Fact:
         said = await self.reader.http.send(
             "POST",
-            f"sessions/{session_id_of(run_id)}/finish",
+            route("sessions", session_id_of(run_id), "finish"),
             json={"reason": {"type": "success"}, "detail": "an experiment ended"},
         )
         if said is not None and 200 <= said < 300:  # noqa: PLR2004 - HTTP's own numbers

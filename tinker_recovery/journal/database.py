@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import threading
 import time
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tinker_recovery.errors import JournalError
+from tinker_recovery.journal.private_files import check_folder, create_private
 from tinker_recovery.journal.schema import SCHEMA, upgrade
 
 BUSY_S = 10.0
@@ -65,6 +68,9 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            check_folder(self.path.parent)
+            with contextlib.suppress(FileExistsError):
+                os.close(create_private(self.path))
         database = sqlite3.connect(
             ":memory:" if self.path is None else self.path,
             timeout=BUSY_S,

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterable, Mapping
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from tinker_recovery.checkpoints.canary import NOISE_MISTAKEN
 from tinker_recovery.errors import UsageError
+from tinker_recovery.journal import lease
 from tinker_recovery.journal.database import Database
 from tinker_recovery.telemetry import redact
 
@@ -169,9 +171,21 @@ class Journal:
         """Remove a bad mark; returns whether there was one."""
         return self._drop("bad", path)
 
-    def write_deletion(self, path: str, line: str) -> None:
-        """Write the newest ledger line of a deletion."""
-        self._put("deletion", path, line)
+    def write_deletion(
+        self, path: str, line: str, lineage: str = "", held: tuple[int, int] | None = None
+    ) -> None:
+        """Write the newest ledger line of a deletion, if nobody else has the run.
+
+        Raises:
+            LeaseLost: See :func:`~tinker_recovery.journal.lease.check_deletion`, also for
+                ``lineage`` and ``held``.
+        """
+        self._put("deletion", path, line, lambda it: lease.check_deletion(it, lineage, held))
+
+    def check_deletion(self, lineage: str, held: tuple[int, int] | None = None) -> None:
+        """The same for the request that follows."""
+        with self.database.transaction() as database:
+            lease.check_deletion(database, lineage, held)
 
     def note_sizes(self, sizes: Mapping[str, int]) -> None:
         """Note sizes in bytes; a size noted before is kept."""
@@ -229,8 +243,15 @@ class Journal:
                 gone,
             )
 
-    def _put(self, kind: str, path: str, text: str) -> None:
+    def _put(
+        self,
+        kind: str,
+        path: str,
+        text: str,
+        check: Callable[[sqlite3.Connection], object] = lambda _: None,
+    ) -> None:
         with self.database.transaction() as database:
+            check(database)
             database.execute(
                 "INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?)",
                 (self._service, path, kind, text),

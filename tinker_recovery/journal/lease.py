@@ -12,6 +12,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import astuple, dataclass
 
+from tinker_recovery.errors import LeaseLost
 from tinker_recovery.journal.holder import Holder
 
 LEASE_S = 30.0
@@ -92,6 +93,44 @@ def is_held(connection: sqlite3.Connection, run: int, token: int) -> bool:
         "SELECT 1 FROM leases WHERE run = ? AND token = ? AND holder <> ''", (run, token)
     ).fetchone()
     return row is not None
+
+
+def check_deletion(
+    connection: sqlite3.Connection, lineage: str, held: tuple[int, int] | None
+) -> None:
+    """Refuse a deletion by who may not delete anything of a run; in the transaction of its write.
+
+    Args:
+        connection: The journal.
+        lineage: Whose checkpoint it is.
+        held: The run and the token by which this process trains, or has trained it. Its lease may
+            be released by now, as long as no other process has taken the run since. None for a
+            process that never did: then nobody else may be training it.
+
+    Raises:
+        LeaseLost: The run is another process's.
+    """
+    if held is not None:
+        run, token = held
+        row = connection.execute("SELECT token FROM leases WHERE run = ?", (run,)).fetchone()
+        if row is None or row[0] != token:
+            raise LeaseLost(
+                f"run {lineage!r} has been taken over by another process: this one deletes nothing "
+                "of it any more",
+                run=lineage,
+            )
+        return
+    rows = connection.execute(
+        "SELECT host, machine, pid, born, since, expires FROM leases "
+        "JOIN runs ON runs.id = leases.run WHERE runs.lineage = ? AND holder <> ''",
+        (lineage,),
+    )
+    for holder in (Holder(*row) for row in rows.fetchall()):
+        if holder.lives() is not False:
+            raise LeaseLost(
+                f"run {lineage!r} is trained by {holder}: nothing of it is deleted by others",
+                run=lineage,
+            )
 
 
 def release(connection: sqlite3.Connection, run: int, token: int) -> None:

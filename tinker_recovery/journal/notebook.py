@@ -51,6 +51,7 @@ class Notebook:
     unpin = _threaded(Journal.unpin)
     mark_bad = _threaded(Journal.mark_bad)
     write_deletion = _threaded(Journal.write_deletion)
+    check_deletion = _threaded(Journal.check_deletion)
     note_sizes = _threaded(Journal.note_sizes)
     note_files = _threaded(Journal.note_files)
     note_canary = _threaded(Journal.note_canary)

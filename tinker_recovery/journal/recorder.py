@@ -219,6 +219,11 @@ class RunRecord:
     def __repr__(self) -> str:
         return f"<RunRecord {self.name!r}>"
 
+    @property
+    def lease(self) -> tuple[int, int]:
+        """The run and the token by which this process may delete checkpoints of it."""
+        return self.id, self.token
+
     def put(self, job: Job, *, soon: bool = False) -> None:
         """Queue a write; it is skipped if the lease is lost by then."""
         if self._over:

@@ -194,9 +194,7 @@ async def prove(
     if journal is not None and not await anyio.Path(journal).exists():
         journal = None
     backend = TinkerBackend(service)
-    async with StatusReader(
-        await backend.endpoint(), timeout_s=policy.status_timeout_s, wall=clock.wall
-    ) as reader:
+    async with StatusReader.by(policy, await backend.endpoint(), clock.wall) as reader:
         left = await find_left(reader, name, journal, lineage)
         if checkpoint is None and left.holder is not None:
             raise left.holder.held(

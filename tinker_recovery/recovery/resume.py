@@ -34,6 +34,7 @@ from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.service import RunStatus, StatusReader
 from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, say_no_finish
+from tinker_recovery.service.routes import route
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -65,6 +66,7 @@ class RunSnapshot:
         protected: What must not be deleted, and why: path to reason.
         holder: The process that trains it, if that is known.
         origin: How to start over: that is for the program that trains it to say.
+        lease: What this process trains it by: it does not.
         recovering: Whether a recovery is under way here: none is.
     """
 
@@ -81,6 +83,7 @@ class RunSnapshot:
     protected: Mapping[str, str] = field(default_factory=dict)
     holder: Holder | None = None
     origin: None = None
+    lease: None = None
     recovering: bool = False
 
     def is_pending(self, record: CheckpointRecord) -> bool:
@@ -166,8 +169,10 @@ async def snapshot_of(
             known.note_lifetime(path, ended_at)
     listed: dict[str, list[CheckpointRecord]] = {}
     branch = on_branch(segments)
-    # Only "better than every save so far" has to know all of them.
-    wanted = branch if policy.checkpoints.strategy == "best" else branch[:1]
+    # Only "better than every save so far" has to know all of them, which a user's schedule may say.
+    saving = policy.checkpoints
+    needs_all = saving.strategy == "best" or saving.schedule is not None
+    wanted = branch if needs_all else branch[:1]
     for segment, _ in wanted:
         listed[segment.attempt] = await until_read(
             functools.partial(own_checkpoints, reader, segment.run_id), policy, clock
@@ -275,7 +280,7 @@ async def finish_sessions(reader: StatusReader, run_ids: Sequence[str]) -> None:
         try:
             said = await reader.http.send(
                 "POST",
-                f"sessions/{session_id}/finish",
+                route("sessions", session_id, "finish"),
                 json={
                     "reason": {"type": "interrupted"},
                     "detail": "the process that opened it ended, and another goes on",

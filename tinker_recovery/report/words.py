@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinker_recovery.telemetry import names, redact
+from tinker_recovery.telemetry.text import as_text
 
 _UNITS = ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s"))
 """Each unit and the next smaller one in seconds, and their names."""
 
 
 def plain(text: str) -> str:
-    """Any text on one line, without secrets and without control characters."""
-    return "".join(each if each.isprintable() else " " for each in redact(text))
+    """Any text on one line, without secrets, and with control characters as their escapes."""
+    return as_text(redact(text).replace("\n", " ").replace("\t", " "))
 
 
 def duration(seconds: float | None) -> str:

@@ -63,6 +63,11 @@ class CollectedRun(KnownRun, Protocol):
         ...
 
     @property
+    def lease(self) -> tuple[int, int] | None:
+        """The run in the journal and the token by which this process trains it, if it does."""
+        ...
+
+    @property
     def protected(self) -> Mapping[str, str]:
         """Path to reason, of what must not be deleted for a reason of the run's own."""
         ...
@@ -209,7 +214,8 @@ class Collector:
         Args:
             run: The run.
             progress: Called after each deletion.
-            guard: The run's claim, which is asked for before each deletion and renewal.
+            guard: The run's claim, which is asked for before each deletion and renewal. Its lease
+                in the journal is asked for before each deletion.
 
         Raises:
             LeaseLost: The run is another process's by now; nothing more is changed.
@@ -248,10 +254,12 @@ class Collector:
         began = self._clock.monotonic()
         for command in commands:
             if isinstance(command, Write):
+                await guard.check(for_certain=True)
                 ledger = await self._write(run, ledger, command.entry)
                 continue
             await self._pace()
             await guard.check(for_certain=True)
+            await self._notebook.check_deletion(run.lineage, run.lease)
             # A pin may have been set since the look, by a command in another process.
             if command.path in (await self._notebook.notes()).pinned:
                 return
@@ -268,7 +276,7 @@ class Collector:
     async def _write(
         self, run: CollectedRun, ledger: DeletionLedger, entry: Deletion
     ) -> DeletionLedger:
-        await self._notebook.write_deletion(entry.path, entry.to_line())
+        await self._notebook.write_deletion(entry.path, entry.to_line(), run.lineage, run.lease)
         run.checkpoints.note_deletion(entry, now_s=self._clock.wall())
         return ledger.applied(entry)
 

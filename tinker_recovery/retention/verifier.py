@@ -309,6 +309,7 @@ class _Look:
                         limits=limits,
                         now=self._collaborators.reader.service_date,
                         received=lambda done: self._progress(Progress("downloading", done, total)),
+                        listed_bytes=total,
                     ).files()
             except Exception as error:
                 if isinstance(error, OSError) and not isinstance(error, TimeoutError):

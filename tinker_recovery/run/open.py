@@ -316,7 +316,9 @@ def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:
         "restore_optimizer": policy.restore_optimizer,
         "checkpoint_strategy": policy.checkpoint_strategy,
         "strategy": policy.checkpoints.strategy,
-        "save_every": policy.checkpoints.save_every,
+        "save_every": policy.checkpoints.save_every
+        if policy.checkpoints.schedule is None
+        else None,
         "ttl_s": policy.checkpoints.ttl_s,
     }
 

@@ -27,6 +27,7 @@ from tinker_recovery.checkpoints import (
     SaveLedger,
     Segment,
     checkpoint_metadata,
+    counts_epochs,
     on_branch,
     schedule_of,
 )
@@ -126,8 +127,7 @@ class Saver:
         self._schedule = schedule_of(policy)
         self._best_metric = policy.best_metric
         self._stops = policy.on_save_failure == "stop"
-        self._strategy = policy.strategy
-        self._counts_epochs = policy.strategy == "epoch"
+        self._counts_epochs = counts_epochs(policy)
         self._lineage = run.lineage
         self._run_name = run.given_name
         self._service = run.collaborators.reader.metadata
@@ -305,11 +305,8 @@ class Saver:
         if decision.stands_in and not self._history.stands_in:
             self._history.stands_in = True
             logger.warning(
-                "run %s: its schedule (strategy=%r) cannot decide by step %d: %s. It saves as "
-                "strategy='steps' until it can: see that attempt.report() has best_metric, or that "
-                "attempt.end_epoch() is called",
+                "run %s: its schedule cannot decide by step %d: %s. It saves by steps until it can",
                 self._run_name or self._lineage,
-                self._strategy,
                 step,
                 decision.reason,
             )

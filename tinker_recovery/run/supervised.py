@@ -79,7 +79,7 @@ class SupervisedRun:
         self.name = name
         self.given_name = record.given_name
         """The name, if the user gave it and the run is to be found again by it."""
-        self.lineage = record.lineage
+        self.lineage, self.lease = record.lineage, record.lease
         self.telemetry = RunTelemetry(name, self.lineage, self.clock.monotonic)
         self.origin = opened.plan.origin
         """How to start over; None for an adopted client."""

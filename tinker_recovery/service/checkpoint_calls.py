@@ -12,6 +12,7 @@ from pydantic import SecretStr, ValidationError
 from tinker import types
 
 from tinker_recovery.service.http import ServiceHttp
+from tinker_recovery.service.routes import route
 
 _RETRY_S = 0.5
 _OK, _NOT_OK, _NOT_FOUND = 200, 300, 404
@@ -35,6 +36,8 @@ class CheckpointCalls:
 
     def __init__(self, http: ServiceHttp) -> None:
         self._http = http
+        self.limits = http.limits
+        """How much of an answer is read."""
 
     async def delete(self, path: str) -> int | None:
         """Send one deletion request; the HTTP status, or None if there was no answer in time."""
@@ -91,4 +94,4 @@ def _signed_files(body: Any) -> SignedFiles:
 
 def _route(path: str) -> str:
     run_id, _, name = path.removeprefix("tinker://").partition("/")
-    return f"training_runs/{run_id}/checkpoints/{name}"
+    return route("training_runs", run_id, "checkpoints", name)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import tinker
 from tinker import types
 
+from tinker_recovery.service.bounded import DEFAULT_LIMITS, Listing
 from tinker_recovery.service.claim_line import CLAIM, NOTE, PREFIX, Claimant, SeenClaim, State
+from tinker_recovery.service.routes import route
 
 _T = TypeVar("_T")
 
@@ -97,10 +99,12 @@ class ClaimSessions:
         self, key: str, name: str, query: dict[str, Any]
     ) -> AsyncIterator[types.SessionSummary]:
         query = {**query, "user_metadata": {key: name}, "limit": _PAGE}
+        listing = Listing("sessions", DEFAULT_LIMITS)
         while True:
             page = await self.http.ask(
                 "POST", "sessions/search", types.SessionSearchResponse.model_validate, json=query
             )
+            listing.note_page(len(page.sessions))
             for each in page.sessions:
                 if (each.user_metadata or {}).get(key) == name:
                     yield each
@@ -132,7 +136,7 @@ class ClaimSessions:
         """Ask the service to finish a session; the HTTP status, None without an answer."""
         return await self.http.send(
             "POST",
-            f"sessions/{session_id}/finish",
+            route("sessions", session_id, "finish"),
             json={"reason": {"type": how}, "detail": detail},
         )
 

@@ -20,6 +20,7 @@ import stamina
 from opentelemetry import context
 
 from tinker_recovery.errors import StatusRefused, StatusUnavailable
+from tinker_recovery.service.bounded import bound
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls, SignedFiles
 from tinker_recovery.service.export import Limits
 from tinker_recovery.service.http import tls
@@ -27,6 +28,11 @@ from tinker_recovery.service.temporary import TTL_S
 
 CHUNK = 1 << 20
 """Bytes per write."""
+
+MARGIN = 1 << 24
+"""Bytes beyond a tenth that an export may have more than its listing says."""
+
+MOST_FILES = 10_000
 
 RENEW_BEFORE = timedelta(minutes=5)
 """A URL this close to its expiry is renewed before a download begins."""
@@ -77,6 +83,7 @@ class Download:
         limits: How long it may take.
         now: The service's date, for the expiry of URLs.
         received: Called with the progress.
+        listed_bytes: How large the service says the export is; None or 0 if it does not.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class Download:
         limits: Limits,
         now: Callable[[], datetime],
         received: Received,
+        listed_bytes: int | None,
     ) -> None:
         self._path = path
         self._folder = folder
@@ -96,6 +104,13 @@ class Download:
         self._now = now
         self._received = received
         self._done = 0
+        self._at: tuple[str, str, int | None] = ("", "", None)
+        if listed_bytes:
+            self._most = listed_bytes + listed_bytes // 10 + MARGIN
+            self._allowed = f"the {listed_bytes} bytes that the service lists"
+        else:
+            self._most = calls.limits.export_bytes
+            self._allowed = f"{self._most} bytes: raise max_export_bytes if that is right"
 
     async def files(self) -> dict[str, Path]:
         """Download every file; returns the local path of each by its name in the export.
@@ -116,11 +131,17 @@ class Download:
     async def _files(self) -> dict[str, Path]:
         signed = await self._calls.signed_files(self._path)
         places = {name: _inside(self._folder, name) for name in sorted(signed.urls)}
-        if not places:
-            raise StatusRefused(f"the service lists no files of {self._path}")
+        if not 0 < len(places) <= MOST_FILES:
+            raise StatusRefused(
+                f"the service lists {len(places)} files of {self._path}: 1 to {MOST_FILES} are "
+                "allowed"
+            )
         # Without the service's headers: the object store must not get the API key.
         async with httpx.AsyncClient(
-            timeout=self._limits.silence_s, verify=tls(), follow_redirects=True
+            timeout=self._limits.silence_s,
+            verify=tls(),
+            follow_redirects=True,
+            event_hooks={"request": [self._stay], "response": [self._bound]},
         ) as http:
             for name, place in places.items():
                 signed = await self._fetch(http, name, place, signed)
@@ -149,8 +170,28 @@ class Download:
         await self._calls.set_ttl(self._path, TTL_S)
         return await self._calls.signed_files(self._path)
 
+    async def _stay(self, request: httpx.Request) -> None:
+        """Before each request, those that redirects lead to included."""
+        place = (request.url.scheme, request.url.host, request.url.port)
+        if place != self._at:
+            raise StatusRefused(
+                f"downloading {self._path}: a redirect to another host or scheme is not followed"
+            )
+
+    async def _bound(self, reply: httpx.Response) -> None:
+        bound(reply, self._most - self._done, allowed=self._allowed, unpack=False)
+
     async def _stream(self, http: httpx.AsyncClient, name: str, url: str, place: Path) -> None:
         failure = ""
+        try:
+            at = httpx.URL(url)
+        except httpx.InvalidURL:
+            at = httpx.URL()
+        self._at = (at.scheme, at.host, at.port)
+        if at.scheme not in ("http", "https") or not at.host:
+            raise StatusRefused(
+                f"downloading {name!r} of {self._path}: its address is neither http nor https"
+            )
         try:
             async with http.stream("GET", url, headers={"Accept-Encoding": "identity"}) as reply:
                 self._check(reply.status_code, name)

@@ -19,6 +19,14 @@ import tinker
 
 from tinker_recovery.errors import StatusRefused, StatusUnavailable
 from tinker_recovery.service.base import Endpoint
+from tinker_recovery.service.bounded import (
+    ACCEPTED,
+    DEFAULT_LIMITS,
+    ReplyLimits,
+    ReplyTooLarge,
+    bound,
+    parsed,
+)
 from tinker_recovery.service.service_clock import ServiceClock
 
 _T = TypeVar("_T")
@@ -55,9 +63,8 @@ class _ApiKeyOrJwt(httpx.Auth):
     once when it is refused.
     """
 
-    requires_response_body = True
-
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, limits: ReplyLimits) -> None:
+        self._limits = limits
         self._key = endpoint.api_key.get_secret_value() if endpoint.api_key else ""
         self._root = f"{endpoint.base_url}/api/v1"
         self._headers = endpoint.headers
@@ -78,12 +85,14 @@ class _ApiKeyOrJwt(httpx.Auth):
                 request.headers["X-API-Key"] = self._key
                 yield request
                 return
-            self._exchange = bool((await _json(reply)).get("pjwt_auth_enabled", False))
+            self._exchange = bool(
+                (await _json(reply, self._limits)).get("pjwt_auth_enabled", False)
+            )
         for renewal in (False, True):
             if self._exchange and (renewal or time.monotonic() >= self._renew_at):
                 reply = yield self._ask("/auth/token", {})
                 if reply.is_success:
-                    self._token = str((await _json(reply)).get("jwt", ""))
+                    self._token = str((await _json(reply, self._limits)).get("jwt", ""))
                     self._renew_at = time.monotonic() + _JWT_LIFETIME_S
             request.headers["X-API-Key"] = (self._token if self._exchange else "") or self._key
             reply = yield request
@@ -95,15 +104,15 @@ class _ApiKeyOrJwt(httpx.Auth):
         return httpx.Request("POST", self._root + path, json=body, headers=headers)
 
 
-async def _json(reply: httpx.Response) -> dict[str, Any]:
-    await reply.aread()
+async def _json(reply: httpx.Response, limits: ReplyLimits) -> dict[str, Any]:
+    why = "it is not a JSON object"
     try:
-        body = reply.json()
-    except ValueError:
-        body = None
+        body = parsed(await reply.aread(), limits.reply_bytes)
+    except ValueError as error:
+        body, why = None, str(error)
     if not isinstance(body, dict):
         raise StatusRefused(
-            f"the answer of the service to {reply.request.url.path} is not a JSON object",
+            f"the answer of the service to {reply.request.url.path} cannot be read: {why}",
             status_code=reply.status_code,
         )
     return body
@@ -156,6 +165,7 @@ class ServiceHttp:
     Args:
         endpoint: Where the service is.
         timeout_s: Deadline of one request, retries included, in seconds.
+        limits: How much of a reply is read.
         transport: Instead of the network, for tests.
         wall: Our clock, in seconds since the epoch.
     """
@@ -165,10 +175,12 @@ class ServiceHttp:
         endpoint: Endpoint,
         *,
         timeout_s: float,
+        limits: ReplyLimits = DEFAULT_LIMITS,
         transport: httpx.AsyncBaseTransport | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.endpoint = endpoint
+        self.limits = limits
         self.clock = ServiceClock(wall)
         """The service's clock, as its replies tell it."""
         self.unreachable: Callable[[Unreached], object] = _ignore
@@ -180,8 +192,8 @@ class ServiceHttp:
         self._timeout_s = timeout_s
         self._http = httpx.AsyncClient(
             base_url=f"{endpoint.base_url}/api/v1/",
-            auth=_ApiKeyOrJwt(endpoint),
-            headers=dict(endpoint.headers),
+            auth=_ApiKeyOrJwt(endpoint, self.limits),
+            headers={**endpoint.headers, "Accept-Encoding": ACCEPTED},
             timeout=timeout_s,
             transport=transport,
             verify=tls(),
@@ -193,6 +205,8 @@ class ServiceHttp:
 
     async def _note_reply(self, reply: httpx.Response) -> None:
         self.clock.note_reply(reply.headers.get("Date"), sent_s=reply.request.extensions[_SENT])
+        limit = self.limits.reply_bytes
+        bound(reply, limit, allowed=f"{limit} bytes: raise max_reply_bytes if that is right")
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -208,6 +222,8 @@ class ServiceHttp:
         try:
             with anyio.fail_after(self._timeout_s):
                 reply = await self._send(method, path, request)
+        except ReplyTooLarge as error:
+            return error.status_code  # what else it says is not needed
         except (TimeoutError, httpx.HTTPError) as error:
             self.unreachable(unreached(error))
             return None
@@ -291,7 +307,7 @@ class ServiceHttp:
         if not reply.is_success:
             raise StatusRefused(f"reading {path}: HTTP {code}", status_code=code)
         try:
-            return parse(await _json(reply))
+            return parse(await _json(reply, self.limits))
         except ValueError as error:
             raise StatusRefused(
                 f"reading {path}: the reply cannot be parsed: {error}", status_code=code

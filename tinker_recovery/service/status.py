@@ -15,10 +15,13 @@ from tinker import types
 
 from tinker_recovery.checkpoints import WeightsFacts
 from tinker_recovery.errors import StatusError, StatusRefused
+from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.service.base import RUN_FINISHED, Endpoint
+from tinker_recovery.service.bounded import DEFAULT_LIMITS, Listing, ReplyLimits
 from tinker_recovery.service.http import ServiceHttp
 from tinker_recovery.service.metadata import ServiceMetadata
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE
+from tinker_recovery.service.routes import route
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -99,6 +102,7 @@ class StatusReader:
     Args:
         endpoint: The service.
         timeout_s: Deadline of one request, retries included, in seconds.
+        limits: How much of a reply, and of a listing, is read.
         transport: Instead of the network, for tests.
         wall: Our clock, in seconds since the epoch.
     """
@@ -108,13 +112,22 @@ class StatusReader:
         endpoint: Endpoint,
         *,
         timeout_s: float = 10.0,
+        limits: ReplyLimits = DEFAULT_LIMITS,
         transport: httpx.AsyncBaseTransport | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.http = ServiceHttp(endpoint, timeout_s=timeout_s, transport=transport, wall=wall)
+        self.http = ServiceHttp(
+            endpoint, timeout_s=timeout_s, limits=limits, transport=transport, wall=wall
+        )
         """Its HTTP client, also for other requests."""
         self.metadata = ServiceMetadata()
         """What the service does with the metadata of saves."""
+
+    @classmethod
+    def by(cls, policy: RecoveryPolicy, endpoint: Endpoint, wall: Callable[[], float]) -> Self:
+        """One with the deadlines and limits of a policy."""
+        limits = ReplyLimits.of(policy)
+        return cls(endpoint, timeout_s=policy.status_timeout_s, limits=limits, wall=wall)
 
     def service_now(self) -> float:
         """The service's time, in seconds since the epoch: what its dates are compared with."""
@@ -138,7 +151,7 @@ class StatusReader:
         """One run's status."""
         return await self.http.ask(
             "GET",
-            f"training_runs/{run_id}",
+            route("training_runs", run_id),
             _training_run,
         )
 
@@ -203,7 +216,7 @@ class StatusReader:
         try:
             reply = await self.http.ask(
                 "GET",
-                f"training_runs/{run_id}/checkpoints",
+                route("training_runs", run_id, "checkpoints"),
                 _checkpoints,
             )
         except StatusRefused as error:
@@ -230,6 +243,7 @@ class StatusReader:
     async def _pages(self, path: str) -> AsyncIterator[list[Any]]:
         """Every page of a list, which has the key ``path`` in its reply."""
         offset = 0
+        listing = Listing(path, self.http.limits)
         while True:
             entries, total = await self.http.ask(
                 "GET",
@@ -237,6 +251,7 @@ class StatusReader:
                 functools.partial(_page, path),
                 params={"limit": PAGE, "offset": offset},
             )
+            listing.note_page(len(entries), total)
             yield entries
             offset += len(entries)
             if not entries or total is None or offset >= total:

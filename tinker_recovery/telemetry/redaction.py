@@ -33,6 +33,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from tinker_recovery.supervision.errors import ErrorStandIn, PortableError
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.text import as_text
 
 VARIABLES: Final = (
     "CLOUDFLARE_ACCESS_CLIENT_SECRET",  # the SDK sends it with every request
@@ -189,23 +190,25 @@ class RedactingFilter(logging.Filter):
     _own = frozenset(vars(logging.makeLogRecord({}))) - {"args", "stack_info"}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Redact the record."""
+        """Redact the record, and show what is in it as the text it is."""
         for name in vars(record).keys() - self._own:
             setattr(record, name, redact_value(getattr(record, name)))
         if record.exc_info and record.exc_info[1] is not None:
             text = self._formatter.formatException(record.exc_info)
             redacted = redact(text)
+            shown = as_text(redacted, lines=True)
+            if shown != text:
+                record.exc_text = shown
             if redacted != text:
-                record.exc_text = redacted
                 stand_in = ErrorStandIn(record.exc_info[1])
                 record.exc_info = (ErrorStandIn, stand_in, record.exc_info[2])
         try:
             message = record.getMessage()
         except Exception:  # noqa: BLE001 - logging itself reports arguments that do not fit
             return True
-        redacted = redact(message)
-        if redacted != message:
-            record.msg, record.args = redacted, None
+        shown = as_text(redact(message), lines=True)
+        if shown != message:
+            record.msg, record.args = shown, None
         return True
 
 

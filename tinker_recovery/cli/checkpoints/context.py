@@ -10,18 +10,21 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from tinker_recovery.checkpoint_policy import CheckpointPolicy
 from tinker_recovery.checkpoints import CheckpointRecord, Listed, run_id_unchecked, segments_of
 from tinker_recovery.cli.checkpoints.scope import Scope
 from tinker_recovery.cli.common import refuse
 from tinker_recovery.errors import JournalError, StatusError
 from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, StoredRun, journal_path
 from tinker_recovery.journal.reading import RunView, read_runs, read_stored_run
-from tinker_recovery.policy import CheckpointPolicy, RecoveryPolicy
+from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.policy_settings import policy_from_settings
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.metadata_notes import recall_metadata
 from tinker_recovery.recovery.resume import RunSnapshot, segments_from, snapshot_of
 from tinker_recovery.service import StatusReader, TinkerBackend
+from tinker_recovery.service.bounded import ReplyLimits
 
 MIN_AGE = timedelta(days=1)
 """In lineages that are not in this machine's journal, younger checkpoints are protected."""
@@ -172,12 +175,13 @@ async def open_context(
     # A person waits for the answer, and can ask again.
     policy = RecoveryPolicy(checkpoints=checkpoints or CheckpointPolicy())
     policy = policy.model_copy(update={"max_wait_s": 0.0})
+    limits = ReplyLimits.of(policy_from_settings())
     try:
         backend = TinkerBackend()
         endpoint = await backend.endpoint()
         async with (
             Notebook(Journal(path, service=endpoint.base_url)) as notebook,
-            StatusReader(endpoint, timeout_s=timeout_s) as reader,
+            StatusReader(endpoint, timeout_s=timeout_s, limits=limits) as reader,
         ):
             collaborators = Collaborators(policy, backend, reader, notebook)
             await recall_metadata(collaborators)

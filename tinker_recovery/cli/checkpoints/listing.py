@@ -16,7 +16,8 @@ from tinker_recovery.cli.checkpoints.scope import (
     scope_options,
     size_text,
 )
-from tinker_recovery.cli.common import plain_console
+from tinker_recovery.cli.common import echo, plain_console
+from tinker_recovery.telemetry.text import as_text
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Listed
@@ -34,7 +35,7 @@ def list_(run: str | None, lineage: str | None, *, everything: bool, as_json: bo
     scope = scope_of(run, lineage, everything=everything, needed=False)
     listed, notes = asyncio.run(_list(scope))
     if as_json:
-        click.echo(json.dumps([_row(each, notes) for each in listed]))
+        echo(json.dumps([_row(each, notes) for each in listed]))
         return
     _print_list(listed, notes)
 
@@ -98,7 +99,9 @@ def _print_list(listed: Sequence[Listed], notes: Notes) -> None:
             size_text(each.size_bytes),
             record.lineage[:8],
             each.path,
-            Text("; ".join(_remarks(each, notes)), "red" if each.path in notes.bad else ""),
+            Text(
+                as_text("; ".join(_remarks(each, notes))), "red" if each.path in notes.bad else ""
+            ),
         )
     console = plain_console()
     console.print(table)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from tinker_recovery.cli.checkpoints.scope import as_json_option
+from tinker_recovery.cli.common import echo
 
 
 def _check_paths(paths: Sequence[str]) -> None:
@@ -84,10 +85,10 @@ def _report(paths: Sequence[str], done: str, missing: Sequence[str], *, as_json:
     refused = "is not listed by the service" if done == "pinned" else "was not pinned"
     kept = [] if missing and done == "pinned" else [path for path in paths if path not in missing]
     if as_json:
-        click.echo(json.dumps({done: kept, "missing": list(missing)}))
+        echo(json.dumps({done: kept, "missing": list(missing)}))
     for path in missing:
-        click.echo(f"{path} {refused}", err=True)
+        echo(f"{path} {refused}", err=True)
     if not as_json:
         for path in kept:
-            click.echo(f"{done} {path}")
+            echo(f"{done} {path}")
     sys.exit(1 if missing else 0)

@@ -17,7 +17,7 @@ from tinker_recovery.cli.checkpoints.scope import (
     scope_options,
     size_text,
 )
-from tinker_recovery.cli.common import plain_console
+from tinker_recovery.cli.common import echo, plain_console
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.holder import Holder
@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     help="Whether a smaller or a larger metric is better.",
 )
 @click.option(
-    "--keep-every", type=click.IntRange(1), help="Keep those at multiples of this many steps."
+    "--keep-every",
+    type=click.IntRange(1),
+    help="Keep the first at or after each multiple of this many steps.",
 )
 @click.option(
     "--delete-user-saves", is_flag=True, help="Also delete those the loop saved with save_state."
@@ -90,15 +92,14 @@ def prune(  # noqa: PLR0913 - its options
     """
     from pydantic import ValidationError
 
-    from tinker_recovery.policy import CheckpointPolicy
+    from tinker_recovery.checkpoint_policy import CheckpointPolicy
 
     scope = scope_of(run, lineage, everything=everything, needed=True)
     try:
         policy = CheckpointPolicy.model_validate(
             {
                 "keep_last": keep_last,
-                "save_best": keep_best > 0,
-                "keep_best": max(1, keep_best),
+                **({"keep_best": keep_best} if keep_best else {"save_best": False}),
                 "best_metric": best_metric,
                 "best_mode": best_mode,
                 "keep_every": keep_every,
@@ -111,7 +112,7 @@ def prune(  # noqa: PLR0913 - its options
         raise click.UsageError("no terminal to confirm at: give --yes, or --dry-run")
     report = asyncio.run(_prune(scope, policy, dry_run=dry_run, ask=not yes, quiet=as_json))
     if as_json:
-        click.echo(json.dumps(report))
+        echo(json.dumps(report))
     sys.exit(1 if report["failed"] else 0)
 
 
@@ -160,19 +161,25 @@ async def _prune(
 async def _carry_out(
     collector: Collector, runs: Sequence[RunSnapshot], total: int, report: dict[str, Any]
 ) -> None:
-    from rich.console import Console
     from rich.progress import Progress
+
+    from tinker_recovery.errors import LeaseLost
 
     gone: dict[str, int | None] = {}
     failed: dict[str, str] = {}
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     with Progress(console=console, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("deleting", total=total)
         for run in runs:
-            done = await collector.collect(
-                run,
-                lambda done: bar.update(task, completed=len({**gone, **done.deleted})),
-            )
+            try:
+                done = await collector.collect(
+                    run,
+                    lambda done: bar.update(task, completed=len({**gone, **done.deleted})),
+                )
+            except LeaseLost as error:
+                # A process has begun to train it since it was looked at, and manages it from now.
+                failed[run.name] = str(error)
+                continue
             gone.update(done.deleted)
             failed.update(done.failed)
     report["deleted"] = list(gone)

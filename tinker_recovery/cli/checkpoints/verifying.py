@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinker_recovery.cli.checkpoints.scope import Scope, as_json_option, scope_of, scope_options
-from tinker_recovery.cli.common import plain_console
+from tinker_recovery.cli.common import echo, plain_console
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Finding
@@ -58,7 +58,7 @@ def verify(
     scope = scope_of(run, lineage, everything=everything, needed=not paths)
     found = asyncio.run(_verify(paths, scope, deep=deep))
     if as_json:
-        click.echo(
+        echo(
             json.dumps(
                 [
                     {"path": path, "ok": _ok(each), "verdicts": [asdict(one) for one in each]}
@@ -78,7 +78,6 @@ def _ok(verdicts: Sequence[Finding]) -> bool:
 async def _verify(
     paths: Sequence[str], scope: Scope, *, deep: bool
 ) -> dict[str, Sequence[Finding]]:
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn
     from rich.progress import Progress as Bars
 
@@ -86,10 +85,10 @@ async def _verify(
     from tinker_recovery.retention.verifier import Progress, Verifier
 
     bars = Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
-        console=Console(stderr=True),
+        console=plain_console(stderr=True),
         transient=True,
         disable=not sys.stderr.isatty(),
     )

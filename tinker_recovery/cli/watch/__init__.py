@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tinker_recovery.cli.common import (
+    echo,
     journal_file,
     journal_option,
     no_such_run,
@@ -125,7 +126,7 @@ def _source(
 def _print_once(source: WatchSource, console: Console, run: str | None, *, as_json: bool) -> None:
     rows = source.rows()
     if as_json:
-        click.echo(json.dumps([row.as_json() for row in rows]))
+        echo(json.dumps([row.as_json() for row in rows]))
         return
     console.print(_render(source, rows, source.news(), console, run))
     _report_skipped(source)
@@ -133,7 +134,7 @@ def _print_once(source: WatchSource, console: Console, run: str | None, *, as_js
 
 def _report_skipped(source: WatchSource) -> None:
     if source.skipped_lines:
-        click.echo(f"lines skipped because they are not events: {source.skipped_lines}", err=True)
+        echo(f"lines skipped because they are not events: {source.skipped_lines}", err=True)
 
 
 def _render(
@@ -185,7 +186,7 @@ def _print_changes(source: WatchSource, interval_s: float, *, as_json: bool) -> 
             lines = [] if before is None else [event_line(event) for event in news]
             lines += [change(row) for key, row in now.items() if _differs(known.get(key), row)]
         for line in lines:
-            click.echo(line)
+            echo(line)
         if source.ended:
             _report_skipped(source)
             return
