@@ -31,14 +31,15 @@ HERE = Path(__file__).parent
 def _start(folder: Path, script: str, *arguments: str) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
     words = ["cookbook", "--json", "--seed", "7", "--", "python", str(HERE / script), *arguments]
-    return subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-m", "tinker_recovery.cli", *words],
-        stdin=subprocess.DEVNULL,
-        # Recipes print more than a pipe holds.
-        stdout=(folder / "out").open("wb"),
-        stderr=(folder / "err").open("wb"),
-        env={**os.environ, "TINKER_RECOVERY_CHECKPOINTS_SAVE_EVERY": "3"},
-    )
+    # Into files, as recipes print more than a pipe holds.
+    with (folder / "out").open("wb") as out, (folder / "err").open("wb") as errors:
+        return subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-m", "tinker_recovery.cli", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=errors,
+            env={**os.environ, "TINKER_RECOVERY_CHECKPOINTS_SAVE_EVERY": "3"},
+        )
 
 
 async def _end(process: subprocess.Popen[bytes], folder: Path) -> tuple[int, str, str]:
