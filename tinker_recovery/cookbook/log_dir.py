@@ -22,6 +22,9 @@ MARK = "tinker-recovery.json"
 
 TOKENS = "tokens/cumulative/"
 
+UNSEEN = "tinker_recovery/unseen"
+"""Stands in the metrics of a step that is in the weights, and whose results nobody has seen."""
+
 
 def run_name(folder: Path, given: str | None) -> str:
     """The name of the run of this log folder, which is noted there the first time.
@@ -83,6 +86,18 @@ def begin(
         )
         with (folder / CHECKPOINTS).open("a") as file:
             file.write(json.dumps({**record, **at}) + "\n")
+
+
+def _fill(file: Path, batch: int) -> None:
+    """Have each step that is in the weights stand in the metrics.
+
+    A recipe that submits ahead had not seen the results of the last ones when the fault came.
+    """
+    logged = {_whole(row.get("step")) for row in _read(file)}
+    unseen = [step for step in range(batch) if step not in logged]
+    if unseen and file.exists():
+        with file.open("a") as metrics:
+            metrics.writelines(json.dumps({"step": step, UNSEEN: 1}) + "\n" for step in unseen)
 
 
 def totals(folder: Path, batch: int) -> dict[str, Any]:
