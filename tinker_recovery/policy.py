@@ -235,6 +235,8 @@ class RecoveryPolicy(_Frozen):
         status_timeout_s: Deadline for one read of a run's status or checkpoints.
         close_timeout_s: Deadline for closing a client, for a loop to leave its body after a fault,
             and for an async callback.
+        recall_bytes: Most bytes of what ``attempt.recall`` keeps of a run, in files beside the
+            journal: beyond it, what was kept first is dropped. 0 keeps nothing.
     """
 
     enabled: bool = False
@@ -267,6 +269,7 @@ class RecoveryPolicy(_Frozen):
     standby_session: bool = False
     status_timeout_s: Seconds = 10.0
     close_timeout_s: Seconds = 10.0
+    recall_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
 
     @field_validator("checkpoint_strategy")
     @classmethod

@@ -10,6 +10,8 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import anyio.to_thread
+
 from tinker_recovery.faults import Fault
 from tinker_recovery.journal import RunRecord
 
@@ -68,6 +70,15 @@ class RunJournal:
         if self._record.is_due() and not attempt.faulty:
             self._write_position(attempt)
 
+    async def position_is_written(self, attempt: AttemptScope) -> None:
+        """Have on disk how far everything is known to have succeeded.
+
+        Raises:
+            LeaseLost: The run is another process's by now.
+        """
+        self._write_position(attempt)
+        await self._record.submit(lambda _: None)  # behind it
+
     def _write_position(self, attempt: AttemptScope) -> None:
         self._record.stepped(
             attempt.id,
@@ -87,6 +98,7 @@ class RunJournal:
             self._write_position(current)
         if error is None:
             await self._record.end("finished")
+            await anyio.to_thread.run_sync(self._run.history.recall.values.clear)
         elif isinstance(error, Exception):
             await self._record.end("failed", f"{type(error).__name__}: {error}")
         else:
