@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from inspection import internals_of
+from inspection import internals_of, kept_in_memory
 from loops import ADAM, MODEL, SEED, batch, policy, process
 from rollouts import Rollout, sampled, train
 from tinker import types
@@ -20,6 +21,7 @@ from tinker import types
 from tinker_recovery import Attempt, CheckpointPolicy, StaleAttempt, Supervisor, UsageError
 from tinker_recovery.journal import STATE_FOLDER, StateFolder, default_path
 from tinker_recovery.journal.abandon import abandon
+from tinker_recovery.journal.reading import read_run
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -268,6 +270,39 @@ async def test_what_a_run_keeps_is_for_its_owner_alone_and_goes_with_the_run(
     assert samples(local) == 8
 
 
+async def test_a_loop_that_blocks_recalls_as_well(local: LocalTinker) -> None:
+    made: list[int] = []
+    local.inject(FaultRule("poison", 9, "optim_step"))
+
+    def body(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+
+            def make(step: int = step) -> int:
+                made.append(step)
+                return step
+
+            assert asyncio.run(attempt.recall("step", make)) == step
+            attempt.client.forward_backward(batch(step), "cross_entropy").result()
+            attempt.client.optim_step(ADAM).result()
+
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(body, **NAMED)
+    assert len(supervisor.runs[0].recoveries) == 1
+    assert made == list(range(STEPS))
+
+
+async def test_a_run_without_a_name_that_failed_keeps_nothing_in_memory(local: LocalTinker) -> None:
+    del local
+
+    def stops(rollout: Rollout) -> None:
+        raise LookupError(rollout)
+
+    async with Supervisor(policy()) as supervisor:
+        with pytest.raises(LookupError):
+            await supervisor.run(functools.partial(train, steps=STEPS, said=stops), **START)
+        assert kept_in_memory(supervisor.runs[0]) == 0
+
+
 async def test_a_run_that_recalls_nothing_writes_nothing_of_it(local: LocalTinker) -> None:
     async def body(attempt: Attempt) -> None:
         for step in range(STEPS):
@@ -298,3 +333,21 @@ async def test_asked_again_in_the_same_step_it_is_the_same_and_in_the_next_it_is
         await supervisor.run(body, **START)
     assert samples(local) == 2
     assert internals_of(supervisor.runs[0]).history.recall.used
+
+
+async def test_a_run_that_is_cancelled_is_written_as_stopped(local: LocalTinker) -> None:
+    del local
+
+    async def body(attempt: Attempt) -> None:
+        await attempt.recall("it", lambda: 1)
+        cancelled.cancel()
+        await anyio.sleep_forever()
+
+    async with Supervisor(policy(), journal=default_path()) as supervisor:
+        with anyio.CancelScope() as cancelled:
+            await supervisor.run(body, **START)
+        (run,) = supervisor.runs
+        assert kept_in_memory(run) == 0
+        written = read_run(default_path(), run.name)
+        assert written is not None
+        assert written.state == "stopped"

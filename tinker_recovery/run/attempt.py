@@ -95,7 +95,8 @@ class Attempt:
         like no others. Of a custom loss, the name is compared, not what it does.
 
         Kept as ``recall_bytes`` allows, in files beside the journal that only their owner can read,
-        removed when the run ends well; with ``journal=None`` or without a name, in memory.
+        removed when the run ends well; with ``journal=None`` or without a name, in memory. In a
+        loop that blocks, write ``asyncio.run(attempt.recall(...))``.
 
         Args:
             key: Names it within the step.

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import anyio
 import anyio.to_thread
 
 from tinker_recovery.faults import Fault
@@ -96,9 +97,13 @@ class RunJournal:
         current = self._run.current
         if current is not None and not current.faulty:
             self._write_position(current)
+        recall = self._run.history.recall
+        if error is None or not recall.durable:
+            # No attempt is to come, here or in a later process.
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(recall.values.clear)
         if error is None:
             await self._record.end("finished")
-            await anyio.to_thread.run_sync(self._run.history.recall.values.clear)
         elif isinstance(error, Exception):
             await self._record.end("failed", f"{type(error).__name__}: {error}")
         else:
