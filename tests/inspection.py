@@ -76,6 +76,11 @@ async def settle_retention(supervisor: Supervisor) -> None:
     await supervisor._inside.retention.settle(10.0)
 
 
+def kept_in_memory(run: Run) -> int:
+    """Bytes of what a run keeps in memory to be recalled."""
+    return sum(map(len, internals_of(run).history.recall.values._memory.values()))
+
+
 def scope_of(attempt: Attempt) -> AttemptScope:
     """The half of an attempt that its user does not see."""
     return attempt._scope

@@ -121,6 +121,8 @@ class RecoveryPolicy(Frozen):
             than that is the most.
         close_timeout_s: Deadline for closing a client, for a loop to leave its body after a fault,
             and for an async callback.
+        recall_bytes: Most bytes of what ``attempt.recall`` keeps of a run, in files beside the
+            journal: beyond it, what was kept first is dropped. 0 keeps nothing.
     """
 
     enabled: Switch = True
@@ -157,6 +159,7 @@ class RecoveryPolicy(Frozen):
     listing_timeout_s: Seconds = 600.0
     max_export_bytes: Annotated[Whole, Field(ge=1)] = 2**36
     close_timeout_s: Seconds = 10.0
+    recall_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
 
     @field_validator("checkpoint_strategy")
     @classmethod

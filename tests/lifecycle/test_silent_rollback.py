@@ -105,6 +105,32 @@ async def test_a_service_killed_and_back_with_older_weights_costs_no_bit_with_de
     assert await final(dying, supervisor) == expected
 
 
+@pytest.mark.timeout(180)  # the server is started twice, in processes of its own
+async def test_what_was_made_of_weights_that_the_service_had_lost_is_not_recalled(
+    local: LocalTinker, dying: LocalTinkerProcess
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    by: dict[tuple[int, int], int] = {}
+
+    async def loop(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            if step == 8 and attempt.number == 1:
+                await attempt.client.drain()
+                await anyio.sleep(1.1)
+                await dying.kill()
+                await anyio.sleep(1.0)
+                await dying.start()
+            by[attempt.number, step] = await attempt.recall("by", lambda: attempt.number)
+            await one_step(attempt, step)
+
+    with anyio.fail_after(90):
+        async with Supervisor(default()) as supervisor:
+            await supervisor.run(loop, **START)
+    assert await final(dying, supervisor) == expected
+    assert by[1, 8] == 1, "it was made of what the service came back with"
+    assert [by[2, step] for step in range(8, STEPS)] == [2] * 4
+
+
 async def _ask_status(reader: StatusReader, run_id: str) -> None:
     await reader.run(run_id)
 

@@ -71,6 +71,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
     previous_canary: tuple[int, str] | None = None,
     canary_prompt: PromptFacts | None = None,
     previous_save_s: float | None = None,
+    trail: str | None = None,
 ) -> dict[str, str]:
     """The ``user_metadata`` to save with a checkpoint. What is None is left out.
 
@@ -92,6 +93,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
             save whose canary has answered. Its own canary runs after the save, too late for it.
         canary_prompt: What is known of the prompt that fingerprint belongs to.
         previous_save_s: Seconds the previous save took, for the same reason.
+        trail: What its weights were made of, see ``checkpoints.trail``.
 
     Raises:
         UsageError: ``metrics`` or ``loop_state`` cannot be stored, or are too large.
@@ -113,6 +115,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         "previous_canary": previous_canary and "{}:{}".format(*previous_canary),
         "canary_prompt": None if canary_prompt is None else str(canary_prompt),
         "previous_save_s": None if previous_save_s is None else repr(float(previous_save_s)),
+        "trail": trail,
     }
     return {PREFIX + key: value for key, value in fields.items() if value is not None}
 
@@ -148,6 +151,8 @@ class CheckpointRecord(BaseModel):
         previous_canary: Step and fingerprint of an earlier checkpoint of the attempt, or None.
         canary_prompt: What was known of the run's prompt when it was saved, or None.
         previous_save_s: Seconds the previous save took, or None.
+        trail: What its weights were made of (``checkpoints.trail``), or None: the run had recalled
+            nothing by then.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -175,6 +180,7 @@ class CheckpointRecord(BaseModel):
     previous_canary: tuple[int, str] | None = None
     canary_prompt: PromptFacts | None = None
     previous_save_s: float | None = None
+    trail: str | None = None
 
     @classmethod
     def from_listing(cls, listed: tinker.types.Checkpoint) -> Self | None:
@@ -229,6 +235,7 @@ class CheckpointRecord(BaseModel):
                 previous_save_s=(
                     float(fields["previous_save_s"]) if "previous_save_s" in fields else None
                 ),
+                trail=fields.get("trail"),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise InvalidMetadata(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinker_recovery.journal.database import Database
 from tinker_recovery.journal.reading import RunView, read_run
+from tinker_recovery.journal.recalled import forget_recalled
 
 
 def abandon(
@@ -36,4 +37,5 @@ def abandon(
         connection.execute(
             "UPDATE leases SET token = token + 1, holder = '' WHERE run = ?", (run.id,)
         )
+    forget_recalled(path, run.lineage)
     return run

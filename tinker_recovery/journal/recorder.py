@@ -66,6 +66,8 @@ class Recorder:
         heartbeat_s: float = lease.HEARTBEAT_S,
     ) -> None:
         self.service = service
+        self.path = journal.path
+        """Its file; None if it is in memory."""
         self.persistent = journal.path is not None
         """Whether another process can read it: not if the journal is in memory."""
         self.wall = wall
@@ -203,6 +205,8 @@ class RunRecord:
         self.given_name = request.name if request.named else None
         """Its name, if it is resumed by that; else None."""
         self.lineage = stored.lineage if stored else request.lineage
+        self.path = recorder.path
+        """The journal's file; None if it is in memory."""
         self.id = run
         self.token = token
         self.stored = stored

@@ -82,6 +82,36 @@ class Attempt:
         """
         return await self._scope.run.history.once.get(self._scope, key, make)
 
+    async def recall(self, key: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` returned for this step before, if that was of these very weights.
+
+        For rollouts: an attempt that replays a step, here or in a later process of a named run,
+        gets those that the step was begun with, and samples nothing. Given back is what was made
+        for this step and key on weights made of the same training requests, from a checkpoint
+        restored with its optimizer; whatever else was submitted since (other data, a step left
+        out), a restore of the weights alone, and a run started over have it made again. So does
+        what was kept of steps not known to have succeeded. Ask before each step's first
+        ``forward_backward``, from the first step on: steps trained before the first ``recall`` are
+        like no others. Of a custom loss, the name is compared, not what it does.
+
+        Kept as ``recall_bytes`` allows, in files beside the journal that only their owner can read,
+        removed when the run ends well; with ``journal=None`` or without a name, in memory. In a
+        loop that blocks, write ``asyncio.run(attempt.recall(...))``.
+
+        Args:
+            key: Names it within the step.
+            make: Takes nothing; returns the value, or an awaitable of it. It runs once, even if
+                tasks ask at once. What it raises leaves unchanged, and nothing is kept then, nor
+                if it is cancelled.
+
+        Raises:
+            UsageError: The value cannot be kept: JSON, tuples, bytes, arrays of numbers and the
+                types of the SDK can.
+            StaleAttempt: The attempt is over.
+            LeaseLost: The run is another process's by now.
+        """
+        return await self._scope.recall.get(key, make)
+
     def watch(self, future: _F) -> _F:
         """Count a future of the loop's own among the work that must not be silent; returns it.
 

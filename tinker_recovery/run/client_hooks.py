@@ -121,8 +121,13 @@ class AttemptHooks:
         self._scope.saver.step_done()
         self._run.journal.step_done(self._scope)
 
+    def training_submitted(self, operation: str, *arguments: object) -> None:
+        """Note what goes into the weights."""
+        self._scope.recall.trail.passed(operation, *arguments)
+
     def step_submitted(self, step: int, passes: int | None) -> None:
         """Have a save that is due sent if the loop goes idle."""
+        self._scope.recall.trail.stepped(skipped=passes is None)
         if self._scope.saver.step_submitted(step, passes):
             self._scope.post(self._scope.save_when_idle, step)
 

@@ -10,6 +10,9 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import anyio
+import anyio.to_thread
+
 from tinker_recovery.faults import Fault
 from tinker_recovery.journal import RunRecord
 
@@ -68,6 +71,15 @@ class RunJournal:
         if self._record.is_due() and not attempt.faulty:
             self._write_position(attempt)
 
+    async def position_is_written(self, attempt: AttemptScope) -> None:
+        """Have on disk how far everything is known to have succeeded.
+
+        Raises:
+            LeaseLost: The run is another process's by now.
+        """
+        self._write_position(attempt)
+        await self._record.submit(lambda _: None)  # behind it
+
     def _write_position(self, attempt: AttemptScope) -> None:
         self._record.stepped(
             attempt.id,
@@ -85,6 +97,11 @@ class RunJournal:
         current = self._run.current
         if current is not None and not current.faulty:
             self._write_position(current)
+        recall = self._run.history.recall
+        if error is None or not recall.durable:
+            # No attempt is to come, here or in a later process.
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(recall.values.clear)
         if error is None:
             await self._record.end("finished")
         elif isinstance(error, Exception):

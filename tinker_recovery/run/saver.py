@@ -33,8 +33,11 @@ from tinker_recovery.checkpoints import (
 )
 from tinker_recovery.checkpoints.metadata import encode_loop_state, fitting
 from tinker_recovery.checkpoints.naming import SaveName, mark_of
+from tinker_recovery.checkpoints.trail import Trail
 from tinker_recovery.errors import UsageError
+from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.run.once import Once
+from tinker_recovery.run.recall import RunRecall
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.telemetry import names
 
@@ -62,9 +65,11 @@ class RunHistory:
         metrics_cut: Whether it was said that a checkpoint cannot hold all metrics.
         stands_in: Whether it was said that the schedule has nothing to decide by.
         once: What the run has made once.
+        recall: What the run keeps to be recalled.
         drifts: Whether it was said that the loop's index and its optimizer steps may drift apart.
     """
 
+    recall: RunRecall
     origin: Mapping[str, Any] = field(default_factory=dict)
     evidence: Evidence = field(default_factory=Evidence)
     saved: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
@@ -75,10 +80,11 @@ class RunHistory:
     once: Once = field(default_factory=Once)
 
     @classmethod
-    def of(cls, opened: OpenedRun) -> Self:
+    def of(cls, opened: OpenedRun, policy: RecoveryPolicy) -> Self:
         """Of a run as it was opened, with what earlier processes have saved."""
         snapshot = opened.snapshot
-        return cls(opened.origin, saved=dict(snapshot.saved) if snapshot else {})
+        recall = RunRecall(opened, limit=policy.recall_bytes)
+        return cls(recall, opened.origin, saved=dict(snapshot.saved) if snapshot else {})
 
     def saved_below(
         self, step: int, segments: Sequence[Segment]
@@ -112,6 +118,7 @@ class Saver:
         segment: The attempt's place in it.
         checkpoint: What the attempt started from.
         sound_step: The step up to which every request is known to have succeeded, at the moment.
+        trail: What the weights were made of.
     """
 
     def __init__(
@@ -120,10 +127,12 @@ class Saver:
         segment: Segment,
         checkpoint: CheckpointRecord | None,
         sound_step: Callable[[], int],
+        trail: Trail,
     ) -> None:
         policy = run.policy.checkpoints
         self._segment = segment
         self._sound_step = sound_step
+        self._trail = trail
         self._schedule = schedule_of(policy)
         self._best_metric = policy.best_metric
         self._stops = policy.on_save_failure == "stop"
@@ -403,6 +412,7 @@ class Saver:
             previous_canary=self.canary,
             canary_prompt=self._prompt_facts(),
             previous_save_s=self._save_s,
+            trail=self._trail.followed,
         )
 
     def _fitting(self, metrics: Mapping[str, float]) -> Mapping[str, float]:

@@ -32,6 +32,7 @@ from tinker_recovery.faults import (
 from tinker_recovery.run.client_hooks import AttemptHooks
 from tinker_recovery.run.judging import judge_leaving
 from tinker_recovery.run.metadata_refusal import MetadataRefusal
+from tinker_recovery.run.recall import AttemptRecall
 from tinker_recovery.run.saver import Saver
 from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
@@ -95,7 +96,10 @@ class AttemptScope:
         """Its sampling clients and their requests."""
         self.made_once: dict[str, object] = {}
         """What it was given of what its run has made once, by key."""
-        self.saver = Saver(run, self.segment, checkpoint, lambda: self.sound_step)
+        self.recall = AttemptRecall(self)
+        """What it is given back of what was made for its steps before."""
+        trail = self.recall.trail
+        self.saver = Saver(run, self.segment, checkpoint, lambda: self.sound_step, trail)
         """When its client saves."""
         self.client = SupervisedClient(
             connection.training,

@@ -99,7 +99,7 @@ class SupervisedRun:
         """Whether the run is over, well or not."""
         self.failure: BaseException | None = None
         """What it was given up with."""
-        self.history = RunHistory.of(opened)
+        self.history = RunHistory.of(opened, self.policy)
         """What its attempts hand on to each other."""
         self.weights = WeightsFacts() if self.snapshot is None else self.snapshot.weights
         """What its weights are, as far as the service has said."""

@@ -199,6 +199,7 @@ class SupervisedClient(PassedOn):
         with self._lock:
             self._before_submitting()
             future = self._training.optim_step(optim_params, adam_params=adam_params)
+            self._hooks.training_submitted("optim_step", optim_params, adam_params)
             watched = self._watch("optim_step", future, self._step, self._step_ended)
             self._advance(self._passes)
         return watched
@@ -322,10 +323,11 @@ class SupervisedClient(PassedOn):
         self,
         operation: str,
         data: Sequence[types.Datum],
-        submit: Callable[[], APIFuture[types.ForwardBackwardOutput]],
+        submit: functools.partial[APIFuture[types.ForwardBackwardOutput]],
     ) -> APIFuture[types.ForwardBackwardOutput]:
         with self._lock:
             self._before_submitting(data)
+            self._hooks.training_submitted(operation, *submit.args, submit.keywords)
             self._passes += 1
         step = self._step
         ended = functools.partial(self._check_loss, step) if self._guard_loss else None
