@@ -50,6 +50,7 @@ from tinker_recovery.policy_settings import policy_from_settings
 from tinker_recovery.recovery.manual import Recovered, recover_from_checkpoint
 from tinker_recovery.recovery.recoverable import Recovery
 from tinker_recovery.run.attempt import Attempt
+from tinker_recovery.run.group import GroupAttempt
 from tinker_recovery.run.options import StartOptions
 from tinker_recovery.run.view import Run
 from tinker_recovery.service import SupervisedClient
@@ -74,6 +75,7 @@ __all__ = [
     "EventsDropped",
     "Fault",
     "FaultError",
+    "GroupAttempt",
     "InvalidMetadata",
     "JournalError",
     "Kind",

@@ -69,6 +69,7 @@ class Kind(StrEnum):
     PROCESS_LOST = "process_lost"
     LEASE_LOST = "lease_lost"
     SAVES_FAIL = "saves_fail"
+    GROUP_REWOUND = "group_rewound"
 
 
 class Verdict(StrEnum):
@@ -99,6 +100,8 @@ class DetectedBy(StrEnum):
     """The journal shows it: an earlier process ended, or another one took the run over."""
     CLAIM = "claim"
     """The service has ended the run's claim."""
+    GROUP = "group"
+    """Another run of its group goes back to an earlier step."""
 
 
 class SeenIn(StrEnum):
@@ -243,6 +246,13 @@ TABLE: tuple[VerdictRule, ...] = (
         "the process that trained the run ended before the run did; its steps since the last "
         "checkpoint are done again",
         "an unfinished run of this name in the journal",
+    ),
+    VerdictRule(
+        Kind.GROUP_REWOUND,
+        Verdict.RECOVER,
+        "another run of its group is recovered, and all of them go back to the newest step that "
+        "each has",
+        "a fault of another run of one supervisor.group()",
     ),
     VerdictRule(
         Kind.LEASE_LOST,

@@ -23,7 +23,7 @@ from typing_extensions import Unpack
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.cookbook.runner import run_cookbook
-from tinker_recovery.detection.monitor import Monitor
+from tinker_recovery.detection.monitor import Monitor, silence_check_s
 from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
 from tinker_recovery.journal import (
@@ -52,6 +52,7 @@ from tinker_recovery.run.blocking import (
     run_blocking,
 )
 from tinker_recovery.run.claiming import Claiming, Lease, check_lease, end_when_lost
+from tinker_recovery.run.group import GroupAttempt, GroupRounds, MakeRun, plan_group
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.monitored import MonitoredRun, listening
 from tinker_recovery.run.open import OpenedRun, open_run
@@ -233,6 +234,20 @@ class Supervisor(AsyncContextManagerMixin):
             self._entered.check_name(name)
         return Rounds(lambda: self._inside.open_run(plan, name))
 
+    def group(self, runs: Sequence[StartOptions]) -> AsyncIterator[GroupAttempt]:
+        """The attempts of runs that go back together, such as those of student and teacher.
+
+        They begin at one step, and save the same ones; see :class:`GroupAttempt`. Each of ``runs``
+        has the arguments of :meth:`attempts`: ``[{"name": ..., "base_model": ...}, ...]``.
+
+        Raises:
+            UsageError: As :meth:`attempts`; or they cannot go back to one step together.
+        """
+        plans, inside = plan_group(runs, self.policy), self._inside
+        for name in plans:
+            inside.check_name(name)
+        return GroupRounds(plans, inside.open_run)
+
     def watch(self, run_id: str, *, on_recovery: Callback) -> Watch:
         """Watch a run that is trained elsewhere, by its status alone.
 
@@ -392,7 +407,7 @@ class _Entered:
             lambda: [*self.monitored.values(), *watches.polled()],
             reader=self.collaborators.reader,
             interval_s=policy.poll_interval_s,
-            check_silence_every_s=_silence_check_s(policy),
+            check_silence_every_s=silence_check_s(policy),
             events=self.collaborators.events,
             clock=clock,
             urgent=lambda: [run for run in self.monitored.values() if run.is_urgent],
@@ -444,7 +459,9 @@ class _Entered:
                 f"name={name!r} is the name of a run under way: choose another, names are unique"
             )
 
-    async def open_run(self, plan: StartPlan, name: str) -> SupervisedRun:
+    async def open_run(
+        self, plan: StartPlan, name: str, make: MakeRun = SupervisedRun
+    ) -> SupervisedRun:
         """Register a run, and find out at which step it starts."""
         self.check_name(name)
         self._opening.add(name)  # opening may take a while
@@ -463,7 +480,7 @@ class _Entered:
                 policy=policy,
                 clock=shared.clock,
             )
-            run = self.runs[name] = SupervisedRun(
+            run = self.runs[name] = make(
                 opened, shared, self.queue, self.mailbox, self._signals, self.retention
             )
             self.monitored[name] = MonitoredRun(run, shared.events)
@@ -481,9 +498,3 @@ class _Entered:
         if policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
             shared.spawn(functools.partial(self._optimizer_check.run, plan.origin))
         return run
-
-
-def _silence_check_s(policy: RecoveryPolicy) -> float | None:
-    """Seconds between two looks at silence: within a tenth of its deadlines, 10 ms at least."""
-    deadlines = [each for each in (policy.stall_warning_s, policy.stall_after_s) if each]
-    return max(0.01, min([5.0, *(each / 10 for each in deadlines)])) if deadlines else None

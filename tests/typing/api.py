@@ -30,6 +30,7 @@ from tinker_recovery import (
     EventStream,
     Fault,
     FaultError,
+    GroupAttempt,
     InvalidMetadata,
     JournalError,
     Kind,
@@ -264,6 +265,13 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
         assert_type(await supervisor.run(blocking, adopt=adopted, name="sft", start_step=3), str)
         options: StartOptions = {"start": my_start, "on_lease": "refuse", "lineage": "new"}
         supervisor.attempts(**options)
+        async for attempts in supervisor.group([{"base_model": "b"}, options]):
+            assert_type(attempts, GroupAttempt)
+            async with attempts as both:
+                student, _ = both
+                assert_type(student, Attempt)
+                assert_type((both["teacher"], both[0]), tuple[Attempt, Attempt])
+                assert_type((both.start_step, len(both)), tuple[int, int])
         supervisor.attempts(modell="Qwen/Qwen3-8B")  # type: ignore[call-arg]  # has to be refused
         for run in supervisor.runs:
             looked_at(run)

@@ -9,6 +9,7 @@ import anyio
 from tinker_recovery.clock import Clock
 from tinker_recovery.detection.plan import PollSchedule, UrgentPolls
 from tinker_recovery.detection.poller import PolledRun, Poller, by_run_id
+from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.service import StatusReader
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import EventSink
@@ -103,3 +104,9 @@ class Monitor:
                 watched = {run_id: watched[run_id] for run_id in only}
             faults = await poller.poll(watched, quick=only is not None)
             schedule.end(faults=faults)
+
+
+def silence_check_s(policy: RecoveryPolicy) -> float | None:
+    """Seconds between two looks at silence: within a tenth of its deadlines, 10 ms at least."""
+    deadlines = [each for each in (policy.stall_warning_s, policy.stall_after_s) if each]
+    return max(0.01, min([5.0, *(each / 10 for each in deadlines)])) if deadlines else None

@@ -21,7 +21,7 @@ from typing import Self
 import anyio
 
 from tinker_recovery.clock import Clock
-from tinker_recovery.faults import Fault
+from tinker_recovery.faults import Fault, Kind
 from tinker_recovery.telemetry import EventSink, names, phase
 
 WINDOW_S = 10.0
@@ -368,6 +368,8 @@ class MassReporter:
 
     def began(self, fault: Fault) -> None:
         """A recovery from a fault begins."""
+        if fault.kind is Kind.GROUP_REWOUND:
+            return  # by the fault of another run, which is counted
         kind, now, watched = fault.kind.value, self._clock.monotonic(), self._watched()
         mass = self._failures.began(fault.run, kind, now=now, watched=watched)
         if mass is not None:

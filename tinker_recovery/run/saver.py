@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -38,6 +37,7 @@ from tinker_recovery.errors import UsageError
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.run.once import Once
 from tinker_recovery.run.recall import RunRecall
+from tinker_recovery.run.saves_together import SavesTogether
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.telemetry import names
 
@@ -66,6 +66,7 @@ class RunHistory:
         stands_in: Whether it was said that the schedule has nothing to decide by.
         once: What the run has made once.
         recall: What the run keeps to be recalled.
+        saves: Which steps it saves together with the other runs of its group.
         drifts: Whether it was said that the loop's index and its optimizer steps may drift apart.
     """
 
@@ -78,6 +79,7 @@ class RunHistory:
     no_metrics: set[str] = field(default_factory=set)
     metrics_cut: bool = False
     once: Once = field(default_factory=Once)
+    saves: SavesTogether = field(default_factory=SavesTogether)
 
     @classmethod
     def of(cls, opened: OpenedRun, policy: RecoveryPolicy) -> Self:
@@ -148,7 +150,7 @@ class Saver:
         self._prompt_facts = run.checkpoints.prompt_facts
         self._ttl_s = None if policy.ttl_s is None else int(policy.ttl_s)
         self._monotonic = run.clock.monotonic
-        self._lock = threading.RLock()
+        self._lock = run.history.saves.lock
         self._step_done_at = now_s = self._monotonic()
         self._save_s: float | None = None
         self._steps_done = 0
@@ -269,7 +271,9 @@ class Saver:
                 )
             self._at_boundary, self._epoch_ended = True, False
             self._step_metrics = self._metrics
-            return self._ledger.in_flight is not None or self._decides(step)
+            if self._history.saves.together:
+                return True  # it may become due for another run of the group
+            return self._ledger.in_flight is not None or self.decides(step)
 
     def training_continues(self, step: int) -> SaveRequest | None:
         """A training request is about to be submitted; the save to queue before it, if any is due.
@@ -282,6 +286,7 @@ class Saver:
             if not self._at_boundary:
                 return None
             request = self.due(step) or self._save_again(step)
+            self._history.saves.passed(step)
             self._closed, self._at_boundary, self._began = self._now(), False, True
             self._declares, self._declared = self._declared, False
             return request
@@ -300,7 +305,22 @@ class Saver:
         with self._lock:
             return self._at_boundary and self._ledger.last_step < step
 
-    def _decides(self, step: int, *, end: bool = False) -> bool:
+    @property
+    def run_name(self) -> str:
+        """The run's name, or its id where it has none."""
+        return self._run_name or self._lineage
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is in flight."""
+        return self._ledger.in_flight is not None
+
+    def may_begin(self, step: int) -> bool:
+        """Whether a save of this step could be submitted."""
+        return not self.is_saving and step > self._ledger.last_step
+
+    def decides(self, step: int, *, end: bool = False) -> bool:
+        """Whether the run's own schedule has this step saved."""
         standing = self._standing()
         decision = self._ledger.ask(
             self._schedule,
@@ -328,7 +348,7 @@ class Saver:
                 with contextlib.suppress(UsageError):  # a loop that ended well has ended well
                     self._see()
             self._ends = end
-            if not self._decides(step, end=end):
+            if not self._history.saves.due(self, step, end=end):
                 return self._save_again(step) if end else None
             return self.begin(step)
 

@@ -13,7 +13,7 @@ import logging
 import math
 import reprlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
@@ -31,6 +31,7 @@ from tinker_recovery.faults import (
 )
 from tinker_recovery.run.client_hooks import AttemptHooks
 from tinker_recovery.run.judging import judge_leaving
+from tinker_recovery.run.leaving import leave_body
 from tinker_recovery.run.metadata_refusal import MetadataRefusal
 from tinker_recovery.run.recall import AttemptRecall
 from tinker_recovery.run.saver import Saver
@@ -220,39 +221,30 @@ class AttemptScope:
         self.entered = True
         self._scope.__enter__()
 
+    def share_body(self, others: Sequence[AttemptScope]) -> None:
+        """Have one body for several attempts: what ends it for one ends it for all."""
+        for other in others:
+            if other._scope.cancel_called:  # noqa: SLF001 - of the same class
+                self._scope.cancel()
+            other._scope = self._scope  # noqa: SLF001 - of the same class
+
     async def leave(self, error: BaseException | None) -> bool:
         """The body ends; whether its error is swallowed, because the run is recovered from it."""
-        drained: BaseException | None = None
-        # What a request failed with was posted before the body could see it, with its step.
-        self.run.mailbox.deliver()
-        if error is None:
-            try:
-                await self._drain()
-                await self.run.rollbacks.settle(self)
-            except BaseException as failure:  # noqa: BLE001 - judged and raised again below, once the scope is closed
-                drained = failure
-        seen = error or drained
-        ours = bool(
-            self._scope.__exit__(
-                type(seen) if seen else None, seen, seen.__traceback__ if seen else None
-            )
-        )
-        if seen is not None and not ours:
-            await self.save_before_leaving()
-        swallow = ours or seen is None or await self._belongs_to_incident(seen)
-        fault = self.fault if self.run.policy.enabled else None
-        gives_up = fault is not None and fault.verdict is Verdict.GIVE_UP
-        recovers = swallow and fault is not None and not gives_up
-        self.finished = seen is None and fault is None
-        self.left.set()
-        if not recovers:
-            await self.run.attempt_over(self, seen)
-        if fault is not None and gives_up and swallow:
-            # The body was cancelled for it, or has ended without having looked.
-            raise fault.as_error()
-        if drained is not None and not swallow:
-            raise drained
-        return swallow
+        return await leave_body([self], error)
+
+    async def settle(self) -> BaseException | None:
+        """Wait for what is still open; returns what that failed with, to be judged and raised."""
+        try:
+            await self._drain()
+            await self.run.rollbacks.settle(self)
+        except BaseException as failure:  # noqa: BLE001 - raised again by leave_body, once the scope is closed
+            return failure
+        return None
+
+    def close_body(self, seen: BaseException | None) -> bool:
+        """The body has been left, with this error; whether a fault has cancelled it."""
+        traceback = seen.__traceback__ if seen else None
+        return bool(self._scope.__exit__(type(seen) if seen else None, seen, traceback))
 
     async def _drain(self) -> None:
         """Wait for what is still open, with a last save if the schedule wants one."""
@@ -327,7 +319,7 @@ class AttemptScope:
 
     # Detecting
 
-    async def _belongs_to_incident(self, error: BaseException) -> bool:
+    async def belongs_to_incident(self, error: BaseException) -> bool:
         """Whether what left the body is a fault to recover from; declares it if it is new."""
         if not self.run.policy.enabled:
             return False
