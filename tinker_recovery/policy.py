@@ -159,7 +159,7 @@ class RecoveryPolicy(Frozen):
     listing_timeout_s: Seconds = 600.0
     max_export_bytes: Annotated[Whole, Field(ge=1)] = 2**36
     close_timeout_s: Seconds = 10.0
-    recall_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
+    recall_bytes: Annotated[Whole, Field(ge=0)] = 512 * 2**20
 
     @field_validator("checkpoint_strategy")
     @classmethod

@@ -11,22 +11,18 @@ _OVERFLOW_UID = 65534
 """What systems show in place of an owner that they do not know: in containers, on network disks."""
 
 
-class ForeignFolder(OSError):
-    """A folder belongs to another user, who could put other files in the place of ours."""
-
-
 def check_folder(folder: Path) -> None:
     """Refuse a folder of somebody else: not of this user, nor of root.
 
     Raises:
-        ForeignFolder: It is one.
+        PermissionError: It is one: its owner could put other files in the place of ours.
         OSError: It is not there.
     """
     if not hasattr(os, "geteuid"):  # pragma: no cover - a system without owners
         return
     owner, us = folder.stat().st_uid, os.geteuid()
     if owner not in (us, 0, _OVERFLOW_UID):
-        raise ForeignFolder(
+        raise PermissionError(
             f"the folder {folder} belongs to user {owner}, and this process runs as user {us}: its "
             "owner could read or replace what is written there"
         )
