@@ -37,6 +37,9 @@ def judge_request(
     from the body. So is a 404 about something else.
     """
     rule = judge(error, SeenIn.BODY if operation == CUSTOM_LOSS else SeenIn.CALL, retryable)
+    if rule is RULES[Kind.UNAUTHORIZED]:
+        # The request inside a custom loss meets a rotated key like any other.
+        rule = judge(error, SeenIn.CALL, retryable)
     if rule is RULES[Kind.MODEL_MISSING] and operation not in MODEL_CALLS:
         return judge(error, SeenIn.BODY, retryable), True
     return rule, False
