@@ -27,6 +27,9 @@ def judge_request(
     from the body. So is a 404 about something else.
     """
     rule = judge(error, SeenIn.BODY if operation == CUSTOM_LOSS else SeenIn.CALL, retryable)
+    if rule is RULES[Kind.UNAUTHORIZED]:
+        # The request inside a custom loss meets a rotated key like any other.
+        rule = judge(error, SeenIn.CALL, retryable)
     if rule is RULES[Kind.MODEL_MISSING] and operation not in MODEL_CALLS:
         return judge(error, SeenIn.BODY, retryable), True
     return rule, False
@@ -66,6 +69,8 @@ def judge_leaving(scope: AttemptScope, error: BaseException) -> VerdictRule | No
         seen = judge(error, SeenIn.CALL, retryable)
         # An unknown error may as well be the request's own, such as an option that the service
         # does not know.
+        if seen is not None and seen.kind is Kind.UNAUTHORIZED:
+            return seen
         if seen is not None and seen.verdict is Verdict.RECOVER and seen.kind not in _UNKNOWN:
             return RULES[Kind.SAMPLING_FAILED]
     return rule
