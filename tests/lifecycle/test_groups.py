@@ -9,9 +9,16 @@ from typing import Any
 
 import anyio
 import pytest
-from inspection import declare, run_id_of
-from loops import ADAM, MODEL, batch, loop, quick, undisturbed_state
+from inspection import (
+    confirmed_step,
+    declare,
+    run_id_of,
+    set_retention_gap_s,
+    settle_retention,
+)
+from loops import ADAM, MODEL, batch, loop, quick, undisturbed_state, until
 from named_runs import Died, Killed
+from tinker import RequestFailedError
 
 from tinker_recovery import (
     CheckpointPolicy,
@@ -433,18 +440,55 @@ async def test_runs_that_begin_at_different_steps_are_refused(local: LocalTinker
 
 
 async def test_the_checkpoint_of_the_newest_common_step_is_never_deleted(
-    local: LocalTinker,
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = await undisturbed(local)
+    set_retention_gap_s(monkeypatch, 0.01)
     poison = inject_at(local, 11, student=POISON)
 
-    def before(step: int, attempts: GroupAttempt) -> None:
-        if step == 6 and attempts[0].number == 1:
-            run_id = run_id_of(attempts["teacher"])
-            local.inject(FaultRule("fail", request="save_weights", run=run_id, times=99))
+    async def before(step: int, attempts: GroupAttempt) -> None:
+        student, teacher = attempts
+        if student.number == 1 and step == 6:
+            local.inject(
+                FaultRule("fail", request="save_weights", run=run_id_of(teacher), times=99)
+            )
+        if student.number == 1 and step == 10:
+            # Enough is known to be sound to delete what is older.
+            await student.client.drain()
+            await until(lambda: confirmed_step(student) >= 9)
+            await settle_retention(supervisor)
+            left.extend(each.steps for each in local.checkpoints(run_id_of(student)))
         poison(step, attempts)
 
+    left: list[int] = []
     checkpoints = CheckpointPolicy(save_at_start=False, save_every=1, keep_last=1)
-    supervisor = await together(before, checkpoints=checkpoints)
+    supervisor = Supervisor(quick(checkpoints=checkpoints, poll_interval_s=0.05))
+    async with supervisor:
+        async for attempts in supervisor.group([STUDENT, TEACHER]):
+            async with attempts:
+                await train_both(attempts, before)
+    assert 5 in left
+    assert not {1, 2, 3, 4, 6} & set(left), "no rule keeps these"
     assert ends(local, supervisor) == expected
     assert starts(supervisor.runs[0]) == starts(supervisor.runs[1]) == [0, 5]
+
+
+@pytest.mark.parametrize(("at", "back_to"), [(3, 0), (7, 5)])
+async def test_with_a_canary_and_a_save_at_the_start_both_end_as_well(
+    local: LocalTinker, at: int, back_to: int
+) -> None:
+    expected = await undisturbed(local)
+    supervisor = await together(
+        inject_at(local, at, teacher=POISON),
+        canary="auto",
+        checkpoints=CheckpointPolicy(save_every=5),
+    )
+    assert ends(local, supervisor) == expected
+    assert [starts(run) for run in supervisor.runs] == [[0, back_to], [0, back_to]]
+    restored = [run.recoveries[0].checkpoint for run in supervisor.runs]
+    assert [each.step for each in restored if each is not None] == [back_to, back_to]
+
+
+async def test_with_recovery_off_a_fault_is_the_loops_own_error(local: LocalTinker) -> None:
+    with pytest.raises(RequestFailedError):
+        await together(inject_at(local, 7, teacher=POISON), enabled=False)
