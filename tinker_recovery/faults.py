@@ -5,8 +5,7 @@ bare ValueError for a failed poll, and the real error is its cause. Where it was
 404 from a request of the loop means that the model is gone, one from the creation of a run that its
 name is wrong. An exception that no rule matches is not a fault, and reaches the user unchanged.
 
-Each rule's reason names what tinker 0.38 raises, and when. ``tinker-recovery faults`` prints the
-table.
+Each rule says what tinker 0.38 raises, and when. ``tinker-recovery faults`` prints the table.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ class DetectedBy(StrEnum):
     CLAIM = "claim"
     """The service has ended the run's claim."""
     GROUP = "group"
-    """Another run of its group goes back to an earlier step."""
+    """Another run of its group goes back."""
 
 
 class SeenIn(StrEnum):
@@ -208,16 +207,14 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.SAMPLING_SILENCE,
         Verdict.RECOVER,
-        "a sampling request, or a future given to attempt.watch(), made no progress within "
-        "stall_after_s; sampling requests were sent to a fresh sampler of the same weights before",
+        "a sample, asked for twice, or a future of attempt.watch() made no progress in stall_after_s",
         "samples open, none finished, no pause reported",
         breaks_client=False,
     ),
     VerdictRule(
         Kind.SAMPLING_FAILED,
         Verdict.RECOVER,
-        "a sampling request failed, at a fresh sampler of the same weights too where there can be "
-        "one, and the loop did not catch it",
+        "a sample failed, at a fresh sampler too, and the loop did not catch it",
         "an error of a sampling request that is recovered from, leaving the body",
         breaks_client=False,
     ),
@@ -252,8 +249,7 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.GROUP_REWOUND,
         Verdict.RECOVER,
-        "another run of its group is recovered, and all of them go back to the newest step that "
-        "each has",
+        "another run of its group is recovered, and all go back to the newest step that each has",
         "a fault of another run of one supervisor.group()",
     ),
     VerdictRule(
@@ -301,8 +297,7 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.UNAUTHORIZED,
         Verdict.GIVE_UP,
-        "the API key is refused: set TINKER_API_KEY to a valid one; a run that it has trained asks "
-        "for it again, and waits for credential_grace_s",
+        "the API key is refused (training waits credential_grace_s): set TINKER_API_KEY to a valid one",
         "HTTP 401",
         _status(401),
         in_call=Verdict.RECOVER,

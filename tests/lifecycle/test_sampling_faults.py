@@ -33,7 +33,7 @@ from tinker_recovery.testing import FaultRule, LocalTinker
 PROMPT = types.ModelInput.from_ints([3, 14, 15, 9, 26])
 PARAMS = types.SamplingParams(max_tokens=8, seed=5, stop=[])
 STEPS = 12
-SILENT: dict[str, Any] = {"stall_after_s": 0.4, "poll_interval_s": 0.05}
+SILENT: dict[str, Any] = {"stall_after_s": 1.2, "poll_interval_s": 0.05}
 
 Samples = dict[int, list[int]]
 

@@ -65,12 +65,14 @@ def judge_leaving(scope: AttemptScope, error: BaseException) -> VerdictRule | No
             "one. Take attempt.client, and make sampling clients by it, in each attempt"
         )
         return None
-    if is_of(list(scope.sampling.failed)):
-        seen = judge(error, SeenIn.CALL, retryable)
-        # An unknown error may as well be the request's own, such as an option that the service
-        # does not know.
-        if seen is not None and seen.kind is Kind.UNAUTHORIZED:
-            return seen
-        if seen is not None and seen.verdict is Verdict.RECOVER and seen.kind not in _UNKNOWN:
-            return RULES[Kind.SAMPLING_FAILED]
-    return rule
+    return _judge_sample(error, retryable) or rule if is_of(list(scope.sampling.failed)) else rule
+
+
+def _judge_sample(error: BaseException, retryable: Sequence[Retryable]) -> VerdictRule | None:
+    """The rule for a sampling request that has failed, at a fresh sampler too."""
+    rule = judge(error, SeenIn.CALL, retryable)
+    # An unknown error may as well be the request's own, such as an option that the service does
+    # not know.
+    if rule is None or rule.verdict is not Verdict.RECOVER or rule.kind in _UNKNOWN:
+        return None
+    return rule if rule.kind is Kind.UNAUTHORIZED else RULES[Kind.SAMPLING_FAILED]
