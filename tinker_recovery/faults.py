@@ -207,7 +207,7 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.SAMPLING_SILENCE,
         Verdict.RECOVER,
-        "a sample, asked for twice, or a future of attempt.watch() made no progress in stall_after_s",
+        "a sample, asked for twice, or a future of attempt.watch() made no progress: stall_after_s",
         "samples open, none finished, no pause reported",
         breaks_client=False,
     ),

@@ -33,7 +33,6 @@ from recipes_world import (
     RL_STEPS,
     STEPS,
     records,
-    rl,
     steps_logged,
     supervised,
     use,
@@ -137,6 +136,35 @@ async def test_other_ways_of_rl_lose_and_repeat_no_update(
     assert ended.steps == RL_STEPS
     logged = steps_logged(tmp_path)
     assert [logged[step] for step in range(RL_STEPS)] == [1] * RL_STEPS
+
+
+@pytest.mark.parametrize("at", [8, 9])
+@pytest.mark.parametrize("recipe", ["rl", "on_policy"])
+async def test_a_recipe_of_several_substeps_recovers_between_two_iterations(
+    recipe: str, at: int, tmp_path: Path
+) -> None:
+    changes = {"num_substeps": 2}
+    undisturbed, _ = await trained(tmp_path / "undisturbed", recipe, changes=changes)
+    rule = FaultRule("poison", at, "optim_step")
+    ended, kinds = await trained(tmp_path / "disturbed", recipe, rule, changes=changes)
+    assert len(kinds) == 1
+    assert ended == undisturbed
+    assert ended.steps == 2 * RL_STEPS
+    assert steps_logged(tmp_path / "disturbed") == steps_logged(tmp_path / "undisturbed")
+
+
+async def test_an_iteration_with_fewer_substeps_than_the_recipe_says_ends_with_its_metrics(
+    tmp_path: Path,
+) -> None:
+    """It makes no more than it has examples, which are six."""
+    changes = {"num_substeps": 8}
+    undisturbed, _ = await trained(tmp_path / "undisturbed", "rl", changes=changes)
+    rule = FaultRule("poison", undisturbed.steps // 2 + 1, "optim_step")
+    ended, kinds = await trained(tmp_path / "disturbed", "rl", rule, changes=changes)
+    assert len(kinds) == 1
+    assert ended == undisturbed
+    assert ended.steps < 8 * RL_STEPS
+    assert steps_logged(tmp_path / "disturbed") == steps_logged(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("action", ["hang", "fail"])
@@ -263,7 +291,6 @@ async def test_what_it_does_not_know_is_refused_before_anything_starts(tmp_path:
         del config
 
     assert "no recipe" in await _refused(main, supervised(tmp_path))
-    assert "num_substeps=2" in await _refused(rl_train.main, rl(tmp_path, num_substeps=2))
     (tmp_path / "checkpoints.jsonl").write_text('{"name": "1", "state_path": "tinker://a/b/c"}\n')
     said = await _refused(sl_train.main, supervised(tmp_path))
     assert "not supervised" in said

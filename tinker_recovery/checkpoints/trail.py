@@ -54,13 +54,13 @@ def trail_at_start(
 
 
 class Trail:
-    """The trail of one attempt, from one optimizer step to the next.
+    """The trail of one attempt, from one optimizer step to the next; it counts whole iterations.
 
     Thread-safe; requests are to be noted in their order, under the client's lock.
 
     Args:
         digest: As it begins, see :func:`trail_at_start`.
-        step: Optimizer steps in the weights then.
+        step: Iterations in the weights then.
         follows: Whether it follows the requests from the beginning; if not, from :meth:`follow` on.
     """
 
@@ -77,7 +77,7 @@ class Trail:
         return self._digest if self._follows else None
 
     def position(self) -> tuple[int, str]:
-        """The newest optimizer step, and what the weights are made of behind it."""
+        """How many iterations were ended, and what the weights are made of by now."""
         with self._lock:
             return self._step, self._digest
 
@@ -102,15 +102,20 @@ class Trail:
                 said = secrets.token_hex(_BYTES)
             self._open.append(digest_of(operation, said))
 
-    def stepped(self, *, skipped: bool) -> None:
-        """An optimizer step was submitted, or left out."""
+    def stepped(self, *, skipped: bool, ends: bool = True) -> None:
+        """An optimizer step was submitted, or left out; whether an iteration ends with it."""
         with self._lock:
             if self._follows:
                 what = "skipped" if skipped else "step"
                 self._digest = digest_of(self._digest, what, *self._open)
-            self._step += 1
+            self._step += ends
             self._unseen = True
             self._open.clear()
+
+    def ended(self) -> None:
+        """An iteration ends behind the newest optimizer step."""
+        with self._lock:
+            self._step += 1
 
 
 def _named(argument: object) -> object:

@@ -53,6 +53,8 @@ class Seat:
             return
         if self.iteration is not None:
             self.iteration = max(self.iteration, step + 1)
+            # With few examples, a recipe makes fewer updates than it was given substeps.
+            self.attempt.client.end_iteration()
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self.attempt.report(**numbers)
 

@@ -32,7 +32,7 @@ class Recipe:
     reference: bool = False
 
     def updates(self, config: Any) -> int:
-        """How many optimizer steps an iteration has."""
+        """How many optimizer steps an iteration has, at most."""
         return int(getattr(config, "num_substeps", 1))
 
 
@@ -72,12 +72,6 @@ def check_config(recipe: Recipe, config: Any) -> None:
             f"the config {type(config).__module__}.{type(config).__name__} has no {missing[0]}, "
             f"which {recipe.module} of tinker-cookbook {TRIED_WITH} has: this version of the "
             "cookbook is not known"
-        )
-    updates = recipe.updates(config)
-    if updates != 1:
-        raise UsageError(
-            f"num_substeps={updates} is not allowed under supervision yet: 1, so that no "
-            "checkpoint lies inside an iteration"
         )
     log_path = str(config.log_path)
     if "://" in log_path:

@@ -60,7 +60,7 @@ async def run_cookbook(
     outcome: list[Any] = []
     an_epoch: int | None = None
     with seated(module):
-        async for attempt in supervisor.attempts(**_start(config, run, seed)):
+        async for attempt in supervisor.attempts(**_start(recipe, config, run, seed)):
             async with attempt:
                 if recipe.position == "epoch" and an_epoch is None and attempt.start_step:
                     an_epoch = await anyio.to_thread.run_sync(batches, config)
@@ -82,8 +82,8 @@ async def run_cookbook(
     return outcome[0]
 
 
-def _start(config: Any, run: str, seed: int | None) -> StartOptions:
-    start: dict[str, Any] = {"name": run}
+def _start(recipe: Recipe, config: Any, run: str, seed: int | None) -> StartOptions:
+    start: dict[str, Any] = {"name": run, "updates_per_step": recipe.updates(config)}
     # As the recipe would: its own checks of a checkpoint look for it.
     renderer = getattr(config, "renderer_name", None)
     metadata = {"renderer_name": renderer} if renderer else {}

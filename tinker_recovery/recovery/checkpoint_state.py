@@ -193,6 +193,10 @@ class CheckpointState:
             if attempt == segment.attempt and step <= limit and path not in self.bad
         ]
 
+    def note_replaced(self, path: str) -> None:
+        """Something that is of no step was saved there."""
+        self.stored.pop(path, None)
+
     def note_lifetime(self, path: str, ends: float) -> None:
         """A checkpoint ends at this time of the service's, if the schedule saved it.
 

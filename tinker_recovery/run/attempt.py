@@ -136,7 +136,10 @@ class Attempt:
 
     @property
     def start_step(self) -> int:
-        """Optimizer steps already in the weights: the step at which the loop has to begin."""
+        """Steps already in the weights: the step at which the loop has to begin.
+
+        With ``updates_per_step``, a step is an iteration of that many optimizer steps.
+        """
         return self._scope.start_step
 
     @property

@@ -37,6 +37,7 @@ class AttemptHooks:
     def __init__(self, scope: AttemptScope) -> None:
         self._scope = scope
         self._run = scope.run
+        self._said_left = False
 
     def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
         """Judge a failed request, and declare or suspect a fault.
@@ -125,9 +126,22 @@ class AttemptHooks:
         """Note what goes into the weights."""
         self._scope.recall.trail.passed(operation, *arguments)
 
-    def step_submitted(self, step: int, passes: int | None) -> None:
-        """Have a save that is due sent if the loop goes idle."""
+    def update_submitted(self) -> None:
+        """Note an optimizer step with which no iteration ends."""
+        self._scope.recall.trail.stepped(skipped=False, ends=False)
+
+    def step_submitted(self, step: int, passes: float | None) -> None:
+        """Note an optimizer step with which one ends, or which is left out."""
         self._scope.recall.trail.stepped(skipped=passes is None)
+        self._step_ends(step, passes)
+
+    def iteration_ended(self, step: int, passes: float | None) -> None:
+        """Note that an iteration ends behind the newest optimizer step."""
+        self._scope.recall.trail.ended()
+        self._step_ends(step, passes)
+
+    def _step_ends(self, step: int, passes: float | None) -> None:
+        """Have a save that is due sent if the loop goes idle."""
         if self._scope.saver.step_submitted(step, passes):
             self._scope.post(self._scope.save_when_idle, step)
 
@@ -139,14 +153,40 @@ class AttemptHooks:
         """Ask the schedule, while the loop waits for everything it has submitted."""
         return self._scope.saver.while_idle(step)
 
-    def user_metadata(self, step: int, given: Mapping[str, str] | None) -> dict[str, str] | None:
-        """The user's own metadata, and ours where the service takes it."""
-        if not self._scope.saver.sends_metadata():
+    def left_inside(self, where: str) -> None:
+        """Say once that the loop was left inside an iteration, where nothing is saved."""
+        if not self._said_left and not self._scope.faulty:
+            self._said_left = True
+            logger.warning(
+                "run %s: the loop was left inside an iteration, %s: what it has trained of it is "
+                "in no checkpoint. If the loop was at its end, updates_per_step is not how many "
+                "optimizer steps its iterations have: call attempt.client.end_iteration() behind "
+                "those that have fewer",
+                self._run.name,
+                where,
+            )
+
+    def user_metadata(
+        self, step: int | None, given: Mapping[str, str] | None
+    ) -> dict[str, str] | None:
+        """The user's own metadata, and ours where the service takes it and there is a step."""
+        if step is None and not self._run.history.saves_inside:
+            self._run.history.saves_inside = True
+            logger.warning(
+                "run %s: save_state() inside an iteration: the loop cannot begin there, so these "
+                "checkpoints are without a step, and never recovered from. Save behind its last "
+                "optim_step",
+                self._run.name,
+            )
+        if step is None or not self._scope.saver.sends_metadata():
             return None if given is None else dict(given)
         return {**(given or {}), **self._scope.saver.metadata(step, "user")}
 
-    def saved(self, step: int, path: str) -> None:
-        """Note the checkpoint as stored."""
+    def saved(self, step: int | None, path: str) -> None:
+        """Note the checkpoint as stored; without a step, only that its path is no other's."""
+        if step is None:
+            self._scope.post(self._run.checkpoints.note_replaced, path)
+            return
         took_s = self._scope.saver.stored(step)
         self._scope.post(self._note_stored, step, path, took_s)
 
@@ -177,8 +217,10 @@ class AttemptHooks:
             },
         )
 
-    def save_failed(self, step: int, error: BaseException) -> None:
+    def save_failed(self, step: int | None, error: BaseException) -> None:
         """Report a failure, if it is to be reported; stop the run if the policy says so."""
+        if step is None:
+            return  # inside an iteration, so it would have been no point to recover from
         if self._scope.refusal.is_it(error):
             self._scope.saver.failed(step)
             return

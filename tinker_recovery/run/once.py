@@ -131,9 +131,9 @@ async def _make(attempt: AttemptScope, key: str, make: Make) -> _Made:
 async def _saved(attempt: AttemptScope, key: str, sampler: SupervisedSampler) -> _Made:
     """Where a sampling client samples from, saved if that is nowhere but in the client."""
     source, client = sampler.source, attempt.client
-    if source.step is None:
+    if source.weights is None:
         return _Made(path=source.path, base_model=source.base_model)
-    if source.step != client.step:
+    if source.weights != client.weights:
         raise UsageError(
             f"once({key!r}): make() returned a sampling client of step {source.step}, and the "
             f"training is at step {client.step}: ask before the next optim_step"

@@ -31,7 +31,7 @@ from tinker_recovery.recovery.discovery import (
 )
 from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of, until_read
 from tinker_recovery.run.claiming import Claiming
-from tinker_recovery.run.options import StartPlan
+from tinker_recovery.run.options import UPDATES_PER_STEP, StartPlan
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.guard import Guard
 from tinker_recovery.service.listing import find_checkpoint
@@ -400,9 +400,11 @@ def check_same_start(name: str, recorded: Mapping[str, Any], given: Mapping[str,
         UsageError: An argument is not the one the run was begun with; names it and both values.
     """
     for key in sorted({*recorded, *given}, key=lambda key: (key != "way", key)):
+        default = 1 if key == UPDATES_PER_STEP else None
+        before, now = recorded.get(key, default), given.get(key, default)
         # A lambda of the same code may have another name today.
-        if key != "start" and recorded.get(key) != given.get(key):
-            raise _other(name, key, recorded.get(key), given.get(key))
+        if key != "start" and before != now:
+            raise _other(name, key, before, now)
 
 
 def _other(name: str, key: str, before: object, now: object) -> UsageError:

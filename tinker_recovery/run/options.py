@@ -20,6 +20,9 @@ from tinker_recovery.service import (
     Origin,
 )
 
+UPDATES_PER_STEP = "updates_per_step"
+"""In how a run starts, if it is not 1."""
+
 _WAYS = ("base_model", "from_checkpoint", "adopt", "start")
 _MODEL_OPTIONS = (
     "rank",
@@ -49,8 +52,10 @@ class StartOptions(TypedDict, total=False):
             begin another beside them. A run that the journal knows is resumed all the same.
         on_lease: What to do if another process trains the run of this name: ``"wait"`` until that
             is over (default), or ``"refuse"``: raise :class:`RunHeld`, which names the process.
-        start_step: Optimizer steps already in the weights; default 0, or what the checkpoint's
-            metadata say.
+        start_step: Steps already in the weights; default 0, or what the checkpoint's metadata say.
+        updates_per_step: How many ``optim_step`` calls an iteration of the loop has; default 1.
+            ``start_step``, schedules and recoveries count iterations, and no checkpoint of the
+            schedule lies inside one.
         adopt_service: With ``adopt``: the ServiceClient to close when the adopted client is
             replaced.
         rank: With ``base_model``: the LoRA rank.
@@ -70,6 +75,7 @@ class StartOptions(TypedDict, total=False):
     lineage: str
     on_lease: Literal["wait", "refuse"]
     start_step: int
+    updates_per_step: int
     adopt_service: tinker.ServiceClient
     rank: int
     seed: int
@@ -152,6 +158,9 @@ def plan_start(given: StartOptions, *, restore_optimizer: bool) -> StartPlan:
     start_step = options.get("start_step")
     if start_step is not None and (type(start_step) is not int or start_step < 0):
         raise UsageError(f"start_step={start_step!r} is not allowed: an int, 0 or more")
+    updates = options.get(UPDATES_PER_STEP, 1)
+    if type(updates) is not int or updates < 1:
+        raise UsageError(f"updates_per_step={updates!r} is not allowed: an int, 1 or more")
     name, lineage = options.get("name"), options.get("lineage")
     for key, text in (("name", name), ("lineage", lineage)):
         if text is not None and (not isinstance(text, str) or not text.strip()):
@@ -169,7 +178,8 @@ def plan_start(given: StartOptions, *, restore_optimizer: bool) -> StartPlan:
         adopted,
         start_step,
         on_lease,
-        _described(way, options[way], origin),
+        _described(way, options[way], origin)
+        | ({} if updates == 1 else {UPDATES_PER_STEP: updates}),
         way == "base_model" and options.get("seed") is None,
     )
 

@@ -124,7 +124,7 @@ class AttemptRecall:
         scope, values = self._scope, self._kept.values
         where = f"what recall({key!r}) keeps"
         text = await anyio.to_thread.run_sync(encode_value, value, where)
-        kept = Kept(scope.id, step, scope.client.step, text)
+        kept = Kept(scope.id, step, scope.client.begun, text)
         if not await anyio.to_thread.run_sync(values.put, place, kept):
             return
         if (floor := self._floor()) is not None:

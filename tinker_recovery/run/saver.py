@@ -68,6 +68,7 @@ class RunHistory:
         recall: What the run keeps to be recalled.
         saves: Which steps it saves together with the other runs of its group.
         drifts: Whether it was said that the loop's index and its optimizer steps may drift apart.
+        saves_inside: Whether it was said that what is saved inside an iteration has no step.
     """
 
     recall: RunRecall
@@ -75,6 +76,7 @@ class RunHistory:
     evidence: Evidence = field(default_factory=Evidence)
     saved: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
     drifts: bool = False
+    saves_inside: bool = False
     stands_in: bool = False
     no_metrics: set[str] = field(default_factory=set)
     metrics_cut: bool = False
@@ -250,18 +252,18 @@ class Saver:
 
     # When it saves
 
-    def step_submitted(self, step: int, passes: int | None) -> bool:
-        """An optimizer step was submitted; whether a save of it may be due.
+    def step_submitted(self, step: int, passes: float | None) -> bool:
+        """The last optimizer step of a step was submitted; whether a save of it may be due.
 
         Args:
             step: Its number.
-            passes: Forward and backward passes since the one before; None for a step left out.
+            passes: Forward and backward passes for each optimizer step; None for a step left out.
         """
         with self._lock:
             if passes not in (None, 1) and self._seen_state is None and not self._history.drifts:
                 self._history.drifts = True
                 logger.warning(
-                    "run %s: %d forward_backward calls for one optim_step, and no loop_state: "
+                    "run %s: %g forward_backward calls for one optim_step, and no loop_state: "
                     "attempt.start_step counts optimizer steps, so a loop whose index counts "
                     "batches would continue at the wrong one after a recovery. Keep the index in "
                     "attempt.loop_state; count an iteration that is left out with "
@@ -450,7 +452,7 @@ class Saver:
         return kept
 
     def steps_done(self) -> int:
-        """Optimizer steps complete."""
+        """Steps complete."""
         return self._steps_done
 
     def stored(self, step: int) -> float | None:
@@ -487,7 +489,7 @@ class Saver:
         return self._stops and self._ledger.failures >= STOP_AFTER
 
     def step_done(self) -> None:
-        """An optimizer step is complete."""
+        """A step is complete."""
         with self._lock:
             self._steps_done += 1
             now_s = self._monotonic()

@@ -33,6 +33,7 @@ from tinker_recovery.run.client_hooks import AttemptHooks
 from tinker_recovery.run.judging import judge_leaving
 from tinker_recovery.run.leaving import leave_body
 from tinker_recovery.run.metadata_refusal import MetadataRefusal
+from tinker_recovery.run.options import UPDATES_PER_STEP
 from tinker_recovery.run.recall import AttemptRecall
 from tinker_recovery.run.saver import Saver
 from tinker_recovery.service import Connection, SupervisedClient
@@ -106,6 +107,7 @@ class AttemptScope:
             connection.training,
             self.hooks,
             start_step=self.start_step,
+            updates_per_step=run.history.origin.get(UPDATES_PER_STEP, 1),
             canary=run.checkpoints.prompt,
             guard_loss=run.policy.guard_loss,
             stopping=lambda: run.signals.requested,

@@ -47,7 +47,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Optimizer steps submitted so far on the branch that counts."""
+        """Steps submitted so far on the branch that counts; see ``updates_per_step``."""
         current = self._run.current
         return self._run.start_step if current is None else current.client.step
 

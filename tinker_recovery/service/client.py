@@ -18,9 +18,9 @@ from tinker.types import RequestErrorCategory
 
 from tinker_recovery.checkpoints.canary import ASKED
 from tinker_recovery.checkpoints.prompt import CanaryPrompt, tokens_of
-from tinker_recovery.errors import StaleAttempt
 from tinker_recovery.service.base import SaveRequest
 from tinker_recovery.service.future import SupervisedFuture, is_settled, succeeded
+from tinker_recovery.service.iteration import Iterations
 from tinker_recovery.service.queue_state import watch_queue_state
 from tinker_recovery.service.surface import PassedOn
 from tinker_recovery.service.waiting import ended as until_ended
@@ -52,10 +52,10 @@ class SupervisedClient(PassedOn):
 
     It has every method of ``tinker.TrainingClient``, and ``isinstance`` takes it for one; those not
     defined here are passed on to it.
-    Each submitted ``optim_step`` increments :attr:`step`; a save that is due is queued between that
-    optimizer step and the next training request, under one lock, so the step stored with a
-    checkpoint is exactly the number of optimizer steps in it. Requests may be submitted from
-    several threads.
+    The last submitted ``optim_step`` of each iteration increments :attr:`step`; a save that is due
+    is queued between that and the next training request, under one lock, so the step stored with a
+    checkpoint is exactly the number of iterations in it. Requests may be submitted from several
+    threads.
 
     Cancelling the await of a future cancels the request, as in the SDK; the SDK's client is
     unusable after that, which is a fault of its own. Let the attempt's body end instead.
@@ -67,6 +67,7 @@ class SupervisedClient(PassedOn):
         hooks: AttemptHooks,
         *,
         start_step: int,
+        updates_per_step: int = 1,
         canary: CanaryPrompt | None = None,
         guard_loss: bool = False,
         stopping: Callable[[], bool] = lambda: False,
@@ -74,8 +75,7 @@ class SupervisedClient(PassedOn):
     ) -> None:
         self._training = training
         self._hooks = hooks
-        self._step = start_step
-        self._passes = 0
+        self._iterations = Iterations(start_step, updates_per_step)
         self._canary = CanaryPrompt(None) if canary is None else canary
         self._guard_loss = guard_loss
         self._stopping = stopping
@@ -88,6 +88,7 @@ class SupervisedClient(PassedOn):
         self._seen: list[BaseException] = []
         self._forwards_open: set[int] = set()
         self._own_saves: dict[Future[Any], str] = {}
+        self._last_update: Future[Any] = Future()
         self._canary_is_next = False
         self._canary_run: tuple[Future[Any], int] | None = None
         self.failed: list[tuple[str, BaseException]] = []
@@ -100,7 +101,7 @@ class SupervisedClient(PassedOn):
 
     def __repr__(self) -> str:
         state = "retired" if self._retired else "live"
-        return f"<SupervisedClient {self._training.model_id} at step {self._step}, {state}>"
+        return f"<SupervisedClient {self._training.model_id} at step {self.step}, {state}>"
 
     @property
     def training(self) -> tinker.TrainingClient:
@@ -109,8 +110,19 @@ class SupervisedClient(PassedOn):
 
     @property
     def step(self) -> int:
-        """Optimizer steps in the weights once all submitted requests have been executed."""
-        return self._step
+        """Iterations in the weights once all submitted requests have been executed."""
+        return self._iterations.step
+
+    @property
+    def begun(self) -> int:
+        """The step, and one more where the weights lie inside an iteration."""
+        with self._lock:
+            return self._iterations.begun
+
+    @property
+    def weights(self) -> int:
+        """Optimizer steps submitted here, which tells the weights of one from those of another."""
+        return self._iterations.weights
 
     @property
     def open_requests(self) -> int:
@@ -164,7 +176,7 @@ class SupervisedClient(PassedOn):
         """
         oldest = self.oldest_open_step
         if oldest is None:
-            return self._step - 1
+            return self.step - 1
         return oldest - 1 if oldest in self._forwards_open else oldest
 
     def _has_seen(self, error: BaseException) -> None:
@@ -200,36 +212,55 @@ class SupervisedClient(PassedOn):
             self._before_submitting()
             future = self._training.optim_step(optim_params, adam_params=adam_params)
             self._hooks.training_submitted("optim_step", optim_params, adam_params)
-            watched = self._watch("optim_step", future, self._step, self._step_ended)
-            self._advance(self._passes)
+            step, whole = self.step, self._iterations.updated()
+            watched = self._watch("optim_step", future, step, self._step_ended if whole else None)
+            self._last_update = future.future()
+            if whole:
+                self._hooks.step_submitted(*self._iterations.ended())
+            else:
+                self._hooks.update_submitted()
         return watched
 
     def skip_step(self) -> None:
-        """Count a step that the loop skips, so that the loop and the count agree."""
+        """Count a step that the loop skips, so that the loop and the count agree.
+
+        Raises:
+            UsageError: It was asked inside an iteration, too late to skip it.
+        """
         with self._lock:
             self._check_live()
+            self._iterations.check_whole("skip_step() was asked")
             self._queue_if_due()
-            self._advance(None)
+            self._hooks.step_submitted(*self._iterations.ended())
 
-    def _advance(self, passes: int | None) -> None:
-        self._step += 1
-        self._passes = 0
-        self._hooks.step_submitted(self._step, passes)
+    def end_iteration(self) -> None:
+        """End the iteration under way behind fewer optimizer steps than ``updates_per_step``.
+
+        Does nothing between two iterations, and once the attempt is over.
+        """
+        with self._lock:
+            if self._iterations.inside and self._retired is None:
+                self._last_update.add_done_callback(self._step_ended)
+                self._hooks.iteration_ended(*self._iterations.ended())
 
     def _queue_if_due(self) -> None:
         # Right before the next training request: by now the loop has set what belongs to the step.
-        due = self._hooks.save_due(self._step)
+        due = self._hooks.save_due(self.step)
         if due is not None:
             self._queue(due)
 
     def save(self, request_at: Callable[[int], SaveRequest | None]) -> None:
         """Queue a save behind everything submitted so far, if ``request_at`` returns one.
 
-        ``request_at`` is called with the step, under the client's lock.
+        ``request_at`` is called with the step, under the client's lock. Inside an iteration nothing
+        is saved.
         """
         with self._lock:
             self._check_live()
-            request = request_at(self._step)
+            if self._iterations.inside:
+                self._hooks.left_inside(self._iterations.where)
+                return
+            request = request_at(self.step)
             if request is not None:
                 self._queue(request)
 
@@ -237,7 +268,7 @@ class SupervisedClient(PassedOn):
         saving = self._training.save_state(
             request.name, ttl_seconds=request.ttl_s, user_metadata=request.metadata
         )
-        self._watch(SAVE, saving, None, functools.partial(self._save_ended, self._step))
+        self._watch(SAVE, saving, None, functools.partial(self._save_ended, self.step))
         # Directly behind the save, so on exactly these weights.
         self._submit_canary(record=True)
 
@@ -257,6 +288,7 @@ class SupervisedClient(PassedOn):
     def run_canary(self) -> tuple[Future[Any], int] | None:
         """Run the canary on the current weights; returns its result and their step.
 
+        Inside an iteration, their step is the one it ends with.
         None without a canary. If :meth:`run_canary_next` has run it since, returns that run.
         """
         with self._lock:
@@ -276,11 +308,14 @@ class SupervisedClient(PassedOn):
     def _submit_canary(self, *, record: bool = False) -> tuple[Future[Any], int] | None:
         if self._canary.batch is None:
             return None
+        if record and self._iterations.inside:
+            return None  # there is no step that these weights are of
         running = self._training.forward(self._canary.batch, "cross_entropy")
+        step = self._iterations.begun
         # A run that is to examine the weights must not define what they should answer.
-        ended = functools.partial(self._canary_ended, self._step) if record else None
+        ended = functools.partial(self._canary_ended, step) if record else None
         self._watch(CANARY, running, None, ended)
-        return running.future(), self._step
+        return running.future(), step
 
     def _before_submitting(self, data: Sequence[types.Datum] = ()) -> None:
         self._check_live()
@@ -328,8 +363,8 @@ class SupervisedClient(PassedOn):
         with self._lock:
             self._before_submitting(data)
             self._hooks.training_submitted(operation, *submit.args, submit.keywords)
-            self._passes += 1
-        step = self._step
+            self._iterations.passed()
+            step = self.step
         ended = functools.partial(self._check_loss, step) if self._guard_loss else None
         return self._watch(operation, submit(), step, ended)
 
@@ -340,10 +375,13 @@ class SupervisedClient(PassedOn):
         overwrite: bool = False,  # noqa: FBT001, FBT002 - the SDK's signature
         user_metadata: dict[str, str] | None = None,
     ) -> APIFuture[types.SaveWeightsResponse]:
-        """Save a checkpoint for the user; the exact step is stored beside their metadata."""
+        """Save a checkpoint for the user; the exact step is stored beside their metadata.
+
+        Inside an iteration there is none, and such a checkpoint is never recovered from.
+        """
         with self._lock:
             self._check_live()
-            step = self._step
+            step = None if self._iterations.inside else self.step
             metadata = self._hooks.user_metadata(step, user_metadata)
             future = self._training.save_state(name, ttl_seconds, overwrite, metadata)
             open_saves = self._own_saves.items()
@@ -352,14 +390,6 @@ class SupervisedClient(PassedOn):
             # A service that loses weights goes back to its last checkpoint, whoever saved it.
             self._submit_canary(record=True)
         return self._watch(SAVE, future, None, functools.partial(self._save_ended, step))
-
-    def _check_live(self) -> None:
-        if self._retired is not None:
-            raise StaleAttempt(
-                f"{self!r}: {self._retired}; use attempt.client of the newest attempt"
-            )
-        if self.first_call_at is None:
-            self.first_call_at = time.monotonic()
 
     def _sampler(self, made: Any, renew: Renew, source: Source) -> tinker.SamplingClient:
         return self._hooks.sampler(made, renew, source)
@@ -428,7 +458,7 @@ class SupervisedClient(PassedOn):
         if succeeded(future):
             self._hooks.step_done()
 
-    def _save_ended(self, step: int, future: Future[Any]) -> None:
+    def _save_ended(self, step: int | None, future: Future[Any]) -> None:
         if succeeded(future):
             self._hooks.saved(step, future.result().path)
         elif not future.cancelled() and (error := future.exception()) is not None:
@@ -437,7 +467,7 @@ class SupervisedClient(PassedOn):
     def save_while_idle(self) -> None:
         """Queue the save of the newest step if it is due, and complete by now; else do nothing."""
         with self._lock:
-            due = None if self._retired else self._hooks.save_while_idle(self._step)
+            due = None if self._retired else self._hooks.save_while_idle(self.step)
             if due is not None:
                 self._queue(due)
 

@@ -26,11 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a sampling client samples from: a path, a base model, or the weights of a step."""
+    """What a sampling client samples from: a path, a base model, or the client's own weights.
+
+    Attributes:
+        path: The path.
+        base_model: The base model.
+        step: The step of the client's own weights.
+        weights: Which of its weights, see :attr:`SupervisedClient.weights`.
+    """
 
     path: str | None = None
     base_model: str | None = None
     step: int | None = None
+    weights: int | None = None
 
 
 class SupervisedSampler(tinker.SamplingClient):

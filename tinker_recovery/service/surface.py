@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import tinker
 from tinker.lib.public_interfaces.api_future import APIFuture
 
-from tinker_recovery.errors import UsageError
+from tinker_recovery.errors import StaleAttempt, UsageError
 from tinker_recovery.service.future import is_client_too
+from tinker_recovery.service.iteration import Iterations
 from tinker_recovery.service.sampler import Source
 
 if TYPE_CHECKING:
@@ -31,8 +33,9 @@ class PassedOn(_Base):
 
     _training: tinker.TrainingClient
     _lock: threading.Lock
-    _step: int
+    _iterations: Iterations
     _retired: str | None
+    first_call_at: float | None
 
     if not TYPE_CHECKING:
 
@@ -43,7 +46,12 @@ class PassedOn(_Base):
             return tinker.TrainingClient
 
     def _check_live(self) -> None:
-        raise NotImplementedError
+        if self._retired is not None:
+            raise StaleAttempt(
+                f"{self!r}: {self._retired}; use attempt.client of the newest attempt"
+            )
+        if self.first_call_at is None:
+            self.first_call_at = time.monotonic()
 
     def _watch(self, operation: str, future: APIFuture[Any], step: int | None) -> APIFuture[Any]:
         raise NotImplementedError
@@ -71,7 +79,7 @@ class PassedOn(_Base):
         def submit(*args: Any, **kwargs: Any) -> Any:
             # Without the lock: some of these block for seconds, but none changes the weights.
             self._check_live()
-            step = self._step
+            step, weights = self._iterations.step, self._iterations.weights
             result = attribute(*args, **kwargs)
             if not isinstance(result, APIFuture):
                 return result
@@ -82,9 +90,9 @@ class PassedOn(_Base):
             if name == "create_sampling_client":
                 source = Source(path=args[0] if args else kwargs.get("model_path"))
             else:
-                source = Source(step=step)
+                source = Source(step=step, weights=weights)
             # In flight, it is to sample from whatever the newest weights are.
-            at = None if kwargs.get("kind") == "inflight" else source.step
+            at = None if kwargs.get("kind") == "inflight" else source.weights
             renew = functools.partial(self._submit_again, name, again, at)
             return self._sampler(watched, renew, source)
 
@@ -95,9 +103,9 @@ class PassedOn(_Base):
     def _submit_again(
         self, name: str, submit: Callable[[], APIFuture[Any]], at: int | None
     ) -> APIFuture[Any] | None:
-        """Have a sampling client made again; None if the weights are not those of that step."""
+        """Have a sampling client made again; None if the weights are not those any more."""
         with self._lock:
-            if self._retired is not None or (at is not None and self._step != at):
+            if self._retired is not None or (at is not None and self._iterations.weights != at):
                 return None
             made = submit()
         return self._watch(name, made, None)
