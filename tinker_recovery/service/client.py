@@ -19,6 +19,7 @@ from tinker.types import RequestErrorCategory
 from tinker_recovery.checkpoints.canary import ASKED
 from tinker_recovery.checkpoints.prompt import CanaryPrompt, tokens_of
 from tinker_recovery.errors import StaleAttempt
+from tinker_recovery.forks import HomeProcess
 from tinker_recovery.service.base import SaveRequest
 from tinker_recovery.service.future import SupervisedFuture, is_settled, succeeded
 from tinker_recovery.service.queue_state import watch_queue_state
@@ -79,7 +80,8 @@ class SupervisedClient(PassedOn):
         self._canary = CanaryPrompt(None) if canary is None else canary
         self._guard_loss = guard_loss
         self._stopping = stopping
-        self._lock = threading.Lock()
+        self._home = HomeProcess()
+        self._turn = threading.Lock()
         self._open: dict[Future[Any], int | None] = {}
         self._retired: str | None = None
         self._monotonic = monotonic
@@ -354,6 +356,7 @@ class SupervisedClient(PassedOn):
         return self._watch(SAVE, future, None, functools.partial(self._save_ended, step))
 
     def _check_live(self) -> None:
+        self._home.check(self)
         if self._retired is not None:
             raise StaleAttempt(
                 f"{self!r}: {self._retired}; use attempt.client of the newest attempt"

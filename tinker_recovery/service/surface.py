@@ -17,6 +17,7 @@ from tinker_recovery.service.sampler import Source
 if TYPE_CHECKING:
     import threading
 
+    from tinker_recovery.forks import HomeProcess
     from tinker_recovery.service.sampling import Renew
 
 
@@ -30,7 +31,8 @@ class PassedOn(_Base):
     """Every method of ``tinker.TrainingClient`` that a subclass does not define itself."""
 
     _training: tinker.TrainingClient
-    _lock: threading.Lock
+    _home: HomeProcess
+    _turn: threading.Lock
     _step: int
     _retired: str | None
 
@@ -41,6 +43,12 @@ class PassedOn(_Base):
             # As unittest.mock does it: isinstance() holds for both, and nothing is inherited that
             # would go past our counting.
             return tinker.TrainingClient
+
+    @property
+    def _lock(self) -> threading.Lock:
+        # Asked first: in a forked child it may be held for ever.
+        self._home.check(self)
+        return self._turn
 
     def _check_live(self) -> None:
         raise NotImplementedError
