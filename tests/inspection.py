@@ -31,6 +31,7 @@ from tinker_recovery.doctor import Report
 from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.journal import Journal, Recorder, holder
 from tinker_recovery.journal.notebook import Notebook
+from tinker_recovery.journal.writer import Writer
 from tinker_recovery.recovery.admission import Admission
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.retention.verifier import Verifier
@@ -38,7 +39,7 @@ from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import Endpoint, StatusReader, download, status
 from tinker_recovery.service.claim_line import CLAIM, NOTE
-from tinker_recovery.telemetry import EventSink, events, metrics
+from tinker_recovery.telemetry import EventSink, events, metrics, redaction
 from tinker_recovery.telemetry.stream import Streams
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -159,6 +160,13 @@ def reverse_waiting(admission: Admission) -> None:
     admission._waiting.reverse()
 
 
+@contextmanager
+def submitting(attempt: Attempt) -> Iterator[None]:
+    """Hold its client's lock, as a thread does that submits a request."""
+    with attempt.client._lock:
+        yield
+
+
 # The journal
 
 
@@ -180,6 +188,13 @@ def locked(journal: Journal) -> Iterator[Connection]:
     """Its connection, while nothing else uses it."""
     with journal.database._lock:
         yield connection_of(journal)
+
+
+@contextmanager
+def at_work(writer: Writer) -> Iterator[None]:
+    """Hold its lock, as its own thread does for moments."""
+    with writer._wake:
+        yield
 
 
 def beat(recorder: Recorder) -> None:
@@ -206,6 +221,13 @@ def place_of_file(folder: Path, name: str) -> Path:
 
 
 # Telemetry
+
+
+@contextmanager
+def hiding_a_secret() -> Iterator[None]:
+    """Hold the lock of the redactor, as a thread does that adds a secret."""
+    with redaction._known._lock:
+        yield
 
 
 def open_streams(streams: Streams) -> list[Any]:

@@ -30,6 +30,7 @@ ROOMS = [
     "policy_settings",
     "policy",
     "checkpoint_policy",
+    "forks",
     "errors",
     "clock",
     "supervision",

@@ -12,7 +12,7 @@ from collections.abc import (
     Callable,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -26,6 +26,7 @@ from tinker_recovery.cookbook.runner import run_cookbook
 from tinker_recovery.detection.monitor import Monitor, silence_check_s
 from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
+from tinker_recovery.forks import HomeProcess, LeftAtHome
 from tinker_recovery.journal import (
     STATE_FOLDER,
     Journal,
@@ -142,10 +143,14 @@ class Supervisor(AsyncContextManagerMixin):
     def _inside(self) -> _Entered:
         if self._entered is None:
             raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
+        self._entered.home.check(self)
         return self._entered
 
+    def __asynccontextmanager__(self) -> AbstractAsyncContextManager[Supervisor, bool | None]:
+        return LeftAtHome(self._while_entered())
+
     @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Supervisor]:
+    async def _while_entered(self) -> AsyncGenerator[Supervisor]:
         if self._entered is not None:
             raise UsageError("this Supervisor is already entered: make one for each `async with`")
         if not self.policy.enabled:
@@ -231,7 +236,7 @@ class Supervisor(AsyncContextManagerMixin):
         plan = plan_start(start, restore_optimizer=self.policy.restore_optimizer)
         name = plan.name or f"run-{secrets.token_hex(3)}"
         if self._entered is not None:
-            self._entered.check_name(name)
+            self._inside.check_name(name)
         return Rounds(lambda: self._inside.open_run(plan, name))
 
     def group(self, runs: Sequence[StartOptions]) -> AsyncIterator[GroupAttempt]:
@@ -385,6 +390,8 @@ class _Entered:
         claiming: Claiming,
         signals: StopSignals,
     ) -> None:
+        self.home = HomeProcess()
+        """The process that it was entered in."""
         self._claiming = claiming
         self.collaborators = collaborators
         self.recorder = recorder

@@ -7,11 +7,14 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from tinker_recovery.errors import JournalError
+from tinker_recovery.forks import HomeProcess, keep_to_the_end
 from tinker_recovery.journal.private_files import check_folder, create_private
 from tinker_recovery.journal.schema import SCHEMA, upgrade
 
@@ -26,7 +29,8 @@ _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 class Database:
     """One SQLite file, or one in memory.
 
-    Thread-safe; each call may block for up to :data:`BUSY_S`.
+    Thread-safe; each call may block for up to :data:`BUSY_S`. In a process forked from the one that
+    made it, it cannot be used, and closing it does nothing.
 
     Args:
         path: The file, created with its folder if missing; None keeps it in memory.
@@ -35,8 +39,16 @@ class Database:
         JournalError: From any call: the file cannot be opened, read or written.
     """
 
+    all: ClassVar[weakref.WeakSet[Database]] = weakref.WeakSet()
+    """Every one of this process."""
+    inherited: ClassVar[set[str]] = set()
+    """The files that were open in the process that this one was forked from."""
+
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.home = HomeProcess()
+        """The process that made it."""
+        self.all.add(self)
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
 
@@ -45,6 +57,8 @@ class Database:
 
     def close(self) -> None:
         """Close the file; a later call opens it again."""
+        if not self.home.is_here:
+            return
         with self._lock:
             if self._database is not None:
                 self._database.close()
@@ -53,6 +67,12 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """One write transaction: committed to disk on exit, rolled back if the body raises."""
+        if not self.home.is_here:
+            # Its lock may be held for ever, by a thread that is not in this process.
+            raise JournalError(
+                f"the journal {self.path or 'in memory'} is of process {self.home.pid} and cannot "
+                f"be used in process {os.getpid()}, which was forked from it: use it there"
+            )
         with self._lock, journal_errors(self.path):
             database = self._database or self._open()
             database.execute("BEGIN IMMEDIATE")
@@ -67,6 +87,12 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         if self.path is not None:
+            if os.path.realpath(self.path) in self.inherited:
+                raise JournalError(
+                    f"the journal {self.path} was open in the process that this one was forked "
+                    "from, and SQLite cannot open it here as well: start this process by another "
+                    'method than fork (multiprocessing\'s "spawn"), or use another journal here'
+                )
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             check_folder(self.path.parent)
             with contextlib.suppress(FileExistsError):
@@ -131,6 +157,24 @@ def journal_errors(path: Path | None) -> Iterator[None]:
             f"the journal {path or 'in memory'} cannot be used: {error}; check the folder and the "
             "disk, or set TINKER_RECOVERY_STATE_DIR to another folder"
         ) from error
+
+
+def _inherit() -> None:
+    """In a forked child: keep the parent's connections as they are, to the very end.
+
+    SQLite's locks are the process's. To close a copy of a connection, as the interpreter does at
+    its exit, could remove the log that the parent still writes to.
+    """
+    for database in Database.all:
+        connection = database._database  # noqa: SLF001 - of this module
+        if connection is not None:
+            keep_to_the_end(connection)
+            if database.path is not None:
+                Database.inherited.add(os.path.realpath(database.path))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inherit)
 
 
 def _turn_to_wal(database: sqlite3.Connection) -> None:

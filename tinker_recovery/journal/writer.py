@@ -58,6 +58,8 @@ class _Entry:
 class Writer:
     """Writes in a thread of its own. Thread-safe; no method but :meth:`close` blocks.
 
+    In a forked child, which has no such thread, nothing is queued, and closing does nothing.
+
     Args:
         database: Where to write.
         heartbeat: Called in that thread every ``heartbeat_every_s`` seconds, even while the event
@@ -102,6 +104,8 @@ class Writer:
 
     def close(self, deadline_s: float) -> None:
         """Write what is queued and end the thread; blocks for up to ``deadline_s``."""
+        if not self._database.home.is_here:
+            return
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -114,6 +118,9 @@ class Writer:
             )
 
     def _add(self, entry: _Entry, *, urgent: bool) -> None:
+        if not self._database.home.is_here:
+            entry.fail(JournalError("the journal is another process's: this one was forked"))
+            return
         with self._wake:
             if self._closing:
                 entry.fail(JournalError("the journal is closed"))

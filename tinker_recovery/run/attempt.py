@@ -212,7 +212,8 @@ class Attempt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        return await self._scope.leave(error)
+        # In a forked child, the run is the parent's: it is neither finished nor recovered there.
+        return self._scope.home.is_here and await self._scope.leave(error)
 
 
 def scope_of(attempt: Attempt) -> AttemptScope:

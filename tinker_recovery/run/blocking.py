@@ -21,6 +21,7 @@ import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from typing_extensions import Unpack
 
+from tinker_recovery.forks import HomeProcess, keep_to_the_end
 from tinker_recovery.run.attempt import Attempt, scope_of
 from tinker_recovery.run.options import StartOptions
 from tinker_recovery.run.signals import StopSignals
@@ -99,6 +100,11 @@ async def run_blocking(
     return await result if inspect.isawaitable(result) else result
 
 
+_Outcome = tuple[Any, Exception | None]
+"""What a function returned, or raised, which goes as a value: a future does not take every one."""
+
+_Todo = queue.SimpleQueue[tuple[Callable[[], Any], Future[_Outcome]] | None]
+
 RunWith = Callable[
     [Callable[[Attempt], Any], BlockingRunner, StartOptions], Coroutine[Any, Any, Any]
 ]
@@ -125,6 +131,7 @@ class BlockingSupervisor(Generic[_S]):
     ) -> None:
         self.supervisor = supervisor
         self._run_with = run_with
+        self._home = HomeProcess()
         self._signals = signals.listen_here()
         self._opening = start_blocking_portal("asyncio")
         self._portal: BlockingPortal = self._opening.__enter__()
@@ -138,7 +145,10 @@ class BlockingSupervisor(Generic[_S]):
         self._signals.__enter__()
 
     def close(self, *exc_info: Any) -> bool | None:
-        """Leave the supervisor, and end its thread."""
+        """Leave the supervisor, and end its thread; does nothing in a forked child."""
+        if not self._home.is_here:
+            keep_to_the_end(self)  # its finalizers would wait for the thread
+            return None
         try:
             return self._inside.__exit__(*exc_info)
         finally:
@@ -150,19 +160,24 @@ class BlockingSupervisor(Generic[_S]):
 
         As ``Supervisor.run``, with a plain function. An exception of the function's own leaves
         unchanged; KeyboardInterrupt ends the attempt and passes through.
+
+        In a child that the function forks, what it returns or raises comes out at once, and nothing
+        is done about the run, which is the parent's.
+
+        Raises:
+            UsageError: This process was forked from the supervisor's.
         """
-        todo: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._home.check(self.supervisor)
+        todo: _Todo = queue.SimpleQueue()
 
         async def here(function: Callable[[], Any]) -> Any:
             done: Future[Any] = Future()
             todo.put((function, done))
-            result, error = await asyncio.wrap_future(done)
-            if isinstance(error, StopIteration):
+            outcome: _Outcome = await asyncio.wrap_future(done)
+            if isinstance(outcome[1], StopIteration):
                 # Python lets none through a coroutine.
-                raise RuntimeError("the loop raised StopIteration") from error  # noqa: TRY004 - as Python itself does
-            if error is not None:
-                raise error
-            return result
+                raise RuntimeError("the loop raised StopIteration") from outcome[1]  # noqa: TRY004 - as Python itself does
+            return _result_of(outcome)
 
         async def run_and_tell() -> Any:
             # The future is done the moment it is cancelled; this is, once all has been closed.
@@ -173,25 +188,39 @@ class BlockingSupervisor(Generic[_S]):
 
         running = self._portal.start_task_soon(run_and_tell)
         try:
-            while (item := todo.get()) is not None:
-                function, done = item
-                if done.set_running_or_notify_cancel():
-                    _carry_out(function, done)
+            of_child = self._serve(todo)
         except BaseException:
+            if not self._home.is_here:
+                raise
             # Ctrl-C, here or inside the loop: the attempt is ended before it passes through.
             running.cancel()
             while todo.get() is not None:
                 pass
             raise
-        return running.result()  # type: ignore[no-any-return]  # run_with returns what train does
+        return _result_of(of_child) if of_child else running.result()  # type: ignore[no-any-return]  # run_with returns what train does
+
+    def _serve(self, todo: _Todo) -> _Outcome | None:
+        """Carry out what the supervisor asks for; returns the outcome in a child forked by that."""
+        while (item := todo.get()) is not None:
+            function, done = item
+            if done.set_running_or_notify_cancel():
+                outcome = _carry_out(function)
+                if not self._home.is_here:
+                    return outcome
+                if not done.cancelled():
+                    done.set_result(outcome)
+        return None
 
 
-def _carry_out(function: Callable[[], Any], done: Future[Any]) -> None:
-    # The error goes as a value: a future does not take every exception.
-    outcome: tuple[Any, Exception | None]
+def _carry_out(function: Callable[[], Any]) -> _Outcome:
     try:
-        outcome = (function(), None)
+        return function(), None
     except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the result
-        outcome = (None, error)
-    if not done.cancelled():
-        done.set_result(outcome)
+        return None, error
+
+
+def _result_of(outcome: _Outcome) -> Any:
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result

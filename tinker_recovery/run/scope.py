@@ -29,6 +29,7 @@ from tinker_recovery.faults import (
     Verdict,
     VerdictRule,
 )
+from tinker_recovery.forks import HomeProcess
 from tinker_recovery.run.client_hooks import AttemptHooks
 from tinker_recovery.run.judging import judge_leaving
 from tinker_recovery.run.leaving import leave_body
@@ -70,6 +71,8 @@ class AttemptScope:
         checkpoint: CheckpointRecord | None,
     ) -> None:
         self.run = run
+        self.home = HomeProcess()
+        """The process that it is of."""
         self.number = number
         self.id = secrets.token_hex(4)
         """Unique over all processes; part of every checkpoint's name."""
@@ -157,6 +160,7 @@ class AttemptScope:
 
         What is no number is left out, and named in the log once: it must not end a loop later.
         """
+        self.home.check(self.client)
         numbers = {name: number_of(value) for name, value in given.items()}
         metrics = {name: number for name, number in numbers.items() if number is not None}
         for name in given.keys() - metrics.keys() - self.run.history.no_metrics:
@@ -177,6 +181,7 @@ class AttemptScope:
 
     def end_epoch(self) -> None:
         """Count an epoch; it is saved with its last step if the schedule wants it."""
+        self.home.check(self.client)
         self.saver.end_epoch()
         self.post(self.save_when_idle, self.client.step)
 
@@ -216,8 +221,9 @@ class AttemptScope:
         """The body begins.
 
         Raises:
-            UsageError: It was entered before.
+            UsageError: It was entered before, or in another process.
         """
+        self.home.check(self.client)
         if self.entered:
             raise UsageError(f"{name} was entered before: each attempt is for one `async with`")
         self.entered = True

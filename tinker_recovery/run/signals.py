@@ -2,23 +2,45 @@
 
 A loop that a signal stops saves its last step first, within the policy's limit. For that it must be
 known whether a task is cancelled by a signal or by the user's own code, which is not made to wait.
-Handlers wrap those already installed, in the main thread only, and are removed on the way out.
+Handlers wrap those already installed, in the main thread only, and are removed on the way out. A
+forked child has those from before: ours would wake a loop that does not run there, and SIGTERM
+would not end it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
+
+from tinker_recovery.forks import HomeProcess
 
 Handler = Callable[[int, FrameType | None], object]
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that SIGTERM ended, as the shell tells it."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Installed(NamedTuple):
+    number: signal.Signals
+    ours: Handler
+    there: Any
+
+    def remove(self) -> None:
+        """Put back what was there, unless another has been installed since."""
+        if signal.getsignal(self.number) is self.ours:
+            signal.signal(self.number, self.there)
+
+
+_installed: list[_Installed] = []
+"""Every handler of ours, the oldest first."""
 
 
 class StopSignals:
@@ -72,21 +94,26 @@ class StopSignals:
 
     @contextmanager
     def _heard(self, *, on_sigterm: Callable[[], object]) -> Iterator[None]:
+        home = HomeProcess()
+
         def terminate(number: int, frame: FrameType | None) -> None:
             del frame
-            self.requested = self.terminated = True
             signal.signal(number, signal.SIG_DFL)
+            if not home.is_here:  # forked past Python, which has had no moment to remove it
+                signal.raise_signal(number)
+                return
+            self.requested = self.terminated = True
             on_sigterm()
 
         def before(handler: Handler) -> Handler:
             def note(number: int, frame: FrameType | None) -> object:
-                self.requested = True
+                self.requested = self.requested or home.is_here
                 return handler(number, frame)
 
             return note
 
-        back: list[tuple[signal.Signals, Handler, Any]] = []
-        for number in (signal.SIGINT, signal.SIGTERM):
+        mine: list[_Installed] = []
+        for number in _SIGNALS:
             there = signal.getsignal(number)
             if callable(there):
                 ours: Handler = before(there)
@@ -94,15 +121,48 @@ class StopSignals:
                 ours = terminate
             else:
                 continue  # ignored, or not Python's
+            mine.append(_Installed(number, ours, there))
+            _installed.append(mine[-1])
             signal.signal(number, ours)
-            back.append((number, ours, there))
         try:
             yield
         finally:
-            for number, ours, there in back:
-                if signal.getsignal(number) is ours:
-                    signal.signal(number, there)
+            for each in mine:
+                each.remove()
+                _installed.remove(each)
 
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
+
+
+class _Fork(threading.local):
+    """What is done around a fork, in the thread that forks."""
+
+    def __init__(self) -> None:
+        self._mask: set[signal.Signals | int] | None = None
+
+    def before(self) -> None:
+        """Hold signals back: Python drops those that reach a child before it is ready for them."""
+        if _installed:
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+    def after(self) -> None:
+        """Let signals through again."""
+        mask, self._mask = self._mask, None
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def in_child(self) -> None:
+        """Remove our handlers first."""
+        for each in reversed(_installed):
+            each.remove()
+        self.after()
+
+
+if hasattr(os, "register_at_fork"):
+    _fork = _Fork()
+    os.register_at_fork(
+        before=_fork.before, after_in_parent=_fork.after, after_in_child=_fork.in_child
+    )

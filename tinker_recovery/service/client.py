@@ -18,6 +18,7 @@ from tinker.types import RequestErrorCategory
 
 from tinker_recovery.checkpoints.canary import ASKED
 from tinker_recovery.checkpoints.prompt import CanaryPrompt, tokens_of
+from tinker_recovery.forks import HomeProcess
 from tinker_recovery.service.base import SaveRequest
 from tinker_recovery.service.future import SupervisedFuture, is_settled, succeeded
 from tinker_recovery.service.iteration import Iterations
@@ -79,7 +80,8 @@ class SupervisedClient(PassedOn):
         self._canary = CanaryPrompt(None) if canary is None else canary
         self._guard_loss = guard_loss
         self._stopping = stopping
-        self._lock = threading.Lock()
+        self._home = HomeProcess()
+        self._turn = threading.Lock()
         self._open: dict[Future[Any], int | None] = {}
         self._retired: str | None = None
         self._monotonic = monotonic

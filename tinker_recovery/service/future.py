@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import tinker
 from tinker.lib.public_interfaces.api_future import APIFuture
 
+from tinker_recovery.forks import HomeProcess
 from tinker_recovery.service.waiting import ended
 
 _T = TypeVar("_T")
@@ -37,6 +38,7 @@ class SupervisedFuture(APIFuture[_T]):
         self._future = future
         self._over = over
         self._seen = seen
+        self._home = HomeProcess()
 
     def future(self) -> Future[_T]:
         """The SDK's concurrent future."""
@@ -44,6 +46,7 @@ class SupervisedFuture(APIFuture[_T]):
 
     def result(self, timeout: float | None = None) -> _T:
         """Block for the result; raises the request's error, or TimeoutError."""
+        self._check_arrives()
         try:
             return self._future.result(timeout)
         except Exception as error:
@@ -53,6 +56,7 @@ class SupervisedFuture(APIFuture[_T]):
 
     async def result_async(self, timeout: float | None = None) -> _T:  # noqa: ASYNC109 - the SDK's signature
         """Wait for the result; raises the request's error, or TimeoutError."""
+        self._check_arrives()
         async with asyncio.timeout(timeout):
             try:
                 await ended(self._future)
@@ -63,6 +67,11 @@ class SupervisedFuture(APIFuture[_T]):
             if self._future.cancelled():
                 raise asyncio.CancelledError
             return self.result()
+
+    def _check_arrives(self) -> None:
+        # In a forked child there is no thread that would bring it.
+        if not self._home.is_here and not self._future.done():
+            self._home.check(self)
 
 
 def is_client_too(future: object) -> bool:

@@ -23,6 +23,7 @@ import tinker
 from tinker.lib.public_interfaces.api_future import APIFuture
 
 from tinker_recovery.errors import StaleAttempt
+from tinker_recovery.forks import HomeProcess
 from tinker_recovery.service.queue_state import is_held_back
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Sampling:
         self._hooks = hooks
         self._renews = renews
         self._monotonic = monotonic
+        self._home = HomeProcess()
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._open: dict[_Request, None] = {}
@@ -129,7 +131,12 @@ class Sampling:
         self._paused_at = self._monotonic()
 
     def check_live(self, of: object) -> None:
-        """Raise StaleAttempt, naming the client that was used, if the attempt is over."""
+        """Raise StaleAttempt, naming the client that was used, if the attempt is over.
+
+        Raises:
+            UsageError: This is another process.
+        """
+        self._home.check(of)
         if self._retired is not None:
             raise StaleAttempt(
                 f"{of!r}: {self._retired}; make a new one in the attempt of now, by "

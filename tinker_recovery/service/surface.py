@@ -19,6 +19,7 @@ from tinker_recovery.service.sampler import Source
 if TYPE_CHECKING:
     import threading
 
+    from tinker_recovery.forks import HomeProcess
     from tinker_recovery.service.sampling import Renew
 
 
@@ -32,7 +33,8 @@ class PassedOn(_Base):
     """Every method of ``tinker.TrainingClient`` that a subclass does not define itself."""
 
     _training: tinker.TrainingClient
-    _lock: threading.Lock
+    _home: HomeProcess
+    _turn: threading.Lock
     _iterations: Iterations
     _retired: str | None
     first_call_at: float | None
@@ -45,7 +47,14 @@ class PassedOn(_Base):
             # would go past our counting.
             return tinker.TrainingClient
 
+    @property
+    def _lock(self) -> threading.Lock:
+        # Asked first: in a forked child it may be held for ever.
+        self._home.check(self)
+        return self._turn
+
     def _check_live(self) -> None:
+        self._home.check(self)
         if self._retired is not None:
             raise StaleAttempt(
                 f"{self!r}: {self._retired}; use attempt.client of the newest attempt"

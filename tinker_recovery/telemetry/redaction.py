@@ -86,7 +86,6 @@ class _Known:
     def add(self, text: str) -> None:
         """Hide this from now on, as it is and as URLs, JSON and reprs quote it."""
         with self._lock:
-            self.texts |= {text}
             self._forms |= {text, quote(text), quote(text, safe="")}
             self._forms |= {json.dumps(text)[1:-1], repr(text)[1:-1]}
             # The longest first. Another key may begin like a known one, and is hidden whole.
@@ -96,9 +95,17 @@ class _Known:
             ]
             self.pattern = re.compile("|".join([*known, _SHAPES]))
             self.marks = (*_MARKS, *self._forms)
+            self.texts |= {text}  # last: what a fork has cut short is added again
+
+    def forked(self) -> None:
+        """In a forked child: the thread that held the lock is not there to release it."""
+        self._lock = threading.RLock()
 
 
 _known = _Known()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_known.forked)
 
 
 def hide(*secrets: str, sure: bool = True) -> None:
