@@ -4,6 +4,7 @@
 
     TinkerRecoveryError
     ├── UsageError (ValueError)          an argument or a call order we refuse at once
+    │   ├── NotSupervised (AttributeError)  a method of the SDK's that a supervised client lacks
     │   └── AmbiguousRun                 the service has several runs of a name: choose one
     ├── DeadlineExceeded (TimeoutError)  a deadline of ours passed while the service worked
     ├── StatusError                      the service's word on a run could not be read
@@ -53,6 +54,13 @@ class UsageError(TinkerRecoveryError, ValueError):
     """An argument or a call order that cannot work; says the field, the value and what is allowed.
 
     Raised before anything starts, so nothing has to be undone.
+    """
+
+
+class NotSupervised(UsageError, AttributeError):
+    """A method of the SDK's client that a supervised one does not have; says what to do instead.
+
+    An AttributeError as well, so that ``hasattr`` is False.
     """
 
 

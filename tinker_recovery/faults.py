@@ -297,7 +297,7 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.UNAUTHORIZED,
         Verdict.GIVE_UP,
-        "the API key is refused (training waits credential_grace_s): set TINKER_API_KEY to a valid one",
+        "the API key is refused (training waits credential_grace_s): set TINKER_API_KEY anew",
         "HTTP 401",
         _status(401),
         in_call=Verdict.RECOVER,

@@ -351,17 +351,8 @@ class Supervisor(AsyncContextManagerMixin):
     ) -> Any:
         """Run a recipe of the tinker-cookbook, unchanged; returns what its ``main`` returned.
 
-        Inside an attempt the recipe's ``tinker.ServiceClient`` gives the attempt's clients, and its
-        log folder says where the attempt begins. The same call continues a run that was left.
-
-        Args:
-            main: Of ``supervised.train``, ``rl.train``, ``preference.train_dpo``,
-                ``distillation.train_on_policy`` or ``train_off_policy``.
-            config: Its config.
-            args: Further arguments of the main.
-            name: The run's name; by default one is made, and kept in the log folder.
-            seed: Of the LoRA weights, which a recipe does not set; by default one is drawn.
-            kwargs: Further arguments of the main.
+        The same call continues a run that was left. ``main`` is that of a recipe that
+        docs/cookbook.md lists; ``name`` is kept in its log folder; further arguments go to it.
 
         Raises:
             UsageError: The recipe or its version is not known, or the log folder is another run's.

@@ -100,6 +100,18 @@ async def test_loading_in_place_is_refused_because_the_count_would_be_wrong(
                         getattr(attempt.client, name)
 
 
+async def test_whether_a_client_has_what_it_refuses_can_be_asked_like_of_any_object(
+    local: LocalTinker,  # noqa: ARG001 - its environment
+) -> None:
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL):
+            async with attempt:
+                assert not hasattr(attempt.client, "load_state")
+                assert not hasattr(attempt.client, "load_state_with_optimizer_async")
+                assert not hasattr(attempt.service, "close")
+                assert hasattr(attempt.client, "save_state")
+
+
 async def test_the_sdks_deprecated_spellings_warn_and_are_counted(
     local: LocalTinker,  # noqa: ARG001 - its environment
 ) -> None:

@@ -15,7 +15,7 @@ import tinker
 from tinker import types
 from tinker.lib.public_interfaces.api_future import APIFuture
 
-from tinker_recovery.errors import UsageError
+from tinker_recovery.errors import NotSupervised
 from tinker_recovery.service.future import succeeded
 from tinker_recovery.service.queue_state import watch_sampler
 from tinker_recovery.service.sampling import settle
@@ -306,7 +306,7 @@ class SupervisedService:
         if name.startswith("_"):
             raise AttributeError(name)
         if name == "close":
-            raise UsageError(
+            raise NotSupervised(
                 "attempt.service belongs to the attempt, which closes it: leave the attempt's "
                 "body, or make a tinker.ServiceClient() of your own"
             )

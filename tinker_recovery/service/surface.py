@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tinker
 from tinker.lib.public_interfaces.api_future import APIFuture
 
-from tinker_recovery.errors import StaleAttempt, UsageError
+from tinker_recovery.errors import NotSupervised, StaleAttempt
 from tinker_recovery.service.future import is_client_too
 from tinker_recovery.service.iteration import Iterations
 from tinker_recovery.service.sampler import Source
@@ -72,7 +72,7 @@ class PassedOn(_Base):
         if name.startswith("__"):
             raise AttributeError(name)
         if name.startswith("load_state"):
-            raise UsageError(
+            raise NotSupervised(
                 f"{name}() would replace the weights of a supervised run, and its step count would "
                 "be wrong: start the run with from_checkpoint= instead"
             )
