@@ -127,10 +127,9 @@ class Host:
         self._refusing = False
         self._ending: asyncio.Task[None] | None = None
         self._wire = WireFaults(self, book)
-        self.auth = Auth(options.api_key, jwt=options.jwt)
         app = TinkerApp(
             self.state,
-            self.auth,
+            Auth(options.api_key, jwt=options.jwt),
             self._wire,
             ControlRoutes(self, book),
             options,
