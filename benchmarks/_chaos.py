@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 from unittest import mock
@@ -248,7 +248,13 @@ async def play(schedule: Schedule) -> Outcome:
         for rule in schedule.faults:
             server.inject(rule)
         policy = POLICY.model_copy(update={"standby_session": schedule.standby})
-        supervisor = Supervisor(policy, journal=None)
+        made: list[tinker.ServiceClient] = []
+
+        def service() -> tinker.ServiceClient:
+            made.append(tinker.ServiceClient())
+            return made[-1]
+
+        supervisor = Supervisor(policy, journal=None, service=service)
         gave_up: BaseException | None = None
         violation = ""
         try:
@@ -273,7 +279,7 @@ async def play(schedule: Schedule) -> Outcome:
             final = server.run_state(run.segments[-1].run_id)
             if final != await _undisturbed(schedule.dialect):
                 violation = f"other weights: {final}"
-        violation = violation or await _left_behind(server, schedule)
+        violation = violation or await _left_behind(server, schedule, made)
         return Outcome(
             schedule,
             len(run.recoveries) if run is not None else 0,
@@ -316,19 +322,24 @@ async def _undisturbed(dialect: Dialect) -> object:
     return _known[dialect]
 
 
-async def _left_behind(server: LocalTinker, schedule: Schedule, limit_s: float = 8.0) -> str:
+async def _left_behind(
+    server: LocalTinker,
+    schedule: Schedule,
+    made: Sequence[tinker.ServiceClient],
+    limit_s: float = 8.0,
+) -> str:
     """What was left behind; empty if nothing."""
-    # A session whose first reply was lost is known only to the service, which times it out; so are
-    # all where it has no route to finish them.
-    nameless = schedule.dialect == "bare" or any(
-        rule.request in {"create_session", None} for rule in schedule.faults
-    )
+    # A session whose first reply was lost is known only to the service, which times it out: by a
+    # fault, or because the service went down right then. So are all where none can be finished.
+    holders = [each._session_holder for each in made]  # noqa: SLF001 - a closed client does not say
+    known = {str(holder.get_session_id()) for holder in holders if holder is not None}
     deadline = time.monotonic() + limit_s
     while True:
         left = []
         active = [name for name, state in server.sessions().items() if state == "active"]
-        if active and not nameless:
-            left.append(f"sessions {active}")
+        ours_active = [name for name in active if name in known]
+        if ours_active and schedule.dialect != "bare":
+            left.append(f"sessions {ours_active}")
         if tasks := _sdk_tasks():
             left.append(f"tasks on the SDK's loop {tasks}")
         ours = [
