@@ -49,8 +49,7 @@ from tinker_recovery.run.blocking import (
     BlockingRunner,
     BlockingSupervisor,
     in_worker_thread,
-    is_async,
-    run_blocking,
+    run_body,
 )
 from tinker_recovery.run.claiming import Claiming, Lease, check_lease, end_when_lost
 from tinker_recovery.run.group import GroupAttempt, GroupRounds, MakeRun, plan_group
@@ -327,18 +326,12 @@ class Supervisor(AsyncContextManagerMixin):
         self, train: Callable[[Attempt], Any], runner: BlockingRunner, start: StartOptions
     ) -> Any:
         """As :meth:`run`, with a ``runner`` for what blocks."""
-        outcome: list[Any] = []
+        outcome: Any = None
+        limit_s = self.policy.close_timeout_s
         async for attempt in self.attempts(**start):
             async with attempt:
-                if is_async(train):
-                    outcome[:] = [await train(attempt)]
-                else:
-                    outcome[:] = [
-                        await run_blocking(
-                            train, attempt, runner=runner, limit_s=self.policy.close_timeout_s
-                        )
-                    ]
-        return outcome[0]
+                outcome = await run_body(train, attempt, runner=runner, limit_s=limit_s)
+        return outcome
 
     async def run_cookbook(
         self,

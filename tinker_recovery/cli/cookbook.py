@@ -83,7 +83,7 @@ def command(
     except UsageError as error:
         end("refused", error=str(error))
         refuse(str(error), USAGE)
-    except Exception as error:
+    except Exception as error:  # whatever the script raises: shown as by itself, below the JSON
         end("failed", error=f"{type(error).__name__}: {error}")
         raise
     else:

@@ -44,6 +44,9 @@ RECIPES = (
     Recipe("tinker_cookbook.distillation.train_off_policy", "batch"),
 )
 
+KNOWN = ", ".join(f"{recipe.module}.main" for recipe in RECIPES)
+"""Their mains, for errors."""
+
 _NEEDED = ("log_path", "model_name", "lora_rank", "load_checkpoint_path")
 
 
@@ -57,10 +60,9 @@ def recipe_of(main: Callable[..., Any]) -> Recipe:
     for recipe in RECIPES:
         if main.__module__ == recipe.module and main.__name__ == "main":
             return recipe
-    known = ", ".join(f"{recipe.module}.main" for recipe in RECIPES)
     raise UsageError(
         f"{main.__module__}.{main.__name__} is no recipe that can be supervised unchanged; known "
-        f"are {known}. Write its loop as `async for attempt in supervisor.attempts(...)` instead"
+        f"are {KNOWN}. Write its loop as `async for attempt in supervisor.attempts(...)` instead"
     )
 
 

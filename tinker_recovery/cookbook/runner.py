@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio.to_thread
@@ -23,7 +23,7 @@ from tinker_recovery.cookbook.recipes import (
     recipe_of,
 )
 from tinker_recovery.run.attempt import Attempt
-from tinker_recovery.run.blocking import in_worker_thread, is_async, run_blocking
+from tinker_recovery.run.blocking import in_worker_thread, is_async, run_body
 from tinker_recovery.run.options import StartOptions
 from tinker_recovery.telemetry import names
 
@@ -57,29 +57,24 @@ async def run_cookbook(
     module = module_of(recipe)
     folder = log_folder(config)
     run = run_name(folder, name)
-    outcome: list[Any] = []
+    outcome: Any = None
     an_epoch: int | None = None
+    limit_s = supervisor.policy.close_timeout_s
     with seated(module):
         async for attempt in supervisor.attempts(**_start(recipe, config, run, seed)):
             async with attempt:
                 if recipe.position == "epoch" and an_epoch is None and attempt.start_step:
                     an_epoch = await anyio.to_thread.run_sync(batches, config)
                 seat = await _seat(recipe, config, attempt, folder, an_epoch)
-                body = functools.partial(_in_seat, seat, main, config, *args, **kwargs)
+                train = _train(functools.partial(main, config, *args, **kwargs), seat)
                 try:
-                    if is_async(main):
-                        outcome[:] = [await body(attempt)]
-                    else:
-                        limit_s = supervisor.policy.close_timeout_s
-                        outcome[:] = [
-                            await run_blocking(
-                                body, attempt, runner=in_worker_thread, limit_s=limit_s
-                            )
-                        ]
-                except BaseException:
+                    outcome = await run_body(
+                        train, attempt, runner=in_worker_thread, limit_s=limit_s
+                    )
+                except BaseException:  # a fault cancels it, and is no Exception
                     _close(seat)
                     raise
-    return outcome[0]
+    return outcome
 
 
 def _start(recipe: Recipe, config: Any, run: str, seed: int | None) -> StartOptions:
@@ -128,24 +123,26 @@ async def _seat(
     return seat
 
 
-def _in_seat(seat: Seat, main: Callable[..., Any], config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run the main in the seat; a coroutine of it, if it is one."""
-    *given, _ = args  # the last is the attempt, which is not for it
-    if is_async(main):
-        return _inside(seat, main(config, *given, **kwargs))
-    token = SEAT.set(seat)
-    try:
-        return main(config, *given, **kwargs)
-    finally:
-        SEAT.reset(token)
+def _train(main: Callable[[], Any], seat: Seat) -> Callable[[Attempt], Any]:
+    """The main as a loop of an attempt, in its seat; a coroutine function if the main is one."""
 
+    @contextlib.contextmanager
+    def seated_here() -> Iterator[None]:
+        token = SEAT.set(seat)
+        try:
+            yield
+        finally:
+            SEAT.reset(token)
 
-async def _inside(seat: Seat, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    token = SEAT.set(seat)
-    try:
-        return await coroutine
-    finally:
-        SEAT.reset(token)
+    async def train(_: Attempt) -> Any:
+        with seated_here():
+            return await main()
+
+    def train_blocking(_: Attempt) -> Any:
+        with seated_here():
+            return main()
+
+    return train if is_async(main) else train_blocking
 
 
 def _close(seat: Seat) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import tinker
 
-from tinker_recovery.cookbook.recipes import RECIPES
+from tinker_recovery.cookbook.recipes import KNOWN, RECIPES, module_of
 from tinker_recovery.errors import UsageError
 from tinker_recovery.run.blocking import is_async
 
@@ -76,13 +76,7 @@ def _supervised_mains(run: Run) -> Iterator[None]:
     begun: list[bool] = []
     with contextlib.ExitStack() as stack:
         for recipe in RECIPES:
-            try:
-                module = importlib.import_module(recipe.module)
-            except ImportError as error:
-                raise UsageError(
-                    f"{recipe.module} cannot be imported ({error}): install the cookbook as "
-                    "docs/cookbook.md says"
-                ) from error
+            module = module_of(recipe)
             stack.enter_context(_replaced(module, "main", _supervised(module.main, run, begun)))
         cli_utils = importlib.import_module("tinker_cookbook.cli_utils")
         stack.enter_context(
@@ -136,9 +130,8 @@ def _guarded(maker: Callable[..., Any], begun: list[bool]) -> Callable[..., Any]
     @functools.wraps(maker)
     def make(*args: Any, **kwargs: Any) -> Any:
         if not begun:
-            known = ", ".join(f"{recipe.module}.main" for recipe in RECIPES)
             raise UsageError(
-                f"the script trains by none of the mains that can be supervised ({known}): have "
+                f"the script trains by none of the mains that can be supervised ({KNOWN}): have "
                 "it call one, or write its loop as `async for attempt in supervisor.attempts(...)`"
             )
         return maker(*args, **kwargs)

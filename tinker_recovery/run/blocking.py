@@ -48,6 +48,26 @@ def is_async(train: Callable[..., Any]) -> bool:
     )
 
 
+async def run_body(
+    train: Callable[[Attempt], Any],
+    attempt: Attempt,
+    *,
+    runner: BlockingRunner,
+    limit_s: float,
+) -> Any:
+    """Run a loop in its attempt, whether it is a coroutine function or a plain one.
+
+    Args:
+        train: The loop.
+        attempt: Given to it.
+        runner: Runs it if it is a plain function.
+        limit_s: How long that has to notice a fault.
+    """
+    if is_async(train):
+        return await train(attempt)
+    return await run_blocking(train, attempt, runner=runner, limit_s=limit_s)
+
+
 async def run_blocking(
     train: Callable[[Attempt], Any],
     attempt: Attempt,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 import tinker
 from tinker.lib.api_future_impl import QueueState, QueueStateObserver
@@ -22,16 +21,16 @@ _ATTRIBUTE = "_queue_state_logger"
 
 
 class _Observer(QueueStateObserver):
-    def __init__(self, paused: Callable[[], None], inner: Any) -> None:
+    def __init__(self, paused: Callable[[], None], pass_on: Callable[..., object]) -> None:
         self._paused = paused
-        self._inner = inner
+        self._pass_on = pass_on
 
     def on_queue_state_change(
         self, queue_state: QueueState, queue_state_reason: str | None
     ) -> None:
         if queue_state in _PAUSED:
             self._paused()
-        self._inner.on_queue_state_change(queue_state, queue_state_reason)
+        self._pass_on(queue_state, queue_state_reason)
 
 
 def watch_queue_state(training: tinker.TrainingClient, paused: Callable[[], None]) -> None:
@@ -44,19 +43,14 @@ def watch_queue_state(training: tinker.TrainingClient, paused: Callable[[], None
             "stall_after_s above the longest pause you expect"
         )
         return
-    setattr(training, _ATTRIBUTE, _Observer(paused, sdks_own))
+    setattr(training, _ATTRIBUTE, _Observer(paused, sdks_own.on_queue_state_change))
 
 
 def watch_sampler(client: tinker.SamplingClient, paused: Callable[[], None]) -> None:
     """As :func:`watch_queue_state`, of a sampling client, which is its own observer."""
     if "on_queue_state_change" not in vars(client):
-        observer = _Observer(paused, _Inner(client.on_queue_state_change))
+        observer = _Observer(paused, client.on_queue_state_change)
         vars(client)["on_queue_state_change"] = observer.on_queue_state_change
-
-
-class _Inner:
-    def __init__(self, on_queue_state_change: Callable[..., None]) -> None:
-        self.on_queue_state_change = on_queue_state_change
 
 
 HELD_BACK_S = 10.0
@@ -66,7 +60,7 @@ HELD_BACK_S = 10.0
 def is_held_back(client: tinker.SamplingClient) -> bool:
     """Whether the SDK holds samples back, since the service has just said that it has too many.
 
-    The SDK tries again for as long as that lasts, and tells no observer.
+    The SDK tries again for as long as that lasts, and calls no observer.
     """
     until = getattr(client.holder, "_sample_backoff_until", None)
     return until is not None and time.monotonic() - until < HELD_BACK_S

@@ -117,19 +117,19 @@ class SupervisedSampler(tinker.SamplingClient):
 
     async def sample_async(self, *args: Any, **kwargs: Any) -> types.SampleResponse:
         """As the SDK's, deprecated by it."""
-        _say_deprecated("sample")
+        say_deprecated("sample")
         response: types.SampleResponse = await self.sample(*args, **kwargs)
         return response
 
     async def compute_logprobs_async(self, *args: Any, **kwargs: Any) -> list[float | None]:
         """As the SDK's, deprecated by it."""
-        _say_deprecated("compute_logprobs")
+        say_deprecated("compute_logprobs")
         logprobs: list[float | None] = await self.compute_logprobs(*args, **kwargs)
         return logprobs
 
     async def get_base_model_async(self) -> str:
         """As the SDK's, deprecated by it."""
-        _say_deprecated("get_base_model")
+        say_deprecated("get_base_model")
         return self.get_base_model()
 
     def get_base_model(self) -> str:
@@ -298,7 +298,7 @@ class SupervisedService:
 
     async def create_sampling_client_async(self, *args: Any, **kwargs: Any) -> SupervisedSampler:
         """As the SDK's, deprecated by it."""
-        _say_deprecated("create_sampling_client")
+        say_deprecated("create_sampling_client")
         client: SupervisedSampler = await self.create_sampling_client(*args, **kwargs)
         return client
 
@@ -318,7 +318,8 @@ def _has_failed(making: Future[Any]) -> bool:
     return making.done() and not succeeded(making)
 
 
-def _say_deprecated(instead: str) -> None:
+def say_deprecated(instead: str) -> None:
+    """Warn, in the name of whoever awaits ``x_async()``, that the SDK deprecates it for ``x()``."""
     warnings.warn(
         f"{instead}_async() is deprecated by the Tinker SDK; use {instead}(), whose future can be "
         "awaited",

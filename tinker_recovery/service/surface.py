@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from tinker.lib.public_interfaces.api_future import APIFuture
 from tinker_recovery.errors import NotSupervised, StaleAttempt
 from tinker_recovery.service.future import is_client_too
 from tinker_recovery.service.iteration import Iterations
-from tinker_recovery.service.sampler import Source
+from tinker_recovery.service.sampler import Source, say_deprecated
 
 if TYPE_CHECKING:
     import threading
@@ -39,7 +38,16 @@ class PassedOn(_Base):
     _retired: str | None
     first_call_at: float | None
 
-    if not TYPE_CHECKING:
+    if TYPE_CHECKING:
+        # The subclass has them.
+
+        def _watch(
+            self, operation: str, future: APIFuture[Any], step: int | None
+        ) -> APIFuture[Any]: ...
+
+        def _sampler(self, made: Any, renew: Renew, source: Source) -> tinker.SamplingClient: ...
+
+    else:
 
         @property
         def __class__(self) -> type:
@@ -62,12 +70,6 @@ class PassedOn(_Base):
         if self.first_call_at is None:
             self.first_call_at = time.monotonic()
 
-    def _watch(self, operation: str, future: APIFuture[Any], step: int | None) -> APIFuture[Any]:
-        raise NotImplementedError
-
-    def _sampler(self, made: Any, renew: Renew, source: Source) -> tinker.SamplingClient:
-        raise NotImplementedError
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -79,7 +81,7 @@ class PassedOn(_Base):
         # The SDK's deprecated `x_async` would bypass our counting: it is `x`, with a warning.
         base = name.removesuffix("_async")
         if base != name and callable(getattr(tinker.TrainingClient, base, None)):
-            return functools.partial(_deprecated, name, getattr(self, base))
+            return functools.partial(_deprecated, base, getattr(self, base))
         attribute = getattr(self._training, name)
         if not callable(attribute) or name.startswith("_"):
             return attribute
@@ -121,11 +123,6 @@ class PassedOn(_Base):
 
 
 async def _deprecated(name: str, current: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    warnings.warn(
-        f"{name}() is deprecated by the Tinker SDK; use {name.removesuffix('_async')}(), whose "
-        "future can be awaited",
-        FutureWarning,
-        stacklevel=2,
-    )
+    say_deprecated(name)
     result = current(*args, **kwargs)
     return await result.result_async() if is_client_too(result) else result
