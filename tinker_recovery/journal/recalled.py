@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tinker_recovery.journal.private_files import create_private
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -156,8 +157,9 @@ class Recalled:
             return
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         half = self.folder / f"writing.{os.getpid()}"
+        half.unlink(missing_ok=True)  # of a write that failed
         # Not waited for to be on disk: a killed process loses nothing, and the rest is noticed.
-        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with os.fdopen(create_private(half), "wb") as file:
             file.write(data)
         half.rename(self.folder / name)
 

@@ -24,6 +24,7 @@ from tinker_recovery.checkpoints import (
     DeletionLedger,
     Segment,
     WeightsFacts,
+    on_branch,
 )
 from tinker_recovery.checkpoints.canary import (
     DIFFERENT_BEYOND,
@@ -161,6 +162,23 @@ class CheckpointState:
     def trusted_to(self, attempt: str) -> float:
         """The last step of an attempt whose checkpoints may be restored."""
         return min(self.limits.get(attempt, math.inf), self.first_doubtful_step(attempt))
+
+    def settled_to(self, attempt: str) -> float:
+        """The last step of an attempt whose checkpoints stay trusted, whatever fault is next."""
+        return min(self.trusted_to(attempt), self.confirmed_to(attempt))
+
+    def settled_on(self, segments: Sequence[Segment]) -> dict[int, list[str]]:
+        """Paths of a run's stored checkpoints that stay trusted whatever fault is next, by step."""
+        unusable = self.unusable
+        limits = {
+            segment.attempt: min(limit, self.settled_to(segment.attempt))
+            for segment, limit in on_branch(segments)
+        }
+        found: dict[int, list[str]] = {}
+        for path, (attempt, step) in self.stored.items():
+            if step <= limits.get(attempt, -1) and path not in unusable:
+                found.setdefault(step, []).append(path)
+        return found
 
     def distrust(self, attempt: str, above_step: float) -> None:
         """What an attempt saved above this step is not what its step number says."""

@@ -435,4 +435,4 @@ class Collector:
 
 def _is_doubtful(record: CheckpointRecord, known: CheckpointState) -> bool:
     """Whether a fault found next, or one known already, may leave nothing of it."""
-    return record.step > min(known.trusted_to(record.attempt), known.confirmed_to(record.attempt))
+    return record.step > known.settled_to(record.attempt)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinker_recovery.checkpoints import on_branch
 from tinker_recovery.checkpoints.alignment import common_steps
 from tinker_recovery.errors import FaultError, StatusRefused
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
@@ -154,15 +153,4 @@ class GroupMember(SupervisedRun):
     @property
     def trusted(self) -> Mapping[int, Sequence[str]]:
         """The checkpoints known to be stored that stay trusted whatever is found next, by step."""
-        known = self.checkpoints
-        limits = {
-            segment.attempt: min(
-                limit, known.trusted_to(segment.attempt), known.confirmed_to(segment.attempt)
-            )
-            for segment, limit in on_branch(self.segments)
-        }
-        found: dict[int, list[str]] = {}
-        for path, (attempt, step) in known.stored.items():
-            if step <= limits.get(attempt, -1) and path not in known.unusable:
-                found.setdefault(step, []).append(path)
-        return found
+        return self.checkpoints.settled_on(self.segments)

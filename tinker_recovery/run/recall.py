@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from tinker_recovery.checkpoints import on_branch
 from tinker_recovery.checkpoints.trail import Trail, digest_of, trail_at_start
 from tinker_recovery.checkpoints.values import decode_value, encode_value
 from tinker_recovery.errors import StaleAttempt, UsageError
@@ -135,16 +134,9 @@ class AttemptRecall:
 
     def _floor(self) -> int | None:
         """The step below which no recovery comes back; None if that is not known."""
-        run, known = self._run, self._run.checkpoints
-        if run.policy.checkpoint_strategy != "latest":
+        if self._run.policy.checkpoint_strategy != "latest":
             return None
-        steps: list[int] = []
-        for segment, limit in on_branch(run.segments):
-            of = segment.attempt
-            confirmed = min(limit, known.trusted_to(of), known.confirmed_to(of))
-            paths = known.stored_on(segment, confirmed)
-            steps += [known.stored[path][1] for path in paths if path not in known.unusable]
-        return floor_of(steps)
+        return floor_of([*self._run.checkpoints.settled_on(self._run.segments)])
 
     def _check_live(self) -> None:
         scope = self._scope
