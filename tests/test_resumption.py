@@ -88,7 +88,7 @@ class _Sdk:
     """A training client whose requests are answered when, and as, the test says."""
 
     model_id = "r"
-    _queue_state_logger = object()
+    _queue_state_logger = SimpleNamespace(on_queue_state_change=print)
 
     def __init__(self) -> None:
         self.submitted: list[Future[Any]] = []

@@ -195,7 +195,7 @@ async def test_a_recipe_starts_over_where_no_checkpoint_is_there(tmp_path: Path)
     assert [json.loads(line)["step"] for line in abandoned] == list(range(len(abandoned)))
 
 
-@pytest.mark.parametrize("recipe", ["supervised", "rl"])
+@pytest.mark.parametrize("recipe", RECIPES)
 async def test_the_same_call_continues_a_recipe_that_was_left(recipe: str, tmp_path: Path) -> None:
     undisturbed, _ = await trained(tmp_path / "undisturbed", recipe)
     main, config = RECIPES[recipe]

@@ -121,6 +121,26 @@ async def test_a_sample_that_never_comes_from_the_fresh_sampler_either_costs_a_r
     assert (recovery.fault.kind, recovery.fault.detected_by) == (Kind.SAMPLING_SILENCE, "silence")
 
 
+PAUSES = {
+    "paused": FaultRule("pause", request="asample", for_s=2.5),
+    "refused for being too many": FaultRule("status", request="asample", status=429, for_s=2.5),
+}
+
+
+@pytest.mark.parametrize("pause", PAUSES)
+async def test_a_sample_that_the_service_has_wait_is_not_silent(
+    monkeypatch: pytest.MonkeyPatch, pause: str
+) -> None:
+    """For as long as it says so, which may be longer than stall_after_s."""
+    async with LocalTinker(long_poll_s=0.2) as local:
+        monkeypatch.setenv("TINKER_BASE_URL", local.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", local.api_key)
+        supervisor, events = await _ends_as_if_nothing_had_happened(local, PAUSES[pause], **SILENT)
+        assert len(local.fired) > 0
+    assert supervisor.runs[0].recoveries == []
+    assert names.EVENT_SAMPLER_RENEWED not in [event.name for event in events]
+
+
 async def test_a_loop_that_catches_a_failed_sample_is_not_rewound(local: LocalTinker) -> None:
     """A bare loop that leaves out what it could not sample ends well, so this one must."""
     caught = []

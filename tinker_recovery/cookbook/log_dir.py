@@ -62,7 +62,8 @@ def begin(
     """Have the folder say that the recipe stands before this batch.
 
     Metrics and records of what comes after belong to what was abandoned: they are moved to files
-    beside, ``metrics.jsonl.abandoned-ATTEMPT`` and the like.
+    beside, ``metrics.jsonl.abandoned-ATTEMPT`` and the like. A step before it that has no metrics
+    gets a row that says so (:data:`UNSEEN`).
 
     Args:
         folder: The recipe's log folder.
@@ -77,6 +78,7 @@ def begin(
         return _whole(row.get("batch")) + (0 if an_epoch is None else epoch * an_epoch)
 
     _cut(folder / METRICS, attempt, lambda row: _whole(row.get("step")) >= batch)
+    _fill(folder / METRICS, batch)
     _cut(folder / CHECKPOINTS, attempt, lambda row: record is None or stands_at(row) > batch)
     if record is not None:
         at = (
@@ -95,7 +97,7 @@ def _fill(file: Path, batch: int) -> None:
     """
     logged = {_whole(row.get("step")) for row in _read(file)}
     unseen = [step for step in range(batch) if step not in logged]
-    if unseen and file.exists():
+    if unseen:
         with file.open("a") as metrics:
             metrics.writelines(json.dumps({"step": step, UNSEEN: 1}) + "\n" for step in unseen)
 

@@ -35,15 +35,15 @@ class _Observer(QueueStateObserver):
 
 def watch_queue_state(training: tinker.TrainingClient, paused: Callable[[], None]) -> None:
     """Call ``paused``, in the SDK's thread, each time the service reports a pause."""
-    sdks_own = getattr(training, _ATTRIBUTE, None)
-    if sdks_own is None:
+    pass_on = getattr(getattr(training, _ATTRIBUTE, None), "on_queue_state_change", None)
+    if pass_on is None:
         # An SDK without that attribute: a pause longer than stall_after_s will look like silence.
         logger.warning(
             "capacity pauses cannot be detected with this version of the tinker SDK: set "
             "stall_after_s above the longest pause you expect"
         )
         return
-    setattr(training, _ATTRIBUTE, _Observer(paused, sdks_own.on_queue_state_change))
+    setattr(training, _ATTRIBUTE, _Observer(paused, pass_on))
 
 
 def watch_sampler(client: tinker.SamplingClient, paused: Callable[[], None]) -> None:
