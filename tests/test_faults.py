@@ -74,8 +74,8 @@ CALLS: list[tuple[BaseException, Kind, Verdict]] = [
     (_failed(RequestErrorCategory.User, "model not loaded"), Kind.MODEL_MISSING, Verdict.RECOVER),
     (_status(409), Kind.CONFLICT, Verdict.RECOVER),
     (_status(429), Kind.RATE_LIMITED, Verdict.WAIT),
-    (_status(401), Kind.UNAUTHORIZED, Verdict.GIVE_UP),
-    (_poll(401), Kind.UNAUTHORIZED, Verdict.GIVE_UP),
+    (_status(401), Kind.UNAUTHORIZED, Verdict.RECOVER),
+    (_poll(401), Kind.UNAUTHORIZED, Verdict.RECOVER),
     (_status(402), Kind.UNPAID, Verdict.GIVE_UP),
     (_poll(402), Kind.UNPAID, Verdict.GIVE_UP),
     (_status(403), Kind.FORBIDDEN, Verdict.GIVE_UP),
@@ -169,6 +169,20 @@ def test_the_users_own_rows_are_asked_first_by_class_or_by_predicate() -> None:
     assert judge(mine, SeenIn.BODY, [lambda e: "outer" in str(e)]) is RULES[Kind.RETRYABLE]
     assert judge(_status(401), SeenIn.CALL, [tinker.AuthenticationError]) is RULES[Kind.RETRYABLE]
     assert judge(mine, SeenIn.BODY, [OSError]) is None
+
+
+def test_a_refused_credential_of_a_call_is_asked_for_again_and_no_other_is() -> None:
+    verdicts = {}
+    for place in SeenIn:
+        rule = judge(_poll(401), place)
+        assert rule is not None
+        assert rule.kind is Kind.UNAUTHORIZED
+        verdicts[place] = rule.verdict
+    assert verdicts == {
+        SeenIn.CALL: Verdict.RECOVER,
+        SeenIn.BODY: Verdict.GIVE_UP,
+        SeenIn.CREATE: Verdict.GIVE_UP,
+    }
 
 
 def test_every_kind_has_exactly_one_row_and_every_row_a_reason() -> None:

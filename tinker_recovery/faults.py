@@ -15,7 +15,7 @@ import concurrent.futures
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import tinker
@@ -128,6 +128,7 @@ class VerdictRule:
         seen_as: What it looks like from outside, for people.
         matches: Whether an exception is this fault; None for states that are observed, not raised.
         where: Where an exception has to be seen to be this fault.
+        in_call: What to do where it ended a request of the loop, if that is something else.
         breaks_client: Whether the SDK's client is unusable after it: a request that was never sent
             leaves a gap that blocks every later one; a request the service refused does not.
     """
@@ -138,6 +139,7 @@ class VerdictRule:
     seen_as: str
     matches: Callable[[BaseException], bool] | None = None
     where: frozenset[SeenIn] = _ANYWHERE
+    in_call: Verdict | None = None
     breaks_client: bool = True
 
 
@@ -295,9 +297,10 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.UNAUTHORIZED,
         Verdict.GIVE_UP,
-        "the API key is refused: set TINKER_API_KEY to a valid one",
+        "the API key is refused (training waits credential_grace_s): set TINKER_API_KEY anew",
         "HTTP 401",
         _status(401),
+        in_call=Verdict.RECOVER,
     ),
     VerdictRule(
         Kind.UNPAID,
@@ -480,6 +483,8 @@ def judge(
         return RULES[Kind.RETRYABLE]
     for rule in TABLE:
         if rule.matches is not None and place in rule.where and any(map(rule.matches, chain)):
+            if place is SeenIn.CALL and rule.in_call is not None:
+                return replace(rule, verdict=rule.in_call)
             return rule
     return None
 

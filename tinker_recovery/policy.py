@@ -53,6 +53,13 @@ class RecoveryPolicy(Frozen):
             capacity), or is at work on a client, before the run is given up: a day by default.
             Such waits use up no attempt, and are reported at growing intervals (the event
             ``recovery.waiting``).
+        credential_grace_s: How long a run that has trained waits for a credential that is taken
+            again, when the service refuses its own (401), as while keys are rotated. The factory
+            given as ``service=``, or the SDK's own sources, are asked at once, then after each
+            backoff, and last at its end; 0 asks once. Uses up one attempt in all. Two minutes by
+            default: a mounted secret reaches a container within about 90 s, and a key that stays
+            refused ends the run while somebody may still be looking. A run that begins does not
+            wait.
         backoff_jitter: Each delay is lengthened by a random share of up to this much (0.1 is 10 %),
             never shortened, so that many runs of one incident do not retry at the same time.
         max_concurrent_recoveries: The most recoveries at once. Those with the fewest attempts left
@@ -131,6 +138,7 @@ class RecoveryPolicy(Frozen):
     max_backoff_s: Annotated[Number, Field(ge=0)] = 60.0
     backoff_type: Literal["exponential", "linear", "constant"] = "exponential"
     max_wait_s: Seconds = 86_400.0
+    credential_grace_s: Annotated[Number, Field(ge=0)] = 120.0
     backoff_jitter: Annotated[Number, Field(ge=0, le=1)] = 0.1
     max_concurrent_recoveries: Annotated[Whole, Field(ge=1)] = 8
     retryable_errors: tuple[Retryable, ...] = ()

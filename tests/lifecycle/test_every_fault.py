@@ -126,6 +126,8 @@ RECOVERED = [
     (FaultRule("nan_loss", 7), Kind.LOSS_NOT_FINITE, "call", {"guard_loss": True}),
     (FaultRule("nan_loss", 7, sticky=True), Kind.LOSS_NOT_FINITE, "call", {"guard_loss": True}),
     (FaultRule("status", 7, "optim_step", status=404), Kind.MODEL_MISSING, "call", {}),
+    (FaultRule("status", 7, "optim_step", status=401), Kind.UNAUTHORIZED, "call", {}),
+    (FaultRule("status", 7, "retrieve_future", status=401), Kind.UNAUTHORIZED, "call", {}),
     (FaultRule("status", 7, "optim_step", status=410), Kind.GONE, "call", {}),
     (
         FaultRule("malformed", 7, "retrieve_future", polled="forward_backward", body="garbage"),
@@ -197,8 +199,6 @@ async def test_a_submit_that_fails_after_the_sdks_own_retries_is_recovered_from(
 
 
 GIVEN_UP = [
-    (FaultRule("status", 7, "optim_step", status=401), Kind.UNAUTHORIZED, 401),
-    (FaultRule("status", 7, "retrieve_future", status=401), Kind.UNAUTHORIZED, None),
     (FaultRule("status", 7, "optim_step", status=403), Kind.FORBIDDEN, 403),
     (FaultRule("status", 7, "optim_step", status=422), Kind.INVALID_REQUEST, 422),
     (FaultRule("status", 7, "optim_step", status=402, for_s=30.0), Kind.UNPAID, 402),

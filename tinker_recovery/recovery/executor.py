@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from tinker_recovery.errors import (
     RecoveryRefused,
     folded,
 )
-from tinker_recovery.faults import Fault, Kind, SeenIn, Verdict, VerdictRule, judge
+from tinker_recovery.faults import DetectedBy, Fault, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Callback
 from tinker_recovery.recovery.admission import MassReporter, Slot, Slots
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -35,6 +36,9 @@ from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.service import Patience
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import metrics, names, past_span, phase, refuse, trying
+
+_NEVER_ACCEPTED = frozenset({DetectedBy.START, DetectedBy.JOURNAL})
+"""Where nothing has been trained here yet, a credential that is refused is a wrong one."""
 
 
 class Ended(NamedTuple):
@@ -57,6 +61,7 @@ class _Waits:
     reported: bool = False
     last: Exception | None = None
     reminder: Reminder = field(default_factory=Reminder)
+    refused_since: float | None = None
 
     def repeat(self, error: Exception, *, waits: bool) -> bool:
         """Note what a try failed with; whether it is one wait after another."""
@@ -194,7 +199,7 @@ class Executor:
         began = self._clock.monotonic()
         # The first attempt of an incident starts at once; a wait begins with a backoff.
         tries = 1 if patience else 0
-        waits = _Waits()
+        waits = _Waits(refused_since=began if fault.kind is Kind.UNAUTHORIZED else None)
         while run.awaits(fault):
             waited_s = self._clock.monotonic() - began
             number = 0 if patience else run.budget.spend()
@@ -205,7 +210,7 @@ class Executor:
                 left=run.budget.left, detected_at=fault.detected_at, tries=tries
             )
             try:
-                await self._back_off(tries)
+                await self._back_off(tries, self._grace_left_s(waits))
                 return await self._try(
                     run, fault, slot, number, self._patience(run, tries, waits, waited_s)
                 )
@@ -221,9 +226,10 @@ class Executor:
                 return Ended(names.REFUSED if lost else names.NO_CHECKPOINT, error)
             except Exception as error:  # noqa: BLE001 - whatever a service answers costs one attempt, never the run
                 rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)
-                patience = rule is not None and rule.verdict is Verdict.WAIT
+                refused = self._is_waited_for(run, fault, rule, waits)
+                patience = refused or (rule is not None and rule.verdict is Verdict.WAIT)
                 self._failed(run, tries, error, repeated=waits.repeat(error, waits=patience))
-                if rule is not None and rule.verdict is Verdict.GIVE_UP:
+                if rule is not None and rule.verdict is Verdict.GIVE_UP and not refused:
                     return await self._refused(run, fault, rule)
                 if slot.backend_blamed and number:
                     # Time is what a backend's failure costs, and no attempt of the run's.
@@ -233,6 +239,35 @@ class Executor:
         if not run.awaits(fault):
             return Ended(names.ABANDONED)  # the user's own code ended the run meanwhile
         return await self._exhausted(run, fault, patience=patience)
+
+    def _is_waited_for(
+        self, run: Recoverable, fault: Fault, rule: VerdictRule | None, waits: _Waits
+    ) -> bool:
+        """Whether a credential is refused that may be rotated just now; says so the first time."""
+        if rule is None or rule.kind is not Kind.UNAUTHORIZED:
+            waits.refused_since = None
+            return False
+        if fault.detected_by in _NEVER_ACCEPTED:
+            return False
+        first = waits.refused_since is None or not waits.reported
+        if waits.refused_since is None:
+            waits.refused_since = self._clock.monotonic()
+        left_s = self._grace_left_s(waits)
+        if first and left_s > 0:
+            self._events.emit(
+                names.EVENT_WAITING,
+                run.name,
+                f"the credential is refused (HTTP 401); another one is waited for for {left_s:.0f} "
+                "s (credential_grace_s), as it may be rotated just now",
+            )
+        return left_s > 0
+
+    def _grace_left_s(self, waits: _Waits) -> float:
+        """Seconds left to wait for a credential; infinite if none is refused."""
+        if waits.refused_since is None:
+            return math.inf
+        waited_s = self._clock.monotonic() - waits.refused_since
+        return max(0.0, self._policy.credential_grace_s - waited_s)
 
     async def _look_for_progress(self, run: Recoverable, fault: Fault) -> None:
         """A fault overtakes the answer to a save: see what is stored before giving a run up."""
@@ -261,6 +296,18 @@ class Executor:
 
     async def _refused(self, run: Recoverable, fault: Fault, rule: VerdictRule) -> Ended:
         errors = run.budget.errors
+        if fault.kind is rule.kind is Kind.UNAUTHORIZED:
+            # Nothing else was wrong: what the user's call has met says it best.
+            error = fault.as_error()
+            self._events.emit(
+                names.EVENT_GAVE_UP,
+                run.name,
+                f"run {run.name!r} is given up after {self._policy.credential_grace_s:g} s "
+                f"(credential_grace_s), because {rule.reason}: {error!r}",
+                {names.FAULT_KIND: rule.kind.value},
+            )
+            await self._give_up(run, fault, error)
+            return Ended(names.REFUSED, error)
         refused = RecoveryRefused(
             f"run {run.name!r} cannot be recovered, because {rule.reason}: {errors[-1]!r}",
             run=run.name,
@@ -325,8 +372,8 @@ class Executor:
         await self._call(self._policy.on_failure, "on_failure", fault.run_id, error)
         run.give_up(error)
 
-    async def _back_off(self, attempt: int) -> None:
-        delay_s = self._policy.backoff_before(attempt, self._clock.random())
+    async def _back_off(self, attempt: int, most_s: float = math.inf) -> None:
+        delay_s = min(self._policy.backoff_before(attempt, self._clock.random()), most_s)
         if delay_s > 0:
             with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.TRY: attempt}):
                 await self._clock.sleep(delay_s)

@@ -27,6 +27,9 @@ def judge_request(
     from the body. So is a 404 about something else.
     """
     rule = judge(error, SeenIn.BODY if operation == CUSTOM_LOSS else SeenIn.CALL, retryable)
+    if rule is RULES[Kind.UNAUTHORIZED]:
+        # The request inside a custom loss meets a rotated key like any other.
+        rule = judge(error, SeenIn.CALL, retryable)
     if rule is RULES[Kind.MODEL_MISSING] and operation not in MODEL_CALLS:
         return judge(error, SeenIn.BODY, retryable), True
     return rule, False
@@ -72,4 +75,4 @@ def _judge_sample(error: BaseException, retryable: Sequence[Retryable]) -> Verdi
     # not know.
     if rule is None or rule.verdict is not Verdict.RECOVER or rule.kind in _UNKNOWN:
         return None
-    return RULES[Kind.SAMPLING_FAILED]
+    return rule if rule.kind is Kind.UNAUTHORIZED else RULES[Kind.SAMPLING_FAILED]

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import tinker
-from pydantic import SecretStr
 from tinker.lib.base_url import resolve_base_url
-from tinker.lib.credentials import JsonCredentialStore, default_credentials_path
 from tinker.lib.public_interfaces.api_future import APIFuture
 
-from tinker_recovery.errors import UsageError
-from tinker_recovery.service import at_work, sdk_workarounds
+from tinker_recovery.errors import StatusRefused, UsageError
+from tinker_recovery.service import at_work, credentials, sdk_workarounds
 from tinker_recovery.service.at_work import Patience, patiently
 from tinker_recovery.service.base import (
     CloseStatus,
@@ -56,16 +54,14 @@ ABANDON_S = 2.0
 def endpoint_of(service: tinker.ServiceClient) -> Endpoint:
     """The endpoint of a ServiceClient, without opening a session for it.
 
-    Follows the SDK's rules: argument, environment, stored credentials. The SDK itself applies them
-    only when it opens a session.
+    Follows the SDK's rules, which it applies only when it opens a session.
+
+    Raises:
+        StatusRefused: The file of stored keys cannot be read.
     """
-    api_key = service._api_key or os.environ.get("TINKER_API_KEY")  # noqa: SLF001 - the SDK has no public way to ask
-    if api_key is None and not os.environ.get("TINKER_CREDENTIAL_CMD"):
-        stored = JsonCredentialStore(default_credentials_path()).get_default_key()
-        api_key = None if stored is None else stored.key
     return Endpoint(
-        base_url=resolve_base_url(service._base_url),  # noqa: SLF001 - as above
-        api_key=SecretStr(api_key) if api_key else None,
+        base_url=resolve_base_url(service._base_url),  # noqa: SLF001 - the SDK has no public way to ask
+        api_key=credentials.key_of(service),
         headers=dict(service._default_headers_overrides),  # noqa: SLF001 - as above
     )
 
@@ -90,10 +86,22 @@ class TinkerBackend:
         self._preparing: asyncio.TimerHandle | None = None
 
     async def endpoint(self) -> Endpoint:
-        """The address and credentials of the service; opens no session."""
-        service = await anyio.to_thread.run_sync(self._factory, abandon_on_cancel=True)
+        """The address and credentials of the service; opens no session, and asks nothing.
+
+        Raises:
+            UsageError: There is no credential, or one that the SDK never sends.
+        """
+
+        def ask() -> Endpoint:
+            return replace(endpoint_of(self._factory()), renew=ask)
+
+        try:
+            endpoint = await anyio.to_thread.run_sync(ask, abandon_on_cancel=True)
+            await credentials.check(endpoint.api_key)
+        except StatusRefused as error:
+            raise UsageError(str(error)) from None
         self._prepare()
-        return endpoint_of(service)
+        return endpoint
 
     def open_ahead(self) -> PendingSession:
         """Start opening a session for a later :meth:`connect`, or take the one on standby.

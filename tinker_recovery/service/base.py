@@ -72,11 +72,14 @@ class Endpoint:
         api_key: Hidden in the repr.
         headers: Additional headers the user's ServiceClient sends. An Authorization among them is
             sent in place of a user and password in the URL.
+        renew: Asks for a new key, and the headers that go with it, once this one is refused;
+            blocks. None where there is none to ask for.
     """
 
     base_url: str
     api_key: SecretStr | None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    renew: Callable[[], Endpoint] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         plain, userinfo = split_userinfo(self.base_url)

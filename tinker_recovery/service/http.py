@@ -9,15 +9,15 @@ import functools
 import logging
 import ssl
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import anyio
 import httpx
 import stamina
-import tinker
 
 from tinker_recovery.errors import StatusRefused, StatusUnavailable
+from tinker_recovery.service.authentication import Authentication, is_transient, json_object
 from tinker_recovery.service.base import Endpoint
 from tinker_recovery.service.bounded import (
     ACCEPTED,
@@ -25,19 +25,14 @@ from tinker_recovery.service.bounded import (
     ReplyLimits,
     ReplyTooLarge,
     bound,
-    parsed,
 )
 from tinker_recovery.service.service_clock import ServiceClock
 
 _T = TypeVar("_T")
-_LATER = frozenset({408, 409, 425, 429})
 _OUT_OF_REACH = frozenset({502, 503, 504})
 """What a proxy answers for a service that is down; other codes come from the service itself."""
 
 _SENT = "tinker_recovery.sent_s"
-
-_JWT_LIFETIME_S = 300.0
-_UNAUTHORIZED = 401
 
 
 def _is_not_ours(record: logging.LogRecord) -> bool:
@@ -54,68 +49,6 @@ logging.getLogger("stamina").addFilter(_is_not_ours)
 def tls() -> ssl.SSLContext:
     """The TLS context, shared by all clients: loading the certificates blocks for 30 ms."""
     return httpx.create_ssl_context()
-
-
-class _ApiKeyOrJwt(httpx.Auth):
-    """Sends the API key, or a token exchanged for it if the service wants one.
-
-    ``/client/config`` says which, and is read once. A token is renewed after five minutes, and at
-    once when it is refused.
-    """
-
-    def __init__(self, endpoint: Endpoint, limits: ReplyLimits) -> None:
-        self._limits = limits
-        self._key = endpoint.api_key.get_secret_value() if endpoint.api_key else ""
-        self._root = f"{endpoint.base_url}/api/v1"
-        self._headers = endpoint.headers
-        self._exchange: bool | None = None
-        self._token = ""
-        self._renew_at = 0.0
-
-    def __repr__(self) -> str:
-        return "<_ApiKeyOrJwt>"
-
-    async def async_auth_flow(
-        self, request: httpx.Request
-    ) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        if self._exchange is None:
-            reply = yield self._ask("/client/config", {"sdk_version": tinker.__version__})
-            if not reply.is_success:
-                # Unknown for now: use the key, and ask again next time.
-                request.headers["X-API-Key"] = self._key
-                yield request
-                return
-            self._exchange = bool(
-                (await _json(reply, self._limits)).get("pjwt_auth_enabled", False)
-            )
-        for renewal in (False, True):
-            if self._exchange and (renewal or time.monotonic() >= self._renew_at):
-                reply = yield self._ask("/auth/token", {})
-                if reply.is_success:
-                    self._token = str((await _json(reply, self._limits)).get("jwt", ""))
-                    self._renew_at = time.monotonic() + _JWT_LIFETIME_S
-            request.headers["X-API-Key"] = (self._token if self._exchange else "") or self._key
-            reply = yield request
-            if reply.status_code != _UNAUTHORIZED or not self._exchange:
-                return
-
-    def _ask(self, path: str, body: dict[str, str]) -> httpx.Request:
-        headers = {**self._headers, "X-API-Key": self._key}
-        return httpx.Request("POST", self._root + path, json=body, headers=headers)
-
-
-async def _json(reply: httpx.Response, limits: ReplyLimits) -> dict[str, Any]:
-    why = "it is not a JSON object"
-    try:
-        body = parsed(await reply.aread(), limits.reply_bytes)
-    except ValueError as error:
-        body, why = None, str(error)
-    if not isinstance(body, dict):
-        raise StatusRefused(
-            f"the answer of the service to {reply.request.url.path} cannot be read: {why}",
-            status_code=reply.status_code,
-        )
-    return body
 
 
 Unreached = Literal["refused", "down", "silent"]
@@ -190,10 +123,11 @@ class ServiceHttp:
         """Called before a request if the service has closed the connection of the last one."""
         self._last_stream: Any = None
         self._timeout_s = timeout_s
-        self._http = httpx.AsyncClient(
+        self._auth = Authentication(endpoint, self.limits, timeout_s)
+        self._http = self._auth.http = httpx.AsyncClient(
             base_url=f"{endpoint.base_url}/api/v1/",
-            auth=_ApiKeyOrJwt(endpoint, self.limits),
-            headers={**endpoint.headers, "Accept-Encoding": ACCEPTED},
+            auth=self._auth,
+            headers={"Accept-Encoding": ACCEPTED},
             timeout=timeout_s,
             transport=transport,
             verify=tls(),
@@ -210,22 +144,26 @@ class ServiceHttp:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        await self._auth.aclose()
         await self._http.aclose()
 
     async def send(self, method: str, path: str, **request: Any) -> int | None:
         """Send one request without retries; the HTTP status, or None if no answer came in time.
 
         Raises:
-            StatusRefused: There is no API key.
+            StatusRefused: There is no credential to show.
         """
-        self._check_key()
         try:
             with anyio.fail_after(self._timeout_s):
                 reply = await self._send(method, path, request)
         except ReplyTooLarge as error:
             return error.status_code  # what else it says is not needed
+        except StatusUnavailable as error:  # there is no credential to show just now
+            if error.status_code in _OUT_OF_REACH:
+                self.unreachable("down")
+            return error.status_code
         except (TimeoutError, httpx.HTTPError) as error:
-            self.unreachable(unreached(error))
+            self._note_unreached(error)
             return None
         if reply.status_code in _OUT_OF_REACH:
             self.unreachable("down")
@@ -250,12 +188,10 @@ class ServiceHttp:
         self._last_stream = reply.extensions.get("network_stream")
         return reply
 
-    def _check_key(self) -> None:
-        if self.endpoint.api_key is None:
-            raise StatusRefused(
-                "there is no API key for the service: set TINKER_API_KEY, or pass api_key= to the "
-                "ServiceClient"
-            )
+    def _note_unreached(self, error: BaseException) -> None:
+        # What the user's own command or factory takes is no silence of the service.
+        if not (isinstance(error, TimeoutError) and self._auth.asks_user):
+            self.unreachable(unreached(error))
 
     async def ask(
         self,
@@ -272,7 +208,6 @@ class ServiceHttp:
             StatusUnavailable: No answer within the deadline, or a transient error.
             StatusRefused: Any other error, or an answer that cannot be parsed.
         """
-        self._check_key()
         try:
             with anyio.fail_after(self._timeout_s):
                 async for attempt in stamina.retry_context(
@@ -281,7 +216,7 @@ class ServiceHttp:
                     with attempt:
                         return await self._once(method, path, parse, request)
         except TimeoutError as error:
-            self.unreachable("silent")
+            self._note_unreached(error)
             raise StatusUnavailable(
                 f"reading {path} took longer than {self._timeout_s:g} s"
             ) from error
@@ -297,17 +232,21 @@ class ServiceHttp:
         try:
             reply = await self._send(method, path, request)
         except httpx.HTTPError as error:
-            self.unreachable(unreached(error))
+            self._note_unreached(error)
             raise StatusUnavailable(f"reading {path}: {error!r}") from error
+        except StatusUnavailable as error:
+            if error.status_code in _OUT_OF_REACH:
+                self.unreachable("down")
+            raise
         code = reply.status_code
-        if code in _LATER or code >= httpx.codes.INTERNAL_SERVER_ERROR:
+        if is_transient(code):
             if code in _OUT_OF_REACH:
                 self.unreachable("down")
             raise StatusUnavailable(f"reading {path}: HTTP {code}", status_code=code)
         if not reply.is_success:
             raise StatusRefused(f"reading {path}: HTTP {code}", status_code=code)
         try:
-            return parse(await _json(reply, self.limits))
+            return parse(await json_object(reply, self.limits))
         except ValueError as error:
             raise StatusRefused(
                 f"reading {path}: the reply cannot be parsed: {error}", status_code=code

@@ -37,6 +37,12 @@ class Auth:
         self.jwt = jwt
         self._secret = secrets.token_bytes(16)
 
+    def change(self, api_key: str, *, revoke: bool) -> None:
+        """Take another key from now on; with ``revoke`` the tokens made so far are refused."""
+        self._api_key = api_key
+        if revoke:
+            self._secret = secrets.token_bytes(16)
+
     def check(self, request: Request) -> None:
         """Raise ServiceError 401 unless the request carries a valid key or token."""
         given = request.headers.get("x-api-key", "")

@@ -127,9 +127,10 @@ class Host:
         self._refusing = False
         self._ending: asyncio.Task[None] | None = None
         self._wire = WireFaults(self, book)
+        self.auth = Auth(options.api_key, jwt=options.jwt)
         app = TinkerApp(
             self.state,
-            Auth(options.api_key, jwt=options.jwt),
+            self.auth,
             self._wire,
             ControlRoutes(self, book),
             options,

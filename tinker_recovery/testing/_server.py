@@ -156,6 +156,16 @@ class LocalTinker:
         """A new ServiceClient of this server."""
         return tinker.ServiceClient(base_url=self.base_url, api_key=self.api_key)
 
+    def change_key(self, api_key: str, *, revoke: bool = True) -> None:
+        """Refuse the key used so far with 401, and take another one, as when a key is rotated.
+
+        Args:
+            api_key: The new one; :attr:`api_key` from now on.
+            revoke: With ``jwt``, whether the tokens made so far are refused as well.
+        """
+        self._ask(lambda host: host.auth.change(api_key, revoke=revoke))
+        self.api_key = api_key
+
     # Faults
 
     def inject(self, rule: FaultRule) -> None:

@@ -1,0 +1,214 @@
+"""Keys and tokens that are rotated, revoked and given back under a run, by the real SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import pytest
+import tinker
+from loops import MODEL, SEED, loop, quick, undisturbed_state
+
+from tinker_recovery import (
+    Attempt,
+    Clock,
+    RecoveryEvent,
+    RecoveryExhausted,
+    RecoveryPolicy,
+    Run,
+    Supervisor,
+)
+from tinker_recovery.faults import Kind
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 12
+NEW = "tml-the-new-key-of-the-service"
+GONE = "tml-not-issued-yet-by-the-service"
+
+
+class WaitingClock:
+    """Every backoff ends at once, and moves the clock by as much; ``slept`` is their sum."""
+
+    def __init__(self, wake: Callable[[float], None] = lambda _: None) -> None:
+        self.slept = 0.0
+        self._wake = wake
+
+    async def _sleep(self, seconds: float) -> None:
+        task = asyncio.current_task()
+        if task is None or "executor" not in task.get_name():
+            return await anyio.sleep(seconds)
+        self.slept += seconds
+        self._wake(self.slept)
+        return await anyio.lowlevel.checkpoint()
+
+    @property
+    def clock(self) -> Clock:
+        """To be given to a Supervisor."""
+        return Clock(
+            sleep=self._sleep,
+            random=lambda: 0.0,
+            monotonic=lambda: time.monotonic() + self.slept,
+        )
+
+
+async def _trained(
+    change: Callable[[], None],
+    *,
+    service: Callable[[], tinker.ServiceClient] = tinker.ServiceClient,
+    events: list[RecoveryEvent] | None = None,
+    clock: Clock | None = None,
+    policy: RecoveryPolicy | None = None,
+) -> Run:
+    """A run of twelve steps, with ``change`` after the seventh of its first attempt."""
+
+    async def train(attempt: Attempt) -> None:
+        def done(step: int) -> None:
+            if attempt.number == 1 and step == 6:
+                change()
+
+        await loop(attempt.client, attempt.start_step, STEPS, 0, done)
+
+    async with Supervisor(
+        policy or quick(),
+        service=service,
+        on_event=None if events is None else events.append,
+        clock=clock or WaitingClock().clock,
+    ) as supervisor:
+        await supervisor.run(train, base_model=MODEL, rank=8, seed=SEED)
+        (run,) = supervisor.runs
+    return run
+
+
+@pytest.mark.parametrize("jwt", [False, True])
+async def test_a_key_rotated_under_a_run_costs_it_nothing_where_the_factory_has_the_new_one(
+    *, jwt: bool
+) -> None:
+    async with LocalTinker(long_poll_s=0.05, jwt=jwt) as server:
+        expected = await undisturbed_state(server, steps=STEPS)
+        waiting = WaitingClock()
+        run = await _trained(
+            lambda: server.change_key(NEW), service=server.service, clock=waiting.clock
+        )
+        assert server.run_state(run.segments[-1].run_id) == expected
+    assert [each.fault.kind for each in run.recoveries] == [Kind.UNAUTHORIZED]
+    assert waiting.slept == 0, "the factory is asked at once"
+
+
+@pytest.mark.parametrize("jwt", [False, True])
+async def test_a_key_that_is_refused_for_a_while_is_waited_for(
+    serving: Callable[..., object], *, jwt: bool
+) -> None:
+    async with serving(long_poll_s=0.05, jwt=jwt) as server:  # type: ignore[attr-defined]  # a fixture's context manager
+        key = server.api_key
+        expected = await undisturbed_state(server, steps=STEPS)
+
+        def given_back(slept: float) -> None:
+            if slept > 30:
+                server.change_key(key)
+
+        events: list[RecoveryEvent] = []
+        waiting = WaitingClock(given_back)
+        policy = quick(backoff_s=5.0, max_backoff_s=60.0, max_attempts=1)
+        run = await _trained(
+            lambda: server.change_key(GONE), clock=waiting.clock, events=events, policy=policy
+        )
+        assert server.run_state(run.segments[-1].run_id) == expected
+    assert [each.fault.kind for each in run.recoveries] == [Kind.UNAUTHORIZED]
+    assert waiting.slept == 35, "5, 10 and 20 s"
+    said = [each.message for each in events if each.name == "recovery.waiting"]
+    assert len(said) == 1
+    assert "credential_grace_s" in said[0]
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 50.0])
+async def test_a_key_that_stays_refused_ends_the_run_with_the_error_of_the_call(
+    serving: Callable[..., object], grace_s: float
+) -> None:
+    asked: list[float] = []
+    waiting = WaitingClock()
+
+    def service() -> tinker.ServiceClient:
+        asked.append(waiting.slept)
+        return tinker.ServiceClient()
+
+    async with serving(long_poll_s=0.05) as server:  # type: ignore[attr-defined]  # a fixture's context manager
+        told: list[BaseException] = []
+        policy = quick(
+            backoff_s=5.0,
+            max_backoff_s=60.0,
+            credential_grace_s=grace_s,
+            on_failure=lambda _, error: told.append(error),
+        )
+        before: list[int] = []
+
+        def revoke() -> None:
+            before.append(len(asked))
+            server.change_key(GONE)
+
+        with pytest.raises(tinker.AuthenticationError) as caught:
+            await _trained(revoke, service=service, clock=waiting.clock, policy=policy)
+        assert len(server.runs()) == 1
+    assert told == [caught.value]
+    assert len(asked) > before[0], "the factory was asked again before the run was given up"
+    # The rest of it is the real time that the tries took.
+    assert waiting.slept == pytest.approx(grace_s, abs=15 if grace_s else 0)
+
+
+async def test_a_key_that_was_never_accepted_is_refused_at_once(
+    serving: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = WaitingClock()
+    async with serving() as server:  # type: ignore[attr-defined]  # a fixture's context manager
+        monkeypatch.setenv("TINKER_API_KEY", GONE)
+        with pytest.raises(tinker.AuthenticationError):
+            await _trained(lambda: None, clock=waiting.clock)
+        assert server.runs() == []
+    assert waiting.slept == 0
+
+
+async def test_a_service_that_takes_the_key_and_refuses_to_train_is_not_tried_for_ever(
+    local: LocalTinker,
+) -> None:
+    """A gate in front of one route, say: new sessions open, and each call is refused anew."""
+
+    def gate() -> None:
+        local.inject(FaultRule("status", request="optim_step", status=401, for_s=60.0))
+
+    with pytest.raises(RecoveryExhausted, match="unauthorized"):
+        await _trained(gate)
+    assert len(local.runs()) == 4, "the first, and one for each of three attempts"
+
+
+async def test_a_command_is_a_credential_of_its_own_and_a_run_is_recovered_by_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The organization's way to short-lived credentials: no key anywhere, and a JWT service."""
+    caplog.set_level(logging.DEBUG)
+    async with LocalTinker(
+        long_poll_s=0.05, jwt=True, api_key="tml-printed-by-a-command"
+    ) as server:
+        expected = await undisturbed_state(server, steps=STEPS)
+        printed = tmp_path / "credential"
+        printed.write_text(server.api_key)
+        monkeypatch.delenv("TINKER_API_KEY", raising=False)
+        monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
+        monkeypatch.setenv("TINKER_CREDENTIAL_CMD", f"cat {shlex.quote(str(printed))}")
+
+        def rotate() -> None:
+            server.change_key(NEW)
+            printed.write_text(NEW)
+            server.inject(FaultRule("poison", 8))
+
+        events: list[RecoveryEvent] = []
+        run = await _trained(rotate, events=events)
+        assert server.run_state(run.segments[-1].run_id) == expected
+        told = caplog.text + "".join(map(repr, events))
+    assert [each.fault.kind for each in run.recoveries] == [Kind.REQUEST_FAILED]
+    for secret in ("tml-printed-by-a-command", NEW):
+        assert secret not in told
