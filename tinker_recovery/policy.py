@@ -21,6 +21,7 @@ from tinker_recovery.checkpoint_policy import (
     Switch,
     Whole,
 )
+from tinker_recovery.costs import PriceTable
 
 Callback = Callable[..., object]
 """A sync or async callable; what it returns is ignored, what it raises is logged."""
@@ -130,6 +131,10 @@ class RecoveryPolicy(Frozen):
             and for an async callback.
         recall_bytes: Most bytes of what ``attempt.recall`` keeps of a run, in files beside the
             journal: beyond it, what was kept first is dropped. 0 keeps nothing.
+        prices: What tokens cost, for the report, ``show`` and the metrics: by base model
+            :class:`~tinker_recovery.costs.Prices` in USD for a million tokens, ``"*"`` for every
+            other model; or the path of a TOML file with them, as ``tinker-recovery prices`` writes
+            it. Without it tokens are counted all the same.
     """
 
     enabled: Switch = True
@@ -168,6 +173,7 @@ class RecoveryPolicy(Frozen):
     max_export_bytes: Annotated[Whole, Field(ge=1)] = 2**36
     close_timeout_s: Seconds = 10.0
     recall_bytes: Annotated[Whole, Field(ge=0)] = 512 * 2**20
+    prices: PriceTable | None = None
 
     @field_validator("checkpoint_strategy")
     @classmethod

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from inspection import event_sink, meter_provider, provider_of_instruments, set_meter_provider
-from loops import MODEL, InstantClock, policy, train
+from loops import MODEL, InstantClock, batch, policy, train
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryExhausted, Supervisor
+from tinker_recovery.costs import Prices
 from tinker_recovery.telemetry import metrics, names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -64,7 +65,10 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Meter]:
 
 async def test_a_run_with_a_recovery_in_numbers(local: LocalTinker, meter: _Meter) -> None:
     local.poison(at_step=7)
-    given = policy(checkpoints=CheckpointPolicy(save_at_start=False, save_every=5, keep_last=1))
+    given = policy(
+        checkpoints=CheckpointPolicy(save_at_start=False, save_every=5, keep_last=1),
+        prices={MODEL: Prices(trained=1e6)},
+    )
     active: list[int] = []
 
     async def loop(attempt: Attempt) -> None:
@@ -73,6 +77,16 @@ async def test_a_run_with_a_recovery_in_numbers(local: LocalTinker, meter: _Mete
 
     async with Supervisor(given) as supervisor:
         await supervisor.run(loop, base_model=MODEL, name="in-numbers")
+    (used,) = meter.points(metrics.USAGE)
+    assert _attributes(used) == {
+        "run_name": "in-numbers",
+        "token_kind": "trained",
+        "base_model": MODEL,
+    }
+    (again,) = meter.points(metrics.USAGE_REPLAYED)
+    assert used.value - again.value == STEPS * sum(each.model_input.length for each in batch(0))
+    (cost,) = meter.points(metrics.RUN_COST)
+    assert cost.value == pytest.approx(used.value)
     (duration,) = meter.points(metrics.RECOVERY_DURATION)
     assert _attributes(duration) == {"fault_kind": "request_failed", "outcome": "recovered"}
     (recovery,) = supervisor.runs[0].recoveries

@@ -122,6 +122,8 @@ class CanaryPrompt:
         """Which prompt it is; empty without one."""
         self.tokens: tuple[int, ...] = ()
         """Of what it was made, if of the loop's first batch."""
+        self.spent = 0
+        """Tokens of asking it where no attempt was under way, for the next one to count."""
         self.problem: str | None = None
         """Why none can be made, for people; None if one can, or is not wanted."""
         if canary is not None and not isinstance(canary, str):
@@ -140,6 +142,11 @@ class CanaryPrompt:
         batch = prompt_of(tokens)
         self.tokens, self.digest, self.batch = tuple(tokens), digest_of(batch), batch
         return True
+
+    def take_spent(self) -> int:
+        """What is in :attr:`spent`, for an attempt that counts it from now on."""
+        spent, self.spent = self.spent, 0
+        return spent
 
     def drop(self, problem: str) -> None:
         """Have no canary: from now on the run behaves as without one."""

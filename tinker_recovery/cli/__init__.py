@@ -18,6 +18,7 @@ _COMMANDS = {
     "demo": "Watch a training run get poisoned, recover, and end with the same weights.",
     "doctor": "Find out whether the service really restores the optimizer.",
     "faults": "Show every fault of a run, and what is done about it.",
+    "prices": "Write what your organization's tokens were billed at, as a table of prices.",
     "recover": "Check that a run's checkpoint restores, and how to resume from it.",
     "report": "Write an HTML page about one run.",
     "run": "Run a training script, and restart it when it crashes.",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,6 +16,8 @@ from tinker_recovery.telemetry.text import as_text
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+    from tinker_recovery.costs import Prices
 
 NO_SUCH_RUN, UNREADABLE = 1, 3
 """Exit statuses."""
@@ -37,6 +43,35 @@ service_option = click.option(
     metavar="URL",
     callback=_without_userinfo,  # as the journal has it
     help="Base URL of the service, if runs at several have this name. Default: the newest run.",
+)
+
+
+def _read_prices(
+    context: click.Context, parameter: click.Parameter, file: Path | None
+) -> Mapping[str, Prices] | None:
+    if file is None:
+        return None
+    from pydantic import ValidationError
+
+    from tinker_recovery.costs import read_table
+
+    try:
+        return read_table(file)
+    except ValidationError as error:
+        whys = []
+        for each in error.errors(include_url=False):
+            where = ".".join(map(str, each["loc"])) or str(file)
+            whys.append(f"{where}: {each['msg'].removeprefix('Value error, ')}")
+        raise click.BadParameter("; ".join(whys), context, parameter) from error
+
+
+prices_option = click.option(
+    "--prices",
+    metavar="FILE.toml",
+    type=click.Path(path_type=Path),
+    callback=_read_prices,
+    help="What tokens cost, as `tinker-recovery prices` writes it. Default: prices= of the run's "
+    "policy.",
 )
 
 
@@ -74,6 +109,19 @@ def refuse(why: str, status: int = UNREADABLE) -> NoReturn:
     """Exit the command with an error message."""
     echo(f"Error: {why}", err=True)
     raise click.exceptions.Exit(status)
+
+
+def leave(status: int) -> NoReturn:
+    """Exit the command, also while the SDK still tries to reach a service that is gone.
+
+    It does so in a thread that cannot be stopped, and a normal exit would wait minutes for it.
+    Everything of ours has to be closed by then.
+    """
+    if any(not thread.daemon for thread in threading.enumerate()[1:]):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def no_such_run(journal: Path, name: str) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def _rows(resolved: Resolved) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "value": setting.value_in(resolved.policy),
+            "value": _plain(setting.value_in(resolved.policy)),
             "source": resolved.sources[name].kind,
             "where": resolved.sources[name].where,
             "variable": setting.variable,
@@ -109,10 +110,19 @@ def _show(resolved: Resolved, path: Path | None) -> None:
     console.print(f"\nfile: {path or 'none'}", soft_wrap=True)
 
 
+def _plain(value: object) -> object:
+    """A value as JSON has it."""
+    from tinker_recovery.costs import table_to_json
+
+    return table_to_json(value) if isinstance(value, Mapping) else value
+
+
 def _written(value: object) -> str:
     """A value as a user would write it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "(empty)"
+    if isinstance(value, Mapping):
+        return json.dumps(value)
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:.15g}" if isinstance(value, float) else str(value)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 import textwrap
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.common import echo
+from tinker_recovery.cli.common import echo, leave
 
 if TYPE_CHECKING:
     from tinker_recovery.doctor import ExamPlan, Fact, Report
@@ -98,13 +95,7 @@ def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json
 
 def _leave(status: int, text: str, facts: dict[str, object], as_json: bool) -> None:  # noqa: FBT001 - the user's own switch
     echo(json.dumps(facts) if as_json else text)
-    if any(not thread.daemon for thread in threading.enumerate()[1:]):
-        # The SDK is still trying to reach a service that is gone, in a thread that cannot be
-        # stopped, and a normal exit would wait minutes for it. Everything of ours is closed.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    leave(status)
 
 
 async def _examine(plan: ExamPlan) -> Report:

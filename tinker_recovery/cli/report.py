@@ -16,12 +16,16 @@ from tinker_recovery.cli.common import (
     journal_file,
     journal_option,
     no_such_run,
+    prices_option,
     refuse,
     service_option,
 )
 from tinker_recovery.cli.output import goes_to_stdout, write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tinker_recovery.costs import Prices
     from tinker_recovery.report import ReportFigures
 
 _EVENTS = 2000
@@ -39,9 +43,16 @@ _EVENTS = 2000
 )
 @journal_option
 @service_option
+@prices_option
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def command(
-    run: str, output: Path, journal: Path | None, service: str | None, *, as_json: bool
+    run: str,
+    output: Path,
+    journal: Path | None,
+    service: str | None,
+    prices: Mapping[str, Prices] | None,
+    *,
+    as_json: bool,
 ) -> None:
     r"""Write an HTML page about RUN: loss curve, incidents, checkpoints, figures, events.
 
@@ -59,7 +70,7 @@ def command(
     or the page cannot be written.
     """
     path = journal_file(journal)
-    figures = write_report(path, run, output, service=service)
+    figures = write_report(path, run, output, service=service, prices=prices)
     to_stdout = goes_to_stdout(output)
     if as_json:
         said = json.dumps({"run": run, "report": str(output), **asdict(figures)})
@@ -71,7 +82,12 @@ def command(
 
 
 def write_report(
-    journal: Path, name: str, output: Path, *, service: str | None = None
+    journal: Path,
+    name: str,
+    output: Path,
+    *,
+    service: str | None = None,
+    prices: Mapping[str, Prices] | None = None,
 ) -> ReportFigures:
     """Write the page, all or nothing; exits the command if it cannot."""
     from tinker_recovery.errors import JournalError
@@ -89,10 +105,10 @@ def write_report(
         ]
     except JournalError as error:
         refuse(str(error))
-    page = render(run, events, now=time.time())
+    page = render(run, events, now=time.time(), prices=prices)
     try:
         write_whole(output, page)
     except OSError as error:
         refuse(f"{output} cannot be written: {error.strerror or error}; choose another -o")
     sys.stdout.flush()
-    return figures_of(run)
+    return figures_of(run, prices=prices)

@@ -15,13 +15,18 @@ from tinker_recovery.cli.common import (
     journal_option,
     no_such_run,
     plain_console,
+    prices_option,
     refuse,
     service_option,
 )
 from tinker_recovery.cli.runs import summary
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tinker_recovery.costs import Prices
     from tinker_recovery.journal.reading import EventView, RunView
+    from tinker_recovery.report import ReportFigures
 
 
 @click.command()
@@ -35,11 +40,18 @@ if TYPE_CHECKING:
     help="How many events to show, the newest.",
 )
 @journal_option
+@prices_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    *, run: str, service: str | None, events: int, journal: Path | None, as_json: bool
+    *,
+    run: str,
+    service: str | None,
+    events: int,
+    journal: Path | None,
+    prices: Mapping[str, Prices] | None,
+    as_json: bool,
 ) -> None:
-    """Show one run: which process holds it, its attempts, incidents, checkpoints and newest events.
+    """Show one run: which process holds it, its attempts, incidents, checkpoints, cost and events.
 
     Only this machine's journal is read. The service is not asked: that a machine with a journal of
     its own trains the run is not seen here.
@@ -49,6 +61,7 @@ def command(
     """
     from tinker_recovery.errors import JournalError
     from tinker_recovery.journal.reading import read_events, read_run
+    from tinker_recovery.report import figures_of
 
     path = journal_file(journal)
     try:
@@ -58,24 +71,33 @@ def command(
         newest = read_events(path, run, limit=events) if events else []
     except JournalError as error:
         refuse(str(error))
+    figures = figures_of(view, prices=prices)
     if as_json:
         whole = {
             **summary(view),
             "attempts": [asdict(each) for each in view.attempts],
             "incidents": [asdict(each) for each in view.incidents],
             "checkpoints": [asdict(each) for each in view.checkpoints],
+            "cost": {
+                "tokens": figures.tokens,
+                "tokens_replayed": figures.tokens_replayed,
+                "usd": figures.usd,
+                "usd_replayed": figures.usd_replayed,
+                "usd_checks": figures.usd_checks,
+                "unpriced": figures.unpriced,
+            },
             "events": [asdict(each) for each in newest],
         }
         echo(json.dumps(whole))
         return
-    _show(view, newest)
+    _show(view, figures, newest)
 
 
-def _show(view: RunView, events: list[EventView]) -> None:
+def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> None:
     from rich.table import Column, Table
 
     from tinker_recovery.report import duration
-    from tinker_recovery.report.words import moment
+    from tinker_recovery.report.words import moment, tokens, usd
 
     console = plain_console()
     detail = f": {view.detail}" if view.detail else ""
@@ -119,5 +141,14 @@ def _show(view: RunView, events: list[EventView]) -> None:
     kept = [each for each in view.checkpoints if not each.gone]
     if kept:
         console.print(f"{len(kept)} checkpoints, the newest {kept[-1].path}", soft_wrap=True)
+    console.print(f"tokens: {tokens(figures.tokens)}", soft_wrap=True)
+    if figures.tokens_replayed:
+        console.print(f"of steps done again: {tokens(figures.tokens_replayed)}", soft_wrap=True)
+    if figures.usd is not None:
+        console.print(
+            f"cost: {usd(figures.usd, figures.unpriced)}; of steps done again "
+            f"{usd(figures.usd_replayed)}, of the canary {usd(figures.usd_checks)}",
+            soft_wrap=True,
+        )
     for event in events:
         console.print(f"{moment(event.time)}  {event.name}  {event.message}", soft_wrap=True)

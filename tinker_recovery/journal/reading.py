@@ -11,16 +11,17 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from tinker_recovery.costs import Prices, Tokens, table_from_json
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.run_sql import StoredRun, select_run
-from tinker_recovery.journal.schema import SCHEMA
+from tinker_recovery.journal.schema import ALL_TOKENS, WITH_RUNS, WITH_TOKENS
 
 State = Literal["training", "recovering", "stopped", "finished", "failed", "abandoned"]
 """``stopped``: interrupted or cancelled; the same command resumes it. A run whose process was
@@ -106,6 +107,24 @@ class CheckpointView:
 
 
 @dataclass(frozen=True, slots=True)
+class TokensView:
+    """The tokens that an attempt has cost.
+
+    Attributes:
+        all: All of them.
+        before: Those before each save, by its step.
+    """
+
+    all: Tokens
+    before: Mapping[int, Tokens]
+
+    def up_to(self, step: int) -> Tokens:
+        """Those before the newest save of this step or an earlier one."""
+        at = max((each for each in self.before if each <= step), default=None)
+        return Tokens() if at is None else self.before[at]
+
+
+@dataclass(frozen=True, slots=True)
 class ProgressPoint:
     """What the loop reported at a step; sampled to one a second after the first few hundred.
 
@@ -167,6 +186,7 @@ class RunView:
         incidents: Oldest first.
         checkpoints: By step.
         progress: By step; thinned out to about two thousand.
+        tokens: What was counted of each attempt, by its id.
     """
 
     id: int
@@ -188,6 +208,12 @@ class RunView:
     incidents: tuple[IncidentView, ...] = ()
     checkpoints: tuple[CheckpointView, ...] = ()
     progress: tuple[ProgressPoint, ...] = ()
+    tokens: Mapping[str, TokensView] = field(default_factory=dict)
+
+    @property
+    def prices(self) -> Mapping[str, Prices] | None:
+        """What tokens cost, as the policy it runs under says."""
+        return table_from_json(self.policy.get("prices"))
 
     @property
     def live(self) -> bool:
@@ -318,7 +344,7 @@ def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
         ) as database,
     ):
         version = check_version(database, path)
-        if version < SCHEMA:
+        if version < WITH_RUNS:
             raise JournalError(
                 f"the journal {path} has schema {version}, which holds no runs: the next training "
                 "process that uses it updates it"
@@ -379,4 +405,20 @@ def _history(database: sqlite3.Connection, run: int) -> dict[str, Any]:
             ProgressPoint(step, time, loss, json.loads(metrics))
             for step, time, loss, metrics in progress
         ),
+        "tokens": _tokens(database, run),
+    }
+
+
+def _tokens(database: sqlite3.Connection, run: int) -> dict[str, TokensView]:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version < WITH_TOKENS:
+        return {}
+    counted: dict[str, dict[int, Tokens]] = {}
+    for attempt, step, counts in database.execute(
+        "SELECT attempt, step, counts FROM tokens WHERE run = ?", (run,)
+    ):
+        counted.setdefault(attempt, {})[step] = Tokens.from_json(json.loads(counts))
+    return {
+        attempt: TokensView(before.pop(ALL_TOKENS, Tokens()), before)
+        for attempt, before in counted.items()
     }

@@ -18,12 +18,14 @@ from typing import Self, TypeVar
 import anyio
 import anyio.to_thread
 
+from tinker_recovery.costs import NO_TOKENS, Tokens
 from tinker_recovery.errors import JournalError, LeaseLost
 from tinker_recovery.journal import lease, run_sql
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.journal import Journal
 from tinker_recovery.journal.lease import HeldLease
 from tinker_recovery.journal.run_sql import RunRequest, StoredRun
+from tinker_recovery.journal.schema import ALL_TOKENS
 from tinker_recovery.journal.writer import Job, Writer
 from tinker_recovery.telemetry import RecoveryEvent, names, redact
 from tinker_recovery.telemetry.redaction import redact_value
@@ -358,8 +360,13 @@ class RunRecord:
             soon=True,
         )
 
-    def saved(self, attempt: str, path: str, step: int, *, sound: bool) -> None:
-        """Write a stored checkpoint; ``sound`` if every request before it has succeeded."""
+    def saved(
+        self, attempt: str, path: str, step: int, tokens: Tokens = NO_TOKENS, *, sound: bool
+    ) -> None:
+        """Write a stored checkpoint, and the attempt's tokens before it.
+
+        ``sound`` if every request before it has succeeded.
+        """
         now = self._recorder.wall()
 
         def write(connection: sqlite3.Connection) -> None:
@@ -377,6 +384,7 @@ class RunRecord:
                 "UPDATE runs SET step = max(step, ?), updated = ? WHERE id = ?",
                 (step if sound else 0, now, self.id),
             )
+            run_sql.note_tokens(connection, self.id, attempt, step, tokens)
 
         self.put(write, soon=True)
 
@@ -384,8 +392,13 @@ class RunRecord:
         """Whether it is time for :meth:`stepped`; cheap, since it is asked after every step."""
         return time.monotonic() - self._stepped_at >= SAMPLE_S
 
-    def stepped(self, attempt: str, step: int, *, sound: int, polled: int) -> None:
-        """Write how many steps are done, known to have succeeded, and confirmed by a poll."""
+    def stepped(
+        self, attempt: str, step: int, tokens: Tokens = NO_TOKENS, *, sound: int, polled: int
+    ) -> None:
+        """Write how many steps are done, known to have succeeded, and confirmed by a poll.
+
+        And ``tokens``, which the attempt has cost until now.
+        """
         self._stepped_at = time.monotonic()
         now, left = self._recorder.wall(), self.attempts_left()
 
@@ -400,6 +413,7 @@ class RunRecord:
                 "UPDATE runs SET step = ?, attempts_left = ?, updated = ? WHERE id = ?",
                 (step, left, now, self.id),
             )
+            run_sql.note_tokens(connection, self.id, attempt, ALL_TOKENS, tokens)
 
         self.put(write)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tinker_recovery.costs import Tokens
 from tinker_recovery.telemetry import RecoveryEvent, names
 
 POINTS = 2_000
@@ -296,6 +297,17 @@ def note_event(connection: sqlite3.Connection, run: int | None, event: RecoveryE
             f"UPDATE incidents SET {_INCIDENT_UPDATES[event.name]} "  # noqa: S608 - our own constants
             "WHERE run = :run AND ended IS NULL",
             about,
+        )
+
+
+def note_tokens(
+    connection: sqlite3.Connection, run: int, attempt: str, step: int, tokens: Tokens
+) -> None:
+    """Write the tokens of an attempt before a save of a step, or at ``ALL_TOKENS`` all of them."""
+    if tokens:
+        counts = json.dumps(tokens.to_json())
+        connection.execute(
+            "INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?)", (run, attempt, step, counts)
         )
 
 

@@ -116,11 +116,31 @@ CREATE TABLE leases (
 )
 """
 
-STEPS: Final = (_NOTES, _RUNS)
+_TOKENS = """
+CREATE TABLE tokens (
+    run INTEGER NOT NULL REFERENCES runs (id),
+    attempt TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    counts TEXT NOT NULL,
+    PRIMARY KEY (run, attempt, step)
+) WITHOUT ROWID
+"""
+
+ALL_TOKENS: Final = -1
+"""The step at which all tokens of an attempt stand; at any other, those before a save of it."""
+
+STEPS: Final = (_NOTES, _RUNS, _TOKENS)
 """The migration from version n to n + 1, at index n."""
 
 SCHEMA: Final = len(STEPS)
 """The version this package writes; a newer one is refused."""
+
+
+WITH_RUNS: Final = 2
+"""The first version that holds runs; every later one only adds tables, so it can be read."""
+
+WITH_TOKENS: Final = 3
+"""The first version that holds their tokens."""
 
 
 def upgrade(database: sqlite3.Connection, version: int) -> None:

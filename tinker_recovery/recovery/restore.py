@@ -17,6 +17,7 @@ from tinker import types
 
 from tinker_recovery.checkpoints import CheckpointRecord, Listed
 from tinker_recovery.checkpoints.canary import ASKED, Answer, answer_of
+from tinker_recovery.costs import tokens_in
 from tinker_recovery.errors import (
     LeaseLost,
     NoUsableCheckpoint,
@@ -269,6 +270,7 @@ class Restore:
 
     async def _ask(self, connection: Connection, prompt: list[types.Datum]) -> Answer:
         asking = connection.training.forward(prompt, "cross_entropy")
+        self._run.checkpoints.prompt.spent += tokens_in(prompt)
         with patiently("running the canary on a restored client", self._patience):
             return answer_of(await result_of(asking.future()))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tinker_recovery.costs import Prices, Usage, bill, usage_of
 from tinker_recovery.journal.reading import IncidentView, RunView
 from tinker_recovery.report.lineage import TreeSegment, lineage
 from tinker_recovery.telemetry.figures import AttemptFigures, goodput
@@ -31,6 +32,12 @@ class ReportFigures:
         handover_s: For each recovery, from the detection to the hand-over.
         checkpoints: Checkpoints stored, deleted ones included.
         checkpoints_deleted: The deleted ones.
+        tokens: Tokens by kind and model, the run's own being empty, as counted.
+        tokens_replayed: Those of the loop that went into steps done again.
+        usd: What all of them cost by the table of prices; None without one.
+        usd_replayed: What those done again cost.
+        usd_checks: What the canary's cost.
+        unpriced: Models with tokens, and without a price.
     """
 
     steps: int
@@ -47,6 +54,12 @@ class ReportFigures:
     handover_s: tuple[float, ...]
     checkpoints: int
     checkpoints_deleted: int
+    tokens: Mapping[str, Mapping[str, int]]
+    tokens_replayed: Mapping[str, Mapping[str, int]]
+    usd: float | None
+    usd_replayed: float | None
+    usd_checks: float | None
+    unpriced: tuple[str, ...]
 
 
 def replayed(incident: IncidentView) -> int:
@@ -56,12 +69,28 @@ def replayed(incident: IncidentView) -> int:
     return max(0, incident.step - incident.to_step)
 
 
-def figures_of(run: RunView, segments: Sequence[TreeSegment] | None = None) -> ReportFigures:
+def usage(run: RunView, segments: Sequence[TreeSegment]) -> Usage:
+    """The tokens of a run, of which those beyond the last save kept of an attempt were replayed."""
+    ids = {each.number: each.attempt for each in run.attempts}
+    counted = [(each, run.tokens.get(ids[each.number])) for each in segments]
+    return usage_of(
+        (tokens.all, tokens.all if each is segments[-1] else tokens.up_to(each.kept_to))
+        for each, tokens in counted
+        if tokens is not None
+    )
+
+
+def figures_of(
+    run: RunView,
+    segments: Sequence[TreeSegment] | None = None,
+    prices: Mapping[str, Prices] | None = None,
+) -> ReportFigures:
     """The figures of a run with its history, as ``journal.reading.read_run`` returns it.
 
     Args:
         run: The run.
         segments: Its :func:`~tinker_recovery.report.lineage.lineage`, if known already.
+        prices: What tokens cost; by default what the run's policy says.
     """
     segments = lineage(run) if segments is None else segments
     stretches = [
@@ -80,6 +109,11 @@ def figures_of(run: RunView, segments: Sequence[TreeSegment] | None = None) -> R
         for incident in run.incidents
         if incident.outcome == "recovered" and incident.ended is not None
     )
+    spent, prices = usage(run, segments), run.prices if prices is None else prices
+    model = str(run.origin.get("base_model") or "")
+    parts = spent.tokens, spent.replayed, spent.tokens.only("checked")
+    bills = [None if prices is None else bill(each, prices, model) for each in parts]
+    usd, usd_replayed, usd_checks = (None if each is None else each.usd for each in bills)
     return ReportFigures(
         steps=run.step,
         attempts=len(run.attempts),
@@ -98,4 +132,10 @@ def figures_of(run: RunView, segments: Sequence[TreeSegment] | None = None) -> R
         handover_s=handover_s,
         checkpoints=len(run.checkpoints),
         checkpoints_deleted=sum(each.gone for each in run.checkpoints),
+        tokens=spent.tokens.to_json(),
+        tokens_replayed=spent.replayed.to_json(),
+        usd=usd,
+        usd_replayed=usd_replayed,
+        usd_checks=usd_checks,
+        unpriced=() if bills[0] is None else bills[0].unpriced,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from tinker_recovery.costs import Prices
 from tinker_recovery.journal.reading import EventView, RunView
 from tinker_recovery.report.curve import loss_section
 from tinker_recovery.report.figures import ReportFigures, figures_of
@@ -15,7 +16,7 @@ from tinker_recovery.report.looks import SCRIPT, STYLE
 from tinker_recovery.report.tables import folded, table
 from tinker_recovery.report.timeline import timeline_section
 from tinker_recovery.report.tree import tree_section
-from tinker_recovery.report.words import duration, event_in_words, moment, number
+from tinker_recovery.report.words import duration, event_in_words, moment, number, tokens, usd
 
 _OPEN_EVENTS = 40
 """Events that are shown; older ones are folded."""
@@ -29,16 +30,23 @@ _TONES = {
 }
 
 
-def render(run: RunView, events: Sequence[EventView], *, now: float) -> str:
+def render(
+    run: RunView,
+    events: Sequence[EventView],
+    *,
+    now: float,
+    prices: Mapping[str, Prices] | None = None,
+) -> str:
     """A run as one page of HTML that loads nothing.
 
     Args:
         run: The run with its history, as ``journal.reading.read_run`` returns it.
         events: Its events, oldest first.
         now: When they were read, in seconds since the epoch.
+        prices: What tokens cost; by default what the run's policy says.
     """
     segments = lineage(run)
-    figures = figures_of(run, segments)
+    figures = figures_of(run, segments, prices)
     # If anything got past the escaping, it could still neither run nor contact another site.
     policy = (
         f"default-src 'none'; style-src '{_digest(STYLE)}'; script-src '{_digest(SCRIPT)}'; "
@@ -115,6 +123,7 @@ def _tiles(figures: ReportFigures) -> Markup:
         ("steps done again", number(figures.replayed_steps)),
         ("time lost", duration(figures.lost_s)),
         ("goodput", _share(figures.goodput)),
+        *([] if figures.usd is None else [("cost", usd(figures.usd))]),
     )
     return tag(
         "dl",
@@ -142,6 +151,11 @@ def _figures(figures: ReportFigures) -> Markup:
         ("time in steps done again", duration(figures.replaying_s)),
         ("time lost: in no step of the run's weights", duration(figures.lost_s)),
         ("goodput: the share of the time not lost", _share(figures.goodput)),
+        ("tokens", tokens(figures.tokens)),
+        ("tokens in steps done again", tokens(figures.tokens_replayed)),
+        ("cost", usd(figures.usd, figures.unpriced)),
+        ("cost of steps done again", usd(figures.usd_replayed)),
+        ("cost of the canary", usd(figures.usd_checks)),
         ("checkpoints kept", number(kept)),
         ("checkpoints deleted", number(figures.checkpoints_deleted)),
     ]

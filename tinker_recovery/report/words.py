@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tinker_recovery.costs import Kind
 from tinker_recovery.telemetry import names, redact
 from tinker_recovery.telemetry.text import as_text
 
@@ -81,3 +82,34 @@ def event_in_words(name: str, message: str, fields: Mapping[str, Any]) -> str:
     if isinstance(path, str) and path:
         message = message.replace(path, checkpoint_name(path))
     return plain(message) or plain(name)
+
+
+_KINDS: Mapping[Kind, str] = {
+    "trained": "trained",
+    "prompt": "read in prompts",
+    "cached": "of prompts read before",
+    "sampled": "sampled",
+    "checked": "for the canary",
+}
+
+
+def tokens(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Numbers of tokens by kind and model, the run's own being empty; ``-`` for none."""
+    return (
+        ", ".join(
+            f"{amount:,} {words}{f' ({model})' if model else ''}"
+            for kind, words in _KINDS.items()
+            for model, amount in counts.get(kind, {}).items()
+        )
+        or "-"
+    )
+
+
+def usd(value: float | None, unpriced: Sequence[str] = ()) -> str:
+    """An amount of money, and the models that it leaves out; ``-`` without a table of prices."""
+    if value is None:
+        return "-"
+    left_out = ", ".join(name or "the run's own model" for name in unpriced)
+    return f"{value:,.{2 if value >= 1 else 4}f} USD" + (
+        f", without {left_out}: no price" if left_out else ""
+    )

@@ -64,7 +64,7 @@ class RunJournal:
     def stored(self, attempt: AttemptScope, step: int, path: str, *, sound: bool) -> None:
         """A checkpoint is stored."""
         sound = sound and step <= self._run.rollbacks.sound_to
-        self._record.saved(attempt.id, path, step, sound=sound)
+        self._record.saved(attempt.id, path, step, attempt.client.meter.up_to(step), sound=sound)
 
     def step_done(self, attempt: AttemptScope) -> None:
         """An optimizer step is complete; written now and then. From the SDK's thread."""
@@ -84,6 +84,7 @@ class RunJournal:
         self._record.stepped(
             attempt.id,
             int(min(attempt.client.step, attempt.client.first_doubtful_step)),
+            attempt.client.meter.read(),
             sound=attempt.sound_step,
             polled=self._run.rollbacks.polled_step,
         )

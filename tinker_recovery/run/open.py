@@ -18,6 +18,7 @@ import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
+from tinker_recovery.costs import table_to_json
 from tinker_recovery.errors import RunFinished, StatusRefused, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
 from tinker_recovery.policy import RecoveryPolicy
@@ -320,6 +321,7 @@ def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:
         if policy.checkpoints.schedule is None
         else None,
         "ttl_s": policy.checkpoints.ttl_s,
+        "prices": None if policy.prices is None else table_to_json(policy.prices),
     }
 
 

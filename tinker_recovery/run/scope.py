@@ -95,10 +95,6 @@ class AttemptScope:
         self.blocking = False
         """Whether the body runs in a thread, which only its client can end."""
         self.hooks = AttemptHooks(self)
-        self.sampling = Sampling(
-            self.hooks, renews=run.policy.enabled, monotonic=run.clock.monotonic
-        )
-        """Its sampling clients and their requests."""
         self.made_once: dict[str, object] = {}
         """What it was given of what its run has made once, by key."""
         self.recall = AttemptRecall(self)
@@ -116,6 +112,13 @@ class AttemptScope:
             stopping=lambda: run.signals.requested,
             monotonic=run.clock.monotonic,
         )
+        self.sampling = Sampling(
+            self.hooks,
+            meter=self.client.meter,
+            renews=run.policy.enabled,
+            monotonic=run.clock.monotonic,
+        )
+        """Its sampling clients and their requests."""
         self.refusal = MetadataRefusal(self)
         """Whether the service refuses the metadata of its saves."""
         self._scope = anyio.CancelScope()

@@ -80,9 +80,9 @@ class SupervisedRun:
         self.given_name = record.given_name
         """The name, if the user gave it and the run is to be found again by it."""
         self.lineage, self.lease = record.lineage, record.lease
-        self.telemetry = RunTelemetry(name, self.lineage, self.clock.monotonic)
         self.origin = opened.plan.origin
         """How to start over; None for an adopted client."""
+        self.telemetry = RunTelemetry(name, self.lineage, self.clock.monotonic, self.policy.prices)
         self.root = opened.root
         """The checkpoint the user started it from, if they did."""
         self.start_step = opened.start_step
@@ -175,7 +175,7 @@ class SupervisedRun:
         Raises:
             Exception: What the service answered, where that is not to be recovered from.
         """
-        self.telemetry.started(self.start_step)
+        self.telemetry.started(self.start_step, getattr(self.origin, "base_model", ""))
         adopted, snapshot = self._opened.plan.adopted, self.snapshot
         # An adopted client that was never saved cannot be remade, and the same code made another.
         if snapshot is not None and (
@@ -255,9 +255,8 @@ class SupervisedRun:
     def _start_failed(self, error: BaseException) -> bool:
         """The first client could not be created; whether that is a fault to recover from."""
         rule = judge(error, SeenIn.CREATE, self.policy.retryable_errors)
-        if rule is None or rule.verdict is Verdict.GIVE_UP:
-            return False
-        if not self.policy.enabled or self.origin is None:
+        recovers = self.policy.enabled and self.origin is not None
+        if rule is None or rule.verdict is Verdict.GIVE_UP or not recovers:
             return False
         self.report_fault(Fault(self.name, 0, "", rule, DetectedBy.START, self.start_step, error))
         return True
@@ -294,7 +293,8 @@ class SupervisedRun:
 
     def _join(self, attempt: AttemptScope) -> None:
         self.attempts.append(attempt)
-        self.telemetry.segment_began(attempt.segment, attempt.number, attempt.saver.steps_done)
+        done, meter = attempt.saver.steps_done, attempt.client.meter
+        self.telemetry.segment_began(attempt.segment, attempt.number, done, meter)
 
     # What its attempts ask and report
 

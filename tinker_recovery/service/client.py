@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tinker
 from tinker import types
 from tinker.lib.public_interfaces.api_future import APIFuture
-from tinker.types import RequestErrorCategory
 
 from tinker_recovery.checkpoints.canary import ASKED
 from tinker_recovery.checkpoints.prompt import CanaryPrompt, tokens_of
+from tinker_recovery.costs import Meter, tokens_in
 from tinker_recovery.forks import HomeProcess
 from tinker_recovery.service.base import SaveRequest
+from tinker_recovery.service.doubts import Doubts
 from tinker_recovery.service.future import SupervisedFuture, is_settled, succeeded
 from tinker_recovery.service.iteration import Iterations
 from tinker_recovery.service.queue_state import watch_queue_state
@@ -78,6 +79,9 @@ class SupervisedClient(PassedOn):
         self._hooks = hooks
         self._iterations = Iterations(start_step, updates_per_step)
         self._canary = CanaryPrompt(None) if canary is None else canary
+        self.meter = Meter()
+        """The tokens its attempt has cost."""
+        self.meter.add("checked", self._canary.take_spent())
         self._guard_loss = guard_loss
         self._stopping = stopping
         self._home = HomeProcess()
@@ -86,8 +90,7 @@ class SupervisedClient(PassedOn):
         self._retired: str | None = None
         self._monotonic = monotonic
         self._progress_at = self._trained_at = monotonic()
-        self._doubts: list[tuple[int, BaseException | None]] = []
-        self._seen: list[BaseException] = []
+        self._doubts = Doubts()
         self._forwards_open: set[int] = set()
         self._own_saves: dict[Future[Any], str] = {}
         self._last_update: Future[Any] = Future()
@@ -145,7 +148,7 @@ class SupervisedClient(PassedOn):
         """
         # In this order: a failed request is among the doubts before it ceases to be open.
         oldest = self.oldest_open_step
-        failed = min((step for step, _ in list(self._doubts)), default=math.inf)
+        failed = self._doubts.first_step
         return failed if oldest is None else min(failed, oldest)
 
     @property
@@ -163,11 +166,7 @@ class SupervisedClient(PassedOn):
     @property
     def unseen_errors(self) -> list[BaseException]:
         """Errors of the loop's requests that no wait has raised yet."""
-        return [
-            error
-            for _, error in list(self._doubts)
-            if error is not None and not any(error is seen for seen in self._seen)
-        ]
+        return self._doubts.unseen
 
     @property
     def reported_step(self) -> int:
@@ -180,16 +179,6 @@ class SupervisedClient(PassedOn):
         if oldest is None:
             return self.step - 1
         return oldest - 1 if oldest in self._forwards_open else oldest
-
-    def _has_seen(self, error: BaseException) -> None:
-        """Note that a wait has raised this error: the loop knows of it, and decides."""
-        self._seen.append(error)
-        if (
-            isinstance(error, tinker.RequestFailedError)
-            and error.category is RequestErrorCategory.User
-        ):
-            # The request itself was invalid. A loop that continues after that does so knowingly.
-            self._doubts = [doubt for doubt in self._doubts if doubt[1] is not error]
 
     def silent_s(self) -> float | None:
         """Seconds without progress while requests are open; None when idle.
@@ -270,6 +259,7 @@ class SupervisedClient(PassedOn):
         saving = self._training.save_state(
             request.name, ttl_seconds=request.ttl_s, user_metadata=request.metadata
         )
+        self.meter.mark(self.step)
         self._watch(SAVE, saving, None, functools.partial(self._save_ended, self.step))
         # Directly behind the save, so on exactly these weights.
         self._submit_canary(record=True)
@@ -313,6 +303,7 @@ class SupervisedClient(PassedOn):
         if record and self._iterations.inside:
             return None  # there is no step that these weights are of
         running = self._training.forward(self._canary.batch, "cross_entropy")
+        self.meter.add("checked", tokens_in(self._canary.batch))
         step = self._iterations.begun
         # A run that is to examine the weights must not define what they should answer.
         ended = functools.partial(self._canary_ended, step) if record else None
@@ -344,6 +335,7 @@ class SupervisedClient(PassedOn):
         loss_fn_config: Mapping[str, float | str] | None = None,
     ) -> APIFuture[types.ForwardBackwardOutput]:
         """Submit a forward and backward pass."""
+        data = list(data)  # it is read more than once, and may be an iterator
         submit = self._training.forward_backward
         return self._pass(
             "forward_backward", data, functools.partial(submit, data, loss_fn, loss_fn_config)
@@ -353,8 +345,12 @@ class SupervisedClient(PassedOn):
         self, data: list[types.Datum], loss_fn: Any, **options: Any
     ) -> APIFuture[types.ForwardBackwardOutput]:
         """Submit a pass with a loss of the user's own; what that raises is not a fault."""
+        data = list(data)
         submit = self._training.forward_backward_custom
-        return self._pass(CUSTOM_LOSS, data, functools.partial(submit, data, loss_fn, **options))
+        watched = self._pass(CUSTOM_LOSS, data, functools.partial(submit, data, loss_fn, **options))
+        if getattr(loss_fn, "loss_id", None) is None:
+            self.meter.add("trained", tokens_in(data))  # the SDK makes a second pass
+        return watched
 
     def _pass(
         self,
@@ -368,7 +364,9 @@ class SupervisedClient(PassedOn):
             self._iterations.passed()
             step = self.step
         ended = functools.partial(self._check_loss, step) if self._guard_loss else None
-        return self._watch(operation, submit(), step, ended)
+        watched = self._watch(operation, submit(), step, ended)
+        self.meter.add("trained", tokens_in(data))
+        return watched
 
     def save_state(
         self,
@@ -386,6 +384,8 @@ class SupervisedClient(PassedOn):
             step = None if self._iterations.inside else self.step
             metadata = self._hooks.user_metadata(step, user_metadata)
             future = self._training.save_state(name, ttl_seconds, overwrite, metadata)
+            if step is not None:
+                self.meter.mark(step)
             open_saves = self._own_saves.items()
             self._own_saves = {each: at for each, at in open_saves if not is_settled(each)}
             self._own_saves[future.future()] = name
@@ -410,7 +410,7 @@ class SupervisedClient(PassedOn):
         if step is not None and operation != "optim_step":
             self._forwards_open.add(step)
         plain.add_done_callback(functools.partial(self._request_ended, operation, step, ended))
-        return SupervisedFuture(plain, self._is_over, self._has_seen)
+        return SupervisedFuture(plain, self._is_over, self._doubts.has_seen)
 
     def _is_over(self) -> bool:
         # A request cancelled while stopping would leave a gap that blocks the last save.
@@ -432,7 +432,7 @@ class SupervisedClient(PassedOn):
             if operation != "optim_step":
                 self._forwards_open.discard(step)
             if not succeeded(future):
-                self._doubts.append((step, error))
+                self._doubts.add(step, error)
         if ended is not None:
             ended(future)
         if future.cancelled():

@@ -15,6 +15,7 @@ import tinker
 from tinker import types
 from tinker.lib.public_interfaces.api_future import APIFuture
 
+from tinker_recovery.costs import length_of
 from tinker_recovery.errors import NotSupervised
 from tinker_recovery.service.future import succeeded
 from tinker_recovery.service.queue_state import watch_sampler
@@ -109,11 +110,34 @@ class SupervisedSampler(tinker.SamplingClient):
 
     def sample(self, *args: Any, **kwargs: Any) -> APIFuture[types.SampleResponse]:
         """As the SDK's."""
-        return self._sampling.submit(self, lambda client: client.sample(*args, **kwargs))
+        answer = self._sampling.submit(self, lambda client: client.sample(*args, **kwargs))
+        prompt = length_of(args[0] if args else kwargs["prompt"])
+        answer.add_done_callback(functools.partial(self._count_samples, prompt))
+        return answer
 
     def compute_logprobs(self, *args: Any, **kwargs: Any) -> APIFuture[list[float | None]]:
         """As the SDK's."""
-        return self._sampling.submit(self, lambda client: client.compute_logprobs(*args, **kwargs))
+        answer = self._sampling.submit(
+            self, lambda client: client.compute_logprobs(*args, **kwargs)
+        )
+        answer.add_done_callback(self._count_logprobs)
+        return answer
+
+    def _count_samples(self, prompt: int, answer: Future[types.SampleResponse]) -> None:
+        if succeeded(answer):
+            response, model = answer.result(), self.source.base_model or ""
+            meter, samples = self._sampling.meter, response.sequences
+            # The prompt is read once; for each further sample, the service has it at hand.
+            hits = response.prompt_cache_hit_tokens
+            meter.add("prompt", prompt - hits, model)
+            meter.add("cached", hits + prompt * (len(samples) - 1), model)
+            meter.add("sampled", sum(len(each.tokens) for each in samples), model)
+
+    def _count_logprobs(self, answer: Future[list[float | None]]) -> None:
+        if succeeded(answer):
+            meter, model = self._sampling.meter, self.source.base_model or ""
+            meter.add("prompt", len(answer.result()), model)
+            meter.add("sampled", 1, model)  # the SDK samples a token to get at them
 
     async def sample_async(self, *args: Any, **kwargs: Any) -> types.SampleResponse:
         """As the SDK's, deprecated by it."""

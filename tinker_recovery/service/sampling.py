@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import tinker
 from tinker.lib.public_interfaces.api_future import APIFuture
 
+from tinker_recovery.costs import Meter
 from tinker_recovery.errors import StaleAttempt
 from tinker_recovery.forks import HomeProcess
 from tinker_recovery.service.queue_state import is_held_back
@@ -90,6 +91,7 @@ class Sampling:
 
     Args:
         hooks: What it asks and reports.
+        meter: Counts what is sampled.
         renews: Whether a request is sent again to a fresh sampler.
         monotonic: The clock that silence is measured by.
     """
@@ -98,9 +100,12 @@ class Sampling:
         self,
         hooks: SamplingHooks,
         *,
+        meter: Meter | None = None,
         renews: bool = True,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.meter = Meter() if meter is None else meter
+        """Counts what is sampled."""
         self._hooks = hooks
         self._renews = renews
         self._monotonic = monotonic

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import tinker
+from tinker import types
 from tinker.lib.public_interfaces.api_future import APIFuture
 
+from tinker_recovery.costs import Meter, tokens_in
 from tinker_recovery.errors import NotSupervised, StaleAttempt
 from tinker_recovery.service.future import is_client_too
 from tinker_recovery.service.iteration import Iterations
@@ -35,6 +37,7 @@ class PassedOn(_Base):
     _home: HomeProcess
     _turn: threading.Lock
     _iterations: Iterations
+    meter: Meter
     _retired: str | None
     first_call_at: float | None
 
@@ -69,6 +72,19 @@ class PassedOn(_Base):
             )
         if self.first_call_at is None:
             self.first_call_at = time.monotonic()
+
+    def forward(
+        self,
+        data: list[types.Datum],
+        loss_fn: types.LossFnType,
+        loss_fn_config: Mapping[str, float | str] | None = None,
+    ) -> APIFuture[types.ForwardBackwardOutput]:
+        """Submit a forward pass, which changes no weights."""
+        self._check_live()
+        data = list(data)
+        running = self._training.forward(data, loss_fn, loss_fn_config)
+        self.meter.add("trained", tokens_in(data))
+        return self._watch("forward", running, None)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,4 +1,4 @@
-"""The figures of a run: steps done, steps replayed, and goodput. Without OpenTelemetry.
+"""The figures of a run: steps done, steps replayed, goodput, and tokens. Without OpenTelemetry.
 
 They are computed when read, so the loop pays nothing for them.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from tinker_recovery.costs import Meter, PriceTable, Tokens, Usage, usage_of
 
 
 @dataclass(slots=True)
@@ -20,17 +22,25 @@ class AttemptFigures:
         done: Optimizer steps it completed.
         kept_to: The step that a later attempt rewound the run to; infinite if none did.
         busy_s: Seconds it trained.
+        meter: Counts its tokens.
     """
 
     start_step: int
     done: int
     kept_to: float
     busy_s: float
+    meter: Meter = field(default_factory=Meter)
 
     @property
     def kept(self) -> int:
         """How many of its steps are in the run's weights."""
         return int(max(0, min(self.start_step + self.done, self.kept_to) - self.start_step))
+
+    @property
+    def tokens(self) -> tuple[Tokens, Tokens]:
+        """All its tokens, and those that went into the steps kept."""
+        tokens = self.meter.read()
+        return tokens, tokens if math.isinf(self.kept_to) else self.meter.up_to(self.kept_to)
 
     @property
     def useful_s(self) -> float:
@@ -56,17 +66,27 @@ class Figures:
         done: Optimizer steps completed, in all attempts.
         replayed: Those of them that had to be done again.
         goodput: See :func:`goodput`.
+        usage: Their tokens.
+        model: The run's own base model; empty if it is not known.
+        prices: What tokens cost.
     """
 
     done: int
     replayed: int
     goodput: float | None
+    usage: Usage
+    model: str
+    prices: PriceTable | None
 
 
 class RunFigures:
     """Keeps the times and steps of one run. Updated in the event loop, readable from any thread."""
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    def __init__(self, monotonic: Callable[[], float], prices: PriceTable | None = None) -> None:
+        self.model = ""
+        """The run's own base model; empty if it is not known."""
+        self._prices = prices
+        self._meter = Meter()
         self._monotonic = monotonic
         self._began = monotonic()
         self._ended: float | None = None
@@ -77,13 +97,22 @@ class RunFigures:
         self._busy_s = 0.0
         self._lock = threading.Lock()
 
-    def segment_began(self, start_step: int, done: Callable[[], int]) -> None:
-        """An attempt starts training at this step; ``done`` returns its completed steps."""
+    def segment_began(
+        self, start_step: int, done: Callable[[], int], meter: Meter | None = None
+    ) -> None:
+        """An attempt starts training at this step.
+
+        Args:
+            start_step: The step.
+            done: Returns its completed steps.
+            meter: Counts its tokens.
+        """
         with self._lock:
             self._close()
             for attempt in self._past:
                 attempt.kept_to = min(attempt.kept_to, start_step)
             self._start_step, self._done = start_step, done
+            self._meter = Meter() if meter is None else meter
             self._since, self._busy_s = self._monotonic(), 0.0
 
     def stopped(self) -> None:
@@ -104,13 +133,15 @@ class RunFigures:
         current = self._current()
         if current is not None:
             self._past.append(current)
-        self._done = lambda: 0
+        self._done, self._meter = (lambda: 0), Meter()
 
     def _current(self) -> AttemptFigures | None:
         done = self._done()
         running_s = 0.0 if self._since is None else self._monotonic() - self._since
         busy_s = self._busy_s + running_s
-        return AttemptFigures(self._start_step, done, math.inf, busy_s) if done else None
+        if not done and not self._meter.read():
+            return None
+        return AttemptFigures(self._start_step, done, math.inf, busy_s, self._meter)
 
     def read(self) -> Figures:
         """The figures as they are now."""
@@ -120,4 +151,6 @@ class RunFigures:
             elapsed_s = (self._monotonic() if self._ended is None else self._ended) - self._began
             done = sum(each.done for each in attempts)
             kept = sum(each.kept for each in attempts)
-            return Figures(done, done - kept, goodput(attempts, elapsed_s))
+            usage = usage_of(each.tokens for each in attempts)
+            good = goodput(attempts, elapsed_s)
+            return Figures(done, done - kept, good, usage, self.model, self._prices)

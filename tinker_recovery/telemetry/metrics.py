@@ -9,6 +9,8 @@ from the run when metrics are collected.
 | tinker_recovery.recovery.attempt | {attempt} | outcome, error.type |
 | tinker_recovery.detection.lag | s | fault.kind, fault.detected_by |
 | tinker_recovery.step.done, .replayed | {step} | run.name |
+| tinker_recovery.token.used, .replayed | {token} | run.name, token.kind, base_model |
+| tinker_recovery.run.cost | {usd} | run.name |
 | tinker_recovery.checkpoint.save.duration | s | |
 | tinker_recovery.checkpoint.save.error | {error} | error.type |
 | tinker_recovery.checkpoint.kept | {checkpoint} | run.name |
@@ -31,6 +33,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
 from opentelemetry.util.types import AttributeValue
 
+from tinker_recovery.costs import Tokens, Usage, bill
 from tinker_recovery.telemetry import names
 from tinker_recovery.telemetry.figures import Figures, RunFigures
 from tinker_recovery.telemetry.record import RecoveryEvent
@@ -41,6 +44,9 @@ RECOVERY_ATTEMPT = "tinker_recovery.recovery.attempt"
 DETECTION_LAG = "tinker_recovery.detection.lag"
 STEP_DONE = "tinker_recovery.step.done"
 STEP_REPLAYED = "tinker_recovery.step.replayed"
+USAGE = "tinker_recovery.token.used"
+USAGE_REPLAYED = "tinker_recovery.token.replayed"
+RUN_COST = "tinker_recovery.run.cost"
 SAVE_DURATION = "tinker_recovery.checkpoint.save.duration"
 SAVE_ERROR = "tinker_recovery.checkpoint.save.error"
 CHECKPOINT_KEPT = "tinker_recovery.checkpoint.kept"
@@ -106,6 +112,28 @@ def _sum(pick: Callable[[Figures], int]) -> Callable[[CallbackOptions], Iterable
     return observe
 
 
+def _tokens(pick: Callable[[Usage], Tokens]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        sums: dict[tuple[str, str, str], int] = defaultdict(int)
+        for name, figures in RUNS.read():
+            for (kind, model), number in pick(figures.usage).counts.items():
+                sums[name, kind, model or figures.model] += number
+        return [
+            Observation(number, {names.RUN: name, names.USAGE_KIND: kind, names.BASE_MODEL: model})
+            for (name, kind, model), number in sums.items()
+        ]
+
+    return observe
+
+
+def _cost(_: CallbackOptions) -> Iterable[Observation]:
+    sums: dict[str, float] = defaultdict(float)
+    for name, figures in RUNS.read():
+        if figures.prices is not None:
+            sums[name] += bill(figures.usage.tokens, figures.prices, figures.model).usd
+    return [Observation(value, {names.RUN: name}) for name, value in sums.items()]
+
+
 def _active(_: CallbackOptions) -> Iterable[Observation]:
     return [Observation(RUNS.active())]
 
@@ -161,6 +189,21 @@ class _Instruments:
             [_sum(lambda run: run.replayed)],
             unit="{step}",
             description="Optimizer steps completed that had to be done again.",
+        )
+        meter.create_observable_counter(
+            USAGE,
+            [_tokens(lambda usage: usage.tokens)],
+            unit="{token}",
+            description="Tokens trained, sampled and used for checks.",
+        )
+        meter.create_observable_counter(
+            USAGE_REPLAYED,
+            [_tokens(lambda usage: usage.replayed)],
+            unit="{token}",
+            description="Tokens in steps that had to be done again.",
+        )
+        meter.create_observable_counter(
+            RUN_COST, [_cost], unit="{usd}", description="Cost of the tokens that have a price."
         )
         meter.create_observable_up_down_counter(
             RUN_ACTIVE, [_active], unit="{run}", description="Runs under way."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span, SpanContext
 
+from tinker_recovery.costs import Meter, PriceTable
 from tinker_recovery.telemetry import metrics, names
 from tinker_recovery.telemetry.figures import RunFigures
 from tinker_recovery.telemetry.spans import Attributes, caller, mark, new_trace
@@ -23,9 +24,15 @@ if TYPE_CHECKING:
 class RunTelemetry:
     """Emits the spans of one run, keeps those that later ones link to, and keeps its figures."""
 
-    def __init__(self, name: str, lineage: str, monotonic: Callable[[], float]) -> None:
-        self.figures = RunFigures(monotonic)
-        """Steps and goodput."""
+    def __init__(
+        self,
+        name: str,
+        lineage: str,
+        monotonic: Callable[[], float],
+        prices: PriceTable | None = None,
+    ) -> None:
+        self.figures = RunFigures(monotonic, prices)
+        """Steps, goodput and tokens."""
         self._name = name
         self._run: Attributes = {names.RUN: name, names.LINEAGE: lineage}
         self._start: SpanContext = INVALID_SPAN_CONTEXT
@@ -33,8 +40,12 @@ class RunTelemetry:
         self._recovery: SpanContext = INVALID_SPAN_CONTEXT
         self._ended = False
 
-    def started(self, step: int) -> None:
-        """The run starts at this step; call it where the user's own span is current."""
+    def started(self, step: int, model: str = "") -> None:
+        """The run starts at this step; call it where the user's own span is current.
+
+        ``model`` is its base model, and empty if it is not known.
+        """
+        self.figures.model = model
         metrics.RUNS.add(self._name, self.figures)
         self._start = mark(
             names.SPAN_RUN_START,
@@ -42,9 +53,14 @@ class RunTelemetry:
             related=[(names.LINK_CALLER, caller())],
         )
 
-    def segment_began(self, segment: Segment, number: int, done: Callable[[], int]) -> None:
-        """An attempt begins on a client of its own; ``done`` returns its completed steps."""
-        self.figures.segment_began(segment.start_step, done)
+    def segment_began(
+        self, segment: Segment, number: int, done: Callable[[], int], meter: Meter | None = None
+    ) -> None:
+        """An attempt begins on a client of its own.
+
+        ``done`` returns its completed steps, and ``meter`` counts its tokens.
+        """
+        self.figures.segment_began(segment.start_step, done, meter)
         parent = {} if segment.parent is None else {names.CHECKPOINT_PATH: segment.parent}
         self._segment = mark(
             names.SPAN_SEGMENT,
