@@ -19,6 +19,41 @@ from tinker_recovery.service.sampler import SupervisedService
 _F = TypeVar("_F")
 
 
+class Iteration:
+    """See :meth:`Attempt.iteration`; to be entered once."""
+
+    __slots__ = ("_client",)
+
+    def __init__(self, client: SupervisedClient) -> None:
+        self._client = client
+
+    def __enter__(self) -> Self:
+        self._client.begin_iteration()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._client.end_iteration()
+        else:
+            self._client.leave_iteration()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(exc_type, error, traceback)
+
+
 class Attempt:
     """One try at the loop: a client, the step it starts from, and the scope that a fault ends.
 
@@ -190,6 +225,21 @@ class Attempt:
         the one to come.
         """
         self._scope.end_epoch()
+
+    def iteration(self) -> Iteration:
+        """A block that is one step, whatever number of optimizer steps it has.
+
+        ``async with attempt.iteration():`` around an iteration of the loop, or ``with`` in a loop
+        that blocks; where the number is always the same, ``updates_per_step=`` says so once. No
+        checkpoint lies inside, so a recovery never begins there. A block without an optimizer step
+        counts as a step left out. One that an exception leaves is not counted, and the attempt's
+        body has to end with that exception if it had trained.
+
+        Raises:
+            UsageError: On entering: another one is under way.
+            StaleAttempt: On entering: the attempt is over.
+        """
+        return Iteration(self._scope.client)
 
     def skip(self, step: int) -> bool:
         """Whether the loop has to leave this step out, by ``on_repeated_fault="skip_step"``.

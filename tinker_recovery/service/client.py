@@ -22,9 +22,9 @@ from tinker_recovery.forks import HomeProcess
 from tinker_recovery.service.base import SaveRequest
 from tinker_recovery.service.doubts import Doubts
 from tinker_recovery.service.future import SupervisedFuture, is_settled, succeeded
+from tinker_recovery.service.iterating import Iterating
 from tinker_recovery.service.iteration import Iterations
 from tinker_recovery.service.queue_state import watch_queue_state
-from tinker_recovery.service.surface import PassedOn
 from tinker_recovery.service.waiting import ended as until_ended
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ SAVE = "save_state"
 """A request whose result may fail without anything being wrong with the training."""
 
 
-class SupervisedClient(PassedOn):
+class SupervisedClient(Iterating):
     """A TrainingClient that counts.
 
     It has every method of ``tinker.TrainingClient``, and ``isinstance`` takes it for one; those not
@@ -211,28 +211,6 @@ class SupervisedClient(PassedOn):
             else:
                 self._hooks.update_submitted()
         return watched
-
-    def skip_step(self) -> None:
-        """Count a step that the loop skips, so that the loop and the count agree.
-
-        Raises:
-            UsageError: It was asked inside an iteration, too late to skip it.
-        """
-        with self._lock:
-            self._check_live()
-            self._iterations.check_whole("skip_step() was asked")
-            self._queue_if_due()
-            self._hooks.step_submitted(*self._iterations.ended())
-
-    def end_iteration(self) -> None:
-        """End the iteration under way behind fewer optimizer steps than ``updates_per_step``.
-
-        Does nothing between two iterations, and once the attempt is over.
-        """
-        with self._lock:
-            if self._iterations.inside and self._retired is None:
-                self._last_update.add_done_callback(self._step_ended)
-                self._hooks.iteration_ended(*self._iterations.ended())
 
     def _queue_if_due(self) -> None:
         # Right before the next training request: by now the loop has set what belongs to the step.

@@ -23,6 +23,8 @@ class Iterations:
         self.updates_per_step = updates_per_step
         self.updates = 0
         """Optimizer steps of the iteration under way."""
+        self.open = False
+        """Whether the loop has begun an iteration whose end it names itself."""
         self.weights = 0
         """Optimizer steps counted in all, which tells the weights of one from those of another."""
         self._passes = 0
@@ -40,9 +42,25 @@ class Iterations:
     @property
     def where(self) -> str:
         """Where inside an iteration it is, in words."""
-        return (
-            f"after {self.updates} of {self.updates_per_step} optimizer steps of step {self.step}"
-        )
+        of = "" if self.open else f" of {self.updates_per_step}"
+        return f"after {self.updates}{of} optimizer steps of step {self.step}"
+
+    def begin(self) -> None:
+        """The loop names the end of the next iteration itself.
+
+        Raises:
+            UsageError: One is under way.
+        """
+        if self.inside or self.open:
+            raise UsageError(
+                f"iteration() was begun {self.where}: that one is not over. If an exception has "
+                "left it, let that end the attempt's body, so that the step is done again"
+            )
+        self.open = True
+
+    def leave(self) -> None:
+        """An exception leaves the iteration; it stays under way if it has optimizer steps."""
+        self.open = self.open and self.inside
 
     def check_whole(self, what: str) -> None:
         """Raise UsageError inside an iteration; ``what`` begins its text."""
@@ -60,7 +78,7 @@ class Iterations:
         """An optimizer step was submitted; whether its iteration is whole with it."""
         self.updates += 1
         self.weights += 1
-        return self.updates == self.updates_per_step
+        return not self.open and self.updates == self.updates_per_step
 
     def ended(self) -> tuple[int, float | None]:
         """The iteration is over: the new step, and the passes of each of its optimizer steps.
@@ -70,4 +88,5 @@ class Iterations:
         passes = self._passes / self.updates if self.updates else None
         self.step += 1
         self.updates = self._passes = 0
+        self.open = False
         return self.step, passes
