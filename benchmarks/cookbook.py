@@ -177,7 +177,7 @@ async def case(recipe: str, fault: FaultRule | str | None, *, by: str, folder: P
         with anyio.move_on_after(LIMIT_S), quiet():
             async with at_work(disturb(local, None if fault == "SIGKILL" else fault)):
                 if fault == "SIGKILL":
-                    await killed(log, local, by=by)
+                    await killed(recipe, log, local, by=by)
                 elif by == "itself":
                     await by_itself(main, config(log), local)
                 else:
@@ -198,9 +198,9 @@ def _final(log: Path) -> str | None:
     return None if path is None else path.removeprefix("tinker://").partition("/")[0]
 
 
-async def killed(log: Path, local: LocalTinker, *, by: str) -> None:
+async def killed(recipe: str, log: Path, local: LocalTinker, *, by: str) -> None:
     """A script in a process of its own, killed in the middle and called again."""
-    script = [str(TESTS / "cookbook" / "sl_script.py"), str(log)]
+    script = [str(TESTS / "cookbook" / "recipe_script.py"), recipe, str(log)]
     ours = ["-m", "tinker_recovery.cli", "cookbook", "--seed", str(SEED), "--", "python", *script]
     words = script if by == "itself" else ours
     environment = {
@@ -261,8 +261,6 @@ async def main(*, quick: bool) -> list[Bar]:
             for name, fault in faults.items():
                 if recipe == "supervised" and name in ("hung rollout", "failed sampler"):
                     continue  # it does not sample
-                if recipe != "supervised" and name == "process killed":
-                    continue  # one script is as good as another
                 row = [f"{recipe}, {name}"]
                 for by in ways:
                     folder = Path(scratch) / f"{recipe}-{name.replace(' ', '-')}-{by}"

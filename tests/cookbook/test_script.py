@@ -47,27 +47,39 @@ async def _end(process: subprocess.Popen[bytes], folder: Path) -> tuple[int, str
     return code, (folder / "out").read_text(), (folder / "err").read_text()
 
 
+def _final(local: LocalTinker) -> tuple[str, str, int]:
+    """Weights and optimizer of the run that is furthest."""
+    furthest = max(map(local.run_state, local.runs()), key=lambda state: state.steps)
+    return furthest.weights_digest, furthest.optimizer_digest, furthest.steps
+
+
+@pytest.mark.parametrize("recipe", ["supervised", "rl", "dpo"])
 async def test_a_script_that_is_poisoned_and_killed_ends_by_the_same_command(
-    tmp_path: Path,
+    recipe: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "log"
-    async with LocalTinker(step_s=0.05) as local:
+    async with LocalTinker(step_s=0.05, sampling_seed=1) as local:
+        use(local)
+        alone = _start(tmp_path / "0", "recipe_script.py", recipe, str(tmp_path / "alone"))
+        code, _, errors = await _end(alone, tmp_path / "0")
+        assert code == 0, errors
+        undisturbed = _final(local)
+    async with LocalTinker(step_s=0.05, sampling_seed=1) as local:
         use(local)
         local.inject(FaultRule("poison", 5, "optim_step"))
-        first = _start(tmp_path / "1", "sl_script.py", str(folder))
+        first = _start(tmp_path / "1", "recipe_script.py", recipe, str(folder))
         await until(lambda: most_steps(local) >= STEPS // 2)
         first.send_signal(signal.SIGKILL)
         await _end(first, tmp_path / "1")
-        again = _start(tmp_path / "2", "sl_script.py", str(folder))
+        again = _start(tmp_path / "2", "recipe_script.py", recipe, str(folder))
         code, out, errors = await _end(again, tmp_path / "2")
         assert code == 0, errors
-        end = json.loads(out.splitlines()[-1])
-        assert (end["outcome"], end["runs"][0]["step"]) == ("completed", STEPS)
-        third = _start(tmp_path / "3", "sl_script.py", str(folder))
+        assert json.loads(out.splitlines()[-1])["outcome"] == "completed"
+        assert _final(local) == undisturbed
+        third = _start(tmp_path / "3", "recipe_script.py", recipe, str(folder))
         code, out, _ = await _end(third, tmp_path / "3")
         assert (code, json.loads(out.splitlines()[-1])["outcome"]) == (0, "finished before")
-        assert most_steps(local) == STEPS
-    assert steps_logged(folder) == dict.fromkeys(range(STEPS), 1)
+    assert steps_logged(folder) == steps_logged(tmp_path / "alone")
 
 
 async def test_a_script_that_trains_by_a_loop_of_its_own_is_refused_before_it_trains(
