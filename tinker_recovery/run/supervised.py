@@ -293,7 +293,7 @@ class SupervisedRun:
         return AttemptScope(self, len(self.segments) + 1, connection, checkpoint)
 
     def _join(self, attempt: AttemptScope) -> None:
-        self.attempts.append(attempt)
+        self.attempts.add(attempt)
         self.telemetry.segment_began(attempt.segment, attempt.number, attempt.saver.steps_done)
 
     # What its attempts ask and report

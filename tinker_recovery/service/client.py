@@ -6,15 +6,13 @@ import functools
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import tinker
 from tinker import types
 from tinker.lib.public_interfaces.api_future import APIFuture
-from tinker.types import RequestErrorCategory
 
 from tinker_recovery.checkpoints.canary import ASKED
 from tinker_recovery.checkpoints.prompt import CanaryPrompt, tokens_of
@@ -23,7 +21,8 @@ from tinker_recovery.service.base import SaveRequest
 from tinker_recovery.service.future import SupervisedFuture, is_settled, succeeded
 from tinker_recovery.service.iteration import Iterations
 from tinker_recovery.service.queue_state import watch_queue_state
-from tinker_recovery.service.surface import PassedOn
+from tinker_recovery.service.request_errors import RequestErrors
+from tinker_recovery.service.surface import ClosedClient, PassedOn
 from tinker_recovery.service.waiting import ended as until_ended
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from tinker_recovery.service.sampling import Renew
 
 _T = TypeVar("_T")
-
-_ERRORS_KEPT = 16
 
 CUSTOM_LOSS = "forward_backward_custom"
 """The one request that runs the user's own code."""
@@ -86,18 +83,16 @@ class SupervisedClient(PassedOn):
         self._retired: str | None = None
         self._monotonic = monotonic
         self._progress_at = self._trained_at = monotonic()
-        self._doubts: list[tuple[int, BaseException | None]] = []
-        self._seen: list[BaseException] = []
         self._forwards_open: set[int] = set()
         self._own_saves: dict[Future[Any], str] = {}
+        self._lost_saves: set[str] = set()
+        self._passed_on = set()
         self._last_update: Future[Any] = Future()
         self._canary_is_next = False
         self._canary_run: tuple[Future[Any], int] | None = None
-        self.failed: list[tuple[str, BaseException]] = []
-        """The first few errors of its requests."""
+        self._errors = RequestErrors()
+        self.failed, self.failed_saves = self._errors.failed, self._errors.failed_saves
         watch_queue_state(training, self._paused)
-        self.failed_saves: deque[BaseException] = deque(maxlen=_ERRORS_KEPT)
-        """Errors of the newest saves that the service could not carry out."""
         self.first_call_at: float | None = None
         """Monotonic seconds of the first submission; None before it."""
 
@@ -107,7 +102,13 @@ class SupervisedClient(PassedOn):
 
     @property
     def training(self) -> tinker.TrainingClient:
-        """The SDK's client. Requests submitted through it directly are not counted."""
+        """The SDK's client. Requests submitted through it directly are not counted.
+
+        Raises:
+            StaleAttempt: The attempt is over, and the client closed.
+        """
+        if isinstance(self._training, ClosedClient):
+            self._check_live()
         return self._training
 
     @property
@@ -125,6 +126,11 @@ class SupervisedClient(PassedOn):
     def weights(self) -> int:
         """Optimizer steps submitted here, which tells the weights of one from those of another."""
         return self._iterations.weights
+
+    @property
+    def errors(self) -> RequestErrors:
+        """What its requests have failed with."""
+        return self._errors
 
     @property
     def open_requests(self) -> int:
@@ -145,7 +151,7 @@ class SupervisedClient(PassedOn):
         """
         # In this order: a failed request is among the doubts before it ceases to be open.
         oldest = self.oldest_open_step
-        failed = min((step for step, _ in list(self._doubts)), default=math.inf)
+        failed = self._errors.first_step
         return failed if oldest is None else min(failed, oldest)
 
     @property
@@ -154,20 +160,11 @@ class SupervisedClient(PassedOn):
 
         Those of the schedule write to no path twice.
         """
-        return {
+        return self._lost_saves | {
             f"tinker://{self._training.model_id}/weights/{name}"
             for future, name in list(self._own_saves.items())
             if not is_settled(future)
         }
-
-    @property
-    def unseen_errors(self) -> list[BaseException]:
-        """Errors of the loop's requests that no wait has raised yet."""
-        return [
-            error
-            for _, error in list(self._doubts)
-            if error is not None and not any(error is seen for seen in self._seen)
-        ]
 
     @property
     def reported_step(self) -> int:
@@ -180,16 +177,6 @@ class SupervisedClient(PassedOn):
         if oldest is None:
             return self.step - 1
         return oldest - 1 if oldest in self._forwards_open else oldest
-
-    def _has_seen(self, error: BaseException) -> None:
-        """Note that a wait has raised this error: the loop knows of it, and decides."""
-        self._seen.append(error)
-        if (
-            isinstance(error, tinker.RequestFailedError)
-            and error.category is RequestErrorCategory.User
-        ):
-            # The request itself was invalid. A loop that continues after that does so knowingly.
-            self._doubts = [doubt for doubt in self._doubts if doubt[1] is not error]
 
     def silent_s(self) -> float | None:
         """Seconds without progress while requests are open; None when idle.
@@ -410,7 +397,7 @@ class SupervisedClient(PassedOn):
         if step is not None and operation != "optim_step":
             self._forwards_open.add(step)
         plain.add_done_callback(functools.partial(self._request_ended, operation, step, ended))
-        return SupervisedFuture(plain, self._is_over, self._has_seen)
+        return SupervisedFuture(plain, self._is_over, self._errors.has_seen)
 
     def _is_over(self) -> bool:
         # A request cancelled while stopping would leave a gap that blocks the last save.
@@ -432,7 +419,7 @@ class SupervisedClient(PassedOn):
             if operation != "optim_step":
                 self._forwards_open.discard(step)
             if not succeeded(future):
-                self._doubts.append((step, error))
+                self._errors.doubt(step, error)
         if ended is not None:
             ended(future)
         if future.cancelled():
@@ -441,8 +428,8 @@ class SupervisedClient(PassedOn):
         elif error is not None:
             if operation == SAVE and isinstance(error, tinker.RequestFailedError):
                 self.failed_saves.append(error)
-            elif operation != CUSTOM_LOSS and len(self.failed) < _ERRORS_KEPT:
-                self.failed.append((operation, error))
+            elif operation != CUSTOM_LOSS:
+                self._errors.note(operation, error)
             self._hooks.call_failed(operation, step, error)
         self._open.pop(future, None)
 
@@ -497,3 +484,13 @@ class SupervisedClient(PassedOn):
         """Cancel every open request: each holds a task on the SDK's loop, even after a close."""
         for future in list(self._open):
             future.cancel()
+
+    def release(self) -> None:
+        """Let go of the SDK's client, which is closed; what is read of the attempt later stays."""
+        with self._turn:
+            self._lost_saves = self.unsettled_saves
+            self._own_saves = {}
+            self._training = cast("tinker.TrainingClient", ClosedClient(self._training))
+            self._last_update, self._canary_run = Future(), None
+            for name in self._passed_on:
+                self.__dict__.pop(name, None)
