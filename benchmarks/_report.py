@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -28,15 +28,29 @@ class Bar:
         return self.value <= self.limit if self.better == "lower" else self.value >= self.limit
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """``--quick`` and ``--json``."""
+def arguments(
+    description: str | None, sizes: Mapping[str, tuple[int, int]] | None = None
+) -> argparse.Namespace:
+    """``--quick`` and ``--json``, and an option for each size.
+
+    Args:
+        description: What the benchmark measures.
+        sizes: How much of what: the default, and the one with ``--quick``.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under 50 s")
     parser.add_argument("--json", action="store_true", help="print the bars on the last line")
+    for name, (full, quick) in (sizes or {}).items():
+        what = f"how many {name} ({full}; with --quick {quick})"
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=what)
     keep_no_state()
-    return parser.parse_args()
+    given = parser.parse_args()
+    for name, (full, quick) in (sizes or {}).items():
+        if getattr(given, name) is None:
+            setattr(given, name, quick if given.quick else full)
+    return given
 
 
 def rounds(most: int, *, within_s: float | None, least: int = 2) -> Iterator[int]:

@@ -145,7 +145,9 @@ def expect_size(run: Run, path: str, size_bytes: int) -> None:
 
 def service_of(attempt: Attempt) -> tinker.ServiceClient:
     """The SDK's client below the attempt's."""
-    service = scope_of(attempt).connection.service
+    connection = scope_of(attempt).connection
+    assert connection is not None
+    service = connection.service
     assert service is not None
     return service
 

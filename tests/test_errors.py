@@ -50,6 +50,7 @@ TREES = [each for each in CLASSES if issubclass(each, PortableError)]
 SAMPLES: dict[object, object] = {
     str: "a text",
     int: 7,
+    bool: True,
     float: 2.5,
     object: ("a value", 3),
     BaseException: KeyError("the crash"),

@@ -213,7 +213,7 @@ async def test_cancelling_the_one_who_waits_for_a_start_leaves_the_start_alone(
 ) -> None:
     slow = world.kid("slow", start_s=100)
     async with world.tree([]) as tree:
-        starting = asyncio.ensure_future(tree.start_child(slow.spec()))
+        starting = asyncio.ensure_future(tree.start_child(slow.spec(start_timeout_s=None)))
         await world.settle()
         starting.cancel()
         await world.clock.sleep(200)
@@ -365,7 +365,8 @@ async def test_a_restart_that_hangs_in_its_start_can_be_looked_at_and_terminated
     world: World, strategy: str
 ) -> None:
     kid, other = world.kid("kid", failing=[None, "hang"]), world.kid("other")
-    async with world.tree([other, kid], strategy=strategy) as tree:
+    waiting = kid.spec(start_timeout_s=None)
+    async with world.tree([other, waiting], strategy=strategy) as tree:
         kid.crash()
         await world.clock.sleep(1000)
         assert states(tree) == {"other": "running", "kid": "restarting"}

@@ -43,7 +43,7 @@ async def test_a_silent_child_is_replaced_at_its_deadline(world: World) -> None:
 
 async def test_the_deadline_runs_from_ready_not_from_the_start(world: World) -> None:
     kid = world.kid("kid", start_s=100)
-    async with world.tree([kid.spec(heartbeat_s=10.0)]):
+    async with world.tree([kid.spec(heartbeat_s=10.0, start_timeout_s=None)]):
         await world.clock.sleep(9)
         assert kid.starts == 1
 

@@ -111,6 +111,7 @@ from tinker_recovery.supervision import (
     RestartScheduled,
     Shutdown,
     SpecError,
+    StartTimedOut,
     StopTimedOut,
     Strategy,
     SupervisionError,
@@ -380,6 +381,9 @@ async def tree() -> None:
         significant=True,
         backoff=Backoff(0.1, 5.0),
         heartbeat_s=3.0,
+        start_timeout_s=30.0,
+        max_restarts=5,
+        max_seconds=60.0,
     )
     seen: list[SupervisionEvent] = []
     dynamic = DynamicSupervisor(ChildSpec(id="job", start=serving, restart="temporary"))
@@ -423,6 +427,10 @@ def happened(event: SupervisionEvent) -> object:  # noqa: PLR0911 - one case an 
         case Escalated():
             return assert_type(event.error, BaseException)
     return event.as_attributes()
+
+
+def overdue(error: StartTimedOut) -> float:
+    return assert_type(error.waited_s, float)
 
 
 def refused(error: SupervisionError) -> object:

@@ -59,7 +59,11 @@ def judge_leaving(scope: AttemptScope, error: BaseException) -> VerdictRule | No
         if is_of([failure]):
             return judge_request(operation, failure, retryable)[0]
     rule = judge(error, SeenIn.BODY, retryable)
-    if rule is RULES[Kind.CLIENT_CLOSED] and is_open(scope.connection):
+    if (
+        rule is RULES[Kind.CLIENT_CLOSED]
+        and scope.connection is not None
+        and is_open(scope.connection)
+    ):
         error.add_note(
             "This is not the client of this attempt, which is open: it may be that of an earlier "
             "one. Take attempt.client, and make sampling clients by it, in each attempt"

@@ -59,7 +59,7 @@ class RunRecall:
 
     def trusted_to(self, run: SupervisedRun, attempt: str) -> float:
         """The newest step of an attempt whose weights are known to be what its trail says."""
-        here = any(each.id == attempt for each in run.attempts)
+        here = run.attempts.find(attempt) is not None
         limit = math.inf if here else self._earlier.get(attempt, -math.inf)
         return min(limit, run.checkpoints.trusted_to(attempt))
 

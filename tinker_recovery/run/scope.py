@@ -31,6 +31,7 @@ from tinker_recovery.faults import (
 )
 from tinker_recovery.forks import HomeProcess
 from tinker_recovery.run.client_hooks import AttemptHooks
+from tinker_recovery.run.frames import drop_frames
 from tinker_recovery.run.judging import judge_leaving
 from tinker_recovery.run.leaving import leave_body
 from tinker_recovery.run.metadata_refusal import MetadataRefusal
@@ -78,7 +79,10 @@ class AttemptScope:
         """Unique over all processes; part of every checkpoint's name."""
         self.checkpoint = checkpoint
         self.start_step = run.start_step if checkpoint is None else checkpoint.step
-        self.connection = connection
+        self.connection: Connection | None = connection
+        """Its client, and what is closed with it; None once it is closed."""
+        self.run_id = connection.run_id
+        """The Tinker run id it trains under."""
         self.fault: Fault | None = None
         """The fault it ended by, if one was declared."""
         self.entered = False
@@ -125,11 +129,6 @@ class AttemptScope:
         run.collaborators.reader.metadata.know_attempt(self.id, self.segment.parent)
 
     @property
-    def run_id(self) -> str:
-        """The Tinker run id it trains under."""
-        return self.connection.run_id
-
-    @property
     def segment(self) -> Segment:
         """Its place in the run's lineage."""
         parent = self.checkpoint.path if self.checkpoint else self.run.parent
@@ -149,12 +148,16 @@ class AttemptScope:
     @property
     def service(self) -> SupervisedService:
         """See :attr:`Attempt.service`."""
-        if self.connection.service is None:
+        connection = self.connection
+        if connection is None:
+            self.sampling.check_live(self.client)
+            raise StaleAttempt(f"attempt.service: {self.client!r} is closed")
+        if connection.service is None:
             raise UsageError(
                 "attempt.service: the client was given by adopt=, so its ServiceClient is yours; "
                 "use that one"
             )
-        return SupervisedService(self.sampling, self.connection.service)
+        return SupervisedService(self.sampling, connection.service)
 
     # What the loop does
 
@@ -279,7 +282,7 @@ class AttemptScope:
             failed = list(self.client.failed_saves)
             if failed and await self.run.is_corrupted():
                 raise failed[-1]
-            unseen = self.client.unseen_errors
+            unseen = self.client.errors.unseen
             if unseen:
                 # It was not awaited, and the steps behind it ran without it.
                 raise unseen[0]
@@ -457,7 +460,8 @@ class AttemptScope:
 
     async def close(self, status: CloseStatus, detail: str) -> None:
         """Finish the client's session; does nothing the second time, and never raises."""
-        if self.closed:
+        connection = self.connection
+        if self.closed or connection is None:
             return
         self.closed = True
         self._retire("the attempt is over")
@@ -465,7 +469,7 @@ class AttemptScope:
         # until it times out.
         with anyio.CancelScope(shield=True):
             await self.run.collaborators.backend.close(
-                self.connection, status, detail, deadline_s=self.run.policy.close_timeout_s
+                connection, status, detail, deadline_s=self.run.policy.close_timeout_s
             )
         self.gone.set()
         # Only then: a request cancelled in the moment it fails leaves an exception that is never
@@ -473,6 +477,15 @@ class AttemptScope:
         # ended by this alone.
         self.client.cancel_open()
         self.sampling.cancel_open()
+        # A closed client of the SDK is half a megabyte, and every attempt of a run is kept.
+        self.client.release()
+        self.made_once.clear()
+        self.connection = None
+
+    def forget_frames(self) -> None:
+        """Drop where its errors were raised: frames hold the SDK's client, and the loop's data."""
+        faults = [] if self.fault is None or self.fault.error is None else [self.fault.error]
+        drop_frames([*faults, *self.client.errors.every, *self.sampling.failed])
 
 
 def _no_outside_cancel() -> bool:

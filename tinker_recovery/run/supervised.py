@@ -292,7 +292,7 @@ class SupervisedRun:
         return AttemptScope(self, len(self.segments) + 1, connection, checkpoint)
 
     def _join(self, attempt: AttemptScope) -> None:
-        self.attempts.append(attempt)
+        self.attempts.add(attempt)
         done, meter = attempt.saver.steps_done, attempt.client.meter
         self.telemetry.segment_began(attempt.segment, attempt.number, done, meter)
 

@@ -6,10 +6,9 @@ import functools
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import tinker
 from tinker import types
@@ -20,11 +19,12 @@ from tinker_recovery.checkpoints.prompt import CanaryPrompt, tokens_of
 from tinker_recovery.costs import Meter, tokens_in
 from tinker_recovery.forks import HomeProcess
 from tinker_recovery.service.base import SaveRequest
-from tinker_recovery.service.doubts import Doubts
 from tinker_recovery.service.future import SupervisedFuture, is_settled, succeeded
 from tinker_recovery.service.iterating import Iterating
 from tinker_recovery.service.iteration import Iterations
 from tinker_recovery.service.queue_state import watch_queue_state
+from tinker_recovery.service.request_errors import RequestErrors
+from tinker_recovery.service.surface import ClosedClient
 from tinker_recovery.service.waiting import ended as until_ended
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from tinker_recovery.service.sampling import Renew
 
 _T = TypeVar("_T")
-
-_ERRORS_KEPT = 16
 
 CUSTOM_LOSS = "forward_backward_custom"
 """The one request that runs the user's own code."""
@@ -90,17 +88,16 @@ class SupervisedClient(Iterating):
         self._retired: str | None = None
         self._monotonic = monotonic
         self._progress_at = self._trained_at = monotonic()
-        self._doubts = Doubts()
         self._forwards_open: set[int] = set()
         self._own_saves: dict[Future[Any], str] = {}
+        self._lost_saves: set[str] = set()
+        self._passed_on = set()
         self._last_update: Future[Any] = Future()
         self._canary_is_next = False
         self._canary_run: tuple[Future[Any], int] | None = None
-        self.failed: list[tuple[str, BaseException]] = []
-        """The first few errors of its requests."""
+        self._errors = RequestErrors()
+        self.failed, self.failed_saves = self._errors.failed, self._errors.failed_saves
         watch_queue_state(training, self._paused)
-        self.failed_saves: deque[BaseException] = deque(maxlen=_ERRORS_KEPT)
-        """Errors of the newest saves that the service could not carry out."""
         self.first_call_at: float | None = None
         """Monotonic seconds of the first submission; None before it."""
 
@@ -110,7 +107,13 @@ class SupervisedClient(Iterating):
 
     @property
     def training(self) -> tinker.TrainingClient:
-        """The SDK's client. Requests submitted through it directly are not counted."""
+        """The SDK's client. Requests submitted through it directly are not counted.
+
+        Raises:
+            StaleAttempt: The attempt is over, and the client closed.
+        """
+        if isinstance(self._training, ClosedClient):
+            self._check_live()
         return self._training
 
     @property
@@ -128,6 +131,11 @@ class SupervisedClient(Iterating):
     def weights(self) -> int:
         """Optimizer steps submitted here, which tells the weights of one from those of another."""
         return self._iterations.weights
+
+    @property
+    def errors(self) -> RequestErrors:
+        """What its requests have failed with."""
+        return self._errors
 
     @property
     def open_requests(self) -> int:
@@ -148,7 +156,7 @@ class SupervisedClient(Iterating):
         """
         # In this order: a failed request is among the doubts before it ceases to be open.
         oldest = self.oldest_open_step
-        failed = self._doubts.first_step
+        failed = self._errors.first_step
         return failed if oldest is None else min(failed, oldest)
 
     @property
@@ -157,16 +165,11 @@ class SupervisedClient(Iterating):
 
         Those of the schedule write to no path twice.
         """
-        return {
+        return self._lost_saves | {
             f"tinker://{self._training.model_id}/weights/{name}"
             for future, name in list(self._own_saves.items())
             if not is_settled(future)
         }
-
-    @property
-    def unseen_errors(self) -> list[BaseException]:
-        """Errors of the loop's requests that no wait has raised yet."""
-        return self._doubts.unseen
 
     @property
     def reported_step(self) -> int:
@@ -388,7 +391,7 @@ class SupervisedClient(Iterating):
         if step is not None and operation != "optim_step":
             self._forwards_open.add(step)
         plain.add_done_callback(functools.partial(self._request_ended, operation, step, ended))
-        return SupervisedFuture(plain, self._is_over, self._doubts.has_seen)
+        return SupervisedFuture(plain, self._is_over, self._errors.has_seen)
 
     def _is_over(self) -> bool:
         # A request cancelled while stopping would leave a gap that blocks the last save.
@@ -410,7 +413,7 @@ class SupervisedClient(Iterating):
             if operation != "optim_step":
                 self._forwards_open.discard(step)
             if not succeeded(future):
-                self._doubts.add(step, error)
+                self._errors.doubt(step, error)
         if ended is not None:
             ended(future)
         if future.cancelled():
@@ -419,8 +422,8 @@ class SupervisedClient(Iterating):
         elif error is not None:
             if operation == SAVE and isinstance(error, tinker.RequestFailedError):
                 self.failed_saves.append(error)
-            elif operation != CUSTOM_LOSS and len(self.failed) < _ERRORS_KEPT:
-                self.failed.append((operation, error))
+            elif operation != CUSTOM_LOSS:
+                self._errors.note(operation, error)
             self._hooks.call_failed(operation, step, error)
         self._open.pop(future, None)
 
@@ -475,3 +478,13 @@ class SupervisedClient(Iterating):
         """Cancel every open request: each holds a task on the SDK's loop, even after a close."""
         for future in list(self._open):
             future.cancel()
+
+    def release(self) -> None:
+        """Let go of the SDK's client, which is closed; what is read of the attempt later stays."""
+        with self._turn:
+            self._lost_saves = self.unsettled_saves
+            self._own_saves = {}
+            self._training = cast("tinker.TrainingClient", ClosedClient(self._training))
+            self._last_update, self._canary_run = Future(), None
+            for name in self._passed_on:
+                self.__dict__.pop(name, None)

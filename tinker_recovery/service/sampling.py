@@ -297,6 +297,7 @@ class Sampling:
         """Cancel what was open when it was retired: each holds a task on the SDK's loop."""
         for sent in self._left:
             sent.cancel()
+        self._left.clear()
 
 
 def settle(answer: Future[Any], ended: Future[Any]) -> None:

@@ -30,6 +30,26 @@ else:
     _Base = object
 
 
+class ClosedClient:
+    """What stands for the SDK's client of an attempt that is closed: its id, and no connection."""
+
+    __slots__ = ("_had", "model_id")
+
+    def __init__(self, training: tinker.TrainingClient) -> None:
+        self.model_id = training.model_id
+        self._had = frozenset(vars(training))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name.startswith("_") or name in self._had:
+            raise StaleAttempt(
+                f"{name} of the client of {self.model_id}: its attempt is over, and the client "
+                "closed; use attempt.client of the newest attempt"
+            )
+        return getattr(tinker.TrainingClient, name)  # refused when it is called
+
+
 class PassedOn(_Base):
     """Every method of ``tinker.TrainingClient`` that a subclass does not define itself."""
 
@@ -39,6 +59,7 @@ class PassedOn(_Base):
     _iterations: Iterations
     meter: Meter
     _retired: str | None
+    _passed_on: set[str]
     first_call_at: float | None
 
     if TYPE_CHECKING:
@@ -125,6 +146,7 @@ class PassedOn(_Base):
 
         # Later look-ups find it on the instance.
         self.__dict__[name] = submit
+        self._passed_on.add(name)
         return submit
 
     def _submit_again(

@@ -41,6 +41,8 @@ it raises or returns                first start of a spec: the children already 
                                     ``start_child``: the error is raised, it is forgotten;
                                     ``restart_child``: the error is raised, it stays down;
                                     a restart: it counts as one, and another is due
+it is not ready within its          stopped, then as if it had raised StartTimedOut
+``start_timeout_s``
 it calls ``ignore()`` and returns   it is down, and its start counts as done
 ==================================  =======================================================
 
@@ -73,7 +75,7 @@ ignored                     calls that the old incarnation still makes on its ``
 ==========================  ===================================================================
 
 What counts against the limit (``max_restarts`` within any ``max_seconds``, one budget for all the
-children of a supervisor):
+children of a supervisor; a child whose spec has ``max_restarts`` has one of its own instead):
 
 ==========================  ===================================================================
 counts, once each           an exit that leads to a restart, however many siblings are restarted
@@ -115,6 +117,7 @@ from tinker_recovery.supervision.errors import (
     HeartbeatMissed,
     RestartLimitReached,
     SpecError,
+    StartTimedOut,
     SupervisionError,
     SupervisorStopped,
     TooManyChildren,
@@ -172,6 +175,7 @@ __all__ = [
     "RestartScheduled",
     "Shutdown",
     "SpecError",
+    "StartTimedOut",
     "StopTimedOut",
     "Strategy",
     "SupervisionError",

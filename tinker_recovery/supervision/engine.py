@@ -9,6 +9,7 @@ group restart, and closing.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 
 import anyio
@@ -20,6 +21,7 @@ from tinker_recovery.supervision.errors import (
     SupervisorStopped,
     UnexpectedExit,
 )
+from tinker_recovery.supervision.events import Outcome
 from tinker_recovery.supervision.group import GroupRestart
 from tinker_recovery.supervision.heartbeat import until_silent
 from tinker_recovery.supervision.intensity import RestartLedger
@@ -27,6 +29,7 @@ from tinker_recovery.supervision.life import Life, Record
 from tinker_recovery.supervision.reporter import Reporter
 from tinker_recovery.supervision.settings import Settings
 from tinker_recovery.supervision.specs import ChildSpec
+from tinker_recovery.supervision.starting import until_overdue
 from tinker_recovery.supervision.stopping import Stopper
 from tinker_recovery.supervision.strategies import is_a_crash, is_restarted, is_shutdown_due
 from tinker_recovery.supervision.tasks import Tasks
@@ -73,7 +76,9 @@ class Engine:
 
     def add(self, spec: ChildSpec) -> Record:
         """Add a record for a child, whose id has to be free."""
-        record = Record(spec, self.settings.healthy_s(spec))
+        own = spec.max_restarts is not None
+        ledger = RestartLedger(*self.settings.budget(spec)) if own else self._ledger
+        record = Record(spec, self.settings.healthy_s(spec), ledger)
         self.records[spec.id] = record
         return record
 
@@ -103,7 +108,27 @@ class Engine:
         life.task = self._tasks.make(self._live(life), f"{life.id}#{life.incarnation}")
         life.task.add_done_callback(life.over)
         self.reporter.started(life)
+        self._tasks.soon(self._watch_start, life)
         return life
+
+    def _watch_start(self, life: Life) -> None:
+        """Most children are up by now: no task for these."""
+        if not (life.is_ready or life.gone or life.stopping or self.closing is not None):
+            life.watch = self.background(self._time_start(life), f"start of {life.id}")
+
+    async def _time_start(self, life: Life) -> None:
+        """Stop it if it is not ready in time."""
+        overdue = await until_overdue(
+            life,
+            life.record.spec.start_timeout_s,
+            now=self.now,
+            sleep=self.settings.sleep,
+            slow=functools.partial(self.reporter.slow_start, life),
+        )
+        life.watch = None
+        if overdue is not None and not life.stopping:
+            life.overdue = overdue
+            self.background(self.stopper.stop(life), f"stop of {life.id}")
 
     async def until_up(self, life: Life) -> None:
         """Return once it is ready or gone, or :meth:`Life.settle` was called."""
@@ -132,6 +157,9 @@ class Engine:
         if record is None or life is None or life is not child or life.stopping:
             return
         life.is_ready = True
+        if life.watch is not None:
+            life.watch.cancel()
+            life.watch = None
         life.ready_at = life.last_beat_at = self.now()
         restarted, record.restarting = record.restarting, False
         record.fresh = False
@@ -162,7 +190,8 @@ class Engine:
             self.down(record)
             self.give_up(error, record)
         elif life.stopping:
-            self.reporter.exited(life, "shutdown", error)
+            outcome: Outcome = "shutdown" if life.overdue is None else "failed_start"
+            self.reporter.exited(life, outcome, life.overdue or error)
             if error is not None and not isinstance(error, asyncio.CancelledError):
                 self.reporter.crash(life, "shutdown_error", error)
             self._after_stop(life)
@@ -183,6 +212,8 @@ class Engine:
         record = life.record
         if self.closing is not None or record.terminated:
             self.down(record)
+        elif life.overdue is not None:
+            self._start_failed(life, life.overdue)
         elif life.silence is not None and not record.restarting:
             self._after_crash(life, life.silence)
         elif not record.restarting:
@@ -219,6 +250,10 @@ class Engine:
             f"child {life.id!r} returned without having called started() or ignore()"
         )
         self.reporter.exited(life, "failed_start", failure)
+        self._start_failed(life, failure)
+
+    def _start_failed(self, life: Life, failure: BaseException) -> None:
+        record = life.record
         self.reporter.crash(life, "start_error", failure)
         if record.restarting:
             self._restart(record, failure)
@@ -252,14 +287,15 @@ class Engine:
         if self.closing is not None:
             self.down(record)
             return
-        if not self._ledger.spend(self.now()):
-            settings = self.settings
+        if not record.ledger.spend(self.now()):
+            max_restarts, max_seconds = self.settings.budget(record.spec)
             error = RestartLimitReached(
-                supervisor=settings.name,
+                supervisor=self.settings.name,
                 child=record.spec.id,
-                max_restarts=settings.max_restarts,
-                max_seconds=settings.max_seconds,
+                max_restarts=max_restarts,
+                max_seconds=max_seconds,
                 cause=cause,
+                own=record.ledger is not self._ledger,
             )
             record.stay_down()
             self.give_up(error, record)
@@ -270,7 +306,7 @@ class Engine:
         if backoff.initial_s:
             delay_s = backoff.delay_s(record.failures, self.settings.random())
         record.failures += 1
-        self.reporter.scheduled(record, delay_s, self._restarts)
+        self.reporter.scheduled(record, delay_s, functools.partial(self._restarts, record))
         if self._group is not None:
             self._group.crashed(record, delay_s)
             if not self._starting:
@@ -287,8 +323,9 @@ class Engine:
         record.timer = None
         self.spawn(record)
 
-    def _restarts(self) -> int:
-        return self._ledger.within(self.now())
+    def _restarts(self, record: Record | None) -> int:
+        ledger = self._ledger if record is None else record.ledger
+        return ledger.within(self.now())
 
     # The end.
 
@@ -296,7 +333,7 @@ class Engine:
         """Stop everything and end the body with this error."""
         if self.fatal is None and (self.closing is None or not is_a_crash(error)):
             self.fatal = error
-            self.reporter.escalated(record, error, self._restarts())
+            self.reporter.escalated(record, error, self._restarts(record))
             self._end()
 
     def _broken(self, error: BaseException) -> None:

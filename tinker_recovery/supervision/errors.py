@@ -7,6 +7,7 @@
     ├── RestartLimitReached          too many restarts; its __cause__ is the last crash
     ├── UnexpectedExit               the reason of an exit without an exception of the child's own
     │   ├── ChildNotReady            the child returned before it was ready
+    │   ├── StartTimedOut            it was not ready within its start deadline, and was stopped
     │   └── HeartbeatMissed          the child went silent and was stopped
     ├── SupervisorStopped            the supervisor is not running
     └── ChildError (LookupError)     raised by administration, with the child's id
@@ -150,6 +151,18 @@ class ChildNotReady(UnexpectedExit):
     """A child returned without having called ``started()`` or ``ignore()``."""
 
 
+class StartTimedOut(UnexpectedExit):
+    """A child was not ready within its ``start_timeout_s``; its start was treated as failed.
+
+    Attributes:
+        waited_s: Seconds since it was started.
+    """
+
+    def __init__(self, message: str, *, waited_s: float) -> None:
+        super().__init__(message)
+        self.waited_s = waited_s
+
+
 class HeartbeatMissed(UnexpectedExit):
     """A child was silent for longer than its heartbeat deadline, and was treated as crashed.
 
@@ -173,6 +186,7 @@ class RestartLimitReached(SupervisionError):
         child: Id of the child whose crash exceeded the limit.
         max_restarts: Restarts that were allowed ...
         max_seconds: ... within this many seconds.
+        own: Whether that was the child's own budget, and not that of all children together.
     """
 
     def __init__(
@@ -183,15 +197,18 @@ class RestartLimitReached(SupervisionError):
         max_restarts: int,
         max_seconds: float,
         cause: BaseException,
+        own: bool = False,
     ) -> None:
+        who = f"child {child!r}" if own else "its children"
         super().__init__(
-            f"supervisor {supervisor!r} gave up: its children needed more than {max_restarts} "
+            f"supervisor {supervisor!r} gave up: {who} needed more than {max_restarts} "
             f"restarts within {max_seconds:g} s; the last crash was that of {child!r}: {cause!r}"
         )
         self.supervisor = supervisor
         self.child = child
         self.max_restarts = max_restarts
         self.max_seconds = max_seconds
+        self.own = own
         self.__cause__ = cause
 
     @property

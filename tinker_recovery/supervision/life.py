@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tinker_recovery.supervision.child import Child
-from tinker_recovery.supervision.errors import HeartbeatMissed
+from tinker_recovery.supervision.errors import HeartbeatMissed, StartTimedOut
+from tinker_recovery.supervision.intensity import RestartLedger
 from tinker_recovery.supervision.specs import ChildSpec, ChildType
 from tinker_recovery.supervision.strategies import Restart
 
@@ -82,6 +83,7 @@ class Record:
         "fresh",
         "healthy_s",
         "incarnations",
+        "ledger",
         "life",
         "restarting",
         "spec",
@@ -89,9 +91,11 @@ class Record:
         "timer",
     )
 
-    def __init__(self, spec: ChildSpec, healthy_s: float) -> None:
+    def __init__(self, spec: ChildSpec, healthy_s: float, ledger: RestartLedger) -> None:
         self.spec = spec
         self.healthy_s = healthy_s
+        self.ledger = ledger
+        """What its restarts count against: its own, or that of all children."""
         self.incarnations = 0
         self.life: Life | None = None
         self.failures = 0
@@ -152,6 +156,7 @@ class Life(Child):
         "enforcer",
         "failure",
         "gone",
+        "overdue",
         "ready_at",
         "record",
         "silence",
@@ -177,6 +182,8 @@ class Life(Child):
         """Why its start failed."""
         self.silence: HeartbeatMissed | None = None
         """The missed heartbeat it was stopped for."""
+        self.overdue: StartTimedOut | None = None
+        """The start deadline it was stopped for."""
         self.enforcer: asyncio.Task[None] | None = None
         self.watch: asyncio.Task[None] | None = None
         self.waiter: asyncio.Future[None] | None = None

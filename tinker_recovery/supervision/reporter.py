@@ -78,6 +78,21 @@ class Reporter:
         if restarted:
             self._emit(ChildRestarted(**subject, downtime_s=life.ready_at - life.record.down_at))
 
+    def slow_start(self, life: Life, waited_s: float) -> None:
+        """A child has not called ``started()`` for long."""
+        deadline_s = life.record.spec.start_timeout_s
+        logger.warning(
+            "supervisor %s: child %s (incarnation %d) has not called started() for %.3g s, and "
+            "whatever is started behind it waits; %s",
+            self._supervisor,
+            life.id,
+            life.incarnation,
+            waited_s,
+            "it has no start_timeout_s, so that may last for ever"
+            if deadline_s is None
+            else f"after {deadline_s:g} s (start_timeout_s) its start has failed",
+        )
+
     def exited(self, life: Life, outcome: Outcome, error: BaseException | None) -> None:
         """It ended, or was abandoned."""
         if self._listener is not None:

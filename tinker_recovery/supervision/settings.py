@@ -56,9 +56,16 @@ class Settings:
         Raises:
             SpecError: The backoff does not fit into the window.
         """
+        max_restarts, max_seconds = self.budget(spec)
         return healthy_after(
             self.healthy_after_s,
-            max_restarts=self.max_restarts,
-            max_seconds=self.max_seconds,
+            max_restarts=max_restarts,
+            max_seconds=max_seconds,
             backoff=(spec and spec.backoff) or self.backoff,
         )
+
+    def budget(self, spec: ChildSpec | None) -> tuple[int, float]:
+        """Restarts that are allowed within so many seconds; None: of a child without its own."""
+        if spec is None or spec.max_restarts is None:
+            return self.max_restarts, self.max_seconds
+        return spec.max_restarts, spec.max_seconds or self.max_seconds

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Concatenate, Literal
 
 from tinker_recovery.supervision.backoff import Backoff
-from tinker_recovery.supervision.checks import number, one_of, text
+from tinker_recovery.supervision.checks import number, one_of, text, whole
 from tinker_recovery.supervision.child import Child
 from tinker_recovery.supervision.errors import SpecError
 from tinker_recovery.supervision.strategies import AutoShutdown, Restart
@@ -37,6 +37,14 @@ class ChildSpec:
         backoff: Delays before its restarts; None for the supervisor's.
         heartbeat_s: From ``started()`` on, it has to call ``child.heartbeat()`` at least once in
             this many seconds, or it is treated as crashed. None: no heartbeats are expected.
+        start_timeout_s: Seconds for its start, until it calls ``started()`` or ``ignore()``. Past
+            them it is stopped, and its start has failed with :class:`StartTimedOut`. The default is
+            longer than a connection that is refused, resolved or timed out takes to say so; until
+            then its siblings wait. None: no limit, as for supervisors, whose children have theirs.
+        max_restarts: A restart budget of its own: so many within any ``max_seconds``. Its restarts
+            then count against this one and not against the supervisor's; beyond it the supervisor
+            gives up in the same way. None: the supervisor's.
+        max_seconds: The window of ``max_restarts``; None for the supervisor's.
 
     Raises:
         SpecError: A field that cannot work.
@@ -50,6 +58,9 @@ class ChildSpec:
     type: ChildType = "worker"
     backoff: Backoff | None = None
     heartbeat_s: float | None = None
+    start_timeout_s: float | None = 60.0
+    max_restarts: int | None = None
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
         text("id", self.id)
@@ -72,8 +83,17 @@ class ChildSpec:
             )
         if self.backoff is not None and not isinstance(self.backoff, Backoff):
             raise SpecError("backoff", self.backoff, "a Backoff, or None for the supervisor's")
-        if self.heartbeat_s is not None and number("heartbeat_s", self.heartbeat_s, "> 0 s") <= 0:
-            raise SpecError("heartbeat_s", self.heartbeat_s, "more than 0 seconds, or None")
+        self._check_times()
+
+    def _check_times(self) -> None:
+        for name in ("heartbeat_s", "start_timeout_s", "max_seconds"):
+            value, allowed = getattr(self, name), "more than 0 seconds, or None"
+            if value is not None and number(name, value, allowed) <= 0:
+                raise SpecError(name, value, allowed)
+        if self.max_restarts is not None:
+            whole("max_restarts", self.max_restarts)
+        elif self.max_seconds is not None:
+            raise SpecError("max_seconds", self.max_seconds, "None without max_restarts")
 
 
 def check_specs(specs: Iterable[ChildSpec], auto_shutdown: AutoShutdown) -> tuple[ChildSpec, ...]:

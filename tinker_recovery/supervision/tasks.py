@@ -41,6 +41,10 @@ class Tasks:
         task.add_done_callback(self._over)
         return task
 
+    def soon(self, call: Callable[..., object], *args: object) -> None:
+        """Have a call made once every task made before has had its first turn."""
+        self._loop.call_soon(call, *args, context=self._context)
+
     def waiter(self) -> asyncio.Future[None]:
         """A future of the supervisor's loop."""
         return self._loop.create_future()

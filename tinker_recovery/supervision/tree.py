@@ -86,7 +86,8 @@ class BaseSupervisor(AsyncContextManagerMixin):
         ``auto_shutdown`` a normal exit. ``ChildInfo.value`` is this supervisor.
 
         The arguments are those of ChildSpec. The default ``id`` is this supervisor's name; the
-        default ``shutdown`` leaves its children their own limits.
+        default ``shutdown`` leaves its children their own limits, and so does its start, which has
+        no deadline beside theirs.
         """
         return ChildSpec(
             id=self.name if id is None else id,
@@ -96,6 +97,7 @@ class BaseSupervisor(AsyncContextManagerMixin):
             significant=significant,
             type="supervisor",
             backoff=backoff,
+            start_timeout_s=None,
         )
 
     async def _serve(self, child: Child) -> None:
