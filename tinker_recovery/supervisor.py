@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import secrets
 from collections.abc import (
@@ -24,7 +23,6 @@ from typing_extensions import Unpack
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.cookbook.runner import run_cookbook
 from tinker_recovery.detection.monitor import Monitor, silence_check_s
-from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
 from tinker_recovery.forks import HomeProcess, LeftAtHome
 from tinker_recovery.journal import (
@@ -51,19 +49,17 @@ from tinker_recovery.run.blocking import (
     in_worker_thread,
     run_body,
 )
-from tinker_recovery.run.claiming import Claiming, Lease, check_lease, end_when_lost
-from tinker_recovery.run.group import GroupAttempt, GroupRounds, MakeRun, plan_group
+from tinker_recovery.run.claiming import Claiming, Lease, check_lease
+from tinker_recovery.run.group import GroupAttempt, GroupRounds, plan_group
 from tinker_recovery.run.mailbox import Mailbox
-from tinker_recovery.run.monitored import MonitoredRun, listening
-from tinker_recovery.run.open import OpenedRun, open_run
-from tinker_recovery.run.options import StartOptions, StartPlan, plan_start
+from tinker_recovery.run.monitored import listening
+from tinker_recovery.run.options import StartOptions, plan_start
+from tinker_recovery.run.register import RunRegister
 from tinker_recovery.run.rounds import Rounds
 from tinker_recovery.run.signals import StopSignals
-from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.run.view import Run
-from tinker_recovery.service import FromBaseModel, StatusReader, TinkerBackend
+from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
-from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
 from tinker_recovery.watched.watch import Watch, Watches
@@ -136,7 +132,11 @@ class Supervisor(AsyncContextManagerMixin):
     @property
     def runs(self) -> Sequence[Run]:
         """Every run since entry, oldest first."""
-        return [] if self._entered is None else [Run(run) for run in self._entered.runs.values()]
+        return (
+            []
+            if self._entered is None
+            else [Run(run) for run in self._entered.runs.by_name.values()]
+        )
 
     @property
     def _inside(self) -> _Entered:
@@ -198,7 +198,7 @@ class Supervisor(AsyncContextManagerMixin):
             self._entered = entered
             background.spawn(entered.mailbox.serve)
             try:
-                with listening(reader.http, entered.monitored):
+                with listening(reader.http, entered.runs.monitored):
                     async with entered.tree():
                         yield
                         await entered.retention.settle(self.policy.close_timeout_s)
@@ -206,12 +206,12 @@ class Supervisor(AsyncContextManagerMixin):
                 failure = error
             finally:
                 with anyio.CancelScope(shield=True):
-                    await entered.close_runs()
+                    await entered.runs.close()
                     await entered.watches.aclose()
                     await claiming.aclose()
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
                 background.cancel()
-        for run in entered.runs.values():
+        for run in entered.runs.by_name.values():
             failure = failure or run.lost
         if failure is not None:
             raise failure
@@ -235,8 +235,8 @@ class Supervisor(AsyncContextManagerMixin):
         plan = plan_start(start, restore_optimizer=self.policy.restore_optimizer)
         name = plan.name or f"run-{secrets.token_hex(3)}"
         if self._entered is not None:
-            self._inside.check_name(name)
-        return Rounds(lambda: self._inside.open_run(plan, name))
+            self._inside.runs.check_name(name)
+        return Rounds(lambda: self._inside.runs.open(plan, name))
 
     def group(self, runs: Sequence[StartOptions]) -> AsyncIterator[GroupAttempt]:
         """The attempts of runs that go back together, such as those of student and teacher.
@@ -249,8 +249,8 @@ class Supervisor(AsyncContextManagerMixin):
         """
         plans, inside = plan_group(runs, self.policy), self._inside
         for name in plans:
-            inside.check_name(name)
-        return GroupRounds(plans, inside.open_run)
+            inside.runs.check_name(name)
+        return GroupRounds(plans, inside.runs.open)
 
     def watch(self, run_id: str, *, on_recovery: Callback) -> Watch:
         """Watch a run that is trained elsewhere, by its status alone.
@@ -279,7 +279,7 @@ class Supervisor(AsyncContextManagerMixin):
             UsageError: An argument is of the wrong kind, the run is watched or supervised here
                 already, or the Supervisor is not entered.
         """
-        for run in self._inside.monitored.values():
+        for run in self._inside.runs.monitored.values():
             if run_id in (run.name, run.watched_run_id):
                 raise UsageError(
                     f"run_id={run_id!r} is run {run.name!r} of this Supervisor, which looks after "
@@ -376,38 +376,34 @@ class _Entered:
     ) -> None:
         self.home = HomeProcess()
         """The process that it was entered in."""
-        self._claiming = claiming
         self.collaborators = collaborators
         self.recorder = recorder
-        self.runs: dict[str, SupervisedRun] = {}
-        """Every run since entry, oldest first."""
-        self.monitored: dict[str, MonitoredRun] = {}
-        """The same, as the Monitor sees them."""
         self.queue = FaultQueue()
         self.mailbox = Mailbox()
         self.watches = Watches(collaborators, self.queue)
-        self._signals = signals
-        self._opening: set[str] = set()
         self.retention = RetentionLoop(collaborators)
-        self._optimizer_check = OptimizerCheck(collaborators)
+        self.runs = RunRegister(
+            collaborators, recorder, claiming, signals, self.queue, self.mailbox, self.retention
+        )
 
     def tree(self) -> SupervisionTree:
         """The children: Monitor, Executor, and retention."""
-        policy, watches, clock = self.collaborators.policy, self.watches, self.collaborators.clock
+        policy, clock = self.collaborators.policy, self.collaborators.clock
+        runs, watches = self.runs, self.watches
         monitor = Monitor(
-            lambda: [*self.monitored.values(), *watches.polled()],
+            lambda: [*runs.monitored.values(), *watches.polled()],
             reader=self.collaborators.reader,
             interval_s=policy.poll_interval_s,
             check_silence_every_s=silence_check_s(policy),
             events=self.collaborators.events,
             clock=clock,
-            urgent=lambda: [run for run in self.monitored.values() if run.is_urgent],
+            urgent=lambda: [run for run in runs.monitored.values() if run.is_urgent],
         )
         executor = Executor(
             self.collaborators,
             queue=self.queue,
-            find=lambda name: self.runs.get(name) or watches.find(name),
-            watched=lambda: len(watches) + sum(not run.ended for run in self.runs.values()),
+            find=lambda name: runs.by_name.get(name) or watches.find(name),
+            watched=lambda: len(watches) + runs.under_way,
         )
         return SupervisionTree(
             [
@@ -435,57 +431,3 @@ class _Entered:
             sleep=clock.sleep,
             random=clock.random,
         )
-
-    async def close_runs(self) -> None:
-        """Close whatever the runs still have open."""
-        async with anyio.create_task_group() as group:
-            for run in self.runs.values():
-                group.start_soon(run.abandon)
-
-    def check_name(self, name: str) -> None:
-        """Refuse the name of a run under way."""
-        known = self.runs.get(name)
-        if name in self._opening or (known is not None and not known.ended):
-            raise UsageError(
-                f"name={name!r} is the name of a run under way: choose another, names are unique"
-            )
-
-    async def open_run(
-        self, plan: StartPlan, name: str, make: MakeRun = SupervisedRun
-    ) -> SupervisedRun:
-        """Register a run, and find out at which step it starts."""
-        self.check_name(name)
-        self._opening.add(name)  # opening may take a while
-        opened: OpenedRun | None = None
-        shared, policy = self.collaborators, self.collaborators.policy
-        try:
-            if policy.checkpoint_strategy.startswith("tinker://"):
-                # Better refused now than at the first fault, hours later.
-                await find_checkpoint(shared.reader, policy.checkpoint_strategy)
-            opened = await open_run(
-                self.recorder,
-                shared.reader,
-                plan,
-                name,
-                claiming=self._claiming,
-                policy=policy,
-                clock=shared.clock,
-            )
-            run = self.runs[name] = make(
-                opened, shared, self.queue, self.mailbox, self._signals, self.retention
-            )
-            self.monitored[name] = MonitoredRun(run, shared.events)
-            await run.checkpoints.read(shared)
-        except BaseException:
-            self.runs.pop(name, None)
-            self.monitored.pop(name, None)
-            if opened is not None:
-                await opened.record.end(None)
-                await opened.guard.release()
-            raise
-        finally:
-            self._opening.discard(name)
-        shared.spawn(functools.partial(end_when_lost, run))
-        if policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
-            shared.spawn(functools.partial(self._optimizer_check.run, plan.origin))
-        return run
