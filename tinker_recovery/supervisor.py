@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import (
@@ -11,13 +12,13 @@ from collections.abc import (
     Callable,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import anyio
 import tinker
-from anyio import AsyncContextManagerMixin
+from tinker.lib.public_interfaces.api_future import APIFuture
 from typing_extensions import Unpack
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
@@ -51,6 +52,7 @@ from tinker_recovery.run.blocking import (
 )
 from tinker_recovery.run.claiming import Claiming, Lease, check_lease
 from tinker_recovery.run.group import GroupAttempt, GroupRounds, plan_group
+from tinker_recovery.run.home_task import HomeTask, LeftByItsTask
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.monitored import listening
 from tinker_recovery.run.options import StartOptions, plan_start
@@ -72,7 +74,7 @@ SHUTDOWN_MARGIN_S = 5.0
 """How much longer the Executor has for stopping than the longest thing it does then."""
 
 
-class Supervisor(AsyncContextManagerMixin):
+class Supervisor:
     """Watches training runs and brings them back when their backend fails.
 
     Enter it with ``async with Supervisor(policy) as supervisor:`` and train inside, either with
@@ -82,7 +84,8 @@ class Supervisor(AsyncContextManagerMixin):
     An exception of the body leaves unchanged. On the way out every client still open is closed,
     each within ``policy.close_timeout_s``.
 
-    Cancelling the body cancels everything inside, closes the clients, and passes through.
+    Cancelling the body cancels everything inside, closes the clients, and passes through. It is
+    left by the task that entered it. :meth:`stop` ends it from anywhere.
 
     Args:
         policy: What to do; without one, what the user's settings say: see
@@ -124,9 +127,11 @@ class Supervisor(AsyncContextManagerMixin):
         self._on_event = on_event
         self._events = EventSink(self._listen)
         self._journal_path = journal_path(journal)
-        self._signals = StopSignals()
+        saves = self.policy.checkpoints.save_on_stop_s is not None
+        self._signals = StopSignals(saves=saves)
         self._clock = clock
         self._entered: _Entered | None = None
+        self._entry: LeftAtHome[Supervisor] | None = None
         self._blocking: BlockingSupervisor[Supervisor] | None = None
 
     @property
@@ -143,13 +148,23 @@ class Supervisor(AsyncContextManagerMixin):
         if self._entered is None:
             raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
         self._entered.home.check(self)
+        self._entered.task.check()
         return self._entered
 
-    def __asynccontextmanager__(self) -> AbstractAsyncContextManager[Supervisor, bool | None]:
-        return LeftAtHome(self._while_entered())
+    async def __aenter__(self) -> Self:
+        entry = LeftByItsTask(self._while_entered(self._signals.listen_in_task), self._close)
+        at_home = LeftAtHome(entry)
+        await at_home.__aenter__()
+        self._entry = at_home
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> bool | None:
+        return None if self._entry is None else await self._entry.__aexit__(*exc_info)
 
     @asynccontextmanager
-    async def _while_entered(self) -> AsyncGenerator[Supervisor]:
+    async def _while_entered(
+        self, listen: Callable[[], AbstractContextManager[None]]
+    ) -> AsyncGenerator[Supervisor]:
         if self._entered is not None:
             raise UsageError("this Supervisor is already entered: make one for each `async with`")
         if not self.policy.enabled:
@@ -159,12 +174,20 @@ class Supervisor(AsyncContextManagerMixin):
             )
         endpoint = await self._backend.endpoint()
         try:
-            with self._signals.listen_in_task():
+            with listen():
                 async with self._enter(endpoint):
                     yield self
         finally:
             with anyio.CancelScope(shield=True):
                 await self._backend.aclose()
+            self._signals.note_left()
+
+    async def _close(self) -> None:
+        """Close what has something open at the service; the tasks stay."""
+        if self._entered is not None:
+            await self._entered.aclose()
+        await self._backend.aclose()
+        self._signals.note_left()
 
     @asynccontextmanager
     async def _enter(self, endpoint: Endpoint) -> AsyncGenerator[None]:
@@ -206,9 +229,7 @@ class Supervisor(AsyncContextManagerMixin):
                 failure = error
             finally:
                 with anyio.CancelScope(shield=True):
-                    await entered.runs.close()
-                    await entered.watches.aclose()
-                    await claiming.aclose()
+                    await entered.aclose()
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
                 background.cancel()
         for run in entered.runs.by_name.values():
@@ -352,8 +373,30 @@ class Supervisor(AsyncContextManagerMixin):
         """
         return await run_cookbook(self, main, config, *args, name=name, seed=seed, **kwargs)
 
+    def stop(self) -> APIFuture[None]:
+        """Ask for the same orderly end as Ctrl-C; from any thread, and returns at once.
+
+        The task that entered the Supervisor is cancelled: each run saves its last step, within
+        ``save_on_stop_s``, the clients are closed, and ``asyncio.CancelledError`` comes out of
+        ``async with``. After ``with``, it comes out of ``supervisor.run``. A run in the journal is
+        ``stopped``, and the same command resumes it. Called before it is entered, it is stopped as
+        it is; called again or afterwards, nothing more happens.
+
+        Returns:
+            Done once the Supervisor has been left: ``await supervisor.stop()`` in another task, or
+            ``supervisor.stop().result(timeout=60)`` in another thread.
+
+        Raises:
+            UsageError: This process was forked from the Supervisor's, or the task that entered it
+                has ended without leaving it.
+        """
+        if self._entered is not None and not self._signals.over:
+            self._inside  # noqa: B018 - raises
+        return self._signals.stop()
+
     def __enter__(self) -> BlockingSupervisor[Supervisor]:
-        self._blocking = BlockingSupervisor(self, self, self._run_with, self._signals)
+        context = self._while_entered(contextlib.nullcontext)
+        self._blocking = BlockingSupervisor(self, context, self._run_with, self._signals)
         return self._blocking
 
     def __exit__(self, *exc_info: object) -> bool | None:
@@ -374,8 +417,9 @@ class _Entered:
         claiming: Claiming,
         signals: StopSignals,
     ) -> None:
-        self.home = HomeProcess()
-        """The process that it was entered in."""
+        self.home, self.task = HomeProcess(), HomeTask()
+        """The process and the task that it was entered in."""
+        self._claiming = claiming
         self.collaborators = collaborators
         self.recorder = recorder
         self.queue = FaultQueue()
@@ -431,3 +475,9 @@ class _Entered:
             sleep=clock.sleep,
             random=clock.random,
         )
+
+    async def aclose(self) -> None:
+        """Close whatever is open at the service."""
+        await self.runs.close()
+        await self.watches.aclose()
+        await self._claiming.aclose()

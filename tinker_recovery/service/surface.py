@@ -37,6 +37,7 @@ class PassedOn(_Base):
     _iterations: Iterations
     _retired: str | None
     first_call_at: float | None
+    _held = False
 
     if TYPE_CHECKING:
         # The subclass has them.
@@ -69,6 +70,15 @@ class PassedOn(_Base):
             )
         if self.first_call_at is None:
             self.first_call_at = time.monotonic()
+
+    def hold(self) -> None:
+        """Refuse what would train further; from any thread. A save is still queued."""
+        self._held = True
+
+    def _check_trains(self) -> None:
+        self._check_live()
+        if self._held:
+            raise StaleAttempt(f"{self!r}: its loop was cancelled; only its last step is saved now")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
