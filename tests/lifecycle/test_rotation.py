@@ -22,6 +22,7 @@ from tinker_recovery import (
     RecoveryExhausted,
     RecoveryPolicy,
     Run,
+    ServiceUnusable,
     Supervisor,
 )
 from tinker_recovery.faults import Kind
@@ -166,7 +167,7 @@ async def test_a_key_that_was_never_accepted_is_refused_at_once(
     waiting = WaitingClock()
     async with serving() as server:  # type: ignore[attr-defined]  # a fixture's context manager
         monkeypatch.setenv("TINKER_API_KEY", GONE)
-        with pytest.raises(tinker.AuthenticationError):
+        with pytest.raises(ServiceUnusable, match="TINKER_API_KEY"):
             await _trained(lambda: None, clock=waiting.clock)
         assert server.runs() == []
     assert waiting.slept == 0

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from tinker_recovery.errors import ServiceUnusable
+
 NO_SUCH_RUN, UNREADABLE = 1, 3
 """Exit statuses."""
 
@@ -74,6 +76,19 @@ def refuse(why: str, status: int = UNREADABLE) -> NoReturn:
     """Exit the command with an error message."""
     echo(f"Error: {why}", err=True)
     raise click.exceptions.Exit(status)
+
+
+def show_below(error: BaseException) -> None:
+    """With ``-v``, print the chain below an error of the service."""
+    details = getattr(error, "details", "")
+    if details and click.get_current_context().find_root().params.get("verbose"):
+        echo(details, err=True)
+
+
+def refuse_service(error: ServiceUnusable, status: int = UNREADABLE) -> NoReturn:
+    """Exit because the service cannot be used: in one line, and with ``-v`` the chain before it."""
+    show_below(error)
+    refuse(str(error), status)
 
 
 def no_such_run(journal: Path, name: str) -> NoReturn:

@@ -21,6 +21,7 @@ from tinker_recovery.run.options import StartPlan
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import FromBaseModel
+from tinker_recovery.service.contact import FirstContact, say_unusable
 from tinker_recovery.service.listing import find_checkpoint
 
 
@@ -79,19 +80,24 @@ class RunRegister:
         self._opening.add(name)  # opening may take a while
         opened: OpenedRun | None = None
         shared, policy = self._collaborators, self._collaborators.policy
+        http = shared.reader.http
+        shared.spawn(
+            functools.partial(say_unusable, http, name, reached=lambda: self._has_begun(name))
+        )
         try:
             if policy.checkpoint_strategy.startswith("tinker://"):
                 # Better refused now than at the first fault, hours later.
                 await find_checkpoint(shared.reader, policy.checkpoint_strategy)
-            opened = await open_run(
-                self._recorder,
-                shared.reader,
-                plan,
-                name,
-                claiming=self._claiming,
-                policy=policy,
-                clock=shared.clock,
-            )
+            with FirstContact(http.endpoint):
+                opened = await open_run(
+                    self._recorder,
+                    shared.reader,
+                    plan,
+                    name,
+                    claiming=self._claiming,
+                    policy=policy,
+                    clock=shared.clock,
+                )
             run = self.by_name[name] = make(opened, shared, *self._parts)
             self.monitored[name] = MonitoredRun(run, shared.events)
             await run.checkpoints.read(shared)
@@ -108,6 +114,10 @@ class RunRegister:
         if policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
             shared.spawn(functools.partial(self._optimizer_check.run, plan.origin))
         return run
+
+    def _has_begun(self, name: str) -> bool:
+        run = self.by_name.get(name)
+        return bool(run.attempts or run.ended) if run is not None else name not in self._opening
 
     async def close(self) -> None:
         """Close whatever the runs still have open."""
