@@ -15,9 +15,9 @@ from typing import Any, get_args
 import anyio.to_thread
 import pytest
 import tinker
+from custom_losses import do_without_pytorch, squared
 from loops import ADAM, MODEL, batch
 from sdk_loops import a_service, fresh, train
-from test_custom_losses import do_without_pytorch, squared
 from tinker import types
 from tinker.lib.api_future_impl import QueueState
 from tinker.lib.public_interfaces.sampling_client import SamplingClient
