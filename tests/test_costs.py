@@ -20,7 +20,7 @@ import anyio.to_thread
 import pytest
 import tinker
 from click.testing import CliRunner, Result
-from custom_loss import do_without_pytorch, squared
+from custom_losses import do_without_pytorch, squared
 from hypothesis import given
 from hypothesis import strategies as st
 from loops import ADAM, MODEL, SEED, batch, policy, train

@@ -123,8 +123,9 @@ class CheckpointPolicy(Frozen):
             back to that, which is exact where the service does not honour the seed. It is also how
             a service that refuses metadata is found out before any step is lost.
         save_at_end: Also save the last step of the loop.
-        save_on_stop_s: On Ctrl-C or SIGTERM, save the last step before stopping, for at most this
-            many seconds; None to stop at once. A second signal stops at once, too.
+        save_on_stop_s: On Ctrl-C, SIGTERM or ``Supervisor.stop()``, save the last step before
+            stopping, for at most this many seconds; None to stop at once. A second signal stops at
+            once, too.
         on_save_failure: What to do if saving keeps failing. ``"continue"``: train on, try again at
             each step, and say at growing intervals what is at stake. ``"stop"``: end the run with
             the error of the third failed save in a row.

@@ -6,6 +6,7 @@
     ├── UsageError (ValueError)          an argument or a call order we refuse at once
     │   ├── NotSupervised (AttributeError)  a method of the SDK's that a supervised client lacks
     │   └── AmbiguousRun                 the service has several runs of a name: choose one
+    ├── ServiceUnusable                  the address or the credential of the service is wrong
     ├── DeadlineExceeded (TimeoutError)  a deadline of ours passed while the service worked
     ├── StatusError                      the service's word on a run could not be read
     │   ├── StatusUnavailable            connection, timeout, 408, 429, 5xx: trying again may help
@@ -29,7 +30,8 @@
         └── RecoveryLost                 the loop was left (break, return) while it had to run again
 
 Errors of the supervision tree live in :mod:`tinker_recovery.supervision`, which knows nothing of
-training. What the SDK or the user's own code raises is never wrapped in any of these.
+training. What the SDK or the user's own code raises is never wrapped in any of these, except where
+a run begins: there ServiceUnusable says it in one line, and is raised from it.
 
 All can be pickled and copied, with what they were raised from. Some errors of the SDK, such as
 ``tinker.APITimeoutError``, cannot, and as a cause or in ``errors`` each is replaced by a
@@ -76,6 +78,21 @@ class AmbiguousRun(UsageError):
         super().__init__(message)
         self.run = run
         self.lineages = tuple(lineages)
+
+
+class ServiceUnusable(TinkerRecoveryError):
+    """No run can begin: the service refuses the credential, cannot be reached, or is no service.
+
+    The message says which address and which credential were tried, and what to do. Its cause is
+    what the SDK raised, without the tracebacks below.
+
+    Attributes:
+        details: The whole chain with its tracebacks, as text.
+    """
+
+    def __init__(self, message: str, *, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class DeadlineExceeded(TinkerRecoveryError, TimeoutError):

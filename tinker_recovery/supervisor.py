@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import logging
 import secrets
 from collections.abc import (
@@ -12,19 +12,18 @@ from collections.abc import (
     Callable,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import anyio
 import tinker
-from anyio import AsyncContextManagerMixin
+from tinker.lib.public_interfaces.api_future import APIFuture
 from typing_extensions import Unpack
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.cookbook.runner import run_cookbook
 from tinker_recovery.detection.monitor import Monitor, silence_check_s
-from tinker_recovery.doctor import OptimizerCheck
 from tinker_recovery.errors import UsageError
 from tinker_recovery.forks import HomeProcess, LeftAtHome
 from tinker_recovery.journal import (
@@ -51,19 +50,18 @@ from tinker_recovery.run.blocking import (
     in_worker_thread,
     run_body,
 )
-from tinker_recovery.run.claiming import Claiming, Lease, check_lease, end_when_lost
-from tinker_recovery.run.group import GroupAttempt, GroupRounds, MakeRun, plan_group
+from tinker_recovery.run.claiming import Claiming, Lease, check_lease
+from tinker_recovery.run.group import GroupAttempt, GroupRounds, plan_group
+from tinker_recovery.run.home_task import HomeTask, LeftByItsTask
 from tinker_recovery.run.mailbox import Mailbox
-from tinker_recovery.run.monitored import MonitoredRun, listening
-from tinker_recovery.run.open import OpenedRun, open_run
-from tinker_recovery.run.options import StartOptions, StartPlan, plan_start
+from tinker_recovery.run.monitored import listening
+from tinker_recovery.run.options import StartOptions, plan_start
+from tinker_recovery.run.register import RunRegister
 from tinker_recovery.run.rounds import Rounds
 from tinker_recovery.run.signals import StopSignals
-from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.run.view import Run
-from tinker_recovery.service import FromBaseModel, StatusReader, TinkerBackend
+from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
-from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
 from tinker_recovery.watched.watch import Watch, Watches
@@ -76,7 +74,7 @@ SHUTDOWN_MARGIN_S = 5.0
 """How much longer the Executor has for stopping than the longest thing it does then."""
 
 
-class Supervisor(AsyncContextManagerMixin):
+class Supervisor:
     """Watches training runs and brings them back when their backend fails.
 
     Enter it with ``async with Supervisor(policy) as supervisor:`` and train inside, either with
@@ -86,7 +84,8 @@ class Supervisor(AsyncContextManagerMixin):
     An exception of the body leaves unchanged. On the way out every client still open is closed,
     each within ``policy.close_timeout_s``.
 
-    Cancelling the body cancels everything inside, closes the clients, and passes through.
+    Cancelling the body cancels everything inside, closes the clients, and passes through. It is
+    left by the task that entered it. :meth:`stop` ends it from anywhere.
 
     Args:
         policy: What to do; without one, what the user's settings say: see
@@ -128,28 +127,44 @@ class Supervisor(AsyncContextManagerMixin):
         self._on_event = on_event
         self._events = EventSink(self._listen)
         self._journal_path = journal_path(journal)
-        self._signals = StopSignals()
+        saves = self.policy.checkpoints.save_on_stop_s is not None
+        self._signals = StopSignals(saves=saves)
         self._clock = clock
         self._entered: _Entered | None = None
+        self._entry: LeftAtHome[Supervisor] | None = None
         self._blocking: BlockingSupervisor[Supervisor] | None = None
 
     @property
     def runs(self) -> Sequence[Run]:
         """Every run since entry, oldest first."""
-        return [] if self._entered is None else [Run(run) for run in self._entered.runs.values()]
+        return (
+            []
+            if self._entered is None
+            else [Run(run) for run in self._entered.runs.by_name.values()]
+        )
 
     @property
     def _inside(self) -> _Entered:
         if self._entered is None:
             raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
         self._entered.home.check(self)
+        self._entered.task.check()
         return self._entered
 
-    def __asynccontextmanager__(self) -> AbstractAsyncContextManager[Supervisor, bool | None]:
-        return LeftAtHome(self._while_entered())
+    async def __aenter__(self) -> Self:
+        entry = LeftByItsTask(self._while_entered(self._signals.listen_in_task), self._close)
+        at_home = LeftAtHome(entry)
+        await at_home.__aenter__()
+        self._entry = at_home
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> bool | None:
+        return None if self._entry is None else await self._entry.__aexit__(*exc_info)
 
     @asynccontextmanager
-    async def _while_entered(self) -> AsyncGenerator[Supervisor]:
+    async def _while_entered(
+        self, listen: Callable[[], AbstractContextManager[None]]
+    ) -> AsyncGenerator[Supervisor]:
         if self._entered is not None:
             raise UsageError("this Supervisor is already entered: make one for each `async with`")
         if not self.policy.enabled:
@@ -159,12 +174,20 @@ class Supervisor(AsyncContextManagerMixin):
             )
         endpoint = await self._backend.endpoint()
         try:
-            with self._signals.listen_in_task():
+            with listen():
                 async with self._enter(endpoint):
                     yield self
         finally:
             with anyio.CancelScope(shield=True):
                 await self._backend.aclose()
+            self._signals.note_left()
+
+    async def _close(self) -> None:
+        """Close what has something open at the service; the tasks stay."""
+        if self._entered is not None:
+            await self._entered.aclose()
+        await self._backend.aclose()
+        self._signals.note_left()
 
     @asynccontextmanager
     async def _enter(self, endpoint: Endpoint) -> AsyncGenerator[None]:
@@ -198,7 +221,7 @@ class Supervisor(AsyncContextManagerMixin):
             self._entered = entered
             background.spawn(entered.mailbox.serve)
             try:
-                with listening(reader.http, entered.monitored):
+                with listening(reader.http, entered.runs.monitored):
                     async with entered.tree():
                         yield
                         await entered.retention.settle(self.policy.close_timeout_s)
@@ -206,12 +229,10 @@ class Supervisor(AsyncContextManagerMixin):
                 failure = error
             finally:
                 with anyio.CancelScope(shield=True):
-                    await entered.close_runs()
-                    await entered.watches.aclose()
-                    await claiming.aclose()
+                    await entered.aclose()
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
                 background.cancel()
-        for run in entered.runs.values():
+        for run in entered.runs.by_name.values():
             failure = failure or run.lost
         if failure is not None:
             raise failure
@@ -235,8 +256,8 @@ class Supervisor(AsyncContextManagerMixin):
         plan = plan_start(start, restore_optimizer=self.policy.restore_optimizer)
         name = plan.name or f"run-{secrets.token_hex(3)}"
         if self._entered is not None:
-            self._inside.check_name(name)
-        return Rounds(lambda: self._inside.open_run(plan, name))
+            self._inside.runs.check_name(name)
+        return Rounds(lambda: self._inside.runs.open(plan, name))
 
     def group(self, runs: Sequence[StartOptions]) -> AsyncIterator[GroupAttempt]:
         """The attempts of runs that go back together, such as those of student and teacher.
@@ -249,8 +270,8 @@ class Supervisor(AsyncContextManagerMixin):
         """
         plans, inside = plan_group(runs, self.policy), self._inside
         for name in plans:
-            inside.check_name(name)
-        return GroupRounds(plans, inside.open_run)
+            inside.runs.check_name(name)
+        return GroupRounds(plans, inside.runs.open)
 
     def watch(self, run_id: str, *, on_recovery: Callback) -> Watch:
         """Watch a run that is trained elsewhere, by its status alone.
@@ -279,7 +300,7 @@ class Supervisor(AsyncContextManagerMixin):
             UsageError: An argument is of the wrong kind, the run is watched or supervised here
                 already, or the Supervisor is not entered.
         """
-        for run in self._inside.monitored.values():
+        for run in self._inside.runs.monitored.values():
             if run_id in (run.name, run.watched_run_id):
                 raise UsageError(
                     f"run_id={run_id!r} is run {run.name!r} of this Supervisor, which looks after "
@@ -352,8 +373,30 @@ class Supervisor(AsyncContextManagerMixin):
         """
         return await run_cookbook(self, main, config, *args, name=name, seed=seed, **kwargs)
 
+    def stop(self) -> APIFuture[None]:
+        """Ask for the same orderly end as Ctrl-C; from any thread, and returns at once.
+
+        The task that entered the Supervisor is cancelled: each run saves its last step, within
+        ``save_on_stop_s``, the clients are closed, and ``asyncio.CancelledError`` comes out of
+        ``async with``. After ``with``, it comes out of ``supervisor.run``. A run in the journal is
+        ``stopped``, and the same command resumes it. Called before it is entered, it is stopped as
+        it is; called again or afterwards, nothing more happens.
+
+        Returns:
+            Done once the Supervisor has been left: ``await supervisor.stop()`` in another task, or
+            ``supervisor.stop().result(timeout=60)`` in another thread.
+
+        Raises:
+            UsageError: This process was forked from the Supervisor's, or the task that entered it
+                has ended without leaving it.
+        """
+        if self._entered is not None and not self._signals.over:
+            self._inside  # noqa: B018 - raises
+        return self._signals.stop()
+
     def __enter__(self) -> BlockingSupervisor[Supervisor]:
-        self._blocking = BlockingSupervisor(self, self, self._run_with, self._signals)
+        context = self._while_entered(contextlib.nullcontext)
+        self._blocking = BlockingSupervisor(self, context, self._run_with, self._signals)
         return self._blocking
 
     def __exit__(self, *exc_info: object) -> bool | None:
@@ -374,40 +417,37 @@ class _Entered:
         claiming: Claiming,
         signals: StopSignals,
     ) -> None:
-        self.home = HomeProcess()
-        """The process that it was entered in."""
+        self.home, self.task = HomeProcess(), HomeTask()
+        """The process and the task that it was entered in."""
         self._claiming = claiming
         self.collaborators = collaborators
         self.recorder = recorder
-        self.runs: dict[str, SupervisedRun] = {}
-        """Every run since entry, oldest first."""
-        self.monitored: dict[str, MonitoredRun] = {}
-        """The same, as the Monitor sees them."""
         self.queue = FaultQueue()
         self.mailbox = Mailbox()
         self.watches = Watches(collaborators, self.queue)
-        self._signals = signals
-        self._opening: set[str] = set()
         self.retention = RetentionLoop(collaborators)
-        self._optimizer_check = OptimizerCheck(collaborators)
+        self.runs = RunRegister(
+            collaborators, recorder, claiming, signals, self.queue, self.mailbox, self.retention
+        )
 
     def tree(self) -> SupervisionTree:
         """The children: Monitor, Executor, and retention."""
-        policy, watches, clock = self.collaborators.policy, self.watches, self.collaborators.clock
+        policy, clock = self.collaborators.policy, self.collaborators.clock
+        runs, watches = self.runs, self.watches
         monitor = Monitor(
-            lambda: [*self.monitored.values(), *watches.polled()],
+            lambda: [*runs.monitored.values(), *watches.polled()],
             reader=self.collaborators.reader,
             interval_s=policy.poll_interval_s,
             check_silence_every_s=silence_check_s(policy),
             events=self.collaborators.events,
             clock=clock,
-            urgent=lambda: [run for run in self.monitored.values() if run.is_urgent],
+            urgent=lambda: [run for run in runs.monitored.values() if run.is_urgent],
         )
         executor = Executor(
             self.collaborators,
             queue=self.queue,
-            find=lambda name: self.runs.get(name) or watches.find(name),
-            watched=lambda: len(watches) + sum(not run.ended for run in self.runs.values()),
+            find=lambda name: runs.by_name.get(name) or watches.find(name),
+            watched=lambda: len(watches) + runs.under_way,
         )
         return SupervisionTree(
             [
@@ -436,56 +476,8 @@ class _Entered:
             random=clock.random,
         )
 
-    async def close_runs(self) -> None:
-        """Close whatever the runs still have open."""
-        async with anyio.create_task_group() as group:
-            for run in self.runs.values():
-                group.start_soon(run.abandon)
-
-    def check_name(self, name: str) -> None:
-        """Refuse the name of a run under way."""
-        known = self.runs.get(name)
-        if name in self._opening or (known is not None and not known.ended):
-            raise UsageError(
-                f"name={name!r} is the name of a run under way: choose another, names are unique"
-            )
-
-    async def open_run(
-        self, plan: StartPlan, name: str, make: MakeRun = SupervisedRun
-    ) -> SupervisedRun:
-        """Register a run, and find out at which step it starts."""
-        self.check_name(name)
-        self._opening.add(name)  # opening may take a while
-        opened: OpenedRun | None = None
-        shared, policy = self.collaborators, self.collaborators.policy
-        try:
-            if policy.checkpoint_strategy.startswith("tinker://"):
-                # Better refused now than at the first fault, hours later.
-                await find_checkpoint(shared.reader, policy.checkpoint_strategy)
-            opened = await open_run(
-                self.recorder,
-                shared.reader,
-                plan,
-                name,
-                claiming=self._claiming,
-                policy=policy,
-                clock=shared.clock,
-            )
-            run = self.runs[name] = make(
-                opened, shared, self.queue, self.mailbox, self._signals, self.retention
-            )
-            self.monitored[name] = MonitoredRun(run, shared.events)
-            await run.checkpoints.read(shared)
-        except BaseException:
-            self.runs.pop(name, None)
-            self.monitored.pop(name, None)
-            if opened is not None:
-                await opened.record.end(None)
-                await opened.guard.release()
-            raise
-        finally:
-            self._opening.discard(name)
-        shared.spawn(functools.partial(end_when_lost, run))
-        if policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
-            shared.spawn(functools.partial(self._optimizer_check.run, plan.origin))
-        return run
+    async def aclose(self) -> None:
+        """Close whatever is open at the service."""
+        await self.runs.close()
+        await self.watches.aclose()
+        await self._claiming.aclose()

@@ -211,7 +211,7 @@ async def test_a_service_out_of_reach_is_exit_status_3_and_says_why(
     monkeypatch.setenv("TINKER_API_KEY", "tml-secret")
     result = await _call("list")
     assert result.exit_code == 3
-    assert "reading checkpoints" in result.output
+    assert "127.0.0.1:9 (TINKER_BASE_URL) cannot be reached: nothing listens" in result.output
     assert "tml-secret" not in result.output
 
 

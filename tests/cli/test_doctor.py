@@ -110,7 +110,7 @@ async def test_a_service_out_of_reach_is_status_3_within_seconds() -> None:
         pass
     done = await _run(local, "--json")
     assert done.returncode == 3, done.stderr
-    assert "reading training_runs" in json.loads(done.stdout)["error"]
+    assert "cannot be reached: nothing listens" in json.loads(done.stdout)["error"]
 
 
 @pytest.mark.parametrize(

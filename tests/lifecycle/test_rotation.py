@@ -13,7 +13,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 import tinker
-from loops import MODEL, SEED, loop, quick, undisturbed_state
+from custom_losses import Loss, Tensor, do_without_pytorch, squared
+from loops import ADAM, MODEL, SEED, batch, loop, quick, undisturbed_state, until
 
 from tinker_recovery import (
     Attempt,
@@ -22,6 +23,7 @@ from tinker_recovery import (
     RecoveryExhausted,
     RecoveryPolicy,
     Run,
+    ServiceUnusable,
     Supervisor,
 )
 from tinker_recovery.faults import Kind
@@ -166,7 +168,7 @@ async def test_a_key_that_was_never_accepted_is_refused_at_once(
     waiting = WaitingClock()
     async with serving() as server:  # type: ignore[attr-defined]  # a fixture's context manager
         monkeypatch.setenv("TINKER_API_KEY", GONE)
-        with pytest.raises(tinker.AuthenticationError):
+        with pytest.raises(ServiceUnusable, match="TINKER_API_KEY"):
             await _trained(lambda: None, clock=waiting.clock)
         assert server.runs() == []
     assert waiting.slept == 0
@@ -212,3 +214,116 @@ async def test_a_command_is_a_credential_of_its_own_and_a_run_is_recovered_by_it
     assert [each.fault.kind for each in run.recoveries] == [Kind.REQUEST_FAILED]
     for secret in ("tml-printed-by-a-command", NEW):
         assert secret not in told
+
+
+# -- where else a key may be refused ------------------------------------------------------------
+
+
+async def test_a_key_rotated_under_a_loss_of_the_users_own_is_recovered_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The SDK computes it in a thread of its own, between two requests."""
+    do_without_pytorch(monkeypatch)
+    async with LocalTinker(long_poll_s=0.05) as server:
+
+        async def trained(*, rotates: bool) -> Run:
+            rotated: list[bool] = []
+
+            def loss(data: object, logprobs: list[Tensor]) -> tuple[Loss, dict[str, float]]:
+                if rotates and not rotated and updates[0] == 6:
+                    rotated.append(True)
+                    server.change_key(NEW)
+                return squared(data, logprobs)
+
+            updates = [0]
+
+            async def train(attempt: Attempt) -> None:
+                for step in range(attempt.start_step, STEPS):
+                    updates[0] = step
+                    await attempt.client.forward_backward_custom(batch(step), loss)
+                    await attempt.client.optim_step(ADAM)
+
+            async with Supervisor(
+                quick(), service=server.service, clock=WaitingClock().clock
+            ) as supervisor:
+                await supervisor.run(train, base_model=MODEL, rank=8, seed=SEED)
+                (run,) = supervisor.runs
+            return run
+
+        undisturbed, run = await trained(rotates=False), await trained(rotates=True)
+        ends = [server.run_state(each.segments[-1].run_id) for each in (undisturbed, run)]
+    assert ends[0] == ends[1]
+    assert [each.fault.kind for each in run.recoveries] == [Kind.UNAUTHORIZED]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_key_revoked_while_the_run_is_being_recovered_is_waited_for(
+    serving: Callable[..., object], *, waits: bool
+) -> None:
+    """The fault was another one; the factory has the new key at once, or later."""
+    async with serving(long_poll_s=0.05) as server:  # type: ignore[attr-defined]  # a fixture's context manager
+        key = server.api_key
+        expected = await undisturbed_state(server, steps=STEPS)
+        waiting = WaitingClock(lambda slept: server.change_key(key) if slept > 30 else None)
+        asked: list[str] = []
+
+        def revoke() -> None:
+            server.inject(FaultRule("poison", 8))
+            # Once a recovery has opened its session, and before it has loaded anything.
+            server.inject(FaultRule("status", request="load_weights", status=401))
+
+        def revoked_then(event: RecoveryEvent) -> None:
+            asked.append(event.name)
+            if event.name == "recovery.started" and asked.count(event.name) == 1:
+                server.change_key(GONE if waits else NEW)
+
+        async def train(attempt: Attempt) -> None:
+            def done(step: int) -> None:
+                if attempt.number == 1 and step == 6:
+                    revoke()
+
+            await loop(attempt.client, attempt.start_step, STEPS, 0, done)
+
+        async with Supervisor(
+            quick(backoff_s=5.0, max_backoff_s=60.0, max_attempts=3),
+            service=tinker.ServiceClient if waits else server.service,
+            on_event=revoked_then,
+            clock=waiting.clock,
+        ) as supervisor:
+            await supervisor.run(train, base_model=MODEL, rank=8, seed=SEED)
+            (run,) = supervisor.runs
+        assert server.run_state(run.segments[-1].run_id) == expected
+    assert [each.fault.kind for each in run.recoveries] == [Kind.REQUEST_FAILED]
+    assert not waits or waiting.slept >= 35
+
+
+@pytest.mark.parametrize("factory", [False, True])
+async def test_a_key_rotated_under_a_run_that_is_only_watched_does_not_end_its_watch(
+    serving: Callable[..., object], caplog: pytest.LogCaptureFixture, *, factory: bool
+) -> None:
+    """The factory has the new key; or the old one is given back in the end."""
+    async with serving(long_poll_s=0.05) as server:  # type: ignore[attr-defined]  # a fixture's context manager
+        key = server.api_key
+        (run_id,) = server.add_runs(1, saved=True)
+        got: list[str] = []
+        async with Supervisor(
+            quick(poll_interval_s=0.02),
+            service=server.service if factory else tinker.ServiceClient,
+            clock=WaitingClock().clock,
+        ) as supervisor:
+            watch = supervisor.watch(run_id, on_recovery=lambda old, *_: got.append(old))
+            await until(lambda: polled_of(server) > 1)
+            server.change_key(NEW)
+            if not factory:
+                await until(lambda: "401" in caplog.text)
+                assert "TINKER_API_KEY" in caplog.text
+                server.change_key(key)
+            server.corrupt([run_id])
+            await until(lambda: watch.recoveries == 1)
+            assert got == [run_id]
+        server.fail_session(run_id.partition(":")[0])
+
+
+def polled_of(server: LocalTinker) -> int:
+    """How often a status was read."""
+    return server.stats.by_route.get("training_run", 0)

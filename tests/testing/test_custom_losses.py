@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tinker
-from custom_loss import do_without_pytorch, squared
+from custom_losses import do_without_pytorch, squared
 from loops import ADAM, batch
 from sdk_loops import a_service, fresh
 from tinker import types

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import anyio.to_thread
 import pytest
 import tinker
-from custom_loss import do_without_pytorch, squared
+from custom_losses import do_without_pytorch, squared
 from loops import ADAM, MODEL, batch
 from sdk_loops import a_service, fresh, train
 from tinker import types

@@ -50,6 +50,7 @@ from tinker_recovery import (
     RunFinished,
     RunHeld,
     ServiceFactory,
+    ServiceUnusable,
     StaleAttempt,
     StartOptions,
     StatusError,
@@ -330,6 +331,8 @@ def explained(error: TinkerRecoveryError) -> object:  # noqa: C901, PLR0911, PLR
             return assert_type(error.errors, tuple[BaseException, ...])
         case RunFailed():
             return assert_type(error.run, str)
+        case ServiceUnusable():
+            return assert_type(error.details, str)
         case RunHeld():
             return assert_type((error.pid, error.host), tuple[int, str])
         case RunFinished():

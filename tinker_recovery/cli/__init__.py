@@ -60,8 +60,9 @@ def _keep_lines(command: click.Command) -> click.Command:
 
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-v", "--verbose", is_flag=True, help="Show what lies below an error of the service.")
 @click.version_option(package_name="tinker-recovery")
-def main() -> None:
+def main(*, verbose: bool) -> None:
     """Supervision and exact, automatic recovery for training loops over the Tinker API."""
 
 

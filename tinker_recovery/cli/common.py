@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from tinker_recovery.costs import Prices
+    from tinker_recovery.errors import ServiceUnusable
 
 NO_SUCH_RUN, UNREADABLE = 1, 3
 """Exit statuses."""
@@ -122,6 +123,19 @@ def leave(status: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def show_below(error: BaseException) -> None:
+    """With ``-v``, print the chain below an error of the service."""
+    details = getattr(error, "details", "")
+    if details and click.get_current_context().find_root().params.get("verbose"):
+        echo(details, err=True)
+
+
+def refuse_service(error: ServiceUnusable, status: int = UNREADABLE) -> NoReturn:
+    """Exit because the service cannot be used: in one line, and with ``-v`` the chain before it."""
+    show_below(error)
+    refuse(str(error), status)
 
 
 def no_such_run(journal: Path, name: str) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tinker_recovery.cli.common import refuse
+from tinker_recovery.cli.common import refuse, refuse_service
 
 USAGE, FAILED = 2, 1
 """Exit statuses."""
@@ -51,7 +51,13 @@ def command(
     Exit status: 0 if the recipe came to its end, now or before; 1 if it failed, or was given up;
     2 for a command, recipe or setting that is not allowed; 130 after Ctrl-C.
     """
-    from tinker_recovery import RunFinished, Supervisor, UsageError, policy_from_settings
+    from tinker_recovery import (
+        RunFinished,
+        ServiceUnusable,
+        Supervisor,
+        UsageError,
+        policy_from_settings,
+    )
     from tinker_recovery.cookbook.script import run_script
     from tinker_recovery.journal import STATE_FOLDER
 
@@ -83,6 +89,9 @@ def command(
     except UsageError as error:
         end("refused", error=str(error))
         refuse(str(error), USAGE)
+    except ServiceUnusable as error:
+        end("failed", error=str(error))
+        refuse_service(error, FAILED)
     except Exception as error:  # whatever the script raises: shown as by itself, below the JSON
         end("failed", error=f"{type(error).__name__}: {error}")
         raise

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.common import echo, leave
+from tinker_recovery.cli.common import echo, leave, show_below
 
 if TYPE_CHECKING:
     from tinker_recovery.doctor import ExamPlan, Fact, Report
@@ -86,6 +86,7 @@ def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json
     except KeyboardInterrupt:
         _leave(_INTERRUPTED, "Interrupted.", {"error": "interrupted"}, as_json)
     except Exception as error:  # noqa: BLE001 - any error means that the question is still open
+        show_below(error)
         why = redact(str(error))
         _leave(_UNKNOWN, f"No result: {why}", {"error": why}, as_json)
     else:
@@ -102,6 +103,7 @@ async def _examine(plan: ExamPlan) -> Report:
     from tinker_recovery.doctor import examine, try_out
     from tinker_recovery.doctor.facts import restores
     from tinker_recovery.service import StatusReader, TinkerBackend
+    from tinker_recovery.service.contact import FirstContact
     from tinker_recovery.telemetry import redact
 
     began = time.monotonic()
@@ -110,8 +112,10 @@ async def _examine(plan: ExamPlan) -> Report:
         echo(f"[{time.monotonic() - began:6.1f} s] {phase}", err=True)
 
     backend = TinkerBackend()
-    async with StatusReader(await backend.endpoint()) as reader:
-        report = await examine(plan, backend=backend, reader=reader, progress=progress)
+    endpoint = await backend.endpoint()
+    async with StatusReader(endpoint) as reader:
+        with FirstContact(endpoint):
+            report = await examine(plan, backend=backend, reader=reader, progress=progress)
         try:
             facts = await try_out(
                 plan, report.diagnosis, backend=backend, reader=reader, progress=progress

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinker_recovery.cli.common import echo, journal_file, journal_option, refuse
+from tinker_recovery.cli.common import (
+    echo,
+    journal_file,
+    journal_option,
+    refuse,
+    refuse_service,
+)
 
 if TYPE_CHECKING:
     from tinker_recovery.recovery.dry_run import Proof
@@ -71,6 +77,7 @@ def command(
         DeadlineExceeded,
         JournalError,
         RunHeld,
+        ServiceUnusable,
         StatusError,
         UsageError,
     )
@@ -90,6 +97,8 @@ def command(
         )
     except UsageError as error:
         refuse(redact(str(error)), WRONG)
+    except ServiceUnusable as error:
+        refuse_service(error)
     except (StatusError, JournalError) as error:
         refuse(redact(str(error)))
     except (CheckpointError, DeadlineExceeded, RunHeld, TinkerError) as error:

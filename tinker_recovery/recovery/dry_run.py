@@ -31,6 +31,7 @@ from tinker_recovery.recovery.restore import Restore
 from tinker_recovery.recovery.resume import RunSnapshot, own_checkpoints, snapshot_of, status_of
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import ServiceFactory
+from tinker_recovery.service.contact import FirstContact
 from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.telemetry import EventSink
 
@@ -194,8 +195,10 @@ async def prove(
     if journal is not None and not await anyio.Path(journal).exists():
         journal = None
     backend = TinkerBackend(service)
-    async with StatusReader.by(policy, await backend.endpoint(), clock.wall) as reader:
-        left = await find_left(reader, name, journal, lineage)
+    endpoint = await backend.endpoint()
+    async with StatusReader.by(policy, endpoint, clock.wall) as reader:
+        with FirstContact(endpoint):
+            left = await find_left(reader, name, journal, lineage)
         if checkpoint is None and left.holder is not None:
             raise left.holder.held(
                 left.name,

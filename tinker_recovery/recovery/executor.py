@@ -22,14 +22,13 @@ from tinker_recovery.errors import (
     CheckpointError,
     DeadlineExceeded,
     LeaseLost,
-    RecoveryExhausted,
     RecoveryRefused,
-    folded,
 )
 from tinker_recovery.faults import DetectedBy, Fault, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Callback
 from tinker_recovery.recovery.admission import MassReporter, Slot, Slots
 from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.exhausted import exhausted
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import Recoverable, Recovery
 from tinker_recovery.recovery.selection import ServiceTime
@@ -92,6 +91,7 @@ class Executor:
         self._find = find
         self._policy = collaborators.policy
         self._events = collaborators.events
+        self._endpoint = collaborators.reader.http.endpoint
         self._clock = collaborators.clock
         self._watched = watched
         self._reset()
@@ -320,24 +320,10 @@ class Executor:
         return Ended(names.REFUSED, refused)
 
     async def _exhausted(self, run: Recoverable, fault: Fault, *, patience: bool) -> Ended:
-        errors = run.budget.errors
-        spent = (
-            f"{self._policy.max_wait_s:g} s of waiting for the service"
-            if patience
-            else f"{self._policy.max_attempts} recovery attempts without a newer checkpoint in "
-            "between"
-        )
-        step = fault.step if fault.failed_step is None else fault.failed_step
-        exhausted = RecoveryExhausted(
-            f"run {run.name!r} was given up after {spent}; the last fault was "
-            f"{fault.kind.value} at step {step}; what went wrong, in order: "
-            + folded(repr(error) for error in errors),
-            run=run.name,
-            errors=errors,
-        )
-        self._events.emit(names.EVENT_EXHAUSTED, run.name, str(exhausted), {})
-        await self._give_up(run, fault, exhausted)
-        return Ended(names.EXHAUSTED, exhausted)
+        error = exhausted(run, fault, self._policy, self._endpoint, patience=patience)
+        self._events.emit(names.EVENT_EXHAUSTED, run.name, str(error), {})
+        await self._give_up(run, fault, error)
+        return Ended(names.EXHAUSTED, error)
 
     def _patience(self, run: Recoverable, tries: int, waits: _Waits, waited_s: float) -> Patience:
         def report(message: str) -> None:

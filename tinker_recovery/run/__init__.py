@@ -4,6 +4,7 @@
   :class:`StartOptions`
 - ``scope``, ``client_hooks``, ``judging``, ``monitored``: where a fault is detected and declared
 - ``supervised``: the run itself, which reports faults and gets recovered clients
+- ``register``: the runs of a Supervisor, each opened once
 - ``open``, ``journaling``: taking a run over from an earlier process, and writing for a later one
 - ``claiming``: the claim at the service that keeps a named run to one process
 - ``saver``: when an attempt saves; ``rollback_detector``: whether the service lost weights

@@ -8,6 +8,7 @@ incident.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import inspect
 import logging
 import queue
@@ -24,7 +25,7 @@ from typing_extensions import Unpack
 from tinker_recovery.forks import HomeProcess, keep_to_the_end
 from tinker_recovery.run.attempt import Attempt, scope_of
 from tinker_recovery.run.options import StartOptions
-from tinker_recovery.run.signals import StopSignals
+from tinker_recovery.run.signals import STOPPED, StopSignals
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -103,6 +104,7 @@ async def run_blocking(
         result = await runner(body)
     except anyio.get_cancelled_exc_class():
         with anyio.CancelScope(shield=True):
+            scope.client.hold()
             await scope.save_before_leaving()
             await scope.interrupt()
             with anyio.move_on_after(limit_s) as waited:
@@ -152,6 +154,7 @@ class BlockingSupervisor(Generic[_S]):
         self.supervisor = supervisor
         self._run_with = run_with
         self._home = HomeProcess()
+        self._stopping = signals
         self._signals = signals.listen_here()
         self._opening = start_blocking_portal("asyncio")
         self._portal: BlockingPortal = self._opening.__enter__()
@@ -171,6 +174,11 @@ class BlockingSupervisor(Generic[_S]):
             return None
         try:
             return self._inside.__exit__(*exc_info)
+        except concurrent.futures.CancelledError:
+            # What becomes of a cancellation on its way through the other thread.
+            if len(exc_info) > 1 and isinstance(exc_info[1], asyncio.CancelledError):
+                return None
+            raise
         finally:
             self._opening.__exit__(None, None, None)
             self._signals.__exit__(None, None, None)
@@ -179,7 +187,8 @@ class BlockingSupervisor(Generic[_S]):
         """Run ``train(attempt)`` until one attempt comes to its end; returns what that returned.
 
         As ``Supervisor.run``, with a plain function. An exception of the function's own leaves
-        unchanged; KeyboardInterrupt ends the attempt and passes through.
+        unchanged; KeyboardInterrupt ends the attempt and passes through. After
+        ``Supervisor.stop()``, ``asyncio.CancelledError`` is raised once the attempt has ended.
 
         In a child that the function forks, what it returns or raises comes out at once, and nothing
         is done about the run, which is the parent's.
@@ -208,7 +217,8 @@ class BlockingSupervisor(Generic[_S]):
 
         running = self._portal.start_task_soon(run_and_tell)
         try:
-            of_child = self._serve(todo)
+            with self._stopping.ended_by_stop(running.cancel):
+                of_child = self._serve(todo)
         except BaseException:
             if not self._home.is_here:
                 raise
@@ -217,7 +227,11 @@ class BlockingSupervisor(Generic[_S]):
             while todo.get() is not None:
                 pass
             raise
-        return _result_of(of_child) if of_child else running.result()  # type: ignore[no-any-return]  # run_with returns what train does
+        if of_child:
+            return _result_of(of_child)  # type: ignore[no-any-return]  # what train returned
+        if running.cancelled():
+            raise asyncio.CancelledError(STOPPED)
+        return running.result()  # type: ignore[no-any-return]  # run_with returns what train does
 
     def _serve(self, todo: _Todo) -> _Outcome | None:
         """Carry out what the supervisor asks for; returns the outcome in a child forked by that."""

@@ -19,6 +19,7 @@ from tinker_recovery.run.member import GroupMember, RunGroup
 from tinker_recovery.run.options import StartOptions, StartPlan, plan_start
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.supervised import SupervisedRun
+from tinker_recovery.service.contact import FirstContact
 
 MakeRun = Callable[..., SupervisedRun]
 """Makes a run of what SupervisedRun takes."""
@@ -174,7 +175,8 @@ class GroupRounds:
         while True:
             for run in members:
                 if not run.attempts and not run.recovering:
-                    held[run.name] = await run.first_attempt()
+                    with FirstContact(run.collaborators.reader.http.endpoint):
+                        held[run.name] = await run.first_attempt()
                 elif run.waits(held.get(run.name)):
                     held[run.name] = await run.next_attempt()
             if any(run.waits(held.get(run.name)) for run in members):

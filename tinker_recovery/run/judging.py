@@ -53,6 +53,8 @@ def judge_leaving(scope: AttemptScope, error: BaseException) -> VerdictRule | No
 
     if is_of([scope.refusal.error]):
         return RULES[Kind.METADATA_REFUSED]
+    if scope.fault is not None and is_of([scope.fault.error]):
+        return scope.fault.rule  # that of a custom loss is judged where its request has failed
     retryable = scope.run.policy.retryable_errors
     saves = ((SAVE, failed_save) for failed_save in scope.client.failed_saves)
     for operation, failure in [*scope.client.failed, *saves]:

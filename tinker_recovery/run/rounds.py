@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from tinker_recovery.errors import UsageError
 from tinker_recovery.run.attempt import Attempt
+from tinker_recovery.service.contact import FirstContact
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
@@ -31,7 +32,8 @@ class Rounds:
     async def __anext__(self) -> Attempt:
         if self._run is None:
             self._run = await self._open_run()
-            self._last = await self._run.first_attempt()
+            with FirstContact(self._run.collaborators.reader.http.endpoint):
+                self._last = await self._run.first_attempt()
             return Attempt(self._last)
         if self._last is None or not self._last.entered:
             raise UsageError(

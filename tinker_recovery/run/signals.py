@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM, while a Supervisor is entered.
+"""Ctrl-C and SIGTERM, and ``Supervisor.stop()``, while a Supervisor is entered.
 
-A loop that a signal stops saves its last step first, within the policy's limit. For that it must be
-known whether a task is cancelled by a signal or by the user's own code, which is not made to wait.
+A loop that these stop saves its last step first, within the policy's limit. For that it must be
+known whether a task is cancelled by them or by the user's own code, which is not made to wait.
 Handlers wrap those already installed, in the main thread only, and are removed on the way out. A
 forked child has those from before: ours would wake a loop that does not run there, and SIGTERM
 would not end it.
@@ -10,15 +10,23 @@ would not end it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
+from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurrentFuture
+
 from tinker_recovery.forks import HomeProcess
+from tinker_recovery.telemetry.names import SCOPE
+
+logger = logging.getLogger(SCOPE)
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -43,39 +51,97 @@ _installed: list[_Installed] = []
 """Every handler of ours, the oldest first."""
 
 
-class StopSignals:
-    """Whether a signal has asked this process to stop."""
+STOPPED = "Supervisor.stop() was called"
+"""What the cancellation says."""
 
-    def __init__(self) -> None:
+
+class StopSignals:
+    """Whether this Supervisor was asked to stop, by a signal or by its ``stop()``.
+
+    Args:
+        saves: Whether a step is to be saved then.
+    """
+
+    def __init__(self, *, saves: bool = False) -> None:
         self.requested = False
-        """By Ctrl-C or SIGTERM, or by whoever sets it."""
+        """By Ctrl-C, SIGTERM or ``stop()``, or by whoever sets it."""
         self.terminated = False
         """By SIGTERM."""
+        self._stopped = False
+        self._saves = saves
+        self._ends: list[Callable[[], object]] = []
+        self._left: Future[None] = Future()
+        # Running from the start, so that cancelling a wait cannot cancel the future.
+        self._left.set_running_or_notify_cancel()
+
+    def stop(self) -> APIFuture[None]:
+        """See :meth:`Supervisor.stop`; from any thread, and from a signal handler."""
+        if not self.over:
+            self._stopped = self.requested = True
+            for end in list(self._ends):
+                end()
+        return AwaitableConcurrentFuture(self._left)
+
+    def note_left(self) -> None:
+        """The Supervisor has been left."""
+        if not self._left.done():
+            self._left.set_result(None)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has been left."""
+        return self._left.done()
+
+    @contextmanager
+    def ended_by_stop(self, end: Callable[[], object]) -> Iterator[None]:
+        """Have ``end`` called if a stop is asked for while in here, or was before.
+
+        From the thread that asks, and perhaps more than once.
+        """
+        self._ends.append(end)
+        try:
+            if self._stopped:
+                end()
+            yield
+        finally:
+            self._ends.remove(end)
 
     @contextmanager
     def listen_in_task(self) -> Iterator[None]:
-        """Hear signals while the current task is in here.
+        """Hear signals while the current task is in here; ``stop()`` cancels it.
 
         SIGTERM, where it would have ended the process on the spot, cancels the task; when that
         comes out, the process ends by ``SystemExit`` with status 143. A second one does end it on
         the spot.
         """
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        inside = True
 
         def cancel() -> None:
-            if task is not None:
+            if task is None or task.done():  # it was never left: nothing here would end
+                signal.raise_signal(signal.SIGTERM)
+            else:
                 loop.call_soon_threadsafe(task.cancel)
 
-        if not _in_main_thread():
-            yield  # Python hears signals in its main thread alone
-            return
-        with self._heard(on_sigterm=cancel):
+        def cancel_once() -> None:
+            nonlocal inside
+            if inside and task is not None:
+                inside = False
+                task.cancel(STOPPED)
+
+        def end() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                loop.call_soon_threadsafe(cancel_once)
+
+        with self.ended_by_stop(end), self._hear(cancel):
             try:
                 yield
             except asyncio.CancelledError:
                 if not self.terminated or task is None:
                     raise
                 task.uncancel()
+            finally:
+                inside = False
             if self.terminated:
                 raise SystemExit(TERMINATED)
 
@@ -86,14 +152,23 @@ class StopSignals:
         def leave() -> None:
             raise SystemExit(TERMINATED)
 
-        if not _in_main_thread():
-            yield
-            return
-        with self._heard(on_sigterm=leave):
+        with self._hear(leave):
             yield
 
+    def _hear(self, on_sigterm: Callable[[], object]) -> AbstractContextManager[None]:
+        if threading.current_thread() is threading.main_thread():
+            return self._heard(on_sigterm)
+        # Python hears signals in its main thread alone.
+        if self._saves:
+            logger.warning(
+                "entered outside the main thread, where Ctrl-C and SIGTERM are not heard: no step "
+                "is saved for them (save_on_stop_s); end it by supervisor.stop(), which can be "
+                "called in any thread, and the last step is saved first"
+            )
+        return contextlib.nullcontext()
+
     @contextmanager
-    def _heard(self, *, on_sigterm: Callable[[], object]) -> Iterator[None]:
+    def _heard(self, on_sigterm: Callable[[], object]) -> Iterator[None]:
         home = HomeProcess()
 
         def terminate(number: int, frame: FrameType | None) -> None:
@@ -130,10 +205,6 @@ class StopSignals:
             for each in mine:
                 each.remove()
                 _installed.remove(each)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 class _Fork(threading.local):

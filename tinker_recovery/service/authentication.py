@@ -54,16 +54,16 @@ async def json_object(reply: httpx.Response, limits: ReplyLimits) -> dict[str, A
     Raises:
         StatusRefused: It is no JSON object, or too large a one.
     """
-    why = "it is not a JSON object"
+    why, cause = "it is not a JSON object", None
     try:
         body = parsed(await reply.aread(), limits.reply_bytes)
     except ValueError as error:
-        body, why = None, str(error)
+        body, why, cause = None, str(error), error
     if not isinstance(body, dict):
         raise StatusRefused(
             f"the answer of the service to {reply.request.url.path} cannot be read: {why}",
             status_code=reply.status_code,
-        )
+        ) from cause
     return body
 
 
@@ -158,7 +158,7 @@ class Authentication(httpx.Auth):
             "client/config", {"sdk_version": tinker.__version__}, by_command=False
         )
         if reply.status_code == UNAUTHORIZED:
-            raise _refused(reply, "client/config")
+            raise self._refused(reply, "client/config")
         if not reply.is_success:
             # Not known for now: the request itself shows what is wrong. Asked again next time.
             self._show(sent, 0.0)
@@ -173,11 +173,18 @@ class Authentication(httpx.Auth):
     async def _exchange(self) -> None:
         reply, _ = await self._post("auth/token", {}, by_command=self._by_command)
         if not reply.is_success:
-            raise _refused(reply, "auth/token")
+            raise self._refused(reply, "auth/token")
         token = (await json_object(reply, self._limits)).get("jwt")
         if not isinstance(token, str) or not token:
             raise StatusRefused("the answer of the service to auth/token has no token")
         self._show(token, lifetime_s(token) or TOKEN_S)
+
+    def _refused(self, reply: httpx.Response, path: str) -> StatusRefused:
+        code, by = reply.status_code, ""
+        if code == UNAUTHORIZED:
+            given = self._endpoint.key_from or "that of service="
+            by = f"; the credential that is refused is {given}"
+        return StatusRefused(f"asking for {path}: HTTP {code}{by}", status_code=code)
 
     def _show(self, what: str, lives_s: float) -> None:
         now = time.monotonic()
@@ -254,11 +261,6 @@ class Authentication(httpx.Auth):
         if self._asking is not None and not self._asking.done():
             self._asking.cancel()
             await asyncio.wait([self._asking])
-
-
-def _refused(reply: httpx.Response, path: str) -> StatusRefused:
-    code = reply.status_code
-    return StatusRefused(f"asking for {path}: HTTP {code}", status_code=code)
 
 
 def _note_failure(asking: asyncio.Task[None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -63,7 +64,15 @@ def endpoint_of(service: tinker.ServiceClient) -> Endpoint:
         base_url=resolve_base_url(service._base_url),  # noqa: SLF001 - the SDK has no public way to ask
         api_key=credentials.key_of(service),
         headers=dict(service._default_headers_overrides),  # noqa: SLF001 - as above
+        url_from=_url_from(service),
+        key_from=credentials.key_from(service),
     )
+
+
+def _url_from(service: tinker.ServiceClient) -> str:
+    if service._base_url:  # noqa: SLF001 - as above
+        return "base_url= of the ServiceClient that service= returns"
+    return "TINKER_BASE_URL" if os.environ.get("TINKER_BASE_URL") else "the SDK's default"
 
 
 class TinkerBackend:

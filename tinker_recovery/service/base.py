@@ -74,12 +74,16 @@ class Endpoint:
             sent in place of a user and password in the URL.
         renew: Asks for a new key, and the headers that go with it, once this one is refused;
             blocks. None where there is none to ask for.
+        url_from: Where the address comes from, for people.
+        key_from: The same of the key.
     """
 
     base_url: str
     api_key: SecretStr | None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     renew: Callable[[], Endpoint] | None = field(default=None, repr=False, compare=False)
+    url_from: str = field(default="", repr=False, compare=False)
+    key_from: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
         plain, userinfo = split_userinfo(self.base_url)

@@ -292,7 +292,7 @@ class SupervisedClient(Iterating):
         return running.future(), step
 
     def _before_submitting(self, data: Sequence[types.Datum] = ()) -> None:
-        self._check_live()
+        self._check_trains()
         if data and self._canary.pending:
             if self._canary.make_of(tokens_of(data)):
                 # Right before the loop's first step, so of the weights that it begins with.

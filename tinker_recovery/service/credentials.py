@@ -33,7 +33,7 @@ Longer than any request: a sign-in may take its time, and what it ends with serv
 
 UNAUTHORIZED: Final = 401
 
-_PLACES = (
+PLACES = (
     f"set TINKER_API_KEY to a key (tml-...), or {COMMAND} to a command that prints a credential, "
     "store a key with `tinker auth login`, or pass api_key= to the ServiceClient that service= "
     "returns"
@@ -59,6 +59,17 @@ def key_of(service: tinker.ServiceClient) -> SecretStr | None:
             raise _refused(f"the stored keys in {path} cannot be read ({reason})") from None
         key = None if stored is None else stored.key
     return SecretStr(key) if key else None
+
+
+def key_from(service: tinker.ServiceClient) -> str:
+    """Where the key of a ServiceClient comes from, for people."""
+    if service._api_key:  # noqa: SLF001 - as above
+        return "api_key= of the ServiceClient that service= returns"
+    if os.environ.get("TINKER_API_KEY"):
+        return "that of TINKER_API_KEY"
+    if os.environ.get(COMMAND):
+        return f"what the command of {COMMAND} prints"
+    return f"the one stored in {default_credentials_path()}"
 
 
 async def check(key: SecretStr | None) -> None:
@@ -152,7 +163,7 @@ def _can_be_sent(text: str) -> bool:
 
 
 def _refused(what: str) -> StatusRefused:
-    return StatusRefused(f"{what}: {_PLACES}", status_code=UNAUTHORIZED)
+    return StatusRefused(f"{what}: {PLACES}", status_code=UNAUTHORIZED)
 
 
 def lifetime_s(token: str) -> float | None:

@@ -31,7 +31,7 @@ class Iterating(PassedOn):
             UsageError: It was asked inside an iteration, too late to skip it.
         """
         with self._lock:
-            self._check_live()
+            self._check_trains()
             self._iterations.check_whole("skip_step() was asked")
             self._queue_if_due()
             self._hooks.step_submitted(*self._iterations.ended())
@@ -43,7 +43,7 @@ class Iterating(PassedOn):
             UsageError: One is under way.
         """
         with self._lock:
-            self._check_live()
+            self._check_trains()
             self._iterations.begin()
 
     def end_iteration(self) -> None:

@@ -61,6 +61,7 @@ class PassedOn(_Base):
     _retired: str | None
     _passed_on: set[str]
     first_call_at: float | None
+    _held = False
 
     if TYPE_CHECKING:
         # The subclass has them.
@@ -106,6 +107,15 @@ class PassedOn(_Base):
         running = self._training.forward(data, loss_fn, loss_fn_config)
         self.meter.add("trained", tokens_in(data))
         return self._watch("forward", running, None)
+
+    def hold(self) -> None:
+        """Refuse what would train further; from any thread. A save is still queued."""
+        self._held = True
+
+    def _check_trains(self) -> None:
+        self._check_live()
+        if self._held:
+            raise StaleAttempt(f"{self!r}: its loop was cancelled; only its last step is saved now")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

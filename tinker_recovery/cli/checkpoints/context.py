@@ -13,8 +13,8 @@ import anyio.to_thread
 from tinker_recovery.checkpoint_policy import CheckpointPolicy
 from tinker_recovery.checkpoints import CheckpointRecord, Listed, run_id_unchecked, segments_of
 from tinker_recovery.cli.checkpoints.scope import Scope
-from tinker_recovery.cli.common import refuse
-from tinker_recovery.errors import JournalError, StatusError
+from tinker_recovery.cli.common import refuse, refuse_service
+from tinker_recovery.errors import JournalError, ServiceUnusable, StatusError, UsageError
 from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, StoredRun, journal_path
 from tinker_recovery.journal.reading import RunView, read_runs, read_stored_run
 from tinker_recovery.policy import RecoveryPolicy
@@ -25,6 +25,7 @@ from tinker_recovery.recovery.metadata_notes import recall_metadata
 from tinker_recovery.recovery.resume import RunSnapshot, segments_from, snapshot_of
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.bounded import ReplyLimits
+from tinker_recovery.service.contact import FirstContact
 
 MIN_AGE = timedelta(days=1)
 """In lineages that are not in this machine's journal, younger checkpoints are protected."""
@@ -185,6 +186,11 @@ async def open_context(
         ):
             collaborators = Collaborators(policy, backend, reader, notebook)
             await recall_metadata(collaborators)
-            yield Context(collaborators, path)
+            with FirstContact(endpoint):
+                yield Context(collaborators, path)
+    except ServiceUnusable as error:
+        refuse_service(error)
+    except UsageError as error:
+        refuse(str(error))
     except (StatusError, JournalError) as error:
         refuse(str(error))

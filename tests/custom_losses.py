@@ -1,4 +1,4 @@
-"""A loss of the client's own, in an environment without PyTorch."""
+"""Losses that a client computes itself, without PyTorch."""
 
 from __future__ import annotations
 

@@ -1,0 +1,296 @@
+"""What a user sees who begins with a wrong key or address: one error of ours, and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import itertools
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio.to_thread
+import httpx
+import pytest
+import tinker
+from loops import MODEL, InstantClock, policy, quick, train, until
+from pydantic import SecretStr
+from tinker.types import RequestErrorCategory
+
+from tinker_recovery import (
+    RecoveryExhausted,
+    ServiceUnusable,
+    StartOptions,
+    StatusUnavailable,
+    Supervisor,
+)
+from tinker_recovery.service import Endpoint, contact
+from tinker_recovery.service.contact import unusable_by
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+WRONG = "tml-a-wrong-key-of-these-tests"
+
+SCRIPT = """
+import asyncio, sys
+from tinker_recovery import Supervisor
+
+async def train(attempt):
+    raise AssertionError("it began")
+
+async def main():
+    async with Supervisor() as supervisor:
+        await supervisor.run(train, base_model="Qwen/Qwen3-8B", rank=8, name=NAME)
+
+NAME = sys.argv[1] or None
+asyncio.run(main())
+"""
+
+
+async def _printed(base_url: str, name: str) -> str:
+    """What a script prints that begins a run at this address."""
+    done = await anyio.to_thread.run_sync(
+        lambda: subprocess.run(  # noqa: S603 - our own script
+            [sys.executable, "-c", SCRIPT, name],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=os.environ | {"TINKER_BASE_URL": base_url, "TINKER_API_KEY": WRONG},
+        )
+    )
+    assert done.returncode == 1
+    assert done.stderr.rstrip().splitlines()[-1].startswith("tinker_recovery.errors.")
+    assert WRONG not in done.stderr
+    return done.stderr
+
+
+@contextmanager
+def _page(status: int) -> Iterator[str]:
+    """A web server that is no Tinker service; its address."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>hello</html>")
+
+        do_GET = do_POST  # noqa: N815 - the base class's name
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as there
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+    serving.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        serving.join()
+
+
+@pytest.mark.parametrize("name", ["", "named"])
+async def test_a_wrong_key_is_said_in_one_error_with_where_it_came_from_and_what_to_do(
+    local: LocalTinker, name: str
+) -> None:
+    printed = await _printed(local.base_url, name)
+    last = printed.rstrip().splitlines()[-1]
+    assert "ServiceUnusable" in last
+    for said in (local.base_url, "TINKER_BASE_URL", "HTTP 401", "that of TINKER_API_KEY"):
+        assert said in last
+    assert len(printed.splitlines()) <= 36
+    assert "site-packages" not in printed
+
+
+@pytest.mark.parametrize("name", ["", "named"])
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (200, "there is no Tinker service at"),
+        (404, "there is no Tinker service at"),
+        (403, "does not allow this (HTTP 403)"),
+    ],
+)
+async def test_an_address_of_something_else_is_said_with_the_address(
+    name: str, status: int, said: str
+) -> None:
+    with _page(status) as address:
+        printed = await _printed(address, name)
+    last = printed.rstrip().splitlines()[-1]
+    assert said in last
+    assert address in last
+    assert len(printed.splitlines()) <= 40
+
+
+async def test_the_chain_below_is_kept_as_the_cause_and_with_its_tracebacks_as_text(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", WRONG)
+    with pytest.raises(ServiceUnusable) as caught:
+        async with Supervisor(quick()) as supervisor:
+            await supervisor.run(train, base_model=MODEL)  # type: ignore[arg-type]  # it never begins
+    assert isinstance(caught.value.__cause__, tinker.AuthenticationError)
+    assert "tinker/_base_client.py" in caught.value.details
+    assert WRONG not in caught.value.details
+    assert local.runs() == []
+
+
+async def test_a_key_of_service_is_named_as_that(local: LocalTinker) -> None:
+    def service() -> tinker.ServiceClient:
+        return tinker.ServiceClient(base_url=local.base_url, api_key=WRONG)
+
+    with pytest.raises(ServiceUnusable, match="api_key= of the ServiceClient") as caught:
+        async with Supervisor(quick(), service=service) as supervisor:
+            await supervisor.run(train, base_model=MODEL)  # type: ignore[arg-type]  # it never begins
+    assert "(base_url= of" in str(caught.value)
+
+
+async def test_a_group_says_it_as_well(local: LocalTinker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", WRONG)
+    with pytest.raises(ServiceUnusable, match="TINKER_API_KEY"):
+        async with Supervisor(quick()) as supervisor:
+            async for _ in supervisor.group([{"base_model": MODEL}, {"base_model": MODEL}]):
+                pytest.fail("it began")
+    assert local.runs() == []
+
+
+def _closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("name", [None, "named"])
+async def test_a_port_where_nothing_listens_is_said_soon_and_waited_for_as_by_a_bare_loop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str | None
+) -> None:
+    monkeypatch.setattr(contact, "SAY_AFTER_S", 0.2)
+    port = _closed_port()
+    monkeypatch.setenv("TINKER_BASE_URL", f"http://user:pass-word@127.0.0.1:{port}")
+
+    async def done(attempt: object) -> str:
+        del attempt
+        return "done"
+
+    async def main() -> str:
+        async with Supervisor(policy()) as supervisor:
+            start: StartOptions = {"base_model": MODEL}
+            return await supervisor.run(done, **(start | ({"name": name} if name else {})))
+
+    server = LocalTinker(port=port)
+    monkeypatch.setenv("TINKER_API_KEY", "tml-local-key")
+    running = asyncio.create_task(main())
+    await until(lambda: "has not begun" in caplog.text)
+    assert not running.done()
+    async with server:
+        assert await running == "done"
+    (said,) = [each.getMessage() for each in caplog.records if "has not begun" in each.msg]
+    assert "nothing listens there (connection refused)" in said
+    assert f"http://127.0.0.1:{port} (TINKER_BASE_URL)" in said
+    assert "pass-word" not in caplog.text
+
+
+async def test_an_outage_at_the_start_that_the_sdk_retries_through_is_no_refusal(
+    local: LocalTinker,
+) -> None:
+    local.inject(FaultRule("status", request="create_session", status=503, times=2))
+
+    async def done(attempt: object) -> str:
+        del attempt
+        return "done"
+
+    async with Supervisor(quick()) as supervisor:
+        assert await supervisor.run(done, base_model=MODEL) == "done"
+    assert not supervisor.runs[0].recoveries
+
+
+def _raised_from(*chain: BaseException) -> BaseException:
+    for outer, inner in itertools.pairwise(chain):
+        outer.__cause__ = inner
+    return chain[0]
+
+
+REFUSED = tinker.RequestFailedError("no", request_id="r", category=RequestErrorCategory.User)
+REQUEST = httpx.Request("POST", "http://host/api/v1/client/config")
+
+
+@pytest.mark.parametrize(
+    ("chain", "said"),
+    [
+        (
+            [tinker.APIConnectionError(request=REQUEST), socket.gaierror(-2, "not known")],
+            "does not resolve",
+        ),
+        (
+            [tinker.APIConnectionError(request=REQUEST), ssl.SSLError("wrong version number")],
+            "TLS",
+        ),
+        ([StatusUnavailable("reading x"), httpx.ConnectError("CERTIFICATE_VERIFY_FAILED")], "TLS"),
+        ([tinker.APITimeoutError(request=REQUEST)], "nothing answers in time"),
+        ([StatusUnavailable("reading x"), TimeoutError()], "nothing answers in time"),
+        ([tinker.APIConnectionError(request=REQUEST), ConnectionRefusedError()], "refused"),
+        ([httpx.RemoteProtocolError("closed")], "broke off"),
+        ([StatusUnavailable("reading x: HTTP 503", status_code=503)], None),
+        ([ValueError("the user's own")], None),
+        (
+            [
+                tinker.RequestFailedError(
+                    "no model", request_id="r", category=RequestErrorCategory.User
+                )
+            ],
+            None,
+        ),
+    ],
+    ids=str,
+)
+def test_how_a_service_is_out_of_reach_is_read_off_the_chain(
+    chain: list[BaseException], said: str | None
+) -> None:
+    endpoint = Endpoint("http://host", SecretStr(WRONG), url_from="TINKER_BASE_URL")
+    found = unusable_by(_raised_from(*chain), endpoint)
+    assert (found is None) if said is None else (said in (found or ""))
+
+
+async def test_an_exhausted_run_says_each_failure_once_and_what_to_do_next(
+    local: LocalTinker,
+) -> None:
+    local.inject(FaultRule("fail", request="create_model", times=99))
+    clock = InstantClock(poll_interval_s=60.0).clock
+    with pytest.raises(RecoveryExhausted) as caught:
+        async with Supervisor(policy(max_attempts=3), clock=clock) as supervisor:
+            await supervisor.run(train, base_model=MODEL, name="gone")  # type: ignore[arg-type]  # it never begins
+    said = str(caught.value)
+    assert "(4 times" in said
+    assert "run the same command again" in said
+    assert "max_attempts" in said
+    assert "tinker-recovery show gone" in said
+
+
+@pytest.mark.parametrize("command", [["checkpoints", "list"], ["recover", "a-run"], ["doctor"]])
+@pytest.mark.parametrize("verbose", [False, True])
+async def test_a_command_says_it_in_one_line_and_with_v_shows_the_chain(
+    local: LocalTinker, command: list[str], *, verbose: bool
+) -> None:
+    done = await anyio.to_thread.run_sync(
+        lambda: subprocess.run(  # noqa: S603 - our own command
+            [sys.executable, "-m", "tinker_recovery.cli", *["-v"][: int(verbose)], *command],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=os.environ | {"TINKER_API_KEY": WRONG},
+        )
+    )
+    printed = done.stdout + done.stderr
+    said = [each for each in printed.splitlines() if local.base_url in each]
+    assert any("TINKER_API_KEY" in each for each in said)
+    assert done.returncode == 3
+    assert ("Traceback" in printed) is verbose
+    assert WRONG not in printed

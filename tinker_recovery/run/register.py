@@ -1,0 +1,126 @@
+"""RunRegister: the runs of an entered Supervisor, each opened once, and closed with it."""
+
+from __future__ import annotations
+
+import functools
+
+import anyio
+
+from tinker_recovery.doctor import OptimizerCheck
+from tinker_recovery.errors import UsageError
+from tinker_recovery.journal import Recorder
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.queue import FaultQueue
+from tinker_recovery.retention.loop import RetentionLoop
+from tinker_recovery.run.claiming import Claiming, end_when_lost
+from tinker_recovery.run.group import MakeRun
+from tinker_recovery.run.mailbox import Mailbox
+from tinker_recovery.run.monitored import MonitoredRun
+from tinker_recovery.run.open import OpenedRun, open_run
+from tinker_recovery.run.options import StartPlan
+from tinker_recovery.run.signals import StopSignals
+from tinker_recovery.run.supervised import SupervisedRun
+from tinker_recovery.service import FromBaseModel
+from tinker_recovery.service.contact import FirstContact, say_unusable
+from tinker_recovery.service.listing import find_checkpoint
+
+
+class RunRegister:
+    """Opens runs, and knows them by their names.
+
+    Args:
+        collaborators: What each works with.
+        recorder: What the journal is written by.
+        claiming: How a named run is held.
+        signals: What has asked the runs to stop.
+        queue: Where they report faults.
+        mailbox: Inbox for calls from the SDK's thread.
+        retention: What looks after their checkpoints.
+    """
+
+    def __init__(
+        self,
+        collaborators: Collaborators,
+        recorder: Recorder,
+        claiming: Claiming,
+        signals: StopSignals,
+        queue: FaultQueue,
+        mailbox: Mailbox,
+        retention: RetentionLoop,
+    ) -> None:
+        self.by_name: dict[str, SupervisedRun] = {}
+        """Every run since entry, oldest first."""
+        self.monitored: dict[str, MonitoredRun] = {}
+        """The same, as the Monitor sees them."""
+        self._collaborators = collaborators
+        self._recorder = recorder
+        self._claiming = claiming
+        self._parts = queue, mailbox, signals, retention
+        self._opening: set[str] = set()
+        self._optimizer_check = OptimizerCheck(collaborators)
+
+    @property
+    def under_way(self) -> int:
+        """How many have not ended."""
+        return sum(not run.ended for run in self.by_name.values())
+
+    def check_name(self, name: str) -> None:
+        """Refuse the name of a run under way."""
+        known = self.by_name.get(name)
+        if name in self._opening or (known is not None and not known.ended):
+            raise UsageError(
+                f"name={name!r} is the name of a run under way: choose another, names are unique"
+            )
+
+    async def open(
+        self, plan: StartPlan, name: str, make: MakeRun = SupervisedRun
+    ) -> SupervisedRun:
+        """Register a run, and find out at which step it starts."""
+        self.check_name(name)
+        self._opening.add(name)  # opening may take a while
+        opened: OpenedRun | None = None
+        shared, policy = self._collaborators, self._collaborators.policy
+        http = shared.reader.http
+        shared.spawn(
+            functools.partial(say_unusable, http, name, reached=lambda: self._has_begun(name))
+        )
+        try:
+            if policy.checkpoint_strategy.startswith("tinker://"):
+                # Better refused now than at the first fault, hours later.
+                await find_checkpoint(shared.reader, policy.checkpoint_strategy)
+            with FirstContact(http.endpoint):
+                opened = await open_run(
+                    self._recorder,
+                    shared.reader,
+                    plan,
+                    name,
+                    claiming=self._claiming,
+                    policy=policy,
+                    clock=shared.clock,
+                )
+            run = self.by_name[name] = make(opened, shared, *self._parts)
+            self.monitored[name] = MonitoredRun(run, shared.events)
+            await run.checkpoints.read(shared)
+        except BaseException:
+            self.by_name.pop(name, None)
+            self.monitored.pop(name, None)
+            if opened is not None:
+                await opened.record.end(None)
+                await opened.guard.release()
+            raise
+        finally:
+            self._opening.discard(name)
+        shared.spawn(functools.partial(end_when_lost, run))
+        if policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
+            shared.spawn(functools.partial(self._optimizer_check.run, plan.origin))
+        return run
+
+    def _has_begun(self, name: str) -> bool:
+        run = self.by_name.get(name)
+        return bool(run.attempts or run.ended) if run is not None else name not in self._opening
+
+    async def close(self) -> None:
+        """Close whatever the runs still have open."""
+        async with anyio.create_task_group() as group:
+            for run in self.by_name.values():
+                group.start_soon(run.abandon)
