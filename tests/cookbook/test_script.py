@@ -24,7 +24,7 @@ pytest.importorskip(
 
 from recipes_world import STEPS, steps_logged, use
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)  # five programs, each of which imports the cookbook
 HERE = Path(__file__).parent
 
 

@@ -77,15 +77,12 @@ async def test_a_run_with_a_recovery_in_numbers(local: LocalTinker, meter: _Mete
 
     async with Supervisor(given) as supervisor:
         await supervisor.run(loop, base_model=MODEL, name="in-numbers")
-    (used,) = meter.points(metrics.USAGE)
-    assert _attributes(used) == {
-        "run_name": "in-numbers",
-        "token_kind": "trained",
-        "base_model": MODEL,
-    }
-    (again,) = meter.points(metrics.USAGE_REPLAYED)
+    named = {"run_name": "in-numbers"}
+    (used,) = meter.points(metrics.USAGE, **named)
+    assert _attributes(used) == {**named, "token_kind": "trained", "base_model": MODEL}
+    (again,) = meter.points(metrics.USAGE_REPLAYED, **named)
     assert used.value - again.value == STEPS * sum(each.model_input.length for each in batch(0))
-    (cost,) = meter.points(metrics.RUN_COST)
+    (cost,) = meter.points(metrics.RUN_COST, **named)
     assert cost.value == pytest.approx(used.value)
     (duration,) = meter.points(metrics.RECOVERY_DURATION)
     assert _attributes(duration) == {"fault_kind": "request_failed", "outcome": "recovered"}
