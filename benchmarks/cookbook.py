@@ -249,7 +249,7 @@ def quiet() -> Any:
 async def main(*, quick: bool) -> list[Bar]:
     """Run the cases, print the table, return the bars."""
     recipes = RECIPES[:1] if quick else RECIPES
-    faults = {name: FAULTS[name] for name in (("poison", "quiet poison") if quick else FAULTS)}
+    faults = {name: FAULTS[name] for name in (("poison", "silent rollback") if quick else FAULTS)}
     rows, counts = [], Counter[str]()
     ways = ("supervision", "itself")
     with tempfile.TemporaryDirectory(prefix="cookbook-") as scratch:

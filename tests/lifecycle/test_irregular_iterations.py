@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from loops import ADAM, MODEL, SEED, batch, quick, undisturbed_state
+from sweeps import pairs
 
 from tinker_recovery import Attempt, CheckpointPolicy, Run, StaleAttempt, Supervisor, UsageError
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -40,8 +41,9 @@ async def run(body: Any = train, **changes: Any) -> Run:
     return supervisor.runs[0]
 
 
-@pytest.mark.parametrize("operation", ["forward_backward", "optim_step"])
-@pytest.mark.parametrize("at", range(FIRST[-1]))
+@pytest.mark.parametrize(
+    ("at", "operation"), pairs(range(FIRST[-1]), ["forward_backward", "optim_step"], 8)
+)
 async def test_a_fault_at_any_update_goes_back_to_the_beginning_of_an_iteration(
     local: LocalTinker, at: int, operation: Any
 ) -> None:

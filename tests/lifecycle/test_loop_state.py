@@ -12,6 +12,7 @@ import anyio
 import pytest
 from inspection import ask_to_stop
 from loops import ADAM, MODEL, SEED, batch, policy, quick
+from sweeps import pairs
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor, UsageError
 from tinker_recovery.telemetry import names
@@ -83,8 +84,7 @@ def _say(attempt: Attempt, line: str, step: int, position: int) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("accumulated", [1, 3])
-@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize(("depth", "accumulated"), pairs([0, 1, 2], [1, 3], 3))
 async def test_no_order_of_the_loops_lines_has_a_batch_trained_twice_or_left_out(
     local: LocalTinker, depth: int, accumulated: int
 ) -> None:

@@ -8,6 +8,7 @@ import os
 import pytest
 from inspection import run_id_of
 from loops import MODEL, SEED, InstantClock, policy, train, undisturbed_state
+from sweeps import pairs, sweep
 
 from tinker_recovery import Supervisor
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -30,8 +31,7 @@ async def _supervised(local: LocalTinker, rule: FaultRule | None, *, depth: int)
     return supervisor
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2])
-@pytest.mark.parametrize("first", range(5))
+@pytest.mark.parametrize(("first", "depth"), pairs(range(5), [0, 1, 2], 6))
 async def test_poisoned_at_any_step_the_final_weights_are_those_of_an_undisturbed_run(
     local: LocalTinker, first: int, depth: int
 ) -> None:
@@ -63,7 +63,7 @@ async def test_poisoned_after_the_last_step_the_last_save_is_what_is_recovered(
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
-@pytest.mark.parametrize("step", [0, 4, 5, 13, 29])
+@pytest.mark.parametrize("step", sweep([0, 4, 5, 13, 29], 3))
 async def test_a_poisoning_that_only_the_status_tells_of_is_recovered_just_as_exactly(
     local: LocalTinker, step: int
 ) -> None:

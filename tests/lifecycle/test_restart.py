@@ -23,6 +23,7 @@ import tinker
 from inspection import internals_of, lose, set_beat_s, set_quiet_s, training_sessions
 from loops import ADAM, batch, policy, process, train, undisturbed_state, until
 from named_runs import NAMED, Killed, left_at, trained_to
+from sweeps import sweep
 
 from tinker_recovery import (
     Attempt,
@@ -375,7 +376,7 @@ async def test_a_run_that_only_the_service_knows_is_left_alone_while_another_tra
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("depth", "kills"), [(3, 2), (4, 1)])
+@pytest.mark.parametrize(("depth", "kills"), sweep([(4, 1), (3, 2)], 1))
 async def test_killed_while_the_answer_of_a_failed_request_is_late_it_restores_no_save_behind_it(
     local: LocalTinker, depth: int, kills: int
 ) -> None:

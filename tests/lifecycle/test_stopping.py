@@ -10,6 +10,7 @@ import anyio.to_thread
 import pytest
 from inspection import training_sessions
 from loops import STARTED_WITHIN_S, most_steps, process, until
+from sweeps import pairs
 
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -24,13 +25,18 @@ async def _stop(
     return running.returncode, errors
 
 
-@pytest.mark.parametrize("example", ["minimal", "pipelined", "blocking"])
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)]
+    ("ended", "example"),
+    pairs(
+        [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)],
+        ["minimal", "pipelined", "blocking"],
+        4,
+    ),
 )
 async def test_the_last_step_submitted_is_saved_before_the_process_ends(
-    local: LocalTinker, example: str, number: signal.Signals, status: int
+    local: LocalTinker, ended: tuple[signal.Signals, int], example: str
 ) -> None:
+    number, status = ended
     file = str(EXAMPLES / f"{example}.py")
     with process([file, "--steps", "100000"]) as training:
         await until(lambda: most_steps(local) >= 3, STARTED_WITHIN_S)

@@ -23,6 +23,7 @@ from loops import (
     undisturbed_state,
     until,
 )
+from sweeps import pairs
 
 from tinker_recovery import Clock, RecoveryEvent, RecoveryPolicy, Supervisor
 from tinker_recovery.faults import Fault
@@ -187,8 +188,10 @@ async def recover_once(
     return supervisor, events
 
 
-@pytest.mark.parametrize("how", ["its task is cancelled", "a cancellation nobody asked for"])
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    ("phase", "how"),
+    pairs(PHASES, ["its task is cancelled", "a cancellation nobody asked for"], 14),
+)
 async def test_an_executor_that_crashes_in_any_phase_gets_the_fault_again_and_recovers_once(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch, phase: str, how: str
 ) -> None:
