@@ -241,8 +241,9 @@ def changed_files() -> int:
 
 @contextlib.contextmanager
 def quiet() -> Any:
-    """Inside, nothing of what recipes print."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    """Inside, nothing of what recipes print, nor of their progress."""
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
 
 

@@ -189,9 +189,32 @@ def test_an_answer_near_two_older_steps_says_neither() -> None:
     book = CanaryBook(1e-4)
     book.record("a", 1, (0.0,))
     book.record("a", 2, (1e-5,))
-    assert book.older((0.0,), 3, book.known("a")) == (Match.UNCLEAR, None)
+    assert book.older((5e-6,), 3, book.known("a")) == (Match.UNCLEAR, None)
     # A step that is not older is no answer to the question.
     assert book.older((0.0,), 2, book.known("a")) == (Match.SAME, 1)
+
+
+@given(
+    moves=st.lists(st.floats(1e-9, 1e-5), min_size=1, max_size=8),
+    back_to=st.integers(0, 7),
+)
+def test_without_noise_a_step_is_known_again_however_little_the_steps_move_the_answers(
+    moves: list[float], back_to: int
+) -> None:
+    """As those of reinforcement learning do: several of them together less than the tolerance."""
+    book = CanaryBook(1e-4)
+    answers = [1.0]
+    for move in moves:
+        answers.append(answers[-1] + move)
+    for step, answer in enumerate(answers):
+        book.record("a", step, (answer,))
+    back_to = min(back_to, len(moves))
+    branch, now = book.known("a"), len(answers)
+    assert book.older((answers[back_to],), now, branch) == (Match.SAME, back_to)
+    assert book.older((answers[-1] + 1e-9,), now, branch)[0] is Match.UNCLEAR
+    # With noise, so small a step is not.
+    book.know_noise(1e-6)
+    assert book.older((answers[back_to],), now, branch)[0] is not Match.DIFFERENT
 
 
 def test_how_far_the_steps_led_is_taken_from_the_nearest_step_known() -> None:

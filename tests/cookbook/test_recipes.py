@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ pytest.importorskip(
 )
 
 from recipes_world import (
+    MODEL,
     RECIPES,
     RL_STEPS,
     STEPS,
@@ -79,7 +81,20 @@ async def trained(
             await supervisor.run_cookbook(main, config(folder, **(changes or {})), seed=SEED)
         (run,) = supervisor.runs
         state = local.run_state(run.segments[-1].run_id)
+        assert state.weights_digest != await _untrained(local), "it has nothing to lose"
     return state, [recovery.fault.kind for recovery in run.recoveries]
+
+
+async def _untrained(local: LocalTinker) -> str:
+    """The weights that every run here begins with."""
+    service = local.service()
+    making = await anyio.to_thread.run_sync(
+        functools.partial(service.create_lora_training_client, MODEL, rank=8, seed=SEED)
+    )
+    client = await making
+    digest = local.run_state(client.model_id).weights_digest
+    await service.close("success")
+    return digest
 
 
 FAULTS = {

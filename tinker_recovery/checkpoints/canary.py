@@ -260,7 +260,8 @@ class CanaryBook:
 
         DIFFERENT if they are none of the earlier ones whose answers are known. UNCLEAR if they may
         be: they are near several, near none and not far from one, or near one from which the steps
-        since then may not have led farther than the noise.
+        since then may not have led farther than the noise. Where answers have no noise, one that is
+        equal to that of one step alone is of that step, however little the steps move it.
 
         Args:
             answer: The answer just now.
@@ -273,6 +274,9 @@ class CanaryBook:
             if (attempt, at) in self._answers
         }
         apart = {at: distance(answer, old) for at, old in known.items() if at < step}
+        equal = [at for at, each in apart.items() if each == 0.0]
+        if len(equal) == 1 and self.noise == 0.0:
+            return Match.SAME, equal[0]
         near = [at for at, each in apart.items() if each <= self._different_beyond]
         if not near:
             return Match.DIFFERENT, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from typing import Any
 
@@ -146,7 +147,10 @@ class SamplerRoutes:
             return secrets.randbits(62)
         asked: bytes = prompt.tobytes()
         sampler.turns[asked] += 1
-        return seed + sampler.turns[asked] - 1
+        # Of the prompt, too: with one seed for all, a model that has learned little would answer
+        # every prompt alike, and a group of rollouts would have one reward and nothing to learn.
+        asked += f"{seed}:{sampler.turns[asked]}".encode()
+        return int.from_bytes(hashlib.sha256(asked).digest()[:7])
 
 
 def _read_prompt(prompt: dict[str, Any]) -> Ints:
