@@ -111,13 +111,13 @@ async def test_samples_are_counted_by_prompt_and_answer(local: LocalTinker) -> N
     async with Supervisor(policy()) as supervisor:
         await supervisor.run(loop, **START, name="rl")
     tokens = shown("rl")["tokens"]
-    told = await billed(local)
+    counted = await billed(local)
     rounds = tokens["prompt"][""] // PROMPT.length
     assert rounds > 6, "a round was sampled again"
     assert tokens["sampled"]["Qwen/Other"] == rounds, "the SDK asks for a token each time"
-    assert tokens["sampled"][""] + rounds == told["sampled"]
+    assert tokens["sampled"][""] + rounds == counted["sampled"]
     assert tokens["cached"][""] == 2 * rounds * PROMPT.length
-    assert tokens["prompt"][""] + tokens["prompt"]["Qwen/Other"] == told["prompt"]
+    assert tokens["prompt"][""] + tokens["prompt"]["Qwen/Other"] == counted["prompt"]
     assert shown("rl")["tokens_replayed"]["sampled"][""] > 0
 
 

@@ -1,4 +1,4 @@
-"""The part of a SupervisedClient that tells it where the loop's iterations begin and end."""
+"""The part of a SupervisedClient about where the loop's iterations begin and end."""
 
 from __future__ import annotations
 
