@@ -15,7 +15,9 @@ A step's time is that of the supervised loop over that of the bare SDK, in alter
 the CPU seconds of this process, so that neither the server nor other programs count. The ratio is
 that at the end over that at the start.
 
-    python benchmarks/growth.py [--quick] [--json] [--recoveries N] [--steps N] [--runs N]
+Bytes are held to a limit from three hundred recoveries on; of fewer, the allocator's slack is seen.
+
+    python benchmarks/growth.py [--quick] [--json] [--recoveries N] [--steps N] ...
 """
 
 from __future__ import annotations
@@ -46,14 +48,21 @@ from fleet import trust_little
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, SupervisedClient, Supervisor
 from tinker_recovery.testing import FaultRule, LocalTinkerProcess
 
-SIZES = {"recoveries": (1_000, 10), "steps": (100_000, 200), "runs": (300, 4)}
+SIZES = {
+    "recoveries": (1_000, 8),
+    "steps": (100_000, 100),
+    "runs": (300, 3),
+    "pairs": (10, 5),
+}
 """Of each life, and with --quick."""
 SAVE_EVERY, NEVER = 100, 10**9
-PAIRS, BLOCK = 10, 5
-"""Of blocks of steps, at the start and at the end of a life."""
+BLOCK = 5
+"""Steps of a block; a pair of blocks is one of each client, at the start and the end of a life."""
 SETTLE_S = 1.0
 """For what is closed behind the last recovery or run, and the descriptors of idle connections."""
 
+ENOUGH = 300
+"""Recoveries whose bytes say what one keeps: of fewer, it is the allocator's slack that is seen."""
 MOST_KB = 60.0
 SLOWER = 1.05
 FLAT = 8.0
@@ -145,14 +154,14 @@ async def one_step(client: Client, step: int) -> None:
 class Pace:
     """A supervised client's time for a step over a bare one's, at two moments."""
 
-    def __init__(self, bare: tinker.TrainingClient) -> None:
-        self._bare = bare
+    def __init__(self, bare: tinker.TrainingClient, pairs: int) -> None:
+        self._bare, self._pairs = bare, pairs
         self._at_start = 0.0
 
     async def _ratio(self, client: SupervisedClient) -> float:
         both: tuple[Client, Client] = client, self._bare
         ratios = []
-        for pair in range(PAIRS):
+        for pair in range(self._pairs):
             seconds = {}
             for each in both if pair % 2 else reversed(both):
                 began = time.process_time()
@@ -176,12 +185,10 @@ def policy(save_every: int) -> RecoveryPolicy:
     return RecoveryPolicy(checkpoints=CheckpointPolicy(save_every=save_every))
 
 
-async def recoveries(
-    server: LocalTinkerProcess, bare: tinker.TrainingClient, place: Place, count: int
-) -> Life:
+async def recoveries(server: LocalTinkerProcess, pace: Pace, place: Place, count: int) -> Life:
     """One run that recovers again and again."""
     first = max(5, count // 20)
-    pace, sizes, slower = Pace(bare), list[Size](), list[float]()
+    sizes, slower = list[Size](), list[float]()
 
     async def live(attempt: Attempt) -> None:
         done = attempt.number - 1
@@ -202,10 +209,10 @@ async def recoveries(
     return Life("recovery", count, sizes[1] - sizes[0], slower[0])
 
 
-async def steps(bare: tinker.TrainingClient, place: Place, count: int) -> Life:
+async def steps(pace: Pace, place: Place, count: int) -> Life:
     """One run that trains and trains."""
     first = max(SAVE_EVERY, count // 20)
-    pace, sizes, slower = Pace(bare), list[Size](), list[float]()
+    sizes, slower = list[Size](), list[float]()
 
     async def live(attempt: Attempt) -> None:
         client = attempt.client
@@ -276,10 +283,11 @@ async def main(sizes: dict[str, int]) -> list[Bar]:
             bare = await anyio.to_thread.run_sync(
                 lambda: service.create_lora_training_client("b", rank=8, seed=1).result()
             )
-            trained = await steps(bare, Place(folder, "steps"), sizes["steps"])
+            pairs = sizes["pairs"]
+            trained = await steps(Pace(bare, pairs), Place(folder, "steps"), sizes["steps"])
             say(f"{trained.count} steps are trained")
             recovered = await recoveries(
-                server, bare, Place(folder, "recoveries"), sizes["recoveries"]
+                server, Pace(bare, pairs), Place(folder, "recoveries"), sizes["recoveries"]
             )
             say(f"{recovered.count} recoveries are done")
             during, after = await runs(Place(folder, "runs"), sizes["runs"])
@@ -300,8 +308,9 @@ async def main(sizes: dict[str, int]) -> list[Bar]:
             for life in (recovered, trained, during, after)
         ],
     )
+    kept = Bar("KB a recovery", recovered.grown.bytes / recovered.count / 1e3, MOST_KB)
     return [
-        Bar("KB a recovery", recovered.grown.bytes / recovered.count / 1e3, MOST_KB),
+        *([kept] if recovered.count >= ENOUGH else []),
         *(
             Bar(f"step time, end over start ({life.what})", life.slower or 0.0, SLOWER)
             for life in (recovered, trained)
