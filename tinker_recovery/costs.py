@@ -1,4 +1,4 @@
-"""What a run costs: its tokens by kind and model, and their price by the user's table. No I/O."""
+"""What a run costs: its tokens by kind and model, and their price by the user's table."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 from inspection import run_id_of, service_of
 from loops import ADAM, MODEL, SEED, batch, quick, until
 
-from tinker_recovery import Attempt, CheckpointPolicy, Supervisor
+from tinker_recovery import Attempt, CheckpointPolicy, Run, Supervisor
 from tinker_recovery.errors import StaleAttempt
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -96,7 +96,8 @@ async def test_the_clients_of_earlier_attempts_are_not_kept(
         await until(lambda: sight.alive() <= 3 * KEPT, 10.0)
 
 
-async def test_what_is_read_of_an_attempt_that_was_closed_stays(local: LocalTinker) -> None:
+async def _recovered(local: LocalTinker) -> tuple[Run, list[str]]:
+    """A run that has recovered, and let go of its clients; and its Tinker run ids."""
     sight, ids = Sight(), list[str]()
 
     async def loop(attempt: Attempt) -> None:
@@ -110,6 +111,11 @@ async def test_what_is_read_of_an_attempt_that_was_closed_stays(local: LocalTink
         await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED)
         (run,) = supervisor.runs
         await until(lambda: sight.alive() <= 3 * KEPT, 10.0)
+    return run, ids
+
+
+async def test_what_is_read_of_an_attempt_that_was_closed_stays(local: LocalTinker) -> None:
+    run, ids = await _recovered(local)
     old, *_ = run.attempts
     assert (old.number, old.start_step, old.client.step) == (1, 0, 1)
     assert old.loop_state == {"at": 1}
@@ -126,17 +132,7 @@ async def test_what_is_read_of_an_attempt_that_was_closed_stays(local: LocalTink
 async def test_the_client_of_an_attempt_that_was_closed_says_that_it_is_stale(
     local: LocalTinker,
 ) -> None:
-    sight = Sight()
-
-    async def loop(attempt: Attempt) -> None:
-        sight.note(attempt)
-        if attempt.number <= RECOVERIES:
-            await _failing(local, attempt)
-
-    async with Supervisor(POLICY) as supervisor:
-        await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED)
-        (run,) = supervisor.runs
-        await until(lambda: sight.alive() <= 3 * KEPT, 10.0)
+    run, _ = await _recovered(local)
     old, *_ = run.attempts
     for call in (
         lambda: old.client.optim_step(ADAM),

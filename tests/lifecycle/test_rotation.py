@@ -140,12 +140,12 @@ async def test_a_key_that_stays_refused_ends_the_run_with_the_error_of_the_call(
         return tinker.ServiceClient()
 
     async with serving(long_poll_s=0.05) as server:  # type: ignore[attr-defined]  # a fixture's context manager
-        told: list[BaseException] = []
+        given_up: list[BaseException] = []
         policy = quick(
             backoff_s=5.0,
             max_backoff_s=60.0,
             credential_grace_s=grace_s,
-            on_failure=lambda _, error: told.append(error),
+            on_failure=lambda _, error: given_up.append(error),
         )
         before: list[int] = []
 
@@ -156,7 +156,7 @@ async def test_a_key_that_stays_refused_ends_the_run_with_the_error_of_the_call(
         with pytest.raises(tinker.AuthenticationError) as caught:
             await _trained(revoke, service=service, clock=waiting.clock, policy=policy)
         assert len(server.runs()) == 1
-    assert told == [caught.value]
+    assert given_up == [caught.value]
     assert len(asked) > before[0], "the factory was asked again before the run was given up"
     # The rest of it is the real time that the tries took.
     assert waiting.slept == pytest.approx(grace_s, abs=15 if grace_s else 0)
@@ -210,10 +210,10 @@ async def test_a_command_is_a_credential_of_its_own_and_a_run_is_recovered_by_it
         events: list[RecoveryEvent] = []
         run = await _trained(rotate, events=events)
         assert server.run_state(run.segments[-1].run_id) == expected
-        told = caplog.text + "".join(map(repr, events))
+        shown = caplog.text + "".join(map(repr, events))
     assert [each.fault.kind for each in run.recoveries] == [Kind.REQUEST_FAILED]
     for secret in ("tml-printed-by-a-command", NEW):
-        assert secret not in told
+        assert secret not in shown
 
 
 # -- where else a key may be refused ------------------------------------------------------------

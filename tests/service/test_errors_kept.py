@@ -6,7 +6,7 @@ import pytest
 import tinker
 from tinker.types import RequestErrorCategory
 
-from tinker_recovery.run.frames import drop_frames
+from tinker_recovery.errors import drop_frames
 from tinker_recovery.service.request_errors import RequestErrors
 
 

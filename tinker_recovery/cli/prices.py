@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -85,7 +85,7 @@ def command(*, days: int, output: Path | None, timeout_s: float, as_json: bool) 
     leave(0)
 
 
-def _give_up(why: str) -> None:
+def _give_up(why: str) -> NoReturn:
     echo(f"Error: {why}", err=True)
     leave(UNREADABLE)
 

@@ -20,7 +20,7 @@ import anyio
 
 from tinker_recovery.checkpoints import CheckpointRecord, Segment
 from tinker_recovery.checkpoints.metadata import number_of
-from tinker_recovery.errors import NonFiniteLoss, StaleAttempt, UsageError, causes
+from tinker_recovery.errors import NonFiniteLoss, StaleAttempt, UsageError, causes, drop_frames
 from tinker_recovery.faults import (
     RULES,
     DetectedBy,
@@ -31,7 +31,6 @@ from tinker_recovery.faults import (
 )
 from tinker_recovery.forks import HomeProcess
 from tinker_recovery.run.client_hooks import AttemptHooks
-from tinker_recovery.run.frames import drop_frames
 from tinker_recovery.run.judging import judge_leaving
 from tinker_recovery.run.leaving import leave_body
 from tinker_recovery.run.metadata_refusal import MetadataRefusal

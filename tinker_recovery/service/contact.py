@@ -14,7 +14,7 @@ import anyio
 import httpx
 import tinker
 
-from tinker_recovery.errors import RunFailed, ServiceUnusable, StatusError
+from tinker_recovery.errors import RunFailed, ServiceUnusable, StatusError, drop_frames
 from tinker_recovery.service.base import Endpoint
 from tinker_recovery.service.credentials import PLACES, UNAUTHORIZED
 from tinker_recovery.service.http import ServiceHttp, unreached
@@ -58,12 +58,12 @@ class FirstContact:
         if isinstance(error, RunFailed):
             for each in error.errors:
                 if unusable_by(each, self._endpoint):
-                    _cut(each)
+                    drop_frames([each])
         elif isinstance(error, Exception):
             unusable = unusable_by(error, self._endpoint)
             if unusable:
                 details = redact("".join(traceback.format_exception(error)))
-                _cut(error)
+                drop_frames([error])
                 raise ServiceUnusable(unusable, details=details) from error
 
 
@@ -168,8 +168,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             group = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
             inner = (each.__cause__ or each.__context__, *group)
             pending += [one for one in inner if one is not None]
-
-
-def _cut(error: BaseException) -> None:
-    for each in _chain(error):
-        each.__traceback__ = None
