@@ -6,9 +6,11 @@ inside the package is then mended here, and nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from sqlite3 import Connection
@@ -42,6 +44,7 @@ from tinker_recovery.service.claim_line import CLAIM, NOTE
 from tinker_recovery.telemetry import EventSink, events, metrics, redaction
 from tinker_recovery.telemetry.stream import Streams
 from tinker_recovery.testing import FaultRule, LocalTinker
+from tinker_recovery.testing._host import Host
 
 # A Supervisor and its runs
 
@@ -421,3 +424,17 @@ def know_canaries(known: CheckpointState, noted: Mapping[str, str], *, prompt: s
     """What the journal would have of the canary's answers to this prompt, by path."""
     known.noted_canaries.update(noted)
     known._noted_prompts.update(dict.fromkeys(noted, prompt))
+
+
+def crash_between_accept_and_connection(server: LocalTinker, for_s: float) -> socket.socket:
+    """A connection that the server's loop has accepted, and made nothing of yet, as it crashes."""
+    made: Future[socket.socket] = Future()
+
+    def connect(host: Host) -> None:
+        loop = asyncio.get_running_loop()
+        # Two turns of the loop later, it has accepted, and not yet run the task that it made.
+        loop.call_soon(loop.call_soon, host.crash, for_s)
+        made.set_result(socket.create_connection(host._address))
+
+    server._ask(connect)
+    return made.result()

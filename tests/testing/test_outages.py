@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 import tinker
+from inspection import crash_between_accept_and_connection
 from loops import ADAM, until
 from sdk_loops import a_service, fresh, train
 from wire import NO_TLS, Wire, http
@@ -47,6 +49,15 @@ async def test_connections_are_refused_until_the_outage_ends_and_nothing_is_lost
     server.end_outage()
     assert await wire.result(await wire.optim_step(run, 2)) == {"metrics": {}}
     assert server.run_state(run).steps == 2
+
+
+async def test_a_connection_accepted_in_the_moment_of_a_crash_is_broken_off_at_once(
+    server: LocalTinker,
+) -> None:
+    with crash_between_accept_and_connection(server, 0.05) as connection:
+        connection.settimeout(5.0)
+        with suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
 
 
 async def test_everything_is_answered_with_one_status_until_the_outage_ends(

@@ -52,12 +52,18 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         del sockets  # self.servers hold them
         self.refuse()
-        self.abort()
 
-    def refuse(self) -> None:
-        """Accept no more connections, until it is started up again."""
+    def refuse(self, but: tuple[str, int] | None = None) -> None:
+        """End every connection except one client's, and accept no more until it is started up."""
+        loop = asyncio.get_running_loop()
         for server in self.servers:
-            server.close()
+            for listening in server.sockets:
+                loop.remove_reader(listening)
+            # asyncio forgets to close what it has accepted and not yet begun to serve by the time
+            # its server is closed: that client would wait until the garbage is collected.
+            loop.call_soon(server.close)
+        loop.call_soon(loop.call_soon, self.abort, but)
+        self.abort(but)
 
     def abort(self, but: tuple[str, int] | None = None) -> None:
         """End every connection except one client's."""
@@ -195,8 +201,9 @@ class Host:
         self._wire.outage = status
         if status is None:
             self._refusing = True
-            self._server.refuse()
-        self._server.abort(asker)
+            self._server.refuse(asker)
+        else:
+            self._server.abort(asker)
         if self._restart == "rollback" if rollback is None else rollback:
             self.state.restart("rollback")
         if for_s is not None:
