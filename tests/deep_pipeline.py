@@ -60,7 +60,7 @@ async def main() -> None:
 
     policy = RecoveryPolicy(
         enabled=True,
-        stall_after_s=None,
+        stall_after_s="off",
         # Its passes would be the ones that the fault strikes.
         canary=None,
         checkpoints=CheckpointPolicy(save_every=1, keep_last=20),

@@ -155,7 +155,7 @@ def policy(**changes: object) -> RecoveryPolicy:
         "enabled": True,
         "backoff_jitter": 0.0,
         # What an instant clock would make a busy loop of; the tests of silence turn it on.
-        "stall_after_s": None,
+        "stall_after_s": "off",
         # Its requests would be among those that the tests count and disturb; its own turn it on.
         "canary": None,
         # Most tests count checkpoints, or look at starting over; test_metadata.py has the default.

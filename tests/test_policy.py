@@ -21,7 +21,7 @@ def test_the_defaults_are_the_ones_the_design_names() -> None:
     assert (policy.poll_interval_s, policy.checkpoint_strategy) == (30.0, "latest")
     assert policy.restore_optimizer is True
     saving = CheckpointPolicy()
-    assert (saving.strategy, saving.save_every, saving.keep_last) == ("steps", 100, 5)
+    assert (saving.strategy, saving.auto_max_s, saving.keep_last) == ("auto", 1800.0, 5)
     assert (saving.save_best, saving.best_metric, saving.best_mode) == (True, "loss", "min")
     assert (saving.format, saving.push_to_hub) == ("safetensors", False)
 
@@ -149,19 +149,55 @@ def test_jitter_only_lengthens_and_never_by_more_than_its_share(
 
 @pytest.mark.parametrize(
     ("warn", "stall", "expected"),
-    [(None, 900.0, 300.0), (60.0, 900.0, 60.0), (60.0, None, 60.0), (None, None, None)],
+    [
+        (None, 900.0, 300.0),
+        (60.0, 900.0, 60.0),
+        (60.0, "off", 60.0),
+        (None, "off", None),
+        (None, None, 600.0),
+        (60.0, None, 60.0),
+    ],
 )
 def test_silence_is_warned_of_after_what_is_set_or_a_third_of_what_makes_it_a_fault(
-    warn: float | None, stall: float | None, expected: float | None
+    warn: float | None, stall: Any, expected: float | None
 ) -> None:
     policy = RecoveryPolicy(stall_warn_after_s=warn, stall_after_s=stall)
-    assert policy.stall_warning_s == expected
+    assert policy.stall_warning_s(policy.stall_limit_s(None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "slow_s", "limit_s"),
+    [
+        (None, None, 1800.0),
+        (None, 0.01, 300.0),
+        (None, 15.0, 300.0),
+        (None, 20.0, 400.0),
+        (None, 89.0, 1780.0),
+        (None, 3600.0, 1800.0),
+        (7.0, None, 7.0),
+        (7.0, 60.0, 7.0),
+        (7200.0, 1.0, 7200.0),
+        ("off", 1.0, None),
+        ("off", None, None),
+    ],
+)
+def test_silence_is_a_fault_after_a_multiple_of_slow_requests_unless_a_number_is_given(
+    given: Any, slow_s: float | None, limit_s: float | None
+) -> None:
+    assert RecoveryPolicy(stall_after_s=given).stall_limit_s(slow_s) == limit_s
+
+
+@pytest.mark.parametrize("given", [0, -1, True, math.inf, "never", "900"])
+def test_a_limit_of_silence_that_is_no_number_of_seconds_is_refused(given: Any) -> None:
+    with pytest.raises(ValidationError, match="stall_after_s"):
+        RecoveryPolicy(stall_after_s=given)
 
 
 def test_a_warning_of_silence_behind_the_fault_is_refused_and_one_at_the_same_time_is_not() -> None:
     with pytest.raises(ValidationError, match=r"stall_warn_after_s=61 is above stall_after_s=60"):
         RecoveryPolicy(stall_warn_after_s=61.0, stall_after_s=60.0)
-    assert RecoveryPolicy(stall_warn_after_s=60.0, stall_after_s=60.0).stall_warning_s == 60.0
+    policy = RecoveryPolicy(stall_warn_after_s=60.0, stall_after_s=60.0)
+    assert policy.stall_warning_s(policy.stall_limit_s(1.0)) == 60.0
 
 
 def test_a_cap_equal_to_the_first_delay_is_allowed() -> None:

@@ -79,6 +79,7 @@ _USED_BY: dict[str, tuple[Strategy, ...]] = {
     "auto_mtbf_s": ("auto",),
     "auto_min_steps": ("auto",),
     "auto_max_steps": ("auto",),
+    "auto_max_s": ("auto",),
 }
 """The strategies that use a setting; what is not named here is used by all of them."""
 
@@ -102,21 +103,22 @@ class CheckpointPolicy(Frozen):
     not yet known to be sound, pinned and published ones, and anything not known to be ours.
 
     Attributes:
-        strategy: ``"steps"``: save every ``save_every`` optimizer steps. ``"epoch"``: every
-            ``save_every`` epochs, as the loop reports them. ``"best"``: whenever ``best_metric``
-            is better than in every save so far. ``"last"``: as ``"steps"``, and keep only the
-            newest (and the best, with ``save_best``). ``"all"``: as
-            ``"steps"``, and delete nothing. ``"auto"``: at the interval that wastes the least time
-            given the measured cost of saves and rate of failures (Young 1974, Daly 2006). Until an
-            epoch has ended or the metric was reported, ``"epoch"`` and ``"best"`` save every 100
-            steps, and say so once. What a strategy does not use is refused if it is set.
+        strategy: ``"auto"``, the default: at the interval that wastes the least time given the
+            measured cost of saves and rate of failures (Young 1974, Daly 2006). ``"steps"``: save
+            every ``save_every`` optimizer steps; the default where ``save_every`` is set.
+            ``"epoch"``: every ``save_every`` epochs, as the loop reports them. ``"best"``: whenever
+            ``best_metric`` is better than in every save so far. ``"last"``: as ``"steps"``, and
+            keep only the newest (and the best, with ``save_best``). ``"all"``: as ``"steps"``, and
+            delete nothing. Until an epoch has ended or the metric was reported, ``"epoch"`` and
+            ``"best"`` save every 100 steps, and say so once. What a strategy does not use is
+            refused if it is set.
         schedule: Instead of the strategy's interval: any object with ``decide(moment)``, such as
             ``AnyOf(EverySteps(20), EveryEpochs(1))`` of :mod:`tinker_recovery.checkpoints`; see
             :class:`~tinker_recovery.checkpoints.Schedule`. Asked behind each optimizer step, in the
             thread that submits it, so it has to be quick. Where it fails, a warning says so once,
             and every 100 steps are saved.
         save_every: Optimizer steps (or epochs) between two checkpoints, counted from the run's
-            step 0. With ``"epoch"`` the default is 1. Not with ``"best"`` or ``"auto"``.
+            step 0. 100 by default, and 1 with ``"epoch"``. Not with ``"best"`` or ``"auto"``.
         save_every_s: Also save when this many seconds have passed since the last save, or None.
         save_at_steps: Also save at these steps.
         save_at_start: Also save before the loop's first request: starting over then means going
@@ -126,6 +128,8 @@ class CheckpointPolicy(Frozen):
         save_on_stop_s: On Ctrl-C, SIGTERM or ``Supervisor.stop()``, save the last step before
             stopping, for at most this many seconds; None to stop at once. A second signal stops at
             once, too.
+        max_saves_in_flight: The most saves at once. The service carries them out one behind the
+            other; what is due while so many are under way is left out, and a warning says so.
         on_save_failure: What to do if saving keeps failing. ``"continue"``: train on, try again at
             each step, and say at growing intervals what is at stake. ``"stop"``: end the run with
             the error of the third failed save in a row.
@@ -153,11 +157,12 @@ class CheckpointPolicy(Frozen):
             much as half an observed failure.
         auto_min_steps: With ``"auto"``: least steps between two saves.
         auto_max_steps: With ``"auto"``: most steps between two saves.
+        auto_max_s: With ``"auto"``: most seconds between two saves, whatever was measured.
         format: The service stores safetensors, and nothing else.
         push_to_hub: The service has no such call, so only False is allowed.
     """
 
-    strategy: Strategy = "steps"
+    strategy: Strategy = "auto"
     schedule: InstanceOf[Decides] | None = None
     save_every: Annotated[Whole, Field(ge=1)] = 100
     save_every_s: Seconds | None = None
@@ -165,6 +170,7 @@ class CheckpointPolicy(Frozen):
     save_at_start: Switch = True
     save_at_end: Switch = True
     save_on_stop_s: Seconds | None = 30.0
+    max_saves_in_flight: Annotated[Whole, Field(ge=1)] = 2
     on_save_failure: Literal["continue", "stop"] = "continue"
     retention: InstanceOf[Keeps] | None = None
     keep_last: Annotated[Whole, Field(ge=0)] = 5
@@ -181,15 +187,20 @@ class CheckpointPolicy(Frozen):
     auto_mtbf_s: Seconds = 12 * 3600.0
     auto_min_steps: Annotated[Whole, Field(ge=1)] = 1
     auto_max_steps: Annotated[Whole, Field(ge=1)] = 10_000
+    auto_max_s: Seconds = 1800.0
     format: Literal["safetensors"] = "safetensors"
     push_to_hub: Literal[False] = False
 
     @model_validator(mode="before")
     @classmethod
-    def _epochs_are_saved_one_by_one(cls, given: object) -> object:
-        # A hundred steps is a sensible default, a hundred epochs is not.
-        if isinstance(given, dict) and given.get("strategy") == "epoch":
+    def _strategy_and_interval_go_together(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        if given.get("strategy") == "epoch":
+            # A hundred steps is a sensible default, a hundred epochs is not.
             return {"save_every": 1, **given}
+        if "save_every" in given and "schedule" not in given:
+            return {"strategy": "steps", **given}
         return given
 
     @property
@@ -202,7 +213,7 @@ class CheckpointPolicy(Frozen):
             if self.strategy not in strategies
         }
         if self.schedule is not None:
-            for name in ("save_every", "auto_mtbf_s", "auto_min_steps", "auto_max_steps"):
+            for name in ("save_every", *(each for each in _USED_BY if each.startswith("auto_"))):
                 unused[name] = "with schedule=: omit one of the two"
         if self.retention is not None:
             for name in ("keep_last", "keep_best", "keep_every", "keep_if", "save_best"):

@@ -32,6 +32,13 @@ Retryable = type[BaseException] | Callable[[BaseException], bool]
 CREATE_TIMEOUT_S = 1200.0
 """How long a client is waited for without a word of the service, by default."""
 
+STALL_S = (300.0, 1800.0)
+"""The least and the most seconds of silence that are a fault where no number is given. Services
+call up to 15 silent minutes normal, and a freeze of 20 has healed itself."""
+
+STALL_FACTOR = 20.0
+"""Silence is a fault after this many times as long as slow requests take, within those bounds."""
+
 CANARY_TOKENS = 4096
 """The most tokens a canary may have: it is asked often, so it has to be cheap."""
 _CHECKPOINT_STRATEGY = re.compile(r"latest|best|step:[0-9]+|tinker://[^/\s]+/weights/[^/\s]+")
@@ -70,8 +77,11 @@ class RecoveryPolicy(Frozen):
             well, whoever raises them. They are checked before the fault table.
         poll_interval_s: Seconds between two reads of a run's status.
         stall_after_s: Submitted work without progress for this long is a fault. A capacity pause
-            that the service reports, and time in which nothing is submitted, do not count. Choose
-            more than your longest step takes; None for no such fault.
+            that the service reports, and time in which nothing is submitted, do not count. None,
+            the default, for twenty times as long as the slow ones of the run's own requests take,
+            but at least 300 s, and at most 1800 s, which is also the limit until the first step of
+            an attempt is done. A number is obeyed: choose more than your longest step takes.
+            ``"off"`` for no such fault.
         stall_warn_after_s: Log a warning after this long without progress. At most
             ``stall_after_s``; None for a third of that.
         guard_loss: Whether a loss that becomes NaN or infinite is a fault. Checkpoints saved since
@@ -148,7 +158,7 @@ class RecoveryPolicy(Frozen):
     max_concurrent_recoveries: Annotated[Whole, Field(ge=1)] = 8
     retryable_errors: tuple[Retryable, ...] = ()
     poll_interval_s: Seconds = 30.0
-    stall_after_s: Seconds | None = 900.0
+    stall_after_s: Seconds | Literal["off"] | None = None
     stall_warn_after_s: Seconds | None = None
     guard_loss: Switch = False
     on_repeated_fault: Literal["retry", "skip_step"] = "retry"
@@ -233,19 +243,30 @@ class RecoveryPolicy(Frozen):
     @model_validator(mode="after")
     def _stall_is_ordered(self) -> Self:
         warn, stall = self.stall_warn_after_s, self.stall_after_s
-        if warn is not None and stall is not None and warn > stall:
+        if warn is not None and isinstance(stall, float) and warn > stall:
             raise ValueError(
                 f"stall_warn_after_s={warn:g} is above stall_after_s={stall:g}: the warning has to "
                 "come first"
             )
         return self
 
-    @property
-    def stall_warning_s(self) -> float | None:
-        """Seconds without progress before the warning: as set, or a third of ``stall_after_s``."""
-        if self.stall_warn_after_s is not None or self.stall_after_s is None:
+    def stall_limit_s(self, slow_s: float | None) -> float | None:
+        """Seconds without progress that are a fault; None for never.
+
+        Args:
+            slow_s: Seconds that the slow ones of the run's requests take; None as long as that is
+                not known.
+        """
+        if self.stall_after_s is not None:
+            return None if self.stall_after_s == "off" else self.stall_after_s
+        least_s, most_s = STALL_S
+        return most_s if slow_s is None else min(most_s, max(least_s, STALL_FACTOR * slow_s))
+
+    def stall_warning_s(self, limit_s: float | None) -> float | None:
+        """Seconds without progress before the warning: as set, or a third of the limit."""
+        if limit_s is None:
             return self.stall_warn_after_s
-        return self.stall_after_s / 3
+        return limit_s / 3 if self.stall_warn_after_s is None else self.stall_warn_after_s
 
     def create_deadline_s(self, missed: int) -> float:
         """Seconds to wait for a client without a word of the service.

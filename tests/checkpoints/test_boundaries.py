@@ -247,7 +247,7 @@ def test_a_failed_save_is_due_at_the_next_step_until_one_is_stored() -> None:
     ledger = SaveLedger(5, 0.0, 2)
     for number in (1, 2):
         ledger, report = ledger.began(step=5 + number, now_s=1.0).failed(5 + number)
-        assert (ledger.failures, report, ledger.in_flight) == (number, number == 1, None)
+        assert (ledger.failures, report, ledger.in_flight) == (number, number == 1, ())
     assert not ledger.ask(never, step=5, now_s=2.0).due, "nothing new since the last stored one"
     assert ledger.ask(never, step=6, now_s=2.0).due
     stored_ = ledger.began(step=8, now_s=3.0, epoch=4).stored(8)
@@ -269,7 +269,7 @@ def test_the_extremes_of_every_metric_are_of_all_stored_saves_and_finite() -> No
     assert ledger.highest == {"loss": 5.0, "acc": 0.5}
 
 
-def test_auto_asks_with_what_was_measured_and_without_it_saves_at_the_longest_interval() -> None:
+def test_auto_asks_with_what_was_measured_and_without_it_by_the_clock() -> None:
     auto = AutoInterval(prior_mtbf_s=3600.0, prior_weight=1.0, max_steps=400)
     ledger = SaveLedger(0, 0.0)
     measured = Evidence(steps=1, step_s=2.0, saves=1, save_s=60.0)

@@ -68,7 +68,12 @@ def test_a_policy_that_cannot_work_is_refused_with_what_is_allowed(
         ({"strategy": "all", "save_best": False}, "save_best=False"),
         ({"strategy": "all", "delete_user_saves": True}, "delete_user_saves=True"),
         ({"strategy": "last", "keep_last": 3}, "keep_last=3 has no effect with strategy='last'"),
-        ({"auto_min_steps": 3}, "auto_min_steps=3 has no effect with strategy='steps'"),
+        (
+            {"save_every": 9, "auto_min_steps": 3},
+            "auto_min_steps=3 has no effect with strategy='steps'",
+        ),
+        ({"strategy": "last", "auto_max_s": 60.0}, "auto_max_s=60.0 has no effect"),
+        ({"schedule": OWN, "auto_max_s": 60.0}, "auto_max_s=60.0 has no effect with schedule="),
         ({"strategy": "epoch", "auto_mtbf_s": 60.0}, "auto_mtbf_s=60.0 has no effect"),
         ({"schedule": OWN, "save_every": 3}, "save_every=3 has no effect with schedule="),
         ({"schedule": OWN, "strategy": "best"}, "strategy='best' has no effect with schedule="),
@@ -86,6 +91,14 @@ def test_what_a_strategy_ignores_is_refused_with_what_to_do(
         CheckpointPolicy.model_validate(given)
     assert said in str(caught.value)
     assert "omit" in str(caught.value)
+
+
+@pytest.mark.parametrize("save_every", [1, 100])
+def test_an_interval_that_is_set_is_obeyed_without_a_strategy(save_every: int) -> None:
+    assert CheckpointPolicy().strategy == "auto"
+    policy = CheckpointPolicy(save_every=save_every)
+    assert (policy.strategy, policy.save_every) == ("steps", save_every)
+    assert CheckpointPolicy.model_validate(policy.model_dump()) == policy
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

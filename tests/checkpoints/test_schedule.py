@@ -13,6 +13,7 @@ from made import record
 from tinker_recovery import CheckpointPolicy, UsageError
 from tinker_recovery.checkpoints import Evidence, SaveLedger, Schedule, retention_of, schedule_of
 from tinker_recovery.checkpoints.interval import AutoInterval, young_daly_s
+from tinker_recovery.checkpoints.policies import plan_of
 from tinker_recovery.checkpoints.retention import (
     Candidate,
     KeepAll,
@@ -122,14 +123,44 @@ def test_a_save_under_way_holds_back_the_next_one() -> None:
     assert ledger.ask(every, step=2, now_s=1).due
     ledger = ledger.began(step=2, now_s=1)
     held = ledger.ask(every, step=4, now_s=2)
-    assert not held.due
-    assert "save of step 2 is still under way" in held.reason
+    assert (held.due, held.left_out) == (False, True)
+    assert "of step 2 a save is still under way" in held.reason
     with pytest.raises(ValueError, match="ask"):
-        ledger.began(step=4, now_s=2)
+        ledger.began(step=2, now_s=2)
     ledger = ledger.stored(2)
     assert (ledger.last_step, ledger.last_s) == (2, 1)
     assert not ledger.ask(every, step=5, now_s=3).due
     assert ledger.ask(every, step=6, now_s=3).due
+
+
+def test_as_many_saves_are_under_way_as_is_allowed_and_each_counts_as_if_it_were_stored() -> None:
+    every, best = EverySteps(1), OnImprovement("loss")
+    ledger = SaveLedger(0, 0.0)
+    for step in (1, 2):
+        assert ledger.ask(every, most=2, step=step, now_s=step).due
+        ledger = ledger.began(step=step, now_s=step, metrics={"loss": 3.0 - step})
+        assert not ledger.ask(every, most=2, step=step, now_s=step).due, "once is enough"
+    assert ledger.ask(every, most=2, step=3, now_s=3).left_out
+    assert not ledger.ask(EverySteps(7), most=2, step=3, now_s=3).left_out, "it is not due"
+    assert not ledger.ask(best, most=3, step=3, now_s=3, metrics={"loss": 1.0}).due
+    ledger = ledger.stored(1)
+    assert (ledger.last_step, ledger.newest_step) == (1, 2)
+    assert ledger.ask(every, most=2, step=3, now_s=3).due
+
+
+def test_of_saves_whose_answers_come_in_another_order_the_later_step_counts() -> None:
+    ledger = SaveLedger(0, 0.0).began(step=1, now_s=1.0, metrics={"loss": 1.0})
+    ledger = ledger.began(step=2, now_s=2.0).stored(2).stored(1)
+    assert (ledger.last_step, ledger.last_s, ledger.in_flight) == (2, 2.0, ())
+    assert ledger.lowest == {"loss": 1.0}
+
+
+def test_after_a_failed_save_the_one_behind_it_is_waited_for() -> None:
+    ledger, _ = SaveLedger(0, 0.0).began(step=1, now_s=1).began(step=2, now_s=2).failed(1)
+    assert not ledger.ask(EverySteps(100), most=2, step=3, now_s=3).due
+    assert not ledger.stored(2).ask(EverySteps(100), most=2, step=3, now_s=3).due
+    ledger, _ = ledger.failed(2)
+    assert ledger.ask(EverySteps(100), most=2, step=3, now_s=3).due
 
 
 def test_a_failed_save_is_due_again_at_once_and_reported_once() -> None:
@@ -178,6 +209,7 @@ SCHEDULES: st.SearchStrategy[Schedule] = st.sampled_from(
 
 @given(
     schedule=SCHEDULES,
+    most=st.integers(1, 3),
     events=st.lists(
         st.tuples(
             st.sampled_from(["step", "again", "stored", "failed", "jump"]),
@@ -187,8 +219,8 @@ SCHEDULES: st.SearchStrategy[Schedule] = st.sampled_from(
         max_size=60,
     ),
 )
-def test_no_history_saves_one_step_twice_or_two_at_a_time(
-    schedule: Schedule, events: list[tuple[str, float, float]]
+def test_no_history_saves_one_step_twice_or_more_at_a_time_than_allowed(
+    schedule: Schedule, most: int, events: list[tuple[str, float, float]]
 ) -> None:
     ledger = SaveLedger(0, 0.0)
     step, now_s, evidence = 0, 0.0, Evidence()
@@ -200,15 +232,17 @@ def test_no_history_saves_one_step_twice_or_two_at_a_time(
             evidence = evidence.stepped(seconds)
         in_flight = ledger.in_flight
         if kind == "stored" and in_flight:
-            stored.append(in_flight.step)
-            ledger = ledger.stored(in_flight.step)
+            stored.append(in_flight[0].step)
+            ledger = ledger.stored(in_flight[0].step)
             evidence = evidence.saved(seconds)
         elif kind == "failed" and in_flight:
-            ledger, _ = ledger.failed(in_flight.step)
-            assert step == ledger.last_step or ledger.ask(schedule, step=step, now_s=now_s).due
+            ledger, _ = ledger.failed(in_flight[0].step)
+            if not ledger.in_flight and step > ledger.last_step:
+                assert ledger.ask(schedule, step=step, now_s=now_s).due
         moment = {"step": step, "now_s": now_s, "epoch": step // 4, "metrics": {"loss": metric}}
-        if ledger.ask(schedule, **moment, evidence=evidence, end=kind == "again").due:  # type: ignore[arg-type]  # passed through by name
-            assert ledger.in_flight is None
+        end = kind == "again"
+        if ledger.ask(schedule, most=most, **moment, evidence=evidence, end=end).due:  # type: ignore[arg-type]  # passed through by name
+            assert len(ledger.in_flight) < most
             ledger = ledger.began(**moment)  # type: ignore[arg-type]  # the same
     assert stored == sorted(set(stored))
     assert 0 not in stored
@@ -290,6 +324,60 @@ def test_auto_divides_the_interval_by_the_time_of_a_step_and_keeps_to_its_bounds
     assert auto.steps(Evidence(steps=1, step_s=0.0)) == 500
 
 
+SLOW = Evidence(steps=9, step_s=20.0, saves=1, save_s=60.0, observed_s=1e6)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "limit_s"),
+    [(Evidence(), 415.0), (SLOW, 1800.0), (Evidence(saves=1, save_s=60.0, observed_s=1e6), 1800.0)],
+)
+def test_auto_lets_no_more_than_its_limit_pass_and_is_safe_before_it_has_timed_a_step(
+    evidence: Evidence, limit_s: float
+) -> None:
+    auto = AutoInterval()
+    for passed_s, due in ((limit_s - 1, False), (limit_s + 1, True)):
+        moment = Moment(step=3, now_s=7.0 + passed_s, last_step=2, last_s=7.0, evidence=evidence)
+        assert auto.decide(moment).due is due
+    assert auto.steps(SLOW) == 90, "1800 s of steps that take 20 s, where 12.8 h would be waited"
+    assert not AutoInterval(min_steps=2).decide(Moment(1, 1e9)).due
+    assert AutoInterval(max_s=60.0).decide(Moment(1, 61.0, evidence=SLOW)).due
+
+
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        (
+            Moment(0, 0, last_step=117, evidence=Evidence(9, 8.1, 2, 0.8, 0, 0.0)),
+            "next save 149, every 32 steps: a save costs 0.8 s, a fault is expected each 12 h",
+        ),
+        (
+            Moment(0, 0, evidence=Evidence(9, 700.0, failures=9)),
+            (
+                "next save 1, every step: a save costs 2 s by a first guess, "
+                "a fault is expected each 38 min"
+            ),
+        ),
+        (
+            Moment(0, 0, evidence=Evidence(9, 1.0, 3, 1234.5, 0, 1e7)),
+            "next save 1800, every 1800 steps: a save costs 21 min, a fault is expected each 230 d",
+        ),
+        (
+            Moment(0, 0, last_step=7),
+            (
+                "next save after 414 s: a save costs 2 s by a first guess, "
+                "a fault is expected each 12 h"
+            ),
+        ),
+    ],
+)
+def test_auto_says_when_it_saves_next_and_why(moment: Moment, said: str) -> None:
+    plan = AutoInterval().plan(moment)
+    assert plan.words == said
+    assert plan.step is None or f"next save {plan.step}," in said
+    assert plan_of(AnyOf(AtSteps([3]), AutoInterval()), moment) == plan
+    assert plan_of(EverySteps(5), moment) is None
+
+
 def test_auto_is_due_as_many_steps_after_the_last_save_and_not_one_sooner() -> None:
     auto = AutoInterval(prior_mtbf_s=3600.0, prior_weight=1.0)
     evidence = Evidence(steps=1, step_s=2.0, saves=1, save_s=60.0)
@@ -327,7 +415,8 @@ def test_the_means_follow_a_service_that_becomes_slower() -> None:
 @pytest.mark.parametrize(
     ("given", "first"),
     [
-        ({}, EverySteps(100)),
+        ({}, AutoInterval()),
+        ({"save_every": 7}, EverySteps(7)),
         ({"strategy": "steps", "save_every": 7}, EverySteps(7)),
         ({"strategy": "last"}, EverySteps(100)),
         ({"strategy": "all", "save_every": 3}, EverySteps(3)),
@@ -338,8 +427,8 @@ def test_the_means_follow_a_service_that_becomes_slower() -> None:
             Meanwhile(OnImprovement("acc", "max"), 100, "acc"),
         ),
         (
-            {"strategy": "auto", "auto_mtbf_s": 60.0, "auto_min_steps": 2, "auto_max_steps": 9},
-            AutoInterval(prior_mtbf_s=60.0, min_steps=2, max_steps=9),
+            {"auto_mtbf_s": 60.0, "auto_min_steps": 2, "auto_max_steps": 9, "auto_max_s": 30.0},
+            AutoInterval(prior_mtbf_s=60.0, min_steps=2, max_steps=9, max_s=30.0),
         ),
     ],
 )
@@ -466,6 +555,7 @@ def test_own_rules_take_the_place_of_the_policys_and_pins_stay() -> None:
         (AutoInterval, {"min_steps": 1.5}, "min_steps=1.5"),
         (AutoInterval, {"max_steps": True}, "max_steps=True"),
         (AutoInterval, {"prior_save_s": -1}, "prior_save_s=-1"),
+        (AutoInterval, {"max_s": 0}, "max_s=0"),
         (KeepLast, {"n": True}, "keep_last=True"),
         (KeepLast, {"n": 2.0}, "keep_last=2.0"),
         (KeepEvery, {"n": "5"}, "keep_every='5'"),

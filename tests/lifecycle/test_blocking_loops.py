@@ -45,7 +45,7 @@ async def test_a_plain_function_is_recovered_wherever_it_blocks(
     local.inject(rule)
     # Where a call tells as well, a poll could be the first to hear it.
     poll_interval_s = 0.05 if rule.quiet else 60.0
-    watched = policy(stall_after_s=0.4, poll_interval_s=poll_interval_s)
+    watched = policy(stall_after_s=1.0, poll_interval_s=poll_interval_s)
     async with Supervisor(watched) as supervisor:
         result = await supervisor.run(blocking, base_model=MODEL, rank=8, seed=SEED)
     (run,) = supervisor.runs
@@ -158,7 +158,7 @@ async def test_ctrl_c_ends_a_script_without_asyncio(local: LocalTinker, where: s
     # A service that hangs would be waited for to save the last step, for 30 s and not for ever.
     script = _script(loop).replace(
         "stall_after_s=0.5",
-        "stall_after_s=None, checkpoints=CheckpointPolicy(save_on_stop_s=0.3)",
+        "stall_after_s='off', checkpoints=CheckpointPolicy(save_on_stop_s=0.3)",
     )
     with process(["-c", script]) as running:
         await until(lambda: bool(local.runs()))

@@ -110,18 +110,18 @@ RECOVERED = [
         {},
     ),
     (FaultRule("gone", 7, "optim_step"), Kind.GONE, "call", {}),
-    (FaultRule("hang", 7, "optim_step"), Kind.SILENCE, "silence", {"stall_after_s": 0.4}),
+    (FaultRule("hang", 7, "optim_step"), Kind.SILENCE, "silence", {"stall_after_s": 1.0}),
     (
-        FaultRule("status", 7, "retrieve_future", status=503, for_s=0.6),
+        FaultRule("status", 7, "retrieve_future", status=503, for_s=1.5),
         Kind.SILENCE,
         "silence",
-        {"stall_after_s": 0.4},
+        {"stall_after_s": 1.0},
     ),
     (
-        FaultRule("status", 7, "forward_backward", status=503, times=1),
+        FaultRule("status", 7, "forward_backward", status=503, times=3),
         Kind.SILENCE,
         "silence",
-        {"stall_after_s": 0.25},
+        {"stall_after_s": 0.6},
     ),
     (FaultRule("nan_loss", 7), Kind.LOSS_NOT_FINITE, "call", {"guard_loss": True}),
     (FaultRule("nan_loss", 7, sticky=True), Kind.LOSS_NOT_FINITE, "call", {"guard_loss": True}),
@@ -362,7 +362,7 @@ async def test_a_timeout_of_the_users_around_one_request_does_not_leave_a_client
     async def loop(attempt: Attempt) -> None:
         for step in range(attempt.start_step, STEPS):
             forward = attempt.client.forward_backward(batch(step), "cross_entropy")
-            with anyio.move_on_after(0.2):
+            with anyio.move_on_after(0.2 if step == 7 and attempt.number == 1 else None):
                 # It waits for its turn behind the forward pass, and is never sent.
                 await attempt.client.optim_step(ADAM)
             await forward
@@ -413,13 +413,25 @@ async def _short_polls() -> AsyncIterator[LocalTinker]:
             yield server
 
 
+@pytest.mark.parametrize(("at", "bounds"), [(7, (1.0, 60.0)), (1, (0.01, 1.5))])
+async def test_silence_is_noticed_by_the_runs_own_times_and_in_the_first_step_by_the_longest_limit(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, at: int, bounds: tuple[float, float]
+) -> None:
+    monkeypatch.setattr("tinker_recovery.policy.STALL_S", bounds)
+    local.inject(FaultRule("hang", at, "optim_step"))
+    expected = await undisturbed_state(local, steps=STEPS)
+    run = await _supervised(stall_after_s=None)
+    assert [each.fault.kind for each in run.recoveries] == [Kind.SILENCE]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
 async def test_time_between_the_users_own_calls_is_not_silence(local: LocalTinker) -> None:
     async def loop(attempt: Attempt) -> None:
         await train(attempt, steps=3)
-        await anyio.sleep(0.5)
+        await anyio.sleep(2.0)
         await train(attempt, steps=0)
 
-    run = await _supervised(loop, stall_after_s=0.2)
+    run = await _supervised(loop, stall_after_s=1.0)
     assert run.recoveries == []
     assert local.run_state(run.segments[-1].run_id).steps == 3
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from inspection import interval_evidence
-from loops import ADAM, MODEL, batch, quick
+from loops import ADAM, MODEL, batch, quick, until
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor, UsageError
 from tinker_recovery.checkpoints import AnyOf, Decision, EveryEpochs, EverySteps, Moment
+from tinker_recovery.journal.journal import default_path
+from tinker_recovery.journal.reading import read_runs
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -146,6 +150,71 @@ async def test_a_slow_save_holds_back_the_next_one_and_never_the_loop(local: Loc
     steps, _ = await _saves(train, CheckpointPolicy(save_at_start=False, save_every=1))
     assert reached == list(range(STEPS))
     assert steps == [1, 12]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+async def test_as_many_saves_as_allowed_are_under_way_and_what_is_left_out_is_said(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture, most: int
+) -> None:
+    async def train(attempt: Attempt) -> None:
+        await _step(attempt, 0)
+        await attempt.client.drain()  # the first save shows what becomes of metadata
+        local.inject(FaultRule("pause", None, "save_weights", for_s=30.0))
+        for step in range(1, STEPS):
+            attempt.client.forward_backward(batch(step), "cross_entropy")
+            attempt.client.optim_step(ADAM)
+        local.release()
+
+    policy = CheckpointPolicy(save_at_start=False, save_every=1, max_saves_in_flight=most)
+    with caplog.at_level(logging.WARNING):
+        steps, _ = await _saves(train, policy)
+    assert steps == [1, *range(2, 2 + most), STEPS]
+    (said,) = (each.getMessage() for each in caplog.records if "not saved" in each.getMessage())
+    assert f"step {2 + most} is due and not saved, as {most} saves are under way" in said
+    assert said.endswith(
+        "Steps left out so far: 1. Save less often, or allow more at once: "
+        f"max_saves_in_flight={most}"
+    )
+
+
+async def test_saving_every_step_is_saving_every_step_where_saves_are_as_slow_as_steps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with LocalTinker(tmp_path, step_s=0.05, save_s=0.05) as server:
+
+        async def train(attempt: Attempt) -> None:
+            for step in range(attempt.start_step, STEPS):
+                await _step(attempt, step)
+
+        given = quick(checkpoints=CheckpointPolicy(strategy="all", save_every=1))
+        async with Supervisor(given, service=server.service) as supervisor:
+            await supervisor.run(train, base_model=MODEL, rank=8, seed=7)
+        run_id = supervisor.runs[0].segments[0].run_id
+        assert [each.steps for each in server.checkpoints(run_id)] == list(range(STEPS + 1))
+    assert "left out" not in caplog.text
+
+
+@pytest.mark.usefixtures("local")
+async def test_auto_is_the_default_and_says_when_it_saves_next_and_why() -> None:
+    said: list[str] = []
+
+    async def train(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            await _step(attempt, step)
+        await until(lambda: read_runs(default_path())[0].next_save.startswith("next save "))
+
+    def note(event: RecoveryEvent) -> None:
+        if event.name == "checkpoint.saved":
+            said.append(event.message)
+
+    given = quick(checkpoints=CheckpointPolicy())
+    async with Supervisor(given, on_event=note) as supervisor:
+        await supervisor.run(train, base_model=MODEL, rank=8, seed=7, name="auto")
+    assert len(said) == 2, "at the start and at the end"
+    words = r"at step 12; next save \d+, every \d+ steps: a save costs [\d.e-]+ s, a fault is "
+    assert re.search(words + "expected each 12 h", said[1])
+    (view,) = read_runs(default_path())
+    assert (view.next_save, view.next_save_step) == ("", None), "it is over"
 
 
 @pytest.mark.usefixtures("local")

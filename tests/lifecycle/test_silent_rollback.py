@@ -354,7 +354,7 @@ async def test_the_last_look_at_the_weights_ends_with_the_deadline_of_a_restore(
         scope_of(attempt).run.rollbacks.note_unreachable(scope_of(attempt), "silent")
 
     # Without a save of the end, whose own canary would be waited for as any request is.
-    given = default(stall_after_s=None, create_timeout_s=0.5).model_copy(
+    given = default(stall_after_s="off", create_timeout_s=0.5).model_copy(
         update={"checkpoints": CheckpointPolicy(save_at_end=False)}
     )
     with anyio.fail_after(20):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import assert_type
+from typing import Literal, assert_type
 
 import tinker
 from hypothesis import given
@@ -197,7 +197,7 @@ policy = RecoveryPolicy(
     checkpoints=saving,
 )
 assert_type(policy.checkpoints, CheckpointPolicy)
-assert_type(policy.stall_after_s, float | None)
+assert_type(policy.stall_after_s, float | Literal["off"] | None)
 assert_type(policy_from_settings(config=Path("x.toml"), max_attempts=5), RecoveryPolicy)
 
 

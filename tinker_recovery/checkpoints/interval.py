@@ -44,8 +44,23 @@ def young_daly_s(save_s: float, mtbf_s: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """When a run saves next.
+
+    Attributes:
+        step: The step, as things stand; None as long as it depends on the clock alone.
+        words: That, and why then, for people.
+    """
+
+    step: int | None
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class AutoInterval:
-    """Due :meth:`steps` optimizer steps after the last save.
+    """Due :meth:`steps` optimizer steps after the last save, and after ``max_s`` at the latest.
+
+    Until a step was timed, it is due by the clock.
 
     The failure rate starts from a prior that weighs as much as ``w`` observed failures: after ``t``
     seconds and ``n`` failures the mean time between failures is ``(w * prior_mtbf_s + t) / (w +
@@ -58,6 +73,7 @@ class AutoInterval:
             first save, and with it the measuring, comes early.
         min_steps: Least steps between two saves.
         max_steps: Most steps between two saves.
+        max_s: Most seconds between two saves: what a fault may cost, however rare faults are.
     """
 
     prior_mtbf_s: float = 12 * 3600.0
@@ -65,9 +81,10 @@ class AutoInterval:
     prior_save_s: float = 2.0
     min_steps: int = 1
     max_steps: int = 10_000
+    max_s: float = 1800.0
 
     def __post_init__(self) -> None:
-        for name in ("prior_mtbf_s", "prior_weight", "prior_save_s"):
+        for name in ("prior_mtbf_s", "prior_weight", "prior_save_s", "max_s"):
             check_positive(name, getattr(self, name))
         check_whole("min_steps", self.min_steps)
         check_whole("max_steps", self.max_steps)
@@ -82,20 +99,54 @@ class AutoInterval:
         weight = self.prior_weight
         return (weight * self.prior_mtbf_s + evidence.observed_s) / (weight + evidence.failures)
 
+    def interval_s(self, evidence: Evidence) -> float:
+        """Seconds of training between two saves, given this evidence."""
+        return min(self.max_s, young_daly_s(self._save_s(evidence), self.mtbf_s(evidence)))
+
     def steps(self, evidence: Evidence) -> int:
-        """Optimizer steps between two saves, given this evidence."""
+        """Optimizer steps between two saves, given this evidence; the most if no step was timed."""
         if not evidence.step_s:
-            # No step was timed, or steps take no time.
             return self.max_steps
-        cost_s = self.prior_save_s if evidence.save_s is None else evidence.save_s
-        interval_s = young_daly_s(cost_s, self.mtbf_s(evidence))
         # Bounded before it is rounded: for very short steps it may be infinite.
-        return max(self.min_steps, round(min(self.max_steps, interval_s / evidence.step_s)))
+        steps = min(self.max_steps, self.interval_s(evidence) / evidence.step_s)
+        return max(self.min_steps, round(steps))
 
     def decide(self, moment: Moment) -> Decision:
         """See :class:`~tinker_recovery.checkpoints.schedule.Schedule`."""
         if not moment.fresh:
             return Decision(due=False, reason="nothing new since the last save")
         steps = self.steps(moment.evidence)
-        passed = moment.step - moment.last_step
+        passed, passed_s = moment.step - moment.last_step, moment.now_s - moment.last_s
+        if passed >= self.min_steps:
+            limit_s = self.max_s if moment.evidence.step_s else self.interval_s(moment.evidence)
+            if passed_s >= limit_s:
+                reason = f"{passed_s:.0f} s since the last save, due after {limit_s:.0f} s"
+                return Decision(due=True, reason=reason)
         return Decision(passed >= steps, f"{passed} steps since the last save, due after {steps}")
+
+    def plan(self, moment: Moment) -> Plan:
+        """When it saves next, and why then."""
+        evidence = moment.evidence
+        steps, step = self.steps(evidence), None
+        if evidence.step_s:
+            step = moment.last_step + steps
+            when = f"next save {step}, every {'step' if steps == 1 else f'{steps} steps'}"
+        else:
+            when = f"next save after {self.interval_s(evidence):.0f} s"
+        guessed = "" if evidence.saves else " by a first guess"
+        return Plan(
+            step,
+            f"{when}: a save costs {in_words(self._save_s(evidence))}{guessed}, a fault is "
+            f"expected each {in_words(self.mtbf_s(evidence))}",
+        )
+
+    def _save_s(self, evidence: Evidence) -> float:
+        return self.prior_save_s if evidence.save_s is None else evidence.save_s
+
+
+def in_words(seconds: float) -> str:
+    """A duration with two digits, in the unit that people would take."""
+    for size, unit in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{float(f'{seconds:.2g}'):g} s"

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import assert_never
 
 from tinker_recovery.checkpoint_policy import CheckpointPolicy
-from tinker_recovery.checkpoints.interval import AutoInterval
+from tinker_recovery.checkpoints.interval import AutoInterval, Plan
 from tinker_recovery.checkpoints.retention import (
     KeepAll,
     KeepAny,
@@ -25,6 +25,7 @@ from tinker_recovery.checkpoints.schedule import (
     EverySeconds,
     EverySteps,
     Meanwhile,
+    Moment,
     OnImprovement,
     Schedule,
     UsersOwn,
@@ -62,8 +63,15 @@ def _of_strategy(policy: CheckpointPolicy) -> Schedule:
                 prior_mtbf_s=policy.auto_mtbf_s,
                 min_steps=policy.auto_min_steps,
                 max_steps=policy.auto_max_steps,
+                max_s=policy.auto_max_s,
             )
     assert_never(policy.strategy)
+
+
+def plan_of(schedule: Schedule, moment: Moment) -> Plan | None:
+    """When this schedule saves next, where it finds that out by itself."""
+    parts = schedule.schedules if isinstance(schedule, AnyOf) else (schedule,)
+    return next((each.plan(moment) for each in parts if isinstance(each, AutoInterval)), None)
 
 
 def retention_of(policy: CheckpointPolicy, *, pinned: Collection[str] = ()) -> Retention:

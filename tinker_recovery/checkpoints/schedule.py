@@ -62,6 +62,8 @@ class Decision:
     reason: str
     stands_in: bool = False
     """Whether it is made in place of a schedule that has nothing to decide by yet."""
+    left_out: bool = False
+    """Whether it would be due if earlier saves were not still under way."""
 
 
 class Schedule(Protocol):
@@ -110,7 +112,7 @@ class EverySteps:
     """Due after every ``n`` optimizer steps, counted from the run's step 0.
 
     Counting from 0, not from the attempt's start, saves the same steps in a recovered run as in an
-    undisturbed one. A multiple missed because another save was in flight is skipped: otherwise
+    undisturbed one. A multiple missed because too many saves were in flight is skipped: otherwise
     saves slower than ``n`` steps would follow one another without a pause.
     """
 

@@ -60,6 +60,7 @@ def summary(run: RunView) -> dict[str, Any]:
         "detail": run.detail,
         "step": run.step,
         "next_save_step": run.next_save_step,
+        "next_save": run.next_save,
         "attempts_left": run.attempts_left,
         "lineage": run.lineage,
         "service": run.service,

@@ -141,6 +141,8 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
     kept = [each for each in view.checkpoints if not each.gone]
     if kept:
         console.print(f"{len(kept)} checkpoints, the newest {kept[-1].path}", soft_wrap=True)
+    if view.next_save and view.live:
+        console.print(view.next_save, soft_wrap=True)
     console.print(f"tokens: {tokens(figures.tokens)}", soft_wrap=True)
     if figures.tokens_replayed:
         console.print(f"of steps done again: {tokens(figures.tokens_replayed)}", soft_wrap=True)

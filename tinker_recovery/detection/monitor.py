@@ -108,5 +108,6 @@ class Monitor:
 
 def silence_check_s(policy: RecoveryPolicy) -> float | None:
     """Seconds between two looks at silence: within a tenth of its deadlines, 10 ms at least."""
-    deadlines = [each for each in (policy.stall_warning_s, policy.stall_after_s) if each]
+    limit_s = policy.stall_limit_s(0.0)  # the shortest
+    deadlines = [each for each in (policy.stall_warning_s(limit_s), limit_s) if each]
     return max(0.01, min([5.0, *(each / 10 for each in deadlines)])) if deadlines else None

@@ -20,7 +20,7 @@ from tinker_recovery.costs import Prices, Tokens, table_from_json
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
-from tinker_recovery.journal.run_sql import StoredRun, select_run
+from tinker_recovery.journal.run_sql import NEXT_SAVE, StoredRun, select_run
 from tinker_recovery.journal.schema import ALL_TOKENS, WITH_RUNS, WITH_TOKENS
 
 State = Literal["training", "recovering", "stopped", "finished", "failed", "abandoned"]
@@ -228,11 +228,23 @@ class RunView:
 
     @property
     def next_save_step(self) -> int | None:
-        """The step of the next save; None if the policy's strategy does not fix it."""
+        """The step of the next save, as things stand; None if nothing fixes it."""
+        if (step := self._plan.get("step")) is not None:
+            return int(step)
         every = self.policy.get("save_every")
         if self.policy.get("strategy") not in ("steps", "last", "all") or not every:
             return None
         return (self.step // int(every) + 1) * int(every)
+
+    @property
+    def next_save(self) -> str:
+        """When it saves next, and why then, in words; empty where its policy says it all."""
+        return str(self._plan.get("words", ""))
+
+    @property
+    def _plan(self) -> Mapping[str, Any]:
+        plan: Mapping[str, Any] = self.policy.get(NEXT_SAVE) or {}
+        return plan if self.state in _ACTIVE else {}
 
 
 def read_runs(path: Path) -> list[RunView]:

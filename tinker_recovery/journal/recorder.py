@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -31,6 +31,8 @@ from tinker_recovery.telemetry import RecoveryEvent, names, redact
 from tinker_recovery.telemetry.redaction import redact_value
 
 logger = logging.getLogger(names.SCOPE)
+
+NO_PLAN: Mapping[str, Any] = {}
 
 _T = TypeVar("_T")
 
@@ -361,11 +363,18 @@ class RunRecord:
         )
 
     def saved(
-        self, attempt: str, path: str, step: int, tokens: Tokens = NO_TOKENS, *, sound: bool
+        self,
+        attempt: str,
+        path: str,
+        step: int,
+        tokens: Tokens = NO_TOKENS,
+        *,
+        sound: bool,
+        plan: Mapping[str, Any] = NO_PLAN,
     ) -> None:
         """Write a stored checkpoint, and the attempt's tokens before it.
 
-        ``sound`` if every request before it has succeeded.
+        ``sound`` if every request before it has succeeded; ``plan`` as for :meth:`stepped`.
         """
         now = self._recorder.wall()
 
@@ -385,6 +394,7 @@ class RunRecord:
                 (step if sound else 0, now, self.id),
             )
             run_sql.note_tokens(connection, self.id, attempt, step, tokens)
+            run_sql.note_plan(connection, self.id, plan)
 
         self.put(write, soon=True)
 
@@ -393,11 +403,19 @@ class RunRecord:
         return time.monotonic() - self._stepped_at >= SAMPLE_S
 
     def stepped(
-        self, attempt: str, step: int, tokens: Tokens = NO_TOKENS, *, sound: int, polled: int
+        self,
+        attempt: str,
+        step: int,
+        tokens: Tokens = NO_TOKENS,
+        *,
+        sound: int,
+        polled: int,
+        plan: Mapping[str, Any] = NO_PLAN,
     ) -> None:
         """Write how many steps are done, known to have succeeded, and confirmed by a poll.
 
-        And ``tokens``, which the attempt has cost until now.
+        And ``tokens``, which the attempt has cost until now, and ``plan``, the ``step`` at which it
+        saves next and why in ``words``, where its policy alone does not say so.
         """
         self._stepped_at = time.monotonic()
         now, left = self._recorder.wall(), self.attempts_left()
@@ -414,6 +432,7 @@ class RunRecord:
                 (step, left, now, self.id),
             )
             run_sql.note_tokens(connection, self.id, attempt, ALL_TOKENS, tokens)
+            run_sql.note_plan(connection, self.id, plan)
 
         self.put(write)
 

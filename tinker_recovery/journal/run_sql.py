@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from tinker_recovery.costs import Tokens
 from tinker_recovery.telemetry import RecoveryEvent, names
@@ -309,6 +309,19 @@ def note_tokens(
         connection.execute(
             "INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?)", (run, attempt, step, counts)
         )
+
+
+NEXT_SAVE: Final = "next_save"
+"""Where a run's plan stands, beside the part of its policy that it comes of."""
+
+
+def note_plan(connection: sqlite3.Connection, run: int, plan: Mapping[str, Any]) -> None:
+    """Write when a run saves next, where its policy alone does not say so."""
+    if not plan:
+        return
+    row = connection.execute("SELECT policy FROM runs WHERE id = ?", (run,)).fetchone()
+    policy = {**json.loads(row[0]), NEXT_SAVE: dict(plan)}
+    connection.execute("UPDATE runs SET policy = ? WHERE id = ?", (json.dumps(policy), run))
 
 
 def end_run(connection: sqlite3.Connection, run: int, state: str, detail: str, now: float) -> None:

@@ -206,10 +206,11 @@ class AttemptHooks:
             run.budget.note_saved(step)
         run.retention.ask(run)
         run.journal.stored(scope, step, path, sound=sound)
+        plan = scope.saver.plan
         run.collaborators.events.emit(
             names.EVENT_CHECKPOINT_SAVED,
             run.name,
-            f"{path}, at step {step}",
+            f"{path}, at step {step}" + ("" if plan is None else f"; {plan.words}"),
             {
                 names.CHECKPOINT_PATH: path,
                 names.CHECKPOINT_STEP: step,

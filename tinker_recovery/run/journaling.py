@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -64,7 +65,14 @@ class RunJournal:
     def stored(self, attempt: AttemptScope, step: int, path: str, *, sound: bool) -> None:
         """A checkpoint is stored."""
         sound = sound and step <= self._run.rollbacks.sound_to
-        self._record.saved(attempt.id, path, step, attempt.client.meter.up_to(step), sound=sound)
+        self._record.saved(
+            attempt.id,
+            path,
+            step,
+            attempt.client.meter.up_to(step),
+            sound=sound,
+            plan=_plan(attempt),
+        )
 
     def step_done(self, attempt: AttemptScope) -> None:
         """An optimizer step is complete; written now and then. From the SDK's thread."""
@@ -87,6 +95,7 @@ class RunJournal:
             attempt.client.meter.read(),
             sound=attempt.sound_step,
             polled=self._run.rollbacks.polled_step,
+            plan=_plan(attempt),
         )
 
     def metrics(self, attempt: AttemptScope, metrics: Mapping[str, float]) -> None:
@@ -109,3 +118,8 @@ class RunJournal:
             await self._record.end("failed", f"{type(error).__name__}: {error}")
         else:
             await self._record.end("stopped", type(error).__name__)
+
+
+def _plan(attempt: AttemptScope) -> dict[str, Any]:
+    plan = attempt.saver.plan
+    return {} if plan is None else asdict(plan)

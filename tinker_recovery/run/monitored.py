@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
@@ -31,6 +32,23 @@ OVERDUE_STEPS = 3.0
 
 ANSWER_S = 0.5
 """How long the answers under way have to say at which step a run became corrupted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    """Open work without progress.
+
+    Attributes:
+        kind: What kind of fault it would be.
+        lasts_s: For how long; 0 where nothing is open.
+        of: What is silent, in words.
+        slow_s: How long the slow ones of its kind wait for progress; None if that is not known.
+    """
+
+    kind: Kind
+    lasts_s: float
+    of: str
+    slow_s: float | None
 
 
 class MonitoredRun:
@@ -118,33 +136,44 @@ class MonitoredRun:
             return
         client, sampling = current.client, current.sampling
         silences = [
-            (Kind.SILENCE, client.silent_s(), client.open_requests, "requests"),
-            (Kind.SAMPLING_SILENCE, sampling.silent_s(), sampling.open_requests, "samples"),
+            _Silence(
+                Kind.SILENCE,
+                client.silent_s() or 0.0,
+                f"{client.open_requests} requests",
+                client.slow_s,
+            ),
+            _Silence(
+                Kind.SAMPLING_SILENCE,
+                sampling.silent_s() or 0.0,
+                f"{sampling.open_requests} samples",
+                sampling.slow_s,
+            ),
         ]
-        warn_s = self._run.policy.stall_warning_s
-        heard = [
-            kind for kind, silent_s, *_ in silences if (silent_s or 0.0) < (warn_s or math.inf)
-        ]
-        self._warned_of -= {(current, kind) for kind in heard}
-        for kind, silent_s, count, what in silences:
-            if kind not in heard and silent_s is not None:
-                self._note_silence(current, kind, silent_s, f"{count} {what} are open and none")
+        for silence in silences:
+            limit_s = self._run.policy.stall_limit_s(silence.slow_s)
+            warning_s = self._run.policy.stall_warning_s(limit_s)
+            if warning_s is None or silence.lasts_s < warning_s:
+                self._warned_of.discard((current, silence.kind))
+            else:
+                self._note_silence(current, silence, limit_s)
 
-    def _note_silence(self, current: AttemptScope, kind: Kind, silent_s: float, which: str) -> None:
-        stall_s = self._run.policy.stall_after_s
+    def _note_silence(
+        self, current: AttemptScope, silence: _Silence, limit_s: float | None
+    ) -> None:
+        kind, lasts_s = silence.kind, silence.lasts_s
         if (current, kind) not in self._warned_of:
             self._warned_of = {one for one in self._warned_of if one[0] is current}
             self._warned_of.add((current, kind))
-            limit = "" if stall_s is None else f"; after {stall_s:g} s it counts as a fault"
+            limit = "" if limit_s is None else f"; after {limit_s:.4g} s it counts as a fault"
             self._events.emit(
                 names.EVENT_STALL_WARNING,
                 self.name,
-                f"{which} has finished for {silent_s:.1f} s{limit}",
-                {names.RUN_ID: current.run_id, names.SILENT_S: silent_s},
+                f"{silence.of} are open and none has finished for {lasts_s:.1f} s{limit}",
+                {names.RUN_ID: current.run_id, names.SILENT_S: lasts_s},
             )
-        if stall_s is None or silent_s < stall_s:
+        if limit_s is None or lasts_s < limit_s:
             return
-        if kind is Kind.SAMPLING_SILENCE and current.sampling.renew_silent(stall_s):
+        if kind is Kind.SAMPLING_SILENCE and current.sampling.renew_silent(limit_s):
             return
         current.declare_fault(RULES[kind], DetectedBy.SILENCE)
 

@@ -317,9 +317,7 @@ def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:
         "restore_optimizer": policy.restore_optimizer,
         "checkpoint_strategy": policy.checkpoint_strategy,
         "strategy": policy.checkpoints.strategy,
-        "save_every": policy.checkpoints.save_every
-        if policy.checkpoints.schedule is None
-        else None,
+        "save_every": policy.checkpoints.model_dump(include={"save_every"}).get("save_every"),
         "ttl_s": policy.checkpoints.ttl_s,
         "prices": None if policy.prices is None else table_to_json(policy.prices),
     }

@@ -1,8 +1,8 @@
 """The Saver: when one attempt saves, and what its checkpoints say of themselves.
 
 The client asks it right before the first training request behind each optimizer step, under the
-client's lock, and reports from the SDK's thread how each save ended. It keeps the ledger (one save
-in flight at most, a failed one due again at once) and takes the measurements that
+client's lock, and reports from the SDK's thread how each save ended. It keeps the ledger (only so
+many saves in flight, a failed one due again at once) and takes the measurements that
 ``strategy="auto"`` decides by.
 
 What the loop sets (its state, epoch and metrics) up to that training request belongs to the
@@ -15,34 +15,29 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from tinker_recovery.checkpoints import (
     CheckpointRecord,
-    Evidence,
     SavedBy,
     SaveLedger,
     Segment,
     checkpoint_metadata,
     counts_epochs,
-    on_branch,
     schedule_of,
 )
+from tinker_recovery.checkpoints.interval import Plan
 from tinker_recovery.checkpoints.metadata import encode_loop_state, fitting
 from tinker_recovery.checkpoints.naming import SaveName, mark_of
+from tinker_recovery.checkpoints.policies import plan_of
 from tinker_recovery.checkpoints.trail import Trail
 from tinker_recovery.errors import UsageError
-from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.run.once import Once
-from tinker_recovery.run.recall import RunRecall
-from tinker_recovery.run.saves_together import SavesTogether
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
-    from tinker_recovery.run.open import OpenedRun
     from tinker_recovery.run.supervised import SupervisedRun
 
 
@@ -51,58 +46,6 @@ logger = logging.getLogger(names.SCOPE)
 
 STOP_AFTER = 3
 """Failed saves in a row after which ``on_save_failure="stop"`` ends the run."""
-
-
-@dataclass(slots=True)
-class RunHistory:
-    """What the attempts of a run hand on to each other.
-
-    Attributes:
-        origin: How the run starts, as its checkpoints say.
-        evidence: Step times, save costs and failures seen, for ``strategy="auto"``.
-        saved: The (attempt, step) of every save stored, with the metrics it was stored with.
-        no_metrics: Names that were reported with something that is no number.
-        metrics_cut: Whether it was said that a checkpoint cannot hold all metrics.
-        stands_in: Whether it was said that the schedule has nothing to decide by.
-        once: What the run has made once.
-        recall: What the run keeps to be recalled.
-        saves: Which steps it saves together with the other runs of its group.
-        drifts: Whether it was said that the loop's index and its optimizer steps may drift apart.
-        saves_inside: Whether it was said that what is saved inside an iteration has no step.
-    """
-
-    recall: RunRecall
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    evidence: Evidence = field(default_factory=Evidence)
-    saved: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
-    drifts: bool = False
-    saves_inside: bool = False
-    stands_in: bool = False
-    no_metrics: set[str] = field(default_factory=set)
-    metrics_cut: bool = False
-    once: Once = field(default_factory=Once)
-    saves: SavesTogether = field(default_factory=SavesTogether)
-
-    @classmethod
-    def of(cls, opened: OpenedRun, policy: RecoveryPolicy) -> Self:
-        """Of a run as it was opened, with what earlier processes have saved."""
-        snapshot = opened.snapshot
-        recall = RunRecall(opened, limit=policy.recall_bytes)
-        return cls(recall, opened.origin, saved=dict(snapshot.saved) if snapshot else {})
-
-    def saved_below(
-        self, step: int, segments: Sequence[Segment]
-    ) -> list[tuple[int, Mapping[str, float]]]:
-        """The saves on the branch of these segments up to a step, with metrics, oldest first."""
-        limits = {segment.attempt: limit for segment, limit in on_branch(segments)}
-        return sorted(
-            (
-                (at, metrics)
-                for (attempt, at), metrics in self.saved.items()
-                if at <= min(step, limits.get(attempt, -1))
-            ),
-            key=lambda each: each[0],
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +83,8 @@ class Saver:
         self._schedule = schedule_of(policy)
         self._best_metric = policy.best_metric
         self._stops = policy.on_save_failure == "stop"
+        self._most_in_flight = policy.max_saves_in_flight
+        self._held_back = False
         self._counts_epochs = counts_epochs(policy)
         self._lineage = run.lineage
         self._run_name = run.given_name
@@ -153,7 +98,7 @@ class Saver:
         self._ttl_s = None if policy.ttl_s is None else int(policy.ttl_s)
         self._monotonic = run.clock.monotonic
         self._lock = run.history.saves.lock
-        self._step_done_at = now_s = self._monotonic()
+        self._step_done_at = self._saved_at = now_s = self._monotonic()
         self._save_s: float | None = None
         self._steps_done = 0
         self.epoch = 0 if checkpoint is None else checkpoint.epoch or 0
@@ -268,14 +213,14 @@ class Saver:
                     "batches would continue at the wrong one after a recovery. Keep the index in "
                     "attempt.loop_state; count an iteration that is left out with "
                     "attempt.client.skip_step()",
-                    self._run_name or self._lineage,
+                    self.run_name,
                     passes,
                 )
             self._at_boundary, self._epoch_ended = True, False
             self._step_metrics = self._metrics
             if self._history.saves.together:
                 return True  # it may become due for another run of the group
-            return self._ledger.in_flight is not None or self.decides(step)
+            return bool(self._ledger.in_flight) or self.decides(step)
 
     def training_continues(self, step: int) -> SaveRequest | None:
         """A training request is about to be submitted; the save to queue before it, if any is due.
@@ -288,6 +233,8 @@ class Saver:
             if not self._at_boundary:
                 return None
             request = self.due(step) or self._save_again(step)
+            if request is None and self._held_back:
+                self._note_left_out(step)
             self._history.saves.passed(step)
             self._closed, self._at_boundary, self._began = self._now(), False, True
             self._declares, self._declared = self._declared, False
@@ -305,7 +252,7 @@ class Saver:
     def may_save_at(self, step: int) -> bool:
         """Whether the newest step is still this one, and no training request has followed it."""
         with self._lock:
-            return self._at_boundary and self._ledger.last_step < step
+            return self._at_boundary and self._ledger.newest_step < step
 
     @property
     def run_name(self) -> str:
@@ -313,19 +260,33 @@ class Saver:
         return self._run_name or self._lineage
 
     @property
-    def is_saving(self) -> bool:
-        """Whether a save is in flight."""
-        return self._ledger.in_flight is not None
+    def _most(self) -> int:
+        # As long as metadata may be refused, a second save would only be refused as well.
+        unsure = self._save_s is None and self._service.keeps == "unknown"
+        return 1 if unsure else self._most_in_flight
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many saves are in flight as may be."""
+        return len(self._ledger.in_flight) >= self._most
 
     def may_begin(self, step: int) -> bool:
         """Whether a save of this step could be submitted."""
-        return not self.is_saving and step > self._ledger.last_step
+        return not self.is_full and step > self._ledger.newest_step
+
+    @property
+    def plan(self) -> Plan | None:
+        """When the schedule saves next, and why then; None where the policy says it all."""
+        with self._lock:
+            moment = self._ledger.moment(step=0, now_s=0.0, evidence=self._history.evidence)
+        return plan_of(self._schedule, moment)
 
     def decides(self, step: int, *, end: bool = False) -> bool:
         """Whether the run's own schedule has this step saved."""
         standing = self._standing()
         decision = self._ledger.ask(
             self._schedule,
+            most=self._most,
             step=step,
             now_s=self._monotonic(),
             epoch=standing.epoch,
@@ -337,11 +298,27 @@ class Saver:
             self._history.stands_in = True
             logger.warning(
                 "run %s: its schedule cannot decide by step %d: %s. It saves by steps until it can",
-                self._run_name or self._lineage,
+                self.run_name,
                 step,
                 decision.reason,
             )
+        self._held_back = decision.left_out
         return decision.due
+
+    def _note_left_out(self, step: int) -> None:
+        self._history.left_out += 1
+        if str(self._history.left_out).strip("0") != "1":  # a power of ten
+            return
+        logger.warning(
+            "run %s: step %d is due and not saved, as %d saves are under way%s. Steps left out so "
+            "far: %d. Save less often, or allow more at once: max_saves_in_flight=%d",
+            self.run_name,
+            step,
+            len(self._ledger.in_flight),
+            "" if self._save_s is None else f"; the last one took {self._save_s:.1f} s",
+            self._history.left_out,
+            self._most_in_flight,
+        )
 
     def due(self, step: int, *, end: bool = False) -> SaveRequest | None:
         """The save to queue behind this optimizer step, if the schedule says so."""
@@ -360,7 +337,7 @@ class Saver:
         None as well if the loop was stopped before it had set its state for this step.
         """
         with self._lock:
-            if self._ledger.in_flight is not None or step <= self._ledger.last_step:
+            if self.is_full or step <= self._ledger.newest_step:
                 return None
             return None if self.awaits_state else self.begin(step)
 
@@ -444,7 +421,7 @@ class Saver:
             logger.warning(
                 "run %s: %d metrics are too many for a checkpoint, which is stored without the "
                 "last %d (%s, ...); the journal has all",
-                self._run_name or self._lineage,
+                self.run_name,
                 len(metrics),
                 len(left_out),
                 left_out[0],
@@ -458,12 +435,13 @@ class Saver:
     def stored(self, step: int) -> float | None:
         """A save of this step is stored; the seconds it took, unless it is the user's own."""
         with self._lock:
-            saving = self._ledger.in_flight
-            if saving is None or saving.step != step:
+            saving = self._ledger.under_way(step)
+            if saving is None:
                 return None  # the user's own
             now_s = self._monotonic()
-            # From the end of the step before it: what it waited in the queue is no cost of saving.
-            self._save_s = now_s - max(saving.began_s, self._step_done_at)
+            # From the end of what was before it: what it waited in the queue is no cost of saving.
+            self._save_s = now_s - max(saving.began_s, self._step_done_at, self._saved_at)
+            self._saved_at = now_s
             self._history.evidence = self._history.evidence.saved(self._save_s)
             self._history.saved[self._segment.attempt, step] = saving.metrics
             self._ledger = self._ledger.stored(step)
@@ -472,8 +450,7 @@ class Saver:
     def failed(self, step: int) -> bool:
         """A save of this step failed; whether to report it (in a series ever more rarely)."""
         with self._lock:
-            saving = self._ledger.in_flight
-            if saving is None or saving.step != step:
+            if self._ledger.under_way(step) is None:
                 return True  # the user's own
             self._ledger, report = self._ledger.failed(step)
             return report

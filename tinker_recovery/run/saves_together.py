@@ -19,8 +19,8 @@ class SavesTogether:
     """Which steps the savers of a group save; a run of its own decides for itself.
 
     Whoever comes to the end of a step first decides for all: it is saved if it is due for any, if
-    none has a save in flight or still to come, and if none has trained past it. The others save it
-    when they come to its end.
+    none has too many in flight or one still to come, and if none has trained past it. The others
+    save it when they come to its end.
     """
 
     def __init__(self) -> None:
@@ -73,5 +73,5 @@ class SavesTogether:
                 late,
                 max(self._agreed),
             )
-        saving = any(each.is_saving for each in self._savers)
+        saving = any(each.is_full for each in self._savers)
         return step > self._passed and not self._owed and not saving

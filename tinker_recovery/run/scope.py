@@ -41,6 +41,7 @@ from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.service.sampler import SupervisedService
 from tinker_recovery.service.sampling import Sampling
+from tinker_recovery.service.waits import Progress
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
@@ -113,13 +114,14 @@ class AttemptScope:
             canary=run.checkpoints.prompt,
             guard_loss=run.policy.guard_loss,
             stopping=lambda: run.signals.requested,
-            monotonic=run.clock.monotonic,
+            progress=Progress(run.clock.monotonic, run.history.waits),
         )
         self.sampling = Sampling(
             self.hooks,
             meter=self.client.meter,
             renews=run.policy.enabled,
             monotonic=run.clock.monotonic,
+            waits=run.history.sample_waits,
         )
         """Its sampling clients and their requests."""
         self.refusal = MetadataRefusal(self)

@@ -26,10 +26,10 @@ from tinker_recovery.run.at_exit import failure_at_exit, unseen_fault
 from tinker_recovery.run.attempts import Attempts
 from tinker_recovery.run.claiming import claim_lost, give_free
 from tinker_recovery.run.first_client import first_client
+from tinker_recovery.run.history import RunHistory
 from tinker_recovery.run.journaling import RunJournal
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.rollback_detector import RollbackDetector
-from tinker_recovery.run.saver import RunHistory
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.service import Connection, Origin, Patience

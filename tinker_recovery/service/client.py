@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -26,6 +25,7 @@ from tinker_recovery.service.queue_state import watch_queue_state
 from tinker_recovery.service.request_errors import RequestErrors
 from tinker_recovery.service.surface import ClosedClient
 from tinker_recovery.service.waiting import ended as until_ended
+from tinker_recovery.service.waits import Progress
 
 if TYPE_CHECKING:
     from tinker_recovery.run.client_hooks import AttemptHooks
@@ -71,7 +71,7 @@ class SupervisedClient(Iterating):
         canary: CanaryPrompt | None = None,
         guard_loss: bool = False,
         stopping: Callable[[], bool] = lambda: False,
-        monotonic: Callable[[], float] = time.monotonic,
+        progress: Progress | None = None,
     ) -> None:
         self._training = training
         self._hooks = hooks
@@ -86,8 +86,8 @@ class SupervisedClient(Iterating):
         self._turn = threading.Lock()
         self._open: dict[Future[Any], int | None] = {}
         self._retired: str | None = None
-        self._monotonic = monotonic
-        self._progress_at = self._trained_at = monotonic()
+        self._progress = Progress() if progress is None else progress
+        self._trained_at = self._progress.begin()
         self._forwards_open: set[int] = set()
         self._own_saves: dict[Future[Any], str] = {}
         self._lost_saves: set[str] = set()
@@ -97,7 +97,7 @@ class SupervisedClient(Iterating):
         self._canary_run: tuple[Future[Any], int] | None = None
         self._errors = RequestErrors()
         self.failed, self.failed_saves = self._errors.failed, self._errors.failed_saves
-        watch_queue_state(training, self._paused)
+        watch_queue_state(training, self._progress.begin)
         self.first_call_at: float | None = None
         """Monotonic seconds of the first submission; None before it."""
 
@@ -190,10 +190,12 @@ class SupervisedClient(Iterating):
         """
         if not self._open:
             return None
-        return self._monotonic() - self._progress_at
+        return self._progress.silent_s
 
-    def _paused(self) -> None:
-        self._progress_at = self._monotonic()
+    @property
+    def slow_s(self) -> float | None:
+        """Seconds that slow requests take; None during the first step, which may take longer."""
+        return self._progress.slow_s
 
     def optim_step(
         self,
@@ -301,7 +303,8 @@ class SupervisedClient(Iterating):
                 self._canary.drop("the loop's first batch has images, or less than two tokens")
                 self._hooks.no_canary()
         # With nothing of the loop under way, no request of its would fail by a restart.
-        idle_s = self._monotonic() - self._trained_at if self.oldest_open_step is None else 0.0
+        now_s = self._progress.monotonic()
+        idle_s = now_s - self._trained_at if self.oldest_open_step is None else 0.0
         if idle_s >= IDLE_S and self._hooks.was_cut():
             self._canary_is_next = self._canary.batch is not None
         self._queue_if_due()
@@ -386,7 +389,7 @@ class SupervisedClient(Iterating):
     ) -> APIFuture[_T]:
         plain: Future[Any] = future.future()
         if not self._open:
-            self._progress_at = self._monotonic()
+            self._progress.begin()
         self._open[plain] = step
         if step is not None and operation != "optim_step":
             self._forwards_open.add(step)
@@ -406,10 +409,10 @@ class SupervisedClient(Iterating):
     ) -> None:
         # In the SDK's thread, where nothing may raise. Removed from the open requests last, so that
         # their failures are reported by the time drain() returns.
-        self._progress_at = self._monotonic()
+        now_s = self._progress.made(sound=self._retired is None and succeeded(future))
         error = None if future.cancelled() else future.exception()
         if step is not None:
-            self._trained_at = self._progress_at
+            self._trained_at = now_s
             if operation != "optim_step":
                 self._forwards_open.discard(step)
             if not succeeded(future):
@@ -439,6 +442,7 @@ class SupervisedClient(Iterating):
 
     def _step_ended(self, future: Future[Any]) -> None:
         if succeeded(future):
+            self._progress.step_done()
             self._hooks.step_done()
 
     def _save_ended(self, step: int | None, future: Future[Any]) -> None:

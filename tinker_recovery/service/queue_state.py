@@ -21,7 +21,7 @@ _ATTRIBUTE = "_queue_state_logger"
 
 
 class _Observer(QueueStateObserver):
-    def __init__(self, paused: Callable[[], None], pass_on: Callable[..., object]) -> None:
+    def __init__(self, paused: Callable[[], object], pass_on: Callable[..., object]) -> None:
         self._paused = paused
         self._pass_on = pass_on
 
@@ -33,7 +33,7 @@ class _Observer(QueueStateObserver):
         self._pass_on(queue_state, queue_state_reason)
 
 
-def watch_queue_state(training: tinker.TrainingClient, paused: Callable[[], None]) -> None:
+def watch_queue_state(training: tinker.TrainingClient, paused: Callable[[], object]) -> None:
     """Call ``paused``, in the SDK's thread, each time the service reports a pause."""
     pass_on = getattr(getattr(training, _ATTRIBUTE, None), "on_queue_state_change", None)
     if pass_on is None:
@@ -46,7 +46,7 @@ def watch_queue_state(training: tinker.TrainingClient, paused: Callable[[], None
     setattr(training, _ATTRIBUTE, _Observer(paused, pass_on))
 
 
-def watch_sampler(client: tinker.SamplingClient, paused: Callable[[], None]) -> None:
+def watch_sampler(client: tinker.SamplingClient, paused: Callable[[], object]) -> None:
     """As :func:`watch_queue_state`, of a sampling client, which is its own observer."""
     if "on_queue_state_change" not in vars(client):
         observer = _Observer(paused, client.on_queue_state_change)

@@ -25,7 +25,9 @@ from tinker.lib.public_interfaces.api_future import APIFuture
 from tinker_recovery.costs import Meter
 from tinker_recovery.errors import StaleAttempt
 from tinker_recovery.forks import HomeProcess
+from tinker_recovery.service.future import succeeded
 from tinker_recovery.service.queue_state import is_held_back
+from tinker_recovery.service.waits import Waits
 
 if TYPE_CHECKING:
     from tinker_recovery.service.sampler import SupervisedSampler
@@ -94,6 +96,7 @@ class Sampling:
         meter: Counts what is sampled.
         renews: Whether a request is sent again to a fresh sampler.
         monotonic: The clock that silence is measured by.
+        waits: Takes note of how long each request was silent.
     """
 
     def __init__(
@@ -103,12 +106,15 @@ class Sampling:
         meter: Meter | None = None,
         renews: bool = True,
         monotonic: Callable[[], float] = time.monotonic,
+        waits: Waits | None = None,
     ) -> None:
         self.meter = Meter() if meter is None else meter
         """Counts what is sampled."""
         self._hooks = hooks
         self._renews = renews
         self._monotonic = monotonic
+        self._waits = Waits() if waits is None else waits
+        self._first_done = False
         self._home = HomeProcess()
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -184,6 +190,10 @@ class Sampling:
         # In the SDK's thread, where nothing may raise.
         if request.sent is not sent:
             return  # it was given up, and sent again
+        if request.sampler is not None and succeeded(sent):
+            if self._first_done:
+                self._waits.note(self._silent_s(request))
+            self._first_done = True
         self._ended_at = now = self._monotonic()
         with self._lock:
             if not self._latest or request.number > self._latest[-1][0]:
@@ -260,6 +270,16 @@ class Sampling:
             if sampler is not None and is_held_back(sampler.newest()[0]):
                 self.paused()
         return max(map(self._silent_s, requests), default=None)
+
+    @property
+    def slow_s(self) -> float | None:
+        """Seconds that slow requests take; None where that says nothing of those that are open.
+
+        That is before the first answer, which may take longer, and with a future of the loop's own.
+        """
+        if not self._first_done or any(request.sampler is None for request in list(self._open)):
+            return None
+        return self._waits.slow_s
 
     def _silent_s(self, request: _Request) -> float:
         with self._lock:

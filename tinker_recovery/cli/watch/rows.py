@@ -37,6 +37,7 @@ class RunRow:
         checkpoint_step: Optimizer steps in it.
         checkpoint_saved: When it was saved, in seconds since the epoch.
         next_save_step: The step of the next save.
+        next_save: The same in words, with why then; empty where its policy says it all.
         event: The newest event.
         service: Base URL of the service.
         detail: Why it failed or stopped.
@@ -52,6 +53,7 @@ class RunRow:
     checkpoint_step: int | None = None
     checkpoint_saved: float | None = None
     next_save_step: int | None = None
+    next_save: str = ""
     event: EventText | None = None
     service: str | None = None
     detail: str = ""
@@ -72,6 +74,7 @@ class RunRow:
             checkpoint_step=None if stored is None else stored.step,
             checkpoint_saved=None if stored is None else stored.saved,
             next_save_step=run.next_save_step if state in ("training", "recovering") else None,
+            next_save=run.next_save if state in ("training", "recovering") else "",
             event=None if event is None else event_text(event),
             service=run.service,
             detail=run.detail,

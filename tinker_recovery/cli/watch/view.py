@@ -133,9 +133,11 @@ def _head(row: RunRow, now: float) -> RenderableType:
         Text.assemble("recoveries ", str(row.recoveries)),
     )
     saves = Text.assemble("last checkpoint ", _saved(row, now))
-    saves.append_text(Text.assemble("   next save ", _count(row.next_save_step)))
+    if not row.next_save:
+        saves.append_text(Text.assemble("   next save ", _count(row.next_save_step)))
     saves.append_text(Text.assemble("   attempts left ", _left(row)))
-    return Group(table, saves, *([Text(plain(row.detail), "red")] if row.detail else []))
+    plan = [Text(plain(row.next_save))] if row.next_save else []
+    return Group(table, saves, *plan, *([Text(plain(row.detail), "red")] if row.detail else []))
 
 
 def _curve(run: RunView, width: int) -> list[RenderableType]:
