@@ -22,6 +22,8 @@ The unmodified tinker SDK is its client. What moto is for AWS, this is for Tinke
 - Sessions that end when their heartbeats stop, are dated wrongly, or are listed late:
   ``LocalTinker(heartbeat_limit_s=30, created_jitter_s=5, listing_delay_s=3)``; see
   :class:`Options`.
+- A service that is far away: :class:`Network` puts round trips, handshakes, loss and jitter
+  between it and its clients.
 - Hypothesis draws faults with :mod:`tinker_recovery.testing.strategies`.
 - As a pytest fixture: :mod:`tinker_recovery.testing.fixtures`.
 - In a process of its own, which can be killed: :class:`LocalTinkerProcess`. From a shell:
@@ -48,6 +50,7 @@ from tinker_recovery.testing._checkpoints import StoredCheckpoint
 from tinker_recovery.testing._damage import Damage
 from tinker_recovery.testing._fault_book import FiredFault
 from tinker_recovery.testing._faults import FaultRule
+from tinker_recovery.testing._network import Network
 from tinker_recovery.testing._options import DIALECTS, Dialect, Options
 from tinker_recovery.testing._process import LocalTinkerProcess
 from tinker_recovery.testing._runs import RunState
@@ -62,6 +65,7 @@ __all__ = [
     "LocalTinker",
     "LocalTinkerProcess",
     "LocalTokenizer",
+    "Network",
     "Options",
     "RequestStats",
     "RunState",
