@@ -44,6 +44,34 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="recovery-latency-")
 
 
+def in_process_loop(server: LocalTinkerProcess, base_url: str, save_at: int) -> float:
+    """``while: try/except`` in one process, which makes a new client from its checkpoint.
+
+    Blocks. Returns when the first step after a fault was completed, by the monotonic clock.
+    """
+    state, step, faulted = "", 0, False
+    while True:
+        service = tinker.ServiceClient(base_url=base_url, api_key=server.api_key)
+        try:
+            if state:
+                made = service.create_training_client_from_state_with_optimizer(state)
+            else:
+                made = service.create_lora_training_client("b", rank=8)
+            client = made.result()
+            while True:
+                forward = client.forward_backward(_plain_loop.batch(step), "cross_entropy")
+                update = client.optim_step(_plain_loop.ADAM)
+                forward.result()
+                update.result()
+                if faulted:
+                    return time.monotonic()
+                step += 1
+                if step == save_at:
+                    state = client.save_state(f"step-{step}").result().path
+        except tinker.TinkerError:
+            step, faulted = save_at, True
+
+
 async def shell_loop(server: LocalTinkerProcess, rule: FaultRule) -> float:
     """``until python train.py; do :; done``, resuming from the last checkpoint."""
     await server.inject(rule)

@@ -247,7 +247,7 @@ async def play(schedule: Schedule) -> Outcome:
         )
         for rule in schedule.faults:
             server.inject(rule)
-        policy = POLICY.model_copy(update={"standby_session": schedule.standby})
+        policy = POLICY.model_copy(update={"standby": "session" if schedule.standby else "none"})
         made: list[tinker.ServiceClient] = []
 
         def service() -> tinker.ServiceClient:

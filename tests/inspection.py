@@ -438,3 +438,12 @@ def crash_between_accept_and_connection(server: LocalTinker, for_s: float) -> so
 
     server._ask(connect)
     return made.result()
+
+
+def spare_of(supervisor: Supervisor, run: str) -> tuple[str, str] | None:
+    """The checkpoint its spare client is loaded from, and that client's Tinker run, if it is."""
+    spares = supervisor._inside.collaborators.spares
+    spare = None if spares is None else spares._spares.get(run)
+    if spare is None or spare.busy or spare.loaded is None or spare.connection is None:
+        return None
+    return spare.loaded, spare.connection.run_id

@@ -158,6 +158,8 @@ def policy(**changes: object) -> RecoveryPolicy:
         "stall_after_s": "off",
         # Its requests would be among those that the tests count and disturb; its own turn it on.
         "canary": None,
+        # So would its session; its own tests turn it on.
+        "standby": "none",
         # Most tests count checkpoints, or look at starting over; test_metadata.py has the default.
         "checkpoints": CheckpointPolicy(save_every=5, save_at_start=False),
     }

@@ -126,9 +126,13 @@ class RecoveryPolicy(Frozen):
             that is missed uses up no attempt, and is twice as long at the next try of the incident,
             up to eight times. The first client of a run is waited for without a limit, as without
             supervision.
-        standby_session: Keep one session open for the next recovery, beside those of the runs: it
-            saves opening one on a service in trouble. One per Supervisor; costs a heartbeat every
-            10 s. If the service has forgotten it, a new one is opened as usual.
+        standby: What is kept ready for the next recovery, beside the runs. ``"session"``: one open
+            session for all runs, which costs a heartbeat every 10 s, and saves half of the round
+            trips. Given up, with a word, where it is in the way of the service's limit on sessions.
+            ``"loaded"``: for each run a client as well, loaded from each new checkpoint: the loop
+            is back within a few round trips, for one load for each save and one more training
+            client at the service. It is used if the canary answers on it as on what was saved.
+            ``"none"``: nothing.
         status_timeout_s: Deadline for one read of a run's status or checkpoints.
         max_reply_bytes: The largest reply to one of those reads, unpacked: 32 MiB by default, which
             is the listing of a run with about 30,000 checkpoints. More is refused, and not kept.
@@ -175,7 +179,7 @@ class RecoveryPolicy(Frozen):
     on_failure: Callback | None = None
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     create_timeout_s: Seconds = CREATE_TIMEOUT_S
-    standby_session: Switch = False
+    standby: Literal["none", "session", "loaded"] = "session"
     status_timeout_s: Seconds = 10.0
     max_reply_bytes: Annotated[Whole, Field(ge=2**16)] = 2**25
     max_listed: Annotated[Whole, Field(ge=1)] = 1_000_000

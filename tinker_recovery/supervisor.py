@@ -41,6 +41,7 @@ from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.executor import Executor
 from tinker_recovery.recovery.metadata_notes import recall_metadata
 from tinker_recovery.recovery.queue import FaultQueue
+from tinker_recovery.recovery.spares import Spares
 from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.background import Background
@@ -122,7 +123,7 @@ class Supervisor:
         self._lease: Lease = lease
         self.policy = policy_from_settings() if policy is None else policy
         self._backend = TinkerBackend(
-            service, standby=self.policy.enabled and self.policy.standby_session
+            service, standby=self.policy.enabled and self.policy.standby != "none"
         )
         self._on_event = on_event
         self._events = EventSink(self._listen)
@@ -214,6 +215,7 @@ class Supervisor:
                 events=self._events,
                 clock=self._clock,
                 spawn=background.spawn,
+                spares=Spares(self._backend, self.policy, background.spawn),
             )
             await recall_metadata(collaborators)
             claiming = Claiming(self._lease, reader, journal.path)
@@ -480,4 +482,6 @@ class _Entered:
         """Close whatever is open at the service."""
         await self.runs.close()
         await self.watches.aclose()
+        if self.collaborators.spares is not None:
+            await self.collaborators.spares.aclose()
         await self._claiming.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 
 import pytest
 from inspection import open_standby, set_standby_after_s
@@ -38,7 +39,7 @@ async def test_a_recovery_goes_on_in_the_session_on_standby_and_another_is_opene
     expected = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=6)
     seen: list[str] = []
-    async with Supervisor(policy(standby_session=True)) as supervisor:
+    async with Supervisor(policy(standby="session")) as supervisor:
         await supervisor.run(
             functools.partial(_train_beside_a_standby, local, seen=seen),
             base_model=MODEL,
@@ -62,7 +63,7 @@ async def test_one_that_the_service_has_forgotten_costs_no_attempt(local: LocalT
             local.fail_session(_standby(local, attempt) or "")
         await train(attempt, steps=STEPS)
 
-    async with Supervisor(policy(standby_session=True, max_attempts=1)) as supervisor:
+    async with Supervisor(policy(standby="session", max_attempts=1)) as supervisor:
         await supervisor.run(losing_it, base_model=MODEL, rank=8, seed=SEED)
     (run,) = supervisor.runs
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
@@ -82,16 +83,36 @@ async def test_one_that_could_not_be_opened_is_done_without(
             await until(lambda: any(one.rule.action == "status" for one in local.fired))
         await train(attempt, steps=STEPS)
 
-    async with Supervisor(policy(standby_session=True)) as supervisor:
+    async with Supervisor(policy(standby="session")) as supervisor:
         await supervisor.run(without, base_model=MODEL)
     (run,) = supervisor.runs
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
 
 
-@pytest.mark.parametrize("asked", [{}, {"standby_session": True, "enabled": False}])
+@pytest.mark.parametrize("asked", [{}, {"standby": "session", "enabled": False}])
 async def test_where_it_is_not_asked_for_or_nothing_is_recovered_there_is_none(
     local: LocalTinker, asked: dict[str, bool]
 ) -> None:
     async with Supervisor(policy(**asked)) as supervisor:
         await supervisor.run(functools.partial(train, steps=STEPS), base_model=MODEL)
     assert len(local.sessions()) == 1
+
+
+async def test_one_that_is_in_the_way_of_a_limit_on_sessions_makes_room_with_a_word(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second run would begin without supervision, so it begins with it."""
+
+    async def first(attempt: Attempt) -> None:
+        await until(lambda: _standby(local, attempt) is not None)
+        local.inject(FaultRule("status", request="create_model", status=400, times=1))
+        await supervisor.run(functools.partial(train, steps=2), base_model=MODEL)
+        await train(attempt, steps=STEPS)
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr("tinker_recovery.service.backend.is_limit", lambda _: True)
+        async with Supervisor(policy(standby="session")) as supervisor:
+            await supervisor.run(first, base_model=MODEL)
+    assert [run.recoveries for run in supervisor.runs] == [[], []]
+    said = [each for each in caplog.messages if "none is kept on standby" in each]
+    assert len(said) == 1

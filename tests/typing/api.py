@@ -141,6 +141,7 @@ from tinker_recovery.testing import (
     LocalTinker,
     LocalTinkerProcess,
     LocalTokenizer,
+    Network,
     Options,
     RequestStats,
     RunState,
@@ -543,6 +544,8 @@ async def tested(folder: Path) -> None:
     FaultRule("explode")  # type: ignore[arg-type]  # has to be refused
     dialect: Dialect = "bare"
     assert_type(dialect in DIALECTS, bool)
+    async with Network(server.base_url, rtt_s=0.1, loss=0.01) as network:
+        assert_type(network.base_url, str)
     async with LocalTinkerProcess(folder, lenient=True, dialect=dialect) as process:
         await process.inject(FaultRule("drop"))
         await process.restart()

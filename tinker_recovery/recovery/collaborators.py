@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.journal import Notebook
 from tinker_recovery.policy import RecoveryPolicy
+from tinker_recovery.recovery.spares import Spares, Spawn
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.telemetry import EventSink
-
-Spawn = Callable[[Callable[[], Coroutine[object, object, None]]], object]
-"""Starts something in the background, within the Supervisor's life."""
 
 
 def nothing_in_background(start: Callable[[], Coroutine[object, object, None]]) -> None:
@@ -32,6 +30,7 @@ class Collaborators:
         events: Where progress is reported.
         clock: Time and chance.
         spawn: Runs something in the background.
+        spares: The spare clients of the runs; None where there are none.
     """
 
     policy: RecoveryPolicy
@@ -41,3 +40,14 @@ class Collaborators:
     events: EventSink = field(default_factory=EventSink)
     clock: Clock = SYSTEM_CLOCK
     spawn: Spawn = nothing_in_background
+    spares: Spares | None = None
+
+    def load_spare(self, run: str, path: str | None) -> None:
+        """Have the spare client of a run loaded from a checkpoint, if it is to have one."""
+        if self.spares is not None and path is not None:
+            self.spares.load(run, path)
+
+    def drop_spare(self, run: str) -> None:
+        """A run is over, and needs no spare client any more."""
+        if self.spares is not None:
+            self.spares.drop(run)

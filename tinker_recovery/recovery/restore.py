@@ -7,6 +7,7 @@ for supervised and watched runs, which differ in the :class:`Ordering` of their 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,6 +124,11 @@ class Restore:
                 await self._backend.discard(opening)
             raise
         while True:
+            restored = await self._restore_from_spare(chosen)
+            if restored is not None:
+                if opening is not None:
+                    self._collaborators.spawn(functools.partial(self._backend.discard, opening))
+                return restored
             restored = await self._restore_from(chosen, origin, opening)
             if restored is not None:
                 return restored
@@ -146,6 +152,49 @@ class Restore:
                 "made again here, so it cannot be started over"
             )
         return None, self._run.origin
+
+    async def _restore_from_spare(self, chosen: Listed | None) -> Restored | None:
+        """The run's spare client, if it is of this checkpoint, and the canary says so; else None.
+
+        What is wrong with a spare says nothing of its checkpoint.
+        """
+        known, record = self._run.checkpoints, None if chosen is None else chosen.record
+        spares = self._collaborators.spares
+        if spares is None or not self._ahead or chosen is None or record is None:
+            return None
+        if known.prompt.batch is None or not known.canaries.expects(record.attempt, record.step):
+            return None
+        connection = spares.take(self._run.name, chosen.path)
+        if connection is None:
+            return None
+        good = False
+        try:
+            await self._announce(connection, chosen)
+            answers, objection = await self._verify(connection, chosen)
+            good = objection is None
+        except LeaseLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - the same is tried next without the spare
+            objection = repr(error)
+        finally:
+            if not good:
+                self._collaborators.spawn(functools.partial(self.discard, connection))
+        if objection is not None:
+            logger.info("run %s: its spare client is not used: %s", self._run.name, objection)
+            return None
+        return Restored(connection, record, answers[0], chosen.source)
+
+    async def _announce(self, connection: Connection, chosen: Listed) -> None:
+        attributes = {**as_attributes(chosen), names.SPARE: True}
+        with phase(names.SPAN_CREATE, attributes) as span, self._waiting:
+            await self._guard.announce_run(connection.run_id)
+            span.set_attribute(names.RUN_ID, connection.run_id)
+        self._collaborators.events.emit(
+            names.EVENT_CLIENT_CREATED,
+            self._run.name,
+            f"its spare client takes over: Tinker run {connection.run_id}",
+            {names.RUN_ID: connection.run_id},
+        )
 
     async def _restore_from(
         self, chosen: Listed | None, origin: Origin, opening: Any

@@ -204,6 +204,7 @@ class AttemptHooks:
         sound = not scope.faulty and step <= scope.client.first_doubtful_step
         if scope is run.current and sound:
             run.budget.note_saved(step)
+            run.collaborators.load_spare(run.name, path)
         run.retention.ask(run)
         run.journal.stored(scope, step, path, sound=sound)
         plan = scope.saver.plan

@@ -150,6 +150,7 @@ class RollbackDetector:
         if self._outage is None or self._outage.seen is None:
             open_requests = 0 if current is None else current.client.run_canary_next()
             self._outage = _Outage(self._confirmed_step, open_requests)
+            self._drop_spare()
         self._outage.note(self._run.clock.monotonic(), how)
 
     def note_cut(self, current: AttemptScope | None, *, asked: bool = False) -> None:
@@ -204,6 +205,8 @@ class RollbackDetector:
         That counts from the outage before it, if that was not looked into yet; what the client
         knows of its own requests comes on top (``first_doubtful_step``).
         """
+        if fault.kind in (Kind.ROLLED_BACK, Kind.UNAVAILABLE):
+            self._drop_spare()
         steps = [] if self._outage is None else [self._outage.since_step]
         if fault.detected_by is DetectedBy.POLL:
             # It may have begun right after the poll before this one.
@@ -213,6 +216,11 @@ class RollbackDetector:
             steps.append(fault.failed_step - 1)
         if steps:
             self._run.checkpoints.distrust(current.id, min(steps))
+
+    def _drop_spare(self) -> None:
+        # A service that was restarted may have its weights and not its moments, which no canary
+        # shows.
+        self._run.collaborators.drop_spare(self._run.name)
 
     def _can_be_looked_into(self, current: AttemptScope, outage: _Outage) -> bool:
         """Whether the canary can tell what an outage did; decides without it where it cannot."""

@@ -80,8 +80,7 @@ class SupervisedRun:
         self.given_name = record.given_name
         """The name, if the user gave it and the run is to be found again by it."""
         self.lineage, self.lease = record.lineage, record.lease
-        self.origin = opened.plan.origin
-        """How to start over; None for an adopted client."""
+        self.origin = opened.plan.origin  # how to start over; None for an adopted client
         self.telemetry = RunTelemetry(name, self.lineage, self.clock.monotonic, self.policy.prices)
         self.root = opened.root
         """The checkpoint the user started it from, if they did."""
@@ -92,7 +91,6 @@ class SupervisedRun:
         self.attempts = Attempts()
         """Every attempt that ran, oldest first."""
         self.recoveries: list[Recovery] = []
-        """Every recovery that succeeded, oldest first."""
         self.metrics: dict[str, float] = {}
         """What the loop reported last."""
         self.ended = False
@@ -433,6 +431,7 @@ class SupervisedRun:
             attempt.client.record_canary()
         self._next_ready.set()
         self.retention.ask(self)
+        self.collaborators.load_spare(self.name, attempt.segment.parent)
         if attempt.fault is not None:
             # It failed before anyone trained on it, in the user's own callback perhaps.
             self.report_fault(attempt.fault)
@@ -452,6 +451,7 @@ class SupervisedRun:
 
     def _end(self, error: BaseException | None) -> None:
         self.ended = True
+        self.collaborators.drop_spare(self.name)
         step = self.start_step if self.current is None else self.current.client.step
         self.telemetry.ended(step=step, recoveries=len(self.recoveries), error=error)
 

@@ -28,6 +28,7 @@ from tinker_recovery.service.base import (
 )
 from tinker_recovery.service.missing_routes import is_missing, say_no_finish
 from tinker_recovery.service.pending_session import PendingSession
+from tinker_recovery.service.refusals import is_limit
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry.names import SCOPE
 
@@ -165,11 +166,11 @@ class TinkerBackend:
                 try:
                     training = await _created(pending)
                 except Exception as error:
-                    if not pending.standby:
+                    if not (pending.standby or await self._made_room(error)):
                         raise
                     # The service may have forgotten the session. Any other cause will show again
                     # in the new one.
-                    logger.info("the standby session failed; opening another: %r", error)
+                    logger.info("a session failed; opening another: %r", error)
                     pending = await self._replace(pending)
                     await _submit(pending, origin, announce)
                     training = await _created(pending)
@@ -187,6 +188,22 @@ class TinkerBackend:
         await _abandon(pending, "another one was opened")
         return PendingSession(self._factory)
 
+    async def _made_room(self, error: Exception) -> bool:
+        """Whether the session on standby was given up, for it may be one too many."""
+        standby, self._standby = self._standby, None
+        if standby is None or not is_limit(error):
+            self._standby = standby
+            return False
+        self._stop_preparing(error)
+        await self.discard(standby)
+        return True
+
+    def _stop_preparing(self, error: BaseException) -> None:
+        self._wants_standby = False
+        logger.warning(
+            "the service limits sessions, so none is kept on standby any more (standby=): %s", error
+        )
+
     def _prepare(self) -> None:
         if self._wants_standby and self._preparing is None:
             loop = asyncio.get_running_loop()
@@ -196,6 +213,12 @@ class TinkerBackend:
         self._preparing = None
         standby = self._standby
         # One that could not be opened is not tried again before the next client is created.
+        if standby is not None and standby.finished.done():
+            error = standby.submitted.exception() if standby.submitted.done() else None
+            if error is not None and is_limit(error):
+                self._standby = None
+                self._stop_preparing(error)
+                return
         if standby is None or standby.finished.done():
             self._standby = PendingSession(self._factory, standby=True)
 

@@ -32,6 +32,9 @@ _T = TypeVar("_T")
 _OUT_OF_REACH = frozenset({502, 503, 504})
 """What a proxy answers for a service that is down; other codes come from the service itself."""
 
+KEEP_ALIVE_S = 300.0
+"""Longer than from one poll to the next, or each would pay for the handshakes of TCP and TLS."""
+
 _SENT = "tinker_recovery.sent_s"
 
 
@@ -131,6 +134,7 @@ class ServiceHttp:
             timeout=timeout_s,
             transport=transport,
             verify=tls(),
+            limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_S),
             event_hooks={"request": [self._note_sent], "response": [self._note_reply]},
         )
 

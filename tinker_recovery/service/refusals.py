@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import tinker
 from tinker.types import RequestErrorCategory
 
@@ -19,6 +21,23 @@ def is_refused(error: BaseException) -> bool:
         if isinstance(each, tinker.RequestFailedError):
             return each.category is RequestErrorCategory.User
     return False
+
+
+_LIMIT = re.compile(r"limit|too many|maximum|concurrent", re.IGNORECASE)
+_OF_WHAT = re.compile(r"session|client", re.IGNORECASE)
+
+
+def is_limit(error: BaseException) -> bool:
+    """Whether there are too many sessions or training clients, by the service's answer."""
+    return any(
+        isinstance(each, tinker.RateLimitError)
+        or (
+            isinstance(each, tinker.APIStatusError | tinker.RequestFailedError)
+            and _LIMIT.search(str(each)) is not None
+            and _OF_WHAT.search(str(each)) is not None
+        )
+        for each in causes(error)
+    )
 
 
 def is_failed(error: BaseException) -> bool:

@@ -1,0 +1,133 @@
+"""A client loaded from each new checkpoint, so that a fault costs neither a session nor a load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import isawaitable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from inspection import spare_of
+from loops import ADAM, MODEL, SEED, batch, policy, undisturbed_state, until
+
+from tinker_recovery import Attempt, Kind, RecoveryEvent, RecoveryPolicy, Run, Supervisor
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 12
+START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED}
+
+
+def with_spares(**changes: Any) -> RecoveryPolicy:
+    return policy(**({"standby": "loaded", "canary": "auto"} | changes))
+
+
+async def trained(
+    local: LocalTinker,
+    at_8: Callable[[str], Any] = str,
+    *,
+    name: str | None = None,
+    waits: bool = True,
+    **changes: Any,
+) -> tuple[Run, list[str]]:
+    """A run that faults at step 8 of its first attempt, and what became of its spares.
+
+    ``at_8`` is called with the Tinker run of the spare, which is loaded from step 5 by then.
+    """
+    said: list[str] = []
+
+    def note(event: RecoveryEvent) -> None:
+        if event.name == "recovery.client_created":
+            said.append(event.message)
+
+    async def train(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            if step == 8 and attempt.number == 1:
+                await attempt.client.drain()
+                spare = ("", "")
+                if waits:
+                    await until(lambda: spare_of(supervisor, run_name) is not None)
+                    spare = spare_of(supervisor, run_name) or spare
+                    assert "/weights/" in spare[0]
+                outcome = at_8(spare[1])
+                if isawaitable(outcome):
+                    await outcome
+            forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+            await forward
+
+    run_name = ""
+    given = with_spares(**changes)
+    async with Supervisor(given, service=local.service, on_event=note) as supervisor:
+        start = START if name is None else START | {"name": name}
+        async for attempt in supervisor.attempts(**start):
+            run_name = supervisor.runs[0].name
+            async with attempt:
+                await train(attempt)
+    return supervisor.runs[0], [each for each in said if "spare client takes over" in each]
+
+
+@pytest.mark.parametrize("name", [None, "spared"])
+async def test_it_takes_over_without_a_load_and_costs_no_bit(
+    local: LocalTinker, name: str | None
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    local.poison(at_step=8)
+    run, took_over = await trained(local, name=name)
+    assert [each.start_step for each in run.attempts] == [0, 5]
+    assert took_over == [f"its spare client takes over: Tinker run {run.segments[-1].run_id}"]
+    assert local.run_state(run.segments[-1].run_id) == expected
+    # The fixture sees to it that no session is left open, of a spare neither.
+
+
+async def test_one_that_fails_is_done_without_and_its_checkpoint_is_none_the_worse(
+    local: LocalTinker,
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+
+    def both_fail(spare: str) -> None:
+        local.fail_session(spare.partition(":train:")[0])
+        local.inject(FaultRule("fail", None, "forward_backward", times=1))
+
+    run, took_over = await trained(local, both_fail, max_attempts=1)
+    assert [each.start_step for each in run.attempts] == [0, 5]
+    assert local.run_state(run.segments[-1].run_id) == expected
+    assert len(took_over) <= 1, "it was tried, and not used"
+
+
+async def test_one_whose_weights_the_service_has_lost_is_never_trained_on(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    """Or may have: what it kept of the optimizer, no canary shows."""
+    expected = await undisturbed_state(local, steps=STEPS)
+    spares: list[str] = []
+    async with LocalTinker(tmp_path, restart="rollback") as server:
+
+        async def crash(spare: str) -> None:
+            spares.append(spare)
+            server.crash(0.3)
+            await anyio.sleep(1.0)
+
+        run, _ = await trained(server, crash)
+        assert [each.fault.kind for each in run.recoveries] == [Kind.ROLLED_BACK]
+        assert run.segments[-1].run_id != spares[0]
+        assert server.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_one_that_is_still_being_loaded_is_not_waited_for(tmp_path: Path) -> None:
+    async with LocalTinker(tmp_path) as server:
+        server.inject(FaultRule("slow", None, "load_weights", delay_s=30.0, times=1))
+        server.poison(at_step=8)
+        with anyio.fail_after(25):
+            run, took_over = await trained(server, waits=False)
+        assert [each.start_step for each in run.attempts] == [0, 5]
+        assert took_over == []
+
+
+async def test_without_a_canary_it_is_not_used(local: LocalTinker) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    local.poison(at_step=8)
+    run, took_over = await trained(local, canary=None)
+    assert took_over == []
+    assert local.run_state(run.segments[-1].run_id) == expected
