@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal, Protocol, Self
@@ -153,9 +153,9 @@ class CheckpointState:
         self.unsettled = unsettled
 
     @property
-    def unusable(self) -> dict[str, str]:
+    def unusable(self) -> Mapping[str, str]:
         """What must not be relied on: rejected, skipped or being deleted. Path to reason."""
-        return {**self.skipped, **self.being_deleted, **self.bad}
+        return ChainMap(self.bad, self.being_deleted, self.skipped)
 
     # How far an attempt is trusted
 
