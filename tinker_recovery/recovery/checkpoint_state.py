@@ -38,6 +38,7 @@ from tinker_recovery.errors import JournalError
 from tinker_recovery.journal import Notes
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.service.listing import Listings
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -109,6 +110,8 @@ class CheckpointState:
         self.stored: dict[str, tuple[str, int]] = {}
         """Attempt and step of the checkpoints that the service said it has stored, by path."""
         self._ends: dict[str, float] = {}
+        self.listings = Listings()
+        """What the service has listed of it, for retention."""
         self.canaries = CanaryBook(canary_tolerance)
         """What the canary answered at each checkpoint."""
         self.fingerprints: dict[tuple[str, int], str] = {}
