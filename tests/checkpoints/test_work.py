@@ -37,6 +37,7 @@ from tinker_recovery.recovery.selection import (
 )
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.base import Endpoint
+from tinker_recovery.service.listing import AT_ONCE
 from tinker_recovery.telemetry import EventSink
 
 MANY = 120
@@ -81,6 +82,7 @@ class History:
     def __init__(self, checkpoints: int, runs: int) -> None:
         self.segments: list[Segment] = []
         self.listed: dict[str, list[dict[str, Any]]] = {}
+        self.most_at_once = self._at_once = 0
         parent = None
         each = checkpoints // runs
         for number in range(runs):
@@ -90,7 +92,11 @@ class History:
             self.listed[run] = [_entry(run, step, parent) for step in steps]
             parent = self.listed[run][-1]["tinker_path"]
 
-    def answer(self, request: httpx.Request) -> httpx.Response:
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        await asyncio.sleep(0)
+        self._at_once -= 1
         listed = self.listed.get(request.url.path.split("/")[-2])
         return httpx.Response(200, json={} if listed is None else {"checkpoints": listed})
 
@@ -167,6 +173,19 @@ def test_choosing_among_twice_as_many_checkpoints_is_twice_the_work(
         return choose
 
     _grows_evenly(work)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "most"), [("latest", 1), ("best", AT_ONCE), ("step:7", AT_ONCE)]
+)
+def test_where_all_have_to_be_compared_they_are_listed_side_by_side(
+    strategy: str, most: int
+) -> None:
+    history = History(40, runs=20)
+    policy = RecoveryPolicy(checkpoint_strategy=strategy)
+    known = CheckpointState.by(policy, "run", LINEAGE)
+    assert asyncio.run(_choose(history, known, policy)) in history.paths
+    assert history.most_at_once == most
 
 
 def test_following_a_branch_of_twice_as_many_segments_is_twice_the_work() -> None:

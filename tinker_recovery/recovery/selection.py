@@ -33,7 +33,7 @@ from tinker_recovery.recovery.checkpoint_state import KnownRun
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.inspector import Inspector
 from tinker_recovery.service import Origin, StatusReader
-from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
+from tinker_recovery.service.listing import Listings, find_checkpoint, list_checkpoints
 from tinker_recovery.telemetry import names, phase, refuse
 
 logger = logging.getLogger(names.SCOPE)
@@ -253,9 +253,13 @@ class BranchOrder:
             yield [Listed.of(named)]
             return
         together: list[CheckpointRecord] = []
-        branch = Branch(run.segments)
+        branch, listings = Branch(run.segments), Listings()
+        if not isinstance(want, Latest):
+            with self._waiting:
+                run_ids = {segment.run_id for segment, _ in branch.segments}
+                await listings.update(self._reader, run_ids)
         for segment, limit in branch.segments:
-            found = await self._on_segment(segment, limit, refused)
+            found = await self._on_segment(segment, limit, refused, listings)
             if isinstance(want, Latest):
                 yield self._ordered(found, branch, refused)
             else:
@@ -282,13 +286,16 @@ class BranchOrder:
         return [Listed.of(record) for record in chosen.candidates]
 
     async def _on_segment(
-        self, segment: Segment, limit: float, refused: dict[str, str]
+        self, segment: Segment, limit: float, refused: dict[str, str], listings: Listings
     ) -> list[CheckpointRecord]:
         """The checkpoints of one segment that the run may be restored from."""
         known = self._run.checkpoints
         with phase(names.SPAN_SELECT, {names.RUN_ID: segment.run_id}) as span:
-            with self._waiting:
-                listed = await list_checkpoints(self._reader, segment.run_id)
+            if segment.run_id in listings:
+                listed = listings.of([segment.run_id])
+            else:
+                with self._waiting:
+                    listed = await list_checkpoints(self._reader, segment.run_id)
             trusted = min(limit, known.trusted_to(segment.attempt))
             if not listed:
                 refused |= self._ended(segment, trusted)

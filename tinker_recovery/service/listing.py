@@ -57,6 +57,9 @@ class Listings:
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
 
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._seen
+
     def due(
         self, run_ids: Sequence[str], unsettled: Iterable[str], *, now_s: float
     ) -> Collection[str]:
