@@ -60,16 +60,22 @@ FOR_TYPES_ONLY = {
 """The only imports that point up, each under ``if TYPE_CHECKING``: none runs."""
 
 
-def _runs(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those that only a type checker reads."""
+def _runs(tree: ast.AST, *, later: bool = True) -> Iterator[ast.AST]:
+    """Every node but those that only a type checker reads.
+
+    Args:
+        tree: Where they are.
+        later: Also what runs only when a function is called.
+    """
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
             for other in child.orelse:
                 yield other
-                yield from _runs(other)
+                yield from _runs(other, later=later)
             continue
         yield child
-        yield from _runs(child)
+        if later or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _runs(child, later=later)
 
 
 def _imported_rooms(nodes: Iterable[ast.AST]) -> set[str]:
@@ -102,6 +108,41 @@ def _upward(nodes_of: Callable[[ast.AST], Iterable[ast.AST]]) -> set[tuple[str, 
         for module in MODULES
         for room in _imported_rooms(nodes_of(ast.parse(module.read_text())))
         if ROOMS.index(room) < ROOMS.index(_room(module))
+    }
+
+
+def test_any_module_may_be_the_first_to_be_imported() -> None:
+    """No module waits, in its own import, for one that waits for it."""
+    needs = {_name(module): _needs(module) for module in MODULES}
+    sound: set[str] = set()
+    while found := {name for name in needs.keys() - sound if needs[name] <= sound}:
+        sound |= found
+    assert needs.keys() - sound == set()
+
+
+def _name(module: Path) -> str:
+    parts = module.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _needs(module: Path) -> set[str]:
+    """The modules that are imported whole before this one is, packages that it is in excepted."""
+    found = set()
+    for node in _runs(ast.parse(module.read_text()), later=False):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    found |= {
+        ".".join(parts[:end])
+        for parts in (each.split(".") for each in found)
+        for end in range(1, len(parts))
+    }
+    inside = f"{_name(module)}."
+    return {
+        name
+        for name in map(_name, MODULES)
+        if name in found and name != inside[:-1] and not inside.startswith(f"{name}.")
     }
 
 

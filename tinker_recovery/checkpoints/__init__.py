@@ -30,7 +30,7 @@ from tinker_recovery.checkpoints.evidence import Evidence
 from tinker_recovery.checkpoints.files import FileFacts
 from tinker_recovery.checkpoints.interval import AutoInterval
 from tinker_recovery.checkpoints.ledger import SaveLedger
-from tinker_recovery.checkpoints.lineage import Segment, eligible, on_branch, segments_of
+from tinker_recovery.checkpoints.lineage import Branch, Segment, eligible, on_branch, segments_of
 from tinker_recovery.checkpoints.pacing import TokenBucket
 from tinker_recovery.checkpoints.policies import counts_epochs, retention_of, schedule_of
 from tinker_recovery.checkpoints.record import (
@@ -91,6 +91,7 @@ __all__ = [
     "AtStep",
     "AtSteps",
     "AutoInterval",
+    "Branch",
     "Canary",
     "Candidate",
     "CheckpointRecord",

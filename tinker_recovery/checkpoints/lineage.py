@@ -41,9 +41,11 @@ def on_branch(segments: Sequence[Segment]) -> list[tuple[Segment, float]]:
     """
     by_run = {segment.run_id: segment for segment in segments}
     chain: list[tuple[Segment, float]] = []
+    seen: set[int] = set()
     current = segments[-1] if segments else None
     limit = math.inf
-    while current is not None and all(current is not known for known, _ in chain):
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
         chain.append((current, limit))
         limit = min(limit, current.start_step)
         current = by_run.get(run_id_of(current.parent)) if current.parent else None
@@ -129,9 +131,11 @@ class Branch:
     """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = on_branch(segments)
+        """Those that the newest descends from, newest first; see :func:`on_branch`."""
         self._limits = {
             (segment.run_id, segment.attempt): (segment, limit, -age)
-            for age, (segment, limit) in enumerate(on_branch(segments))
+            for age, (segment, limit) in enumerate(self.segments)
         }
         self._known = {(segment.run_id, segment.attempt) for segment in segments}
         self.parent = segments[-1].parent if segments else None

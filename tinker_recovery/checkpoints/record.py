@@ -217,8 +217,8 @@ class CheckpointRecord(BaseModel):
                 origin=json.loads(fields["origin"]) if "origin" in fields else None,
                 ended="ended" in fields,
                 epoch=_count("epoch", fields["epoch"]) if "epoch" in fields else None,
-                metrics=decode_metrics(fields.get("metrics", "{}")),
-                loop_state=json.loads(fields.get("loop_state", "null")),
+                metrics=decode_metrics(fields["metrics"]) if "metrics" in fields else {},
+                loop_state=json.loads(fields["loop_state"]) if "loop_state" in fields else None,
                 sound_step=(
                     _count("sound_step", fields["sound_step"]) if "sound_step" in fields else None
                 ),
@@ -256,8 +256,9 @@ def with_canaries(records: Iterable[CheckpointRecord]) -> list[CheckpointRecord]
         if record.previous_canary is not None
     }
     return [
-        record.model_copy(update=stored_later.get((record.attempt, record.step), {}))
+        record if said is None else record.model_copy(update=said)
         for record in records
+        for said in (stored_later.get((record.attempt, record.step)),)
     ]
 
 

@@ -90,7 +90,7 @@ class Selection:
 def select(
     want: Wanted,
     listed: Iterable[CheckpointRecord],
-    segments: Sequence[Segment],
+    segments: Sequence[Segment] | Branch,
     *,
     root: CheckpointRecord | None = None,
     bad: Mapping[str, str] | None = None,
@@ -100,12 +100,12 @@ def select(
     Args:
         want: What to recover from.
         listed: What the service lists, of as many of the run's Tinker runs as were read.
-        segments: Every Tinker run the run has lived in, oldest first.
+        segments: Every Tinker run the run has lived in, oldest first; or the branch of them.
         root: The checkpoint the user started the run from; the last to be tried.
         bad: Path to reason, of those found bad, and of those whose deletion has begun.
     """
     bad = bad or {}
-    branch = Branch(segments)
+    branch = segments if isinstance(segments, Branch) else Branch(segments)
     records = {record.path: record for record in listed}
     allowed = {want.path} if isinstance(want, AtPath) else set()
     if root is not None:

@@ -10,22 +10,24 @@ import importlib
 
 import click
 
+from tinker_recovery import __version__
+
 _COMMANDS = {
-    "abandon": "Forget a run, so that its name is free for a new one.",
+    "abandon": "Forget a run: the next run of that name starts from the beginning.",
     "checkpoints": "List, verify, prune, pin and unpin the checkpoints at the service.",
-    "config": "Show every setting and where its value comes from.",
+    "config": "Look at the settings that policy_from_settings() reads.",
     "cookbook": "Run a recipe of the tinker-cookbook, unchanged, under supervision.",
-    "demo": "Watch a training run get poisoned, recover, and end with the same weights.",
-    "doctor": "Find out whether the service really restores the optimizer.",
+    "demo": "Watch a training loop get poisoned, recover, and end with the same weights.",
+    "doctor": "Find out what a service does: above all, whether it really restores the optimizer.",
     "faults": "Show every fault of a run, and what is done about it.",
-    "prices": "Write what your organization's tokens were billed at, as a table of prices.",
-    "recover": "Check that a run's checkpoint restores, and how to resume from it.",
-    "report": "Write an HTML page about one run.",
+    "prices": "Write what each model's tokens were billed at, in USD for a million tokens.",
+    "recover": "Check that a run's checkpoint restores, and show how to resume from it.",
+    "report": "Write an HTML page about RUN: loss curve, incidents, checkpoints, figures, events.",
     "run": "Run a training script, and restart it when it crashes.",
-    "runs": "List the runs in the journal.",
-    "serve": "Run a local Tinker server, for tests and experiments.",
-    "show": "Show the history of one run.",
-    "watch": "Watch runs while they train.",
+    "runs": "List the runs in this machine's journal, the most recently active first.",
+    "serve": "Run a local Tinker server until Ctrl-C.",
+    "show": "Show one run: its holder, attempts, incidents, checkpoints, cost and events.",
+    "watch": "Watch runs while they train, until Ctrl-C.",
 }
 
 
@@ -61,7 +63,7 @@ def _keep_lines(command: click.Command) -> click.Command:
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-v", "--verbose", is_flag=True, help="Show what lies below an error of the service.")
-@click.version_option(package_name="tinker-recovery")
+@click.version_option(__version__)
 def main(*, verbose: bool) -> None:
     """Supervision and exact, automatic recovery for training loops over the Tinker API."""
 

@@ -51,7 +51,7 @@ def command(
     prices: Mapping[str, Prices] | None,
     as_json: bool,
 ) -> None:
-    """Show one run: which process holds it, its attempts, incidents, checkpoints, cost and events.
+    """Show one run: its holder, attempts, incidents, checkpoints, cost and events.
 
     Only this machine's journal is read. The service is not asked: that a machine with a journal of
     its own trains the run is not seen here.

@@ -155,6 +155,15 @@ class Journal:
             keeps_metadata=by_kind.get("keeps_metadata", {}).get(""),
         )
 
+    def is_pinned(self, path: str) -> bool:
+        """Whether a checkpoint is pinned, by whichever process."""
+        with self.database.transaction() as database:
+            found = database.execute(
+                "SELECT 1 FROM notes WHERE service = ? AND path = ? AND kind = 'pinned'",
+                (self._service, path),
+            )
+            return found.fetchone() is not None
+
     def pin(self, path: str, reason: str = "pinned by the user") -> None:
         """Keep a checkpoint forever."""
         self._put("pinned", path, redact(reason))

@@ -47,6 +47,7 @@ class Notebook:
             await self._do(self._journal.close)
 
     notes = _threaded(Journal.notes)
+    is_pinned = _threaded(Journal.is_pinned)
     pin = _threaded(Journal.pin)
     unpin = _threaded(Journal.unpin)
     mark_bad = _threaded(Journal.mark_bad)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal, Protocol, Self
@@ -38,6 +38,7 @@ from tinker_recovery.errors import JournalError
 from tinker_recovery.journal import Notes
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.service.listing import Listings
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -109,6 +110,8 @@ class CheckpointState:
         self.stored: dict[str, tuple[str, int]] = {}
         """Attempt and step of the checkpoints that the service said it has stored, by path."""
         self._ends: dict[str, float] = {}
+        self.listings = Listings()
+        """What the service has listed of it, for retention."""
         self.canaries = CanaryBook(canary_tolerance)
         """What the canary answered at each checkpoint."""
         self.fingerprints: dict[tuple[str, int], str] = {}
@@ -153,9 +156,9 @@ class CheckpointState:
         self.unsettled = unsettled
 
     @property
-    def unusable(self) -> dict[str, str]:
+    def unusable(self) -> Mapping[str, str]:
         """What must not be relied on: rejected, skipped or being deleted. Path to reason."""
-        return {**self.skipped, **self.being_deleted, **self.bad}
+        return ChainMap(self.bad, self.being_deleted, self.skipped)
 
     # How far an attempt is trusted
 

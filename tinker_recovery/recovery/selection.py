@@ -16,13 +16,13 @@ from typing import Protocol
 from tinker_recovery.checkpoints import (
     AtPath,
     AtStep,
+    Branch,
     CheckpointRecord,
     Latest,
     Listed,
     Segment,
     Wanted,
     eligible,
-    on_branch,
     select,
     wanted,
     with_canaries,
@@ -33,7 +33,7 @@ from tinker_recovery.recovery.checkpoint_state import KnownRun
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.inspector import Inspector
 from tinker_recovery.service import Origin, StatusReader
-from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
+from tinker_recovery.service.listing import Listings, find_checkpoint, list_checkpoints
 from tinker_recovery.telemetry import names, phase, refuse
 
 logger = logging.getLogger(names.SCOPE)
@@ -137,8 +137,8 @@ class CheckpointSelection:
         last: list[Listed] = []
         async with aclosing(self.order.lists(self.refused)) as lists:
             async for candidates in lists:
-                known = [each for each in candidates if self._can_be_verified(each)]
-                unknown += [each for each in candidates if not self._can_be_verified(each)]
+                known, others = self._by_canary(candidates)
+                unknown += others
                 last += [each for each in known if each.path in unsettled]
                 settled = [each for each in known if each.path not in unsettled]
                 if found := await self._first_valid(settled, announce=announce):
@@ -164,8 +164,8 @@ class CheckpointSelection:
             self._announce(None, f"no checkpoint yet: the run starts over at step {run.start_step}")
         return None
 
-    def _can_be_verified(self, listed: Listed) -> bool:
-        """Whether wrong weights in its place would be noticed, or nothing asks for that.
+    def _by_canary(self, candidates: Sequence[Listed]) -> tuple[list[Listed], list[Listed]]:
+        """Those in whose place wrong weights would be noticed, or need not be; and the others.
 
         With a canary of the user's it is asked for. With one of our own making, a checkpoint that
         it never answered for is as good as without any canary, until a restore has gone wrong.
@@ -173,11 +173,17 @@ class CheckpointSelection:
         known = self._run.checkpoints
         prompt = known.prompt
         asked_for = prompt.batch is not None and (not prompt.auto or self._seen_bad())
-        return not (self._may_compare and asked_for) or known.expects(listed.record)
+        if not (self._may_compare and asked_for):
+            return list(candidates), []
+        noticed: list[Listed] = []
+        others: list[Listed] = []
+        for each in candidates:
+            (noticed if known.expects(each.record) else others).append(each)
+        return noticed, others
 
     def _seen_bad(self) -> bool:
         """Whether a restore has been seen to go wrong, of what this choice passes over."""
-        return not self._run.checkpoints.bad.keys().isdisjoint(self.refused)
+        return not self._run.checkpoints.bad.keys().isdisjoint(self.refused.keys())
 
     async def _first_valid(self, candidates: Sequence[Listed], *, announce: bool) -> Listed | None:
         for listed in candidates:
@@ -247,13 +253,18 @@ class BranchOrder:
             yield [Listed.of(named)]
             return
         together: list[CheckpointRecord] = []
-        for segment, limit in on_branch(run.segments):
-            found = await self._on_segment(segment, limit, refused)
+        branch, listings = Branch(run.segments), Listings()
+        if not isinstance(want, Latest):
+            with self._waiting:
+                run_ids = {segment.run_id for segment, _ in branch.segments}
+                await listings.update(self._reader, run_ids)
+        for segment, limit in branch.segments:
+            found = await self._on_segment(segment, limit, refused, listings)
             if isinstance(want, Latest):
-                yield self._ordered(found, refused)
+                yield self._ordered(found, branch, refused)
             else:
                 together += found
-        candidates = self._ordered(together, refused, root=run.root)
+        candidates = self._ordered(together, branch, refused, root=run.root)
         if isinstance(want, AtStep) and not candidates:
             steps = ", ".join(str(record.step) for record in together) or "none"
             raise NoUsableCheckpoint(
@@ -265,47 +276,56 @@ class BranchOrder:
     def _ordered(
         self,
         found: Iterable[CheckpointRecord],
+        branch: Branch,
         refused: dict[str, str],
         root: CheckpointRecord | None = None,
     ) -> list[Listed]:
         unusable = self._run.checkpoints.unusable
-        chosen = select(self._want, found, self._run.segments, root=root, bad=unusable)
+        chosen = select(self._want, found, branch, root=root, bad=unusable)
         refused |= {path: why for path, why in chosen.passed_over.items() if path in unusable}
         return [Listed.of(record) for record in chosen.candidates]
 
     async def _on_segment(
-        self, segment: Segment, limit: float, refused: dict[str, str]
+        self, segment: Segment, limit: float, refused: dict[str, str], listings: Listings
     ) -> list[CheckpointRecord]:
         """The checkpoints of one segment that the run may be restored from."""
         known = self._run.checkpoints
         with phase(names.SPAN_SELECT, {names.RUN_ID: segment.run_id}) as span:
-            with self._waiting:
-                listed = await list_checkpoints(self._reader, segment.run_id)
+            if segment.run_id in listings:
+                listed = listings.of([segment.run_id])
+            else:
+                with self._waiting:
+                    listed = await list_checkpoints(self._reader, segment.run_id)
             trusted = min(limit, known.trusted_to(segment.attempt))
-            stored = known.stored_on(segment, trusted)
-            now_s = self._reader.service_now()
-            ended = {path: why for path in stored if (why := known.ended(path, now_s=now_s))}
             if not listed:
-                refused |= ended
-                if ended:
-                    logger.warning("run %s: %s", self._run.name, folded(ended.values()))
-            if len(stored) > len(ended) and not listed:
-                # An empty answer for a run that has saved is the service's trouble, and no
-                # reason to begin again at step 0.
-                raise StatusUnavailable(
-                    f"the service lists no checkpoint of Tinker run {segment.run_id}, and "
-                    f"has stored {len(stored)}, {stored[-1]} for one"
-                )
-            refused |= {
-                each.path: str(each.problem)
-                for each in listed
-                if each.record is None and each.path in stored
-            }
+                refused |= self._ended(segment, trusted)
+            if unread := {each.path: str(each.problem) for each in listed if each.record is None}:
+                stored = set(known.stored_on(segment, trusted))
+                refused |= {path: problem for path, problem in unread.items() if path in stored}
             records = with_canaries([each.record for each in listed if each.record])
             known.learn_canaries(records)
             found = eligible(segment, trusted, records)
             span.set_attribute(names.CHECKPOINTS_FOUND, len(found))
             return found
+
+    def _ended(self, segment: Segment, trusted: float) -> dict[str, str]:
+        """What a segment that the service lists nothing of has lost, as its time was over.
+
+        Raises:
+            StatusUnavailable: It has saved what still lives: an empty answer is the service's
+                trouble, and no reason to begin again at step 0.
+        """
+        known, now_s = self._run.checkpoints, self._reader.service_now()
+        stored = known.stored_on(segment, trusted)
+        ended = {path: why for path in stored if (why := known.ended(path, now_s=now_s))}
+        if ended:
+            logger.warning("run %s: %s", self._run.name, folded(ended.values()))
+        if len(stored) > len(ended):
+            raise StatusUnavailable(
+                f"the service lists no checkpoint of Tinker run {segment.run_id}, and has stored "
+                f"{len(stored)}, {stored[-1]} for one"
+            )
+        return ended
 
 
 def as_attributes(checkpoint: Listed | None) -> dict[str, str | int]:

@@ -33,6 +33,7 @@ from tinker_recovery.checkpoints import (
     renewals,
     retention_of,
     run_id_of,
+    run_id_unchecked,
     select,
 )
 from tinker_recovery.checkpoints.deletion import SETTLE_S
@@ -42,7 +43,6 @@ from tinker_recovery.recovery.inspector import Inspector
 from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.guard import Guard
-from tinker_recovery.service.listing import list_checkpoints
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -91,12 +91,14 @@ class CollectionPlan:
         plan: What to delete, and why each of the others stays.
         renewals: Lifetimes to renew, the most urgent first; some may not be due yet.
         ledger: How far deletions have come.
+        needed: Path to reason, of those that are relied on.
     """
 
     listed: Sequence[Listed]
     plan: DeletionPlan
     renewals: Sequence[Renewal]
     ledger: DeletionLedger
+    needed: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -152,10 +154,39 @@ class Collector:
             JournalError: The journal cannot be used.
             Exception: What ``keep_if`` of the policy raises.
         """
+        listings = run.checkpoints.listings
         run_ids = list(dict.fromkeys(segment.run_id for segment in run.segments))
-        listed = [
-            each for run_id in run_ids for each in await list_checkpoints(self._reader, run_id)
+        unsettled, now_s = run.checkpoints.unsettled(), self._reader.service_now()
+        asked = set(listings.due(run_ids, unsettled, now_s=now_s))
+        await listings.update(self._reader, asked)
+        while True:
+            prints = listings.prints(run_ids)
+            found = await self._plan(run, listings.of(run_ids), run_ids)
+            further = (self._decides(found) & set(run_ids)) - asked
+            await listings.update(self._reader, further)
+            if listings.prints(run_ids) == prints:
+                return found
+            asked |= further
+
+    def _decides(self, found: CollectionPlan) -> set[str]:
+        """The Tinker runs whose listing has to be of now: something relies on it, or is deleted.
+
+        Where anything is to be deleted, that is each with something that a rule may count.
+        """
+        needed = {run_id_unchecked(path) for path in found.needed}
+        if not found.ledger.commands(found.plan, now_s=self._clock.wall()):
+            return needed
+        ours = [
+            each.record
+            for each in found.listed
+            if each.record is not None
+            and (each.record.saved_by == "schedule" or self._policy.delete_user_saves)
         ]
+        return needed | {record.run_id for record in ours}
+
+    async def _plan(
+        self, run: CollectedRun, listed: Sequence[Listed], run_ids: Collection[str]
+    ) -> CollectionPlan:
         sizes = {each.path: each.size_bytes for each in listed if each.size_bytes is not None}
         await self._notebook.note_sizes(sizes)
         known = run.checkpoints
@@ -177,7 +208,7 @@ class Collector:
                 valid=valid,
                 bad=known.bad,
                 protected=run.protected,
-                pending=[record.path for record in records if run.is_pending(record)],
+                pending={record.path for record in records if run.is_pending(record)},
                 being_deleted=known.being_deleted,
                 doubtful=doubtful,
                 delete_user_saves=self._policy.delete_user_saves,
@@ -197,7 +228,7 @@ class Collector:
             ttl_s=self._policy.ttl_s,
             now=self._now(),
         )
-        return CollectionPlan(listed, plan, lives, ledger)
+        return CollectionPlan(listed, plan, lives, ledger, needed)
 
     async def collect(
         self,
@@ -233,9 +264,7 @@ class Collector:
             commands = outlook.ledger.commands(outlook.plan, now_s=self._clock.wall())
             if not commands:
                 break
-            await self._carry_out(
-                run, outlook.ledger, commands, guard, functools.partial(progress, done), done
-            )
+            await self._carry_out(run, commands, guard, functools.partial(progress, done), done)
         if outlook is not None:
             done.kept = len(outlook.plan.checkpoints)
             done.next_at = self._next_at(outlook)
@@ -245,7 +274,6 @@ class Collector:
     async def _carry_out(
         self,
         run: CollectedRun,
-        ledger: DeletionLedger,
         commands: Sequence[Command],
         guard: Guard,
         progress: Callable[[], object],
@@ -255,30 +283,28 @@ class Collector:
         for command in commands:
             if isinstance(command, Write):
                 await guard.check(for_certain=True)
-                ledger = await self._write(run, ledger, command.entry)
+                await self._write(run, command.entry)
                 continue
             await self._pace()
             await guard.check(for_certain=True)
             await self._notebook.check_deletion(run.lineage, run.lease)
             # A pin may have been set since the look, by a command in another process.
-            if command.path in (await self._notebook.notes()).pinned:
+            if await self._notebook.is_pinned(command.path):
                 return
             # Nothing is awaited between this check and the request: a recovery that begins later
             # finds the path among those being deleted.
             if run.recovering or self._clock.monotonic() - began > _FRESH_S:
                 return
+            run.checkpoints.listings.forget(run_id_unchecked(command.path))
             status = await self._calls.delete(command.path)
             entry = outcome(command, status, now_s=self._clock.wall()).entry
-            ledger = await self._write(run, ledger, entry)
+            await self._write(run, entry)
             self._note(run, command, entry, done)
             progress()
 
-    async def _write(
-        self, run: CollectedRun, ledger: DeletionLedger, entry: Deletion
-    ) -> DeletionLedger:
+    async def _write(self, run: CollectedRun, entry: Deletion) -> None:
         await self._notebook.write_deletion(entry.path, entry.to_line(), run.lineage, run.lease)
         run.checkpoints.note_deletion(entry, now_s=self._clock.wall())
-        return ledger.applied(entry)
 
     def _note(
         self, run: CollectedRun, command: Delete, entry: Deletion, done: CollectionResult
@@ -310,6 +336,7 @@ class Collector:
             if renewal.at > now or renewal.path in done.renewed:
                 continue
             await guard.check(for_certain=True)
+            run.checkpoints.listings.forget(run_id_unchecked(renewal.path))
             status = await self._calls.set_ttl(renewal.path, renewal.ttl_s)
             if status is not None and 200 <= status < 300:  # noqa: PLR2004 - HTTP's own numbers
                 done.renewed.append(renewal.path)

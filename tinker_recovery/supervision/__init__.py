@@ -103,43 +103,49 @@ in ``abandoned``, because asyncio cannot kill a task. The cancellation is asynci
 group of the child's does.
 """
 
-from tinker_recovery.supervision.backoff import Backoff
-from tinker_recovery.supervision.child import Child
-from tinker_recovery.supervision.errors import (
-    ChildAlreadyPresent,
-    ChildAlreadyStarted,
-    ChildError,
-    ChildNotFound,
-    ChildNotReady,
-    ChildRestarting,
-    ChildRunning,
-    ChildTerminated,
-    HeartbeatMissed,
-    RestartLimitReached,
-    SpecError,
-    StartTimedOut,
-    SupervisionError,
-    SupervisorStopped,
-    TooManyChildren,
-    UnexpectedExit,
-)
-from tinker_recovery.supervision.events import (
-    ChildExited,
-    ChildReady,
-    ChildRestarted,
-    ChildStarted,
-    Context,
-    CrashReport,
-    Escalated,
-    Outcome,
-    RestartScheduled,
-    StopTimedOut,
-    SupervisionEvent,
-)
-from tinker_recovery.supervision.life import AbandonedChild, ChildCounts, ChildInfo, ChildState
-from tinker_recovery.supervision.specs import ChildSpec, ChildType, Shutdown
-from tinker_recovery.supervision.strategies import AutoShutdown, Restart, Strategy
-from tinker_recovery.supervision.tree import BaseSupervisor, DynamicSupervisor, SupervisionTree
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinker_recovery.supervision.backoff import Backoff
+    from tinker_recovery.supervision.child import Child
+    from tinker_recovery.supervision.errors import (
+        ChildAlreadyPresent,
+        ChildAlreadyStarted,
+        ChildError,
+        ChildNotFound,
+        ChildNotReady,
+        ChildRestarting,
+        ChildRunning,
+        ChildTerminated,
+        HeartbeatMissed,
+        RestartLimitReached,
+        SpecError,
+        StartTimedOut,
+        SupervisionError,
+        SupervisorStopped,
+        TooManyChildren,
+        UnexpectedExit,
+    )
+    from tinker_recovery.supervision.events import (
+        ChildExited,
+        ChildReady,
+        ChildRestarted,
+        ChildStarted,
+        Context,
+        CrashReport,
+        Escalated,
+        Outcome,
+        RestartScheduled,
+        StopTimedOut,
+        SupervisionEvent,
+    )
+    from tinker_recovery.supervision.life import AbandonedChild, ChildCounts, ChildInfo, ChildState
+    from tinker_recovery.supervision.specs import ChildSpec, ChildType, Shutdown
+    from tinker_recovery.supervision.strategies import AutoShutdown, Restart, Strategy
+    from tinker_recovery.supervision.tree import BaseSupervisor, DynamicSupervisor, SupervisionTree
 
 __all__ = [
     "AbandonedChild",
@@ -185,3 +191,57 @@ __all__ = [
     "TooManyChildren",
     "UnexpectedExit",
 ]
+
+_HOMES = {
+    "backoff": ("Backoff",),
+    "child": ("Child",),
+    "errors": (
+        "ChildAlreadyPresent",
+        "ChildAlreadyStarted",
+        "ChildError",
+        "ChildNotFound",
+        "ChildNotReady",
+        "ChildRestarting",
+        "ChildRunning",
+        "ChildTerminated",
+        "HeartbeatMissed",
+        "RestartLimitReached",
+        "SpecError",
+        "StartTimedOut",
+        "SupervisionError",
+        "SupervisorStopped",
+        "TooManyChildren",
+        "UnexpectedExit",
+    ),
+    "events": (
+        "ChildExited",
+        "ChildReady",
+        "ChildRestarted",
+        "ChildStarted",
+        "Context",
+        "CrashReport",
+        "Escalated",
+        "Outcome",
+        "RestartScheduled",
+        "StopTimedOut",
+        "SupervisionEvent",
+    ),
+    "life": ("AbandonedChild", "ChildCounts", "ChildInfo", "ChildState"),
+    "specs": ("ChildSpec", "ChildType", "Shutdown"),
+    "strategies": ("AutoShutdown", "Restart", "Strategy"),
+    "tree": ("BaseSupervisor", "DynamicSupervisor", "SupervisionTree"),
+}
+"""In which module each public name is: it is imported when one of them is asked for."""
+
+if not TYPE_CHECKING:  # with it, every name would be taken for one that there is
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _HOMES.items():
+            if name in names:
+                home = importlib.import_module(f"{__name__}.{module}")
+                value = globals()[name] = getattr(home, name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
