@@ -44,6 +44,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Or each of the many processes that tests start compiles all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def _trust_little() -> None:
     """Have each client of the SDK read one certificate, not all: nothing here is encrypted.
 
