@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import certifi
+import preloaded
 import pytest
 import pytest_asyncio
 import stamina
@@ -94,6 +95,13 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: the collection after each test need not walk it again."""
     gc.collect()
     gc.freeze()
+    preloaded.install()
+
+
+@pytest.hookimpl
+def pytest_unconfigure() -> None:
+    """Nothing of ours is left."""
+    preloaded.uninstall()
 
 
 def _settled(count: Callable[[], int], expected: int, limit_s: float = 3.0) -> int:
