@@ -49,6 +49,7 @@ class _Preloader:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._prctl = ctypes.CDLL(None).prctl
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._given = _read_at_start(os.environ)
         with theirs:
             self._process = ordinary(
@@ -62,7 +63,8 @@ class _Preloader:
     def fork(self, command: dict[str, Any], streams: Sequence[int]) -> int | None:
         """The id of a new process; None if it takes a new interpreter."""
         message = json.dumps(command).encode()
-        if len(message) > LIMIT or _read_at_start(command["env"]) != self._given:
+        alike = _read_at_start(command["env"]) == self._given
+        if len(message) > LIMIT or not alike or os.getpid() != self._pid:
             return None
         with self._lock:
             self._prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)

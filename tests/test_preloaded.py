@@ -23,7 +23,7 @@ sys.exit(7)
 """
 WAITS = "import time\nprint('up', flush=True)\ntime.sleep(60)"
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, all are ordinary ones")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="they are forked on Linux only")
 
 
 def _written(folder: Path, code: str) -> str:
