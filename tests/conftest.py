@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import certifi
+import preloaded
 import pytest
 import pytest_asyncio
 import stamina
@@ -42,6 +43,10 @@ settings.load_profile("without deadlines")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in the background of a shell. The processes that tests send Ctrl-C to would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Or each of the many processes that tests start compiles all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def _trust_little() -> None:
@@ -90,6 +95,13 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: the collection after each test need not walk it again."""
     gc.collect()
     gc.freeze()
+    preloaded.install()
+
+
+@pytest.hookimpl
+def pytest_unconfigure() -> None:
+    """Nothing of ours is left."""
+    preloaded.uninstall()
 
 
 def _settled(count: Callable[[], int], expected: int, limit_s: float = 3.0) -> int:

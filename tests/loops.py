@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -174,6 +175,13 @@ def quick(**changes: object) -> RecoveryPolicy:
 def most_steps(local: LocalTinker) -> int:
     """Optimizer steps of the run at the server that has the most; 0 if there is none."""
     return max((local.run_state(run).steps for run in local.runs()), default=0)
+
+
+def script(folder: Path, code: str) -> str:
+    """The path of this code as a file: a process of it need not import the SDK itself."""
+    file = folder / "script.py"
+    file.write_text(code, encoding="utf-8")
+    return str(file)
 
 
 @contextmanager

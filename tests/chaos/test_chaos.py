@@ -6,6 +6,7 @@ import anyio
 import pytest
 from _chaos import Outage, Outcome, Schedule, cases, play
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from sweeps import sweep
 
 from tinker_recovery.testing import FaultRule
 
@@ -21,7 +22,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "")
 
 
-@pytest.mark.parametrize("part", [1, 2])
+@pytest.mark.parametrize("part", sweep([1, 2], 1))
 @pytest.mark.timeout(120)
 def test_whatever_goes_wrong_the_weights_are_right_or_the_error_says_why_not(part: int) -> None:
     @seed(part)

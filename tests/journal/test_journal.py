@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from loops import script
 
 from tinker_recovery import Supervisor
 from tinker_recovery.errors import JournalError, UsageError
@@ -92,7 +93,9 @@ def test_several_threads_and_processes_write_at_once(journal: Journal, file: Pat
     assert len(_again(file).pinned) == 2 * 4 * 10
 
 
-def test_a_process_killed_while_it_writes_leaves_a_journal_that_opens(file: Path) -> None:
+def test_a_process_killed_while_it_writes_leaves_a_journal_that_opens(
+    file: Path, tmp_path: Path
+) -> None:
     program = (
         "import itertools, pathlib, sys\n"
         "from tinker_recovery.journal import Journal\n"
@@ -102,7 +105,9 @@ def test_a_process_killed_while_it_writes_leaves_a_journal_that_opens(file: Path
         "    print(number, flush=True)\n"
     )
     with subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-c", program, str(file), SERVICE], stdout=subprocess.PIPE, text=True
+        [sys.executable, script(tmp_path, program), str(file), SERVICE],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         acknowledged = [int(process.stdout.readline()) for _ in range(20)]

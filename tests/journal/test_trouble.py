@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from inspection import beat, journal_connection, locked, set_write_retries_s
-from loops import MODEL, SEED, policy, train, undisturbed_state
+from loops import MODEL, SEED, policy, script, train, undisturbed_state
 from test_records import SERVICE, request
 
 from tinker_recovery import Attempt, JournalError, RunFinished, Supervisor
@@ -143,7 +143,9 @@ asyncio.run(main())
 @contextmanager
 def _writing(file: Path, name: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-c", _WRITES, str(file), name], stdout=subprocess.PIPE, text=True
+        [sys.executable, script(file.parent, _WRITES), str(file), name],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             yield process
@@ -180,7 +182,7 @@ if __name__ == "__main__":
 def test_processes_that_create_a_journal_at_the_same_moment_all_get_it(tmp_path: Path) -> None:
     """SQLite reports "locked" without waiting while a file is turned to WAL."""
     done = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-c", _MAKES, str(tmp_path)],
+        [sys.executable, script(tmp_path, _MAKES), str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=50,

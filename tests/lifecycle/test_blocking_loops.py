@@ -11,7 +11,18 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
-from loops import ADAM, MODEL, SEED, batch, interrupted, policy, process, undisturbed_state, until
+from loops import (
+    ADAM,
+    MODEL,
+    SEED,
+    batch,
+    interrupted,
+    policy,
+    process,
+    script,
+    undisturbed_state,
+    until,
+)
 
 from tinker_recovery import Attempt, Supervisor
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -100,7 +111,7 @@ async def test_an_exception_of_a_plain_functions_own_leaves_unchanged(local: Loc
     assert caught.value is mine
 
 
-def _script(train: str) -> str:
+def _code(train: str) -> str:
     return f"""
 import logging, sys
 logging.basicConfig()
@@ -127,12 +138,12 @@ _LOOP = f"""
 """
 
 
-async def test_a_script_without_asyncio_is_recovered(local: LocalTinker) -> None:
+async def test_a_script_without_asyncio_is_recovered(local: LocalTinker, tmp_path: Path) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
     local.inject(FaultRule("hang", 7, "optim_step"))
     done = await anyio.to_thread.run_sync(
         lambda: subprocess.run(  # noqa: S603 - our own script
-            [sys.executable, "-c", _script(_LOOP)],
+            [sys.executable, script(tmp_path, _code(_LOOP))],
             capture_output=True,
             text=True,
             timeout=40,
@@ -149,18 +160,20 @@ async def test_a_script_without_asyncio_is_recovered(local: LocalTinker) -> None
 
 
 @pytest.mark.parametrize("where", ["in-a-result", "in-its-own-code"])
-async def test_ctrl_c_ends_a_script_without_asyncio(local: LocalTinker, where: str) -> None:
+async def test_ctrl_c_ends_a_script_without_asyncio(
+    local: LocalTinker, tmp_path: Path, where: str
+) -> None:
     loop = _LOOP
     if where == "in-a-result":
         local.inject(FaultRule("hang", 3, "optim_step", times=9))
     else:
         loop = "\n    import time\n    while True: time.sleep(0.01)\n"
     # A service that hangs would be waited for to save the last step, for 30 s and not for ever.
-    script = _script(loop).replace(
+    code = _code(loop).replace(
         "stall_after_s=0.5",
         "stall_after_s='off', checkpoints=CheckpointPolicy(save_on_stop_s=0.3)",
     )
-    with process(["-c", script]) as running:
+    with process([script(tmp_path, code)]) as running:
         await until(lambda: bool(local.runs()))
         if where == "in-a-result":
             await until(lambda: bool(local.fired))

@@ -15,7 +15,7 @@ import anyio
 import pytest
 import pytest_asyncio
 from inspection import open_claims, set_claim_s, set_retention_gap_s
-from loops import loop, policy, train, undisturbed_state, until
+from loops import loop, policy, script, train, undisturbed_state, until
 from named_runs import NAMED, Died
 
 from tinker_recovery import (
@@ -163,7 +163,9 @@ async def test_after_a_kill_another_journal_goes_on_at_once_and_what_was_left_is
     expected = await undisturbed_state(local, steps=30)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = await anyio.open_process(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "a.db")], env=environment, stderr=None
+        [sys.executable, script(tmp_path, SCRIPT), str(tmp_path / "a.db")],
+        env=environment,
+        stderr=None,
     )
     async with process:
         assert process.stdout is not None

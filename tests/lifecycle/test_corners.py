@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -20,6 +21,7 @@ from loops import (
     interrupted,
     process,
     quick,
+    script,
     train,
     undisturbed_state,
     until,
@@ -314,8 +316,8 @@ with Supervisor(policy()) as supervisor:
 
 
 @pytest.mark.usefixtures("local")
-async def test_ctrl_c_while_a_script_enters_its_supervisor_ends_it() -> None:
-    with process(["-c", _ENTRY]) as running:
+async def test_ctrl_c_while_a_script_enters_its_supervisor_ends_it(tmp_path: Path) -> None:
+    with process([script(tmp_path, _ENTRY)]) as running:
         assert running.stderr is not None
         await anyio.to_thread.run_sync(running.stderr.readline)
         errors = await interrupted(running)
@@ -323,9 +325,9 @@ async def test_ctrl_c_while_a_script_enters_its_supervisor_ends_it() -> None:
 
 
 @pytest.mark.usefixtures("local")
-async def test_a_loader_that_runs_dry_ends_a_script_with_its_error() -> None:
-    script = _DRY.format(tests=str(__file__).rsplit("/", 2)[0])
-    with process(["-c", script]) as running:
+async def test_a_loader_that_runs_dry_ends_a_script_with_its_error(tmp_path: Path) -> None:
+    code = _DRY.format(tests=str(__file__).rsplit("/", 2)[0])
+    with process([script(tmp_path, code)]) as running:
         _, errors = await anyio.to_thread.run_sync(lambda: running.communicate(timeout=20))
     assert running.returncode == 1
     assert "the loop raised StopIteration" in errors

@@ -22,6 +22,7 @@ from inspection import (
     set_retention_gap_s,
 )
 from loops import ADAM, MODEL, SEED, batch, loop, policy, quick, train, undisturbed_state, until
+from sweeps import sweep
 
 from tinker_recovery import (
     Attempt,
@@ -319,7 +320,7 @@ async def test_what_a_fault_found_by_polling_leaves_trusted_is_not_deleted_for_l
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
-@pytest.mark.parametrize("depth", [3, 4])
+@pytest.mark.parametrize("depth", sweep([4, 3], 1))
 async def test_saves_behind_a_request_whose_answer_is_late_have_no_sound_one_deleted(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch, depth: int
 ) -> None:

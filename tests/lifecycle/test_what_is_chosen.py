@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from inspection import expect_size, internals_of, rejected
 from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_state, until
+from sweeps import sweep
 
 from tinker_recovery import (
     Attempt,
@@ -110,7 +111,8 @@ async def test_a_checkpoint_whose_size_has_changed_is_passed_over_for_the_next_o
     assert states[0].steps == 14
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 405, 422, 501])
+# In each run: one that refuses who asks, one that refuses what is asked, one that lacks the call.
+@pytest.mark.parametrize("status", sweep([401, 403, 404, 422, 405, 501], 3))
 async def test_a_service_that_does_not_say_what_its_weights_are_is_asked_to_load_them(
     local: LocalTinker, status: int
 ) -> None:
