@@ -99,7 +99,8 @@ async def undisturbed_state(local: LocalTinker, *, steps: int) -> RunState:
 class InstantClock:
     """A clock whose sleeps end at once, and are written down.
 
-    The Monitor's of ``poll_interval_s`` never end, nor do those of the watch over its heartbeat.
+    The Monitor's of ``poll_interval_s`` never end, nor do those of the watch over its heartbeat,
+    and of what says that a run takes long to begin.
     Between two polls of another interval it really sleeps a moment, and between two rounds of the
     retention loop for as long as asked, and writes nothing down: they would be all that the
     processor does.
@@ -111,7 +112,10 @@ class InstantClock:
 
     async def _sleep(self, seconds: float) -> None:
         task = asyncio.current_task()
-        if seconds == self._poll_interval_s or (task and "heartbeat" in task.get_name()):
+        never = "heartbeat", "first contact"
+        if seconds == self._poll_interval_s or (
+            task and any(each in task.get_name() for each in never)
+        ):
             await anyio.sleep_forever()
         if task and "/retention" in task.get_name():
             return await anyio.sleep(seconds)

@@ -60,7 +60,7 @@ class RecoveryPolicy(Frozen):
         max_wait_s: How long one incident may wait for a service that asks for patience (429, no
             capacity), or is at work on a client, before the run is given up: a day by default.
             Such waits use up no attempt, and are reported at growing intervals (the event
-            ``recovery.waiting``).
+            ``recovery.waiting``). A run that begins waits as long for what has to be read first.
         credential_grace_s: How long a run that has trained waits for a credential that is taken
             again, when the service refuses its own (401), as while keys are rotated. The factory
             given as ``service=``, or the SDK's own sources, are asked at once, then after each

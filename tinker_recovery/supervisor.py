@@ -218,7 +218,9 @@ class Supervisor:
                 spares=Spares(self._backend, self.policy, background.spawn),
             )
             await recall_metadata(collaborators)
-            claiming = Claiming(self._lease, reader, journal.path)
+            claiming = Claiming(
+                self._lease, reader, journal.path, max_wait_s=self.policy.max_wait_s
+            )
             entered = _Entered(collaborators, recorder, claiming, self._signals)
             self._entered = entered
             background.spawn(entered.mailbox.serve)

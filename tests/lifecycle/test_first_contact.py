@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import http.server
 import itertools
 import os
@@ -12,10 +13,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
 
 import anyio.to_thread
 import httpx
+import inspection
 import pytest
 import tinker
 from loops import MODEL, InstantClock, policy, quick, train, until
@@ -23,13 +26,15 @@ from pydantic import SecretStr
 from tinker.types import RequestErrorCategory
 
 from tinker_recovery import (
+    Attempt,
+    Clock,
     RecoveryExhausted,
     ServiceUnusable,
     StartOptions,
     StatusUnavailable,
     Supervisor,
 )
-from tinker_recovery.service import Endpoint, contact
+from tinker_recovery.service import Endpoint, claims, contact
 from tinker_recovery.service.contact import unusable_by
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -197,6 +202,91 @@ async def test_a_port_where_nothing_listens_is_said_soon_and_waited_for_as_by_a_
     assert "pass-word" not in caplog.text
 
 
+@pytest.mark.parametrize("begins", ["well", "refused", "cancelled", "recovered"])
+async def test_nothing_waits_to_say_it_once_the_beginning_is_over_well_or_not(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    waiting, begun = list[float](), list[float]()
+
+    async def sleep(seconds: float) -> None:
+        if seconds != contact.SAY_AFTER_S:
+            await anyio.sleep(seconds)
+            return
+        waiting.append(seconds)
+        begun.append(seconds)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            waiting.pop()
+
+    async def body(attempt: Attempt) -> None:
+        del attempt
+        await until(lambda: not waiting)
+
+    if begins == "refused":
+        monkeypatch.setenv("TINKER_API_KEY", WRONG)
+    elif begins == "recovered":
+        local.inject(FaultRule("fail", request="create_model"))
+    elif begins == "cancelled":
+        local.inject(FaultRule("slow", request="create_model", delay_s=60.0))
+    async with Supervisor(quick(), clock=Clock(sleep=sleep)) as supervisor:
+        limit_s = 1.0 if begins == "cancelled" else 30.0
+        with suppress(ServiceUnusable), anyio.move_on_after(limit_s):
+            await supervisor.run(body, base_model=MODEL, name="named")
+        await until(lambda: not waiting)
+    assert len(begun) == 1
+
+
+async def test_who_begins_late_is_asked_why_at_the_time_of_the_clock_and_one_in_time_says_nothing(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    late, times = anyio.Event(), list[float]()
+
+    async def sleep(seconds: float) -> None:
+        if seconds != contact.SAY_AFTER_S:
+            await anyio.sleep(seconds)
+            return
+        times.append(seconds)
+        if len(times) == 1:
+            await anyio.sleep_forever()
+        late.set()
+
+    async def body(attempt: Attempt) -> None:
+        del attempt
+
+    async with Supervisor(quick(), clock=Clock(sleep=sleep)) as supervisor:
+        await supervisor.run(body, base_model=MODEL, name="in time")
+        local.begin_outage(status=503)
+        local.inject(FaultRule("status", status=503, times=10**6))
+        async with anyio.create_task_group() as group:
+            group.start_soon(functools.partial(supervisor.run, body, base_model=MODEL, name="late"))
+            await late.wait()
+            group.cancel_scope.cancel()
+        local.end_outage()
+    assert times == [contact.SAY_AFTER_S] * 2
+    assert "has not begun" not in caplog.text  # a 503 is no word about address or credential
+
+
+@pytest.mark.parametrize("status", [None, 503])
+async def test_a_named_run_waits_for_a_silent_service_no_longer_than_the_policy_says(
+    monkeypatch: pytest.MonkeyPatch, status: int | None
+) -> None:
+    monkeypatch.setattr(claims, "LOOK_S", 0.05)
+    monkeypatch.setenv("TINKER_API_KEY", "tml-local-key")
+    with _page(status) if status else nullcontext(f"http://127.0.0.1:{_closed_port()}") as address:
+        monkeypatch.setenv("TINKER_BASE_URL", address)
+        with pytest.raises(ServiceUnusable) as caught, anyio.fail_after(30):
+            async with Supervisor(policy(max_wait_s=0.3)) as supervisor:
+                await supervisor.run(train, base_model=MODEL, name="named")  # type: ignore[arg-type]  # it never begins
+    said = str(caught.value)
+    assert said.startswith("run 'named' has not begun within 0.3 s (max_wait_s): the service at ")
+    assert f"{address} (TINKER_BASE_URL)" in said
+    assert ("HTTP 503" if status else "connection refused") in said
+    assert ("run the same command again" if status else "set TINKER_BASE_URL") in said
+    assert "\n" not in said
+    assert "StatusUnavailable" in caught.value.details
+
+
 async def test_an_outage_at_the_start_that_the_sdk_retries_through_is_no_refusal(
     local: LocalTinker,
 ) -> None:
@@ -208,6 +298,32 @@ async def test_an_outage_at_the_start_that_the_sdk_retries_through_is_no_refusal
 
     async with Supervisor(quick()) as supervisor:
         assert await supervisor.run(done, base_model=MODEL) == "done"
+    assert not supervisor.runs[0].recoveries
+
+
+@pytest.mark.parametrize("way", ["named", "from_checkpoint", "strategy"])
+async def test_what_is_read_before_a_run_begins_is_waited_for_through_an_outage(
+    local: LocalTinker, way: str
+) -> None:
+    start: StartOptions = {"base_model": MODEL, "rank": 8}
+    limits: dict[str, object] = {}
+    async with Supervisor(quick()) as supervisor:
+        await supervisor.run(functools.partial(train, steps=5), **start)
+        (path,) = inspection.stored_paths(supervisor.runs[0])
+    if way == "named":
+        start |= {"name": "named"}
+    elif way == "from_checkpoint":
+        start = {"from_checkpoint": path}
+    else:
+        limits = {"checkpoint_strategy": path}
+    request: Any = "checkpoints" if way == "named" else "run_checkpoints"
+    local.inject(FaultRule("status", request=request, status=503, times=6))
+
+    async def done(attempt: Attempt) -> int:
+        return attempt.start_step
+
+    async with Supervisor(quick(**limits)) as supervisor:
+        assert await supervisor.run(done, **start) == (5 if way == "from_checkpoint" else 0)
     assert not supervisor.runs[0].recoveries
 
 

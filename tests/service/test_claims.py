@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -13,8 +14,8 @@ from pydantic import SecretStr
 from sdk_loops import a_service, fresh, train
 from virtual import ManualClock
 
-from tinker_recovery import RunHeld
-from tinker_recovery.clock import Clock
+from tinker_recovery import RunHeld, StatusUnavailable
+from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.service import Endpoint, StatusReader
 from tinker_recovery.service.claim_line import Claimant
 from tinker_recovery.service.claim_sessions import ClaimSessions
@@ -39,23 +40,26 @@ async def a_machine(
     *,
     is_dead: Callable[[Claimant], bool] = lambda _: False,
     beat_s: float = 0.5,
+    clock: Clock = SYSTEM_CLOCK,
+    max_wait_s: float = 3600.0,
 ) -> AsyncIterator[Claims]:
     """The claims of one process; its heartbeats stop at the end, as if it were killed."""
     async with (
         StatusReader(Endpoint(local.base_url, SecretStr(local.api_key))) as reader,
         anyio.create_task_group() as group,
     ):
-        clock = Clock()
-        yield Claims(
+        claims = Claims(
             reader.http,
             claimant(host),
             is_dead=is_dead,
-            heartbeats=TaskHeartbeats(ClaimSessions(reader.http), group, clock, beat_s),
+            heartbeats=TaskHeartbeats(ClaimSessions(reader.http), group, SYSTEM_CLOCK, beat_s),
             clock=clock,
             settle_s=SETTLE_S,
             beat_s=beat_s,
             look_s=0.02,
         )
+        claims.max_wait_s = max_wait_s
+        yield claims
         group.cancel_scope.cancel()
 
 
@@ -282,6 +286,56 @@ async def test_cancelling_one_that_waits_leaves_no_claim(local: LocalTinker) -> 
         active = [each for each, state in local.sessions().items() if state == "active"]
         assert active == [claim.session_id]
         await claim.release()
+
+
+async def test_a_service_that_does_not_answer_is_waited_for_no_longer_than_allowed_and_aloud(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = ManualClock()
+
+    async def sleep(seconds: float) -> None:
+        now.now += seconds
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    async with StatusReader(Endpoint(closed, SecretStr("tml-key"))) as reader:
+        claims = Claims(
+            reader.http,
+            claimant("here"),
+            is_dead=lambda _: False,
+            heartbeats=None,  # type: ignore[arg-type]  # none is ever begun
+            clock=Clock(monotonic=now, sleep=sleep),
+            look_s=150.0,
+        )
+        claims.max_wait_s = 250.0
+        with anyio.fail_after(30), pytest.raises(StatusUnavailable):
+            await claims.enter(RUN, on_held="wait")
+    assert now.now == pytest.approx(100.0 + 300.0)
+    (said,) = [each.getMessage() for each in caplog.records if "trains run" in each.getMessage()]
+    assert f"run {RUN}" in said
+
+
+async def test_what_is_not_finished_is_asked_for_no_longer_than_allowed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = ManualClock()
+
+    async def sleep(seconds: float) -> None:
+        now.now += 1000 * seconds
+        await anyio.sleep(seconds)
+
+    clock = Clock(monotonic=now, sleep=sleep)
+    async with LocalTinker() as local:
+        async with a_machine(local, "gone", beat_s=1000.0) as first:
+            await taken(first)
+        local.inject(FaultRule("status", request="finish", status=503, times=10**6))
+        async with a_machine(
+            local, "next", is_dead=lambda _: True, clock=clock, max_wait_s=200.0
+        ) as claims:
+            with anyio.fail_after(30), pytest.raises(StatusUnavailable, match="HTTP 503"):
+                await claims.enter(RUN, on_held="wait")
+    assert f"run {RUN}" in caplog.text
 
 
 async def test_an_outage_says_nothing_about_a_claim(local: LocalTinker) -> None:

@@ -18,6 +18,7 @@ import anyio
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.checkpoints.contradiction import contradiction
 from tinker_recovery.checkpoints.naming import lineage_by_mark, mark_of
+from tinker_recovery.clock import Reminder
 from tinker_recovery.errors import (
     AmbiguousRun,
     ContradictoryCheckpoints,
@@ -315,8 +316,7 @@ async def until_quiet(
     if over:
         return False
     seen, since = None, monotonic()
-    began = since
-    warned = False
+    began, reminder = since, Reminder(at_once=True)
     while True:
         try:
             said = (await reader.run(run_id)).last_request_time
@@ -336,8 +336,7 @@ async def until_quiet(
                 )
         if monotonic() - since >= quiet_s:
             return True
-        if not warned:
-            warned = True
+        if reminder.is_due(monotonic() - began):
             logger.warning(
                 "run %s was trained by a process that does not write this journal, in Tinker run "
                 "%s; it continues here once the session of that is over, or, where the service "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import anyio
+
 from tinker_recovery.run.scope import AttemptScope
 
 
@@ -12,6 +14,8 @@ class Attempts(list[AttemptScope]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.begun = anyio.Event()
+        """Set once the beginning of the first is over, well or not."""
         self._by_id: dict[str, AttemptScope] = {}
         self._whole: list[AttemptScope] = []
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 import anyio
 
 from tinker_recovery.clock import SYSTEM_CLOCK
-from tinker_recovery.errors import LeaseLost, UsageError
+from tinker_recovery.errors import LeaseLost, StatusUnavailable, UsageError
 from tinker_recovery.faults import DetectedBy
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.service import StatusReader, claims
 from tinker_recovery.service.claim_line import Claimant
 from tinker_recovery.service.claims import Claims, Unguarded
+from tinker_recovery.service.contact import unanswered
 from tinker_recovery.service.guard import ClaimGuard, Guard
 from tinker_recovery.service.heartbeats import ThreadHeartbeats
 from tinker_recovery.service.http import Unreached
@@ -56,9 +57,12 @@ class Claiming:
         lease: What they are held by.
         reader: The service.
         journal: The Supervisor's journal; None if it is in memory.
+        max_wait_s: How long a service that does not answer is waited for.
     """
 
-    def __init__(self, lease: Lease, reader: StatusReader, journal: Path | None) -> None:
+    def __init__(
+        self, lease: Lease, reader: StatusReader, journal: Path | None, *, max_wait_s: float
+    ) -> None:
         here = Holder.here(now=0.0, lease_s=0.0)
         self._lease = lease
         self._reader = reader
@@ -74,6 +78,7 @@ class Claiming:
             beat_s=claims.BEAT_S,
             look_s=claims.LOOK_S,
         )
+        self._claims.max_wait_s = max_wait_s
         self._guards: dict[str, Guard] = {}
         self._said = False
 
@@ -87,13 +92,18 @@ class Claiming:
 
         Raises:
             RunHeld: Another process has it, and it is not to be waited for.
+            ServiceUnusable: The service has not answered for ``max_wait_s``.
         """
         if self._lease == "journal":
             return Guard()
         earlier = self._guards.get(name)
         if earlier is not None:
             await earlier.released.wait()  # a run of that name that has just ended
-        claim = await self._claims.enter(name, on_held=on_held)
+        try:
+            claim = await self._claims.enter(name, on_held=on_held)
+        except StatusUnavailable as error:
+            endpoint, limit_s = self._reader.http.endpoint, self._claims.max_wait_s
+            raise unanswered(error, endpoint, name, limit_s) from error
         if isinstance(claim, Unguarded):
             self._say(name, claim)
             return Guard()

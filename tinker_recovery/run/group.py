@@ -17,9 +17,9 @@ from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.leaving import leave_body
 from tinker_recovery.run.member import GroupMember, RunGroup
 from tinker_recovery.run.options import StartOptions, StartPlan, plan_start
+from tinker_recovery.run.rounds import first_attempt
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.supervised import SupervisedRun
-from tinker_recovery.service.contact import FirstContact
 
 MakeRun = Callable[..., SupervisedRun]
 """Makes a run of what SupervisedRun takes."""
@@ -175,8 +175,7 @@ class GroupRounds:
         while True:
             for run in members:
                 if not run.attempts and not run.recovering:
-                    with FirstContact(run.collaborators.reader.http.endpoint):
-                        held[run.name] = await run.first_attempt()
+                    held[run.name] = await first_attempt(run)
                 elif run.waits(held.get(run.name)):
                     held[run.name] = await run.next_attempt()
             if any(run.waits(held.get(run.name)) for run in members):

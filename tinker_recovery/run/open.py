@@ -93,7 +93,8 @@ async def open_run(
         UsageError: It was begun with other arguments, or is not the run chosen by ``lineage=``.
         AmbiguousRun: The service has several runs of that name, and none is chosen.
         CheckpointError: What it is to start from is not there.
-        StatusError: The service cannot be read.
+        ServiceUnusable: The service has not answered within ``max_wait_s`` who trains it.
+        StatusError: The service refuses, or cannot be read for ``max_wait_s``.
     """
     opening = RunRequest(
         service=recorder.service,
@@ -139,12 +140,12 @@ async def _opened(
             await _look_for_others(record, reader, policy, clock)
         found = record.stored
         if found is None:
-            return await _begun(record, opening, guard, reader, plan)
+            return await _begun(record, opening, guard, reader, plan, policy, clock)
         check_not_finished(name, found)
         if plan.seed_is_drawn and "seed" in found.origin:
             plan = plan.with_seed(found.origin["seed"])
         if not found.attempts:
-            return await _begun(record, opening, guard, reader, plan)
+            return await _begun(record, opening, guard, reader, plan, policy, clock)
         start_step = found.start_step if plan.start_step is None else plan.start_step
         check_same_start(
             name,
@@ -195,8 +196,11 @@ async def _look_at_service(
 ) -> None:
     """Take over a run that is not in this journal, if the service has it and it is this one."""
     known, waited_for = await record.known_lineages(), ""
+    look = functools.partial(
+        find_at_service, reader, record.name, known=known, lineage=plan.lineage
+    )
     while True:
-        rediscovered = await find_at_service(reader, record.name, known=known, lineage=plan.lineage)
+        rediscovered = await until_read(look, policy, clock)
         if rediscovered is None:
             return
         found = rediscovered.stored
@@ -296,12 +300,19 @@ def _check_found(name: str, rediscovered: FoundRun, plan: StartPlan) -> None:
 
 
 async def _begun(
-    record: RunRecord, opening: RunRequest, guard: Guard, reader: StatusReader, plan: StartPlan
+    record: RunRecord,
+    opening: RunRequest,
+    guard: Guard,
+    reader: StatusReader,
+    plan: StartPlan,
+    policy: RecoveryPolicy,
+    clock: Clock,
 ) -> OpenedRun:
     """A run that begins here."""
     root = None
     if plan.parent is not None and plan.start_step is None:
-        root = await find_checkpoint(reader, plan.parent)
+        find = functools.partial(find_checkpoint, reader, plan.parent)
+        root = await until_read(find, policy, clock)
     start_step = root.step if root is not None else opening.start_step
     if root is not None or record.stored is not None:
         await record.begin(replace(opening, start_step=start_step), anew=True)

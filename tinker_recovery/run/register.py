@@ -11,6 +11,7 @@ from tinker_recovery.errors import UsageError
 from tinker_recovery.journal import Recorder
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.queue import FaultQueue
+from tinker_recovery.recovery.resume import until_read
 from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.claiming import Claiming, end_when_lost
 from tinker_recovery.run.group import MakeRun
@@ -79,16 +80,24 @@ class RunRegister:
         self.check_name(name)
         self._opening.add(name)  # opening may take a while
         opened: OpenedRun | None = None
+        over = anyio.Event()
         shared, policy = self._collaborators, self._collaborators.policy
         http = shared.reader.http
-        shared.spawn(
-            functools.partial(say_unusable, http, name, reached=lambda: self._has_begun(name))
-        )
+
+        async def begun() -> None:
+            await over.wait()
+            if (run := self.by_name.get(name)) is not None:
+                await run.attempts.begun.wait()
+
+        shared.spawn(functools.partial(say_unusable, http, name, clock=shared.clock, begun=begun))
         try:
-            if policy.checkpoint_strategy.startswith("tinker://"):
-                # Better refused now than at the first fault, hours later.
-                await find_checkpoint(shared.reader, policy.checkpoint_strategy)
             with FirstContact(http.endpoint):
+                if policy.checkpoint_strategy.startswith("tinker://"):
+                    # Better refused now than at the first fault, hours later.
+                    find = functools.partial(
+                        find_checkpoint, shared.reader, policy.checkpoint_strategy
+                    )
+                    await until_read(find, policy, shared.clock)
                 opened = await open_run(
                     self._recorder,
                     shared.reader,
@@ -110,17 +119,15 @@ class RunRegister:
             raise
         finally:
             self._opening.discard(name)
+            over.set()
         shared.spawn(functools.partial(end_when_lost, run))
         if policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
             shared.spawn(functools.partial(self._optimizer_check.run, plan.origin))
         return run
 
-    def _has_begun(self, name: str) -> bool:
-        run = self.by_name.get(name)
-        return bool(run.attempts or run.ended) if run is not None else name not in self._opening
-
     async def close(self) -> None:
         """Close whatever the runs still have open."""
         async with anyio.create_task_group() as group:
             for run in self.by_name.values():
+                run.attempts.begun.set()
                 group.start_soon(run.abandon)

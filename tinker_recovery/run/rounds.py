@@ -32,8 +32,7 @@ class Rounds:
     async def __anext__(self) -> Attempt:
         if self._run is None:
             self._run = await self._open_run()
-            with FirstContact(self._run.collaborators.reader.http.endpoint):
-                self._last = await self._run.first_attempt()
+            self._last = await first_attempt(self._run)
             return Attempt(self._last)
         if self._last is None or not self._last.entered:
             raise UsageError(
@@ -45,3 +44,17 @@ class Rounds:
             raise StopAsyncIteration
         self._last = await self._run.next_attempt()
         return Attempt(self._last)
+
+
+async def first_attempt(run: SupervisedRun) -> AttemptScope:
+    """The first attempt of a run; an error of the service says what to do.
+
+    Raises:
+        ServiceUnusable: The service's address or the credential is wrong.
+        Exception: As :meth:`SupervisedRun.first_attempt`.
+    """
+    try:
+        with FirstContact(run.collaborators.reader.http.endpoint):
+            return await run.first_attempt()
+    finally:
+        run.attempts.begun.set()

@@ -86,11 +86,16 @@ BEAT_S = 10.0
 LOOK_S = 2.0
 """Seconds between two looks of a process that waits."""
 
+MAX_WAIT_S = 86_400.0
+"""Seconds that a service which does not answer is asked again, where no other limit is set."""
+
 UNSHOWN_S = 60.0
 """A service that does not show our claim as active for this long never will."""
 
 _OVER = frozenset({409, 410})
 """What the service may answer to finishing a session that is over."""
+
+_UNFOUND = "it does not find sessions by their metadata"
 
 _RELEASE_S = 5.0
 _RELEASED = "success"
@@ -244,13 +249,15 @@ class Claims:
         self._settle_s = settle_s
         self._beat_s = beat_s
         self._look_s = look_s
+        self.max_wait_s = MAX_WAIT_S
+        """How long one question is asked again of a service that does not answer, in seconds."""
         self._unguarded: Unguarded | None = None
 
     async def enter(self, name: str, *, on_held: Literal["wait", "refuse"]) -> Claim | Unguarded:
         """Take a run, once no other process has it.
 
-        Waits as long as the service cannot be reached. If it is cancelled or fails, what it opened
-        is finished.
+        Waits for a service that cannot be reached, for ``max_wait_s`` at most. If it is cancelled
+        or fails, what it opened is finished.
 
         Args:
             name: The run's name.
@@ -262,6 +269,7 @@ class Claims:
 
         Raises:
             RunHeld: Another process has the run, and it is not to be waited for.
+            StatusUnavailable: The service has not answered for ``max_wait_s``.
         """
         if self._unguarded is not None:
             return self._unguarded
@@ -301,7 +309,7 @@ class Claims:
                 )
             raise AssertionError("nothing ends a shield")  # pragma: no cover - for the type checker
 
-        claim = Claim(self, name, entry, await self._patiently(opened))
+        claim = Claim(self, name, entry, await self._patiently(name, opened))
         try:
             claim.kept(self._heartbeats.start(claim.session_id, claim.lost.set))
             place = await self._place(claim)
@@ -320,7 +328,8 @@ class Claims:
         await self._clock.sleep(self._settle_s)
         unshown_s = older_s = 0.0
         while not claim.lost.is_set():
-            claims = await self._patiently(functools.partial(self.sessions.every_claim, claim.name))
+            look = functools.partial(self.sessions.every_claim, claim.name)
+            claims = await self._patiently(claim.name, look)
             place = place_of(claims, claim.session_id, claim.entry, self.is_dead)
             match place:
                 case Alone():
@@ -338,79 +347,91 @@ class Claims:
 
     async def _check_shown(self, claim: Claim, place: Unlisted | Unclear, unshown_s: float) -> None:
         """Raise _NoClaims if the service will never show the claim as it is."""
-        if not await self._patiently(claim.still_held):
+        if not await self._patiently(claim.name, claim.still_held):
             return
         if isinstance(place, Unclear):
             if unshown_s >= UNSHOWN_S:
                 raise _NoClaims("it does not say which sessions are active")
         elif unshown_s >= UNSHOWN_S or await self._patiently(
-            functools.partial(self.sessions.keeps_no_metadata, claim.session_id)
+            claim.name, functools.partial(self.sessions.keeps_no_metadata, claim.session_id)
         ):
-            raise _NoClaims("it does not find sessions by their metadata")
+            raise _NoClaims(_UNFOUND)
 
     async def _clear(self, claim: Claim, place: Alone) -> bool:
         """End what others have left; whether the run is ours then."""
         # First: nothing is ended in the name of a claim that is gone.
-        if not await self._patiently(claim.still_held):
+        if not await self._patiently(claim.name, claim.still_held):
             return False
         for session in place.finish:
-            await self._finish(session)
+            await self._finish(claim.name, session)
         if place.fence:
             await self._fence(claim, place.fence)
-        return await self._patiently(claim.still_held)
+        return await self._patiently(claim.name, claim.still_held)
 
     async def _fence(self, claim: Claim, entries: Collection[str]) -> None:
         """Finish the sessions that earlier holders have noted, and no successor of ours."""
         # A note of our own: what was noted before it is shown no later than it is.
         own = await self._patiently(
+            claim.name,
             functools.partial(
                 self.sessions.open,
                 f"take-over of run {claim.name}",
                 {NOTE: claim.name, PREFIX + "entry": claim.entry},
-            )
+            ),
         )
         await self._clock.sleep(self._settle_s)
         look = functools.partial(self.sessions.every_note, claim.name)
-        while own not in (notes := await self._patiently(look)):
+        unshown_s = 0.0
+        while own not in (notes := await self._patiently(claim.name, look)):
             if claim.lost.is_set():
                 return
+            if unshown_s >= UNSHOWN_S:
+                raise _NoClaims(_UNFOUND)
+            unshown_s += self._look_s
             await self._clock.sleep(self._look_s)
         for each, note in notes.items():
             if note.open and note.entry in entries:
                 if note.session_id:
-                    await self._finish(note.session_id, listed=False)
+                    await self._finish(claim.name, note.session_id, listed=False)
                 # Only now, as a note that is finished counts as seen to.
-                await self._finish(each)
+                await self._finish(claim.name, each)
         await self.sessions.finish(own, _RELEASED, "done")
 
     async def _first_rival(self, name: str, entry: str) -> SeenClaim | None:
-        claims = await self._patiently(functools.partial(self.sessions.active_claims, name))
+        claims = await self._patiently(name, functools.partial(self.sessions.active_claims, name))
         return next(iter(rivals(claims, entry, self.is_dead)), None)
 
-    async def _finish(self, session_id: str, *, listed: bool = True) -> None:
+    async def _finish(self, name: str, session_id: str, *, listed: bool = True) -> None:
         """Finish a session of another, for certain; one not ``listed`` may be unknown there."""
         detail = f"run taken over by {self._claimant}"
-        while True:
+
+        async def finish() -> None:
             status = await self.sessions.finish(session_id, _TAKEN, detail)
             over = status in _OVER or (status == NOT_FOUND and not listed)
             if over or (status is not None and status < 300):  # noqa: PLR2004 - HTTP's successes end there
                 return
-            if not may_pass(status):
-                raise _NoClaims(f"it does not finish sessions (HTTP {status})")
-            await self._clock.sleep(self._look_s)
+            said = f"finishing session {session_id}: {_said(status)}"
+            if may_pass(status):
+                raise StatusUnavailable(said, status_code=status)
+            raise _NoClaims(f"it does not finish sessions (HTTP {status})")
 
-    async def _patiently(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        await self._patiently(name, finish)
+
+    async def _patiently(self, name: str, ask: Callable[[], Awaitable[_T]]) -> _T:
         """Ask until the service answers; raises _NoClaims if it refuses."""
         try:
-            return await self.until_answered(ask)
+            return await self.until_answered(name, ask)
         except StatusRefused as error:
             raise _NoClaims(str(error)) from error
 
-    async def until_answered(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask the service until it answers; reports at growing intervals that it does not.
+    async def until_answered(self, name: str, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask the service about a run until it answers, for ``max_wait_s`` at most; cancellable.
+
+        Reports at growing intervals that it does not.
 
         Raises:
             StatusRefused: It refuses.
+            StatusUnavailable: It has not answered by then.
         """
         reminder = Reminder()
         began = self._clock.monotonic()
@@ -418,8 +439,15 @@ class Claims:
             try:
                 return await ask()
             except StatusUnavailable as error:
-                if reminder.is_due(self._clock.monotonic() - began):
-                    logger.warning("the service cannot be asked who trains the run: %s", error)
+                waited_s = self._clock.monotonic() - began
+                if waited_s > self.max_wait_s:
+                    raise
+                if reminder.is_due(waited_s):
+                    logger.warning(
+                        "the service cannot be asked who trains run %s, which waits for that: %s",
+                        name,
+                        error,
+                    )
             await self._clock.sleep(self._look_s)
 
     def _held(self, name: str, by: SeenClaim) -> RunHeld:

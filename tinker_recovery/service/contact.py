@@ -7,13 +7,14 @@ import logging
 import socket
 import ssl
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 
 import anyio
 import httpx
 import tinker
 
+from tinker_recovery.clock import Clock
 from tinker_recovery.errors import RunFailed, ServiceUnusable, StatusError, drop_frames
 from tinker_recovery.service.base import Endpoint
 from tinker_recovery.service.credentials import PLACES, UNAUTHORIZED
@@ -59,31 +60,64 @@ class FirstContact:
             for each in error.errors:
                 if unusable_by(each, self._endpoint):
                     drop_frames([each])
-        elif isinstance(error, Exception):
+        elif isinstance(error, Exception) and not isinstance(error, ServiceUnusable):
             unusable = unusable_by(error, self._endpoint)
             if unusable:
-                details = redact("".join(traceback.format_exception(error)))
-                drop_frames([error])
-                raise ServiceUnusable(unusable, details=details) from error
+                raise _error(unusable, error) from error
 
 
-async def say_unusable(http: ServiceHttp, run: str, *, reached: Callable[[], bool]) -> None:
+async def say_unusable(
+    http: ServiceHttp, run: str, *, clock: Clock, begun: Callable[[], Awaitable[object]]
+) -> None:
     """Log once why a run has not begun, long before the SDK is done with trying.
+
+    Ends as soon as it has, or will not.
 
     Args:
         http: Our own client of the service.
         run: The run's name.
-        reached: Whether it has begun by now.
+        clock: What :data:`SAY_AFTER_S` is waited by.
+        begun: Waits until the run's beginning is over, well or not.
     """
-    await anyio.sleep(SAY_AFTER_S)
-    if reached():
-        return
-    try:
-        await http.ask("POST", "client/config", dict, json={"sdk_version": tinker.__version__})
-    except StatusError as error:
-        why = unusable_by(error, http.endpoint)
-        if why is not None and not reached():
-            logger.warning("run %s has not begun, and is tried further: %s", run, why)
+
+    async def say() -> None:
+        await clock.sleep(SAY_AFTER_S)
+        try:
+            await http.ask("POST", "client/config", dict, json={"sdk_version": tinker.__version__})
+        except StatusError as error:
+            why = unusable_by(error, http.endpoint)
+            if why is not None:
+                logger.warning("run %s has not begun, and is tried further: %s", run, why)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(say, name=f"first contact of run {run}")
+        await begun()
+        group.cancel_scope.cancel()
+
+
+def unanswered(
+    error: StatusError, endpoint: Endpoint, run: str, waited_s: float
+) -> ServiceUnusable:
+    """What to raise where a run cannot begin, as the service has not answered for so long.
+
+    Args:
+        error: The last try's; it loses its frames, which the result has as text.
+        endpoint: The service.
+        run: The run's name.
+        waited_s: How long it was waited for.
+    """
+    why = unusable_by(error, endpoint) or (
+        f"the service at {_at(endpoint)} does not answer ({error}): run the same command again "
+        "once it does"
+    )
+    said = f"run {run!r} has not begun within {waited_s:g} s (max_wait_s): {why}"
+    return _error(said, error)
+
+
+def _error(said: str, cause: BaseException) -> ServiceUnusable:
+    details = redact("".join(traceback.format_exception(cause)))
+    drop_frames([cause])
+    return ServiceUnusable(said, details=details)
 
 
 def unusable_by(error: BaseException, endpoint: Endpoint) -> str | None:

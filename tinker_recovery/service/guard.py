@@ -92,8 +92,9 @@ class ClaimGuard(Guard):
     def announce(self) -> Callable[[str], Awaitable[None]]:
         """Have whoever takes the run over find this session, before a model is made in it.
 
-        Waits as long as the service cannot be reached, and reports that at growing intervals. What
-        it returns raises LeaseLost if the run is another process's by now.
+        Waits for a service that cannot be reached, for ``max_wait_s`` at most, and reports that at
+        growing intervals. What it returns raises LeaseLost if the run is another process's by now,
+        and StatusUnavailable if that cannot be asked.
         """
         return self._announce
 
@@ -106,7 +107,7 @@ class ClaimGuard(Guard):
             return
         announce = functools.partial(self._claim.announce, session_id)
         try:
-            if not await self._claims.until_answered(announce):
+            if not await self._claims.until_answered(self._claim.name, announce):
                 raise await self.loss()
         except StatusRefused as error:
             logger.warning(
