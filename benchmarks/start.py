@@ -94,7 +94,6 @@ def main() -> None:
                 statistics.median(over(FACE_AND_SDK, SDK)) * 1e3,
                 60,
             ),
-            Bar("Supervisor and RecoveryPolicy, CPU of import tinker", of(USED, SDK), 1.6),
         ],
         as_json=given.json,
     )
