@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import anyio.to_thread
@@ -331,6 +331,39 @@ def _raised_from(*chain: BaseException) -> BaseException:
     for outer, inner in itertools.pairwise(chain):
         outer.__cause__ = inner
     return chain[0]
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("no such name", "the name of the host does not resolve"),
+        ("TLS at a plain port", "the encrypted connection (TLS) cannot be set up"),
+        ("silent", "nothing answers in time"),
+    ],
+)
+async def test_how_a_service_is_out_of_reach_is_said_of_real_sockets(
+    monkeypatch: pytest.MonkeyPatch, way: str, said: str
+) -> None:
+    monkeypatch.setattr(claims, "LOOK_S", 0.05)
+    monkeypatch.setenv("TINKER_API_KEY", WRONG)
+    with ExitStack() as stack:
+        if way == "no such name":
+            address = "http://nothing.invalid"
+        elif way == "silent":
+            silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        else:
+            address = stack.enter_context(_page(404)).replace("http:", "https:")
+        monkeypatch.setenv("TINKER_BASE_URL", address)
+        limits = policy(max_wait_s=0.1, status_timeout_s=1.0)
+        with pytest.raises(ServiceUnusable) as caught, anyio.fail_after(50):
+            async with Supervisor(limits) as supervisor:
+                await supervisor.run(train, base_model=MODEL, name="named")  # type: ignore[arg-type]  # it never begins
+    assert f"the service at {address} (TINKER_BASE_URL) cannot be reached: {said}" in str(
+        caught.value
+    )
+    assert "\n" not in str(caught.value)
+    assert WRONG not in str(caught.value) + caught.value.details
 
 
 REFUSED = tinker.RequestFailedError("no", request_id="r", category=RequestErrorCategory.User)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import ExitStack, suppress
+
 import anyio
 import pytest
 from hypothesis import given
@@ -84,27 +87,34 @@ async def test_starts_that_hang_again_and_again_spend_the_budget(world: World) -
 
 
 async def test_one_that_ignores_its_stop_too_is_abandoned_and_replaced(world: World) -> None:
-    kid = world.kid("kid", start_s=10**6)
-    serve = kid.serve
+    kid = world.kid("kid", failing=[None, None])
+    deaf, over = iter([False, True, False]), anyio.Event()
 
-    async def deaf(child: object) -> None:
-        try:
-            await serve(child)  # type: ignore[arg-type]  # a Child
-        except BaseException:  # noqa: BLE001 - it ignores every cancellation
-            kid.start_s = 0.0
-            while kid.deaf:
-                try:
-                    await world.clock.sleep(10**6)
-                except BaseException:  # noqa: BLE001, S112 - as above
-                    continue
+    async def start(child: Child) -> None:
+        if not next(deaf):
+            await kid.serve(child)
+            return
+        while not over.is_set():
+            with suppress(asyncio.CancelledError):  # it ignores every cancellation
+                await over.wait()
 
-    kid.deaf = 1
-    spec = kid.spec(shutdown=1.0, start_timeout_s=5.0)
-    object.__setattr__(spec, "start", deaf)
-    with pytest.raises(StartTimedOut):
-        async with world.tree([spec]) as tree:
-            raise AssertionError(tree)
-    kid.deaf = 0
+    spec = ChildSpec(id="kid", start=start, shutdown=1.0, start_timeout_s=5.0)
+    with ExitStack() as stack:
+        stack.callback(over.set)
+        async with world.tree([spec], max_seconds=100) as tree:
+            kid.crash()
+            await world.clock.sleep(5.5)
+            assert (states(tree)["kid"], kid.alive) == ("stopping", 0)
+            await world.clock.sleep(2.0)  # its shutdown, and a second of further cancellations
+            assert (states(tree)["kid"], kid.starts, kid.alive) == ("running", 2, 1)
+            assert [each.incarnation for each in tree.abandoned] == [2]
+            left = tree.abandoned[0].task
+            assert not left.done()
+            over.set()
+            await left
+            assert states(tree)["kid"] == "running"
+    reasons = [each.reason for each in world.events if isinstance(each, CrashReport)]
+    assert isinstance(reasons[-1], StartTimedOut)
 
 
 async def test_a_start_that_takes_long_is_mentioned_before_its_deadline(

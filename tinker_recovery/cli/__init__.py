@@ -7,6 +7,7 @@ and imports what it needs inside its functions, so that ``--help`` is quick.
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
@@ -42,6 +43,16 @@ class _Lazy(click.Group):
             return None
         command = importlib.import_module(f"tinker_recovery.cli.{cmd_name}").command
         return _keep_lines(command) if isinstance(command, click.Command) else None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an error of click's own shows what it quotes as the text it is."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            from tinker_recovery.telemetry.text import as_text
+
+            vars(error)["message"] = as_text(error.message)
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         with formatter.section("Commands"):

@@ -106,9 +106,14 @@ def echo(text: str, *, err: bool = False) -> None:
     click.echo(as_text(text, lines=True), err=err)
 
 
+def indented(text: str) -> str:
+    """Text of others within a line of ours: none of its further lines can look like one of ours."""
+    return text.replace("\n", "\n    ")
+
+
 def refuse(why: str, status: int = UNREADABLE) -> NoReturn:
     """Exit the command with an error message."""
-    echo(f"Error: {why}", err=True)
+    echo(f"Error: {indented(why)}", err=True)
     raise click.exceptions.Exit(status)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tinker_recovery.cli.common import refuse, refuse_service
+from tinker_recovery.cli.common import echo, refuse, refuse_service
 
 USAGE, FAILED = 2, 1
 """Exit statuses."""
@@ -79,12 +79,12 @@ def command(
                 {"name": each.name, "recoveries": len(each.recoveries), "step": each.step}
                 for each in runs
             ]
-            click.echo(json.dumps({"outcome": outcome, "runs": found, **more}))
+            echo(json.dumps({"outcome": outcome, "runs": found, **more}))
 
     try:
         run_script(command, run)
     except RunFinished as finished:
-        click.echo(f"tinker-recovery: {finished}", err=True)
+        echo(f"tinker-recovery: {finished}", err=True)
         end("finished before")
     except UsageError as error:
         end("refused", error=str(error))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.common import echo, leave, show_below
+from tinker_recovery.cli.common import echo, indented, leave, show_below
+from tinker_recovery.telemetry.text import as_text
 
 if TYPE_CHECKING:
     from tinker_recovery.doctor import ExamPlan, Fact, Report
@@ -88,7 +89,7 @@ def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json
     except Exception as error:  # noqa: BLE001 - any error means that the question is still open
         show_below(error)
         why = redact(str(error))
-        _leave(_UNKNOWN, f"No result: {why}", {"error": why}, as_json)
+        _leave(_UNKNOWN, f"No result: {indented(why)}", {"error": why}, as_json)
     else:
         finding = report.diagnosis.finding
         _leave(_STATUS[finding.real], _as_text(report), _as_json(report), as_json)
@@ -109,7 +110,7 @@ async def _examine(plan: ExamPlan) -> Report:
     began = time.monotonic()
 
     def progress(phase: str) -> None:
-        echo(f"[{time.monotonic() - began:6.1f} s] {phase}", err=True)
+        echo(f"[{time.monotonic() - began:6.1f} s] {indented(phase)}", err=True)
 
     backend = TinkerBackend()
     endpoint = await backend.endpoint()
@@ -137,8 +138,8 @@ def _as_text(report: Report) -> str:
     }
     lines = [f"  {name:<48}{value:.3g}" for name, value in rows.items()]
     about = (
-        f"{report.base_url}, tinker {report.sdk}, {report.base_model}, rank {report.rank}, "
-        f"{report.steps} steps at {report.learning_rate:g}"
+        f"{report.base_url}, tinker {report.sdk}, {as_text(report.base_model)}, "
+        f"rank {report.rank}, {report.steps} steps at {report.learning_rate:g}"
     )
     return "\n".join([found.words, "", f"Logprobs at {about}:", *lines, *_table(report.facts)])
 

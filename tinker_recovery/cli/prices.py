@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from tinker_recovery.cli.common import UNREADABLE, echo, leave, refuse
+from tinker_recovery.cli.common import UNREADABLE, echo, indented, leave, refuse
 from tinker_recovery.cli.output import write_whole
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def command(*, days: int, output: Path | None, timeout_s: float, as_json: bool) 
 
 
 def _give_up(why: str) -> NoReturn:
-    echo(f"Error: {why}", err=True)
+    echo(f"Error: {indented(why)}", err=True)
     leave(UNREADABLE)
 
 
@@ -94,8 +96,18 @@ def _usage(days: int, timeout_s: float) -> list[BillingUsageEvent]:
     import tinker
 
     end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
-    asked = tinker.AdminClient().get_billing_usage(end - timedelta(days=days), end)
-    return asked.result(timeout=timeout_s).data
+    found: Future[list[BillingUsageEvent]] = Future()
+
+    def ask() -> None:
+        try:
+            asked = tinker.AdminClient().get_billing_usage(end - timedelta(days=days), end)
+            found.set_result(asked.result().data)
+        except BaseException as error:  # noqa: BLE001 - raised by result()
+            found.set_exception(error)
+
+    # Making the client asks the service as well, and tries for minutes.
+    threading.Thread(target=ask, daemon=True).start()
+    return found.result(timeout=timeout_s)
 
 
 def rates(events: list[BillingUsageEvent]) -> dict[str, dict[str, float]]:

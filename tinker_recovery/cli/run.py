@@ -22,6 +22,7 @@ import click
 from tinker_recovery.cli.common import echo
 from tinker_recovery.cli.restart_rule import Ending, RestartRule, Stop
 from tinker_recovery.supervision import Backoff
+from tinker_recovery.telemetry.text import as_text
 
 NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
 """Exit statuses, as in a shell."""
@@ -89,9 +90,9 @@ def command(
             f"--max-backoff-s {max_backoff_s:g} is below --backoff-s {backoff_s:g}"
         )
     if any("tinker_cookbook" in word for word in command):
-        click.echo(
+        echo(
             "tinker-recovery: a recipe's own resume repeats or leaves out steps where it pipelines "
-            f"them; to have it exact: tinker-recovery cookbook -- {shlex.join(command)}",
+            f"them; to have it exact: tinker-recovery cookbook -- {as_text(shlex.join(command))}",
             err=True,
         )
     rule = RestartRule(max_restarts, Backoff(backoff_s, max_backoff_s), healthy_after_s)
@@ -182,7 +183,7 @@ class _Runner:
         if self._as_json:
             echo(json.dumps({"command": list(self._command), "message": message}), err=True)
         else:
-            echo(f"tinker-recovery: {shlex.join(self._command)}: {message}", err=True)
+            echo(as_text(f"tinker-recovery: {shlex.join(self._command)}: {message}"), err=True)
 
 
 def _terminal_sent(number: int) -> bool:

@@ -11,6 +11,7 @@ import click
 
 from tinker_recovery.cli.common import (
     echo,
+    indented,
     journal_file,
     journal_option,
     no_such_run,
@@ -100,8 +101,8 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
     from tinker_recovery.report.words import moment, tokens, usd
 
     console = plain_console()
-    detail = f": {view.detail}" if view.detail else ""
-    console.print(f"run {view.name}: {view.display_state}{detail}, at step {view.step}")
+    detail = f": {indented(view.detail)}" if view.detail else ""
+    console.print(f"run {indented(view.name)}: {view.display_state}{detail}, at step {view.step}")
     console.print(f"lineage {view.lineage} at {view.service}")
     if (by := view.holder) is not None and view.live:
         console.print(
@@ -153,4 +154,6 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
             soft_wrap=True,
         )
     for event in events:
-        console.print(f"{moment(event.time)}  {event.name}  {event.message}", soft_wrap=True)
+        console.print(
+            f"{moment(event.time)}  {event.name}  {indented(event.message)}", soft_wrap=True
+        )

@@ -212,18 +212,24 @@ class ServiceHttp:
             StatusUnavailable: No answer within the deadline, or a transient error.
             StatusRefused: Any other error, or an answer that cannot be parsed.
         """
+        last: StatusUnavailable | None = None
         try:
             with anyio.fail_after(self._timeout_s):
                 async for attempt in stamina.retry_context(
                     on=StatusUnavailable, attempts=3, timeout=None, wait_initial=0.1, wait_max=1.0
                 ):
                     with attempt:
-                        return await self._once(method, path, parse, request)
+                        try:
+                            return await self._once(method, path, parse, request)
+                        except StatusUnavailable as error:
+                            last = error
+                            raise
         except TimeoutError as error:
             self._note_unreached(error)
+            # What the tries before have met says more than that the time was up.
             raise StatusUnavailable(
                 f"reading {path} took longer than {self._timeout_s:g} s"
-            ) from error
+            ) from (last or error)
         raise AssertionError("stamina either returns or raises")  # pragma: no cover
 
     async def _once(

@@ -18,6 +18,7 @@ from tinker_recovery.cli.checkpoints.scope import (
     size_text,
 )
 from tinker_recovery.cli.common import echo, plain_console
+from tinker_recovery.telemetry.text import as_text
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.holder import Holder
@@ -204,7 +205,7 @@ def _print_plans(
     console = plain_console()
     for run, look in looks:
         table = Table(box=None, header_style="bold", title_justify="left")
-        table.title = f"run {run.name}"
+        table.title = f"run {as_text(run.name)}"
         table.add_column("", no_wrap=True)
         table.add_column("step", no_wrap=True)
         table.add_column("size", no_wrap=True)
@@ -221,7 +222,8 @@ def _print_plans(
         console.print(table)
     for run, holder in busy:
         console.print(
-            f"run {run.name} is skipped: {_process(holder)} trains it and manages its checkpoints"
+            f"run {as_text(run.name)} is skipped: {_process(holder)} trains it and manages its "
+            "checkpoints"
         )
     rows = [row for _, look in looks for row in look.plan.deletions]
     freed = sum(row.size_bytes or 0 for row in rows)

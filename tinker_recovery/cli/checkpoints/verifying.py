@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinker_recovery.cli.checkpoints.scope import Scope, as_json_option, scope_of, scope_options
-from tinker_recovery.cli.common import echo, plain_console
+from tinker_recovery.cli.common import echo, indented, plain_console
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Finding
@@ -120,10 +120,12 @@ def _print_verdicts(found: dict[str, Sequence[Finding]]) -> None:
     console = plain_console()
     for path, verdicts in found.items():
         mark = Text("ok ", "green") if _ok(verdicts) else Text("BAD", "red")
-        console.print(mark, path, soft_wrap=True)
+        console.print(mark, indented(path), soft_wrap=True)
         for verdict in verdicts:
             mark = Text("✗", "red") if not verdict.ok else Text(" " if verdict.looked else "?")
-            console.print("   ", mark, f"{verdict.level:<9} {verdict.reason}", soft_wrap=True)
+            console.print(
+                "   ", mark, f"{verdict.level:<9} {indented(verdict.reason)}", soft_wrap=True
+            )
     bad = sum(not _ok(verdicts) for verdicts in found.values())
     unseen = sum(not all(verdict.looked for verdict in verdicts) for verdicts in found.values())
     also = f", {unseen} not looked at in full" if unseen else ""

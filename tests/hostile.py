@@ -69,7 +69,8 @@ async def hostile(answer: Callable[[str], Reply], *, status: int = 200) -> Async
         server_is.base_url = f"http://127.0.0.1:{port}"
         yield server_is
     # Connections that the client has closed end by themselves, a moment later.
-    await asyncio.wait(serving, timeout=1.0)
+    if serving:
+        await asyncio.wait(serving, timeout=1.0)
     for _ in range(5):
         await asyncio.sleep(0)
 
