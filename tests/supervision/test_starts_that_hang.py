@@ -6,6 +6,7 @@ import asyncio
 from contextlib import ExitStack, suppress
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,6 +116,25 @@ async def test_one_that_ignores_its_stop_too_is_abandoned_and_replaced(world: Wo
             assert states(tree)["kid"] == "running"
     reasons = [each.reason for each in world.events if isinstance(each, CrashReport)]
     assert isinstance(reasons[-1], StartTimedOut)
+
+
+async def test_a_first_start_that_ignores_its_stop_too_is_refused_all_the_same(
+    world: World,
+) -> None:
+    over = anyio.Event()
+
+    async def deaf(child: Child) -> None:
+        del child
+        while not over.is_set():
+            with suppress(asyncio.CancelledError):  # it ignores every cancellation
+                await over.wait()
+
+    spec = ChildSpec(id="kid", start=deaf, shutdown=1.0, start_timeout_s=5.0)
+    with pytest.raises(StartTimedOut):
+        async with world.tree([spec]) as tree:
+            raise AssertionError(tree)
+    over.set()
+    await anyio.lowlevel.checkpoint()
 
 
 async def test_a_start_that_takes_long_is_mentioned_before_its_deadline(

@@ -227,9 +227,9 @@ class ServiceHttp:
         except TimeoutError as error:
             self._note_unreached(error)
             # What the tries before have met says more than that the time was up.
-            raise StatusUnavailable(
-                f"reading {path} took longer than {self._timeout_s:g} s"
-            ) from (last or error)
+            raise StatusUnavailable(f"reading {path} took longer than {self._timeout_s:g} s") from (
+                last or error
+            )
         raise AssertionError("stamina either returns or raises")  # pragma: no cover
 
     async def _once(
