@@ -59,6 +59,7 @@ class _Preloader:
                 # A second thread would not be forked: none for OpenBLAS.
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
+        self._socket.recv(64)  # it is ready: no test waits for that
 
     def fork(self, command: dict[str, Any], streams: Sequence[int]) -> int | None:
         """The id of a new process; None if it takes a new interpreter."""
@@ -194,4 +195,6 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()
     assert len(os.listdir("/proc/self/task")) == 1, "a thread is not forked with its process"  # noqa: PTH208 - the number is enough
-    _run(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    given = socket.socket(fileno=int(sys.argv[1]))
+    given.send(b"ready")
+    _run(_serve(given))
