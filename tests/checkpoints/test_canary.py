@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tinker_recovery.checkpoints.canary import (
     ASKED,
     DIFFERENT_BEYOND,
+    MOVED,
     Answer,
     CanaryBook,
     Match,
@@ -195,7 +196,7 @@ def test_an_answer_near_two_older_steps_says_neither() -> None:
 
 
 @given(
-    moves=st.lists(st.floats(1e-9, 1e-5), min_size=1, max_size=8),
+    moves=st.lists(st.floats(2 * MOVED, 1e-5), min_size=1, max_size=8),
     back_to=st.integers(0, 7),
 )
 def test_without_noise_a_step_is_known_again_however_little_the_steps_move_the_answers(
@@ -215,6 +216,32 @@ def test_without_noise_a_step_is_known_again_however_little_the_steps_move_the_a
     # With noise, so small a step is not.
     book.know_noise(1e-6)
     assert book.older((answers[back_to],), now, branch)[0] is not Match.DIFFERENT
+
+
+@given(
+    ulps=st.lists(st.lists(st.integers(0, 3), min_size=8, max_size=8), min_size=3, max_size=9),
+    at=st.integers(0, 8),
+)
+def test_a_model_that_has_converged_comes_to_the_same_numbers_and_has_lost_nothing(
+    ulps: list[list[int]], at: int
+) -> None:
+    """Its logprobs are zero, but for what single precision rounds."""
+    book = CanaryBook(1e-4)
+    answers = [tuple(-each * 2.0**-23 for each in row) for row in ulps]
+    for step, answer in enumerate(answers):
+        book.record("a", 100 * step, answer)
+    now = 100 * len(answers)
+    assert book.older(answers[min(at, len(answers) - 1)], now, book.known("a"))[0] is Match.UNCLEAR
+
+
+def test_what_is_forgotten_is_no_answer_to_anything_any_more() -> None:
+    book = CanaryBook(1e-4)
+    book.record("a", 1, (0.5,))
+    book.learn("a", 1, str(fingerprint_of((0.5,))))
+    book.forget("a", 1)
+    book.forget("a", 7)
+    assert not book.expects("a", 1)
+    assert book.known("a") == []
 
 
 def test_how_far_the_steps_led_is_taken_from_the_nearest_step_known() -> None:

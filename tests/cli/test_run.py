@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def test_a_script_that_crashes_is_started_again_until_it_is_done(script: Script)
     path = script("sys.exit(0 if life == 3 else 7)")
     status, stderr = _run("--", sys.executable, str(path))
     assert (status, _lives(path)) == (0, 3)
-    assert "ended with status 7 after 0 s; restart 1 of 3" in stderr
+    assert re.search(r"ended with status 7 after \d+ s; restart 1 of 3", stderr)
 
 
 def test_one_that_is_killed_every_time_is_given_up_with_the_status_of_a_kill(
@@ -57,7 +58,7 @@ def test_one_that_is_killed_every_time_is_given_up_with_the_status_of_a_kill(
     status, stderr = _run("--max-restarts", "2", "--json", "--", sys.executable, str(path))
     assert (status, _lives(path)) == (137, 3)
     lines = [json.loads(line) for line in stderr.splitlines()]
-    assert lines[-1]["message"].startswith("died of SIGKILL after 0 s: 2 restarts in a row")
+    assert re.match(r"died of SIGKILL after \d+ s: 2 restarts in a row", lines[-1]["message"])
 
 
 @pytest.mark.parametrize(("code", "lives"), [("sys.exit(2)", 1), ("sys.exit(0)", 1)])

@@ -398,8 +398,8 @@ async def test_a_capacity_pause_is_waited_out_however_long(local: LocalTinker) -
     events: list[RecoveryEvent] = []
     async with _short_polls() as server:
         expected = await undisturbed_state(server, steps=STEPS)
-        server.inject(FaultRule("pause", 7, for_s=1.2))
-        run = await _supervised(events=events, stall_after_s=0.3)
+        server.inject(FaultRule("pause", 7, for_s=4.0))
+        run = await _supervised(events=events, stall_after_s=1.0)
         assert run.recoveries == []
         assert server.run_state(run.segments[-1].run_id) == expected
     assert local.runs() == []

@@ -112,7 +112,7 @@ LOUD_AND_QUIET: list[tuple[dict[str, FaultRule], dict[str, Any]]] = [
     ({"student": FaultRule("poison", quiet=True)}, {"poll_interval_s": 0.05}),
     ({"teacher": FaultRule("poison", quiet=True)}, {"poll_interval_s": 0.05}),
     ({"student": POISON, "teacher": FaultRule("poison", quiet=True)}, {}),
-    ({"teacher": FaultRule("hang")}, {"stall_after_s": 1.0, "poll_interval_s": 0.1}),
+    ({"teacher": FaultRule("hang")}, {"stall_after_s": 2.5, "poll_interval_s": 0.1}),
 ]
 
 

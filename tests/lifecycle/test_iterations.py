@@ -93,7 +93,7 @@ async def test_silence_at_any_update_of_an_iteration_costs_no_bit(
     local: LocalTinker, at: int
 ) -> None:
     local.inject(FaultRule("hang", at, "optim_step"))
-    ended = await run(stall_after_s=0.5, poll_interval_s=0.1)
+    ended = await run(stall_after_s=1.5, poll_interval_s=0.1)
     assert [each.start_step for each in ended.attempts] == [0, 3]
     await ended_exactly(local, ended)
 

@@ -23,6 +23,7 @@ from tinker_recovery import (
     RecoveryPolicy,
     Supervisor,
 )
+from tinker_recovery.checkpoints.canary import CanaryBook, Match
 from tinker_recovery.errors import StatusUnavailable
 from tinker_recovery.run.rollback_detector import LONG_S
 from tinker_recovery.run.scope import IDLE_S
@@ -37,9 +38,17 @@ SAVES = CheckpointPolicy(save_every=5)
 
 
 def default(**changes: Any) -> RecoveryPolicy:
-    """The default settings, so a poll every thirty seconds; but for how often to save."""
+    """The default settings, so a poll every thirty seconds; but for how often to save.
+
+    And for the standby: a session that is being opened as its server goes keeps its thread.
+    """
     return RecoveryPolicy(
-        enabled=True, backoff_s=0.0, max_backoff_s=0.0, checkpoints=SAVES, **changes
+        enabled=True,
+        backoff_s=0.0,
+        max_backoff_s=0.0,
+        checkpoints=SAVES,
+        standby="none",
+        **changes,
     )
 
 
@@ -264,6 +273,39 @@ async def test_a_save_that_older_weights_carried_out_is_not_gone_back_to(
         (run,) = supervisor.runs
         assert [attempt.start_step for attempt in run.attempts] == [0, 5]
         assert server.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_weights_taken_for_much_older_ones_cost_no_more_than_the_steps_since_the_last_save(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a model that has converged answers by chance what it answered at the beginning.
+
+    The canary has answered otherwise on what was saved since, so that is what it should be.
+    """
+    expected = await undisturbed_state(local, steps=STEPS)
+    mistakes: list[tuple[Match, int | None]] = [(Match.SAME, 0)]
+    older = CanaryBook.older
+
+    def mistaken(book: CanaryBook, *asked: Any) -> tuple[Match, int | None]:
+        return mistakes.pop() if mistakes else older(book, *asked)
+
+    monkeypatch.setattr(CanaryBook, "older", mistaken)
+
+    async def loop(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            if step == 8 and attempt.number == 1:
+                await attempt.client.drain()
+                local.begin_outage(status=503)
+                await anyio.sleep(0.5)
+                local.end_outage()
+                await until(lambda: not mistakes)
+            await one_step(attempt, step)
+
+    async with Supervisor(default(poll_interval_s=0.1)) as supervisor:
+        await supervisor.run(loop, **START)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+    assert local.run_state(run.segments[-1].run_id) == expected
 
 
 async def test_without_a_canary_an_idle_connection_that_was_closed_is_warned_of_once(

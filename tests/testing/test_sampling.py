@@ -255,8 +255,10 @@ async def test_an_abandoned_sample_is_cancelled_where_the_service_asks_for_it() 
     ):
         sampler = await of_base(service)
         local.inject(FaultRule("hang", request="asample"))
+        sample = sampler.sample(PROMPT, 1, params())
+        await until(lambda: "asample" in local.stats.by_route)
         with pytest.raises(TimeoutError):
-            await sampler.sample(PROMPT, 1, params()).result_async(timeout=0.3)
+            await sample.result_async(timeout=0.3)
         await until(lambda: "cancel_future" in local.stats.by_route)
         await sampler.sample(PROMPT, 1, params())
 

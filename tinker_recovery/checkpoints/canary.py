@@ -113,6 +113,19 @@ class Canary:
             raise UsageError(f"{text[:80]!r} is not a canary's fingerprint") from error
 
 
+def _is_alone(at: int, known: Mapping[int, Answer]) -> bool:
+    """Whether the answer at a step is one that no other weights come to by chance.
+
+    It is if most of its numbers are others at the nearest step known, by more than rounding.
+    """
+    others = [(abs(other - at), other) for other in known if other != at]
+    if not others:
+        return True
+    one, other = known[at], known[min(others)[1]]
+    moved = sum(abs(left - right) > MOVED for left, right in zip(one, other, strict=False))
+    return 2 * moved >= len(one)
+
+
 def fingerprint_of(answer: Answer) -> str | None:
     """As it is stored with a checkpoint; None if nothing could be compared with it."""
     try:
@@ -140,6 +153,9 @@ DIFFERENT_BEYOND = 4.0
 
 MEASURED = 2
 """Differences after which one far beyond them needs a second to count as noise."""
+
+MOVED = 1e-6
+"""How far a logprob in single precision has to be from another to differ by more than rounding."""
 
 ASKED = 3
 """How often the canary is asked on the weights a run begins with, to measure the noise; and at
@@ -217,6 +233,11 @@ class CanaryBook:
         with contextlib.suppress(UsageError):
             self._fingerprints[attempt, step] = Canary.parse(fingerprint)
 
+    def forget(self, attempt: str, step: int) -> None:
+        """Forget the answers of these weights: there is no checkpoint of them any more."""
+        self._answers.pop((attempt, step), None)
+        self._fingerprints.pop((attempt, step), None)
+
     def expects(self, attempt: str, step: int) -> bool:
         """Whether the answer of these weights is known."""
         return (attempt, step) in self._answers or (attempt, step) in self._fingerprints
@@ -261,7 +282,9 @@ class CanaryBook:
         DIFFERENT if they are none of the earlier ones whose answers are known. UNCLEAR if they may
         be: they are near several, near none and not far from one, or near one from which the steps
         since then may not have led farther than the noise. Where answers have no noise, one that is
-        equal to that of one step alone is of that step, however little the steps move it.
+        equal to that of one step alone is of that step, however little the steps move it; but not
+        where they hardly move it at all: a model that has converged comes to the same numbers now
+        and then.
 
         Args:
             answer: The answer just now.
@@ -275,7 +298,7 @@ class CanaryBook:
         }
         apart = {at: distance(answer, old) for at, old in known.items() if at < step}
         equal = [at for at, each in apart.items() if each == 0.0]
-        if len(equal) == 1 and self.noise == 0.0:
+        if len(equal) == 1 and self.noise == 0.0 and _is_alone(equal[0], known):
             return Match.SAME, equal[0]
         near = [at for at, each in apart.items() if each <= self._different_beyond]
         if not near:
@@ -284,6 +307,17 @@ class CanaryBook:
         if len(near) > 1 or apart[at] > self._same_within or not self._left(at, step, known):
             return Match.UNCLEAR, None
         return Match.SAME, at
+
+    def others(self, answer: Answer, attempt: str, branch: Iterable[tuple[str, int]]) -> list[int]:
+        """The steps of an attempt, of these, whose weights are certainly not those of an answer."""
+        least = self._different_beyond if self.noise else 0.0
+        return [
+            at[1]
+            for at in branch
+            if at[0] == attempt
+            and at in self._answers
+            and distance(answer, self._answers[at]) > least
+        ]
 
     def _left(self, at: int, step: int, known: Mapping[int, Answer]) -> bool:
         """Whether the steps since ``at`` have led away from it farther than the noise reaches.

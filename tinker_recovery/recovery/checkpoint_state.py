@@ -373,6 +373,15 @@ class CheckpointState:
             self.being_deleted[entry.path] = _BEING_DELETED
         else:
             self.being_deleted.pop(entry.path, None)
+        if entry.state == "deleted":
+            self._forget(entry.path)
+
+    def _forget(self, path: str) -> None:
+        """A checkpoint is gone: neither a recovery nor the service can go back to it any more."""
+        at = self.stored.pop(path, None)
+        if at is not None and at not in self.stored.values():
+            self.canaries.forget(*at)
+            self.fingerprints.pop(at, None)
 
     async def reject(self, path: str, reason: str, collaborators: Collaborators) -> None:
         """Never use a checkpoint again, in this process or a later one; emits an event.

@@ -310,8 +310,9 @@ class RollbackDetector:
                 back_to,
             )
             # A save that was under way may have been carried out on the older weights, and stored
-            # before the outage was noticed.
-            self._run.checkpoints.distrust(attempt.id, back_to)
+            # before the outage was noticed. Not one on which the canary has answered otherwise.
+            otherwise = self._run.checkpoints.canaries.others(answer, attempt.id, branch)
+            self._run.checkpoints.distrust(attempt.id, max([back_to, *otherwise]))
             attempt.declare_fault(RULES[Kind.ROLLED_BACK], DetectedBy.CANARY)
 
     def _known_on_branch(self) -> list[tuple[str, int]]:
