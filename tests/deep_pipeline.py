@@ -61,6 +61,7 @@ async def main() -> None:
     policy = RecoveryPolicy(
         enabled=True,
         stall_after_s="off",
+        standby="none",  # of a process that is killed, it would be left at the service
         # Its passes would be the ones that the fault strikes.
         canary=None,
         checkpoints=CheckpointPolicy(save_every=1, keep_last=20),

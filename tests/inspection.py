@@ -338,6 +338,12 @@ def set_claim_s(
         patch.setattr("tinker_recovery.service.claims.BEAT_S", beat)
 
 
+def sessions_of_runs(server: LocalTinker) -> dict[str, str]:
+    """Its sessions in which a run was made, so without what was only on standby."""
+    runs = {run.partition(":train:")[0] for run in server.runs()}
+    return {each: state for each, state in server.sessions().items() if each in runs}
+
+
 def training_sessions(server: LocalTinker) -> dict[str, str]:
     """Its sessions by id, with their states, without the claims on runs and their notes."""
     facts = server._ask(lambda host: host.state.sessions._facts)

@@ -51,7 +51,10 @@ async def main() -> None:
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
     policy = RecoveryPolicy(
-        enabled=True, stall_after_s="off", checkpoints=CheckpointPolicy(save_every=100)
+        enabled=True,
+        stall_after_s="off",
+        standby="none",
+        checkpoints=CheckpointPolicy(save_every=100),
     )
     async with Supervisor(policy, on_event=die) as supervisor:
         async for attempt in supervisor.attempts(name=NAME, base_model=MODEL, rank=8, seed=SEED):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from inspection import training_sessions
+from inspection import sessions_of_runs
 from loops import STARTED_WITHIN_S, interrupted, most_steps, process, until
 
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -31,7 +31,7 @@ async def test_ctrl_c_in_the_middle_of_a_step_ends_the_process_as_an_interrupt(
         await until(lambda: most_steps(local) >= 3, STARTED_WITHIN_S)
         errors = await interrupted(training)
     assert _is_only_the_interrupt(errors), errors
-    assert list(training_sessions(local).values()) == ["interrupted"]
+    assert list(sessions_of_runs(local).values()) == ["interrupted"]
 
 
 @pytest.mark.parametrize("asked", ["load_weights", "create_model"])

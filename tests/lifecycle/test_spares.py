@@ -56,6 +56,9 @@ async def trained(
             forward = attempt.client.forward_backward(batch(step), "cross_entropy")
             await attempt.client.optim_step(ADAM)
             await forward
+        if waits and attempt.number > 1:
+            # Nothing is being opened as the server goes, which would keep its thread.
+            await until(lambda: spare_of(supervisor, run_name) is not None)
 
     run_name = ""
     given = with_spares(**changes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio.to_thread
 import pytest
-from inspection import training_sessions
+from inspection import sessions_of_runs
 from loops import STARTED_WITHIN_S, most_steps, process, until
 from sweeps import pairs
 
@@ -45,7 +45,7 @@ async def test_the_last_step_submitted_is_saved_before_the_process_ends(
     assert "never retrieved" not in errors
     (run,) = local.runs()
     assert local.checkpoints(run)[-1].steps == local.run_state(run).steps
-    assert list(training_sessions(local).values()) == ["interrupted"]
+    assert list(sessions_of_runs(local).values()) == ["interrupted"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -30,7 +30,7 @@ def command(*, all_: bool, journal: Path | None, as_json: bool) -> None:
 
     Exit status: 0; 2 for a wrong option; 3 if the journal cannot be read.
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from tinker_recovery.errors import JournalError
     from tinker_recovery.journal.reading import read_runs
@@ -43,7 +43,7 @@ def command(*, all_: bool, journal: Path | None, as_json: bool) -> None:
     if as_json:
         echo(json.dumps([summary(run) for run in runs]))
         return
-    table = Table("run", "state", "step", "last active", "host", "service")
+    table = Table(Column("run", overflow="fold"), "state", "step", "last active", "host", "service")
     for run in runs:
         active = f"{age(time.time() - run.updated)} ago"
         host = run.holder.host if run.holder is not None and run.live else "-"

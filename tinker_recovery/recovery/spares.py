@@ -80,7 +80,7 @@ class Spares:
     def drop(self, run: str) -> None:
         """The run is over: close its spare, in the background."""
         spare = self._spares.get(run)
-        if spare is not None:
+        if spare is not None and self._kept:
             spare.wanted = None
             self._begin(run, spare)
 
