@@ -102,8 +102,11 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
 
     console = plain_console()
     detail = f": {indented(view.detail)}" if view.detail else ""
-    console.print(f"run {indented(view.name)}: {view.display_state}{detail}, at step {view.step}")
-    console.print(f"lineage {view.lineage} at {view.service}")
+    console.print(
+        f"run {indented(view.name)}: {view.display_state}{detail}, at step {view.step}",
+        soft_wrap=True,
+    )
+    console.print(f"lineage {view.lineage} at {view.service}", soft_wrap=True)
     if (by := view.holder) is not None and view.live:
         console.print(
             f"held by process {by.pid} on {by.host} since {moment(by.since)} (its lease ends at "
