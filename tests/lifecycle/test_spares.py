@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from inspect import isawaitable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from inspection import spare_of
+from inspection import spare_of, status_reader
 from loops import ADAM, MODEL, SEED, batch, policy, undisturbed_state, until
 
 from tinker_recovery import Attempt, Kind, RecoveryEvent, RecoveryPolicy, Run, Supervisor
@@ -116,6 +117,28 @@ async def test_one_whose_weights_the_service_has_lost_is_never_trained_on(
         assert [each.fault.kind for each in run.recoveries] == [Kind.ROLLED_BACK]
         assert run.segments[-1].run_id != spares[0]
         assert server.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_one_is_closed_when_the_service_is_out_of_reach_whoever_finds_that_out(
+    local: LocalTinker,
+) -> None:
+    """The requests of the SDK report it by a callback of the event loop, outside any task."""
+
+    async def train(attempt: Attempt) -> None:
+        for step in range(6):
+            forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+            await forward
+        await until(lambda: spare_of(supervisor, "run") is not None)
+        _, spare = spare_of(supervisor, "run") or ("", "")
+        unreachable = status_reader(supervisor).http.unreachable
+        asyncio.get_running_loop().call_soon(unreachable, "silent")
+        session = spare.partition(":train:")[0]
+        await until(lambda: local.sessions()[session] != "active")
+        assert spare_of(supervisor, "run") is None
+
+    async with Supervisor(with_spares()) as supervisor:
+        await supervisor.run(train, name="run", **START)
 
 
 async def test_one_that_is_still_being_loaded_is_not_waited_for(tmp_path: Path) -> None:

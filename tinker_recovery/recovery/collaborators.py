@@ -47,6 +47,11 @@ class Collaborators:
         if self.spares is not None and path is not None:
             self.spares.load(run, path)
 
+    def distrust_spare(self, run: str) -> None:
+        """Use the spare client of a run for nothing any more; callable outside any task."""
+        if self.spares is not None:
+            self.spares.distrust(run)
+
     def drop_spare(self, run: str) -> None:
         """A run is over, and needs no spare client any more."""
         if self.spares is not None:

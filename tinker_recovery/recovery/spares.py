@@ -77,6 +77,11 @@ class Spares:
         spare.loaded = spare.wanted = None
         return connection
 
+    def distrust(self, run: str) -> None:
+        """Use the spare of this run for nothing any more; :meth:`drop` closes it."""
+        if (spare := self._spares.get(run)) is not None:
+            spare.wanted = spare.loaded = None
+
     def drop(self, run: str) -> None:
         """The run is over: close its spare, in the background."""
         spare = self._spares.get(run)

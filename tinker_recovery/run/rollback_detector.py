@@ -220,7 +220,10 @@ class RollbackDetector:
     def _drop_spare(self) -> None:
         # A service that was restarted may have its weights and not its moments, which no canary
         # shows.
-        self._run.collaborators.drop_spare(self._run.name)
+        collaborators, name = self._run.collaborators, self._run.name
+        collaborators.distrust_spare(name)
+        # Closed from a task: this may be a callback of the event loop's.
+        self._run.mailbox.post(functools.partial(collaborators.drop_spare, name))
 
     def _can_be_looked_into(self, current: AttemptScope, outage: _Outage) -> bool:
         """Whether the canary can tell what an outage did; decides without it where it cannot."""
