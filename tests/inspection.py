@@ -36,6 +36,7 @@ from tinker_recovery.journal.notebook import Notebook
 from tinker_recovery.journal.writer import Writer
 from tinker_recovery.recovery.admission import Admission
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
+from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.retention.verifier import Verifier
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.supervised import SupervisedRun
@@ -446,9 +447,14 @@ def crash_between_accept_and_connection(server: LocalTinker, for_s: float) -> so
     return made.result()
 
 
+def in_a_run(supervisor: Supervisor) -> Collaborators:
+    """What its runs work with; only inside the Supervisor."""
+    return supervisor._inside.collaborators
+
+
 def spare_of(supervisor: Supervisor, run: str) -> tuple[str, str] | None:
     """The checkpoint its spare client is loaded from, and that client's Tinker run, if it is."""
-    spares = supervisor._inside.collaborators.spares
+    spares = in_a_run(supervisor).spares
     spare = None if spares is None else spares._spares.get(run)
     if spare is None or spare.busy or spare.loaded is None or spare.connection is None:
         return None

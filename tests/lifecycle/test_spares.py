@@ -6,14 +6,22 @@ import asyncio
 from collections.abc import Callable
 from inspect import isawaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
 from inspection import spare_of, status_reader
 from loops import ADAM, MODEL, SEED, batch, policy, undisturbed_state, until
 
-from tinker_recovery import Attempt, Kind, RecoveryEvent, RecoveryPolicy, Run, Supervisor
+from tinker_recovery import (
+    Attempt,
+    Kind,
+    RecoveryEvent,
+    RecoveryPolicy,
+    Run,
+    Supervisor,
+)
+from tinker_recovery.recovery.spares import Spares
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -139,6 +147,52 @@ async def test_one_is_closed_when_the_service_is_out_of_reach_whoever_finds_that
 
     async with Supervisor(with_spares()) as supervisor:
         await supervisor.run(train, name="run", **START)
+
+
+class _Backend:
+    """Clients that are made when the test says so: which one is given away is all that counts."""
+
+    def __init__(self) -> None:
+        self.asked: list[anyio.Event] = []
+        self.closed: list[int] = []
+
+    async def connect(self, origin: object, **options: object) -> int:
+        del origin, options
+        number = len(self.asked)
+        self.asked.append(anyio.Event())
+        await self.asked[number].wait()
+        return number
+
+    async def close(self, connection: int, *said: object, deadline_s: float) -> None:
+        del said, deadline_s
+        self.closed.append(connection)
+
+
+async def test_what_was_being_loaded_in_an_outage_is_not_used_though_it_is_wanted_again() -> None:
+    """It may be from before the outage, and have lost what no canary shows."""
+    backend = _Backend()
+    async with anyio.create_task_group() as group:
+        spares = Spares(cast("Any", backend), with_spares(), group.start_soon)
+        spares.load("run", "path")
+        await until(lambda: len(backend.asked) == 1)
+        spares.distrust("run")
+        spares.load("run", "path")
+        spares.drop("other")
+        await until(lambda: len(backend.asked) == 2)
+        backend.asked[0].set()
+        await until(lambda: backend.closed == [0])
+        assert spares.take("run", "path") is None
+        backend.asked[1].set()
+        taken: list[object] = []
+
+        def is_taken() -> bool:
+            taken.append(spares.take("run", "path"))
+            return taken[-1] is not None
+
+        await until(is_taken)
+        assert taken[-1] == 1
+        await spares.aclose()
+    assert backend.closed == [0]
 
 
 async def test_one_that_is_still_being_loaded_is_not_waited_for(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class _Spare:
     """The spare of one run.
 
     Attributes:
-        wanted: Path of the checkpoint it is to be loaded from; None once the run is over.
+        wanted: Path of the checkpoint it is to be loaded from; None if it is to be closed.
         connection: The client, while nothing is being done to it.
         loaded: Path of the checkpoint it was loaded from.
         busy: Whether it is being loaded, or closed.
@@ -58,6 +58,7 @@ class Spares:
         self._policy = policy
         self._spawn = spawn
         self._spares: dict[str, _Spare] = {}
+        self._distrusted: list[_Spare] = []
         self._kept = policy.enabled and policy.standby == "loaded"
 
     def load(self, run: str, path: str) -> None:
@@ -66,7 +67,7 @@ class Spares:
             return
         spare = self._spares.setdefault(run, _Spare())
         spare.wanted = path
-        self._begin(run, spare)
+        self._begin(spare)
 
     def take(self, run: str, path: str) -> Connection | None:
         """The spare of this run, if it is loaded from this checkpoint; from now on the caller's."""
@@ -78,31 +79,37 @@ class Spares:
         return connection
 
     def distrust(self, run: str) -> None:
-        """Use the spare of this run for nothing any more; :meth:`drop` closes it."""
-        if (spare := self._spares.get(run)) is not None:
-            spare.wanted = spare.loaded = None
+        """Use the spare of this run for nothing any more; :meth:`drop` closes it.
+
+        Nor what is being loaded for it just now, even if the same checkpoint is wanted again.
+        """
+        if (spare := self._spares.pop(run, None)) is not None:
+            spare.wanted = None
+            self._distrusted.append(spare)
 
     def drop(self, run: str) -> None:
-        """The run is over: close its spare, in the background."""
-        spare = self._spares.get(run)
-        if spare is not None and self._kept:
-            spare.wanted = None
-            self._begin(run, spare)
+        """Close the spare of this run, and any that is distrusted, in the background."""
+        if self._kept:
+            self.distrust(run)
+            while self._distrusted:
+                self._begin(self._distrusted.pop())
 
     async def aclose(self) -> None:
         """Close them all; never raises an Exception. What is being loaded closes itself."""
         self._kept = False
-        for run, spare in list(self._spares.items()):
-            spare.wanted = None
+        for run in list(self._spares):
+            self.distrust(run)
+        while self._distrusted:
+            spare = self._distrusted.pop()
             if not spare.busy:
-                await self._work(run, spare)
+                await self._work(spare)
 
-    def _begin(self, run: str, spare: _Spare) -> None:
+    def _begin(self, spare: _Spare) -> None:
         if not spare.busy:
             spare.busy = True
-            self._spawn(functools.partial(self._work, run, spare))
+            self._spawn(functools.partial(self._work, spare))
 
-    async def _work(self, run: str, spare: _Spare) -> None:
+    async def _work(self, spare: _Spare) -> None:
         """Load it from what is wanted, again until nothing newer is; or close it."""
         spare.busy = True
         try:
@@ -116,8 +123,7 @@ class Spares:
         finally:
             spare.busy = False
             if spare.wanted is None:
-                self._spares.pop(run, None)
-                connection, spare.connection = spare.connection, None
+                connection, spare.connection, spare.loaded = spare.connection, None, None
                 await self._close(connection)
 
     async def _load(self, spare: _Spare, path: str) -> None:
