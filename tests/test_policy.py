@@ -156,6 +156,7 @@ def test_jitter_only_lengthens_and_never_by_more_than_its_share(
         (None, "off", None),
         (None, None, 600.0),
         (60.0, None, 60.0),
+        (2000.0, None, 1800.0),
     ],
 )
 def test_silence_is_warned_of_after_what_is_set_or_a_third_of_what_makes_it_a_fault(

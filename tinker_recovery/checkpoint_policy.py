@@ -199,7 +199,7 @@ class CheckpointPolicy(Frozen):
         if given.get("strategy") == "epoch":
             # A hundred steps is a sensible default, a hundred epochs is not.
             return {"save_every": 1, **given}
-        if "save_every" in given and "schedule" not in given:
+        if "save_every" in given and given.get("schedule") is None:
             return {"strategy": "steps", **given}
         return given
 

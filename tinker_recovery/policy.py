@@ -267,10 +267,14 @@ class RecoveryPolicy(Frozen):
         return most_s if slow_s is None else min(most_s, max(least_s, STALL_FACTOR * slow_s))
 
     def stall_warning_s(self, limit_s: float | None) -> float | None:
-        """Seconds without progress before the warning: as set, or a third of the limit."""
+        """Seconds without progress before the warning: as set, or a third; the limit at most."""
         if limit_s is None:
             return self.stall_warn_after_s
-        return limit_s / 3 if self.stall_warn_after_s is None else self.stall_warn_after_s
+        return (
+            limit_s / 3
+            if self.stall_warn_after_s is None
+            else min(limit_s, self.stall_warn_after_s)
+        )
 
     def create_deadline_s(self, missed: int) -> float:
         """Seconds to wait for a client without a word of the service.

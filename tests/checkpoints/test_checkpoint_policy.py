@@ -96,6 +96,7 @@ def test_what_a_strategy_ignores_is_refused_with_what_to_do(
 @pytest.mark.parametrize("save_every", [1, 100])
 def test_an_interval_that_is_set_is_obeyed_without_a_strategy(save_every: int) -> None:
     assert CheckpointPolicy().strategy == "auto"
+    assert CheckpointPolicy(save_every=save_every, schedule=None).strategy == "steps"
     policy = CheckpointPolicy(save_every=save_every)
     assert (policy.strategy, policy.save_every) == ("steps", save_every)
     assert CheckpointPolicy.model_validate(policy.model_dump()) == policy

@@ -105,12 +105,13 @@ async def test_one_that_is_in_the_way_of_a_limit_on_sessions_makes_room_with_a_w
 
     async def first(attempt: Attempt) -> None:
         await until(lambda: _standby(local, attempt) is not None)
-        local.inject(FaultRule("status", request="create_model", status=400, times=1))
+        limit = "concurrent training clients limit hit"
+        rule = FaultRule("status", request="create_model", status=400, message=limit, times=1)
+        local.inject(rule)
         await supervisor.run(functools.partial(train, steps=2), base_model=MODEL)
         await train(attempt, steps=STEPS)
 
-    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr("tinker_recovery.service.backend.is_limit", lambda _: True)
+    with caplog.at_level(logging.WARNING):
         async with Supervisor(policy(standby="session")) as supervisor:
             await supervisor.run(first, base_model=MODEL)
     assert [run.recoveries for run in supervisor.runs] == [[], []]

@@ -144,9 +144,13 @@ class SaveLedger:
         if self.under_way(step) is None:
             return self, False
         failures = self.failures + 1
-        reported = str(failures).strip("0") == "1"  # a power of ten
         left = tuple(each for each in self.in_flight if each.step != step)
-        return replace(self, in_flight=left, failures=failures), reported
+        return replace(self, in_flight=left, failures=failures), is_reported(failures)
+
+
+def is_reported(count: int) -> bool:
+    """Whether to report this one of a series: the first, tenth, hundredth and so on."""
+    return str(count).strip("0") == "1"
 
 
 def _extremes(

@@ -219,6 +219,7 @@ class RunRecord:
         """Called in the writer's thread when another process has taken the run."""
         self._recorder = recorder
         self._points = points
+        self._plan = NO_PLAN
         self._stepped_at = -math.inf
         self._sampled_at, self._samples = time.monotonic(), float(SAMPLES_AT_ONCE)
         self._lost = False
@@ -376,7 +377,7 @@ class RunRecord:
 
         ``sound`` if every request before it has succeeded; ``plan`` as for :meth:`stepped`.
         """
-        now = self._recorder.wall()
+        now, changed = self._recorder.wall(), self._changed(plan)
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute(
@@ -394,9 +395,14 @@ class RunRecord:
                 (step if sound else 0, now, self.id),
             )
             run_sql.note_tokens(connection, self.id, attempt, step, tokens)
-            run_sql.note_plan(connection, self.id, plan)
+            run_sql.note_plan(connection, self.id, changed)
 
         self.put(write, soon=True)
+
+    def _changed(self, plan: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The plan, if it is another one than was written last."""
+        before, self._plan = self._plan, plan
+        return NO_PLAN if plan == before else plan
 
     def is_due(self) -> bool:
         """Whether it is time for :meth:`stepped`; cheap, since it is asked after every step."""
@@ -419,6 +425,7 @@ class RunRecord:
         """
         self._stepped_at = time.monotonic()
         now, left = self._recorder.wall(), self.attempts_left()
+        changed = self._changed(plan)
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute(
@@ -432,7 +439,7 @@ class RunRecord:
                 (step, left, now, self.id),
             )
             run_sql.note_tokens(connection, self.id, attempt, ALL_TOKENS, tokens)
-            run_sql.note_plan(connection, self.id, plan)
+            run_sql.note_plan(connection, self.id, changed)
 
         self.put(write)
 

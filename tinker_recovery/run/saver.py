@@ -29,6 +29,7 @@ from tinker_recovery.checkpoints import (
     schedule_of,
 )
 from tinker_recovery.checkpoints.interval import Plan
+from tinker_recovery.checkpoints.ledger import is_reported
 from tinker_recovery.checkpoints.metadata import encode_loop_state, fitting
 from tinker_recovery.checkpoints.naming import SaveName, mark_of
 from tinker_recovery.checkpoints.policies import plan_of
@@ -235,6 +236,7 @@ class Saver:
             request = self.due(step) or self._save_again(step)
             if request is None and self._held_back:
                 self._note_left_out(step)
+            self._held_back = False  # a group may not ask this run at every step
             self._history.saves.passed(step)
             self._closed, self._at_boundary, self._began = self._now(), False, True
             self._declares, self._declared = self._declared, False
@@ -307,7 +309,7 @@ class Saver:
 
     def _note_left_out(self, step: int) -> None:
         self._history.left_out += 1
-        if str(self._history.left_out).strip("0") != "1":  # a power of ten
+        if not is_reported(self._history.left_out):
             return
         logger.warning(
             "run %s: step %d is due and not saved, as %d saves are under way%s. Steps left out so "
