@@ -70,9 +70,10 @@ class RecoveryPolicy(Frozen):
             wait.
         backoff_jitter: Each delay is lengthened by a random share of up to this much (0.1 is 10 %),
             never shortened, so that many runs of one incident do not retry at the same time.
-        max_concurrent_recoveries: The most recoveries at once. Those with the fewest attempts left
-            go first, then those with the oldest fault; one in backoff takes no slot. In a mass
-            incident one run is recovered first, and the others follow.
+        max_concurrent_recoveries: The most recoveries at once: two begin, and each that succeeds
+            lets one more begin, until none is left. Those with the fewest attempts left go first,
+            then those with the oldest fault; one in backoff takes no slot. In a mass incident one
+            run is recovered first, and the others follow.
         retryable_errors: Exception classes, or predicates over an exception, to recover from as
             well, whoever raises them. They are checked before the fault table.
         poll_interval_s: Seconds between two reads of a run's status.

@@ -109,6 +109,48 @@ def test_a_failure_while_others_succeed_is_the_runs_own() -> None:
     assert Admission(1).failed(Ticket(1, 0.0, 1)) == 0, "outside a mass failure it always is"
 
 
+def test_recoveries_begin_by_two_and_each_that_succeeds_lets_one_more_begin() -> None:
+    admission = Admission(5)
+    current = asked(admission, *(Ticket(3, float(n), 1) for n in range(12)))
+    sizes = []
+    while current:
+        sizes.append(len(current))
+        following: list[Ticket] = []
+        for ticket in current:
+            admission.succeeded()
+            admission.leave(ticket)
+            following += admission.admit()
+        current = following
+    assert sizes == [2, 4, 5, 1]
+    # Hours later, another burst: what the service can take by then is tried anew.
+    assert len(asked(admission, *(Ticket(3, float(n), 1) for n in range(9)))) == 2
+
+
+def test_recoveries_that_fail_let_no_further_ones_begin_beside_them() -> None:
+    admission = Admission(5)
+    current = asked(admission, *(Ticket(3, float(n), 1) for n in range(9)))
+    for _ in range(3):
+        assert len(current) == 2
+        for ticket in current:
+            admission.failed(ticket)
+            admission.leave(ticket)
+        current = admission.admit()
+
+
+def test_the_end_of_a_mass_failure_lets_two_go_and_keeps_what_the_probes_have_shown() -> None:
+    admission = Admission(5)
+    admission.be_careful(careful=True)
+    (probe,) = asked(admission, *(Ticket(3, float(n), 1) for n in range(9)))
+    admission.failed(probe)
+    admission.be_careful(careful=False)
+    assert admission.limit == 2
+    admission.be_careful(careful=True)
+    for _ in range(3):
+        admission.succeeded()
+    admission.be_careful(careful=False)
+    assert admission.limit == 4
+
+
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[int, list[tuple[str, int]]]:
     kind = st.sampled_from(

@@ -1,6 +1,7 @@
 """Which recoveries go ahead, in what order, and how a mass incident is noticed and handled.
 
-As many recoveries at once as the policy allows. A mass incident (a backend that takes many runs
+Two recoveries at once, and one more with each that succeeds, up to what the policy allows; once
+none is left, two again. A mass incident (a backend that takes many runs
 with it) is one incident and not hundreds: one recovery goes ahead as a probe, the others follow
 once it has succeeded, one more at a time. Until then a recovery that fails is held against the
 backend and not against its run, and all of them back off together.
@@ -33,6 +34,9 @@ MASS_RUNS = 10
 MASS_SHARE = 0.0025
 """Least share of all runs in a mass incident: of ten thousand runs that fail twice a day, some
 seven do so within half a minute with nothing in common."""
+
+AT_FIRST = 2
+"""Recoveries at once before any has succeeded: what a service can take is only seen by trying."""
 
 OLDEST_EVERY = 4
 """Every fourth slot goes to the oldest waiter, however urgent the others are."""
@@ -145,12 +149,15 @@ class Admission:
     """Decides which recovery gets the next slot.
 
     The run with the fewest attempts left goes first, and of equals the one with the oldest fault;
-    every fourth slot goes to the oldest waiter. During a mass incident, one at a time.
+    every fourth slot goes to the oldest waiter. During a mass incident, one at a time at first.
+
+    Args:
+        most: The most recoveries at once.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._limit = most
+        self._limit = self._at_first = min(AT_FIRST, most)
         self._careful = False
         self._closed = False
         self._waiting: list[Ticket] = []
@@ -171,11 +178,11 @@ class Admission:
         return 0 if self._closed else self._limit
 
     def be_careful(self, *, careful: bool) -> None:
-        """Probe with one recovery at a time, or return to the full limit."""
+        """Probe with one recovery at a time; or let what goes on begin as any other does."""
         if careful and not self._careful:
             self._limit, self._failures = 1, 0
         if not careful:
-            self._limit, self._closed = self._most, False
+            self._limit, self._closed = max(self._limit, self._at_first), False
         self._careful = careful
 
     def ask(self, ticket: Ticket) -> None:
@@ -188,6 +195,8 @@ class Admission:
         self._in_flight.discard(ticket)
         if ticket in self._waiting:
             self._waiting.remove(ticket)
+        if not (self._careful or self._in_flight or self._waiting):
+            self._limit = self._at_first
 
     def admit(self) -> list[Ticket]:
         """Admit whoever fits now; returns them."""
@@ -329,7 +338,7 @@ class Slots:
         return failures > 0
 
     def be_careful(self, *, careful: bool) -> None:
-        """Probe with one recovery at a time, or return to the full limit."""
+        """See :meth:`Admission.be_careful`."""
         self._admission.be_careful(careful=careful)
         self._admit()
 
