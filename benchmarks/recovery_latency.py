@@ -4,20 +4,20 @@
 new connection, and loads that take 2 s. The time from the poisoning to the first completed step
 after it, against a ``while: try/except`` in the same process that makes a new client from its
 checkpoint. There the load dominates, and then the number of round trips, of which the SDK makes 14
-for a new client. ``standby="session"``, the default, has seven of them behind it, and
-``standby="loaded"`` the others and the load as well. Both begin when what is on standby is ready,
-as it is after the first seconds of a run.
+for a new client. ``standby="session"``, the default, has seven of them behind it, and loads while
+it asks for the list of checkpoints; ``standby="loaded"`` has the others behind it as well, and the
+load. The fault strikes when what is on standby is ready, as it is after the first seconds of a run.
 
-**A service on the same machine**: each round trains a short run on a local server that poisons it
-at a random step, at pipeline depth 0, 1 or 2, and separates four parts. There the SDK's reading of
-certificates and its requests dominate.
+**A service on the same machine**, in a process of its own: each round trains a short run that is
+poisoned at a random step, at pipeline depth 0, 1 or 2, and separates four parts. There the SDK's
+reading of certificates and its requests dominate.
 
 - detection: from the server's poisoning to its detection by a failed call;
 - service: waiting for the service (list checkpoints, open a session, load);
 - own: everything else between detection and the first call of the new attempt;
 - first step: from that call to its result.
 
-Then, on a server in a process of its own, the time from each kind of fault to the first call of the
+Then the time from each kind of fault to the first call of the
 new attempt, that is, detection plus hand-over, beside the ways that start ``main()`` again. Of
 these, the 30-second poll with a fixed 5-second backoff is a footnote: all its time is waiting.
 
@@ -46,18 +46,20 @@ from _report import Bar, arguments, bars, rounds, table
 from tinker import APIFuture, types
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, Supervisor
+from tinker_recovery.checkpoints import AtSteps
 from tinker_recovery.service.backend import STANDBY_AFTER_S
-from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess, Network
+from tinker_recovery.testing import FaultRule, LocalTinkerProcess, Network
 
 STEPS = 20
+READY_S = STANDBY_AFTER_S + 0.3
+"""Until the standby session is open, as it would be after hours."""
 LIMIT_MS = 12.0
 FAR: dict[Literal["session", "loaded"], float] = {"session": 0.85, "loaded": 0.30}
 """What each standby may take over the loop in the same process, at the service far away."""
 RTT_S, LOAD_S = 0.1, 2.0
-FAR_FAULT, FAR_SAVE = 3, 2
-"""The step that is poisoned at the service far away, and the one saved before it."""
-READY_S = 8.0
-"""Until what is on standby is ready, at the service far away."""
+FAR_FAULT, FAR_SAVE = 18, 2
+"""The step that is poisoned at the service far away, and the one saved before it: 5 s, by when what
+is on standby is ready, and in which no connection has been idle."""
 
 IN_BAND = ("poison", "fail", "gone")
 STALL_S = 1.0
@@ -88,6 +90,8 @@ async def train(attempt: Attempt, depth: int, completed: list[float]) -> None:
         tuple[int, APIFuture[types.ForwardBackwardOutput], APIFuture[types.OptimStepResponse]]
     ] = deque()
     first = True
+    if attempt.number == 1:
+        await anyio.sleep(READY_S)
     for step in range(attempt.start_step, STEPS + depth):
         if step < STEPS:
             forward = attempt.client.forward_backward(batch(step), "cross_entropy")
@@ -101,12 +105,12 @@ async def train(attempt: Attempt, depth: int, completed: list[float]) -> None:
                 first = False
 
 
-async def one_round(server: LocalTinker, depth: int) -> Round:
+async def one_round(server: LocalTinkerProcess, depth: int) -> Round:
     """One poisoned run."""
     policy = RecoveryPolicy(
         enabled=True, poll_interval_s=60, checkpoints=CheckpointPolicy(save_every=5)
     )
-    server.inject(FaultRule("poison", at_step=random.randrange(1, STEPS)))
+    await server.inject(FaultRule("poison", at_step=random.randrange(1, STEPS)))
     completed: list[float] = []
     async with Supervisor(policy) as supervisor:
         await supervisor.run(
@@ -114,7 +118,7 @@ async def one_round(server: LocalTinker, depth: int) -> Round:
         )
     (run,) = supervisor.runs
     (recovery,) = run.recoveries
-    struck = server.fired[-1].monotonic
+    struck = (await server.fired())[-1].monotonic
     noticed = recovery.fault.detected_at
     called = run.attempts[-1].client.first_call_at or 0.0
     return Round(
@@ -138,13 +142,6 @@ RULES = {
 }
 
 
-async def in_peace_first(attempt: Attempt) -> None:
-    """Train; the fault strikes when the standby session is open, as it would after hours."""
-    if attempt.number == 1:
-        await anyio.sleep(STANDBY_AFTER_S + 0.3)
-    await train(attempt, depth=0, completed=[])
-
-
 async def ours(server: LocalTinkerProcess, kind: str) -> float:
     """Seconds from one fault to the first call of the new attempt."""
     rule = RULES[kind]
@@ -157,7 +154,9 @@ async def ours(server: LocalTinkerProcess, kind: str) -> float:
     )
     await server.inject(rule)
     async with Supervisor(policy) as supervisor:
-        await supervisor.run(in_peace_first, base_model="b", rank=8)
+        await supervisor.run(
+            functools.partial(train, depth=0, completed=[]), base_model="b", rank=8
+        )
     (run,) = supervisor.runs
     struck = [fault.monotonic for fault in await server.fired() if fault.rule == rule]
     return (run.attempts[-1].client.first_call_at or 0.0) - struck[-1]
@@ -221,8 +220,6 @@ async def far_ours(
 
     async def loop(attempt: Attempt) -> None:
         for step in range(attempt.start_step, FAR_FAULT + 1):
-            if step == FAR_FAULT and attempt.number == 1:
-                await anyio.sleep(READY_S)
             forward = attempt.client.forward_backward(batch(step), "cross_entropy")
             update = attempt.client.optim_step(ADAM)
             await forward
@@ -231,9 +228,8 @@ async def far_ours(
             if attempt.number > 1:
                 return
 
-    policy = RecoveryPolicy(
-        poll_interval_s=60, standby=standby, checkpoints=CheckpointPolicy(save_every=FAR_SAVE)
-    )
+    saves = CheckpointPolicy(schedule=AtSteps([FAR_SAVE]))
+    policy = RecoveryPolicy(poll_interval_s=60, standby=standby, checkpoints=saves)
     connect = functools.partial(tinker.ServiceClient, base_url=base_url, api_key=server.api_key)
     async with Supervisor(policy, service=connect) as supervisor:
         await supervisor.run(loop, base_model="b", rank=8)
@@ -283,12 +279,13 @@ async def far(*, quick: bool) -> list[Bar]:
 async def parts(*, quick: bool) -> Bar:
     """The first table, and our own part."""
     measured: dict[int, list[Round]] = {0: [], 1: [], 2: []}
-    async with LocalTinker() as server:
-        os.environ.update(TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key)
-        await one_round(server, 0)  # the first one pays for imports and connections
-        for _ in rounds(3 if quick else 40, within_s=QUICK_S if quick else None, least=1):
-            for depth, recoveries in measured.items():
-                recoveries.append(await one_round(server, depth))
+    with tempfile.TemporaryDirectory(prefix="recovery-latency-") as folder:
+        async with LocalTinkerProcess(Path(folder)) as server:
+            os.environ.update(TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key)
+            await one_round(server, 0)  # the first one pays for imports and connections
+            for _ in rounds(3 if quick else 40, within_s=QUICK_S if quick else None, least=1):
+                for depth, recoveries in measured.items():
+                    recoveries.append(await one_round(server, depth))
     names = [field.name for field in fields(Round)]
     rows = []
     for depth, recoveries in measured.items():

@@ -83,14 +83,10 @@ async def test_a_canary_that_fails_or_differs_ends_verify_as_an_error(
     local: LocalTinker, spans: InMemorySpanExporter
 ) -> None:
     """The first new client fails the canary, the second restores other weights than were saved."""
-    made = 0
 
     def note(event: RecoveryEvent) -> None:
-        nonlocal made
-        if event.name == names.EVENT_CLIENT_CREATED:
-            made += 1
-            if made == 1:
-                local.inject(FaultRule("fail", 10, "forward_backward"))
+        if event.name == names.EVENT_DETECTED:
+            local.inject(FaultRule("fail", 10, "forward_backward"))
         if event.name == names.EVENT_FAILED:
             local.inject(FaultRule("wrong_restore"))
 

@@ -183,6 +183,24 @@ class CheckpointState:
                 found.setdefault(step, []).append(path)
         return found
 
+    def newest_trusted(self, segments: Sequence[Segment]) -> str | None:
+        """Path of the newest checkpoint that may be restored, as far as is known here.
+
+        None if there is none, or another save may take the place of the one there is.
+        """
+        left_out = {*self.unusable, *self.unsettled()}
+        limits = {
+            segment.attempt: min(limit, self.trusted_to(segment.attempt))
+            for segment, limit in on_branch(segments)
+        }
+        trusted = (
+            (step, path)
+            for path, (attempt, step) in self.stored.items()
+            if step <= limits.get(attempt, -1) and path not in left_out
+        )
+        _, newest = max(trusted, default=(0, None))
+        return newest if newest is not None and _is_scheduled(newest) else None
+
     def distrust(self, attempt: str, above_step: float) -> None:
         """What an attempt saved above this step is not what its step number says."""
         self.limits[attempt] = min(above_step, self.limits.get(attempt, math.inf))
@@ -223,7 +241,7 @@ class CheckpointState:
 
         How long a save of the user's own lives is for the user to say.
         """
-        if path.rpartition("/")[2].startswith(SCHEDULED):
+        if _is_scheduled(path):
             self._ends[path] = ends
 
     def ended(self, path: str, *, now_s: float) -> str | None:
@@ -426,3 +444,7 @@ class CheckpointState:
             yield
         except JournalError as error:
             logger.error("run %s: %s", self.run, error)  # noqa: TRY400 - the message says it all
+
+
+def _is_scheduled(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(SCHEDULED)

@@ -11,7 +11,6 @@ import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import anyio
 from tinker import types
@@ -25,6 +24,7 @@ from tinker_recovery.errors import (
     OtherWeights,
     StatusUnavailable,
 )
+from tinker_recovery.recovery.ahead import Ahead
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.selection import (
     CheckpointSelection,
@@ -97,6 +97,8 @@ class Restore:
         self._ahead = ahead
         self._patience = patience or Patience(collaborators.policy.create_timeout_s)
         self._load_error: Exception | None = None
+        self._spare_taken = False
+        self._outages_before = 0
         self._selection = CheckpointSelection(run, collaborators, self._waiting, order)
 
     async def restore(self) -> Restored:
@@ -114,38 +116,79 @@ class Restore:
             Exception: Whatever else the service answered.
         """
         await self._guard.check()
-        # A session takes a while to open, and does not depend on what is chosen meanwhile.
-        opening = self._backend.open_ahead() if self._ahead else None
+        ahead = self._begin_ahead()
         try:
-            await self._run.checkpoints.refresh(self._collaborators)
-            chosen, origin = await self._choose()
+            if ahead.path is None:
+                await self._refresh()
+            else:
+                self._refresh_meanwhile()
+            while True:
+                try:
+                    chosen, origin = await self._choose()
+                except NoUsableCheckpoint:
+                    if self._load_error is None:
+                        raise
+                    # There is nothing else, so it is tried again, as long as attempts are left.
+                    self._run.checkpoints.skipped.clear()
+                    raise self._load_error from None
+                restored = await self._restore_from(chosen, origin, ahead)
+                if restored is not None:
+                    return restored
         except BaseException:
-            if opening is not None:
-                await self._backend.discard(opening)
+            await ahead.discard()
             raise
-        while True:
-            restored = await self._restore_from_spare(chosen)
-            if restored is not None:
-                if opening is not None:
-                    self._collaborators.spawn(functools.partial(self._backend.discard, opening))
-                return restored
-            restored = await self._restore_from(chosen, origin, opening)
-            if restored is not None:
-                return restored
-            opening = None
+
+    def _begin_ahead(self) -> Ahead:
+        """Begin with what does not depend on the choice, and with what is probably chosen."""
+        ahead = Ahead(self._backend, self._collaborators.spawn, self.discard)
+        if not self._ahead:
+            return ahead
+        expected = self._selection.expected()
+        if expected is None:
+            ahead.open()
+        elif (spare := self._take_spare(expected)) is not None:
+            self._outages_before, self._spare_taken = self._outages(), True
+
+            async def taken() -> Connection:
+                return spare
+
+            ahead.make(expected, taken, self._ask)
+        else:
+            asks = self._run.checkpoints.prompt.batch is not None
+            making = functools.partial(
+                self._backend.connect,
+                self._from(expected),
+                patience=self._patience,
+                pending=self._backend.open_ahead(),
+                announce=self._guard.announce,
+            )
+            ahead.make(expected, making, self._ask if asks else None)
+        return ahead
+
+    async def _refresh(self) -> None:
+        await self._run.checkpoints.refresh(self._collaborators)
+
+    def _refresh_meanwhile(self) -> None:
+        """Read the journal's notes while the newest checkpoints are being listed."""
+        refreshed = anyio.Event()
+
+        async def refresh() -> None:
             try:
-                chosen, origin = await self._choose()
-            except NoUsableCheckpoint:
-                if self._load_error is None:
-                    raise
-                # There is nothing else, so it is tried again, as long as attempts are left.
-                self._run.checkpoints.skipped.clear()
-                raise self._load_error from None
+                await self._refresh()
+            finally:
+                refreshed.set()
+
+        self._selection.notes_read = refreshed.wait
+        self._collaborators.spawn(refresh)
+
+    def _outages(self) -> int:
+        spares = self._collaborators.spares
+        return 0 if spares is None else spares.outages(self._run.name)
 
     async def _choose(self) -> tuple[Listed | None, Origin]:
         chosen = await self._selection.choose()
         if chosen is not None:
-            return chosen, FromCheckpoint(chosen.path, optimizer=self._policy.restore_optimizer)
+            return chosen, self._from(chosen.path)
         if self._run.origin is None:
             raise NoUsableCheckpoint(
                 f"run {self._run.name!r} has no checkpoint yet, and its first client cannot be "
@@ -153,38 +196,47 @@ class Restore:
             )
         return None, self._run.origin
 
-    async def _restore_from_spare(self, chosen: Listed | None) -> Restored | None:
-        """The run's spare client, if it is of this checkpoint, and the canary says so; else None.
+    def _from(self, path: str) -> Origin:
+        return FromCheckpoint(path, optimizer=self._policy.restore_optimizer)
+
+    def _take_spare(self, path: str) -> Connection | None:
+        """The run's spare client, if it is of this checkpoint and its weights can be verified."""
+        known, spares = self._run.checkpoints, self._collaborators.spares
+        at = known.stored.get(path)
+        if spares is None or known.prompt.batch is None or at is None:
+            return None
+        return spares.take(self._run.name, path) if known.canaries.expects(*at) else None
+
+    async def _restore_from_spare(self, chosen: Listed, ahead: Ahead) -> Restored | None:
+        """The run's spare client, if the canary agrees; else None.
 
         What is wrong with a spare says nothing of its checkpoint.
         """
-        known, record = self._run.checkpoints, None if chosen is None else chosen.record
-        spares = self._collaborators.spares
-        if spares is None or not self._ahead or chosen is None or record is None:
-            return None
-        if known.prompt.batch is None or not known.canaries.expects(record.attempt, record.step):
-            return None
-        connection = spares.take(self._run.name, chosen.path)
-        if connection is None:
-            return None
-        good = False
         try:
-            await self._announce(connection, chosen)
-            answers, objection = await self._verify(connection, chosen)
-            good = objection is None
+            with self._waiting:
+                connection = await ahead.take()
+            restored = None
+            try:
+                await self._announce_spare(connection, chosen)
+                answers, objection = await self._verify(connection, chosen, ahead)
+                if self._outages() != self._outages_before:
+                    objection = "an outage was met while the checkpoint was being chosen"
+                if objection is None:
+                    restored = Restored(connection, chosen.record, answers[0], chosen.source)
+            finally:
+                if restored is None:
+                    ahead.drop()
+                    self._collaborators.spawn(functools.partial(self.discard, connection))
         except LeaseLost:
             raise
         except Exception as error:  # noqa: BLE001 - the same is tried next without the spare
             objection = repr(error)
-        finally:
-            if not good:
-                self._collaborators.spawn(functools.partial(self.discard, connection))
         if objection is not None:
             logger.info("run %s: its spare client is not used: %s", self._run.name, objection)
             return None
-        return Restored(connection, record, answers[0], chosen.source)
+        return restored
 
-    async def _announce(self, connection: Connection, chosen: Listed) -> None:
+    async def _announce_spare(self, connection: Connection, chosen: Listed) -> None:
         attributes = {**as_attributes(chosen), names.SPARE: True}
         with phase(names.SPAN_CREATE, attributes) as span, self._waiting:
             await self._guard.announce_run(connection.run_id)
@@ -197,53 +249,78 @@ class Restore:
         )
 
     async def _restore_from(
-        self, chosen: Listed | None, origin: Origin, opening: Any
+        self, chosen: Listed | None, origin: Origin, ahead: Ahead
     ) -> Restored | None:
         """A client made from there; None if the checkpoint turned out to be bad."""
+        # What may be replaced is loaded once it has been listed, to be compared with that.
+        if chosen is None or chosen.path != ahead.path or chosen.rewritable:
+            ahead.drop()
+        elif self._spare_taken:
+            restored = await self._restore_from_spare(chosen, ahead)
+            if restored is not None:
+                return restored
+            ahead.open()
         try:
-            connection = await self._connect(chosen, origin, opening)
+            connection = await self._connect(chosen, origin, ahead)
         except Exception as error:
-            if chosen is None or isinstance(error, LeaseLost):
-                raise
-            reason = f"the service does not load it: {error}"
-            if is_refused(error):
-                await self._reject(chosen, reason)
-            elif is_failed(error) and self._run.checkpoints.note_load_failed(chosen.path, reason):
-                self._load_error = error
-                self._collaborators.events.emit(
-                    names.EVENT_CHECKPOINT_SKIPPED,
-                    self._run.name,
-                    f"{chosen.path} is passed over in this recovery: {reason}",
-                    {names.CHECKPOINT_PATH: chosen.path, names.REASON: reason},
-                )
-            else:
+            if chosen is None or not await self._is_passed_over(chosen, error):
                 raise
             return None
-        record = None if chosen is None else chosen.record
         good = False
         try:
             if chosen is not None and await self._was_replaced(chosen):
                 return None
-            answers, objection = await self._verify(connection, chosen)
+            answers, objection = await self._verify(connection, chosen, ahead)
             good = objection is None
         finally:
             if not good:
+                ahead.drop()
                 await self.discard(connection)
-        if objection is None:
-            source = None if chosen is None else chosen.source
-            return Restored(connection, record, answers[0] if answers else None, source)
-        if chosen is None or record is None:
+        if objection is not None:
+            await self._reject_weights(chosen, answers, objection)
+            return None
+        if chosen is None:
+            return Restored(connection, None, answers[0] if answers else None)
+        return Restored(connection, chosen.record, answers[0] if answers else None, chosen.source)
+
+    async def _is_passed_over(self, chosen: Listed, error: Exception) -> bool:
+        """Whether another checkpoint is tried, as this one does not load."""
+        reason = f"the service does not load it: {error}"
+        if isinstance(error, LeaseLost):
+            return False
+        if is_refused(error):
+            await self._reject(chosen, reason)
+            return True
+        if not is_failed(error) or not self._run.checkpoints.note_load_failed(chosen.path, reason):
+            return False
+        self._load_error = error
+        self._collaborators.events.emit(
+            names.EVENT_CHECKPOINT_SKIPPED,
+            self._run.name,
+            f"{chosen.path} is passed over in this recovery: {reason}",
+            {names.CHECKPOINT_PATH: chosen.path, names.REASON: reason},
+        )
+        return True
+
+    async def _reject_weights(
+        self, chosen: Listed | None, answers: list[Answer], objection: str
+    ) -> None:
+        """Never use the checkpoint again whose weights are others, by the canary's answers.
+
+        Raises:
+            OtherWeights: It cannot be blamed, or not yet.
+        """
+        if chosen is None or chosen.record is None:
             raise OtherWeights(
                 f"run {self._run.name!r} was started over, and its weights are not the ones it "
                 f"began with: {objection}"
             )
-        if not self._run.checkpoints.rejects(record, answers):
+        if not self._run.checkpoints.rejects(chosen.record, answers):
             raise OtherWeights(
                 f"the canary answered with numbers that are not finite on weights restored "
                 f"from {chosen.path}; if it does so again, the next older is used"
             )
         await self._reject(chosen, objection)
-        return None
 
     async def _was_replaced(self, chosen: Listed) -> bool:
         """Whether another save has taken its place since it was listed: that may have been loaded.
@@ -264,7 +341,8 @@ class Restore:
     async def _reject(self, chosen: Listed, reason: str) -> None:
         await self._run.checkpoints.reject(chosen.path, reason, self._collaborators)
 
-    async def _connect(self, chosen: Listed | None, origin: Origin, opening: Any) -> Connection:
+    async def _connect(self, chosen: Listed | None, origin: Origin, ahead: Ahead) -> Connection:
+        """The client made ahead, if it is of the one chosen; else one that is made now."""
         connection: Connection | None = None
         announced = False
         try:
@@ -273,12 +351,15 @@ class Restore:
                 {**as_attributes(chosen), names.RESTORE_OPTIMIZER: self._policy.restore_optimizer},
             ) as span:
                 with self._waiting:
-                    connection = await self._backend.connect(
-                        origin,
-                        patience=self._patience,
-                        pending=opening,
-                        announce=self._guard.announce,
-                    )
+                    if chosen is not None and chosen.path == ahead.path:
+                        connection = await ahead.take()
+                    else:
+                        connection = await self._backend.connect(
+                            origin,
+                            patience=self._patience,
+                            pending=ahead.session(),
+                            announce=self._guard.announce,
+                        )
                     await self._guard.announce_run(connection.run_id)
                 span.set_attribute(names.RUN_ID, connection.run_id)
                 self._collaborators.events.emit(
@@ -294,22 +375,26 @@ class Restore:
         return connection
 
     async def _verify(
-        self, connection: Connection, chosen: Listed | None
+        self, connection: Connection, chosen: Listed | None, ahead: Ahead
     ) -> tuple[list[Answer], str | None]:
         """What the canary answers on the new client, and the objection to using it, if any.
 
         It is asked again before there is one: an answer may be off once.
+
+        Args:
+            connection: The client.
+            chosen: What it was made from.
+            ahead: What may have asked for it already.
         """
-        known = self._run.checkpoints
         answers: list[Answer] = []
+        known = self._run.checkpoints
         objection: str | None = None
-        prompt = known.prompt.batch
-        if prompt is None:
+        if known.prompt.batch is None:
             return answers, None
         with phase(names.SPAN_VERIFY, as_attributes(chosen)) as span, self._waiting:
             record = None if chosen is None else chosen.record
             while not answers or (objection is not None and len(answers) < ASKED):
-                answers.append(await self._ask(connection, prompt))
+                answers.append(await ahead.answer_of(connection) or await self._ask(connection))
                 if len(answers) > 1:
                     known.canaries.measure(*answers[-2:])
                 objection = known.canary_objection(record, answers)
@@ -317,9 +402,10 @@ class Restore:
                 refuse(span, names.BAD_CHECKPOINT, objection)
         return answers, objection
 
-    async def _ask(self, connection: Connection, prompt: list[types.Datum]) -> Answer:
-        asking = connection.training.forward(prompt, "cross_entropy")
-        self._run.checkpoints.prompt.spent += tokens_in(prompt)
+    async def _ask(self, connection: Connection) -> Answer:
+        prompt = self._run.checkpoints.prompt
+        asking = connection.training.forward(prompt.batch or [], "cross_entropy")
+        prompt.spent += tokens_in(prompt.batch or [])
         with patiently("running the canary on a restored client", self._patience):
             return answer_of(await result_of(asking.future()))
 

@@ -8,10 +8,12 @@ first, and an older one listed only if nothing on the newer can be used.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from anyio.lowlevel import checkpoint
 
 from tinker_recovery.checkpoints import (
     AtPath,
@@ -115,10 +117,26 @@ class CheckpointSelection:
         self._waiting = waiting
         self._inspector = Inspector(collaborators.reader)
         self._may_compare = not isinstance(want, AtPath | AtStep)
-        self.order = order or BranchOrder(run, want, collaborators.reader, waiting)
+        self._newest = order is None and isinstance(want, Latest)
+        self.order = order or BranchOrder(
+            run, want, collaborators.reader, waiting, self._read_notes
+        )
         """In which order they are tried."""
+        self.notes_read: Callable[[], Awaitable[object]] | None = None
+        """Waits until the journal's notes are read, if that is done while a list is asked for."""
         self.refused: dict[str, str] = {}
         """What the newest choice passed over: path to reason."""
+
+    async def _read_notes(self) -> None:
+        if self.notes_read is not None:
+            await self.notes_read()
+
+    def expected(self) -> str | None:
+        """Path of the checkpoint that is probably going to be chosen, as far as is known here.
+
+        None if that is not known, or a policy other than "latest" has all of them compared.
+        """
+        return self._run.checkpoints.newest_trusted(self._run.segments) if self._newest else None
 
     async def choose(self, *, announce: bool = True) -> Listed | None:
         """The checkpoint to restore, or None to start over.
@@ -227,9 +245,15 @@ class BranchOrder:
     """The checkpoints on the branch a supervised run is on, by what the policy wants."""
 
     def __init__(
-        self, run: RestorableRun, want: Wanted, reader: StatusReader, waiting: ServiceTime
+        self,
+        run: RestorableRun,
+        want: Wanted,
+        reader: StatusReader,
+        waiting: ServiceTime,
+        notes_read: Callable[[], Awaitable[object]] = checkpoint,
     ) -> None:
         self._run = run
+        self._notes_read = notes_read
         self._want = want
         self._reader = reader
         self._waiting = waiting
@@ -296,6 +320,7 @@ class BranchOrder:
             else:
                 with self._waiting:
                     listed = await list_checkpoints(self._reader, segment.run_id)
+            await self._notes_read()
             trusted = min(limit, known.trusted_to(segment.attempt))
             if not listed:
                 refused |= self._ended(segment, trusted)

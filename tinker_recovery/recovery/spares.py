@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ class Spares:
         self._spawn = spawn
         self._spares: dict[str, _Spare] = {}
         self._distrusted: list[_Spare] = []
+        self._outages: Counter[str] = Counter()
         self._kept = policy.enabled and policy.standby == "loaded"
 
     def load(self, run: str, path: str) -> None:
@@ -83,9 +85,14 @@ class Spares:
 
         Nor what is being loaded for it just now, even if the same checkpoint is wanted again.
         """
+        self._outages[run] += 1
         if (spare := self._spares.pop(run, None)) is not None:
             spare.wanted = None
             self._distrusted.append(spare)
+
+    def outages(self, run: str) -> int:
+        """How often :meth:`distrust` was called: what was taken before may not be used after."""
+        return self._outages[run]
 
     def drop(self, run: str) -> None:
         """Close the spare of this run, and any that is distrusted, in the background."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any
 
@@ -115,6 +116,8 @@ class PendingSession:
             return self.service if self.finished.done() else None
 
     def _run(self) -> None:
+        # Gives the interpreter's lock back to who started this thread, and waits for that just now.
+        time.sleep(0.001)
         try:
             _collect_earlier_clients()
             self.service = self._factory()

@@ -23,6 +23,9 @@ from tinker_recovery.testing._store import Store
 from tinker_recovery.testing._wire_faults import WireFaults
 
 _POLL_S = 0.005
+KEEP_ALIVE_S = 60
+"""Seconds after which an idle connection is closed, as the load balancers of clouds do by default.
+uvicorn's own 5 s would have every poll of a status begin with the handshakes of a new one."""
 
 
 class _Server(uvicorn.Server):
@@ -150,6 +153,7 @@ class Host:
                 lifespan="off",
                 ws="none",
                 date_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
 

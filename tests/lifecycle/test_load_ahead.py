@@ -1,0 +1,101 @@
+"""The newest checkpoint known is loaded while the list is still being asked for."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from inspection import expect_size
+from loops import ADAM, MODEL, SEED, batch, quick, train, undisturbed_state
+
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
+from tinker_recovery.telemetry import names
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 14
+
+
+def _loads(local: LocalTinker) -> int:
+    return local.stats.by_route.get("load_weights", 0)
+
+
+async def test_a_load_has_begun_before_the_service_has_said_what_there_is(
+    local: LocalTinker,
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    loads: list[int] = []
+
+    def note(event: RecoveryEvent) -> None:
+        if event.name == names.EVENT_DETECTED:
+            local.inject(FaultRule("slow", None, "run_checkpoints", delay_s=1.0, times=1))
+        if event.name == names.EVENT_CHECKPOINT_SELECTED:
+            loads.append(_loads(local) - before)
+
+    before = _loads(local)
+    local.poison(at_step=12)
+    async with Supervisor(quick(), on_event=note) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
+        )
+    (run,) = supervisor.runs
+    assert loads == [1]
+    assert _loads(local) - before == 1, "and it was not loaded twice"
+    assert [attempt.start_step for attempt in run.attempts] == [0, 10]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+@pytest.mark.parametrize("why", ["is not listed any more", "has another size", "does not load"])
+async def test_the_choice_has_the_last_word_and_what_was_loaded_for_another_is_closed(
+    local: LocalTinker, why: str
+) -> None:
+    """The fixture sees to it that no session is left open."""
+    expected = await undisturbed_state(local, steps=STEPS)
+    newest: list[str] = []
+
+    def note(event: RecoveryEvent) -> None:
+        if event.name == names.EVENT_CHECKPOINT_SAVED and not newest:
+            path = str(event.fields[names.CHECKPOINT_PATH])
+            if "/step-00000010-" in path:
+                newest.append(path)
+                if why == "has another size":
+                    expect_size(supervisor.runs[0], path, 7)
+        if event.name == names.EVENT_DETECTED and why == "is not listed any more":
+            local.damage(newest[0], "deleted")
+        if event.name == names.EVENT_DETECTED and why == "does not load":
+            local.damage(newest[0], "truncated")
+
+    local.poison(at_step=12)
+    async with Supervisor(quick(), on_event=note) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
+        )
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_what_another_save_may_still_replace_is_listed_before_it_is_loaded(
+    local: LocalTinker,
+) -> None:
+    """Otherwise what was loaded and what was listed might be two things of one name."""
+    loads: list[int] = []
+
+    async def overwriting(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+            await forward
+            await attempt.client.save_state("latest", overwrite=True)
+
+    def note(event: RecoveryEvent) -> None:
+        if event.name == names.EVENT_DETECTED:
+            local.inject(FaultRule("slow", None, "run_checkpoints", delay_s=1.0, times=1))
+        if event.name == names.EVENT_CHECKPOINT_SELECTED:
+            loads.append(_loads(local))
+
+    local.poison(at_step=12)
+    given = quick(checkpoints=CheckpointPolicy(save_every=100))
+    async with Supervisor(given, on_event=note) as supervisor:
+        await supervisor.run(overwriting, base_model=MODEL, rank=8, seed=SEED)
+    assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [0, 11]
+    assert loads == [0]
