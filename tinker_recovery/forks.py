@@ -15,6 +15,18 @@ from tinker_recovery.errors import UsageError
 
 _T = TypeVar("_T")
 
+_here = os.getpid()
+"""Of this process. A look at it is asked for ten times a training step, and a system call each time
+would take longer than all else that is ours."""
+
+
+def _note_fork() -> None:
+    global _here  # noqa: PLW0603 - a forked child has a copy of every module, and no other way to know
+    _here = os.getpid()
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
 
 class HomeProcess:
     """The process in which this was made."""
@@ -22,12 +34,12 @@ class HomeProcess:
     __slots__ = ("pid",)
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
+        self.pid = _here
 
     @property
     def is_here(self) -> bool:
         """Whether this is that process, and not one forked from it."""
-        return os.getpid() == self.pid
+        return self.pid == _here
 
     def check(self, what: object) -> None:
         """Refuse the use of something outside its process.
@@ -35,10 +47,10 @@ class HomeProcess:
         Raises:
             UsageError: This process was forked from the one in which it was made.
         """
-        if os.getpid() != self.pid:
+        if self.pid != _here:
             raise UsageError(
                 f"this {type(what).__name__} is of process {self.pid} and cannot be used in "
-                f"process {os.getpid()}, which was forked from it: hand what was computed here "
+                f"process {_here}, which was forked from it: hand what was computed here "
                 "back to that process, and use it there"
             )
 

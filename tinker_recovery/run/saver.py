@@ -16,7 +16,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tinker_recovery.checkpoints import (
@@ -35,6 +34,7 @@ from tinker_recovery.checkpoints.naming import SaveName, mark_of
 from tinker_recovery.checkpoints.policies import plan_of
 from tinker_recovery.checkpoints.trail import Trail
 from tinker_recovery.errors import UsageError
+from tinker_recovery.run.boundary import Asked, Boundary
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.telemetry import names
 
@@ -47,15 +47,6 @@ logger = logging.getLogger(names.SCOPE)
 
 STOP_AFTER = 3
 """Failed saves in a row after which ``on_save_failure="stop"`` ends the run."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Boundary:
-    """What the loop has set by the end of an optimizer step; its state as JSON."""
-
-    epoch: int
-    loop_state: str | None
-    metrics: Mapping[str, float] = field(compare=False)
 
 
 class Saver:
@@ -86,6 +77,7 @@ class Saver:
         self._stops = policy.on_save_failure == "stop"
         self._most_in_flight = policy.max_saves_in_flight
         self._held_back = False
+        self._not_due: Asked | None = None
         self._counts_epochs = counts_epochs(policy)
         self._lineage = run.lineage
         self._run_name = run.given_name
@@ -115,7 +107,7 @@ class Saver:
         self._set_ahead = self._declared = False
         self._declares = self.loop_state is not None
         self._epoch_ended = self._ends = False
-        self._saved_as: tuple[int, _Boundary] | None = None
+        self._saved_as: tuple[int, Boundary] | None = None
         self._again = 0
         self._metrics: Mapping[str, float] = {}
         # A loop that reports ahead of each batch means that batch, not the one before.
@@ -182,11 +174,11 @@ class Saver:
             )
         self._declared, self._seen_state = True, seen
 
-    def _now(self) -> _Boundary:
+    def _now(self) -> Boundary:
         metrics = self._step_metrics if self._reports_ahead else self._metrics
-        return _Boundary(self.epoch, self._seen_state, metrics)
+        return Boundary(self.epoch, self._seen_state, metrics)
 
-    def _standing(self) -> _Boundary:
+    def _standing(self) -> Boundary:
         """What belongs to the newest optimizer step."""
         return self._now() if self._at_boundary else self._closed
 
@@ -285,17 +277,22 @@ class Saver:
 
     def decides(self, step: int, *, end: bool = False) -> bool:
         """Whether the run's own schedule has this step saved."""
-        standing = self._standing()
+        standing, now_s = self._standing(), self._monotonic()
+        asked = Asked(step, end, now_s, standing, self._ledger)
+        if self._not_due is not None and self._not_due.answers(asked):
+            return False
         decision = self._ledger.ask(
             self._schedule,
             most=self._most,
             step=step,
-            now_s=self._monotonic(),
+            now_s=now_s,
             epoch=standing.epoch,
             metrics=standing.metrics,
             end=end,
             evidence=self._history.evidence,
         )
+        if not decision.due and not decision.left_out:
+            self._not_due = asked
         if decision.stands_in and not self._history.stands_in:
             self._history.stands_in = True
             logger.warning(

@@ -82,38 +82,47 @@ def bound(reply: httpx.Response, limit: int, *, allowed: str, unpack: bool = Tru
         ReplyTooLarge: Its headers say that it is more, or packed otherwise. While it is read, the
             same is raised as soon as it is.
     """
-    where = reply.request.url.path if unpack else "a file"
     coding = reply.headers.get("Content-Encoding", "identity").strip().lower()
     if coding != "identity" and not (unpack and coding == ACCEPTED):
         asked = ACCEPTED if unpack else "identity"
+        where = reply.request.url.path if unpack else "a file"
         raise ReplyTooLarge(
             f"the answer to {where} is packed with {coding[:40]}, although {asked} was asked for",
             status_code=reply.status_code,
         )
-    error = ReplyTooLarge(
-        f"the answer to {where} has more than {allowed}", status_code=reply.status_code
-    )
+
+    def too_large() -> ReplyTooLarge:
+        where = reply.request.url.path if unpack else "a file"
+        return ReplyTooLarge(
+            f"the answer to {where} has more than {allowed}", status_code=reply.status_code
+        )
+
     length = reply.headers.get("Content-Length", "")
     if length.isdecimal() and (len(length) > 19 or int(length) > limit):  # noqa: PLR2004 - 64 bits
-        raise error
+        raise too_large()
     if reply.is_stream_consumed:
         if len(reply.content) > limit:  # of a transport that had read it all
-            raise error
+            raise too_large()
         return
     if coding == ACCEPTED:
         del reply.headers["Content-Encoding"]
     stream = reply.stream
     assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - of an AsyncClient
-    reply.stream = _Bounded(stream, limit, error, packed=coding == ACCEPTED)
+    reply.stream = _Bounded(stream, limit, too_large, packed=coding == ACCEPTED)
 
 
 class _Bounded(httpx.AsyncByteStream):
     def __init__(
-        self, stream: httpx.AsyncByteStream, limit: int, error: ReplyTooLarge, *, packed: bool
+        self,
+        stream: httpx.AsyncByteStream,
+        limit: int,
+        too_large: Callable[[], ReplyTooLarge],
+        *,
+        packed: bool,
     ) -> None:
         self._stream = stream
         self._limit = limit
-        self._error = error
+        self._too_large = too_large
         self._unpacker = zlib.decompressobj(_GZIP) if packed else None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -123,7 +132,7 @@ class _Bounded(httpx.AsyncByteStream):
             out = self._unpacked(piece, self._limit - total + 1)
             total += len(out)
             if raw > self._limit or total > self._limit:
-                raise self._error
+                raise self._too_large()
             if out:
                 yield out
             if self._unpacker is not None and self._unpacker.eof:

