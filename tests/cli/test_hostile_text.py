@@ -257,7 +257,7 @@ async def _printed(arguments: list[str]) -> str:
     return done.stdout.decode()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "sft\nrun other: all is well"])
 def test_the_log_shows_names_and_errors_as_text(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -268,6 +268,7 @@ def test_the_log_shows_names_and_errors_as_text(
         logging.getLogger("tinker_recovery").warning("run %s", name, exc_info=error)
     assert as_text(name) in caplog.messages[0]
     for record in caplog.records:
+        assert "\n" not in record.getMessage(), "it would begin a line that we never wrote"
         said = logging.Formatter("%(message)s").format(record)
         assert all(each.isprintable() or each == "\n" for each in said), repr(said)
 

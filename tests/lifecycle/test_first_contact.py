@@ -7,6 +7,7 @@ import functools
 import http.server
 import itertools
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -74,8 +76,29 @@ async def _printed(base_url: str, name: str) -> str:
     return done.stderr
 
 
+def _own_certificate(folder: Path) -> ssl.SSLContext:
+    """A server's side of TLS, with a certificate that only itself has signed."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no `openssl` on PATH, which makes the certificate")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(  # noqa: S603 - our own command
+        [
+            *[openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"],
+            *["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
+            *["-keyout", str(key), "-out", str(certificate)],
+        ],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
 @contextmanager
-def _page(status: int) -> Iterator[str]:
+def _page(status: int, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """A web server that is no Tinker service; its address."""
 
     class Page(http.server.BaseHTTPRequestHandler):
@@ -91,10 +114,15 @@ def _page(status: int) -> Iterator[str]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    if tls is not None:
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     serving = threading.Thread(target=server.serve_forever, args=(0.01,))
     serving.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        scheme = "http" if tls is None else "https"
+        yield f"{scheme}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
@@ -338,11 +366,12 @@ def _raised_from(*chain: BaseException) -> BaseException:
     [
         ("no such name", "the name of the host does not resolve"),
         ("TLS at a plain port", "the encrypted connection (TLS) cannot be set up"),
+        ("a certificate of nobody's", "the encrypted connection (TLS) cannot be set up"),
         ("silent", "nothing answers in time"),
     ],
 )
 async def test_how_a_service_is_out_of_reach_is_said_of_real_sockets(
-    monkeypatch: pytest.MonkeyPatch, way: str, said: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str, said: str
 ) -> None:
     monkeypatch.setattr(claims, "LOOK_S", 0.05)
     monkeypatch.setenv("TINKER_API_KEY", WRONG)
@@ -352,6 +381,8 @@ async def test_how_a_service_is_out_of_reach_is_said_of_real_sockets(
         elif way == "silent":
             silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        elif way == "a certificate of nobody's":
+            address = stack.enter_context(_page(404, _own_certificate(tmp_path)))
         else:
             address = stack.enter_context(_page(404)).replace("http:", "https:")
         monkeypatch.setenv("TINKER_BASE_URL", address)

@@ -184,6 +184,11 @@ def redact_error(error: BaseException) -> BaseException:
     return error if redact_value(texts) is texts else ErrorStandIn(error)
 
 
+def _in_one_line(argument: object) -> object:
+    text = str(argument)
+    return argument if "\n" not in text else as_text(text)
+
+
 class RedactingFilter(logging.Filter):
     """Redacts a log record in place, and lets it pass.
 
@@ -211,10 +216,14 @@ class RedactingFilter(logging.Filter):
                 record.exc_info = (ErrorStandIn, stand_in, record.exc_info[2])
         try:
             message = record.getMessage()
+            if isinstance(record.args, tuple) and "\n" in message:
+                # Lines end where the format says so: one that a name or an error begins could look
+                # like another record.
+                message = str(record.msg) % tuple(_in_one_line(each) for each in record.args)
         except Exception:  # noqa: BLE001 - logging itself reports arguments that do not fit
             return True
         shown = as_text(redact(message), lines=True)
-        if shown != message:
+        if shown != record.getMessage():
             record.msg, record.args = shown, None
         return True
 
