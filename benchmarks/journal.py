@@ -152,9 +152,9 @@ def main() -> None:
     bars(
         "journal",
         [
-            Bar("held up, of a commit each", held_up["journal"] / held_up["commit each"], 0.2),
-            Bar("bytes per event", size / count, 500),
-            Bar("slowest question ms", max(asked.values()), 250),
+            Bar("held up, of a commit each", held_up["journal"] / held_up["commit each"], 0.06),
+            Bar("bytes per event", size / count, 300),
+            Bar("slowest question ms", max(asked.values()), 25),
         ],
         as_json=given.json,
     )

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import itertools
 import json
 import logging
@@ -39,6 +40,7 @@ import httpx
 from _plain_loop import ADAM, batch
 from _report import Bar, arguments, bars, table
 from pydantic import SecretStr
+from tinker._client import AsyncTinker
 
 from tinker_recovery import (
     Attempt,
@@ -61,6 +63,8 @@ SIZES = {"recoveries": (300, 30), "checkpoints": (10_000, 10_000)}
 """How many, and with --quick."""
 IN_EACH = 10
 """Checkpoints of a Tinker run, where there are many."""
+SIDE_BY_SIDE = 10
+"""Runs whose HTTP clients are counted."""
 WARM = 10
 """Recoveries left out at first: code and connections are new, and nothing is deleted yet."""
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -148,6 +152,17 @@ async def choose(made: History, *, usable: bool) -> float:
     return took
 
 
+async def read(made: History) -> float:
+    """CPU seconds of reading the lists alone, as the SDK reads them."""
+    endpoint = Endpoint("http://127.0.0.1:1", SecretStr("tml-none"))
+    transport = httpx.MockTransport(made.answer)
+    async with StatusReader(endpoint, transport=transport) as reader:
+        began = time.process_time()
+        for segment in made.segments:
+            await reader.checkpoints(segment.run_id)
+        return time.process_time() - began
+
+
 def plainly(made: History) -> float:
     """CPU seconds of the least there is to do."""
     began = time.process_time()
@@ -222,15 +237,45 @@ async def recoveries(count: int) -> Recoveries:
     return Recoveries([later - before for before, later in itertools.pairwise(asked)], own)
 
 
+async def http_clients() -> float:
+    """The HTTP clients of the SDK that a run holds while it trains, the standby session's excluded.
+
+    Counted over runs side by side, each behind its first saves.
+    """
+    saved, over = [], anyio.Event()
+
+    async def train(attempt: Attempt) -> None:
+        await one_step(attempt)
+        saved.append(attempt)
+        await over.wait()
+
+    policy = RecoveryPolicy(checkpoints=CheckpointPolicy(save_every=1), standby="none")
+    with tempfile.TemporaryDirectory(prefix="long-run-") as folder:
+        async with LocalTinkerProcess(root=Path(folder)) as server:
+            os.environ.update(
+                TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key, TINKER_TELEMETRY="0"
+            )
+            async with Supervisor(policy) as supervisor, anyio.create_task_group() as group:
+                for _ in range(SIDE_BY_SIDE):
+                    group.start_soon(functools.partial(supervisor.run, train, base_model="b"))
+                while len(saved) < SIDE_BY_SIDE:  # noqa: ASYNC110 - several attempts set it
+                    await anyio.sleep(0.05)
+                gc.collect()
+                held = sum(isinstance(each, AsyncTinker) for each in gc.get_objects())
+                over.set()
+    return held / SIDE_BY_SIDE
+
+
 def main() -> None:
     """Measure, and print."""
     given = arguments(__doc__, SIZES)
     logging.disable(logging.WARNING)  # each recovery is said
     rounds = 3 if given.quick else 9
     one, many = history(given.checkpoints, given.checkpoints), history(given.checkpoints, IN_EACH)
-    times: dict[str, list[float]] = {"plain": [], "in one": [], "in many": []}
+    times: dict[str, list[float]] = {"plain": [], "read": [], "in one": [], "in many": []}
     for _ in range(rounds):
         times["plain"].append(plainly(one))
+        times["read"].append(asyncio.run(read(one)))
         times["in one"].append(asyncio.run(choose(one, usable=True)))
         times["in many"].append(asyncio.run(choose(many, usable=False)))
     took = {which: statistics.median(each) for which, each in times.items()}
@@ -238,10 +283,12 @@ def main() -> None:
         (f"of {given.checkpoints:,} checkpoints", "CPU s"),
         [
             ("JSON parsed, and the most steps", f"{took['plain']:.3f}"),
+            ("the list read, as by the SDK", f"{took['read']:.3f}"),
             ("one chosen, all in one Tinker run", f"{took['in one']:.3f}"),
             (f"none usable, {IN_EACH} in each Tinker run", f"{took['in many']:.3f}"),
         ],
     )
+    clients = anyio.run(http_clients)
     measured = anyio.run(recoveries, given.recoveries)
     requests, own = measured.ends()
     print()
@@ -255,7 +302,11 @@ def main() -> None:
     bars(
         "long run",
         [
-            Bar(f"choose one of {given.checkpoints:,} listed, CPU s", took["in one"], 0.5),
+            Bar(
+                f"choose one of {given.checkpoints:,} listed, CPU s beyond reading the list",
+                took["in one"] - took["read"],
+                0.5,
+            ),
             Bar(
                 f"refuse {given.checkpoints:,}, {IN_EACH} in each listing, CPU of choosing one",
                 took["in many"] / took["in one"],
@@ -263,6 +314,7 @@ def main() -> None:
             ),
             Bar("requests of a recovery, last quarter over first", requests[1] / requests[0], 1.2),
             Bar("own time of a recovery, last quarter over first", own[1] / own[0], 1.2),
+            Bar("HTTP clients of the SDK that a training run holds", clients, 3.0),
         ],
         as_json=given.json,
     )

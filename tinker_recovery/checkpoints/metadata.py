@@ -10,6 +10,8 @@ import json
 import math
 from collections.abc import Mapping
 
+from pydantic_core import from_json
+
 from tinker_recovery.errors import UsageError
 
 FORMAT = "1"
@@ -81,7 +83,7 @@ def encode_metrics(metrics: Mapping[str, float]) -> str:
 
 def decode_metrics(text: str) -> dict[str, float]:
     """The reverse of :func:`encode_metrics`; ValueError or TypeError if that did not write it."""
-    plain = json.loads(text)
+    plain = from_json(text)
     if not isinstance(plain, dict):
         raise ValueError(f"metrics are {text[:80]!r}, not a JSON object")  # noqa: TRY004 - one kind of error for all that cannot be read
     return {name: float(value) for name, value in plain.items()}

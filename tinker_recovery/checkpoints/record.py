@@ -192,7 +192,8 @@ class CheckpointRecord(BaseModel):
         stored = listed.user_metadata or {}
         if listed.checkpoint_type != "training" or PREFIX + "format" not in stored:
             return None
-        fields = {key.removeprefix(PREFIX): stored[key] for key in stored if key.startswith(PREFIX)}
+        begin = len(PREFIX)
+        fields = {key[begin:]: stored[key] for key in stored if key.startswith(PREFIX)}
         if STATE_MISSING in fields:
             raise InvalidMetadata(
                 f"checkpoint {listed.tinker_path} was saved with a loop state or epochs, which the "

@@ -132,13 +132,13 @@ class ServiceMetadata:
             entries: As the service lists them.
             run_id: The Tinker run, if these are all its checkpoints.
         """
-        for entry in entries:
+        for entry in entries if self._awaited else ():
             if (place := _place(entry.tinker_path)) in self._awaited:
                 self._awaited.discard(place)
                 self._learn("kept" if _has_ours(entry) else "forgotten")
         if self.keeps == "unknown" and any(map(_has_ours, entries)):
             self.keeps = "kept"  # by another process, so this one's own first save decides
-        if run_id is not None:
+        if run_id is not None and (self._listed or self._known):
             self._drop_gone(run_id, {_place(entry.tinker_path) for entry in entries})
         return [entry if _has_ours(entry) else self._filled(entry) for entry in entries]
 
