@@ -7,9 +7,10 @@ import gc
 from typing import Any
 
 import anyio.to_thread
+import httpx
 import pytest
 import tinker
-from loops import MODEL
+from loops import MODEL, batch
 from tinker import _base_client
 from tinker.lib.internal_client_holder import InternalClientHolder
 
@@ -76,6 +77,43 @@ async def test_no_http_client_is_left_to_make_when_a_session_is_used_that_was_op
         return made
 
     assert await anyio.to_thread.run_sync(create) == []
+
+
+async def test_a_session_uses_the_transports_of_one_that_is_over_and_none_that_is_open(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads all certificates of the system."""
+    made: list[object] = []
+
+    def make() -> httpx.AsyncBaseTransport:
+        assert make_one is not None
+        made.append(make_one())
+        return made[-1]  # type: ignore[return-value]  # as made
+
+    make_one = sdk_workarounds.MAKE
+    monkeypatch.setattr(sdk_workarounds, "MAKE", make)
+    monkeypatch.setattr(sdk_workarounds, "FREE", sdk_workarounds.FreeTransports())
+    monkeypatch.setattr(
+        _base_client, "_default_pyqwest_transport", sdk_workarounds.reused_transport
+    )
+
+    def train(sessions: int) -> None:
+        services = [local.service() for _ in range(sessions)]
+        clients = [
+            each.create_lora_training_client(MODEL, rank=8, seed=1).result() for each in services
+        ]
+        for client in clients:
+            client.forward_backward(batch(0), "cross_entropy").result()
+        for each in services:
+            each.close("success").result()
+
+    await anyio.to_thread.run_sync(train, 1)
+    first = len(made)
+    for _ in range(3):
+        await anyio.to_thread.run_sync(train, 1)
+    assert len(made) == first, "one after the other they need no more"
+    await anyio.to_thread.run_sync(train, 2)
+    assert first < len(made) <= 2 * first, "side by side each has its own"
 
 
 def test_clients_that_cannot_be_made_ahead_are_no_error(local: LocalTinker) -> None:

@@ -10,8 +10,14 @@ pool on its own loop, right after the request, takes the cause away.
 **HTTP clients made when they are first needed.** Each kind of request has one, and making it reads
 the certificates for 30 ms. :func:`make_http_clients` has those of a creation made ahead of it.
 
-The first is applied once a :class:`TinkerBackend` is made, to the whole process. Off with
-``TINKER_RECOVERY_SDK_WORKAROUNDS=0``.
+**Transports made anew for each HTTP client.** Each reads the system's certificates, for some 15 ms
+of the one event loop that all clients share, and a session has four. :func:`reused_transport` gives
+a new client the transport of one that was closed, so that a process reads them once for each client
+that is open at a time, however many recoveries it has seen, and finds connections that are still
+open. No two clients that are open share one: theirs are limited for each client on purpose.
+
+The first and the last are applied once a :class:`TinkerBackend` is made, to the whole process. Off
+with ``TINKER_RECOVERY_SDK_WORKAROUNDS=0``.
 """
 
 from __future__ import annotations
@@ -22,22 +28,32 @@ import inspect
 import logging
 import os
 import re
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import tinker
+from tinker import _base_client
 from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
 from tinker.lib.internal_client_holder import ClientConnectionPool, InternalClientHolder
 
+from tinker_recovery.forks import HomeProcess, keep_to_the_end
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
 
 OFF = "TINKER_RECOVERY_SDK_WORKAROUNDS"
 
+MOST_FREE = 256
+"""Transports kept for clients to come."""
+
 _WRITTEN_FOR = re.compile(r"0\.38\.")
 _FETCH = "_fetch_client_config"
+_MAKE = "_default_pyqwest_transport"
 _CREATE = "_create_client_connection_pool"
 ORIGINAL = getattr(InternalClientHolder, _FETCH, None)
+MAKE: Callable[[], httpx.AsyncBaseTransport] | None = getattr(_base_client, _MAKE, None)
 
 
 def is_wanted() -> bool:
@@ -56,6 +72,59 @@ def apply() -> None:
     """Mend the SDK of this process; does nothing the second time, or if that is not wanted."""
     if is_wanted():
         setattr(InternalClientHolder, _FETCH, fetch_and_close)
+        if MAKE is not None and not inspect.signature(MAKE).parameters:
+            setattr(_base_client, _MAKE, reused_transport)
+
+
+class FreeTransports:
+    """Transports whose clients are closed. Those of a parent are no forked child's to use."""
+
+    def __init__(self) -> None:
+        self._home = HomeProcess()
+        self._transports: deque[httpx.AsyncBaseTransport] = deque(maxlen=MOST_FREE)
+
+    def take(self) -> httpx.AsyncBaseTransport | None:
+        """One of them, the newest."""
+        if not self._home.is_here:
+            keep_to_the_end(self._transports)
+            self._home, self._transports = HomeProcess(), deque(maxlen=MOST_FREE)
+        try:
+            return self._transports.pop()
+        except IndexError:
+            return None
+
+    def give(self, transport: httpx.AsyncBaseTransport) -> None:
+        """A client is closed."""
+        if self._home.is_here:
+            self._transports.append(transport)
+
+
+FREE = FreeTransports()
+
+
+class ReusedTransport(httpx.AsyncBaseTransport):
+    """The transport of one HTTP client, which the next client gets when that is closed."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport: httpx.AsyncBaseTransport | None = transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request."""
+        if self._transport is None:
+            raise RuntimeError("the HTTP client is closed")
+        return await self._transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Leave the transport to another client."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            FREE.give(transport)
+
+
+def reused_transport() -> httpx.AsyncBaseTransport:
+    """What the SDK makes for a new HTTP client, or what another is done with."""
+    assert MAKE is not None  # noqa: S101 - or this was not applied
+    return ReusedTransport(FREE.take() or MAKE())
 
 
 async def fetch_and_close(self: Any, auth: Any) -> Any:
