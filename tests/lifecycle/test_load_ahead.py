@@ -44,6 +44,28 @@ async def test_a_load_has_begun_before_the_service_has_said_what_there_is(
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
+async def test_the_session_of_the_dead_attempt_is_finished_before_its_successor_is_chosen(
+    local: LocalTinker,
+) -> None:
+    """A service may allow only so many training clients at a time."""
+    states: list[str] = []
+
+    def note(event: RecoveryEvent) -> None:
+        if event.name == names.EVENT_DETECTED:
+            local.inject(FaultRule("slow", None, "run_checkpoints", delay_s=1.0, times=1))
+        if event.name == names.EVENT_CHECKPOINT_SELECTED:
+            dead = supervisor.runs[0].segments[0].run_id.partition(":train:")[0]
+            states.append(local.sessions()[dead])
+
+    local.poison(at_step=12)
+    async with Supervisor(quick(), on_event=note) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
+        )
+    assert len(states) == 1
+    assert states[0] != "active"
+
+
 @pytest.mark.parametrize("why", ["is not listed any more", "has another size", "does not load"])
 async def test_the_choice_has_the_last_word_and_what_was_loaded_for_another_is_closed(
     local: LocalTinker, why: str

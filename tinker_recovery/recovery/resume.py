@@ -32,9 +32,11 @@ from tinker_recovery.journal.reading import AttemptView
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.service import RunStatus, StatusReader
+from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, say_no_finish
 from tinker_recovery.service.routes import route
+from tinker_recovery.service.status import session_id_of
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
@@ -276,18 +278,36 @@ async def until_read(ask: Callable[[], Awaitable[_T]], policy: RecoveryPolicy, c
 
 async def finish_sessions(reader: StatusReader, run_ids: Sequence[str]) -> None:
     """End the sessions of a dead process at the service; best effort, never raises."""
-    for session_id in dict.fromkeys(run_id.partition(":train:")[0] for run_id in run_ids):
-        try:
-            said = await reader.http.send(
-                "POST",
-                route("sessions", session_id, "finish"),
-                json={
-                    "reason": {"type": "interrupted"},
-                    "detail": "the process that opened it ended, and another goes on",
-                },
-            )
-        except StatusRefused:
-            return  # no key, so no session can be ended
-        if said in NO_SUCH_ROUTE:
-            say_no_finish(reader.http.endpoint.base_url)
-        logger.debug("finishing session %s, left by a dead process: HTTP %s", session_id, said)
+    for session_id in dict.fromkeys(map(session_id_of, run_ids)):
+        await finish_session(
+            reader,
+            session_id,
+            "interrupted",
+            "the process that opened it ended, and another goes on",
+        )
+
+
+async def finish_session(
+    reader: StatusReader, session: str, status: CloseStatus, detail: str
+) -> bool:
+    """End a session at the service by one request of ours; whether that is done. Never raises.
+
+    Args:
+        reader: Of the service.
+        session: The session, or a Tinker run in it.
+        status: How it ended.
+        detail: The same in words.
+    """
+    session_id = session_id_of(session)
+    try:
+        said = await reader.http.send(
+            "POST",
+            route("sessions", session_id, "finish"),
+            json={"reason": {"type": status}, "detail": detail},
+        )
+    except StatusRefused:
+        return False  # no key, so no session can be ended
+    if said in NO_SUCH_ROUTE:
+        say_no_finish(reader.http.endpoint.base_url)
+    logger.debug("finishing session %s: HTTP %s", session_id, said)
+    return said is not None and said // 100 == 2  # noqa: PLR2004 - any 2xx

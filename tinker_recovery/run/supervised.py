@@ -29,6 +29,7 @@ from tinker_recovery.run.first_client import first_client
 from tinker_recovery.run.history import RunHistory
 from tinker_recovery.run.journaling import RunJournal
 from tinker_recovery.run.mailbox import Mailbox
+from tinker_recovery.run.retiring import retire
 from tinker_recovery.run.rollback_detector import RollbackDetector
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     from tinker_recovery.run.open import OpenedRun
 
 logger = logging.getLogger(names.SCOPE)
-
-CLOSE_BEHIND_S = 0.25
-"""How long closing a client hit by a fault lets the one that replaces it go first."""
 
 
 class SupervisedRun:
@@ -366,9 +364,9 @@ class SupervisedRun:
             self.history.evidence = self.history.evidence.failed()
             if current is not None:
                 self.rollbacks.distrust_since(fault, current)
-                self.spawn(functools.partial(self._retire, current))
+                self.spawn(functools.partial(retire, current, self._next_ready, fault))
         elif self.policy.enabled and current is not None and current.blocking:
-            self.spawn(functools.partial(self._retire, current))
+            self.spawn(functools.partial(retire, current, self._next_ready))
         self.journal.fault(fault, recovers=self.incident is fault)
         self._queue.put(fault)
 
@@ -394,7 +392,7 @@ class SupervisedRun:
     def hold_ready(self, restored: Restored) -> HandOver:
         """Hold a recovered client ready; it trains once :meth:`hand_over` is called."""
         if self._ready is not None:
-            self.spawn(functools.partial(self._retire, self._ready))
+            self.spawn(functools.partial(retire, self._ready, self._next_ready))
         ready = self._ready = self._new_attempt(restored.connection, restored.checkpoint)
         if restored.answer is not None:
             self.checkpoints.canaries.record(ready.id, ready.start_step, restored.answer)
@@ -486,15 +484,3 @@ class SupervisedRun:
         await self._over(self.failure or asyncio.CancelledError("the supervisor ended"))
         # A task that still waits for the recovery would wait for ever.
         self._next_ready.set()
-
-    async def _retire(self, attempt: AttemptScope) -> None:
-        """Close the client of an attempt hit by a fault, once its body has let go of it."""
-        try:
-            if attempt.entered and not attempt.blocking:
-                with anyio.move_on_after(self.policy.close_timeout_s):
-                    await attempt.left.wait()
-                # All of the SDK shares one thread: closing the old client would hold up the new.
-                with anyio.move_on_after(CLOSE_BEHIND_S):
-                    await self._next_ready.wait()
-        finally:
-            await attempt.close("errored", "replaced by a recovery")
