@@ -9,6 +9,7 @@ from inspection import expect_size
 from loops import ADAM, MODEL, SEED, batch, quick, train, undisturbed_state
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
+from tinker_recovery.run import retiring
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -45,9 +46,10 @@ async def test_a_load_has_begun_before_the_service_has_said_what_there_is(
 
 
 async def test_the_session_of_the_dead_attempt_is_finished_before_its_successor_is_chosen(
-    local: LocalTinker,
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service may allow only so many training clients at a time."""
+    monkeypatch.setattr(retiring, "CLOSE_BEHIND_S", 30.0)  # closing its client would come too late
     states: list[str] = []
 
     def note(event: RecoveryEvent) -> None:
