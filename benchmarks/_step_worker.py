@@ -28,7 +28,7 @@ async def main(steps: int, endpoint: str | None) -> None:
         async for attempt in supervisor.attempts(base_model="bench", rank=8, seed=1):
             async with attempt:
                 while await anyio.to_thread.run_sync(sys.stdin.readline):
-                    seconds = await block(attempt.client, steps)
+                    seconds, _ = await block(attempt.client, steps)
                     if export is not None:
                         await anyio.to_thread.run_sync(export.flush)
                     print(seconds, flush=True)

@@ -1,22 +1,23 @@
 """What supervision costs a training step: a supervised loop against a bare SDK loop.
 
-Both train on one local server. Blocks of steps alternate between the two, in random order within
-each pair, and the ratio is the median over pairs of (supervised / bare), so that noise lasting
-longer than a pair affects both alike. A step is forward_backward and optim_step, submitted together
-and awaited. The loops never save, so this is the cost of counting and monitoring alone.
+Both train on one local server, in a process of its own. Blocks of steps alternate between the two,
+in random order within each pair, and a ratio is the median over pairs of (supervised / bare), so
+that noise lasting longer than a pair affects both alike. A step is forward_backward and optim_step,
+submitted together, and awaited once so many more steps are submitted: its pipeline depth. A loop
+that blocks waits for both in a thread. Measured are seconds, and processor seconds of this process.
+The loops never save, so this is the cost of counting and monitoring alone.
 
 Then both save every 20 steps, the bare loop by a ``save_state`` of its own that it does not wait
 for, the supervised one with the default canary, which is asked behind each save, and retention. A
 save costs some 20 ms of requests beside the loop, so this is measured with steps that take the
-service 50 ms; with none, as above, the ratio is about 1.05. What that costs in requests is printed,
-for an hour of one step a second.
+service 50 ms. What that costs in requests is printed, for an hour of one step a second.
 
 The cost of tracing is measured the same way, between two processes: one exports its traces to an
 OTLP receiver over gRPC, the other has no OpenTelemetry SDK configured.
 
     python benchmarks/step_overhead.py [--quick] [--json]
 
-With --quick the blocks are shorter, and there are as many as fit into the time.
+With --quick only depth 0 is measured, in as many short blocks as fit into the time.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -45,10 +47,12 @@ from tinker_recovery.retention.loop import GAP_S
 from tinker_recovery.testing import LocalTinker, LocalTinkerProcess
 
 ADAM = types.AdamParams(learning_rate=1e-3)
-BLOCK, QUICK_BLOCK = 25, 2
+SHAPES: dict[str, int | None] = {"depth 0": 0, "depth 2": 2, "depth 5": 5, "blocking": None}
+"""Of the loop: how many steps more are submitted before one is awaited; None if it blocks."""
+BLOCK, QUICK_BLOCK = 10, 2
 SAVE_EVERY, SERVICE_S = 20, 0.05
-PAIRS, SAVING_PAIRS = 240, 60
-QUICK_S = 10.0
+PAIRS, SAVING_PAIRS = 300, 60
+QUICK_S = 11.0
 """Seconds for each of the comparisons with --quick; more pairs of shorter blocks vary less."""
 LIMIT = 1.02
 TRACING_LIMIT = 1.03
@@ -74,45 +78,85 @@ def policy(save_every: int = 10**9) -> RecoveryPolicy:
     return RecoveryPolicy(enabled=True, checkpoints=CheckpointPolicy(save_every=save_every))
 
 
+Client = tinker.TrainingClient | SupervisedClient
+Cost = tuple[float, float]
+"""Seconds a step, and processor seconds."""
+
+
 async def block(
-    client: tinker.TrainingClient | SupervisedClient, steps: int, *, save_as: str | None = None
-) -> float:
-    """Seconds a step, over one block of them, behind a save of that name if there is one."""
-    began = time.perf_counter()
+    client: Client, steps: int, *, depth: int | None = 0, save_as: str | None = None
+) -> Cost:
+    """What a step costs, over one block of them, behind a save of that name if there is one.
+
+    Args:
+        client: Which trains.
+        steps: How many.
+        depth: How many more are submitted before one is awaited; None to block in a thread.
+        save_as: Name of the save.
+    """
+    began, cpu = time.perf_counter(), time.process_time()
     if save_as is not None:
         client.save_state(save_as)
+    if depth is None:
+        await anyio.to_thread.run_sync(blocking, client, steps)
+    else:
+        pending: deque[tuple[tinker.APIFuture[Any], tinker.APIFuture[Any]]] = deque()
+        for _ in range(steps):
+            pending.append(submit(client))
+            if len(pending) > depth:
+                for each in pending.popleft():
+                    await each
+        for pair in pending:
+            for each in pair:
+                await each
+    return (time.perf_counter() - began) / steps, (time.process_time() - cpu) / steps
+
+
+def submit(client: Client) -> tuple[tinker.APIFuture[Any], tinker.APIFuture[Any]]:
+    """One step."""
+    return client.forward_backward(DATA, "cross_entropy"), client.optim_step(ADAM)
+
+
+def blocking(client: Client, steps: int) -> None:
+    """A loop without an event loop."""
     for _ in range(steps):
-        forward = client.forward_backward(DATA, "cross_entropy")
-        update = client.optim_step(ADAM)
-        await forward
-        await update
-    return (time.perf_counter() - began) / steps
+        for each in submit(client):
+            each.result()
 
 
-def _ratio(over: list[float], under: list[float]) -> float:
-    return statistics.median(mine / theirs for mine, theirs in zip(over, under, strict=True))
+def _ratio(over: list[Cost], under: list[Cost], which: int = 0) -> float:
+    return statistics.median(
+        mine[which] / theirs[which] for mine, theirs in zip(over, under, strict=True)
+    )
 
 
-def _rows(times: dict[str, list[float]]) -> list[list[str]]:
+def _rows(times: dict[str, list[Cost]]) -> list[list[str]]:
     return [
         [
             name,
-            f"{statistics.median(seconds) * 1e3:.3f} ms",
-            f"{min(seconds) * 1e3:.3f} ms",
+            f"{statistics.median(wall for wall, _ in costs) * 1e3:.3f} ms",
+            f"{min(wall for wall, _ in costs) * 1e3:.3f} ms",
+            f"{statistics.median(cpu for _, cpu in costs) * 1e3:.3f} ms",
         ]
-        for name, seconds in times.items()
+        for name, costs in times.items()
     ]
 
 
 async def supervision(
-    steps: int, *, pairs: int, within_s: float | None, save_every: int | None = None
-) -> dict[str, list[float]]:
-    """Seconds a step of each block, bare and supervised.
+    steps: int,
+    *,
+    pairs: int,
+    within_s: float | None,
+    depth: int | None = 0,
+    save_every: int | None = None,
+) -> dict[str, list[Cost]]:
+    """What a step of each block costs, bare and supervised.
 
     Args:
         steps: Of a block.
         pairs: How many pairs of blocks.
         within_s: No further pair is begun after that many seconds.
+        depth: See :func:`block`.
         save_every: How often both save; None for never.
     """
     service = tinker.ServiceClient()
@@ -120,22 +164,20 @@ async def supervision(
         lambda: service.create_lora_training_client("bench", rank=8, seed=1)
     )
     bare = await pending
-    times: dict[str, list[float]] = {"bare": [], "supervised": []}
+    times: dict[str, list[Cost]] = {"bare": [], "supervised": []}
     given = policy() if save_every is None else policy(save_every)
     async with Supervisor(given) as supervisor:
         async for attempt in supervisor.attempts(base_model="bench", rank=8, seed=1):
             async with attempt:
-                clients: dict[str, tinker.TrainingClient | SupervisedClient] = {
-                    "bare": bare,
-                    "supervised": attempt.client,
-                }
+                clients: dict[str, Client] = {"bare": bare, "supervised": attempt.client}
                 for client in clients.values():
-                    await block(client, steps)
+                    await block(client, steps, depth=depth)
                 for pair in rounds(pairs, within_s=within_s):
                     for name in random.sample(list(clients), 2):
                         own = save_every is not None and name == "bare"
                         save_as = f"block-{pair}" if own else None
-                        times[name].append(await block(clients[name], steps, save_as=save_as))
+                        cost = await block(clients[name], steps, depth=depth, save_as=save_as)
+                        times[name].append(cost)
     await service.close("success")
     return times
 
@@ -215,44 +257,76 @@ def use(server: LocalTinker | LocalTinkerProcess) -> None:
 
 
 @asynccontextmanager
-async def slow_server() -> AsyncGenerator[None]:
-    """A server in a process of its own, at which a forward and backward pass takes its time."""
+async def serving(step_s: float = 0.0) -> AsyncGenerator[None]:
+    """A server in a process of its own; seconds that a forward and backward pass takes there."""
     with TemporaryDirectory(prefix="step-overhead-") as folder:
-        async with LocalTinkerProcess(Path(folder), step_s=SERVICE_S) as server:
+        async with LocalTinkerProcess(Path(folder), step_s=step_s) as server:
             use(server)
             yield
 
 
+async def alone(*, quick: bool) -> list[Bar]:
+    """Loops that never save: the tables, and the bars."""
+    made = []
+    for shape, depth in SHAPES.items():
+        if quick and depth != 0:
+            continue
+        async with serving():
+            times = await supervision(
+                QUICK_BLOCK if quick else BLOCK,
+                pairs=PAIRS,
+                within_s=QUICK_S if quick else None,
+                depth=depth,
+            )
+        header = f"step, {shape} ({len(times['bare'])} pairs of blocks)"
+        table([header, "median", "fastest", "CPU"], _rows(times))
+        print()
+        for which, what in enumerate(("", " in CPU")):
+            ratio = _ratio(times["supervised"], times["bare"], which)
+            made.append(Bar(f"step overhead{what}, {shape}", ratio, LIMIT))
+    return made
+
+
 async def main(*, quick: bool) -> list[Bar]:
     """Measure, print the tables, return the bars."""
+    made = await alone(quick=quick)
+    async with serving(SERVICE_S):
+        saving = await supervision(
+            SAVE_EVERY,
+            pairs=SAVING_PAIRS,
+            within_s=QUICK_S if quick else None,
+            save_every=SAVE_EVERY,
+        )
+    header = f"step, a save every {SAVE_EVERY} ({len(saving['bare'])} pairs)"
+    table([header, "median", "fastest", "CPU"], _rows(saving))
+    print()
     async with LocalTinker() as server:
         use(server)
-        within_s = QUICK_S if quick else None
-        times = await supervision(QUICK_BLOCK if quick else BLOCK, pairs=PAIRS, within_s=within_s)
-        table([f"step ({len(times['bare'])} pairs of blocks)", "median", "fastest"], _rows(times))
-        async with slow_server():
-            saving = await supervision(
-                SAVE_EVERY, pairs=SAVING_PAIRS, within_s=within_s, save_every=SAVE_EVERY
-            )
-        use(server)
-        print()
-        header = f"step, a save every {SAVE_EVERY} ({len(saving['bare'])} pairs)"
-        table([header, "median", "fastest"], _rows(saving))
-        print()
         extra = await extra_requests(server, 1 if quick else 5)
         table(["extra requests", "a save", "an hour"], extra)
         traced, spans = await anyio.to_thread.run_sync(lambda: tracing(quick=quick))
-        print()
-        table([f"step ({spans} spans exported)", "median", "fastest"], _rows(traced))
+    print()
+    table([f"step ({spans} spans exported)", "median", "fastest"], _traced(traced))
     plain, exported = traced.values()
     return [
-        Bar("step overhead", _ratio(times["supervised"], times["bare"]), LIMIT),
+        *made,
         Bar(
             f"step overhead, canary and a save every {SAVE_EVERY} steps of 50 ms",
             _ratio(saving["supervised"], saving["bare"]),
             LIMIT,
         ),
-        Bar("step with tracing exported over without", _ratio(exported, plain), TRACING_LIMIT),
+        Bar(
+            "step with tracing exported over without",
+            statistics.median(one / other for one, other in zip(exported, plain, strict=True)),
+            TRACING_LIMIT,
+        ),
+    ]
+
+
+def _traced(times: dict[str, list[float]]) -> list[list[str]]:
+    return [
+        [name, f"{statistics.median(seconds) * 1e3:.3f} ms", f"{min(seconds) * 1e3:.3f} ms"]
+        for name, seconds in times.items()
     ]
 
 

@@ -36,9 +36,8 @@ async def retire(attempt: AttemptScope, replaced: anyio.Event, fault: Fault | No
         ours = connection is not None and connection.service is not None
         if fault is not None and ours and fault.kind is not Kind.UNAVAILABLE:
             reader = attempt.run.collaborators.reader
-            attempt.finished_ahead = await finish_session(
-                reader, attempt.run_id, "errored", _DETAIL
-            )
+            # Closing its client finishes it once more, which changes nothing.
+            await finish_session(reader, attempt.run_id, "errored", _DETAIL)
         if attempt.entered and not attempt.blocking:
             with anyio.move_on_after(attempt.run.policy.close_timeout_s):
                 await attempt.left.wait()

@@ -95,8 +95,6 @@ class AttemptScope:
         """Whether its client has been closed, or is being closed."""
         self.gone = anyio.Event()
         """Set once its client is closed."""
-        self.finished_ahead = False
-        """Whether its session is finished at the service, before its client is closed."""
         self._idle_step: int | None = None
         self.blocking = False
         """Whether the body runs in a thread, which only its client can end."""
@@ -471,9 +469,8 @@ class AttemptScope:
         # Shielded: it has a deadline, and a session left open holds its place at the service
         # until it times out.
         with anyio.CancelScope(shield=True):
-            limit_s, finished = self.run.policy.close_timeout_s, self.finished_ahead
             await self.run.collaborators.backend.close(
-                connection, status, detail, deadline_s=limit_s, finished=finished
+                connection, status, detail, deadline_s=self.run.policy.close_timeout_s
             )
         self.gone.set()
         # Only then: a request cancelled in the moment it fails leaves an exception that is never

@@ -232,23 +232,14 @@ class TinkerBackend:
             await self.discard(standby)
 
     async def close(
-        self,
-        connection: Connection,
-        status: CloseStatus,
-        detail: str,
-        *,
-        deadline_s: float,
-        finished: bool = False,
+        self, connection: Connection, status: CloseStatus, detail: str, *, deadline_s: float
     ) -> None:
         """Finish the session and stop everything that polls for it; never raises an Exception.
 
-        Past the deadline, or if the session is ``finished`` already, only the resources of this
-        process are released.
+        Past the deadline only the resources of this process are released.
         """
         if connection.service is not None:
-            await _close(
-                connection.service, status, detail, deadline_s=deadline_s, finished=finished
-            )
+            await _close(connection.service, status, detail, deadline_s=deadline_s)
 
 
 def is_open(connection: Connection) -> bool:
@@ -307,12 +298,7 @@ def _check_client(training: object) -> None:
 
 
 async def _close(
-    service: tinker.ServiceClient,
-    status: CloseStatus,
-    detail: str,
-    *,
-    deadline_s: float,
-    finished: bool = False,
+    service: tinker.ServiceClient, status: CloseStatus, detail: str, *, deadline_s: float
 ) -> None:
     future = None
     try:
@@ -320,8 +306,7 @@ async def _close(
             future = await anyio.to_thread.run_sync(
                 service.close, status, detail, abandon_on_cancel=True
             )
-            if not finished:  # else it may be finished a second time, which says nothing
-                await future
+            await future
     except TimeoutError:
         logger.warning(
             "closing a session took longer than %g s; the service will time it out", deadline_s
