@@ -34,6 +34,7 @@ from typing import Any
 
 import httpx
 import tinker
+from opentelemetry import metrics, trace
 from tinker import _base_client
 from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
 from tinker.lib.internal_client_holder import ClientConnectionPool, InternalClientHolder
@@ -76,27 +77,38 @@ def apply() -> None:
             setattr(_base_client, _MAKE, reused_transport)
 
 
+_Providers = tuple[object, object]
+
+
+def _providers() -> _Providers:
+    # A transport reports its requests to those of the moment it is made.
+    return trace.get_tracer_provider(), metrics.get_meter_provider()
+
+
 class FreeTransports:
     """Transports whose clients are closed. Those of a parent are no forked child's to use."""
 
     def __init__(self) -> None:
         self._home = HomeProcess()
-        self._transports: deque[httpx.AsyncBaseTransport] = deque(maxlen=MOST_FREE)
+        self._transports: deque[tuple[_Providers, httpx.AsyncBaseTransport]] = deque(
+            maxlen=MOST_FREE
+        )
 
-    def take(self) -> httpx.AsyncBaseTransport | None:
-        """One of them, the newest."""
+    def take(self, providers: _Providers) -> httpx.AsyncBaseTransport | None:
+        """One of them, the newest, if it reports to these."""
         if not self._home.is_here:
             keep_to_the_end(self._transports)
             self._home, self._transports = HomeProcess(), deque(maxlen=MOST_FREE)
         try:
-            return self._transports.pop()
+            reports_to, transport = self._transports.pop()
         except IndexError:
             return None
+        return transport if reports_to == providers else None
 
-    def give(self, transport: httpx.AsyncBaseTransport) -> None:
+    def give(self, providers: _Providers, transport: httpx.AsyncBaseTransport) -> None:
         """A client is closed."""
         if self._home.is_here:
-            self._transports.append(transport)
+            self._transports.append((providers, transport))
 
 
 FREE = FreeTransports()
@@ -105,8 +117,9 @@ FREE = FreeTransports()
 class ReusedTransport(httpx.AsyncBaseTransport):
     """The transport of one HTTP client, which the next client gets when that is closed."""
 
-    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        self._transport: httpx.AsyncBaseTransport | None = transport
+    def __init__(self, make: Callable[[], httpx.AsyncBaseTransport]) -> None:
+        self._providers = _providers()
+        self._transport: httpx.AsyncBaseTransport | None = FREE.take(self._providers) or make()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request."""
@@ -118,13 +131,13 @@ class ReusedTransport(httpx.AsyncBaseTransport):
         """Leave the transport to another client."""
         transport, self._transport = self._transport, None
         if transport is not None:
-            FREE.give(transport)
+            FREE.give(self._providers, transport)
 
 
 def reused_transport() -> httpx.AsyncBaseTransport:
     """What the SDK makes for a new HTTP client, or what another is done with."""
     assert MAKE is not None  # noqa: S101 - or this was not applied
-    return ReusedTransport(FREE.take() or MAKE())
+    return ReusedTransport(MAKE)
 
 
 async def fetch_and_close(self: Any, auth: Any) -> Any:
