@@ -45,6 +45,9 @@ EVENTS: Final = "events"
 JOBS_FILE: Final = "jobs.sqlite3"
 """The database's name, beside the journal."""
 
+VARIABLE: Final = "TINKER_RECOVERY_DATABASE"
+"""Where jobs are kept, if an argument does not say."""
+
 _STATES: Final[dict[str, State]] = {
     "ENQUEUED": "queued",
     "DELAYED": "queued",
@@ -65,7 +68,7 @@ def database_url(choice: str | Path | None) -> str:
         UsageError: It is neither a file nor the URL of a SQLite or PostgreSQL database.
     """
     if choice is None:
-        choice = default_path().with_name(JOBS_FILE)
+        choice = os.environ.get(VARIABLE) or default_path().with_name(JOBS_FILE)
     if isinstance(choice, Path):
         return f"sqlite:///{choice.absolute()}"
     hide_userinfo(split_userinfo(choice)[1])

@@ -18,7 +18,7 @@ from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import LeaseLost, UsageError
 from tinker_recovery.jobs.database import JobDatabase, database_url, shown
 from tinker_recovery.jobs.handle import JobHandle, Opened, in_thread, not_entered
-from tinker_recovery.jobs.presence import Presence, present
+from tinker_recovery.jobs.presence import Presence, named, present
 from tinker_recovery.jobs.records import JobStatus, Limits, State
 from tinker_recovery.jobs.retry import RetryPolicy
 from tinker_recovery.jobs.spec import job_spec
@@ -47,8 +47,9 @@ class Jobs(AsyncContextManagerMixin):
     Cancelling the body, Ctrl-C and SIGTERM end it the same way. One a process at a time.
 
     Args:
-        database: Where jobs are kept: the path of a SQLite file, by default one beside the journal,
-            or ``postgresql://USER@HOST/DATABASE`` for workers on many machines.
+        database: Where jobs are kept: the path of a SQLite file, or
+            ``postgresql://USER@HOST/DATABASE`` for workers on many machines. By default what
+            TINKER_RECOVERY_DATABASE says, or a file beside the journal.
         policy: What a Supervisor does about faults; without one, what the user's settings say.
         service: Returns a fresh ``tinker.ServiceClient``, as for a Supervisor.
         journal: As for a Supervisor.
@@ -220,9 +221,7 @@ class Jobs(AsyncContextManagerMixin):
                 others = await in_thread(database.running_elsewhere, here, self._version)
                 for other in others:
                     if await presence.is_gone(other):
-                        logger.warning(
-                            "the jobs of a worker that is gone are taken over: %s", other
-                        )
+                        logger.warning("%s is gone: its jobs are taken over", named(other))
                         await in_thread(engine.take_over, other)
             except Exception:
                 logger.exception("looking for jobs that were left failed; it is tried again")

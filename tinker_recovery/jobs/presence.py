@@ -75,6 +75,12 @@ class Executor:
         return is_dead(Claimant(self.host, self.pid, self.born, self.machine, ""))
 
 
+def named(text: str) -> str:
+    """A worker for people, from the text in a row."""
+    other = Executor.parse(text)
+    return text if other is None else f"the worker, process {other.pid} on {other.host},"
+
+
 class Presence:
     """This worker's own claim, and how the others' are asked for; made by :func:`present`.
 
