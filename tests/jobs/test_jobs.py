@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 from loops import MODEL, SEED, quick, undisturbed_state
-from loops_of_jobs import Options, blocks, fails_at, is_wrong, rests_at, train, train_with
+from loops_of_jobs import Options, blocks, fails_at, is_wrong, notes, rests_at, train, train_with
 
 from tinker_recovery import JournalError, UsageError
 from tinker_recovery.jobs import JobCancelled, JobFailed, JobHandle, Jobs, RetryPolicy
@@ -125,6 +125,26 @@ async def test_leaving_saves_the_last_step_and_the_next_to_enter_goes_on(
     assert local.run_state(result.run_ids[-1]) == expected
     saved = [each.steps for each in local.checkpoints(result.run_ids[0])]
     assert saved[-1] == 7, "nothing is done again"
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.usefixtures("local")
+async def test_of_one_base_model_no_more_run_at_once_than_allowed_and_small_numbers_go_first(
+    tmp_path: Any,
+) -> None:
+    file = tmp_path / "notes"
+    other = {**START, "base_model": "meta-llama/Llama-3.2-1B"}
+    async with jobs(work=False) as entered:
+        for who, priority, start in (("c", 9, START), ("b", 5, START), ("a", 0, START)):
+            args = {"who": who, "file": str(file)}
+            await entered.submit(notes, name=who, priority=priority, args=args, **start)
+        args = {"who": "other", "file": str(file)}
+        await entered.submit(notes, name="other", args=args, **other)
+    async with jobs(per_model=1) as entered:
+        for who in ("a", "b", "c", "other"):
+            await entered.handle(who).result()
+    said = [line for line in file.read_text().splitlines() if not line.startswith("other")]
+    assert said == [f"{who} {what}" for who in "abc" for what in ("begins", "ends")]
 
 
 async def test_what_cannot_be_a_job_is_refused_before_anything_starts() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import postgres
+import _postgres as postgres
 import pytest
 from click.testing import CliRunner
 from loops import MODEL, SEED, STARTED_WITHIN_S, process, quick, undisturbed_state, until

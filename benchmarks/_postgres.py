@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, where the machine has one."""
+"""A PostgreSQL server of one's own, where the machine has one; tests use it as well."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SYSTEM_USER = "postgres"
-"""Who runs the server if the tests run as root, which it refuses to."""
+"""Who runs the server if this runs as root, which it refuses to."""
 
 
 def folder() -> Path | None:
@@ -33,7 +33,7 @@ def why_not() -> str:
         try:
             pwd.getpwnam(SYSTEM_USER)
         except KeyError:
-            return f"the tests run as root, and there is no user {SYSTEM_USER} to run a server as"
+            return f"this runs as root, and there is no user {SYSTEM_USER} to run a server as"
     return ""
 
 
@@ -41,7 +41,8 @@ def why_not() -> str:
 def served(password: str) -> Iterator[str]:
     """The URL of an empty database on a server that is stopped in the end."""
     programs = folder()
-    assert programs is not None
+    if programs is None:
+        raise RuntimeError(why_not())
     as_root = os.geteuid() == 0
     user = SYSTEM_USER if as_root else getpass.getuser()
     with tempfile.TemporaryDirectory(prefix="postgres-") as scratch:
