@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import _postgres as postgres
 import anyio
 import anyio.to_thread
-import _postgres as postgres
 import pytest
 from click.testing import CliRunner
 from loops import MODEL, SEED, STARTED_WITHIN_S, process, quick, undisturbed_state, until

@@ -101,7 +101,13 @@ class Worker:
     def post(self, call: Callable[[], object]) -> None:
         """Have something called on the event loop, in order; from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing runs on it
-            self._loop.call_soon_threadsafe(self._asked.put_nowait, call)
+            self._loop.call_soon_threadsafe(self._take, call)
+
+    def _take(self, call: Callable[[], object]) -> None:
+        if self._leaving:
+            call()  # nothing is begun any more, and so no task has to be
+        else:
+            self._asked.put_nowait(call)
 
     async def _serve(self) -> None:
         while True:
@@ -117,6 +123,8 @@ class Worker:
     def leave(self) -> None:
         """Begin nothing from here on, and say of nothing that it has ended."""
         self._leaving = True
+        while not self._asked.empty():
+            self._asked.get_nowait()()
 
     def note_event(self, event: RecoveryEvent) -> None:
         """Something happened to a run; to be the Supervisor's ``on_event``."""
