@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import anyio
@@ -178,3 +180,8 @@ async def test_a_password_of_the_database_is_in_no_error() -> None:
     assert "s3cretword" not in f"{refused.value!r} {refused.value.__cause__!r}"
     assert "127.0.0.1:1/none" in str(refused.value)
     assert "s3cretword" not in repr(Jobs(url))
+
+
+def test_the_engine_is_imported_once_jobs_are_entered_and_not_before() -> None:
+    code = "import tinker_recovery.jobs, sys; sys.exit('dbos' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=50).returncode == 0  # noqa: S603 - our own code

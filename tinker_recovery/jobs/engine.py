@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final, Protocol
 
@@ -20,16 +19,13 @@ from dbos._queue import QueueRateLimit
 
 from tinker_recovery.errors import UsageError
 from tinker_recovery.jobs.database import APPLICATION, EVENTS, QUEUE, WORKFLOW
-from tinker_recovery.jobs.records import JobEvent, Limits, TryOutcome
+from tinker_recovery.jobs.records import JobEvent, Limits, Say, TryOutcome
 from tinker_recovery.jobs.spec import JobSpec
 
 POLL_S: Final = 0.5
 """Seconds between two looks into the queue."""
 
 _PORTABLE = WorkflowSerializationFormat.PORTABLE
-
-Say = Callable[[JobEvent], object]
-"""Where what happens to a job is said, from any thread."""
 
 
 class UnderWay(Protocol):

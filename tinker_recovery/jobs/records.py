@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -72,6 +72,10 @@ class JobEvent(Frozen):
     message: str
     at: float = Field(default_factory=time.time)
     fields: Mapping[str, Any] = {}
+
+
+Say = Callable[[JobEvent], object]
+"""Where what happens to a job is said, from any thread."""
 
 
 class Progress(Frozen):

@@ -23,8 +23,7 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.errors import RunFinished, TinkerRecoveryError
 from tinker_recovery.faults import Kind
 from tinker_recovery.jobs.database import JobDatabase
-from tinker_recovery.jobs.engine import Say
-from tinker_recovery.jobs.records import Failure, JobEvent, JobResult, Progress, TryOutcome
+from tinker_recovery.jobs.records import Failure, JobEvent, JobResult, Progress, Say, TryOutcome
 from tinker_recovery.jobs.spec import JobSpec
 from tinker_recovery.run.blocking import run_body
 from tinker_recovery.run.view import Run
