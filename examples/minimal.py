@@ -35,11 +35,11 @@ def batch(step: int) -> list[types.Datum]:
     ]
 
 
-async def main(steps: int, model: str) -> None:
+async def main(steps: int, model: str, name: str) -> None:
     """Train for a number of steps, under supervision."""
     policy = RecoveryPolicy(checkpoints=CheckpointPolicy(save_every=10))
     async with Supervisor(policy) as supervisor:
-        async for attempt in supervisor.attempts(base_model=model, rank=8, name="minimal"):
+        async for attempt in supervisor.attempts(base_model=model, rank=8, name=name):
             async with attempt:
                 print(f"{attempt!r}")
                 for step in range(attempt.start_step, steps):
@@ -58,9 +58,10 @@ if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--steps", type=int, default=40)
     arguments.add_argument("--model", default="Qwen/Qwen3-8B")
+    arguments.add_argument("--name", default="minimal")
     given = arguments.parse_args()
     try:
-        asyncio.run(main(given.steps, given.model))
+        asyncio.run(main(given.steps, given.model, given.name))
     except RunFinished as finished:
         # The same command resumes a run that was interrupted; this one is finished already.
         sys.exit(str(finished))

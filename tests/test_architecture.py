@@ -13,6 +13,7 @@ from tinker_recovery.service import SupervisedClient
 ROOMS = [
     "cli",
     "__init__",
+    "jobs",
     "supervisor",
     "cookbook",
     "watched",

@@ -22,6 +22,8 @@
     ├── JournalError                     what must survive this process cannot be read or written
     ├── StaleAttempt                     a call through the client of an attempt that is over
     ├── RunFinished                      a run of this name has come to its end before
+    ├── JobFailed                        a job failed, and is not tried again
+    ├── JobCancelled                     a job was cancelled
     ├── RunHeld                          another process trains the run (on_lease="refuse")
     └── RunFailed                        the run is over and was not recovered
         ├── LeaseLost                    another process has taken the run over
@@ -245,6 +247,38 @@ class RunHeld(TinkerRecoveryError):
         self.host = host
         self.since = since
         self.expires = expires
+
+
+class JobFailed(TinkerRecoveryError):
+    """A job failed, and is not tried again.
+
+    Attributes:
+        job: Its name.
+        error: The class of what its last try failed with, ``module.Name``.
+        tries: How often it was tried.
+        checkpoint: Path of its newest checkpoint; None if that is not known.
+    """
+
+    def __init__(
+        self, message: str, *, job: str, error: str, tries: int, checkpoint: str | None
+    ) -> None:
+        super().__init__(message)
+        self.job = job
+        self.error = error
+        self.tries = tries
+        self.checkpoint = checkpoint
+
+
+class JobCancelled(TinkerRecoveryError):
+    """A job was cancelled.
+
+    Attributes:
+        job: Its name.
+    """
+
+    def __init__(self, message: str, *, job: str) -> None:
+        super().__init__(message)
+        self.job = job
 
 
 class RunFailed(TinkerRecoveryError):

@@ -51,6 +51,7 @@ CONFIG = f"{PREFIX}CONFIG"
 
 _NO_SETTINGS = frozenset(
     {CONFIG, f"{PREFIX}STATE_DIR", f"{PREFIX}FINISHED_FILE", f"{PREFIX}SDK_WORKAROUNDS"}
+    | {f"{PREFIX}DATABASE"}
 )
 """Variables of ours that are not about the policy."""
 

@@ -14,7 +14,11 @@ import pytest_asyncio
 
 from tinker_recovery.testing import LocalTinker
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+FOLDER = Path(__file__).parents[2] / "examples"
+OF_JOBS = {"jobs", "ray_jobs"}
+"""Those that train many runs: test_jobs_examples.py."""
+
+EXAMPLES = [each for each in sorted(FOLDER.glob("*.py")) if each.stem not in OF_JOBS]
 
 
 def _run(example: Path) -> subprocess.CompletedProcess[str]:

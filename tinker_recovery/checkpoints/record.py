@@ -72,6 +72,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
     canary_prompt: PromptFacts | None = None,
     previous_save_s: float | None = None,
     trail: str | None = None,
+    job: str | None = None,
 ) -> dict[str, str]:
     """The ``user_metadata`` to save with a checkpoint. What is None is left out.
 
@@ -94,6 +95,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         canary_prompt: What is known of the prompt that fingerprint belongs to.
         previous_save_s: Seconds the previous save took, for the same reason.
         trail: What its weights were made of, see ``checkpoints.trail``.
+        job: Which job, and which try of it, trains the run; None if it is no job's.
 
     Raises:
         UsageError: ``metrics`` or ``loop_state`` cannot be stored, or are too large.
@@ -116,6 +118,7 @@ def checkpoint_metadata(  # noqa: PLR0913 - a checkpoint's facts, by name
         "canary_prompt": None if canary_prompt is None else str(canary_prompt),
         "previous_save_s": None if previous_save_s is None else repr(float(previous_save_s)),
         "trail": trail,
+        "job": job,
     }
     return {PREFIX + key: value for key, value in fields.items() if value is not None}
 
@@ -153,6 +156,7 @@ class CheckpointRecord(BaseModel):
         previous_save_s: Seconds the previous save took, or None.
         trail: What its weights were made of (``checkpoints.trail``), or None: the run had recalled
             nothing by then.
+        job: Which job, and which try of it, saved it; None if it is no job's.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -181,6 +185,7 @@ class CheckpointRecord(BaseModel):
     canary_prompt: PromptFacts | None = None
     previous_save_s: float | None = None
     trail: str | None = None
+    job: str | None = None
 
     @classmethod
     def from_listing(cls, listed: tinker.types.Checkpoint) -> Self | None:
@@ -237,6 +242,7 @@ class CheckpointRecord(BaseModel):
                     float(fields["previous_save_s"]) if "previous_save_s" in fields else None
                 ),
                 trail=fields.get("trail"),
+                job=fields.get("job"),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise InvalidMetadata(

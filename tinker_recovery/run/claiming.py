@@ -85,7 +85,9 @@ class Claiming:
     def _not_reached(self, how: Unreached) -> None:
         self._reader.http.unreachable(how)  # whoever listens now
 
-    async def enter(self, name: str, *, on_held: Literal["wait", "refuse"]) -> Guard:
+    async def enter(
+        self, name: str, *, on_held: Literal["wait", "refuse"], job: str | None = None
+    ) -> Guard:
         """Claim a run, once no other process has it.
 
         The guard has to be released. It has no claim where the journal's lease has to do.
@@ -100,7 +102,7 @@ class Claiming:
         if earlier is not None:
             await earlier.released.wait()  # a run of that name that has just ended
         try:
-            claim = await self._claims.enter(name, on_held=on_held)
+            claim = await self._claims.enter(name, on_held=on_held, job=job)
         except StatusUnavailable as error:
             endpoint, limit_s = self._reader.http.endpoint, self._claims.max_wait_s
             raise unanswered(error, endpoint, name, limit_s) from error

@@ -23,6 +23,7 @@ class RunHistory:
 
     Attributes:
         origin: How the run starts, as its checkpoints say.
+        job: What submitted it; None if it is no job's.
         evidence: Step times, save costs and failures seen, for ``strategy="auto"``.
         saved: The (attempt, step) of every save stored, with the metrics it was stored with.
         no_metrics: Names that were reported with something that is no number.
@@ -40,6 +41,7 @@ class RunHistory:
 
     recall: RunRecall
     origin: Mapping[str, Any] = field(default_factory=dict)
+    job: str | None = None
     evidence: Evidence = field(default_factory=Evidence)
     saved: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
     drifts: bool = False
@@ -58,7 +60,8 @@ class RunHistory:
         """Of a run as it was opened, with what earlier processes have saved."""
         snapshot = opened.snapshot
         recall = RunRecall(opened, limit=policy.recall_bytes)
-        return cls(recall, opened.origin, saved=dict(snapshot.saved) if snapshot else {})
+        saved = dict(snapshot.saved) if snapshot else {}
+        return cls(recall, opened.origin, opened.plan.job, saved=saved)
 
     def saved_below(
         self, step: int, segments: Sequence[Segment]

@@ -108,7 +108,7 @@ async def open_run(
     )
     guard = Guard()
     if opening.named:
-        guard = await claiming.enter(name, on_held=plan.on_lease)
+        guard = await claiming.enter(name, on_held=plan.on_lease, job=plan.job)
     try:
         rob = claiming.robs_journal(guard)
         record = await take_run(recorder, opening, plan.on_lease, rob=rob)

@@ -56,6 +56,8 @@ class StartOptions(TypedDict, total=False):
         updates_per_step: How many ``optim_step`` calls an iteration of the loop has; default 1.
             ``start_step``, schedules and recoveries count iterations, and no checkpoint of the
             schedule lies inside one.
+        job: Which job, and which try of it, has started the run: a text, in the metadata of its
+            claim and of every checkpoint, and in its events.
         adopt_service: With ``adopt``: the ServiceClient to close when the adopted client is
             replaced.
         rank: With ``base_model``: the LoRA rank.
@@ -76,6 +78,7 @@ class StartOptions(TypedDict, total=False):
     on_lease: Literal["wait", "refuse"]
     start_step: int
     updates_per_step: int
+    job: str
     adopt_service: tinker.ServiceClient
     rank: int
     seed: int
@@ -100,6 +103,7 @@ class StartPlan:
         described: How it starts, as the journal keeps it: no secrets, and nothing of
             ``user_metadata``.
         seed_is_drawn: Whether the seed was drawn here, because none was given.
+        job: What submitted it; None if it is no job's.
     """
 
     name: str | None
@@ -110,6 +114,7 @@ class StartPlan:
     on_lease: Literal["wait", "refuse"]
     described: Mapping[str, Any]
     seed_is_drawn: bool
+    job: str | None = None
 
     def with_seed(self, seed: int) -> Self:
         """The same start with the seed that was drawn when the run was begun."""
@@ -161,8 +166,8 @@ def plan_start(given: StartOptions, *, restore_optimizer: bool) -> StartPlan:
     updates = options.get(UPDATES_PER_STEP, 1)
     if type(updates) is not int or updates < 1:
         raise UsageError(f"updates_per_step={updates!r} is not allowed: an int, 1 or more")
-    name, lineage = options.get("name"), options.get("lineage")
-    for key, text in (("name", name), ("lineage", lineage)):
+    name, lineage, job = options.get("name"), options.get("lineage"), options.get("job")
+    for key, text in (("name", name), ("lineage", lineage), ("job", job)):
         if text is not None and (not isinstance(text, str) or not text.strip()):
             raise UsageError(f"{key}={text!r} is not allowed: a text that is not empty")
     if lineage is not None and name is None:
@@ -181,6 +186,7 @@ def plan_start(given: StartOptions, *, restore_optimizer: bool) -> StartPlan:
         _described(way, options[way], origin)
         | ({} if updates == 1 else {UPDATES_PER_STEP: updates}),
         way == "base_model" and options.get("seed") is None,
+        job,
     )
 
 

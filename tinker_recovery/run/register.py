@@ -24,6 +24,7 @@ from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import FromBaseModel
 from tinker_recovery.service.contact import FirstContact, say_unusable
 from tinker_recovery.service.listing import find_checkpoint
+from tinker_recovery.telemetry import names
 
 
 class RunRegister:
@@ -120,6 +121,8 @@ class RunRegister:
         finally:
             self._opening.discard(name)
             over.set()
+        if plan.job is not None:
+            shared.events.emit(names.EVENT_JOB_TRY, name, f"job {plan.job}")
         shared.spawn(functools.partial(end_when_lost, run))
         if policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
             shared.spawn(functools.partial(self._optimizer_check.run, plan.origin))

@@ -411,6 +411,7 @@ class Saver:
             canary_prompt=self._prompt_facts(),
             previous_save_s=self._save_s,
             trail=self._trail.followed,
+            job=self._history.job,
         )
 
     def _fitting(self, metrics: Mapping[str, float]) -> Mapping[str, float]:

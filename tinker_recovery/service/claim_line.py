@@ -22,6 +22,9 @@ NOTE = PREFIX + "claimed_session"
 A note is a session that says which session its holder trains in: who takes over finishes that.
 """
 
+JOB = PREFIX + "job"
+"""The key of a claim's metadata whose value is what submitted the run, for people."""
+
 State = Literal["active", "silent", "released", "ended"]
 """What is known of a session:
 

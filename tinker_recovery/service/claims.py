@@ -41,7 +41,7 @@ from __future__ import annotations
 import functools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -51,6 +51,7 @@ from tinker_recovery.clock import Clock, Reminder
 from tinker_recovery.errors import RunHeld, StatusRefused, StatusUnavailable
 from tinker_recovery.service.claim_line import (
     CLAIM,
+    JOB,
     NOTE,
     PREFIX,
     Alone,
@@ -253,7 +254,9 @@ class Claims:
         """How long one question is asked again of a service that does not answer, in seconds."""
         self._unguarded: Unguarded | None = None
 
-    async def enter(self, name: str, *, on_held: Literal["wait", "refuse"]) -> Claim | Unguarded:
+    async def enter(
+        self, name: str, *, on_held: Literal["wait", "refuse"], job: str | None = None
+    ) -> Claim | Unguarded:
         """Take a run, once no other process has it.
 
         Waits for a service that cannot be reached, for ``max_wait_s`` at most. If it is cancelled
@@ -262,6 +265,7 @@ class Claims:
         Args:
             name: The run's name.
             on_held: What to do if another process has it: wait for its end, or refuse.
+            job: Kept with the claim, for people: what has submitted the run.
 
         Returns:
             The claim, which holds the run; or why no claim can be held at this service, which is
@@ -280,7 +284,7 @@ class Claims:
             while True:
                 held_by = await self._first_rival(name, entry)
                 if held_by is None:
-                    taken = await self._try(name, entry)
+                    taken = await self._try(name, entry, {} if job is None else {JOB: job})
                     if isinstance(taken, Claim):
                         return taken
                     held_by = taken
@@ -297,7 +301,9 @@ class Claims:
             self._unguarded = Unguarded(str(error))
             return self._unguarded
 
-    async def _try(self, name: str, entry: str) -> Claim | SeenClaim | None:
+    async def _try(
+        self, name: str, entry: str, more: Mapping[str, str]
+    ) -> Claim | SeenClaim | None:
         """Open a claim; returns it if it holds, or whom it withdrew for, or None to try again."""
 
         async def opened() -> str:
@@ -305,7 +311,7 @@ class Claims:
             with anyio.CancelScope(shield=True):
                 return await self.sessions.open(
                     f"claim on run {name}",
-                    {CLAIM: name, PREFIX + "entry": entry, **self._claimant.metadata()},
+                    {CLAIM: name, PREFIX + "entry": entry, **self._claimant.metadata(), **more},
                 )
             raise AssertionError("nothing ends a shield")  # pragma: no cover - for the type checker
 
