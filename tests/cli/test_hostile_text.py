@@ -188,6 +188,11 @@ CASES: dict[str, list[list[str]]] = {
     "config show": [[], ["--file", HOSTILE], ["--json"]],
     "cookbook": [["--", HOSTILE], ["--", "python", "-m", HOSTILE]],
     "doctor": [["--base-model", HOSTILE, "--timeout", "4"], ["--steps", HOSTILE]],
+    "jobs cancel": [[HOSTILE], [HOSTILE, "--database", HOSTILE]],
+    "jobs list": [[], ["--database", HOSTILE], ["--state", HOSTILE]],
+    "jobs retry": [[HOSTILE], [HOSTILE, "--json"]],
+    "jobs show": [[HOSTILE], [HOSTILE, "--json"]],
+    "jobs work": [[HOSTILE], ["json", "--concurrency", HOSTILE]],
     "prices": [["-o", HOSTILE, "--timeout", "2"], [f"--{HOSTILE}"]],
     "recover": [
         [HOSTILE],
@@ -208,7 +213,7 @@ CASES: dict[str, list[list[str]]] = {
 }
 """How each command is called with hostile words; J is a journal with such a run."""
 
-OWN_PROCESS = {"cookbook", "doctor", "prices", "run"}
+OWN_PROCESS = {"cookbook", "doctor", "jobs", "prices", "run"}
 """What handles signals, changes the process, or ends it as it is while the SDK still tries."""
 
 OF_THEIR_OWN = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from concurrent.futures import Future
 from typing import Any, Final, Protocol
 
@@ -21,6 +22,9 @@ from tinker_recovery.errors import UsageError
 from tinker_recovery.jobs.database import APPLICATION, EVENTS, QUEUE, WORKFLOW
 from tinker_recovery.jobs.records import JobEvent, Limits, Say, TryOutcome
 from tinker_recovery.jobs.spec import JobSpec
+
+_CONSOLE: Final = "__dbos_console_log_handler__"
+_SILENT: Final = logging.NullHandler()
 
 POLL_S: Final = 0.5
 """Seconds between two looks into the queue."""
@@ -125,6 +129,7 @@ def launch(
     if instances._dbos_global_instance is not None:  # noqa: SLF001 - it would be used as it is, whatever its database
         raise UsageError("this process uses DBOS already, which is one a process: use another one")
     _runner = runner
+    _log_as_others_do()
     try:
         DBOS(
             config={
@@ -150,6 +155,18 @@ def launch(
     except BaseException:
         shut_down()
         raise
+
+
+def _log_as_others_do() -> None:
+    """Have the engine's records go to the program's own handlers, and to no console by themselves.
+
+    It would write to what was ``sys.stderr`` when it was imported, which may be closed by now.
+    """
+    logger = logging.getLogger("dbos")
+    for handler in [each for each in logger.handlers if each.name == _CONSOLE]:
+        logger.removeHandler(handler)
+    logger.addHandler(_SILENT)  # with none at all, it would add its own again
+    logger.propagate = True
 
 
 def _limiter(starts_per_s: float) -> QueueRateLimit:
