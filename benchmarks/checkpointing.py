@@ -75,7 +75,7 @@ async def block(client: SupervisedClient, data: list[types.Datum]) -> float:
 
 async def main(*, quick: bool) -> list[Bar]:
     """Measure, print the table, return the bars."""
-    rounds = 6 if quick else 40
+    rounds = 5 if quick else 40
     data = batch()
     times: dict[str, list[float]] = {name: [] for name in LOOPS}
     saved: dict[str, int] = {}

@@ -66,10 +66,10 @@ STALL_S = 1.0
 POLL_S = 0.5
 POLLS = 4
 """Rounds of the 30 s poll."""
-QUICK_S = 5.0
+QUICK_S = 2.0
 """Seconds after which --quick begins no further round of our own parts."""
-QUICK_KINDS = (*IN_BAND, "silence")
-"""The faults that --quick plays: those of the bars, and the one that no call reports."""
+QUICK_KINDS = ("poison", "silence")
+"""The faults that --quick plays: one that a call reports, and one that none does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ SHAPES: dict[str, int | None] = {"depth 0": 0, "depth 2": 2, "depth 5": 5, "bloc
 BLOCK, QUICK_BLOCK = 10, 2
 SAVE_EVERY, SERVICE_S = 20, 0.05
 PAIRS, SAVING_PAIRS = 300, 60
-QUICK_S = 11.0
+QUICK_S = 9.0
 """Seconds for each of the comparisons with --quick; more pairs of shorter blocks vary less."""
 LIMIT = 1.02
 TRACING_LIMIT = 1.03
