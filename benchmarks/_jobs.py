@@ -39,6 +39,7 @@ from tinker_recovery.jobs import Jobs
 from tinker_recovery.testing import LocalTinker, RunState
 
 HERE = Path(__file__).parent
+WORKERS = ("alpha", "beta", "gamma")
 PACE_S = 0.1
 LIMIT_S, QUICK_LIMIT_S = 12.0, 8.0
 AT_MOST_S = 900.0
@@ -99,17 +100,14 @@ async def disturbed(given: argparse.Namespace, name: str, database: str) -> Outc
                 )
                 for number in range(given.jobs)
             ]
-            with (
-                worker("alpha", *work) as killed,
-                worker("beta", *work) as stopped,
-                worker("gamma", *work),
-            ):
+            with contextlib.ExitStack() as stack:
+                workers = {each: stack.enter_context(worker(each, *work)) for each in WORKERS}
                 await until_trained(trained, given.jobs * given.steps // 4)
-                killed.send_signal(signal.SIGKILL)
+                killed, left = await busiest(jobs)
+                workers.pop(killed).send_signal(signal.SIGKILL)
                 died = time.monotonic()
-                left = [each.name for each in await jobs.list("running") if "alpha/" in each.worker]
                 await until_trained(trained, given.jobs * given.steps // 2)
-                stopped.send_signal(signal.SIGTERM)
+                next(iter(workers.values())).send_signal(signal.SIGTERM)
                 results = {}
                 with anyio.move_on_after(AT_MOST_S):
                     for handle in handles:
@@ -128,6 +126,19 @@ async def disturbed(given: argparse.Namespace, name: str, database: str) -> Outc
             resumed_s=max(resumed, default=0.0) - died if left else 0.0,
             took_s=time.monotonic() - began,
         )
+
+
+async def busiest(jobs: Jobs) -> tuple[str, list[str]]:
+    """The worker that runs the most jobs just now, and their names."""
+    with anyio.fail_after(AT_MOST_S):
+        while True:
+            running: dict[str, list[str]] = {worker: [] for worker in WORKERS}
+            for each in await jobs.list("running"):
+                running.get(each.worker.partition("/")[0], []).append(each.name)
+            name = max(running, key=lambda worker: len(running[worker]))
+            if running[name]:
+                return name, running[name]
+            await anyio.sleep(0.05)
 
 
 def _of(trained: Trained, run_ids: tuple[str, ...]) -> Trained:
@@ -206,6 +217,7 @@ def main() -> None:
     bars(
         "jobs",
         [
+            Bar("jobs left by the killed worker", min(each.left for each in outcomes), 1, "higher"),
             Bar("lost jobs", sum(each.lost for each in outcomes), 0),
             Bar("trained by two", sum(each.by_two for each in outcomes), 0),
             Bar("weights differ", sum(each.differ for each in outcomes), 0),
