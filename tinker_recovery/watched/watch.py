@@ -129,12 +129,14 @@ class PolledWatch:
     @property
     def watched_run_id(self) -> str | None:
         """The Tinker run to ask about; None during a recovery and after it was given up."""
-        return None if self.run is not None and self.run.incident is not None else self.run_id
+        run = self.run  # None for nearly all of ten thousand, which are asked at each poll
+        if run is None:
+            return self.name
+        return None if run.incident is not None else run.run_ids[-1]
 
     def note_status(self, status: RunStatus) -> None:
         """The service's answer about the run."""
-        # Of ten thousand watched runs nearly all have never had a fault.
-        if status.run_id != (self.name if self.run is None else self.watched_run_id):
+        if status.run_id != self.watched_run_id:
             return
         if status.corrupted:
             self._report(Kind.CORRUPTED)
