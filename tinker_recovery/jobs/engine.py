@@ -105,7 +105,7 @@ async def _try(spec: dict[str, Any], number: int) -> dict[str, Any]:
         return under_way.outcome.result().model_dump(mode="json")
     except asyncio.CancelledError:
         under_way.cancel()
-        # Its run saves and gives its claim free before anyone is told that the job has ended.
+        # Its run saves and gives its claim free before it is said that the job has ended.
         await asyncio.wrap_future(under_way.gone)
         raise
 
