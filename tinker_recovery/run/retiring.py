@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from tinker_recovery.faults import Fault, Kind
 from tinker_recovery.recovery.resume import finish_session
 
 if TYPE_CHECKING:
@@ -23,21 +22,27 @@ CLOSE_BEHIND_S = 0.25
 _DETAIL = "replaced by a recovery"
 
 
-async def retire(attempt: AttemptScope, replaced: anyio.Event, fault: Fault | None = None) -> None:
-    """Finish the session of an attempt, and close its client.
+async def finish(attempt: AttemptScope) -> None:
+    """Finish the session of an attempt, if it is ours; best effort, never raises an Exception.
+
+    Beside :func:`retire` and not before it: a service that is silent must not hold up the closing
+    of the client, which is all that ends a loop that blocks. That finishes the session once more,
+    which changes nothing.
+    """
+    connection = attempt.connection
+    if connection is not None and connection.service is not None:
+        reader = attempt.run.collaborators.reader
+        await finish_session(reader, attempt.run_id, "errored", _DETAIL)
+
+
+async def retire(attempt: AttemptScope, replaced: anyio.Event) -> None:
+    """Close the client of an attempt, once its body has let go of it.
 
     Args:
         attempt: The attempt.
         replaced: Set when another client has taken over.
-        fault: What has ended it; None if it was never used.
     """
     try:
-        connection = attempt.connection
-        ours = connection is not None and connection.service is not None
-        if fault is not None and ours and fault.kind is not Kind.UNAVAILABLE:
-            reader = attempt.run.collaborators.reader
-            # Closing its client finishes it once more, which changes nothing.
-            await finish_session(reader, attempt.run_id, "errored", _DETAIL)
         if attempt.entered and not attempt.blocking:
             with anyio.move_on_after(attempt.run.policy.close_timeout_s):
                 await attempt.left.wait()

@@ -29,7 +29,7 @@ from tinker_recovery.run.first_client import first_client
 from tinker_recovery.run.history import RunHistory
 from tinker_recovery.run.journaling import RunJournal
 from tinker_recovery.run.mailbox import Mailbox
-from tinker_recovery.run.retiring import retire
+from tinker_recovery.run.retiring import finish, retire
 from tinker_recovery.run.rollback_detector import RollbackDetector
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
@@ -364,7 +364,9 @@ class SupervisedRun:
             self.history.evidence = self.history.evidence.failed()
             if current is not None:
                 self.rollbacks.distrust_since(fault, current)
-                self.spawn(functools.partial(retire, current, self._next_ready, fault))
+                if fault.kind is not Kind.UNAVAILABLE:
+                    self.spawn(functools.partial(finish, current))
+                self.spawn(functools.partial(retire, current, self._next_ready))
         elif self.policy.enabled and current is not None and current.blocking:
             self.spawn(functools.partial(retire, current, self._next_ready))
         self.journal.fault(fault, recovers=self.incident is fault)
