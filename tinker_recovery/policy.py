@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, assert_never
 
 from pydantic import Field, InstanceOf, field_validator, model_validator
 from tinker import types
@@ -22,6 +22,9 @@ from tinker_recovery.checkpoint_policy import (
     Whole,
 )
 from tinker_recovery.costs import PriceTable
+
+BackoffType = Literal["exponential", "linear", "constant"]
+"""How a delay grows with each try."""
 
 Callback = Callable[..., object]
 """A sync or async callable; what it returns is ignored, what it raises is logged."""
@@ -156,7 +159,7 @@ class RecoveryPolicy(Frozen):
     max_attempts: Annotated[Whole, Field(ge=1)] = 3
     backoff_s: Annotated[Number, Field(ge=0)] = 5.0
     max_backoff_s: Annotated[Number, Field(ge=0)] = 60.0
-    backoff_type: Literal["exponential", "linear", "constant"] = "exponential"
+    backoff_type: BackoffType = "exponential"
     max_wait_s: Seconds = 86_400.0
     credential_grace_s: Annotated[Number, Field(ge=0)] = 120.0
     backoff_jitter: Annotated[Number, Field(ge=0, le=1)] = 0.1
@@ -292,15 +295,22 @@ class RecoveryPolicy(Frozen):
             attempt: 1 for the first attempt of an incident, which does not wait.
             random: A number in [0, 1) that decides the jitter.
         """
-        if attempt <= 1:
-            return 0.0
-        match self.backoff_type:
-            case "exponential":
-                # Bounded so that a large attempt number cannot overflow a float.
-                growth = 2.0 ** min(attempt - 2, 64)
-            case "linear":
-                growth = attempt - 1.0
-            case "constant":
-                growth = 1.0
-        delay = min(self.max_backoff_s, self.backoff_s * growth)
-        return delay * (1.0 + self.backoff_jitter * random)
+        growth = backoff_growth(self.backoff_type, attempt)
+        return min(self.max_backoff_s, self.backoff_s * growth) * (
+            1.0 + self.backoff_jitter * random
+        )
+
+
+def backoff_growth(kind: BackoffType, number: int) -> float:
+    """How many first delays to wait before a try; 0 before the first, which is number 1."""
+    if number <= 1:
+        return 0.0
+    match kind:
+        case "exponential":
+            # Bounded so that a large number cannot overflow a float.
+            return 2.0 ** min(number - 2, 64)
+        case "linear":
+            return number - 1.0
+        case "constant":
+            return 1.0
+    assert_never(kind)

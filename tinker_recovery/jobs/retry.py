@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import tinker
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +23,7 @@ from tinker_recovery.errors import (
     causes,
 )
 from tinker_recovery.faults import Kind, SeenIn, judge
+from tinker_recovery.policy import BackoffType, backoff_growth
 
 TIMEOUT = "timeout"
 """Stands for a deadline that passed: any ``TimeoutError``, and silence."""
@@ -90,7 +91,7 @@ class RetryPolicy(Frozen):
     """
 
     max_attempts: Annotated[Whole, Field(ge=1)] = 3
-    backoff_type: Literal["exponential", "linear", "constant"] = "exponential"
+    backoff_type: BackoffType = "exponential"
     initial_delay_ms: Annotated[Whole, Field(ge=0)] = 1000
     max_delay_ms: Annotated[Whole, Field(ge=0)] = 60_000
     retryable_errors: tuple[str, ...] = (TIMEOUT, BACKEND_UNAVAILABLE)
@@ -117,16 +118,7 @@ class RetryPolicy(Frozen):
             number: 1 for the first try, which does not wait.
             random: A number in [0, 1) that decides the jitter.
         """
-        if number <= 1:
-            return 0.0
-        match self.backoff_type:
-            case "exponential":
-                # Bounded so that a large number cannot overflow a float.
-                growth = 2.0 ** min(number - 2, 64)
-            case "linear":
-                growth = number - 1.0
-            case "constant":
-                growth = 1.0
+        growth = backoff_growth(self.backoff_type, number)
         delay = min(float(self.max_delay_ms), self.initial_delay_ms * growth)
         return delay * (1.0 + JITTER * random)
 
