@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
-from tinker import types
+from _plain_loop import ADAM, batch
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy
 
-ADAM = types.AdamParams(learning_rate=5e-2)
 MODEL, RANK, SEED = "Qwen/Qwen3-8B", 8, 7
 START: dict[str, Any] = {"base_model": MODEL, "rank": RANK, "seed": SEED}
 
@@ -21,19 +20,6 @@ POLICY = RecoveryPolicy(
     poll_interval_s=30.0,
     checkpoints=CheckpointPolicy(save_every=10),
 )
-
-
-def batch(step: int) -> list[types.Datum]:
-    """One step's batch, a function of the step alone."""
-    tokens = [(step * 7 + offset * offset) % 50 for offset in range(9)]
-    return [
-        types.Datum(
-            model_input=types.ModelInput.from_ints(tokens[:-1]),
-            loss_fn_inputs={
-                "target_tokens": types.TensorData(data=tokens[1:], dtype="int64", shape=[8])
-            },
-        )
-    ]
 
 
 async def train(attempt: Attempt, *, steps: int, pace_s: float = 0.0) -> int:

@@ -24,6 +24,21 @@ def asked(admission: Admission, *tickets: Ticket) -> list[Ticket]:
     return admission.admit()
 
 
+def all_succeed(admission: Admission, count: int) -> list[int]:
+    """How many go at once, one round after the other, as each of so many succeeds."""
+    current = asked(admission, *(Ticket(3, float(n), 1) for n in range(count)))
+    sizes = []
+    while current:
+        sizes.append(len(current))
+        following: list[Ticket] = []
+        for ticket in current:
+            admission.succeeded()
+            admission.leave(ticket)
+            following += admission.admit()
+        current = following
+    return sizes
+
+
 def test_the_fewest_attempts_left_go_first_and_of_equals_the_oldest_fault() -> None:
     admission = Admission(1)
     (first,) = asked(admission, Ticket(3, 0.0, 1))
@@ -63,17 +78,7 @@ def test_one_that_gave_up_waiting_takes_no_place() -> None:
 def test_in_a_mass_failure_one_goes_ahead_and_the_others_follow_one_more_at_a_time() -> None:
     admission = Admission(4)
     admission.be_careful(careful=True)
-    current = asked(admission, *(Ticket(3, float(n), 1) for n in range(20)))
-    sizes = []
-    while current:
-        sizes.append(len(current))
-        following: list[Ticket] = []
-        for ticket in current:
-            admission.succeeded()
-            admission.leave(ticket)
-            following += admission.admit()
-        current = following
-    assert sizes == [1, 2, 4, 4, 4, 4, 1]
+    assert all_succeed(admission, 20) == [1, 2, 4, 4, 4, 4, 1]
 
 
 def test_a_probe_that_fails_is_held_against_the_backend_and_closes_every_place() -> None:
@@ -111,17 +116,7 @@ def test_a_failure_while_others_succeed_is_the_runs_own() -> None:
 
 def test_recoveries_begin_by_two_and_each_that_succeeds_lets_one_more_begin() -> None:
     admission = Admission(5)
-    current = asked(admission, *(Ticket(3, float(n), 1) for n in range(12)))
-    sizes = []
-    while current:
-        sizes.append(len(current))
-        following: list[Ticket] = []
-        for ticket in current:
-            admission.succeeded()
-            admission.leave(ticket)
-            following += admission.admit()
-        current = following
-    assert sizes == [2, 4, 5, 1]
+    assert all_succeed(admission, 12) == [2, 4, 5, 1]
     # Hours later, another burst: what the service can take by then is tried anew.
     assert len(asked(admission, *(Ticket(3, float(n), 1) for n in range(9)))) == 2
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import anyio
-from loops import loop
+from loops import ADAM, batch, loop
 from pydantic import BaseModel
 
 from tinker_recovery import Attempt
@@ -73,8 +73,6 @@ def _write(file: str, line: str) -> None:
 
 def blocks(attempt: Attempt, *, steps: int) -> int:
     """A plain function."""
-    from loops import ADAM, batch  # noqa: PLC0415
-
     for step in range(attempt.start_step, steps):
         forward = attempt.client.forward_backward(batch(step), "cross_entropy")
         update = attempt.client.optim_step(ADAM)
