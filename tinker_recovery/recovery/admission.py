@@ -178,7 +178,7 @@ class Admission:
         return 0 if self._closed else self._limit
 
     def be_careful(self, *, careful: bool) -> None:
-        """Probe with one recovery at a time; or let what goes on begin as any other does."""
+        """Probe with one recovery at a time; or again let :data:`AT_FIRST` go, or more."""
         if careful and not self._careful:
             self._limit, self._failures = 1, 0
         if not careful:

@@ -36,7 +36,7 @@ class ServiceClock:
 
     def now(self) -> float:
         """The service's time, in seconds since the epoch."""
-        return self.wall() + (0.0 if self._least_s <= 0.0 <= self._most_s else self._least_s)
+        return self.wall() + self.ahead_s
 
     def note_reply(self, date: str | None, *, sent_s: float) -> None:
         """A reply has come.

@@ -324,12 +324,15 @@ def _run_page(reply: dict[str, Any]) -> RunPage:
 def _run_status(run: dict[str, Any]) -> RunStatus:
     run_id, corrupted = run["training_run_id"], run.get("corrupted", False)
     # A value of another type must not pass for "sound".
-    if type(run_id) is not str or (corrupted is not False and corrupted is not True):
+    if type(run_id) is not str or type(corrupted) is not bool:
         raise ValueError(f"training_run_id={run_id!r}, corrupted={corrupted!r}")
     base_model, rank = run.get("base_model"), run.get("lora_rank")
-    if type(base_model) is not str:
-        base_model = None
-    return RunStatus(run_id, corrupted, base_model, rank if type(rank) is int else None)
+    return RunStatus(
+        run_id,
+        corrupted,
+        base_model if type(base_model) is str else None,
+        rank if type(rank) is int else None,
+    )
 
 
 def _failed_page(reply: Any) -> FailedPage:

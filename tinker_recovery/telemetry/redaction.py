@@ -215,7 +215,7 @@ class RedactingFilter(logging.Filter):
                 stand_in = ErrorStandIn(record.exc_info[1])
                 record.exc_info = (ErrorStandIn, stand_in, record.exc_info[2])
         try:
-            message = record.getMessage()
+            message = said = record.getMessage()
             if isinstance(record.args, tuple) and "\n" in message:
                 # Lines end where the format says so: one that a name or an error begins could look
                 # like another record.
@@ -223,7 +223,7 @@ class RedactingFilter(logging.Filter):
         except Exception:  # noqa: BLE001 - logging itself reports arguments that do not fit
             return True
         shown = as_text(redact(message), lines=True)
-        if shown != record.getMessage():
+        if shown != said:
             record.msg, record.args = shown, None
         return True
 
