@@ -188,7 +188,7 @@ async def processor(given: argparse.Namespace, databases: dict[str, str]) -> dic
             used = await anyio.to_thread.run_sync(measure, how, *size, *database)
             took[name].append(used)
 
-        # At the same time, since the same work takes twice the time in some minutes on many machines.
+        # At the same time: the same work takes twice the time in some minutes on many machines.
         for _ in range(given.rounds):
             async with anyio.create_task_group() as group:
                 for name in ways:
@@ -214,7 +214,8 @@ def databases() -> Iterator[dict[str, str]]:
 
 def main() -> None:
     """Play, and print the results."""
-    given = arguments(__doc__, {"jobs": (200, 9), "steps": (40, 20), "runs": (60, 16), "rounds": (3, 1)})
+    sizes = {"jobs": (200, 9), "steps": (40, 20), "runs": (60, 16), "rounds": (3, 1)}
+    given = arguments(__doc__, sizes)
     with databases() as found:
         ratios = anyio.run(processor, given, found)
         outcomes = [anyio.run(disturbed, given, *each) for each in found.items()]
