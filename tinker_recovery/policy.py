@@ -121,7 +121,8 @@ class RecoveryPolicy(Frozen):
             ``recovery.optimizer_not_restored``. Costs four sessions and a few hundred tokens;
             training does not wait for it.
         on_recovery: Called as ``on_recovery(old_client, new_client, checkpoint)`` before the loop
-            runs again; ``checkpoint`` is None when the run starts over.
+            runs again; ``checkpoint`` is None when the run starts over. Not called where a run only
+            goes on after an orderly stop.
         on_failure: Called as ``on_failure(run_id, error)`` when a run is given up.
         checkpoints: When to save, and what to keep.
         create_timeout_s: How long a recovery waits for a new client (and again for the canary's

@@ -2,7 +2,8 @@
 
 A recovery that fails is tried again after a backoff, until the run's budget is spent. A service
 that asks for patience is waited for instead, and one that refuses for good ends the run. As many
-recoveries at once as the policy allows; many runs that fail alike are one incident.
+recoveries at once as the policy allows; many runs that fail alike are one incident. A run that was
+stopped in an orderly way goes on by the same steps, and is no incident unless that goes wrong.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import anyio
+from opentelemetry.trace import Span
 
 from tinker_recovery.clock import Reminder
 from tinker_recovery.errors import (
@@ -26,6 +28,7 @@ from tinker_recovery.errors import (
 )
 from tinker_recovery.faults import DetectedBy, Fault, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Callback
+from tinker_recovery.recovery import words
 from tinker_recovery.recovery.admission import MassReporter, Slot, Slots
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.exhausted import exhausted
@@ -97,6 +100,7 @@ class Executor:
         self._reset()
 
     def _reset(self) -> None:
+        self._going_on: dict[Fault, Span] = {}  # what is no incident so far
         policy = self._policy
         self._slots = Slots(
             policy.max_concurrent_recoveries,
@@ -141,35 +145,27 @@ class Executor:
     async def _handle(self, fault: Fault) -> None:
         run = self._find(fault.run)
         if run is not None and run.awaits(fault):
-            self._mass.began(fault)
-            attributes: dict[str, str | int] = {
-                names.RUN_ID: fault.run_id,
-                names.ATTEMPT: fault.attempt,
-                names.FAULT_KIND: fault.kind.value,
-                names.FAULT_REASON: fault.rule.reason,
-                names.FAULT_DETECTED_BY: fault.detected_by.value,
-                names.FAULT_STEP: fault.step,
-                names.VERDICT: fault.verdict.value,
-            }
             # It may have gone unseen since something last made progress.
             began_ns = fault.detected_ns - int(fault.silent_s * 1e9)
-            with run.telemetry.recovery(attributes, start_ns=began_ns) as incident:
-                past_span(
-                    names.SPAN_DETECT,
-                    {
-                        names.FAULT_DETECTED_BY: fault.detected_by.value,
-                        names.FAULT_KIND: fault.kind.value,
-                        names.SILENT_S: fault.silent_s,
-                    },
-                    start_ns=began_ns,
-                    end_ns=fault.detected_ns,
-                )
-                self._events.emit(
-                    names.EVENT_DETECTED,
-                    run.name,
-                    f"{fault.kind.value} at step {fault.step}: {fault.rule.reason}",
-                    {**attributes, names.SILENT_S: fault.silent_s},
-                )
+            telemetry = run.telemetry
+            root = telemetry.going_on if fault.orderly else telemetry.recovery
+            attributes = words.attributes_of(fault)
+            with root(attributes, start_ns=began_ns) as incident:
+                self._mass.began(fault)
+                if fault.orderly:
+                    self._going_on[fault] = incident
+                else:
+                    past_span(
+                        names.SPAN_DETECT,
+                        {
+                            names.FAULT_DETECTED_BY: fault.detected_by.value,
+                            names.FAULT_KIND: fault.kind.value,
+                            names.SILENT_S: fault.silent_s,
+                        },
+                        start_ns=began_ns,
+                        end_ns=fault.detected_ns,
+                    )
+                    self._detected(run, fault)
                 ended = Ended(names.INTERRUPTED)
                 try:
                     if self._policy.enabled and fault.verdict is not Verdict.GIVE_UP:
@@ -181,20 +177,36 @@ class Executor:
                         )
                 finally:
                     incident.set_attribute(names.OUTCOME, ended.outcome)
-                    metrics.recovered(
-                        kind=fault.kind.value,
-                        outcome=ended.outcome,
-                        duration_s=self._clock.monotonic() - fault.detected_at,
-                        error=ended.error,
-                    )
+                    if self._going_on.pop(fault, None) is None:
+                        metrics.recovered(
+                            kind=fault.kind.value,
+                            outcome=ended.outcome,
+                            duration_s=self._clock.monotonic() - fault.detected_at,
+                            error=ended.error,
+                        )
                 self._mass.ended(fault, recovered=ended.outcome == names.RECOVERED)
                 if ended.error is not None:
                     refuse(incident, type(ended.error).__qualname__, str(ended.error))
         self._queue.acknowledge(fault)
 
+    def _detected_after_all(self, run: Recoverable, fault: Fault) -> None:
+        """A run that was to go on has become an incident."""
+        incident = self._going_on.pop(fault, None)
+        if incident is not None:
+            incident.update_name(names.SPAN_RECOVERY)
+            self._detected(run, fault)
+
+    def _detected(self, run: Recoverable, fault: Fault) -> None:
+        self._events.emit(
+            names.EVENT_DETECTED,
+            run.name,
+            words.detected(fault),
+            {**words.attributes_of(fault), names.SILENT_S: fault.silent_s},
+        )
+
     async def _recover(self, run: Recoverable, fault: Fault) -> Ended:
         await self._look_for_progress(run, fault)
-        run.budget.note_error(fault.as_error())
+        self._note_error(run, fault)
         patience = fault.verdict is Verdict.WAIT
         began = self._clock.monotonic()
         # The first attempt of an incident starts at once; a wait begins with a backoff.
@@ -220,6 +232,7 @@ class Executor:
                     run.budget.refund()
                 raise
             except (CheckpointError, LeaseLost) as error:
+                self._detected_after_all(run, fault)
                 self._failed(run, tries, error)
                 await self._give_up(run, fault, error)
                 lost = isinstance(error, LeaseLost)
@@ -239,6 +252,10 @@ class Executor:
         if not run.awaits(fault):
             return Ended(names.ABANDONED)  # the user's own code ended the run meanwhile
         return await self._exhausted(run, fault, patience=patience)
+
+    def _note_error(self, run: Recoverable, fault: Fault) -> None:
+        if not fault.orderly:
+            run.budget.note_error(fault.as_error())
 
     def _is_waited_for(
         self, run: Recoverable, fault: Fault, rule: VerdictRule | None, waits: _Waits
@@ -295,6 +312,7 @@ class Executor:
         return rule is not None and rule.verdict is Verdict.WAIT
 
     async def _refused(self, run: Recoverable, fault: Fault, rule: VerdictRule) -> Ended:
+        self._detected_after_all(run, fault)
         errors = run.budget.errors
         if fault.kind is rule.kind is Kind.UNAUTHORIZED:
             # Nothing else was wrong: what the user's call has met says it best.
@@ -320,6 +338,7 @@ class Executor:
         return Ended(names.REFUSED, refused)
 
     async def _exhausted(self, run: Recoverable, fault: Fault, *, patience: bool) -> Ended:
+        self._detected_after_all(run, fault)
         error = exhausted(run, fault, self._policy, self._endpoint, patience=patience)
         self._events.emit(names.EVENT_EXHAUSTED, run.name, str(error), {})
         await self._give_up(run, fault, error)
@@ -372,14 +391,15 @@ class Executor:
         async with slot:
             if not run.awaits(fault):
                 return Ended(names.ABANDONED)
-            self._events.emit(
-                names.EVENT_STARTED,
-                run.name,
-                f"recovery attempt {number} of {self._policy.max_attempts}"
-                if number
-                else "trying again after a wait",
-                {names.TRY: tries},
-            )
+            if fault not in self._going_on:
+                self._events.emit(
+                    names.EVENT_STARTED,
+                    run.name,
+                    f"recovery attempt {number} of {self._policy.max_attempts}"
+                    if number
+                    else "trying again after a wait",
+                    {names.TRY: tries},
+                )
             try:
                 with trying(tries):
                     # Where calls have just failed for want of a service, the SDK would try to open
@@ -419,8 +439,6 @@ class Executor:
                 {**at, names.REPLAYED_STEPS: replayed, names.ATTEMPT: fault.attempt + 1}
             )
             run.budget.note_recovered(new.progress)
-            await self._skip_what_faults_again(run, fault)
-            await self._call(new.callback, "on_recovery", *new.arguments)
             recovery = Recovery(
                 fault=fault,
                 checkpoint=checkpoint,
@@ -429,15 +447,16 @@ class Executor:
                 handed_over_at=self._clock.monotonic(),
                 service_s=waiting.total_s,
             )
-            self._events.emit(
-                names.EVENT_COMPLETED,
-                run.name,
-                "recovered: a client at a step unknown to us is handed over"
-                if new.step is None
-                else f"recovered: the loop runs again from step {new.step}, {replayed} steps are "
-                "replayed",
-                {**at, names.REPLAYED_STEPS: replayed},
-            )
+            if recovery.continued:
+                run.budget.refund()
+                event, message = names.EVENT_CONTINUED, f"goes on from step {new.step}"
+            else:
+                self._detected_after_all(run, fault)
+                await self._skip_what_faults_again(run, fault)
+                await self._call(new.callback, "on_recovery", *new.arguments)
+                event, message = names.EVENT_COMPLETED, words.recovered(new.step, replayed)
+                at = {**at, names.REPLAYED_STEPS: replayed}
+            self._events.emit(event, run.name, message, at)
             run.hand_over(recovery)
         return Ended(names.RECOVERED)
 

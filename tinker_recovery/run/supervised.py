@@ -156,7 +156,8 @@ class SupervisedRun:
     @property
     def state(self) -> str:
         """``training``, ``recovering`` or ``over``."""
-        return "over" if self.ended else "recovering" if self.incident else "training"
+        recovering = self.incident is not None and not self.incident.orderly
+        return "over" if self.ended else "recovering" if recovering else "training"
 
     @property
     def lost(self) -> BaseException | None:
@@ -258,7 +259,7 @@ class SupervisedRun:
         return True
 
     def _continue_from_snapshot(self) -> None:
-        """Have the run recovered that another process left, as from any other fault."""
+        """Have the run restored that another process left: as from any fault, or to go on."""
         if self.snapshot is None:
             raise UsageError(f"run {self.name!r} begins here: there is nothing to continue")
         last, number = self.snapshot.segments[-1], len(self.snapshot.segments)
@@ -266,7 +267,16 @@ class SupervisedRun:
             functools.partial(finish_sessions, self.collaborators.reader, self.snapshot.sessions)
         )
         rule, step = RULES[Kind.PROCESS_LOST], self.snapshot.step
-        self.report_fault(Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, step))
+        left = Fault(
+            self.name,
+            number,
+            last.run_id,
+            rule,
+            DetectedBy.JOURNAL,
+            step,
+            orderly=self.snapshot.orderly,
+        )
+        self.report_fault(left)
 
     async def _journaled(self, attempt: AttemptScope) -> AttemptScope:
         """The attempt, once the journal has it: no attempt trains that a restart would not find.
@@ -361,7 +371,8 @@ class SupervisedRun:
             step, times = self._faults_at
             again = fault.failed_step is not None and fault.failed_step == step
             self._faults_at = (fault.failed_step, times + 1 if again else 1)
-            self.history.evidence = self.history.evidence.failed()
+            if not fault.orderly:
+                self.history.evidence = self.history.evidence.failed()
             if current is not None:
                 self.rollbacks.distrust_since(fault, current)
                 if fault.kind is not Kind.UNAVAILABLE:
@@ -423,7 +434,8 @@ class SupervisedRun:
             raise UsageError("hold_ready() comes before hand_over()")
         attempt, self._ready = self._ready, None
         self._join(attempt)
-        self.recoveries.append(recovery)
+        if not recovery.continued:
+            self.recoveries.append(recovery)
         self.incident = None
         self.rollbacks.note_resumed(attempt.start_step)
         self.checkpoints.note_recovered()

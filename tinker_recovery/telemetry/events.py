@@ -56,6 +56,7 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_CHECKPOINT_RENEWED: logging.INFO,
     names.EVENT_CHECKPOINT_RENEWAL_FAILED: logging.WARNING,
     names.EVENT_RETENTION_FAILED: logging.WARNING,
+    names.EVENT_CONTINUED: logging.INFO,
     names.EVENT_JOB_TRY: logging.INFO,
 }
 

@@ -19,6 +19,8 @@ SPAN_RESUME: Final = "recovery.resume"
 
 # Short root spans of their own, since one that stays open for days is lost in a crash.
 SPAN_RUN_START: Final = "run.start"
+SPAN_CONTINUE: Final = "run.continue"
+"""A run goes on that was stopped; the phases of its restore are inside."""
 SPAN_SEGMENT: Final = "run.segment"
 """A segment begins, on a client of its own."""
 SPAN_RUN_END: Final = "run.end"
@@ -57,6 +59,8 @@ EVENT_CHECKPOINT_DELETE_FAILED: Final = "checkpoint.delete_failed"
 EVENT_CHECKPOINT_RENEWED: Final = "checkpoint.renewed"
 EVENT_CHECKPOINT_RENEWAL_FAILED: Final = "checkpoint.renewal_failed"
 EVENT_RETENTION_FAILED: Final = "checkpoint.retention_failed"
+EVENT_CONTINUED: Final = "run.continued"
+"""A run goes on that was stopped, from its last step: no fault, and no recovery."""
 EVENT_JOB_TRY: Final = "job.try"
 """The run is trained by a try of a job."""
 
