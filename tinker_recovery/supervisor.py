@@ -24,6 +24,7 @@ from typing_extensions import Unpack
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.cookbook.runner import run_cookbook
 from tinker_recovery.detection.monitor import Monitor, silence_check_s
+from tinker_recovery.detection.outage import Outage
 from tinker_recovery.errors import UsageError
 from tinker_recovery.forks import HomeProcess, LeftAtHome
 from tinker_recovery.journal import (
@@ -427,6 +428,11 @@ class _Entered:
         self.collaborators = collaborators
         self.recorder = recorder
         self.queue = FaultQueue()
+        self.outage = Outage(
+            collaborators.events,
+            collaborators.clock.monotonic,
+            collaborators.policy.max_wait_s,
+        )
         self.mailbox = Mailbox()
         self.watches = Watches(collaborators, self.queue)
         self.retention = RetentionLoop(collaborators)
@@ -446,9 +452,11 @@ class _Entered:
             events=self.collaborators.events,
             clock=clock,
             urgent=lambda: [run for run in runs.monitored.values() if run.is_urgent],
+            outage=self.outage,
         )
         executor = Executor(
             self.collaborators,
+            outage=self.outage,
             queue=self.queue,
             find=lambda name: runs.by_name.get(name) or watches.find(name),
             watched=lambda: len(watches) + runs.under_way,

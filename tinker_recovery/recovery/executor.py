@@ -13,20 +13,18 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import anyio
 from opentelemetry.trace import Span
 
-from tinker_recovery.clock import Reminder
+from tinker_recovery.detection.outage import Outage
 from tinker_recovery.errors import (
     CheckpointError,
-    DeadlineExceeded,
     LeaseLost,
     RecoveryRefused,
 )
-from tinker_recovery.faults import DetectedBy, Fault, Kind, SeenIn, Verdict, VerdictRule, judge
+from tinker_recovery.faults import Fault, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Callback
 from tinker_recovery.recovery import words
 from tinker_recovery.recovery.admission import MassReporter, Slot, Slots
@@ -35,12 +33,10 @@ from tinker_recovery.recovery.exhausted import exhausted
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import Recoverable, Recovery
 from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.recovery.waits import Waits
 from tinker_recovery.service import Patience
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import metrics, names, past_span, phase, refuse, trying
-
-_NEVER_ACCEPTED = frozenset({DetectedBy.START, DetectedBy.JOURNAL})
-"""Where nothing has been trained here yet, a credential that is refused is a wrong one."""
 
 
 class Ended(NamedTuple):
@@ -55,23 +51,6 @@ class Ended(NamedTuple):
     error: BaseException | None = None
 
 
-@dataclass(slots=True)
-class _Waits:
-    """What one incident has waited for, and what was said of it."""
-
-    missed: int = 0
-    reported: bool = False
-    last: Exception | None = None
-    reminder: Reminder = field(default_factory=Reminder)
-    refused_since: float | None = None
-
-    def repeat(self, error: Exception, *, waits: bool) -> bool:
-        """Note what a try failed with; whether it is one wait after another."""
-        self.missed += isinstance(error, DeadlineExceeded)
-        repeated, self.reported, self.last = self.reported and waits, waits, error
-        return repeated
-
-
 class Executor:
     """Recovers runs, each in a task of its own.
 
@@ -80,6 +59,7 @@ class Executor:
         queue: Where faults come from; one is acknowledged once its run is recovered or given up.
         find: The run of a given name, or None if it has ended meanwhile.
         watched: How many runs there are.
+        outage: Where it is noted whether the service answers; by default one of its own.
     """
 
     def __init__(
@@ -89,6 +69,7 @@ class Executor:
         queue: FaultQueue,
         find: Callable[[str], Recoverable | None],
         watched: Callable[[], int],
+        outage: Outage | None = None,
     ) -> None:
         self._queue = queue
         self._find = find
@@ -97,6 +78,9 @@ class Executor:
         self._endpoint = collaborators.reader.http.endpoint
         self._clock = collaborators.clock
         self._watched = watched
+        self._outage = outage or Outage(
+            self._events, self._clock.monotonic, self._policy.max_wait_s
+        )
         self._reset()
 
     def _reset(self) -> None:
@@ -208,12 +192,11 @@ class Executor:
         await self._look_for_progress(run, fault)
         self._note_error(run, fault)
         patience = fault.verdict is Verdict.WAIT
-        began = self._clock.monotonic()
         # The first attempt of an incident starts at once; a wait begins with a backoff.
         tries = 1 if patience else 0
-        waits = _Waits(refused_since=began if fault.kind is Kind.UNAUTHORIZED else None)
+        waits = Waits(fault, self._policy, self._events, self._clock, self._outage)
         while run.awaits(fault):
-            waited_s = self._clock.monotonic() - began
+            waited_s = waits.lasted_s
             number = 0 if patience else run.budget.spend()
             if waited_s > self._policy.max_wait_s if patience else not number:
                 break
@@ -222,7 +205,7 @@ class Executor:
                 left=run.budget.left, detected_at=fault.detected_at, tries=tries
             )
             try:
-                await self._back_off(tries, self._grace_left_s(waits))
+                await self._back_off(tries, waits.grace_left_s(), run=run, number=number)
                 return await self._try(
                     run, fault, slot, number, self._patience(run, tries, waits, waited_s)
                 )
@@ -239,16 +222,16 @@ class Executor:
                 return Ended(names.REFUSED if lost else names.NO_CHECKPOINT, error)
             except Exception as error:  # noqa: BLE001 - whatever a service answers costs one attempt, never the run
                 rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)
-                refused = self._is_waited_for(run, fault, rule, waits)
+                refused = waits.for_credential(rule)
                 patience = refused or (rule is not None and rule.verdict is Verdict.WAIT)
-                self._failed(run, tries, error, repeated=waits.repeat(error, waits=patience))
+                self._failed(run, tries, error, repeated=waits.failed(error, waits=patience))
                 if rule is not None and rule.verdict is Verdict.GIVE_UP and not refused:
                     return await self._refused(run, fault, rule)
                 if slot.backend_blamed and number:
                     # Time is what a backend's failure costs, and no attempt of the run's.
                     run.budget.refund()
                 patience |= slot.backend_blamed
-                self._remind(run, waits, self._clock.monotonic() - began if patience else 0.0)
+                waits.remind(rule, waits=patience)
         if not run.awaits(fault):
             return Ended(names.ABANDONED)  # the user's own code ended the run meanwhile
         return await self._exhausted(run, fault, patience=patience)
@@ -256,35 +239,6 @@ class Executor:
     def _note_error(self, run: Recoverable, fault: Fault) -> None:
         if not fault.orderly:
             run.budget.note_error(fault.as_error())
-
-    def _is_waited_for(
-        self, run: Recoverable, fault: Fault, rule: VerdictRule | None, waits: _Waits
-    ) -> bool:
-        """Whether a credential is refused that may be rotated just now; says so the first time."""
-        if rule is None or rule.kind is not Kind.UNAUTHORIZED:
-            waits.refused_since = None
-            return False
-        if fault.detected_by in _NEVER_ACCEPTED:
-            return False
-        first = waits.refused_since is None or not waits.reported
-        if waits.refused_since is None:
-            waits.refused_since = self._clock.monotonic()
-        left_s = self._grace_left_s(waits)
-        if first and left_s > 0:
-            self._events.emit(
-                names.EVENT_WAITING,
-                run.name,
-                f"the credential is refused (HTTP 401); another one is waited for for {left_s:.0f} "
-                "s (credential_grace_s), as it may be rotated just now",
-            )
-        return left_s > 0
-
-    def _grace_left_s(self, waits: _Waits) -> float:
-        """Seconds left to wait for a credential; infinite if none is refused."""
-        if waits.refused_since is None:
-            return math.inf
-        waited_s = self._clock.monotonic() - waits.refused_since
-        return max(0.0, self._policy.credential_grace_s - waited_s)
 
     async def _look_for_progress(self, run: Recoverable, fault: Fault) -> None:
         """A fault overtakes the answer to a save: see what is stored before giving a run up."""
@@ -344,22 +298,12 @@ class Executor:
         await self._give_up(run, fault, error)
         return Ended(names.EXHAUSTED, error)
 
-    def _patience(self, run: Recoverable, tries: int, waits: _Waits, waited_s: float) -> Patience:
+    def _patience(self, run: Recoverable, tries: int, waits: Waits, waited_s: float) -> Patience:
         def report(message: str) -> None:
             self._events.emit(names.EVENT_WAITING, run.name, message, {names.TRY: tries})
 
         silence_s = self._policy.create_deadline_s(waits.missed)
         return Patience(silence_s, self._policy.max_wait_s - waited_s, report)
-
-    def _remind(self, run: Recoverable, waits: _Waits, waited_s: float) -> None:
-        if waits.reminder.is_due(waited_s):
-            self._events.emit(
-                names.EVENT_WAITING,
-                run.name,
-                f"the service has been waited for for {waited_s:.0f} s; after "
-                f"{self._policy.max_wait_s:g} s (max_wait_s) the run is given up; the last try "
-                f"failed: {waits.last}",
-            )
 
     def _failed(
         self, run: Recoverable, attempt: int, error: Exception, *, repeated: bool = False
@@ -377,9 +321,20 @@ class Executor:
         await self._call(self._policy.on_failure, "on_failure", fault.run_id, error)
         run.give_up(error)
 
-    async def _back_off(self, attempt: int, most_s: float = math.inf) -> None:
+    async def _back_off(
+        self,
+        attempt: int,
+        most_s: float = math.inf,
+        *,
+        run: Recoverable | None = None,
+        number: int = 0,
+    ) -> None:
+        """Wait before a try; said of a run whose attempts are counted, with ``number`` the next."""
         delay_s = min(self._policy.backoff_before(attempt, self._clock.random()), most_s)
         if delay_s > 0:
+            if run is not None and number:
+                message = f"attempt {number} of {self._policy.max_attempts} in {delay_s:.3g} s"
+                self._events.emit(names.EVENT_WAITING, run.name, message, {names.TRY: attempt})
             with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.TRY: attempt}):
                 await self._clock.sleep(delay_s)
 
@@ -388,6 +343,7 @@ class Executor:
     ) -> Ended:
         """One try, once there is a slot for it; its outcome may be the backend's doing."""
         tries = slot.ticket.tries
+        waited = tries > 2  # noqa: PLR2004 - the first wait is said
         async with slot:
             if not run.awaits(fault):
                 return Ended(names.ABANDONED)
@@ -399,6 +355,7 @@ class Executor:
                     if number
                     else "trying again after a wait",
                     {names.TRY: tries},
+                    repeated=not number and waited,
                 )
             try:
                 with trying(tries):
@@ -422,6 +379,7 @@ class Executor:
         waiting = ServiceTime(self._clock)
         restoration = run.restoration(waiting, ahead=ahead, patience=patience)
         restored = await restoration.restore()
+        self._outage.over(run.name)
         taken = False  # until the hand-over the new client is nobody's but ours to close
         try:
             if not run.awaits(fault):

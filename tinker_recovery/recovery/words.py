@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tinker_recovery.faults import Fault
+from collections.abc import Mapping, Sequence
+
+from tinker_recovery.faults import Fault, Kind, VerdictRule
 from tinker_recovery.telemetry import names
 
 
@@ -22,6 +24,43 @@ def attributes_of(fault: Fault) -> dict[str, str | int]:
 def detected(fault: Fault) -> str:
     """A fault is detected."""
     return f"{fault.kind.value} at step {fault.step}: {fault.rule.reason}"
+
+
+MOST_NAMED = 5
+"""Checkpoints that are named before the rest is counted."""
+
+UNANSWERED = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.STATUS_UNREAD})
+"""What the service is said not to answer for; of anything else it has said something."""
+
+
+def waiting(
+    silent_s: float, rule: VerdictRule | None, last: Exception | None, *, max_s: float
+) -> str:
+    """The service is waited for; reported at growing intervals.
+
+    Args:
+        silent_s: Seconds since the last step.
+        rule: What the last try's error is.
+        last: That error.
+        max_s: For how long it is waited for.
+    """
+    said = "the service does not answer" if rule and rule.kind in UNANSWERED else "it is busy"
+    return (
+        f"no step for {silent_s:.0f} s; {said}; waiting up to {max_s:g} s (max_wait_s); "
+        f"the last try failed: {last}"
+    )
+
+
+def passed_over(by_reason: Mapping[str, Sequence[int | str]]) -> str:
+    """Checkpoints that are not restored, by reason: their steps or names; empty for none."""
+    return "".join(f"; passed over {_listed(each)}: {why}" for why, each in by_reason.items())
+
+
+def _listed(named: Sequence[int | str]) -> str:
+    *others, last = map(str, named)
+    if len(others) >= MOST_NAMED:
+        others, last = others[: MOST_NAMED - 1], f"{len(named) - MOST_NAMED + 1} more"
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def recovered(step: int | None, replayed: int) -> str:

@@ -41,6 +41,7 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_STALL_WARNING: logging.WARNING,
     names.EVENT_SAMPLER_RENEWED: logging.WARNING,
     names.EVENT_WAITING: logging.WARNING,
+    names.EVENT_SERVICE_BACK: logging.WARNING,
     names.EVENT_POLL_ERROR: logging.WARNING,
     names.EVENT_WEIGHTS_UNKNOWN: logging.WARNING,
     names.EVENT_METADATA_NOT_KEPT: logging.WARNING,
