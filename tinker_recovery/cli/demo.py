@@ -273,7 +273,7 @@ class _Demo:
             # Nobody goes on with it after Ctrl-C.
             checkpoints=CheckpointPolicy(save_every=self.save_every, save_on_stop_s=None),
         )
-        async with Supervisor(policy) as supervisor:
+        async with Supervisor(policy, quiet=True) as supervisor:
 
             async def train(attempt: Attempt) -> None:
                 run.state = "training"

@@ -77,6 +77,7 @@ class Executor:
         self._events = collaborators.events
         self._endpoint = collaborators.reader.http.endpoint
         self._clock = collaborators.clock
+        self._greeting = collaborators.greeting
         self._watched = watched
         self._outage = outage or Outage(
             self._events, self._clock.monotonic, self._policy.max_wait_s
@@ -415,6 +416,8 @@ class Executor:
                 event, message = names.EVENT_COMPLETED, words.recovered(new.step, replayed)
                 at = {**at, names.REPLAYED_STEPS: replayed}
             self._events.emit(event, run.name, message, at)
+            if recovery.continued:
+                self._greeting.goes_on(run.name, message)
             run.hand_over(recovery)
         return Ended(names.RECOVERED)
 

@@ -254,10 +254,16 @@ class CheckpointSelection:
 
     def _announce(self, chosen: Listed | None, message: str) -> None:
         at = as_attributes(chosen)
-        message += words.passed_over(self._passed_over())
+        passed = words.passed_over(self._passed_over())
         if chosen is None:
             at = {names.CHECKPOINT_STEP: self._run.start_step}
-        self._events.emit(names.EVENT_CHECKPOINT_SELECTED, self._run.name, message, at)
+        self._events.emit(
+            names.EVENT_CHECKPOINT_SELECTED,
+            self._run.name,
+            message + passed,
+            at,
+            unusual=bool(passed),
+        )
 
 
 class BranchOrder:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -25,6 +26,7 @@ from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.at_exit import failure_at_exit, unseen_fault
 from tinker_recovery.run.attempts import Attempts
 from tinker_recovery.run.claiming import claim_lost, give_free
+from tinker_recovery.run.ending import end_of
 from tinker_recovery.run.first_client import first_client
 from tinker_recovery.run.history import RunHistory
 from tinker_recovery.run.journaling import RunJournal
@@ -267,16 +269,8 @@ class SupervisedRun:
             functools.partial(finish_sessions, self.collaborators.reader, self.snapshot.sessions)
         )
         rule, step = RULES[Kind.PROCESS_LOST], self.snapshot.step
-        left = Fault(
-            self.name,
-            number,
-            last.run_id,
-            rule,
-            DetectedBy.JOURNAL,
-            step,
-            orderly=self.snapshot.orderly,
-        )
-        self.report_fault(left)
+        left = Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, step)
+        self.report_fault(replace(left, orderly=self.snapshot.orderly))
 
     async def _journaled(self, attempt: AttemptScope) -> AttemptScope:
         """The attempt, once the journal has it: no attempt trains that a restart would not find.
@@ -466,6 +460,7 @@ class SupervisedRun:
         self.collaborators.drop_spare(self.name)
         step = self.start_step if self.current is None else self.current.client.step
         self.telemetry.ended(step=step, recoveries=len(self.recoveries), error=error)
+        self.collaborators.greeting.ended(end_of(self, error))
 
     async def attempt_over(self, attempt: AttemptScope, error: BaseException | None) -> None:
         """The body was left for good: by its end, or by an exception that is not ours."""

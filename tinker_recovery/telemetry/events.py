@@ -95,13 +95,17 @@ class EventSink:
         fields: Mapping[str, AttributeValue] | None = None,
         *,
         repeated: bool = False,
+        unusual: bool = False,
     ) -> None:
         """Send an event of a run. Call it in the event loop's thread.
 
-        One that only repeats what the log has said is logged at DEBUG.
+        One that only repeats what the log has said is logged at DEBUG, and one that is unusual at
+        WARNING.
         """
         event = RecoveryEvent(name, run, redact(message), dict(redact_value(fields or {})))
         level = logging.DEBUG if repeated else _LEVELS[name]
+        if unusual:
+            level = max(level, logging.WARNING)
         if run in self.quiet_runs and name not in _GIVEN_UP:
             level = logging.DEBUG
         logger.log(level, "run %s: %s", run or "-", event.message, extra=event.as_attributes())
