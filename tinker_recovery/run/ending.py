@@ -15,12 +15,14 @@ def end_of(run: SupervisedRun, error: BaseException | None) -> RunEnd:
     how = "finished" if error is None else "stopped"
     if isinstance(error, Exception):
         how = f"failed ({type(error).__name__})"
+    replayed = sum(each.replayed_steps for each in run.recoveries)
+    recovering_s = sum(each.handed_over_at - each.fault.detected_at for each in run.recoveries)
     return RunEnd(
         run.name,
         how,
         step=run.start_step if run.current is None else run.current.client.step,
         recoveries=len(run.recoveries),
-        replayed=sum(each.replayed_steps for each in run.recoveries),
-        lost_s=sum(each.handed_over_at - each.fault.detected_at for each in run.recoveries),
+        replayed=replayed,
+        lost_s=recovering_s + replayed * (run.history.evidence.step_s or 0.0),
         checkpoint=run.checkpoints.newest_trusted(run.segments),
     )

@@ -34,7 +34,7 @@ class RunEnd:
         step: The step it is at.
         recoveries: How many it had here.
         replayed: Steps done again.
-        lost_s: Seconds that the recoveries took.
+        lost_s: Seconds that the recoveries took, and about what the replayed steps did.
         checkpoint: Path of the newest one that is trusted; None if it has none.
     """
 
