@@ -136,8 +136,8 @@ class Supervisor:
         self._greeting = Greeting(
             "" if path is None else str(path), option_for(path), quiet=quiet or self.policy.quiet
         )
-        saves = self.policy.checkpoints.save_on_stop_s is not None
-        self._signals = StopSignals(saves=saves)
+        self._signals = StopSignals(saves=self.policy.checkpoints.save_on_stop_s is not None)
+        self._resumes = self.policy.enabled and path is not None
         self._clock = clock
         self._entered: _Entered | None = None
         self._entry: LeftAtHome[Supervisor] | None = None
@@ -264,7 +264,8 @@ class Supervisor:
             RecoveryExhausted: From the iteration, when ``max_attempts`` are spent.
             CheckpointError: From the iteration, when there is nothing to recover from.
         """
-        plan, name = named(plan_start(start, restore_optimizer=self.policy.restore_optimizer))
+        plan = plan_start(start, restore_optimizer=self.policy.restore_optimizer)
+        plan, name = named(plan, resumes=self._resumes)
         if self._entered is not None:
             self._inside.runs.check_name(name)
         return Rounds(lambda: self._inside.runs.open(plan, name))
@@ -278,7 +279,7 @@ class Supervisor:
         Raises:
             UsageError: As :meth:`attempts`; or they cannot go back to one step together.
         """
-        plans, inside = plan_group(runs, self.policy), self._inside
+        plans, inside = plan_group(runs, self.policy, resumes=self._resumes), self._inside
         for name in plans:
             inside.runs.check_name(name)
         return GroupRounds(plans, inside.runs.open)

@@ -83,7 +83,7 @@ async def test_below_another_process_it_says_that_it_needs_a_name(
 
 def _name(**start: object) -> str | None:
     given: StartOptions = {"base_model": MODEL, **start}  # type: ignore[typeddict-item]  # as the test says
-    return named(plan_start(given, restore_optimizer=True))[0].name
+    return named(plan_start(given, restore_optimizer=True), resumes=True)[0].name
 
 
 def test_each_run_of_a_script_has_its_own_by_how_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:

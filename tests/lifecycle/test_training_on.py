@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from inspection import training_sessions
-from loops import undisturbed_state
+from loops import policy, undisturbed_state
 from named_runs import NAMED, Killed, begun_at, left_at, trained_to
 
 from tinker_recovery import RunFinished, Supervisor, UsageError
@@ -94,3 +94,13 @@ async def test_what_does_not_go_together_is_refused(
     async with Supervisor(journal=STATE_FOLDER) as supervisor:
         with pytest.raises(UsageError, match=said):
             supervisor.attempts(**{**NAMED, "extend": True, **given})
+
+
+@pytest.mark.parametrize("given", [{"journal": None}, {"policy": policy(enabled=False)}], ids=str)
+async def test_where_nothing_is_found_again_it_is_refused_instead_of_begun_anew(
+    local: LocalTinker, given: dict[str, Any]
+) -> None:
+    del local
+    async with Supervisor(**given) as supervisor:
+        with pytest.raises(UsageError, match="none is found again with journal=None or enabled"):
+            supervisor.attempts(**NAMED, extend=True)

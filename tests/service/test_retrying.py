@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import anyio
 import pytest
 
 from tinker_recovery import StatusUnavailable
@@ -23,7 +24,7 @@ async def test_it_is_asked_again_until_it_succeeds(monkeypatch: pytest.MonkeyPat
             raise StatusUnavailable("not yet")
         return number
 
-    monkeypatch.setattr(retrying.anyio, "sleep", sleep)
+    monkeypatch.setattr(anyio, "sleep", sleep)
     assert await retried(third, tries=4, first_s=1.0, most_s=3.0) == 4
     assert [most / 2 <= each <= most for each, most in zip(slept, [1, 2, 3], strict=True)] == [
         True

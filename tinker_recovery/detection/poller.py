@@ -179,18 +179,16 @@ class Poller:
     def _read_failed(
         self, what: str, error: StatusError, fields: Mapping[str, str | int], *, run: str = ""
     ) -> None:
-        repeated = False
+        lasts = False
         if isinstance(error, StatusUnavailable):
             self.out_of_reach = True
-            # In an outage polls are frequent: the log has the first, and then how long it lasts.
-            repeated = not self._outage.begins()
-        self._events.emit(
-            names.EVENT_POLL_ERROR,
-            run,
-            f"reading the status of {what} failed: {error}; the next poll reads it again",
-            {**fields, names.ERROR_TYPE: type(error).__qualname__},
-            repeated=repeated,
-        )
+            lasts = not self._outage.begins()
+        message = f"reading the status of {what} failed: {error}; the next poll reads it again"
+        about = {**fields, names.ERROR_TYPE: type(error).__qualname__}
+        if lasts:  # polls are frequent then
+            self._events.lasts(names.EVENT_POLL_ERROR, run, message, about)
+        else:
+            self._events.emit(names.EVENT_POLL_ERROR, run, message, about)
 
     # Many runs
 

@@ -193,8 +193,12 @@ class GroupRounds:
                     )
 
 
-def plan_group(given: Sequence[StartOptions], policy: RecoveryPolicy) -> dict[str, StartPlan]:
+def plan_group(
+    given: Sequence[StartOptions], policy: RecoveryPolicy, *, resumes: bool
+) -> dict[str, StartPlan]:
     """Check the arguments of ``group``; how each run starts, by its name.
+
+    ``resumes`` says whether a run is found again by its name.
 
     Raises:
         UsageError: As :func:`plan_start`, or they do not go together.
@@ -212,7 +216,7 @@ def plan_group(given: Sequence[StartOptions], policy: RecoveryPolicy) -> dict[st
             "name: either each run of a group has one, so that a later process continues all of "
             "them, or none has"
         )
-    by_name = {name: plan for plan, name in map(named, plans)}
+    by_name = {name: plan for plan, name in (named(each, resumes=resumes) for each in plans)}
     if len(by_name) < len(plans):
         raise UsageError("name: two runs of a group have the same; names are unique")
     return by_name

@@ -16,6 +16,7 @@ import secrets
 from collections import Counter
 from dataclasses import replace
 
+from tinker_recovery.errors import UsageError
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.telemetry import names
 
@@ -28,17 +29,29 @@ _begun: Counter[str] = Counter()
 """How many unnamed runs of this process have started in the same way."""
 
 
-def named(plan: StartPlan) -> tuple[StartPlan, str]:
+def named(plan: StartPlan, *, resumes: bool) -> tuple[StartPlan, str]:
     """How a run starts, with the name that it has or is given.
 
     One that the runner has named is trained on if it has finished: when its script is restarted for
     a later run, there is nothing to do for it, and nothing to refuse.
+
+    Args:
+        plan: How it starts.
+        resumes: Whether a run is found again by its name, in a journal.
+
+    Raises:
+        UsageError: It is to be trained on, and cannot be found again.
     """
+    if plan.extend and not resumes:
+        raise UsageError(
+            "extend=True trains a finished run on, and none is found again with journal=None or "
+            "enabled=False: leave one of them out"
+        )
     if plan.name is not None:
         return plan, plan.name
     runner, _, given = os.environ.get(VARIABLE, "").partition(":")
     own = f"run-{secrets.token_hex(3)}"
-    if not given:
+    if not (given and resumes):
         return plan, own
     if runner != str(os.getppid()):
         logger.warning(

@@ -119,6 +119,17 @@ class EventSink:
         except Exception:
             logger.exception("on_event raised for %s; recovery continues", name)
 
+    def lasts(
+        self, name: str, run: str, message: str, fields: Mapping[str, AttributeValue]
+    ) -> None:
+        """What an event has said goes on: it is counted and logged at DEBUG, and is no event.
+
+        An outage of an hour would be ten thousand of them, in the journal as well.
+        """
+        event = RecoveryEvent(name, run, redact(message), dict(redact_value(fields)))
+        logger.debug("run %s: %s", run or "-", event.message, extra=event.as_attributes())
+        metrics.count(event)
+
     def tree(self, event: SupervisionEvent) -> None:
         """Send an event of the supervision tree; to be given to it as ``on_event``."""
         errors: dict[str, Any] = {
