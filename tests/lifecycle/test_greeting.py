@@ -69,6 +69,22 @@ async def test_a_run_without_a_name_is_told_what_that_means(
     assert ": 0 recoveries; last checkpoint" in end
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"supervisor": "journal=None"}, "supervised as sft-42"),
+        ({"given": "enabled=False"}, "observed as sft-42; journal "),
+    ],
+    ids=str,
+)
+async def test_it_promises_nothing_that_is_turned_off(
+    local: LocalTinker, tmp_path: Path, given: dict[str, str], said: str
+) -> None:
+    del local
+    lines = await _said(tmp_path, **given)
+    assert any(each == said or (said[-1] == " " and each.startswith(said)) for each in lines)
+
+
 async def test_a_journal_elsewhere_is_in_the_command(local: LocalTinker, tmp_path: Path) -> None:
     del local
     place = tmp_path / "my runs"

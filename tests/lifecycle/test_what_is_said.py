@@ -11,6 +11,7 @@ from loops import MODEL, InstantClock, policy, quick, train
 
 from tinker_recovery import Attempt, RecoveryEvent, Supervisor
 from tinker_recovery.detection import outage
+from tinker_recovery.faults import RULES, Kind
 from tinker_recovery.recovery import words
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -97,3 +98,18 @@ def test_what_is_passed_over_is_a_short_list(
     by_reason: dict[str, list[int | str]], said: str
 ) -> None:
     assert words.passed_over(by_reason) == said
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Kind.UNAVAILABLE, "no step for 40 s; the service does not answer; waiting up to 3600 s"),
+        (Kind.RATE_LIMITED, "no step for 40 s; the service asks to wait; waiting up to 3600 s"),
+        (Kind.UNAUTHORIZED, "no step for 40 s; the credential is refused; waiting up to 3600 s"),
+        (None, "no step for 40 s; the service asks to wait; waiting up to 3600 s"),
+    ],
+)
+def test_a_wait_says_for_what_and_for_how_long(kind: Kind | None, said: str) -> None:
+    rule = None if kind is None else RULES[kind]
+    message = words.waiting(40.2, rule, ValueError("last"), max_s=3600.0)
+    assert message == f"{said} (max_wait_s); the last try failed: last"

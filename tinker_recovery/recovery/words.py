@@ -44,7 +44,12 @@ def waiting(
         last: That error.
         max_s: For how long it is waited for.
     """
-    said = "the service does not answer" if rule and rule.kind in UNANSWERED else "it is busy"
+    kind = None if rule is None else rule.kind
+    said = "the service asks to wait"
+    if kind in UNANSWERED:
+        said = "the service does not answer"
+    elif kind is Kind.UNAUTHORIZED:
+        said = "the credential is refused"
     return (
         f"no step for {silent_s:.0f} s; {said}; waiting up to {max_s:g} s (max_wait_s); "
         f"the last try failed: {last}"

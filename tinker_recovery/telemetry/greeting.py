@@ -71,11 +71,11 @@ class Greeting:
         self._under_way: set[str] = set()
         self._ended: Counter[str] = Counter()
 
-    def started(self, run: str, *, named: bool) -> None:
-        """A run is opened."""
+    def started(self, run: str, *, named: bool, recovers: bool = True) -> None:
+        """A run is opened; ``named`` by its user, or only observed if it does not recover."""
         self._under_way.add(run)
-        said = f"supervised as {run}"
-        if not named:
+        said = f"supervised as {run}" if recovers else f"observed as {run}"
+        if not named and recovers:
             said += " (for this process alone: with a name= the same command would resume it)"
         if self._journal:
             look = f"tinker-recovery watch {shlex.quote(run)}{self._option}"
