@@ -184,3 +184,15 @@ def test_a_notebook_gets_one_line_a_run(
     greeting_.started("a", named=True)
     greeting_.ended(_end("a"))
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_journal_below_the_home_folder_is_shown_from_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _unconfigured(monkeypatch)
+    monkeypatch.setenv("HOME", "/home/ada")
+    Greeting("/home/ada/runs/journal.sqlite3", quiet=False).started("a", named=True)
+    Greeting("/home/adam/journal.sqlite3", quiet=False).started("b", named=True)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "; journal ~/runs/journal.sqlite3; " in first
+    assert "; journal /home/adam/journal.sqlite3; " in second

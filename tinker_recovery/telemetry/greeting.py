@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
 import sys
 from collections import Counter
@@ -65,7 +66,7 @@ class Greeting:
     """
 
     def __init__(self, journal: str = "", option: str = "", *, quiet: bool = True) -> None:
-        self._journal, self._option = journal, option
+        self._journal, self._option = _from_home(journal), option
         self._quiet = quiet
         self._printed: set[str] = set()
         self._under_way: set[str] = set()
@@ -117,6 +118,11 @@ class Greeting:
             return
         with contextlib.suppress(OSError, ValueError):  # it may be closed
             print(as_text(redact(message)), file=sys.stderr, flush=True)  # noqa: T201 - see the module
+
+
+def _from_home(path: str) -> str:
+    home = os.path.expanduser("~")  # noqa: PTH111 - which raises nothing
+    return f"~{path.removeprefix(home)}" if path.startswith(home + os.sep) else path
 
 
 def _in_notebook() -> bool:
