@@ -145,7 +145,7 @@ class Supervisor:
 
     @property
     def runs(self) -> Sequence[Run]:
-        """Every run since entry, oldest first."""
+        """Every run under way, and the newest thousand that have ended; oldest first."""
         inside = self._entered
         return [] if inside is None else [Run(run) for run in inside.runs.by_name.values()]
 
