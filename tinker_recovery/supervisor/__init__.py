@@ -23,9 +23,8 @@ from typing_extensions import Unpack
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.cookbook.runner import run_cookbook
-from tinker_recovery.detection.monitor import Monitor, silence_check_s
 from tinker_recovery.errors import UsageError
-from tinker_recovery.forks import HomeProcess, LeftAtHome
+from tinker_recovery.forks import LeftAtHome
 from tinker_recovery.journal import (
     STATE_FOLDER,
     Journal,
@@ -38,11 +37,8 @@ from tinker_recovery.journal import (
 from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.policy_settings import policy_from_settings
 from tinker_recovery.recovery.collaborators import Collaborators
-from tinker_recovery.recovery.executor import Executor
 from tinker_recovery.recovery.metadata_notes import recall_metadata
-from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.spares import Spares
-from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.background import Background
 from tinker_recovery.run.blocking import (
@@ -53,27 +49,21 @@ from tinker_recovery.run.blocking import (
 )
 from tinker_recovery.run.claiming import Claiming, Lease, check_lease
 from tinker_recovery.run.group import GroupAttempt, GroupRounds, plan_group
-from tinker_recovery.run.home_task import HomeTask, LeftByItsTask
-from tinker_recovery.run.mailbox import Mailbox
+from tinker_recovery.run.home_task import LeftByItsTask
 from tinker_recovery.run.monitored import listening
 from tinker_recovery.run.options import StartOptions, plan_start
-from tinker_recovery.run.register import RunRegister
 from tinker_recovery.run.rounds import Rounds
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.run.view import Run
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
-from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
+from tinker_recovery.supervisor.parts import Entered
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
-from tinker_recovery.watched.watch import Watch, Watches
+from tinker_recovery.watched.watch import Watch
 
 logger = logging.getLogger(names.SCOPE)
 
 _T = TypeVar("_T")
-
-SHUTDOWN_MARGIN_S = 5.0
-"""How much longer the Executor has for stopping than the longest thing it does then."""
-
 
 class Supervisor:
     """Watches training runs and brings them back when their backend fails.
@@ -131,7 +121,7 @@ class Supervisor:
         saves = self.policy.checkpoints.save_on_stop_s is not None
         self._signals = StopSignals(saves=saves)
         self._clock = clock
-        self._entered: _Entered | None = None
+        self._entered: Entered | None = None
         self._entry: LeftAtHome[Supervisor] | None = None
         self._blocking: BlockingSupervisor[Supervisor] | None = None
 
@@ -145,7 +135,7 @@ class Supervisor:
         )
 
     @property
-    def _inside(self) -> _Entered:
+    def _inside(self) -> Entered:
         if self._entered is None:
             raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
         self._entered.home.check(self)
@@ -221,7 +211,7 @@ class Supervisor:
             claiming = Claiming(
                 self._lease, reader, journal.path, max_wait_s=self.policy.max_wait_s
             )
-            entered = _Entered(collaborators, recorder, claiming, self._signals)
+            entered = Entered(collaborators, recorder, claiming, self._signals)
             self._entered = entered
             background.spawn(entered.mailbox.serve)
             try:
@@ -406,84 +396,3 @@ class Supervisor:
     def __exit__(self, *exc_info: object) -> bool | None:
         blocking, self._blocking = self._blocking, None
         return None if blocking is None else blocking.close(*exc_info)
-
-
-class _Entered:
-    """What lives from a Supervisor's entry to its exit: the parts of the tree, and the runs.
-
-    Made on the event loop.
-    """
-
-    def __init__(
-        self,
-        collaborators: Collaborators,
-        recorder: Recorder,
-        claiming: Claiming,
-        signals: StopSignals,
-    ) -> None:
-        self.home, self.task = HomeProcess(), HomeTask()
-        """The process and the task that it was entered in."""
-        self._claiming = claiming
-        self.collaborators = collaborators
-        self.recorder = recorder
-        self.queue = FaultQueue()
-        self.mailbox = Mailbox()
-        self.watches = Watches(collaborators, self.queue)
-        self.retention = RetentionLoop(collaborators)
-        self.runs = RunRegister(
-            collaborators, recorder, claiming, signals, self.queue, self.mailbox, self.retention
-        )
-
-    def tree(self) -> SupervisionTree:
-        """The children: Monitor, Executor, and retention."""
-        policy, clock = self.collaborators.policy, self.collaborators.clock
-        runs, watches = self.runs, self.watches
-        monitor = Monitor(
-            lambda: [*runs.monitored.values(), *watches.polled()],
-            reader=self.collaborators.reader,
-            interval_s=policy.poll_interval_s,
-            check_silence_every_s=silence_check_s(policy),
-            events=self.collaborators.events,
-            clock=clock,
-            urgent=lambda: [run for run in runs.monitored.values() if run.is_urgent],
-        )
-        executor = Executor(
-            self.collaborators,
-            queue=self.queue,
-            find=lambda name: runs.by_name.get(name) or watches.find(name),
-            watched=lambda: len(watches) + runs.under_way,
-        )
-        return SupervisionTree(
-            [
-                ChildSpec(
-                    id="monitor",
-                    start=monitor.serve,
-                    # Its longest silence is one interval or one read; past both and another read
-                    # it hangs.
-                    heartbeat_s=policy.poll_interval_s + 2 * policy.status_timeout_s,
-                ),
-                ChildSpec(
-                    id="executor",
-                    start=executor.serve,
-                    # What it may have to close when it is stopped has this deadline of its own.
-                    shutdown=policy.close_timeout_s + SHUTDOWN_MARGIN_S,
-                ),
-                ChildSpec(id="retention", start=self.retention.serve),
-            ],
-            name="tinker-recovery",
-            max_restarts=10,
-            max_seconds=60.0,
-            backoff=Backoff(initial_s=0.1, max_s=5.0),
-            on_event=self.collaborators.events.tree,
-            monotonic=clock.monotonic,
-            sleep=clock.sleep,
-            random=clock.random,
-        )
-
-    async def aclose(self) -> None:
-        """Close whatever is open at the service."""
-        await self.runs.close()
-        await self.watches.aclose()
-        if self.collaborators.spares is not None:
-            await self.collaborators.spares.aclose()
-        await self._claiming.aclose()
