@@ -36,6 +36,7 @@ from tinker_recovery import (
     Kind,
     LeaseLost,
     NonFiniteLoss,
+    Notify,
     NoUsableCheckpoint,
     OtherWeights,
     Recovered,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.journal import Notebook
+from tinker_recovery.outlets import Outlets
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.spares import Spares, Spawn
 from tinker_recovery.service import StatusReader, TinkerBackend
@@ -31,6 +32,7 @@ class Collaborators:
         clock: Time and chance.
         spawn: Runs something in the background.
         spares: The spare clients of the runs; None where there are none.
+        outlets: Who else is to know of events, metrics and the ends of runs.
     """
 
     policy: RecoveryPolicy
@@ -41,6 +43,7 @@ class Collaborators:
     clock: Clock = SYSTEM_CLOCK
     spawn: Spawn = nothing_in_background
     spares: Spares | None = None
+    outlets: Outlets = field(default_factory=Outlets)
 
     def load_spare(self, run: str, path: str | None) -> None:
         """Have the spare client of a run loaded from a checkpoint, if it is to have one."""

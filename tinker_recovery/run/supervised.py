@@ -297,7 +297,17 @@ class SupervisedRun:
     def note_metrics(self, attempt: AttemptScope, metrics: Mapping[str, float]) -> None:
         """What the loop reports; from the loop's own thread."""
         self.metrics = dict(metrics)
-        self.journal.metrics(attempt, metrics)
+        # It is about the step whose results the loop has just seen.
+        step = max(attempt.start_step, attempt.client.reported_step)
+        self.journal.metrics(step, metrics)
+        self.collaborators.outlets.reported(
+            self.name,
+            step,
+            metrics,
+            attempt=attempt.number,
+            start_step=attempt.start_step,
+            recoveries=len(self.recoveries),
+        )
 
     async def is_corrupted(self) -> bool:
         """Ask the service whether it calls the run corrupted; no answer counts as no."""
@@ -453,7 +463,8 @@ class SupervisedRun:
         self.ended = True
         self.collaborators.drop_spare(self.name)
         step = self.start_step if self.current is None else self.current.client.step
-        self.telemetry.ended(step=step, recoveries=len(self.recoveries), error=error)
+        if self.telemetry.ended(step=step, recoveries=len(self.recoveries), error=error):
+            self.collaborators.outlets.run_ended(self.name, error)
 
     async def attempt_over(self, attempt: AttemptScope, error: BaseException | None) -> None:
         """The body was left for good: by its end, or by an exception that is not ours."""

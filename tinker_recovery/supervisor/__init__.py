@@ -10,6 +10,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Iterable,
     Sequence,
 )
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -34,6 +35,7 @@ from tinker_recovery.journal import (
     journal_path,
     lease,
 )
+from tinker_recovery.outlets import Notify, Outlets
 from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.policy_settings import policy_from_settings
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -65,6 +67,7 @@ logger = logging.getLogger(names.SCOPE)
 
 _T = TypeVar("_T")
 
+
 class Supervisor:
     """Watches training runs and brings them back when their backend fails.
 
@@ -92,14 +95,25 @@ class Supervisor:
             ``"service"``, which any number of machines see; the lease in the ``"journal"``, which
             only processes that share the file see; or ``"both"``. Where the service cannot hold
             claims, it is the journal's. A claim costs a session and a heartbeat every ten seconds.
+        notify: URLs of `apprise <https://github.com/caronc/apprise>`_ (extra ``notify``), or a
+            :class:`Notify`: who is told when a run is given up, its lease is lost, or many runs
+            fail alike. By default, the blank-separated URLs of TINKER_RECOVERY_NOTIFY.
+        heartbeat_url: Asked for (GET) every minute in which a run made progress, and not for one
+            that is stuck or over: for a monitor that raises the alarm when this ceases.
+        trackers: Where what the loop reports goes as well: objects with ``log_metrics(metrics,
+            step)``, such as the cookbook's loggers, runs of wandb, mlflow or trackio, and
+            SummaryWriters of TensorBoard. See docs/observability.
         clock: Time and chance, for tests.
 
+    What ``notify``, ``heartbeat_url`` and ``trackers`` name never delays a run or a recovery; the
+    exit waits five seconds at most for what is being sent. The URLs are secrets, and shown nowhere.
+
     Raises:
-        UsageError: ``lease`` is none of these, or without a policy a setting is not allowed.
+        UsageError: An argument is not allowed, or without a policy a setting is not.
         JournalError: On entry: the journal cannot be used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is given by its name, and has a default
         self,
         policy: RecoveryPolicy | None = None,
         *,
@@ -107,6 +121,9 @@ class Supervisor:
         on_event: Callable[[RecoveryEvent], object] | None = None,
         journal: Path | str | StateFolder | None = STATE_FOLDER,
         lease: Lease = "both",
+        notify: Sequence[str] | Notify | None = None,
+        heartbeat_url: str | None = None,
+        trackers: Iterable[object] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         check_lease(lease)
@@ -115,6 +132,7 @@ class Supervisor:
         self._backend = TinkerBackend(
             service, standby=self.policy.enabled and self.policy.standby != "none"
         )
+        self._outlets = Outlets(notify, heartbeat_url, trackers)
         self._on_event = on_event
         self._events = EventSink(self._listen)
         self._journal_path = journal_path(journal)
@@ -177,6 +195,7 @@ class Supervisor:
         """Close what has something open at the service; the tasks stay."""
         if self._entered is not None:
             await self._entered.aclose()
+        await self._outlets.finish()
         await self._backend.aclose()
         self._signals.note_left()
 
@@ -206,6 +225,7 @@ class Supervisor:
                 clock=self._clock,
                 spawn=background.spawn,
                 spares=Spares(self._backend, self.policy, background.spawn),
+                outlets=self._outlets,
             )
             await recall_metadata(collaborators)
             claiming = Claiming(
@@ -214,6 +234,7 @@ class Supervisor:
             entered = Entered(collaborators, recorder, claiming, self._signals)
             self._entered = entered
             background.spawn(entered.mailbox.serve)
+            self._outlets.start(background.spawn, entered.runs.progress, self._clock)
             try:
                 with listening(reader.http, entered.runs.monitored):
                     async with entered.tree():
@@ -224,6 +245,7 @@ class Supervisor:
             finally:
                 with anyio.CancelScope(shield=True):
                     await entered.aclose()
+                    await self._outlets.finish()  # with what was said of the ends of the runs
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
                 background.cancel()
         for run in entered.runs.by_name.values():
@@ -234,6 +256,7 @@ class Supervisor:
     def _listen(self, event: RecoveryEvent) -> None:
         if self._entered is not None:
             self._entered.recorder.note_event(event)
+        self._outlets.note_event(event)
         if self._on_event is not None:
             self._on_event(event)
 

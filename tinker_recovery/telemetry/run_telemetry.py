@@ -93,10 +93,10 @@ class RunTelemetry:
             self._recovery = span.get_span_context()
             yield span
 
-    def ended(self, *, step: int, recoveries: int, error: BaseException | None) -> None:
-        """The run is over, at this step; later calls are ignored."""
+    def ended(self, *, step: int, recoveries: int, error: BaseException | None) -> bool:
+        """The run is over, at this step; later calls are ignored. Whether this was the first."""
         if self._ended:
-            return
+            return False
         self._ended = True
         self.figures.ended()
         metrics.RUNS.end(self._name, self.figures)
@@ -113,3 +113,4 @@ class RunTelemetry:
             ],
             error=error,
         )
+        return True
