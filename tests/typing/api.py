@@ -182,6 +182,11 @@ class Sevens:
         return {each.record.path: "mine" for each in newest_first if each.record.step % 7 == 0}
 
 
+class Tracker:
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        del metrics, step
+
+
 own = CheckpointPolicy(
     schedule=AnyOf(EverySteps(20), EveryEpochs(1), Mornings()),
     retention=KeepAny(KeepLast(3), KeepEvery(1000), Sevens()),
@@ -283,6 +288,14 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
 
 def held_otherwise() -> None:
     Supervisor(policy, lease="journal")
+    tracked = Supervisor(
+        notify=Notify("json://host/hook", on={"given_up", "recovered"}, every_s=300),
+        heartbeat_url="https://host/uuid",
+        trackers=[Tracker()],
+    )
+    assert_type(tracked, Supervisor)
+    Supervisor(notify=["json://host/hook"])
+    Notify(on={"sometimes"})  # type: ignore[arg-type]  # has to be refused
     Supervisor(policy, lease="file")  # type: ignore[arg-type]  # has to be refused
 
 

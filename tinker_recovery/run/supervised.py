@@ -79,7 +79,13 @@ class SupervisedRun:
         """The name, if the user gave it and the run is to be found again by it."""
         self.lineage, self.lease = record.lineage, record.lease
         self.origin = opened.plan.origin  # how to start over; None for an adopted client
-        self.telemetry = RunTelemetry(name, self.lineage, self.clock.monotonic, self.policy.prices)
+        self.telemetry = RunTelemetry(
+            name,
+            self.lineage,
+            self.clock.monotonic,
+            self.policy.prices,
+            label_run=self.policy.telemetry_run_label,
+        )
         self.root = opened.root
         """The checkpoint the user started it from, if they did."""
         self.start_step = opened.start_step
@@ -293,21 +299,6 @@ class SupervisedRun:
         self.telemetry.segment_began(attempt.segment, attempt.number, done, meter)
 
     # What its attempts ask and report
-
-    def note_metrics(self, attempt: AttemptScope, metrics: Mapping[str, float]) -> None:
-        """What the loop reports; from the loop's own thread."""
-        self.metrics = dict(metrics)
-        # It is about the step whose results the loop has just seen.
-        step = max(attempt.start_step, attempt.client.reported_step)
-        self.journal.metrics(step, metrics)
-        self.collaborators.outlets.reported(
-            self.name,
-            step,
-            metrics,
-            attempt=attempt.number,
-            start_step=attempt.start_step,
-            recoveries=len(self.recoveries),
-        )
 
     async def is_corrupted(self) -> bool:
         """Ask the service whether it calls the run corrupted; no answer counts as no."""

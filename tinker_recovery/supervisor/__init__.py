@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
 import anyio
+import anyio.to_thread
 import tinker
 from tinker.lib.public_interfaces.api_future import APIFuture
 from typing_extensions import Unpack
@@ -60,7 +61,7 @@ from tinker_recovery.run.view import Run
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
 from tinker_recovery.supervisor.parts import Entered
-from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
+from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, environment, names
 from tinker_recovery.watched.watch import Watch
 
 logger = logging.getLogger(names.SCOPE)
@@ -134,7 +135,7 @@ class Supervisor:
         )
         self._outlets = Outlets(notify, heartbeat_url, trackers)
         self._on_event = on_event
-        self._events = EventSink(self._listen)
+        self._events = EventSink(self._listen, label_runs=self.policy.telemetry_run_label)
         self._journal_path = journal_path(journal)
         saves = self.policy.checkpoints.save_on_stop_s is not None
         self._signals = StopSignals(saves=saves)
@@ -181,6 +182,9 @@ class Supervisor:
                 "recovery is off (enabled=False): faults are observed and reported, and the run "
                 "is left as it is"
             )
+        if environment.says_to_export():
+            # Loading the exporters takes a second, and a program sets its providers before.
+            await anyio.to_thread.run_sync(environment.export_by_environment)
         endpoint = await self._backend.endpoint()
         try:
             with listen():
