@@ -18,7 +18,7 @@ from the run when metrics are collected.
 | tinker_recovery.poll.error | {error} | error.type |
 | tinker_recovery.run.active | {run} | |
 | tinker_recovery.run.ended | {run} | outcome, error.type |
-| tinker_recovery.run.goodput | 1 | run.name |
+| tinker_recovery.run.goodput_ratio | 1 | run.name |
 
 With ``telemetry_run_label=True`` in the policy, those without run.name have it as well, poll.error
 only for a run. Prometheus's names have underscores, units and suffixes:
@@ -59,7 +59,7 @@ CHECKPOINT_DELETED = "tinker_recovery.checkpoint.deleted"
 POLL_ERROR = "tinker_recovery.poll.error"
 RUN_ACTIVE = "tinker_recovery.run.active"
 RUN_ENDED = "tinker_recovery.run.ended"
-RUN_GOODPUT = "tinker_recovery.run.goodput"
+RUN_GOODPUT = "tinker_recovery.run.goodput_ratio"
 
 _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """Bucket bounds that resolve both our own milliseconds and a service's minutes."""
