@@ -57,7 +57,7 @@ from tinker_recovery.run.monitored import listening
 from tinker_recovery.run.options import StartOptions, plan_start
 from tinker_recovery.run.rounds import Rounds
 from tinker_recovery.run.signals import StopSignals
-from tinker_recovery.run.view import Run
+from tinker_recovery.run.view import Run, runs_table
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
 from tinker_recovery.supervisor.parts import Entered
@@ -152,6 +152,13 @@ class Supervisor:
             if self._entered is None
             else [Run(run) for run in self._entered.runs.by_name.values()]
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: its runs."""
+        state = (
+            "not entered" if self._entered is None else "left" if self._signals.over else "entered"
+        )
+        return runs_table(f"Supervisor, {state}", self.runs)
 
     @property
     def _inside(self) -> Entered:
