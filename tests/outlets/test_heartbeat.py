@@ -112,3 +112,22 @@ def test_a_heartbeat_that_had_to_wait_is_not_sent_for_a_run_that_may_be_dead(hoo
     assert hook.paths == []
     heartbeat._send([time.monotonic()])
     assert hook.paths == [PATH]
+
+
+async def test_progress_that_cannot_be_told_sends_none_and_ends_nothing(
+    hook: Hook, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = Looks()
+
+    def fails() -> object:
+        raise KeyError("gone")
+
+    heartbeat = Heartbeat(_url(hook))
+    worker = heartbeat.worker()
+    async with anyio.create_task_group() as group:
+        group.start_soon(heartbeat.serve, worker, fails, looks.clock)
+        await looks.pass_by()
+        group.cancel_scope.cancel()
+    worker.close()
+    assert hook.paths == []
+    assert "no heartbeat is sent" in caplog.text

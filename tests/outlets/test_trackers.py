@@ -210,3 +210,43 @@ def test_a_module_stands_for_its_run_under_way_and_needs_one() -> None:
     module.log_metrics = module.active_run = lambda *_: None  # type: ignore[attr-defined]  # made up
     with pytest.raises(UsageError, match="a module without a run under way: give the run itself"):
         trackers_by([module])
+
+
+async def test_a_tracker_that_cannot_rewind_gets_all_points_all_the_same() -> None:
+    class Writer:
+        def __init__(self) -> None:
+            self.written: dict[tuple[str, int], float] = {}
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            self.written[name, step] = value
+
+        def _get_file_writer(self) -> object:
+            raise AttributeError
+
+        def flush(self) -> None:
+            """Nothing."""
+
+    writer = Writer()
+    (worker,) = trackers_by([writer])
+    for point in points():
+        worker.put(point)
+    await worker.finish(30.0)
+    assert {step: writer.written["loss", step] for step in range(STEPS)} == BRANCH
+
+
+async def test_where_no_thread_can_be_started_the_tracker_is_left_out_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    plain = Plain()
+    (worker,) = trackers_by([plain])
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        for point in points():
+            worker.put(point)
+    await worker.finish(30.0)
+    assert plain.seen == []
+    (warning,) = caplog.records
+    assert "is left out: no further thread can be started" in warning.getMessage()

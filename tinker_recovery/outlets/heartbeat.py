@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import urllib.request
@@ -11,6 +12,9 @@ from typing import Final
 from tinker_recovery.clock import Clock
 from tinker_recovery.outlets.secret_urls import check_http
 from tinker_recovery.outlets.worker import Worker
+from tinker_recovery.telemetry import names
+
+logger = logging.getLogger(names.SCOPE)
 
 BEAT_S: Final = 60.0
 """Seconds between two heartbeats at least."""
@@ -63,8 +67,17 @@ class Heartbeat:
         seen: object = None
         beaten = -math.inf
         while True:
-            now, current = clock.monotonic(), progress()
+            now, current = clock.monotonic(), _asked(progress)
             if current is not None and current != seen and now - beaten >= BEAT_S:
                 seen, beaten = current, now
                 worker.put(time.monotonic())
             await clock.sleep(LOOK_S)
+
+
+def _asked(progress: Callable[[], object]) -> object:
+    """The progress; None if asking for it fails, which must end nothing but the heartbeats."""
+    try:
+        return progress()
+    except Exception:
+        logger.exception("the progress of runs cannot be told: no heartbeat is sent")
+        return None

@@ -17,6 +17,7 @@ where a tracker keeps them: of two points of a step, the one with the larger num
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import time
@@ -84,17 +85,18 @@ class _Tracker:
         failed: Exception | None = None
         for point in points:
             prefix = self._prefix(point.run)
-            try:
-                if point.attempt != self._attempts.get(point.run, 1):
-                    self.rewind(point.start_step, prefix)
-                self._attempts[point.run] = point.attempt
-                own = {ATTEMPT: float(point.attempt), RECOVERIES: float(point.recoveries)}
-                metrics = {
-                    f"{prefix}{name}": value for name, value in {**point.metrics, **own}.items()
-                }
-                self.log(metrics, point.step, prefix)
-            except Exception as error:  # noqa: BLE001 - raised below, when the others are written
-                failed = error
+            before = self._attempts.get(point.run, 1)
+            self._attempts[point.run] = point.attempt
+            own = {ATTEMPT: float(point.attempt), RECOVERIES: float(point.recoveries)}
+            metrics = {f"{prefix}{name}": each for name, each in {**point.metrics, **own}.items()}
+            calls = [functools.partial(self.log, metrics, point.step, prefix)]
+            if point.attempt != before:
+                calls.insert(0, functools.partial(self.rewind, point.start_step, prefix))
+            for call in calls:
+                try:
+                    call()
+                except Exception as error:  # noqa: BLE001 - raised below, when the others are written
+                    failed = error
         self.flush()
         if failed is not None:
             raise failed

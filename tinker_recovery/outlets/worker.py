@@ -75,14 +75,24 @@ class Worker(Generic[_T]):
             if full:
                 self._waiting.popleft()
             self._waiting.append(thing)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._serve, name=f"{THREAD} {self._what}", daemon=True
-                )
-                self._thread.start()
+            started = self._thread is not None or self._start()
             self._changed.notify()
-        if full:
+        if not started:
+            self._warn("is left out: no further thread can be started")
+        elif full:
             self._warn("does not keep up: the oldest of what waits for it is dropped")
+
+    def _start(self) -> bool:
+        """Start the thread; without one nothing is taken any more, and the run goes on."""
+        thread = threading.Thread(target=self._serve, name=f"{THREAD} {self._what}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._closing = True
+            self._waiting.clear()
+            return False
+        self._thread = thread
+        return True
 
     async def finish(self, deadline_s: float) -> None:
         """Have what waits handled, then end; what is not handled in time is given up.

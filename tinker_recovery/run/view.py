@@ -40,7 +40,7 @@ class Run:
         ]
         head = ("recovery", "fault", "at step", "detected by", "from step", "steps done again")
         return runs_table(f"Run {self.name}", [self]) + (
-            table("", head, recoveries) if recoveries else ""
+            table("Recoveries", head, recoveries) if recoveries else ""
         )
 
     def __eq__(self, other: object) -> bool:
@@ -98,8 +98,15 @@ class Run:
 
 def runs_table(title: str, runs: Sequence[Run]) -> str:
     """Runs as a notebook shows them, a line each."""
-    head = ("run", "state", "step", "loss", "attempt", "recoveries", "last fault", "error")
-    return table(title, head, [_row(run) for run in runs])
+    head = ("run", "state", "step", "loss", "attempts", "recoveries", "last fault", "error")
+    rows = [_row(run) for run in runs[-_MOST:]]
+    if len(runs) > _MOST:
+        title += f", the newest {_MOST} of {len(runs)} runs"
+    return table(title, head, rows)
+
+
+_MOST = 100
+"""How many runs a notebook shows."""
 
 
 def _row(run: Run) -> Sequence[object]:

@@ -19,7 +19,7 @@ def shown(value: object) -> str:
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table with a title; of rows without a head, the first cell is the name of the others."""
-    top = "".join(f"<th>{shown(name)}</th>" for name in head)
+    top = "".join(f'<th style="text-align:left">{shown(name)}</th>' for name in head)
     body = "".join(
         "<tr>"
         + "".join(
