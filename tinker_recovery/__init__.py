@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     )
     from tinker_recovery.faults import Fault, Kind, Verdict
     from tinker_recovery.outlets.notify import Notify
+    from tinker_recovery.outlets.trackers import WhenSaved
     from tinker_recovery.policy import RecoveryPolicy
     from tinker_recovery.policy_settings import policy_from_settings
     from tinker_recovery.recovery.manual import Recovered, recover_from_checkpoint
@@ -119,6 +120,7 @@ __all__ = [
     "UsageError",
     "Verdict",
     "Watch",
+    "WhenSaved",
     "__version__",
     "policy_from_settings",
     "recover_from_checkpoint",
@@ -157,6 +159,7 @@ _HOMES = {
     ),
     "faults": ("Fault", "Kind", "Verdict"),
     "outlets.notify": ("Notify",),
+    "outlets.trackers": ("WhenSaved",),
     "policy": ("RecoveryPolicy",),
     "policy_settings": ("policy_from_settings",),
     "recovery.manual": ("Recovered", "recover_from_checkpoint"),

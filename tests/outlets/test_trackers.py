@@ -20,9 +20,17 @@ import pytest
 from _tracked_by import STEPS, points
 from loops import ADAM, MODEL, batch, quick, until
 
-from tinker_recovery import Attempt, RecoveryPolicy, Supervisor, UsageError
+from tinker_recovery import Attempt, RecoveryPolicy, Supervisor, UsageError, WhenSaved
 from tinker_recovery.outlets import outlets
-from tinker_recovery.outlets.trackers import ATTEMPT, RECOVERIES, STEP, Point, trackers_by
+from tinker_recovery.outlets.trackers import (
+    ATTEMPT,
+    RECOVERIES,
+    STEP,
+    Ended,
+    Point,
+    Saved,
+    trackers_by,
+)
 from tinker_recovery.testing import LocalTinker
 
 SCRIPT = Path(__file__).parent / "_tracked_by.py"
@@ -71,6 +79,38 @@ async def test_what_the_loop_reports_is_logged_with_its_step_attempt_and_recover
     assert plain.branch("lr")[8] == 0.5
     # A second run of the Supervisor does not write into the curve of the first.
     assert plain.branch("other/loss") == {step: 100.0 + step for step in range(STEPS)}
+
+
+async def test_a_tracker_that_waits_for_checkpoints_gets_no_step_twice_however_the_run_goes_back(
+    local: LocalTinker,
+) -> None:
+    local.poison(at_step=7)
+    held, live = Plain(), Plain()
+    seen: list[int] = []
+
+    async def loop(attempt: Attempt) -> None:
+        await _reporting(attempt)
+        seen.extend(step for step, _ in held.seen)
+
+    async with Supervisor(quick(), trackers=[WhenSaved(held), live]) as supervisor:
+        await supervisor.run(loop, base_model=MODEL, name="sft")
+    assert [step for step, _ in held.seen] == list(range(STEPS))
+    assert held.branch() == live.branch()
+    assert [step for step, _ in live.seen] == [*range(7), *range(5, STEPS)]
+    assert seen == list(range(5)), "those behind the newest checkpoint come at the end"
+
+
+async def test_points_that_wait_are_written_when_the_run_or_the_supervisor_ends() -> None:
+    for last in (Ended("sft"), None):
+        plain = Plain()
+        (worker,) = trackers_by([WhenSaved(plain)])
+        for point in points()[:7]:
+            worker.put(point)
+        worker.put(Saved("sft", 3))
+        if last is not None:
+            worker.put(last)
+        await worker.finish(30.0)
+        assert [step for step, _ in plain.seen] == list(range(7))
 
 
 async def test_a_tracker_that_raises_is_warned_of_once_and_the_run_goes_on(

@@ -63,6 +63,7 @@ from tinker_recovery import (
     UsageError,
     Verdict,
     Watch,
+    WhenSaved,
     __version__,
     policy_from_settings,
     recover_from_checkpoint,
@@ -291,7 +292,7 @@ def held_otherwise() -> None:
     tracked = Supervisor(
         notify=Notify("json://host/hook", on={"given_up", "recovered"}, every_s=300),
         heartbeat_url="https://host/uuid",
-        trackers=[Tracker()],
+        trackers=[Tracker(), WhenSaved(Tracker())],
     )
     assert_type(tracked, Supervisor)
     Supervisor(notify=["json://host/hook"])

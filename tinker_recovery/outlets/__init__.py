@@ -6,5 +6,6 @@ the loop, nor a recovery, nor for more than a few seconds the exit.
 
 from tinker_recovery.outlets.notify import Notify
 from tinker_recovery.outlets.outlets import Outlets
+from tinker_recovery.outlets.trackers import WhenSaved
 
-__all__ = ["Notify", "Outlets"]
+__all__ = ["Notify", "Outlets", "WhenSaved"]

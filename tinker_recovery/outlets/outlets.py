@@ -11,9 +11,9 @@ import anyio
 from tinker_recovery.clock import Clock
 from tinker_recovery.outlets.heartbeat import Heartbeat
 from tinker_recovery.outlets.notify import Message, Notify, Teller, notify_by
-from tinker_recovery.outlets.trackers import Point, trackers_by
+from tinker_recovery.outlets.trackers import Ended, Point, Saved, Told, trackers_by
 from tinker_recovery.outlets.worker import Worker
-from tinker_recovery.telemetry import RecoveryEvent
+from tinker_recovery.telemetry import RecoveryEvent, names
 
 EXIT_S: Final = 5.0
 """How long the exit waits for what is still being sent."""
@@ -55,11 +55,15 @@ class Outlets:
         """An event of a run; in the event loop's thread."""
         if self._receivers:
             self._tell(self._teller.of_event(event))
+        step = event.fields.get(names.CHECKPOINT_STEP)
+        if event.name == names.EVENT_CHECKPOINT_SAVED and isinstance(step, int):
+            self._track(Saved(event.run, step))
 
     def run_ended(self, run: str, error: BaseException | None) -> None:
         """A run is over, well or by this error; in the event loop's thread."""
         if self._receivers:
             self._tell(self._teller.of_end(run, error))
+        self._track(Ended(run))
 
     def reported(
         self,
@@ -73,9 +77,11 @@ class Outlets:
     ) -> None:
         """What the loop reports of a step; from the loop's own thread."""
         if self._trackers:
-            point = Point(run, step, dict(metrics), attempt, start_step, recoveries)
-            for tracker in self._trackers:
-                tracker.put(point)
+            self._track(Point(run, step, dict(metrics), attempt, start_step, recoveries))
+
+    def _track(self, told: Told) -> None:
+        for tracker in self._trackers:
+            tracker.put(told)
 
     def _tell(self, message: Message | None) -> None:
         if message is not None:

@@ -11,6 +11,9 @@ mlflow, trackio keep every value of a step, newest last
 log_metrics     gets ``(metrics, step)``, and the step goes back
 =============== =================================================================================
 
+Of these only TensorBoard can forget what it was given. :class:`WhenSaved` gives a tracker each
+point once a checkpoint behind it is stored, so that it never gets one that is abandoned.
+
 Each point has the number of its attempt, so that points of an abandoned branch can be left out
 where a tracker keeps them: of two points of a step, the one with the larger number counts.
 """
@@ -20,7 +23,9 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import math
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -72,16 +77,104 @@ class Point:
     recoveries: int
 
 
-class _Tracker:
-    """Writes points to one tracker; used by one thread."""
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint is stored.
 
-    def __init__(self, to: Any) -> None:
+    Attributes:
+        run: The name of its run.
+        step: How many steps it holds.
+    """
+
+    run: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run is over.
+
+    Attributes:
+        run: Its name.
+    """
+
+    run: str
+
+
+Told = Point | Saved | Ended
+
+
+class WhenSaved:
+    """A tracker that gets each point once a checkpoint behind it is stored, or the run is over.
+
+    For ``Supervisor(trackers=[WhenSaved(wandb.init())])``: for trackers that cannot forget, such as
+    wandb and MLflow. What a fault makes the run do again they get once, and the curve is the branch
+    that counts alone. It is late by the time between two checkpoints.
+
+    Args:
+        tracker: As in ``trackers=``.
+    """
+
+    def __init__(self, tracker: object) -> None:
+        self.tracker = tracker
+
+
+class _Held:
+    """The points that no checkpoint is behind yet."""
+
+    def __init__(self) -> None:
+        self._points: dict[str, deque[Point]] = defaultdict(deque)
+        self._saved: dict[str, int] = {}
+        self._attempts: dict[str, int] = {}
+
+    def due(self, told: Told) -> Iterable[Point]:
+        """The points to be written now that this is known."""
+        points = self._points[told.run]
+        if isinstance(told, Point):
+            if told.attempt != self._attempts.get(told.run, told.attempt):
+                while points and points[-1].step >= told.start_step:
+                    points.pop()  # abandoned
+                self._saved[told.run] = told.start_step
+            self._attempts[told.run] = told.attempt
+            points.append(told)
+        elif isinstance(told, Saved):
+            self._saved[told.run] = max(told.step, self._saved.get(told.run, 0))
+        saved = math.inf if isinstance(told, Ended) else self._saved.get(told.run, 0)
+        while points and (points[0].step < saved or len(points) > _WAITING):
+            yield points.popleft()
+
+    def rest(self) -> Iterable[Point]:
+        """All that are left."""
+        for points in self._points.values():
+            while points:
+                yield points.popleft()
+
+
+class _Tracker:
+    """Writes points to one tracker; used by one thread.
+
+    Args:
+        to: The tracker.
+        when_saved: See :class:`WhenSaved`.
+    """
+
+    def __init__(self, to: Any, *, when_saved: bool = False) -> None:
         self._to = to
+        self._held = _Held() if when_saved else None
         self._only_run: str | None = None
         self._attempts: dict[str, int] = {}
 
-    def write(self, points: Sequence[Point]) -> None:
-        """Write points, oldest first. One that fails keeps none behind it from being written."""
+    def take(self, things: Sequence[Told]) -> None:
+        """Write the points that are due, oldest first."""
+        self._write(point for told in things for point in self._due(told))
+
+    def _due(self, told: Told) -> Iterable[Point]:
+        if self._held is not None:
+            return self._held.due(told)
+        return [told] if isinstance(told, Point) else []
+
+    def _write(self, points: Iterable[Point]) -> None:
+        """Write points. One that fails keeps none behind it from being written."""
         failed: Exception | None = None
         for point in points:
             prefix = self._prefix(point.run)
@@ -119,13 +212,15 @@ class _Tracker:
 
     def close(self) -> None:
         """Nothing more is to come from us. The tracker is the user's, and stays open."""
+        if self._held is not None:
+            self._write(self._held.rest())
 
 
 class _Wandb(_Tracker):
     """A run of Weights & Biases."""
 
-    def __init__(self, to: Any) -> None:
-        super().__init__(to)
+    def __init__(self, to: Any, *, when_saved: bool = False) -> None:
+        super().__init__(to, when_saved=when_saved)
         self._defined: set[str] = set()
 
     def log(self, metrics: Mapping[str, float], step: int, prefix: str) -> None:
@@ -151,8 +246,8 @@ class _Trackio(_Tracker):
 class _Mlflow(_Tracker):
     """A run of mlflow, written by its id: which run is active is a matter of each thread."""
 
-    def __init__(self, to: Any) -> None:
-        super().__init__(to)
+    def __init__(self, to: Any, *, when_saved: bool = False) -> None:
+        super().__init__(to, when_saved=when_saved)
         mlflow = importlib.import_module("mlflow")
         self._client = mlflow.MlflowClient()
         self._metric = importlib.import_module("mlflow.entities").Metric
@@ -191,10 +286,11 @@ class _TensorBoard(_Tracker):
             self._to.add_scalar(name, value, step)
 
     def close(self) -> None:
+        super().close()
         self._to.flush()
 
 
-def trackers_by(given: Iterable[object]) -> Sequence[Worker[Point]]:
+def trackers_by(given: Iterable[object]) -> Sequence[Worker[Told]]:
     """What writes to each of ``trackers=``.
 
     Raises:
@@ -204,10 +300,12 @@ def trackers_by(given: Iterable[object]) -> Sequence[Worker[Point]]:
         raise UsageError(f"trackers={given!r} is not allowed: a list of trackers")
     workers = []
     for at, each in enumerate(given):
-        for kind, one in _trackers_of(f"trackers[{at}]", each):
-            tracker = kind(one)
+        when_saved = isinstance(each, WhenSaved)
+        inner = each.tracker if isinstance(each, WhenSaved) else each
+        for kind, one in _trackers_of(f"trackers[{at}]", inner):
+            tracker = kind(one, when_saved=when_saved)
             what = f"trackers[{at}] ({type(one).__qualname__})"
-            workers.append(Worker(what, tracker.write, most=_WAITING, at_end=tracker.close))
+            workers.append(Worker(what, tracker.take, most=_WAITING, at_end=tracker.close))
     return workers
 
 

@@ -103,7 +103,8 @@ class Supervisor:
             that is stuck or over: for a monitor that raises the alarm when this ceases.
         trackers: Where what the loop reports goes as well: objects with ``log_metrics(metrics,
             step)``, such as the cookbook's loggers, runs of wandb, mlflow or trackio, and
-            SummaryWriters of TensorBoard. See docs/observability.
+            SummaryWriters of TensorBoard; or one of them as :class:`WhenSaved`. See
+            docs/observability.
         clock: Time and chance, for tests.
 
     What ``notify``, ``heartbeat_url`` and ``trackers`` name never delays a run or a recovery; the
