@@ -91,12 +91,12 @@ async def _runs(local: LocalTinker) -> None:
 def _config(port: int) -> str:
     return json.dumps(
         {
-            "global": {"scrape_interval": "100ms", "evaluation_interval": "100ms"},
+            "global": {"scrape_interval": "500ms", "evaluation_interval": "200ms"},
             "rule_files": [str(FOLDER / "alerts.yml")],
             "scrape_configs": [
                 {
                     "job_name": "training",
-                    "scrape_timeout": "100ms",
+                    "scrape_timeout": "500ms",
                     "static_configs": [{"targets": [f"127.0.0.1:{port}"]}],
                 }
             ],
@@ -136,29 +136,38 @@ def _filled(query: str) -> str:
     return query.replace("$run", ".*").replace("$__rate_interval", "1m")
 
 
+async def _empty_panels(asked: httpx.AsyncClient) -> list[str]:
+    return [name for name, query in QUERIES.items() if not await _ask(asked, _filled(query))]
+
+
+async def _firing(asked: httpx.AsyncClient) -> list[dict[str, Any]]:
+    alerts = (await asked.get("/api/v1/alerts")).json()["data"]["alerts"]
+    return [alert for alert in alerts if alert["state"] == "firing"]
+
+
 @needs_prometheus
 async def test_every_panel_shows_something_and_the_alert_of_a_run_that_failed_fires(
     prometheus: httpx.AsyncClient,
 ) -> None:
-    empty = [name for name, query in QUERIES.items() if not await _ask(prometheus, _filled(query))]
-    assert empty == []
+    # A scrape that comes too late on a busy machine leaves a gap, and the next one ends it.
+    with anyio.move_on_after(20.0):
+        while await _empty_panels(prometheus):
+            await anyio.sleep(0.2)
+    assert await _empty_panels(prometheus) == []
     (share,) = await _ask(
         prometheus, 'tinker_recovery_run_goodput_ratio{tinker_recovery_run_name="sft-42"}'
     )
     assert 0.0 < float(share["value"][1]) < 1.0
     (failed,) = await _ask(prometheus, _filled(QUERIES["Runs that failed, A"]))
     assert failed["value"][1] == "1"
-    rules = (await prometheus.get("/api/v1/rules")).json()["data"]["groups"]
-    every = [rule for group in rules for rule in group["rules"]]
-    assert len(every) == 6
-    with anyio.fail_after(20.0):
-        while not all(rule["health"] == "ok" for rule in every):
-            await anyio.sleep(0.1)
-            rules = (await prometheus.get("/api/v1/rules")).json()["data"]["groups"]
-            every = [rule for group in rules for rule in group["rules"]]
-            assert not [rule["lastError"] for rule in every if rule.get("lastError")]
-    alerts = (await prometheus.get("/api/v1/alerts")).json()["data"]["alerts"]
-    (alert,) = [each for each in alerts if each["state"] == "firing"]
+    with anyio.move_on_after(20.0):
+        while not (firing := await _firing(prometheus)):
+            await anyio.sleep(0.2)
+    (alert,) = firing
+    groups = (await prometheus.get("/api/v1/rules")).json()["data"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert len(rules) == 6
+    assert {rule["health"] for rule in rules} == {"ok"}, rules
     assert alert["labels"]["alertname"] == "TinkerRunFailed"
     assert alert["annotations"]["summary"] == "A run has ended by an error (ZeroDivisionError)."
 
