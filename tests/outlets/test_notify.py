@@ -25,7 +25,7 @@ from tinker_recovery import (
 )
 from tinker_recovery.outlets import outlets
 from tinker_recovery.outlets.notify import DEFAULT_TOPICS, TOPICS, Message, Teller, digest
-from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry import names, redact
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 SECRET = "a-path-that-is-a-secret"  # noqa: S105 - made up
@@ -255,3 +255,16 @@ def test_a_digest_of_very_many_is_short_and_shows_no_secret() -> None:
     _, body, bad = digest([Message("recovered", "with tml-a-key-of-mine", "a")])
     assert not bad
     assert body.endswith("run a: with ***")
+
+
+def test_the_address_of_who_is_notified_is_hidden_from_then_on_in_every_text() -> None:
+    Notify("json://127.0.0.1:1/only-of-this-test-17")
+    assert redact("cannot reach /only-of-this-test-17 now") == "cannot reach /*** now"
+
+
+def test_what_a_library_logs_for_others_is_logged_as_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Notify("json://127.0.0.1:1/")
+    logging.getLogger("urllib3.connectionpool").warning("of the user's own request")
+    assert "of the user's own request" in caplog.text

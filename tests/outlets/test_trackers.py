@@ -290,3 +290,24 @@ async def test_where_no_thread_can_be_started_the_tracker_is_left_out_with_a_war
     assert plain.seen == []
     (warning,) = caplog.records
     assert "is left out: no further thread can be started" in warning.getMessage()
+
+
+async def test_a_run_of_trackio_is_known_by_its_class_and_other_things_that_log_are_not() -> None:
+    class Logs:
+        def __init__(self) -> None:
+            self.rows: list[tuple[int, dict[str, float]]] = []
+
+        def log(self, metrics: dict[str, float], step: int) -> None:
+            self.rows.append((step, metrics))
+
+        define_metric = add_scalar = log
+
+    with pytest.raises(UsageError, match=r"trackers\[0\], a .*Logs, is not allowed"):
+        trackers_by([Logs()])
+    Logs.__module__ = "trackio.run"
+    run = Logs()
+    (worker,) = trackers_by([run])
+    for point in points():
+        worker.put(point)
+    await worker.finish(30.0)
+    assert {step: metrics["loss"] for step, metrics in run.rows} == BRANCH
