@@ -21,7 +21,7 @@ from _tracked_by import STEPS, points
 from loops import ADAM, MODEL, batch, quick, until
 
 from tinker_recovery import Attempt, RecoveryPolicy, Supervisor, UsageError, WhenSaved
-from tinker_recovery.outlets import outlets
+from tinker_recovery.outlets import outlets, trackers
 from tinker_recovery.outlets.trackers import (
     ATTEMPT,
     RECOVERIES,
@@ -98,6 +98,14 @@ async def test_a_tracker_that_waits_for_checkpoints_gets_no_step_twice_however_t
     assert held.branch() == live.branch()
     assert [step for step, _ in live.seen] == [*range(7), *range(5, STEPS)]
     assert seen == list(range(5)), "those behind the newest checkpoint come at the end"
+
+
+async def test_a_tracker_keeps_nothing_of_a_run_that_is_over() -> None:
+    tracker = trackers._Tracker(Plain(), when_saved=True)
+    tracker.take([*points(), Ended("sft")])
+    held = tracker._held
+    assert held is not None
+    assert (held._points, held._saved, held._attempts, tracker._attempts) == ({}, {}, {}, {})
 
 
 async def test_points_that_wait_are_written_when_the_run_or_the_supervisor_ends() -> None:

@@ -142,6 +142,9 @@ class _Held:
         saved = math.inf if isinstance(told, Ended) else self._saved.get(told.run, 0)
         while points and (points[0].step < saved or len(points) > _WAITING):
             yield points.popleft()
+        if isinstance(told, Ended):
+            for kept in (self._points, self._saved, self._attempts):
+                kept.pop(told.run, None)
 
     def rest(self) -> Iterable[Point]:
         """All that are left."""
@@ -166,7 +169,12 @@ class _Tracker:
 
     def take(self, things: Sequence[Told]) -> None:
         """Write the points that are due, oldest first."""
-        self._write(point for told in things for point in self._due(told))
+        try:
+            self._write(point for told in things for point in self._due(told))
+        finally:
+            for told in things:
+                if isinstance(told, Ended):
+                    self._attempts.pop(told.run, None)
 
     def _due(self, told: Told) -> Iterable[Point]:
         if self._held is not None:
