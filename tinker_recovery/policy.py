@@ -121,7 +121,8 @@ class RecoveryPolicy(Frozen):
             ``recovery.optimizer_not_restored``. Costs four sessions and a few hundred tokens;
             training does not wait for it.
         on_recovery: Called as ``on_recovery(old_client, new_client, checkpoint)`` before the loop
-            runs again; ``checkpoint`` is None when the run starts over.
+            runs again; ``checkpoint`` is None when the run starts over. Not called where a run only
+            goes on after an orderly stop.
         on_failure: Called as ``on_failure(run_id, error)`` when a run is given up.
         checkpoints: When to save, and what to keep.
         create_timeout_s: How long a recovery waits for a new client (and again for the canary's
@@ -155,6 +156,8 @@ class RecoveryPolicy(Frozen):
             it. Without it tokens are counted all the same.
         telemetry_run_label: Put the run's name on every metric, and not only on those of its steps,
             tokens, checkpoints and goodput. Each name is a series of its own for the collector.
+        quiet: Whether to leave out the lines about the start and the end of a run that are printed
+            to stderr where the program has configured no logging; configured, they are INFO.
     """
 
     enabled: Switch = True
@@ -195,6 +198,7 @@ class RecoveryPolicy(Frozen):
     recall_bytes: Annotated[Whole, Field(ge=0)] = 512 * 2**20
     prices: PriceTable | None = None
     telemetry_run_label: Switch = False
+    quiet: Switch = False
 
     @field_validator("checkpoint_strategy")
     @classmethod

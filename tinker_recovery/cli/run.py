@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import random
+import re
+import secrets
 import shlex
 import signal
 import subprocess
@@ -89,7 +91,8 @@ def command(
         tinker-recovery run -- python train.py --lr 1e-4
 
     A run with a name (name= in the script) resumes from its newest checkpoint, so a crash, a kill
-    or running out of memory costs only the steps since then.
+    or running out of memory costs only the steps since then. One without a name is given a name
+    for as long as this command lasts, if the script is the process that it starts.
 
     Signals (INT, TERM, HUP, QUIT, USR1, USR2) are passed on to the script. It is not restarted
     after one of the first four, after exit status 0 (done) or 2 (bad arguments), if it died of INT,
@@ -143,12 +146,23 @@ class _Teller:
             anyio.run(send_now, self._notify, "given up", message)
 
 
+def name_for(command: Sequence[str]) -> str:
+    """What a run of this command is called that has no name, with the process that says so.
+
+    For ``run/unnamed.py``: the script's name, and which call of this command it is of.
+    """
+    script = next((word for word in command if word.endswith(".py")), command[0])
+    stem = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(script).stem) or "run"
+    return f"{os.getpid()}:{stem}-{secrets.token_hex(3)}"
+
+
 class _Runner:
     """Runs a command until a RestartRule says to stop."""
 
     def __init__(self, command: Sequence[str], teller: _Teller, *, as_json: bool) -> None:
         self._command = command
         self._teller = teller
+        self._name = name_for(command)
         self._as_json = as_json
         self._child: subprocess.Popen[bytes] | None = None
         self._ended_by: int | None = None
@@ -190,6 +204,7 @@ class _Runner:
                         **os.environ,
                         **self._teller.environment,
                         "TINKER_RECOVERY_FINISHED_FILE": str(finished),
+                        "TINKER_RECOVERY_RUN": self._name,
                     },
                 )
             except FileNotFoundError:

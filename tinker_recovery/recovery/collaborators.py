@@ -12,6 +12,7 @@ from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.spares import Spares, Spawn
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.telemetry import EventSink
+from tinker_recovery.telemetry.greeting import Greeting
 
 
 def nothing_in_background(start: Callable[[], Coroutine[object, object, None]]) -> None:
@@ -33,6 +34,7 @@ class Collaborators:
         spawn: Runs something in the background.
         spares: The spare clients of the runs; None where there are none.
         outlets: Who else is to know of events, metrics and the ends of runs.
+        greeting: Says that a run starts and how it ended; nothing where there is no Supervisor.
     """
 
     policy: RecoveryPolicy
@@ -44,6 +46,7 @@ class Collaborators:
     spawn: Spawn = nothing_in_background
     spares: Spares | None = None
     outlets: Outlets = field(default_factory=Outlets)
+    greeting: Greeting = field(default_factory=Greeting)
 
     def load_spare(self, run: str, path: str | None) -> None:
         """Have the spare client of a run loaded from a checkpoint, if it is to have one."""

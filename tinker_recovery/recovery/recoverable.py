@@ -53,6 +53,11 @@ class Recovery:
             ],
         )
 
+    @property
+    def continued(self) -> bool:
+        """Whether a run only went on that had been stopped: that counts as no recovery."""
+        return self.fault.orderly and not self.replayed_steps
+
 
 @dataclass(frozen=True, slots=True)
 class HandOver:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -35,6 +34,7 @@ from tinker_recovery.journal import (
     StateFolder,
     journal_path,
     lease,
+    option_for,
 )
 from tinker_recovery.outlets import Notify, Outlets
 from tinker_recovery.policy import Callback, RecoveryPolicy
@@ -57,11 +57,13 @@ from tinker_recovery.run.monitored import listening
 from tinker_recovery.run.options import StartOptions, plan_start
 from tinker_recovery.run.rounds import Rounds
 from tinker_recovery.run.signals import StopSignals
+from tinker_recovery.run.unnamed import named
 from tinker_recovery.run.view import Run, runs_table
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
 from tinker_recovery.supervisor.parts import Entered
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, environment, names
+from tinker_recovery.telemetry.greeting import Greeting
 from tinker_recovery.watched.watch import Watch
 
 logger = logging.getLogger(names.SCOPE)
@@ -105,6 +107,7 @@ class Supervisor:
             step)``, such as the cookbook's loggers, runs of wandb, mlflow or trackio, and
             SummaryWriters of TensorBoard; or one of them as :class:`WhenSaved`. See
             docs/observability.
+        quiet: As ``policy.quiet``: print no line when a run starts and ends.
         clock: Time and chance, for tests.
 
     What ``notify``, ``heartbeat_url`` and ``trackers`` name never delays a run or a recovery; the
@@ -126,6 +129,7 @@ class Supervisor:
         notify: Sequence[str] | Notify | None = None,
         heartbeat_url: str | None = None,
         trackers: Iterable[object] = (),
+        quiet: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         check_lease(lease)
@@ -137,9 +141,12 @@ class Supervisor:
         self._outlets = Outlets(notify, heartbeat_url, trackers)
         self._on_event = on_event
         self._events = EventSink(self._listen, label_runs=self.policy.telemetry_run_label)
-        self._journal_path = journal_path(journal)
-        saves = self.policy.checkpoints.save_on_stop_s is not None
-        self._signals = StopSignals(saves=saves)
+        path = self._journal_path = journal_path(journal)
+        self._greeting = Greeting(
+            "" if path is None else str(path), option_for(path), quiet=quiet or self.policy.quiet
+        )
+        self._signals = StopSignals(saves=self.policy.checkpoints.save_on_stop_s is not None)
+        self._resumes = self.policy.enabled and path is not None
         self._clock = clock
         self._entered: Entered | None = None
         self._entry: LeftAtHome[Supervisor] | None = None
@@ -148,11 +155,8 @@ class Supervisor:
     @property
     def runs(self) -> Sequence[Run]:
         """Every run under way, and the newest thousand that have ended; oldest first."""
-        return (
-            []
-            if self._entered is None
-            else [Run(run) for run in self._entered.runs.by_name.values()]
-        )
+        inside = self._entered
+        return [] if inside is None else [Run(run) for run in inside.runs.by_name.values()]
 
     def _repr_html_(self) -> str:
         """What a notebook shows: its runs."""
@@ -201,6 +205,7 @@ class Supervisor:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._backend.aclose()
+            self._greeting.over()
             self._signals.note_left()
 
     async def _close(self) -> None:
@@ -238,6 +243,7 @@ class Supervisor:
                 spawn=background.spawn,
                 spares=Spares(self._backend, self.policy, background.spawn),
                 outlets=self._outlets,
+                greeting=self._greeting,
             )
             await recall_metadata(collaborators)
             claiming = Claiming(
@@ -283,7 +289,7 @@ class Supervisor:
             CheckpointError: From the iteration, when there is nothing to recover from.
         """
         plan = plan_start(start, restore_optimizer=self.policy.restore_optimizer)
-        name = plan.name or f"run-{secrets.token_hex(3)}"
+        plan, name = named(plan, resumes=self._resumes)
         if self._entered is not None:
             self._inside.runs.check_name(name)
         return Rounds(lambda: self._inside.runs.open(plan, name))
@@ -297,7 +303,7 @@ class Supervisor:
         Raises:
             UsageError: As :meth:`attempts`; or they cannot go back to one step together.
         """
-        plans, inside = plan_group(runs, self.policy), self._inside
+        plans, inside = plan_group(runs, self.policy, resumes=self._resumes), self._inside
         for name in plans:
             inside.runs.check_name(name)
         return GroupRounds(plans, inside.runs.open)

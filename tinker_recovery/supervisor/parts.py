@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tinker_recovery.detection.monitor import Monitor, silence_check_s
+from tinker_recovery.detection.outage import Outage
 from tinker_recovery.forks import HomeProcess
 from tinker_recovery.journal import Recorder
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -40,6 +41,8 @@ class Entered:
         self.collaborators = collaborators
         self.recorder = recorder
         self.queue = FaultQueue()
+        policy, events = collaborators.policy, collaborators.events
+        self.outage = Outage(events, collaborators.clock.monotonic, policy.max_wait_s)
         self.mailbox = Mailbox()
         self.watches = Watches(collaborators, self.queue)
         self.retention = RetentionLoop(collaborators)
@@ -59,9 +62,11 @@ class Entered:
             events=self.collaborators.events,
             clock=clock,
             urgent=lambda: [run for run in runs.monitored.values() if run.is_urgent],
+            outage=self.outage,
         )
         executor = Executor(
             self.collaborators,
+            outage=self.outage,
             queue=self.queue,
             find=lambda name: runs.by_name.get(name) or watches.find(name),
             watched=lambda: len(watches) + runs.under_way,
