@@ -11,6 +11,7 @@ import json
 import os
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,18 +48,22 @@ def wandb(folder: Path) -> list[Row]:
     asyncio.run(track(run))
     run.finish()
     (file,) = folder.rglob(f"*{run.id}.wandb")
-    rows, axes = [], {}
-    for data in _log_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            row = {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                for item in record.history.item
-            }
-            rows.append([row[STEP], row["loss"], row[ATTEMPT]])
-        elif record.WhichOneof("record_type") == "metric":
-            axes[record.metric.name] = record.metric.step_metric
+    rows: list[Row] = []
+    axes: dict[str, str] = {}
+    until = time.monotonic() + 20.0
+    while not rows and time.monotonic() < until:
+        time.sleep(0.1)  # its own process may still be writing
+        for data in _log_records(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "history":
+                row = {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                    for item in record.history.item
+                }
+                rows.append([row[STEP], row["loss"], row[ATTEMPT]])
+            elif record.WhichOneof("record_type") == "metric":
+                axes[record.metric.name] = record.metric.step_metric
     assert axes == {STEP: "", "loss": STEP, ATTEMPT: STEP, RECOVERIES: STEP}, axes
     return rows
 
