@@ -58,8 +58,8 @@ def forget_closed_rest_clients() -> None:
     a later server of the tests may get the port of an earlier one.
     """
     holders = sessionless_holder_cache._holders
-    for key, holder in list(holders.items()):
-        if holder._closed:
+    for key, kept in list(holders.items()):
+        if kept._closed:
             del holders[key]
 
 

@@ -26,6 +26,7 @@ ROOMS = [
     "journal",
     "service",
     "checkpoints",
+    "outlets",
     "faults",
     "telemetry",
     "policy_settings",

@@ -36,6 +36,7 @@ from tinker_recovery import (
     Kind,
     LeaseLost,
     NonFiniteLoss,
+    Notify,
     NoUsableCheckpoint,
     OtherWeights,
     Recovered,
@@ -62,6 +63,7 @@ from tinker_recovery import (
     UsageError,
     Verdict,
     Watch,
+    WhenSaved,
     __version__,
     policy_from_settings,
     recover_from_checkpoint,
@@ -181,6 +183,11 @@ class Sevens:
         return {each.record.path: "mine" for each in newest_first if each.record.step % 7 == 0}
 
 
+class Tracker:
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        del metrics, step
+
+
 own = CheckpointPolicy(
     schedule=AnyOf(EverySteps(20), EveryEpochs(1), Mornings()),
     retention=KeepAny(KeepLast(3), KeepEvery(1000), Sevens()),
@@ -284,6 +291,14 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
 
 def held_otherwise() -> None:
     Supervisor(policy, lease="journal")
+    tracked = Supervisor(
+        notify=Notify("json://host/hook", on={"given_up", "recovered"}, every_s=300),
+        heartbeat_url="https://host/uuid",
+        trackers=[Tracker(), WhenSaved(Tracker())],
+    )
+    assert_type(tracked, Supervisor)
+    Supervisor(notify=["json://host/hook"])
+    Notify(on={"sometimes"})  # type: ignore[arg-type]  # has to be refused
     Supervisor(policy, lease="file")  # type: ignore[arg-type]  # has to be refused
 
 

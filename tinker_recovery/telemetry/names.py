@@ -17,12 +17,13 @@ SPAN_CREATE: Final = "recovery.create_client"
 SPAN_VERIFY: Final = "recovery.verify"
 SPAN_RESUME: Final = "recovery.resume"
 
-# Short root spans of their own, since one that stays open for days is lost in a crash.
+# Root spans of their own; those of a run are short, since one that stays open for days is lost in a
+# crash.
 SPAN_RUN_START: Final = "run.start"
 SPAN_CONTINUE: Final = "run.continue"
 """A run goes on that was stopped; the phases of its restore are inside."""
 SPAN_SEGMENT: Final = "run.segment"
-"""A segment begins, on a client of its own."""
+"""A segment, on a client of its own: as long as it trains."""
 SPAN_RUN_END: Final = "run.end"
 SPAN_JOB: Final = "job.try"
 """A try of a job begins; the start of its run links to it as to its caller."""
