@@ -1,58 +1,93 @@
-"""Docstrings as Markdown: what is written for Sphinx's readers becomes links and code.
+"""Docstrings as Markdown: what is written for Sphinx's readers becomes links, code and tables.
 
 As an extension of griffe it does so with every docstring that mkdocstrings shows.
 """
 
 from __future__ import annotations
 
+import ast
 import re
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 from griffe import Extension, Object
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc|obj):`(~?)([^`]+)`")
-_TABLE_RULE = re.compile(r"^=+(?: {2,}=+)+$")
+_RULE = re.compile(r"=+(?: +=+)+")
+
+
+def to_markdown(text: str) -> str:
+    """A docstring's text as Markdown."""
+    return "\n".join(_converted(text.splitlines()))
+
+
+def _converted(lines: list[str]) -> Iterator[str]:
+    at = 0
+    while at < len(lines):
+        line = lines[at]
+        if _RULE.fullmatch(line.strip()):
+            # A table, up to its last rule. Its columns are lined up, so it is shown as it is.
+            end = at + 1
+            while end < len(lines) and lines[end].strip():
+                end += 1
+            yield from _fenced(lines[at:end], "text")
+            at = end
+        elif line.endswith("::"):
+            if line.strip() != "::":
+                yield _with_links(line[:-1])
+            at += 1
+            end = at
+            while end < len(lines) and (not lines[end].strip() or _depth(lines[end]) > _depth(line)):
+                end += 1
+            yield from _code(lines[at:end])
+            at = end
+        else:
+            yield _with_links(line)
+            at += 1
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _code(block: list[str]) -> Iterator[str]:
+    while block and not block[0].strip():
+        block = block[1:]
+    while block and not block[-1].strip():
+        block = block[:-1]
+    code = textwrap.dedent("\n".join(block))
+    try:
+        compile(code, "docstring", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
+        kind = "python"
+    except SyntaxError:
+        kind = "text"
+    indent = max(0, min(map(_depth, filter(str.strip, block)), default=4) - 4)
+    yield ""
+    yield from _fenced([" " * indent + line for line in code.splitlines()], kind)
+    yield ""
+
+
+def _fenced(block: list[str], kind: str) -> Iterator[str]:
+    indent = " " * min(map(_depth, filter(str.strip, block)), default=0)
+    yield f"{indent}```{kind}"
+    yield from block
+    yield f"{indent}```"
+
+
+def _with_links(line: str) -> str:
+    return _ROLE.sub(_link, line)
 
 
 def _link(found: re.Match[str]) -> str:
     target = found[2]
     shown = target.rpartition(".")[2] if found[1] else target
-    # Optional: a target that has no page is shown as code.
+    # Optional: what has no page of its own is shown as code.
     return f'<autoref optional identifier="{target}"><code>{shown}</code></autoref>'
 
 
-def to_markdown(text: str) -> str:
-    """A docstring's text as Markdown."""
-    lines: list[str] = []
-    in_table = False
-    rules = 0
-    for line in text.splitlines():
-        bare = line.strip()
-        indent = line[: len(line) - len(line.lstrip())]
-        if _TABLE_RULE.fullmatch(bare):
-            if not in_table:
-                in_table, rules = True, 0
-                lines.append(f"{indent}```text")
-            rules += 1
-            lines.append(line)
-            continue
-        if in_table:
-            if not bare:
-                in_table = False
-                lines += [f"{lines[-1][: len(lines[-1]) - len(lines[-1].lstrip())]}```", ""]
-            else:
-                lines.append(line)
-            continue
-        if bare == "::":
-            continue
-        lines.append(_ROLE.sub(_link, re.sub(r"::$", ":", line)))
-    if in_table:
-        lines.append("```")
-    return "\n".join(lines)
-
-
 class Markdown(Extension):
-    """Reads every docstring once it is loaded."""
+    """Rewrites every docstring once it is loaded."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Rewrite its docstring."""

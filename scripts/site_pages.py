@@ -13,6 +13,7 @@ import inspect
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -406,18 +407,42 @@ def spans(_: str) -> str:
     return "\n".join(rows)
 
 
-def api(module: str) -> str:
-    """The reference of a module: its text and each of its public names, for mkdocstrings."""
-    names = importlib.import_module(module).__all__
-    text = to_markdown(inspect.cleandoc(importlib.import_module(module).__doc__ or ""))
-    shown = [f"::: {module}.{name}" for name in names if _is_documented(module, name)]
-    return "\n\n".join([_without_rules(text), *shown])
+def api(given: str) -> str:
+    """Public names for mkdocstrings: all of a module, or one as ``module.Name``."""
+    module, _, name = given.rpartition(".")
+    if name[:1].isupper() or (module and name in _all(module)):
+        return _reference(module, name)
+    internal = INTERNAL.get(given, ())
+    return "\n\n".join(_reference(given, each) for each in _all(given) if each not in internal)
 
 
-def _is_documented(module: str, name: str) -> bool:
+def api_errors(module: str) -> str:
+    """Those public names of a module that are errors."""
+    found = importlib.import_module(module)
+    names = [
+        name
+        for name in _all(module)
+        if inspect.isclass(value := getattr(found, name)) and issubclass(value, BaseException)
+    ]
+    return "\n\n".join(_reference(module, name) for name in names)
+
+
+def _all(module: str) -> list[str]:
+    names: list[str] = importlib.import_module(module).__all__
+    return names
+
+
+def _reference(module: str, name: str) -> str:
+    """The request for one name, with a signature if users make such an object themselves."""
     value = getattr(importlib.import_module(module), name)
-    internal = name.startswith("_") or name in INTERNAL.get(module, ())
-    return not internal and (inspect.isclass(value) or callable(value) or name.isupper() or True)
+    made = (
+        not inspect.isclass(value)
+        or "Args:" in (value.__doc__ or "")
+        or is_dataclass(value)
+        or issubclass(value, BaseModel)
+    )
+    options = "" if made else "\n    options:\n      merge_init_into_class: false"
+    return f"::: {module}.{name}{options}"
 
 
 INTERNAL = {
@@ -468,6 +493,7 @@ GENERATORS: Mapping[str, Callable[[str], str]] = {
     "metrics": metrics,
     "spans": spans,
     "api": api,
+    "api-errors": api_errors,
     "module": module_text,
     "file": file,
     "page": page,
