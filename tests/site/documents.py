@@ -1,0 +1,53 @@
+"""The documents as they are written: their pages, blocks of code, and commands."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUN = "<!-- run -->"
+"""Stands above a block of Python that a test runs."""
+
+_FENCE = re.compile(
+    r"^(?P<indent> *)(?P<fence>```+) *(?P<kind>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)(?P=fence) *$",
+    re.MULTILINE | re.DOTALL,
+)
+_SPAN = re.compile(r"(?<!`)`(tinker-recovery [^`]+)`(?!`)")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of code."""
+
+    page: Path
+    line: int
+    kind: str
+    code: str
+    is_run: bool
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks() -> Iterator[Block]:
+    """Every block of every page."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for found in _FENCE.finditer(text):
+            above = text[: found.start()].rstrip("\n").rpartition("\n")[2].strip()
+            line = text.count("\n", 0, found.start()) + 1
+            code = textwrap.dedent(found["code"])
+            yield Block(page, line, found["kind"], code, above == RUN)
+
+
+def spans() -> Iterator[tuple[str, str]]:
+    """Every command that is written inside a sentence or a table, and where."""
+    for page in PAGES:
+        text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+        for found in _SPAN.finditer(text):
+            yield str(page.relative_to(ROOT)), " ".join(found[1].split())
