@@ -11,6 +11,7 @@ import ast
 import importlib
 import inspect
 import re
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
@@ -108,13 +109,20 @@ def _allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
             return "a text"
         case "integer" | "number" | "boolean" as kind:
             limits = {
-                "minimum": "at least {}",
-                "exclusiveMinimum": "above {}",
-                "maximum": "at most {}",
-                "exclusiveMaximum": "below {}",
+                "at least {}": ("minimum", "ge"),
+                "above {}": ("exclusiveMinimum", "gt"),
+                "at most {}": ("maximum", "le"),
+                "below {}": ("exclusiveMaximum", "lt"),
             }
-            said = [text.format(_figure(schema[key])) for key, text in limits.items() if key in schema]
-            return " ".join([_KINDS[str(kind)], *(" and ".join(said).split())]) if said else _KINDS[kind]
+            # Behind a validator pydantic leaves a limit by its own name.
+            said = [
+                text.format(_figure(schema[key]))
+                for text, keys in limits.items()
+                for key in keys
+                if key in schema
+            ]
+            kind_in_words = _KINDS[str(kind)]
+            return f"{kind_in_words}, {' and '.join(said)}" if said else kind_in_words
     return "given in Python"
 
 
@@ -270,11 +278,7 @@ def _details(summary: str, said: list[str]) -> str:
     if not said:
         return ""
     lines = "\n".join(re.sub(r"\s+", " ", text) for text in said)
-    return f'\n??? quote "{summary}"\n    ```text\n' + _indented(lines) + "\n    ```\n"
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
+    return f'\n??? quote "{summary}"\n' + textwrap.indent(f"```text\n{lines}\n```\n", " " * 4)
 
 
 def error(name: str) -> str:
@@ -324,22 +328,27 @@ def commands() -> Iterator[tuple[str, click.Command]]:
                 yield f"{name} {inner}", command.commands[inner]
 
 
-def help_of(name: str, command: click.Command) -> str:
+def help_of(name: str) -> str:
     """A command's help, as a terminal of 80 columns shows it."""
-    context = None
-    for part in ["tinker-recovery", *name.split()[:-1]]:
-        context = click.Context(command, info_name=part, parent=context)
-    inner = click.Context(
-        command, info_name=name.split()[-1], parent=context, max_content_width=80, terminal_width=80
-    )
-    inner.help_option_names = ["-h", "--help"]
-    return command.get_help(inner).rstrip()
+    command: click.Command = importlib.import_module("tinker_recovery.cli").main
+    context = click.Context(command, info_name="tinker-recovery", terminal_width=80)
+    for part in name.split():
+        assert isinstance(command, click.Group)  # noqa: S101 - what has a command of that name
+        found = command.get_command(context, part)
+        assert found is not None, name  # noqa: S101 - as above
+        command, settings_ = found, found.context_settings
+        context = click.Context(
+            command, info_name=part, parent=context, terminal_width=80, **settings_
+        )
+    return command.get_help(context).rstrip()
 
 
-def exit_status(shown: str) -> str:
-    """What a help says of the exit status; empty if it says nothing."""
-    found = re.search(r"Exit status: (.*?)(?:\n\s*\n|\Z)", shown, re.DOTALL)
-    return " ".join(found[1].split()) if found else ""
+def exit_status(name: str) -> str:
+    """What a command's help says of the exit status, or that of its group of all its commands."""
+    found = re.search(r"Exit status(?: of each)?: (.*?)(?:\n\s*\n|\Z)", help_of(name), re.DOTALL)
+    if found is None:
+        return exit_status(name.rpartition(" ")[0]) if " " in name else ""
+    return " ".join(found[1].split())
 
 
 def cli(_: str) -> str:
@@ -347,12 +356,11 @@ def cli(_: str) -> str:
     table = ["| command | what it does | exit status |", "|---|---|---|"]
     sections = []
     for name, command in commands():
-        shown = help_of(name, command)
+        shown = help_of(name)
         anchor = name.replace(" ", "-")
         first = (command.get_short_help_str(120) or "").rstrip(".")
-        table.append(
-            f"| [`{name}`](#{anchor}) | {first} | {exit_status(shown).replace('|', chr(92) + '|')} |"
-        )
+        if not isinstance(command, click.Group):
+            table.append(f"| [`{name}`](#{anchor}) | {first} | {exit_status(name)} |")
         level = "##" if " " not in name else "###"
         sections += [f"{level} `{name}` {{ #{anchor} }}", "", "```text", shown, "```", ""]
     return "\n".join([*table, "", *sections])
@@ -499,9 +507,16 @@ GENERATORS: Mapping[str, Callable[[str], str]] = {
     "page": page,
 }
 
-MARKER = re.compile(r"^<!-- generated: ([a-z-]+)(?: (\S+))? -->$", re.MULTILINE)
+MARKER = re.compile(
+    r"^(?P<indent> *)<!-- generated: (?P<kind>[a-z-]+)(?: (?P<of>\S+))? -->$", re.MULTILINE
+)
 
 
 def filled_in(markdown: str) -> str:
     """A page with everything that it asks for."""
-    return MARKER.sub(lambda found: GENERATORS[found[1]](found[2] or ""), markdown)
+
+    def made(found: re.Match[str]) -> str:
+        text = GENERATORS[found["kind"]](found["of"] or "")
+        return textwrap.indent(text, found["indent"])
+
+    return MARKER.sub(made, markdown)

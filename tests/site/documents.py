@@ -13,6 +13,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 RUN = "<!-- run -->"
 """Stands above a block of Python that a test runs."""
 
+RUN_IN_AN_ATTEMPT = "<!-- run in an attempt -->"
+"""The same, of a piece of a loop's body."""
+
 _FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>```+) *(?P<kind>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)(?P=fence) *$",
     re.MULTILINE | re.DOTALL,
@@ -28,7 +31,7 @@ class Block:
     line: int
     kind: str
     code: str
-    is_run: bool
+    marker: str
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
@@ -42,7 +45,8 @@ def blocks() -> Iterator[Block]:
             above = text[: found.start()].rstrip("\n").rpartition("\n")[2].strip()
             line = text.count("\n", 0, found.start()) + 1
             code = textwrap.dedent(found["code"])
-            yield Block(page, line, found["kind"], code, above == RUN)
+            marker = above if above in {RUN, RUN_IN_AN_ATTEMPT} else ""
+            yield Block(page, line, found["kind"], code, marker)
 
 
 def spans() -> Iterator[tuple[str, str]]:

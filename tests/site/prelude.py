@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,10 +46,16 @@ def data(step: int, rollouts: Any) -> list[types.Datum]:
     return made
 
 
+def halves(step: int, rollouts: Any) -> list[list[types.Datum]]:
+    """The same in two parts."""
+    made = data(step, rollouts)
+    return [made[:1], made[1:]]
+
+
 async def sample(client: Any, step: int = 0) -> Any:
     """Rollouts of the weights as they are."""
-    sampler = await client.save_weights_and_get_sampling_client_async()
-    return await sampler.sample_async(prompt(step), 2, types.SamplingParams(max_tokens=4))
+    sampler = await client.save_weights_and_get_sampling_client()
+    return await sampler.sample(prompt(step), 2, types.SamplingParams(max_tokens=4))
 
 
 async def train(attempt: Attempt) -> None:
@@ -93,7 +100,9 @@ def namespace() -> dict[str, Any]:
         "adam": ADAM,
         "asyncio": asyncio,
         "batch": batch,
+        "ThreadPoolExecutor": ThreadPoolExecutor,
         "data": data,
+        "halves": halves,
         "policy": policy(),
         "prompt": prompt,
         "sample": sample,
