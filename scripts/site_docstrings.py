@@ -38,13 +38,17 @@ def _converted(lines: list[str]) -> Iterator[str]:
                 yield _with_links(line[:-1])
             at += 1
             end = at
-            while end < len(lines) and (not lines[end].strip() or _depth(lines[end]) > _depth(line)):
+            while end < len(lines) and _belongs(lines[end], line):
                 end += 1
             yield from _code(lines[at:end])
             at = end
         else:
             yield _with_links(line)
             at += 1
+
+
+def _belongs(line: str, introduction: str) -> bool:
+    return not line.strip() or _depth(line) > _depth(introduction)
 
 
 def _depth(line: str) -> int:

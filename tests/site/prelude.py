@@ -39,9 +39,7 @@ def data(step: int, rollouts: Any) -> list[types.Datum]:
         }
         inputs["target_tokens"] = types.TensorData(data=whole[1:], dtype="int64")
         made.append(
-            types.Datum(
-                model_input=types.ModelInput.from_ints(whole[:-1]), loss_fn_inputs=inputs
-            )
+            types.Datum(model_input=types.ModelInput.from_ints(whole[:-1]), loss_fn_inputs=inputs)
         )
     return made
 

@@ -7,7 +7,9 @@ import re
 
 import click
 import pytest
+import site_errors
 import site_pages
+import site_settings
 from documents import ROOT
 from site_docstrings import to_markdown
 
@@ -16,22 +18,22 @@ from tinker_recovery import policy_settings
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("model", site_pages.MODELS)
+@pytest.mark.parametrize("model", site_settings.MODELS)
 def test_each_setting_says_when_to_change_it_and_each_number_its_unit(model: str) -> None:
-    fields = getattr(importlib.import_module(site_pages.MODELS[model]), model).model_fields
-    written = site_pages.when_to_change()[model]
+    fields = getattr(importlib.import_module(site_settings.MODELS[model]), model).model_fields
+    written = site_settings.when_to_change()[model]
     assert list(written) == [name for name in fields if name in written], "in the model's order"
     assert set(fields) - set(written) == set(), "docs/when.toml has a line for each"
     without_unit = {
         name
         for name, field in fields.items()
-        if site_pages.is_number(field) and not site_pages.unit_of(model, name)
+        if site_settings.is_number(field) and not site_settings.unit_of(model, name)
     }
     assert without_unit <= {"backoff_jitter"}, "a share has none"
 
 
 def test_a_setting_is_shown_with_default_limits_and_variable() -> None:
-    page = site_pages.settings("RecoveryPolicy")
+    page = site_settings.settings("RecoveryPolicy")
     assert "| [`max_wait_s`](#recoverypolicy.max_wait_s) | 86,400 s (1 day) |" in page
     assert "Default: 3 recovery attempts; allowed: a whole number, at least 1;" in page
     assert "`TINKER_RECOVERY_MAX_ATTEMPTS`" in page
@@ -52,13 +54,13 @@ def test_each_variable_of_ours_is_on_the_page_of_settings() -> None:
 def test_each_error_has_its_meaning_its_remedy_and_its_texts() -> None:
     page = (DOCS / "errors.md").read_text()
     entries = dict(re.findall(r"^### (\w+)\b.*?\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
-    assert set(site_pages.public_errors()) == set(entries) - {"ValidationError"}
+    assert set(site_errors.public_errors()) == set(entries) - {"ValidationError"}
     for name, entry in entries.items():
         assert "**Means:** " in entry, name
         assert "**Do:** " in entry, name
         assert "<!-- generated: " in entry, name
     shown = site_pages.filled_in(page)
-    assert "the loss of step ‹step› is ‹value›" in shown
+    assert "the loss of step {step} is {value}" in shown
     assert "its 1 texts" not in shown
 
 
@@ -66,8 +68,7 @@ def test_each_command_says_how_it_ends() -> None:
     without = [
         name
         for name, command in site_pages.commands()
-        if not isinstance(command, click.Group)
-        and not site_pages.exit_status(name)
+        if not isinstance(command, click.Group) and not site_pages.exit_status(name)
     ]
     assert without == []
 
