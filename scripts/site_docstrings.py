@@ -9,12 +9,23 @@ import ast
 import re
 import textwrap
 from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from griffe import Extension, Object
+from site_tables import RULE, to_table
+
+MODULES = (
+    "tinker_recovery.jobs",
+    "tinker_recovery.testing",
+    "tinker_recovery.telemetry",
+    "tinker_recovery.supervision",
+    "tinker_recovery",
+)
+"""Where the public names are."""
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc|obj):`(~?)([^`]+)`")
-_RULE = re.compile(r"=+(?: +=+)+")
 
 
 def to_markdown(text: str) -> str:
@@ -26,12 +37,11 @@ def _converted(lines: list[str]) -> Iterator[str]:
     at = 0
     while at < len(lines):
         line = lines[at]
-        if _RULE.fullmatch(line.strip()):
-            # A table, up to its last rule. Its columns are lined up, so it is shown as it is.
+        if RULE.fullmatch(line):
             end = at + 1
             while end < len(lines) and lines[end].strip():
                 end += 1
-            yield from _fenced(lines[at:end], "text")
+            yield from map(_with_links, to_table(lines[at:end]))
             at = end
         elif line.endswith("::"):
             if line.strip() != "::":
@@ -86,8 +96,17 @@ def _with_links(line: str) -> str:
 def _link(found: re.Match[str]) -> str:
     target = found[2]
     shown = target.rpartition(".")[2] if found[1] else target
+    target = _public().get(target, target)
     # Optional: what has no page of its own is shown as code.
     return f'<autoref optional identifier="{target}"><code>{shown}</code></autoref>'
+
+
+@cache
+def _public() -> dict[str, str]:
+    """The whole name of each public one, which docstrings near it leave out."""
+    return {
+        name: f"{module}.{name}" for module in MODULES for name in import_module(module).__all__
+    }
 
 
 class Markdown(Extension):

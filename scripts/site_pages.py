@@ -197,9 +197,11 @@ def _without_rules(text: str) -> str:
 
 
 def module_text(module: str) -> str:
-    """The text of a module, as a part of a page."""
+    """The text of a module from its first heading on, or all of it, as a part of a page."""
     text = inspect.cleandoc(importlib.import_module(module).__doc__ or "")
-    return _without_rules(to_markdown(text))
+    whole = _without_rules(to_markdown(text))
+    before, heading, rest = whole.partition("\n## ")
+    return f"## {rest}" if heading else before
 
 
 def file(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 
 import click
@@ -108,5 +109,26 @@ def test_a_docstring_becomes_markdown() -> None:
     assert to_markdown(text).replace("\n\n\n", "\n\n").split("\n\n") == [
         'See <autoref optional identifier="a.b.Name"><code>Name</code></autoref>.',
         "```python\nasync with x:\n    ...\n```",
-        "```text\n====  ====\none   two\n====  ====\n1     2\n====  ====\n```",
+        "| one | two |\n| --- | --- |\n| 1 | 2 |\n",
+    ]
+
+
+def test_a_table_of_a_docstring_keeps_its_rows_where_cells_go_on_or_run_across() -> None:
+    text = """
+        ======  =====  =====
+        exit    this   other
+        ======  =====  =====
+        first,  a      b
+        second
+        third   is all across
+        fourth  a      c and
+                       on
+        ======  =====  =====
+        """
+    assert [line for line in to_markdown(inspect.cleandoc(text)).splitlines() if line] == [
+        "| exit | this | other |",
+        "| --- | --- | --- |",
+        "| first, second | a | b |",
+        "| third | is all across |  |",
+        "| fourth | a | c and on |",
     ]
