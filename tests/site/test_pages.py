@@ -120,7 +120,7 @@ def test_a_table_of_a_docstring_keeps_its_rows_where_cells_go_on_or_run_across()
         ======  =====  =====
         first,  a      b
         second
-        third   is all across
+        third   all-of-them-at once
         fourth  a      c and
                        on
         ======  =====  =====
@@ -129,6 +129,6 @@ def test_a_table_of_a_docstring_keeps_its_rows_where_cells_go_on_or_run_across()
         "| exit | this | other |",
         "| --- | --- | --- |",
         "| first, second | a | b |",
-        "| third | is all across |  |",
+        "| third | all-of-them-at once |  |",
         "| fourth | a | c and on |",
     ]
