@@ -42,6 +42,14 @@ from tinker_recovery.cli.common import echo
     show_default="no limit",
     help="End sessions whose heartbeats stop for this long, and answer them 410 from then on.",
 )
+@click.option(
+    "--pace",
+    type=click.FloatRange(0, 60),
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long each step takes; more is more like a real service, and gives time to watch.",
+)
 def command(
     host: str,
     port: int,
@@ -51,6 +59,7 @@ def command(
     cold_optimizer: bool,
     dialect: str,
     heartbeat_limit: float | None,
+    pace: float,
 ) -> None:
     r"""Run a local Tinker server until Ctrl-C.
 
@@ -86,6 +95,7 @@ def command(
             cold_optimizer=cold_optimizer,
             dialect=dialect,
             heartbeat_limit_s=heartbeat_limit,
+            step_s=pace,
         )
     except OSError as error:
         raise click.ClickException(
