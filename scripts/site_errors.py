@@ -52,15 +52,22 @@ def _what(value: ast.expr) -> str:
 
 def texts(error: str) -> list[str]:
     """The messages that this error is made with, wherever that is, in the order of the files."""
-    found: list[str] = []
+    said = dict.fromkeys(text for name, text in _said() if name == error)
+    return [text for text in said if re.search(r"\w{3}.*\s", text)]
+
+
+@cache
+def _said() -> list[tuple[str, str]]:
+    """Every call of a plain name whose first argument is a text, and what a class itself says."""
+    found: list[tuple[str, str]] = []
     for tree in trees().values():
         for node in ast.walk(tree):
             match node:
-                case ast.Call(func=ast.Name(id=name), args=[first, *_]) if name == error:
-                    found.append(_template(first) or "")
-                case ast.ClassDef(name=name) if name == error:
-                    found += _own_text(node)
-    return list(dict.fromkeys(text for text in found if re.search(r"\w{3}.*\s", text)))
+                case ast.Call(func=ast.Name(id=name), args=[first, *_]):
+                    found.append((name, _template(first) or ""))
+                case ast.ClassDef(name=name):
+                    found += [(name, text) for text in _own_text(node)]
+    return found
 
 
 def _own_text(node: ast.ClassDef) -> Iterator[str]:

@@ -24,7 +24,11 @@ MODELS = {
     "RecoveryPolicy": "tinker_recovery.policy",
     "CheckpointPolicy": "tinker_recovery.checkpoint_policy",
     "RetryPolicy": "tinker_recovery.jobs.retry",
+    "Prices": "tinker_recovery.costs",
 }
+
+OF_SETTINGS = frozenset({"RecoveryPolicy", "CheckpointPolicy"})
+"""Those whose fields may stand in a file, or in variables."""
 
 _UNITS = {"_s": "s", "_ms": "ms", "_bytes": "bytes", "_per_s": "per second"}
 _KINDS = {
@@ -150,7 +154,7 @@ def settings(model_name: str) -> str:
     model = getattr(importlib.import_module(MODELS[model_name]), model_name)
     described, when = attributes(model), when_to_change()[model_name]
     prefix = "checkpoints." if model_name == "CheckpointPolicy" else ""
-    from_text = {} if model_name == "RetryPolicy" else SETTINGS
+    from_text = SETTINGS if model_name in OF_SETTINGS else {}
     overview = ["| setting | default |", "|---|---|"]
     sections: list[str] = []
     for name, field in model.model_fields.items():
@@ -164,7 +168,7 @@ def settings(model_name: str) -> str:
         setting = from_text.get(prefix + name)
         if setting is not None:
             facts.append(f"in a file `{setting.name}`, as a variable `{setting.variable}`")
-        elif model_name != "RetryPolicy":
+        elif model_name in OF_SETTINGS:
             facts.append("given in Python alone")
         sections += [
             f"### `{name}` {{ #{anchor} }}",
