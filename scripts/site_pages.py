@@ -205,10 +205,10 @@ def module_text(module: str) -> str:
 
 
 def file(path: str) -> str:
-    """A file of the repository, whole."""
+    """A file of the repository, whole, to be unfolded."""
     kind = {".py": "python", ".toml": "toml", ".sh": "bash"}.get(Path(path).suffix, "text")
     code = (ROOT / path).read_text(encoding="utf-8").rstrip()
-    return f"````{kind}\n{code}\n````"
+    return f'??? example "{path}"\n\n' + textwrap.indent(f"````{kind}\n{code}\n````", " " * 4)
 
 
 def page(path: str) -> str:
@@ -235,8 +235,10 @@ GENERATORS: Mapping[str, Callable[[str], str]] = {
 }
 
 MARKER = re.compile(
-    r"^(?P<indent> *)<!-- generated: (?P<kind>[a-z-]+)(?: (?P<of>\S+))? -->$", re.MULTILINE
+    r"^(?P<indent> *)<!-- generated: (?P<kind>[a-z-]+)(?: (?P<of>\S+))? -->$(?:\n\*.*\*$)?",
+    re.MULTILINE,
 )
+"""The request, with the line in italics that a reader of the sources sees instead."""
 
 
 def filled_in(markdown: str) -> str:

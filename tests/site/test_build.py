@@ -59,6 +59,7 @@ def test_the_site_builds_strictly_and_nothing_on_it_is_loaded_from_elsewhere(
         assert "mermaid" not in loaded.classes, page
         assert "Content-Security-Policy" in text, page
         assert "<!-- generated" not in text, page
+        assert "<em>On the site" not in text, page
         assert not re.search(r":(class|func|meth|mod|data|attr|exc):`", text), page
     for sheet in built.rglob("*.css"):
         assert not re.search(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", sheet.read_text()), sheet
