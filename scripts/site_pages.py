@@ -23,6 +23,7 @@ from site_errors import PACKAGE, error, trees, validation_texts
 from site_settings import settings
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def faults(_: str) -> str:
