@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from site_docstrings import to_markdown
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -47,6 +50,17 @@ def blocks() -> Iterator[Block]:
             code = textwrap.dedent(found["code"])
             marker = above if above in {RUN, RUN_IN_AN_ATTEMPT} else ""
             yield Block(page, line, found["kind"], code, marker)
+
+
+def docstring_blocks() -> Iterator[Block]:
+    """Every example in a docstring of the package that is Python."""
+    for file in sorted((ROOT / "tinker_recovery").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = to_markdown(ast.get_docstring(node) or "")
+                line = getattr(node, "lineno", 1)
+                for found in _FENCE.finditer(text):
+                    yield Block(file, line, found["kind"], textwrap.dedent(found["code"]), "")
 
 
 def spans() -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ import anyio.to_thread
 import click
 import pytest
 import tinker
-from documents import RUN_IN_AN_ATTEMPT, Block, blocks, spans
+from documents import RUN_IN_AN_ATTEMPT, Block, blocks, docstring_blocks, spans
 from prelude import STEPS, namespace
 
 from tinker_recovery import (
@@ -117,6 +117,15 @@ def test_every_snippet_compiles_and_names_only_what_there_is(block: Block) -> No
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
     tree = compile(block.code, str(block), "exec", flags=flags)
     assert [each for node in ast.walk(tree) for each in _wrong(node)] == []
+
+
+def test_every_example_in_a_docstring_names_only_what_there_is() -> None:
+    examples = [block for block in docstring_blocks() if block.kind == "python"]
+    assert len(examples) > 5
+    for block in examples:
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
+        tree = compile(block.code, str(block), "exec", flags=flags)
+        assert [each for node in ast.walk(tree) for each in _wrong(node)] == [], str(block)
 
 
 def _commands(code: str) -> Iterator[list[str]]:
