@@ -118,7 +118,7 @@ def error(name: str) -> str:
     kind = public_errors()[name]
     bases = ", ".join(f"`{base.__name__}`" for base in kind.__bases__)
     carried = attributes(kind)
-    lines = [f"A {bases}.", "{ .setting }", ""]
+    lines = [f"Subclass of {bases}.", "{ .setting }", ""]
     if carried:
         lines += [f"- `{each}`: {text}" for each, text in carried.items()]
     said = texts(name)
