@@ -65,6 +65,12 @@ def test_each_error_has_its_meaning_its_remedy_and_its_texts() -> None:
     assert "its 1 texts" not in shown
 
 
+def test_each_span_and_event_says_what_it_is() -> None:
+    for table in (site_pages.spans(""), site_pages.events("")):
+        rows = [row.strip("|").split("|") for row in table.splitlines()[2:]]
+        assert [row[0].strip() for row in rows if not row[-1].strip()] == []
+
+
 def test_each_command_says_how_it_ends() -> None:
     without = [
         name
