@@ -123,15 +123,35 @@ def events(_: str) -> str:
 
 def metrics(_: str) -> str:
     """The table of metrics, from the module that makes them."""
-    text = ast.get_docstring(trees()[PACKAGE / "telemetry" / "metrics.py"]) or ""
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    head, rule, *rest = rows
-    lines = []
-    for row in rest:
-        name, *cells = [cell.strip() for cell in row.strip("|").split("|")]
-        named = ", ".join(f"`{each.strip()}`" for each in name.split(","))
-        lines.append(f"| {named} | `{cells[0]}` | {cells[1]} |")
-    return "\n".join([head, rule, *lines])
+    tree = trees()[PACKAGE / "telemetry" / "metrics.py"]
+    described = dict(_instruments(tree))
+    rows = ["| metric | unit | what | attributes |", "|---|---|---|---|"]
+    for row in (ast.get_docstring(tree) or "").splitlines():
+        if row.startswith("| tinker_recovery"):
+            named, unit, attributes = (cell.strip() for cell in row.strip("|").split("|"))
+            first, *others = (each.strip() for each in named.split(","))
+            # `a.b.done, .replayed` are two of one kind.
+            both = (first, *(first.rpartition(".")[0] + each for each in others))
+            rows += [f"| `{each}` | `{unit}` | {described[each]} | {attributes} |" for each in both]
+    return "\n".join(rows)
+
+
+def _instruments(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """The name and the description that each instrument is made with."""
+    names = {
+        target.id: str(node.value.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(args=[ast.Name(id=name), *rest], keywords=given) if name in names:
+                said = [*rest, *(each.value for each in given if each.arg == "description")]
+                texts = [each.value for each in said if isinstance(each, ast.Constant)]
+                if texts:
+                    yield names[name], str(texts[-1])
 
 
 def spans(_: str) -> str:

@@ -66,6 +66,9 @@ def test_each_error_has_its_meaning_its_remedy_and_its_texts() -> None:
 
 
 def test_each_span_and_event_says_what_it_is() -> None:
+    assert "| `tinker_recovery.step.replayed` | `{step}` | Optimizer steps" in site_pages.metrics(
+        ""
+    )
     for table in (site_pages.spans(""), site_pages.events("")):
         rows = [row.strip("|").split("|") for row in table.splitlines()[2:]]
         assert [row[0].strip() for row in rows if not row[-1].strip()] == []
