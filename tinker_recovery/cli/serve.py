@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tinker_recovery.cli.common import echo
+from tinker_recovery.cli.inject import fault_of
 
 
 @click.command()
@@ -50,6 +51,14 @@ from tinker_recovery.cli.common import echo
     metavar="SECONDS",
     help="How long each step takes; more is more like a real service, and gives time to watch.",
 )
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="FAULT",
+    help="What is to strike, such as poison@70 or gone:forward_backward@12; repeatable. "
+    "ACTION[:REQUEST][@STEP][,FIELD=VALUE], as for `tinker-recovery inject`.",
+)
 def command(
     host: str,
     port: int,
@@ -60,6 +69,7 @@ def command(
     dialect: str,
     heartbeat_limit: float | None,
     pace: float,
+    faults: tuple[str, ...],
 ) -> None:
     r"""Run a local Tinker server until Ctrl-C.
 
@@ -69,6 +79,12 @@ def command(
     \b
         export TINKER_BASE_URL=http://127.0.0.1:PORT TINKER_API_KEY=tml-local-key
 
+    To see a recovery, have it fail at some step, or inject a fault while a loop trains:
+
+    \b
+        tinker-recovery serve --port 8010 --fault poison@70
+        tinker-recovery inject http://127.0.0.1:8010 poison
+
     Exit status: 0 after Ctrl-C or SIGTERM; 1 if the port is taken; 2 for a wrong option.
     """
     from tinker_recovery.testing import DIALECTS, serve
@@ -77,6 +93,8 @@ def command(
         raise click.BadParameter(
             f"{dialect!r} is not one of {', '.join(DIALECTS)}", param_hint="--dialect"
         )
+
+    rules = [fault_of(each, "--fault") for each in faults]
 
     def ready(base_url: str) -> None:
         echo(
@@ -91,6 +109,7 @@ def command(
             host=host,
             port=port,
             ready=ready,
+            faults=rules,
             api_key=api_key,
             cold_optimizer=cold_optimizer,
             dialect=dialect,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from tinker_recovery.errors import LeaseLost
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.retention.collector import Collector
 from tinker_recovery.supervision import Child
@@ -105,6 +106,8 @@ class RetentionLoop:
             metrics.kept(run.name, done.kept)
         except Exception as error:  # noqa: BLE001 - an unread listing, a full disk, the user's own predicate: training continues, and nothing was deleted
             next_at = self._clock.wall() + RETRY_S
+            if run.ended and isinstance(error, LeaseLost):
+                return  # it was given free meanwhile, by itself
             self._events.emit(
                 names.EVENT_RETENTION_FAILED,
                 run.name,

@@ -479,10 +479,9 @@ class SupervisedClient(Iterating):
         with self._lock:
             self._retired = self._retired or reason
 
-    def cancel_open(self) -> None:
-        """Cancel every open request: each holds a task on the SDK's loop, even after a close."""
-        for future in list(self._open):
-            future.cancel()
+    def left_open(self) -> Sequence[Future[Any]]:
+        """Every open request: each holds a task on the SDK's loop, even after a close."""
+        return list(self._open)
 
     def release(self) -> None:
         """Let go of the SDK's client, which is closed; what is read of the attempt later stays."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
+
+import anyio
 
 _T = TypeVar("_T")
 
@@ -29,6 +32,20 @@ async def ended(future: Future[Any]) -> None:
 
     future.add_done_callback(ended_)
     await done
+
+
+async def end_all(futures: Sequence[Future[Any]], *, within_s: float) -> None:
+    """Let futures of the SDK end by themselves for so long, and then cancel those that have not.
+
+    One that is cancelled just as its task fails leaves an exception that nobody retrieves: the
+    task finds its future cancelled and drops it unread, for which asyncio prints a traceback. What
+    a closed session still answers comes within a moment of its closing.
+    """
+    with anyio.move_on_after(within_s):
+        for future in futures:
+            await ended(future)
+    for future in futures:
+        future.cancel()
 
 
 async def result_of(future: Future[_T]) -> _T:
