@@ -59,7 +59,7 @@ from tinker_recovery.cli.inject import fault_of
     help="What is to strike, such as poison@70 or gone:forward_backward@12; repeatable. "
     "ACTION[:REQUEST][@STEP][,FIELD=VALUE], as for `tinker-recovery inject`.",
 )
-def command(
+def command(  # noqa: PLR0913 - one for each option
     host: str,
     port: int,
     root: Path | None,
