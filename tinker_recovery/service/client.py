@@ -394,7 +394,7 @@ class SupervisedClient(Iterating):
         if step is not None and operation != "optim_step":
             self._forwards_open.add(step)
         plain.add_done_callback(functools.partial(self._request_ended, operation, step, ended))
-        return SupervisedFuture(plain, self._is_over, self._errors.has_seen)
+        return SupervisedFuture(plain, self._is_over, self._errors.has_seen, self._home)
 
     def _is_over(self) -> bool:
         # A request cancelled while stopping would leave a gap that blocks the last save.
