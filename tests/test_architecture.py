@@ -19,6 +19,7 @@ ROOMS = [
     "watched",
     "run",
     "report",
+    "export",
     "retention",
     "doctor",
     "recovery",

@@ -65,6 +65,14 @@ class Keeps(Protocol):
         ...
 
 
+Format = Literal["safetensors", "pytorch", "gguf"]
+Publish = Literal["end", "best", "each"]
+
+Repository = Annotated[
+    str, Field(strict=True, pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=96)
+]
+"""A repository of a hub: ``owner/name``."""
+
 Strategy = Literal["steps", "epoch", "best", "last", "all", "auto"]
 _DELETING: tuple[Strategy, ...] = ("steps", "epoch", "best", "last", "auto")
 _USED_BY: dict[str, tuple[Strategy, ...]] = {
@@ -158,8 +166,14 @@ class CheckpointPolicy(Frozen):
         auto_min_steps: With ``"auto"``: least steps between two saves.
         auto_max_steps: With ``"auto"``: most steps between two saves.
         auto_max_s: With ``"auto"``: most seconds between two saves, whatever was measured.
-        format: The service stores safetensors, and nothing else.
-        push_to_hub: The service has no such call, so only False is allowed.
+        format: What is exported, here and by ``tinker-recovery export``: an adapter in the layout
+            of PEFT, as ``"safetensors"`` or ``"pytorch"``, or one for llama.cpp, ``"gguf"``. A
+            recovery always uses the service's own state.
+        push_to_hub: Whether checkpoints are published on a hub while the run trains, in the
+            background: in the repository ``"owner/name"``, or, with True, in one of the run's name
+            of whom HF_TOKEN belongs to. It is made private. HF_ENDPOINT names another hub.
+        publish: Which, with ``push_to_hub``: ``"end"``, the last one when the run has ended;
+            ``"best"``, each that is the best so far by ``best_metric``; ``"each"``, all of them.
     """
 
     strategy: Strategy = "auto"
@@ -188,8 +202,9 @@ class CheckpointPolicy(Frozen):
     auto_min_steps: Annotated[Whole, Field(ge=1)] = 1
     auto_max_steps: Annotated[Whole, Field(ge=1)] = 10_000
     auto_max_s: Seconds = 1800.0
-    format: Literal["safetensors"] = "safetensors"
-    push_to_hub: Literal[False] = False
+    format: Format = "safetensors"
+    push_to_hub: Switch | Repository = False
+    publish: Publish = "end"
 
     @model_validator(mode="before")
     @classmethod
@@ -222,6 +237,8 @@ class CheckpointPolicy(Frozen):
             unused["strategy"] = "with schedule=: omit one of the two"
         elif self.retention is not None and self.strategy in ("last", "all"):
             unused["strategy"] = "with retention=: omit one of the two"
+        if self.push_to_hub is False:
+            unused["publish"] = "with push_to_hub=False: set that, too"
         if not self.save_best:
             unused.setdefault("keep_best", "with save_best=False: omit one of the two")
         return unused

@@ -147,6 +147,7 @@ from tinker_recovery.testing import (
     RunState,
     StoredCheckpoint,
     serve,
+    write_tiny_model,
 )
 from tinker_recovery.testing.strategies import fault_rules, schedules
 
@@ -527,6 +528,7 @@ async def tested(folder: Path) -> None:
         server.inject(FaultRule("slow", request="training_run", delay_s=1.0, times=2))
         server.release()
         assert_type(server.service(), tinker.ServiceClient)
+        write_tiny_model(Path("model"), "Qwen/Qwen3-8B")
         server.begin_outage(status=503, rollback=True)
         server.end_outage()
         how: Damage = "bit_flip"
