@@ -84,9 +84,7 @@ async def test_a_folder_that_is_whole_is_left_as_it_is_and_one_of_something_else
         assert await exporter.export(facts(path), tmp_path) == first
         assert local.stats.total == before
         other = local.checkpoints(supervisor.runs[0].segments[-1].run_id)[0].path
-        with pytest.raises(
-            ExportRefused, match=r"holds tinker://.* as safetensors: choose"
-        ):
+        with pytest.raises(ExportRefused, match=r"holds tinker://.* as safetensors: choose"):
             await exporter.export(facts(other), tmp_path)
         (tmp_path / "adapter_model.safetensors").unlink()
         again = await exporter.export(facts(path), tmp_path)

@@ -138,6 +138,9 @@ from tinker_recovery.testing import (
     Dialect,
     FaultRule,
     FiredFault,
+    HubCommit,
+    HubRepository,
+    LocalHub,
     LocalTinker,
     LocalTinkerProcess,
     LocalTokenizer,
@@ -529,6 +532,12 @@ async def tested(folder: Path) -> None:
         server.release()
         assert_type(server.service(), tinker.ServiceClient)
         write_tiny_model(Path("model"), "Qwen/Qwen3-8B")
+        async with LocalHub(owner="me") as hub:
+            hub.fail(503, "later", times=2)
+            repository = hub.repositories["me/sft"]
+            assert_type(repository, HubRepository)
+            assert_type(repository.commits, list[HubCommit])
+            assert_type(hub.environment, dict[str, str])
         server.begin_outage(status=503, rollback=True)
         server.end_outage()
         how: Damage = "bit_flip"

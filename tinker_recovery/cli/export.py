@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
+import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,7 @@ from tinker_recovery.cli.common import (
 if TYPE_CHECKING:
     from tinker_recovery.checkpoint_policy import Format
     from tinker_recovery.export.exporter import ExportProgress
+    from tinker_recovery.export.hub import Published
     from tinker_recovery.export.manifest import CheckpointFacts, Manifest
 
 NOT_EXPORTED, WRONG, AGAIN = 1, 2, 3
@@ -39,9 +43,13 @@ NOT_EXPORTED, WRONG, AGAIN = 1, 2, 3
     "--to",
     "folder",
     metavar="DIR",
-    required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="The folder to write, made if it does not exist.",
+    help="The folder to write, made if it does not exist. Needed without --push.",
+)
+@click.option(
+    "--push",
+    metavar="OWNER/NAME",
+    help="Also publish it in this repository of the hub, which is made private.",
 )
 @click.option(
     "--format",
@@ -65,22 +73,24 @@ NOT_EXPORTED, WRONG, AGAIN = 1, 2, 3
 )
 @journal_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
-def command(  # noqa: PLR0913 - one argument for each option
+def command(
     *,
     target: str,
-    folder: Path,
+    folder: Path | None,
+    push: str | None,
     form: Format | None,
     strategy: str,
     base: Path | None,
     journal: Path | None,
     as_json: bool,
 ) -> None:
-    r"""Export a checkpoint as an adapter that others can load.
+    r"""Export a checkpoint as an adapter that others can load, or publish it on a hub.
 
     \b
         tinker-recovery export sft-42 --to adapter
         tinker-recovery export sft-42 --checkpoint best --to adapter --format gguf
         tinker-recovery export tinker://RUN/weights/NAME --to adapter
+        tinker-recovery export sft-42 --push me/sft-42
 
     RUN is a name, as in `tinker-recovery runs`, or a Tinker run id. Of a run, the newest checkpoint
     that a recovery would trust is exported, or the one that --checkpoint says.
@@ -95,11 +105,16 @@ def command(  # noqa: PLR0913 - one argument for each option
     hour. Called again for a folder that is whole, it does nothing. Run and checkpoint stay as they
     are.
 
+    With --push the folder becomes one commit, with a model card. HF_TOKEN is the token, and
+    HF_ENDPOINT another hub. What the repository holds already is not pushed again, and one that
+    holds another run is refused.
+
     \b
     Exit status: 0 if the folder is whole; 1 if it cannot be exported, with the reason; 2 for a
     wrong option, or if there is no such run; 3 if it may work later: the service cannot be read,
     the disk is full, the download broke off.
     """
+    _check_where(folder, push)
     from tinker_recovery.errors import (
         CheckpointError,
         ExportRefused,
@@ -121,7 +136,10 @@ def command(  # noqa: PLR0913 - one argument for each option
         path = journal_file(journal)
         if journal is not None and not path.exists():
             raise JournalError(f"there is no journal at {path}")  # noqa: TRY301 - like any other
-        facts, manifest = asyncio.run(_export(target, folder, form, strategy, base, path))
+        with folder_or_temporary(folder) as place:
+            facts, manifest, published = asyncio.run(
+                _export(target, place, push, form, strategy, base, path)
+            )
     except UsageError as error:
         refuse(redact(str(error)), WRONG)
     except ServiceUnusable as error:
@@ -131,20 +149,39 @@ def command(  # noqa: PLR0913 - one argument for each option
     except (CheckpointError, ExportRefused) as error:
         failed(error, NOT_EXPORTED)
     else:
-        _show(facts, manifest, folder, as_json=as_json)
+        _show(facts, manifest, folder, published, as_json=as_json)
+
+
+def _check_where(folder: Path | None, push: str | None) -> None:
+    if folder is None and push is None:
+        raise click.UsageError("give --to DIR, or --push OWNER/NAME, or both")
+    if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
+        raise click.BadParameter(f"{push!r} is not of the form owner/name", param_hint="--push")
+
+
+@contextmanager
+def folder_or_temporary(folder: Path | None) -> Iterator[Path]:
+    """The folder that was given, or one that is removed afterwards."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="tinker-recovery-") as temporary:
+        yield Path(temporary)
 
 
 async def _export(
     target: str,
     folder: Path,
+    push: str | None,
     form: Format | None,
     strategy: str,
     base: Path | None,
     journal: Path,
-) -> tuple[CheckpointFacts, Manifest]:
+) -> tuple[CheckpointFacts, Manifest, Published | None]:
     from tinker_recovery.export.choice import choose
-    from tinker_recovery.export.exporter import Exporter
+    from tinker_recovery.export.exporter import Exporter, ExportProgress
     from tinker_recovery.export.formats import check_format
+    from tinker_recovery.export.hub import publish
     from tinker_recovery.policy_settings import policy_from_settings
     from tinker_recovery.service import StatusReader, TinkerBackend
     from tinker_recovery.service.bounded import ReplyLimits
@@ -166,7 +203,10 @@ async def _export(
         with _bar() as update:
             async with Exporter(endpoint, reply_limits=limits) as exporter:
                 manifest = await exporter.export(facts, folder, form, base=base, progress=update)
-    return facts, manifest
+            if push is None:
+                return facts, manifest, None
+            update(ExportProgress("publishing"))
+            return facts, manifest, await publish(folder, manifest, push)
 
 
 @asynccontextmanager
@@ -222,7 +262,9 @@ def _bar() -> Iterator[Callable[[ExportProgress], None]]:
         yield update
 
 
-def _as_json(facts: CheckpointFacts, manifest: Manifest, folder: Path) -> dict[str, Any]:
+def _as_json(
+    facts: CheckpointFacts, manifest: Manifest, folder: Path | None, published: Published | None
+) -> dict[str, Any]:
     return {
         "exported": True,
         "run": facts.run,
@@ -230,25 +272,37 @@ def _as_json(facts: CheckpointFacts, manifest: Manifest, folder: Path) -> dict[s
         "step": facts.step,
         "base_model": manifest.checkpoint.base_model,
         "format": manifest.format,
-        "folder": str(folder),
+        "folder": None if folder is None else str(folder),
         "digest": manifest.digest,
         "files": {name: size for name, (size, _) in manifest.files.items()},
+        "published": None if published is None else asdict(published),
     }
 
 
-def _show(facts: CheckpointFacts, manifest: Manifest, folder: Path, *, as_json: bool) -> None:
+def _show(
+    facts: CheckpointFacts,
+    manifest: Manifest,
+    folder: Path | None,
+    published: Published | None,
+    *,
+    as_json: bool,
+) -> None:
     if as_json:
-        echo(json.dumps(_as_json(facts, manifest, folder)))
+        echo(json.dumps(_as_json(facts, manifest, folder, published)))
         return
     from tinker_recovery.cli.checkpoints.scope import size_text
 
     step = "its step is not known" if facts.step is None else f"step {facts.step}"
     size = sum(size for size, _ in manifest.files.values())
-    base = manifest.checkpoint.base_model
     echo(f"checkpoint   {facts.path}, {step} of run {facts.run}")
-    echo(f"exported     {folder}: {', '.join(manifest.files)} ({size_text(size)})")
+    if folder is not None:
+        echo(f"exported     {folder}: {', '.join(manifest.files)} ({size_text(size)})")
+    if published is not None:
+        how = "was there already" if published.commit is None else f"commit {published.commit[:8]}"
+        echo(f"published    {published.url}, {how}")
+    where = str(folder or (published and published.repository))
     if manifest.format == "gguf":
-        echo(f"in a shell   llama-cli -m BASE.gguf --lora {folder}/{next(iter(manifest.files))}")
+        echo(f"in a shell   llama-cli -m BASE.gguf --lora {where}/{next(iter(manifest.files))}")
     else:
-        echo(f"in code      PeftModel.from_pretrained(base, {json.dumps(str(folder))})")
-    echo(f"base         {base}")
+        echo(f"in code      PeftModel.from_pretrained(base, {json.dumps(where)})")
+    echo(f"base         {manifest.checkpoint.base_model}")
