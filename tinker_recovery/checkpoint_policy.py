@@ -7,6 +7,7 @@ at construction with a ``pydantic.ValidationError`` naming the field, the value 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Protocol, Self, runtime_checkable
 
@@ -68,10 +69,7 @@ class Keeps(Protocol):
 Format = Literal["safetensors", "pytorch", "gguf"]
 Publish = Literal["end", "best", "each"]
 
-Repository = Annotated[
-    str, Field(strict=True, pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=96)
-]
-"""A repository of a hub: ``owner/name``."""
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 Strategy = Literal["steps", "epoch", "best", "last", "all", "auto"]
 _DELETING: tuple[Strategy, ...] = ("steps", "epoch", "best", "last", "auto")
@@ -174,6 +172,8 @@ class CheckpointPolicy(Frozen):
             of whom HF_TOKEN belongs to. It is made private. HF_ENDPOINT names another hub.
         publish: Which, with ``push_to_hub``: ``"end"``, the last one when the run has ended;
             ``"best"``, each that is the best so far by ``best_metric``; ``"each"``, all of them.
+        publish_timeout_s: How long leaving the Supervisor waits, at most, for what is still to be
+            published. What is not done then is gone on with by the next process on this journal.
     """
 
     strategy: Strategy = "auto"
@@ -203,8 +203,9 @@ class CheckpointPolicy(Frozen):
     auto_max_steps: Annotated[Whole, Field(ge=1)] = 10_000
     auto_max_s: Seconds = 1800.0
     format: Format = "safetensors"
-    push_to_hub: Switch | Repository = False
+    push_to_hub: Switch | Annotated[str, Field(strict=True)] = False
     publish: Publish = "end"
+    publish_timeout_s: Seconds = 1800.0
 
     @model_validator(mode="before")
     @classmethod
@@ -238,7 +239,8 @@ class CheckpointPolicy(Frozen):
         elif self.retention is not None and self.strategy in ("last", "all"):
             unused["strategy"] = "with retention=: omit one of the two"
         if self.push_to_hub is False:
-            unused["publish"] = "with push_to_hub=False: set that, too"
+            for name in ("publish", "publish_timeout_s"):
+                unused[name] = "with push_to_hub=False: set that, too"
         if not self.save_best:
             unused.setdefault("keep_best", "with save_best=False: omit one of the two")
         return unused
@@ -254,6 +256,15 @@ class CheckpointPolicy(Frozen):
     def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # What is written can be read back: there, everything counts as set.
         return {name: value for name, value in write(self).items() if name not in self._unused}
+
+    @field_validator("push_to_hub", mode="before")
+    @classmethod
+    def _is_a_repository(cls, value: object) -> object:
+        if isinstance(value, bool) or (isinstance(value, str) and _REPOSITORY.fullmatch(value)):
+            return value
+        raise ValueError(
+            f"push_to_hub={value!r} is not allowed: True, False, or a repository as 'owner/name'"
+        )
 
     @field_validator("schedule", "retention", mode="before")
     @classmethod

@@ -25,6 +25,7 @@ from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.cookbook.runner import run_cookbook
 from tinker_recovery.detection.monitor import Monitor, silence_check_s
 from tinker_recovery.errors import UsageError
+from tinker_recovery.export.publisher import Publisher
 from tinker_recovery.forks import HomeProcess, LeftAtHome
 from tinker_recovery.journal import (
     STATE_FOLDER,
@@ -57,6 +58,7 @@ from tinker_recovery.run.home_task import HomeTask, LeftByItsTask
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.monitored import listening
 from tinker_recovery.run.options import StartOptions, plan_start
+from tinker_recovery.run.publishing import PublishedView
 from tinker_recovery.run.register import RunRegister
 from tinker_recovery.run.rounds import Rounds
 from tinker_recovery.run.signals import StopSignals
@@ -229,6 +231,7 @@ class Supervisor:
                     async with entered.tree():
                         yield
                         await entered.retention.settle(self.policy.close_timeout_s)
+                        await entered.publisher.settle()
             except BaseException as error:  # noqa: BLE001 - raised again below, outside the group, which would wrap it, or swallow a cancellation from outside that met a fault's own
                 failure = error
             finally:
@@ -429,13 +432,16 @@ class _Entered:
         self.queue = FaultQueue()
         self.mailbox = Mailbox()
         self.watches = Watches(collaborators, self.queue)
-        self.retention = RetentionLoop(collaborators)
+        self.publisher = Publisher(collaborators)
+        self.retention = RetentionLoop(
+            collaborators, lambda run: self.publisher.ask(PublishedView(run))
+        )
         self.runs = RunRegister(
             collaborators, recorder, claiming, signals, self.queue, self.mailbox, self.retention
         )
 
     def tree(self) -> SupervisionTree:
-        """The children: Monitor, Executor, and retention."""
+        """The children: Monitor, Executor, retention, and what publishes."""
         policy, clock = self.collaborators.policy, self.collaborators.clock
         runs, watches = self.runs, self.watches
         monitor = Monitor(
@@ -469,6 +475,7 @@ class _Entered:
                     shutdown=policy.close_timeout_s + SHUTDOWN_MARGIN_S,
                 ),
                 ChildSpec(id="retention", start=self.retention.serve),
+                *self.publisher.children(),
             ],
             name="tinker-recovery",
             max_restarts=10,

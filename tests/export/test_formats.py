@@ -95,12 +95,14 @@ async def test_a_llama_needs_more_than_names_and_is_refused_or_converted_by_llam
     assert manifest.format == "gguf"
 
 
-def _adapter(folder: Path, module: str, base: str, dtype: object = np.float32) -> Adapter:
+def _adapter(
+    folder: Path, module: str, base: str, dtype: type[np.floating[Any]] = np.float32
+) -> Adapter:
     folder.mkdir(parents=True, exist_ok=True)
     of = f"base_model.model.{module}"
     tensors = {
-        f"{of}.lora_A.weight": np.arange(16).reshape(2, 8).astype(dtype),  # type: ignore[arg-type]  # a dtype
-        f"{of}.lora_B.weight": np.arange(12).reshape(6, 2).astype(dtype),  # type: ignore[arg-type]  # a dtype
+        f"{of}.lora_A.weight": np.arange(16).reshape(2, 8).astype(dtype),
+        f"{of}.lora_B.weight": np.arange(12).reshape(6, 2).astype(dtype),
     }
     safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
     config = {"base_model_name_or_path": base, "r": 2, "lora_alpha": 4}

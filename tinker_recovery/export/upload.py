@@ -67,7 +67,7 @@ def _upload(order: dict[str, Any]) -> dict[str, Any]:
             f"one, {mine.checkpoint.run!r} ({_whose(mine)}), to a repository of its own"
         )
     if held is None:
-        others = [each.rfilename for each in api.repo_info(repo_id).siblings or []]
+        others = [each.rfilename for each in api.model_info(repo_id).siblings or []]
         others = [each for each in others if each not in _HARMLESS]
         if others:
             raise ExportRefused(
@@ -92,10 +92,8 @@ def _whose(manifest: Manifest) -> str:
 def _held(api: Any, repo_id: str) -> Manifest | None:
     """The manifest that a repository holds; None if it has none yet."""
     from huggingface_hub import get_session, hf_hub_url  # noqa: PLC0415 - only here
-    from huggingface_hub.utils import (  # noqa: PLC0415 - only here
-        build_hf_headers,
-        hf_raise_for_status,
-    )
+    from huggingface_hub.utils._headers import build_hf_headers  # noqa: PLC0415 - only here
+    from huggingface_hub.utils._http import hf_raise_for_status  # noqa: PLC0415 - only here
 
     reply = get_session().get(
         hf_hub_url(repo_id, MANIFEST, endpoint=api.endpoint),

@@ -37,6 +37,7 @@ from tinker_recovery.checkpoints import (
     select,
 )
 from tinker_recovery.checkpoints.deletion import SETTLE_S
+from tinker_recovery.journal.publication import kept_for_export
 from tinker_recovery.recovery.checkpoint_state import CheckpointState, KnownRun
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.inspector import Inspector
@@ -207,7 +208,7 @@ class Collector:
                 segments=run.segments,
                 valid=valid,
                 bad=known.bad,
-                protected=run.protected,
+                protected={**kept_for_export(notes.publications), **run.protected},
                 pending={record.path for record in records if run.is_pending(record)},
                 being_deleted=known.being_deleted,
                 doubtful=doubtful,

@@ -8,6 +8,7 @@ again. Nothing it does or fails to do disturbs the training.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -33,9 +34,13 @@ class RetentionLoop:
     Args:
         collaborators: What it is done with; it looks every ``policy.poll_interval_s`` whether
             something has fallen due.
+        also: Called with each run that :meth:`ask` is called for.
     """
 
-    def __init__(self, collaborators: Collaborators) -> None:
+    def __init__(
+        self, collaborators: Collaborators, also: Callable[[SupervisedRun], object] = lambda _: None
+    ) -> None:
+        self._also = also
         self._collector = Collector(collaborators)
         self._look_every_s = collaborators.policy.poll_interval_s
         self._events = collaborators.events
@@ -49,6 +54,7 @@ class RetentionLoop:
         """Something has changed: collect for this run soon."""
         self._asked[run.name] = run
         self._news.set()
+        self._also(run)
 
     async def serve(self, child: Child) -> None:
         """Collect as it is asked for, for ever; a child of the supervision tree."""
