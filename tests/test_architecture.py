@@ -57,6 +57,7 @@ FOR_TYPES_ONLY = {
     ("retention/loop.py", "run"),
     ("service/client.py", "run"),
     ("service/iterating.py", "run"),
+    ("service/surface.py", "run"),
     ("telemetry/run_telemetry.py", "checkpoints"),
 }
 """The only imports that point up, each under ``if TYPE_CHECKING``: none runs."""

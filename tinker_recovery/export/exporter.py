@@ -192,6 +192,7 @@ class Exporter:
         def received(done: int) -> None:
             progress(ExportProgress("downloading", done, total))
 
+        received(0)
         await Download(
             export.path,
             work.files,

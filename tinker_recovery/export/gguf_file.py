@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import numpy as np
+import anyio.to_thread
 
 from tinker_recovery.errors import ExportRefused
 from tinker_recovery.export.adapter import Adapter
@@ -44,7 +44,7 @@ _KNOWN = (
 """The architectures of models that are known by their names, dense ones alone."""
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_DTYPES = {"F32": np.float32, "F16": np.float16}
+_DTYPES = {"F32": "float32", "F16": "float16"}
 
 
 async def write_gguf(adapter: Adapter, to: Path, *, base: Path | None) -> None:
@@ -151,6 +151,8 @@ def _write(adapter: Adapter, to: Path, architecture: str | None) -> None:
 
 def _array(path: Path, name: str, tensor: StoredTensor) -> Any:
     """A tensor as an array that is read from the file when it is written."""
+    import numpy as np  # noqa: PLC0415 - only here
+
     if tensor.dtype == "BF16":
         # Exact: the upper half of a float32.
         halves = np.memmap(path, np.uint16, "r", tensor.begin, tensor.shape)
@@ -159,7 +161,7 @@ def _array(path: Path, name: str, tensor: StoredTensor) -> Any:
         raise ExportRefused(
             f"format='gguf': {name} is {tensor.dtype}, and F32, F16 or BF16 are allowed"
         )
-    return np.memmap(path, _DTYPES[tensor.dtype], "r", tensor.begin, tensor.shape)
+    return np.memmap(path, np.dtype(_DTYPES[tensor.dtype]), "r", tensor.begin, tensor.shape)
 
 
 async def _convert(checkout: Path, adapter: Adapter, to: Path, base: Path | None) -> None:
