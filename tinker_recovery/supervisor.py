@@ -58,7 +58,7 @@ from tinker_recovery.run.home_task import HomeTask, LeftByItsTask
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.monitored import listening
 from tinker_recovery.run.options import StartOptions, plan_start
-from tinker_recovery.run.publishing import PublishedView
+from tinker_recovery.run.publishing import Publishing
 from tinker_recovery.run.register import RunRegister
 from tinker_recovery.run.rounds import Rounds
 from tinker_recovery.run.signals import StopSignals
@@ -433,9 +433,7 @@ class _Entered:
         self.mailbox = Mailbox()
         self.watches = Watches(collaborators, self.queue)
         self.publisher = Publisher(collaborators)
-        self.retention = RetentionLoop(
-            collaborators, lambda run: self.publisher.ask(PublishedView(run))
-        )
+        self.retention = RetentionLoop(collaborators, Publishing(self.publisher))
         self.runs = RunRegister(
             collaborators, recorder, claiming, signals, self.queue, self.mailbox, self.retention
         )

@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 import pytest
 import pytest_asyncio
-from loops import ADAM, MODEL, SEED, batch, policy, train
+from loops import ADAM, MODEL, POLL_S, SEED, batch, policy, train
 from loops import loop as run_loop
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, RecoveryPolicy, Supervisor
@@ -40,6 +40,7 @@ async def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[
 
 def publishing(publish: str = "end", **more: Any) -> RecoveryPolicy:
     return policy(
+        poll_interval_s=POLL_S,
         checkpoints=CheckpointPolicy(
             **{
                 "save_at_start": False,
@@ -49,7 +50,7 @@ def publishing(publish: str = "end", **more: Any) -> RecoveryPolicy:
                 "publish_timeout_s": 60.0,
                 **more,
             }
-        )
+        ),
     )
 
 

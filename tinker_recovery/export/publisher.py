@@ -16,17 +16,22 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import anyio
 import anyio.to_thread
 
 from tinker_recovery.checkpoint_policy import CheckpointPolicy, Format
-from tinker_recovery.checkpoints import Segment
-from tinker_recovery.checkpoints.publishing import Candidate, Done, intentions, next_of
+from tinker_recovery.checkpoints.publishing import (
+    Candidate,
+    Done,
+    Intentions,
+    intentions,
+    next_of,
+)
 from tinker_recovery.errors import (
     ExportError,
     ExportRefused,
@@ -38,13 +43,12 @@ from tinker_recovery.errors import (
 from tinker_recovery.export.exporter import Exporter, ExportProgress
 from tinker_recovery.export.hub import Published, publish, repository_of
 from tinker_recovery.export.manifest import CheckpointFacts, Manifest
+from tinker_recovery.export.published_run import PublishedRun
 from tinker_recovery.export.waiting import Waiting
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.publication import Publication
-from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.service.bounded import ReplyLimits
-from tinker_recovery.service.guard import Guard
 from tinker_recovery.supervision import Child, ChildSpec
 from tinker_recovery.telemetry import names
 
@@ -63,52 +67,6 @@ LOOK_S = 0.1
 """How often it is looked whether a recovery needs what an export has at the service."""
 
 _IN_A_SESSION = frozenset({"loading", "exporting"})
-
-
-class PublishedRun(Protocol):
-    """A run as publishing sees it."""
-
-    name: str
-    """Its name."""
-    lineage: str
-    """Id of the logical run."""
-    guard: Guard
-    """Its claim at the service."""
-
-    @property
-    def segments(self) -> Sequence[Segment]:
-        """Every Tinker run it has lived in, oldest first."""
-        ...
-
-    @property
-    def checkpoints(self) -> CheckpointState:
-        """What is known of its checkpoints."""
-        ...
-
-    @property
-    def base_model(self) -> str | None:
-        """What it trains on, as far as that is known."""
-        ...
-
-    @property
-    def recovering(self) -> bool:
-        """Whether it is being recovered."""
-        ...
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has come to its end, and not to that of an error."""
-        ...
-
-    @property
-    def saved_metrics(self) -> Mapping[tuple[str, int], Mapping[str, float]]:
-        """What was reported with each save, by attempt and step."""
-        ...
-
-    @property
-    def recovered(self) -> int:
-        """How often it was recovered."""
-        ...
 
 
 Progress = Callable[[ExportProgress], object]
@@ -140,7 +98,8 @@ class Publisher:
         self._waiting = Waiting()
         self._done: dict[str, Done] = {}
         self._news = anyio.Event()
-        self._turn = anyio.Lock()
+        self._work_to_do = anyio.Event()
+        self._turn, self._looking = anyio.Lock(), anyio.Lock()
         self._adopted = False
 
     @property
@@ -165,17 +124,24 @@ class Publisher:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._remind)
+                group.start_soon(self._work)
                 while True:
-                    async with self._turn:
-                        await self._look()
-                        while (due := self._due()) is not None:
-                            await self._attempt(due)
-                            await self._look()
+                    # Beside the work: what waits has to be written down while it goes on.
+                    await self._look()
+                    self._work_to_do.set()
                     await self._news.wait()
                     self._news = anyio.Event()
         finally:
             if self._temporary is not None:
                 shutil.rmtree(self._temporary, ignore_errors=True)
+
+    async def _work(self) -> None:
+        while True:
+            await self._work_to_do.wait()
+            self._work_to_do = anyio.Event()
+            async with self._turn:
+                while (due := self._due()) is not None:
+                    await self._attempt(due)
 
     async def settle(self) -> None:
         """Before the Supervisor ends: try once more what is owed, within its timeout."""
@@ -201,7 +167,7 @@ class Publisher:
             self._news.set()
 
     def _due(self, but: set[str] | None = None, now: float | None = None) -> Publication | None:
-        if any(run.recovering for run in self._runs.values()):
+        if self._recovering():
             return None
         at = self._clock.wall() if now is None else now
         waiting = [each for each in self._waiting.all() if each.path not in (but or ())]
@@ -209,16 +175,23 @@ class Publisher:
         first = next_of(map(_candidate, due.values()))
         return None if first is None else due[first.path]
 
+    def _recovering(self) -> bool:
+        return any(run.recovering for run in self._runs.values())
+
+    def _recovered(self) -> int:
+        return sum(run.recovered for run in self._runs.values())
+
     # What is to be published
 
     async def _look(self) -> None:
         """Write down what is to be published besides what waits already."""
         try:
-            if not self._adopted:
-                await self._adopt()
-                self._adopted = True
-            for run in list(self._runs.values()):
-                await self._intend(run)
+            async with self._looking:
+                if not self._adopted:
+                    await self._adopt()
+                    self._adopted = True
+                for run in list(self._runs.values()):
+                    await self._intend(run)
         except JournalError as error:
             # Without a note nothing is begun: it may be deleted meanwhile.
             logger.warning("what is to be published could not be written down: %s", error)
@@ -238,22 +211,29 @@ class Publisher:
             if await self._notebook.write_publication(path, mine.said(), instead_of=said):
                 self._waiting.add(mine)
 
-    async def _intend(self, run: PublishedRun) -> None:
-        policy = self._policy
-        candidates = self._candidates(run)
+    def keeps(self, run: PublishedRun) -> Mapping[str, str]:
+        """What is to be published of a run and may not be noted yet: path to reason."""
+        if not self._active:
+            return {}
+        return {each.path: "it is to be published" for each in self._intentions(run).add}
+
+    def _intentions(self, run: PublishedRun) -> Intentions:
         waiting = {
             each.path: _candidate(each)
             for each in self._waiting.all()
             if each.lineage == run.lineage
         }
-        found = intentions(
-            candidates,
+        return intentions(
+            self._candidates(run),
             waiting,
             self._done.get(run.lineage, Done()),
-            publish=policy.publish,
+            publish=self._policy.publish,
             ended=run.finished,
-            mode=policy.best_mode,
+            mode=self._policy.best_mode,
         )
+
+    async def _intend(self, run: PublishedRun) -> None:
+        found = self._intentions(run)
         for candidate in found.add:
             publication = self._publication(run, candidate)
             await self._notebook.write_publication(candidate.path, publication.said())
@@ -346,9 +326,11 @@ class Publisher:
         async with anyio.create_task_group() as group:
 
             async def give_way() -> None:
+                before = self._recovered()
                 while True:
                     await anyio.sleep(LOOK_S)
-                    if in_a_session and any(run.recovering for run in self._runs.values()):
+                    # One may be over between two looks, and what it met may have hit the export.
+                    if in_a_session and (self._recovering() or self._recovered() != before):
                         group.cancel_scope.cancel()
 
             group.start_soon(give_way)
@@ -440,6 +422,8 @@ class Publisher:
         return min(FIRST_DELAY_S * growth, MOST_DELAY_S) * (1 + 0.2 * self._clock.random())
 
     def _failed(self, publication: Publication, error: Exception, delay_s: float) -> None:
+        if publication.path not in self._waiting:
+            return  # another took its place meanwhile
         said = str(error) or repr(error)
         repeated = self._waiting.note_failure(publication.path, said, self._clock.wall() + delay_s)
         self._emit(

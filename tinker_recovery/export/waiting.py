@@ -21,6 +21,9 @@ class Waiting:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
 
+    def __contains__(self, path: str) -> bool:
+        return path in self._entries
+
     def all(self) -> list[Publication]:
         """All of them."""
         return [each.publication for each in self._entries.values()]

@@ -8,7 +8,6 @@ again. Nothing it does or fails to do disturbs the training.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,6 +18,7 @@ from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import metrics, names
 
 if TYPE_CHECKING:
+    from tinker_recovery.run.publishing import Publishing
     from tinker_recovery.run.supervised import SupervisedRun
 
 GAP_S = 1.0
@@ -34,14 +34,14 @@ class RetentionLoop:
     Args:
         collaborators: What it is done with; it looks every ``policy.poll_interval_s`` whether
             something has fallen due.
-        also: Called with each run that :meth:`ask` is called for.
+        publishing: What is to be published; None where nothing is.
     """
 
-    def __init__(
-        self, collaborators: Collaborators, also: Callable[[SupervisedRun], object] = lambda _: None
-    ) -> None:
-        self._also = also
-        self._collector = Collector(collaborators)
+    def __init__(self, collaborators: Collaborators, publishing: Publishing | None = None) -> None:
+        self._collector = Collector(
+            collaborators, keeps=None if publishing is None else publishing.keeps
+        )
+        self._publishing = publishing
         self._look_every_s = collaborators.policy.poll_interval_s
         self._events = collaborators.events
         self._clock = collaborators.clock
@@ -54,7 +54,8 @@ class RetentionLoop:
         """Something has changed: collect for this run soon."""
         self._asked[run.name] = run
         self._news.set()
-        self._also(run)
+        if self._publishing is not None:
+            self._publishing.ask(run)
 
     async def serve(self, child: Child) -> None:
         """Collect as it is asked for, for ever; a child of the supervision tree."""

@@ -1,4 +1,4 @@
-"""A run as the Publisher sees it."""
+"""A run as the Publisher sees it, and the Publisher as retention does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tinker_recovery.checkpoints import Segment
+from tinker_recovery.export.publisher import Publisher
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 
 if TYPE_CHECKING:
@@ -59,3 +60,22 @@ class PublishedView:
     def recovered(self) -> int:
         """How often it was recovered."""
         return len(self._run.recoveries)
+
+
+class Publishing:
+    """What retention has to do with the Publisher: tell it what has changed, keep what it needs.
+
+    Args:
+        publisher: The Publisher.
+    """
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+
+    def ask(self, run: SupervisedRun) -> None:
+        """Something has changed."""
+        self._publisher.ask(PublishedView(run))
+
+    def keeps(self, run: SupervisedRun) -> Mapping[str, str]:
+        """What must not be deleted: path to reason."""
+        return self._publisher.keeps(PublishedView(run))
