@@ -78,7 +78,7 @@ async def main() -> None:
                         took.setdefault((size, how), []).append(measured)
 
     def middle(key: tuple[str, str], what: str) -> float:
-        return statistics.median(getattr(each, what) for each in took[key])
+        return statistics.median(float(getattr(each, what)) for each in took[key])
 
     table(
         ("what", "MB", "download MB/s", "whole s", "peak MB"),

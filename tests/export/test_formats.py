@@ -166,7 +166,7 @@ async def test_a_format_whose_package_is_missing_is_refused_before_anything_is_a
     async with an_exporter(local) as exporter:
         for form in ("pytorch", "gguf"):
             with pytest.raises(ExportRefused, match=r'install "tinker-recovery\[(torch|gguf)\]"'):
-                await exporter.export(facts("tinker://r/weights/x"), tmp_path, form)  # type: ignore[arg-type]  # one of them
+                await exporter.export(facts("tinker://r/weights/x"), tmp_path, form)
     assert local.stats.total == before
 
 

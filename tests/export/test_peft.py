@@ -13,9 +13,11 @@ from pathlib import Path
 
 import anyio.to_thread
 import pytest
+import safetensors.numpy
 from a_run import LLAMA, QWEN, an_exporter, facts, newest, trained
 
 from tinker_recovery.checkpoint_policy import Format
+from tinker_recovery.export.merge import merge
 from tinker_recovery.testing import LocalTinker, write_tiny_model
 
 _NEEDED = ("torch", "peft", "transformers")
@@ -63,10 +65,25 @@ async def test_peft_loads_it_and_the_logits_are_those_of_the_tensors(
         await exporter.export(facts(path), tmp_path / "adapter", form)
         await exporter.export(facts(path), tmp_path / "plain")
     weights = tmp_path / "plain" / "adapter_model.safetensors"
-    command = [sys.executable, "-c", _COMPARE, tmp_path / "model", tmp_path / "adapter", weights]
+    files = map(str, (tmp_path / "model", tmp_path / "adapter", weights))
+    command = [sys.executable, "-c", _COMPARE, *files]
     done = await anyio.to_thread.run_sync(
         lambda: subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - our own
     )
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["moved"] > 0.1
     assert found["off"] < 1e-3
+
+
+async def test_a_merge_by_the_cookbook_is_the_model_that_peft_computes(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    pytest.importorskip("tinker_cookbook", reason="tinker_cookbook is not installed")
+    path = newest(local, await trained())
+    write_tiny_model(tmp_path / "model", QWEN)
+    async with an_exporter(local) as exporter:
+        await exporter.export(facts(path), tmp_path / "adapter")
+    await merge(tmp_path / "adapter", str(tmp_path / "model"), tmp_path / "merged")
+    merged = safetensors.numpy.load_file(tmp_path / "merged" / "model.safetensors")
+    plain = safetensors.numpy.load_file(tmp_path / "model" / "model.safetensors")
+    assert merged.keys() == plain.keys()

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +69,19 @@ NOT_EXPORTED, WRONG, AGAIN = 1, 2, 3
     "--base",
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with the base model's config.json, for --format gguf.",
+    help="Folder with the base model; its config.json is enough for --format gguf.",
+)
+@click.option(
+    "--merge",
+    "merged",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Also merge it into the base model, which is downloaded whole (or --base DIR), and write "
+    "that here; needs tinker_cookbook.",
 )
 @journal_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
-def command(
+def command(  # noqa: PLR0913 - one argument for each option
     *,
     target: str,
     folder: Path | None,
@@ -81,6 +89,7 @@ def command(
     form: Format | None,
     strategy: str,
     base: Path | None,
+    merged: Path | None,
     journal: Path | None,
     as_json: bool,
 ) -> None:
@@ -104,6 +113,8 @@ def command(
     downloaded, checked and written. Interrupted, the same command goes on where it was, for an
     hour. Called again for a folder that is whole, it does nothing. Run and checkpoint stay as they
     are.
+
+    --merge merges it into the base model by tinker_cookbook.weights, where that is installed.
 
     With --push the folder becomes one commit, with a model card. HF_TOKEN is the token, and
     HF_ENDPOINT another hub. What the repository holds already is not pushed again, and one that
@@ -138,7 +149,7 @@ def command(
             raise JournalError(f"there is no journal at {path}")  # noqa: TRY301 - like any other
         with folder_or_temporary(folder) as place:
             facts, manifest, published = asyncio.run(
-                _export(target, place, push, form, strategy, base, path)
+                _export(_Order(target, place, push, form, strategy, base, merged, path))
             )
     except UsageError as error:
         refuse(redact(str(error)), WRONG)
@@ -169,44 +180,67 @@ def folder_or_temporary(folder: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-async def _export(
-    target: str,
-    folder: Path,
-    push: str | None,
-    form: Format | None,
-    strategy: str,
-    base: Path | None,
-    journal: Path,
-) -> tuple[CheckpointFacts, Manifest, Published | None]:
+@dataclass(frozen=True, slots=True)
+class _Order:
+    target: str
+    folder: Path
+    push: str | None
+    form: Format | None
+    strategy: str
+    base: Path | None
+    merged: Path | None
+    journal: Path
+
+
+async def _export(order: _Order) -> tuple[CheckpointFacts, Manifest, Published | None]:
     from tinker_recovery.export.choice import choose
     from tinker_recovery.export.exporter import Exporter, ExportProgress
     from tinker_recovery.export.formats import check_format
     from tinker_recovery.export.hub import publish
+    from tinker_recovery.export.merge import check_merge, merge
+    from tinker_recovery.export.noting import noted
     from tinker_recovery.policy_settings import policy_from_settings
     from tinker_recovery.service import StatusReader, TinkerBackend
     from tinker_recovery.service.bounded import ReplyLimits
     from tinker_recovery.service.contact import FirstContact
 
     policy = policy_from_settings()
-    form = form or policy.checkpoints.format
+    form = order.form or ("safetensors" if order.merged else policy.checkpoints.format)
     check_format(form)
-    async with _demo_served(journal, target):
+    if order.merged is not None:
+        if form != "safetensors":
+            raise click.UsageError(f"--merge takes the format safetensors, not {form}")
+        check_merge(order.merged)
+    async with _demo_served(order.journal, order.target):
         backend = TinkerBackend()
         endpoint = await backend.endpoint()
         limits = ReplyLimits.of(policy)
+        known = order.journal if await anyio.Path(order.journal).exists() else None
         async with StatusReader.by(policy, endpoint, time.time) as reader:
-            known = journal if await anyio.Path(journal).exists() else None
             with FirstContact(endpoint):
                 facts = await choose(
-                    target, backend=backend, reader=reader, journal=known, strategy=strategy
+                    order.target,
+                    backend=backend,
+                    reader=reader,
+                    journal=known,
+                    strategy=order.strategy,
                 )
         with _bar() as update:
-            async with Exporter(endpoint, reply_limits=limits) as exporter:
-                manifest = await exporter.export(facts, folder, form, base=base, progress=update)
-            if push is None:
+            async with (
+                noted(facts, known, service=endpoint.base_url),
+                Exporter(endpoint, reply_limits=limits) as exporter,
+            ):
+                manifest = await exporter.export(
+                    facts, order.folder, form, base=order.base, progress=update
+                )
+            if order.merged is not None:
+                update(ExportProgress("merging"))
+                base = str(order.base or manifest.checkpoint.base_model)
+                await merge(order.folder, base, order.merged)
+            if order.push is None:
                 return facts, manifest, None
             update(ExportProgress("publishing"))
-            return facts, manifest, await publish(folder, manifest, push)
+            return facts, manifest, await publish(order.folder, manifest, order.push)
 
 
 @asynccontextmanager

@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 from a_run import loaded, newest, trained
 from click.testing import CliRunner, Result
 
 from tinker_recovery.cli import main
+from tinker_recovery.export import merge as merging
+from tinker_recovery.journal import Journal, default_path
+from tinker_recovery.journal.publication import kept_for_export
 from tinker_recovery.testing import FaultRule, LocalHub, LocalTinker
 
 pytestmark = pytest.mark.usefixtures("no_waiting_between_tries")
@@ -93,6 +97,38 @@ async def test_an_export_is_published_when_asked_for(
         hub.fail(401, "Invalid username or password.", times=9)
         refused = await _json("sft-42", "--push", "me/sft-42", expect=1)
         assert "HTTP 401" in refused["reason"]
+
+
+async def test_what_is_exported_is_noted_while_it_is(local: LocalTinker, tmp_path: Path) -> None:
+    path = newest(local, await trained("sft-42"))
+    local.inject(FaultRule("slow", request="download", delay_s=1.0, times=1))
+
+    def noted() -> dict[str, str]:
+        with Journal(default_path(), service=local.base_url) as journal:
+            return kept_for_export(journal.notes().publications)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(_export, "sft-42", "--to", str(tmp_path / "a"))
+        while not local.stats.by_route.get("download"):  # noqa: ASYNC110 - another thread's doing
+            await anyio.sleep(0.02)
+        assert noted() == {path: "it is being exported"}
+    assert noted() == {}
+
+
+async def test_a_merge_is_refused_without_the_cookbook_and_where_something_is(
+    local: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await trained("sft-42")
+    given = ("sft-42", "--to", str(tmp_path / "a"), "--merge", str(tmp_path / "m"))
+    monkeypatch.setattr(merging, "_MERGE", "raise SystemExit('no room')")
+    monkeypatch.setattr(merging.importlib.util, "find_spec", lambda _: None)
+    assert "not installed" in (await _json(*given, expect=1))["reason"]
+    monkeypatch.setattr(merging.importlib.util, "find_spec", lambda _: object())
+    assert (await _export(*given, "--format", "gguf")).exit_code == 2
+    assert "not merged: no room" in (await _json(*given, expect=3))["reason"]
+    (tmp_path / "m").mkdir()
+    assert "exists" in (await _json(*given, expect=1))["reason"]
+    assert local.sessions()
 
 
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
