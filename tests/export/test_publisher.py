@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import signal
@@ -19,7 +20,14 @@ import pytest_asyncio
 from loops import ADAM, MODEL, POLL_S, SEED, batch, policy, train
 from loops import loop as run_loop
 
-from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, RecoveryPolicy, Supervisor
+from tinker_recovery import (
+    Attempt,
+    CheckpointPolicy,
+    RecoveryEvent,
+    RecoveryPolicy,
+    Supervisor,
+    UsageError,
+)
 from tinker_recovery.export import publisher
 from tinker_recovery.journal import Journal, default_path
 from tinker_recovery.journal.holder import Holder
@@ -205,6 +213,34 @@ async def test_what_waits_is_kept_by_retention(local: LocalTinker, hub: LocalHub
     waiting = {Publication.read(said).step for said in noted().values()}  # type: ignore[union-attr]  # it is one
     assert {2, 4, 6, 8, 10} <= stored
     assert waiting == {2, 4, 6, 8, 10}
+
+
+async def test_a_format_whose_package_is_missing_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UsageError, match="format='pytorch' needs the package torch"):
+        await run(publishing(format="pytorch"), [], functools.partial(train, steps=1))
+
+
+@pytest.mark.usefixtures("hub")
+async def test_whatever_publishing_meets_the_run_ends_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(publisher, "publish", broken)
+    events: list[RecoveryEvent] = []
+    supervisor = await run(publishing("each"), events, functools.partial(train, steps=4))
+    assert supervisor.runs[0].recoveries == []
+    assert "a bug of ours" in told(events, "checkpoint.publish_failed")[0]
+
+
+async def test_a_run_that_only_observes_publishes_nothing(hub: LocalHub) -> None:
+    given = publishing("each").model_copy(update={"enabled": False})
+    await run(given, [], functools.partial(train, steps=2))
+    assert hub.requests == []
 
 
 _A_PROCESS = """

@@ -192,6 +192,9 @@ own = CheckpointPolicy(
 saving = CheckpointPolicy(
     strategy="steps", save_every=20, save_at_steps=(1, 2), keep_if=keeps, best_mode="max"
 )
+publishing = CheckpointPolicy(
+    format="gguf", push_to_hub="me/sft", publish="best", publish_timeout_s=60.0
+)
 policy = RecoveryPolicy(
     enabled=True,
     retryable_errors=(OSError, is_mine),

@@ -41,6 +41,11 @@ class PublishedRun(Protocol):
         ...
 
     @property
+    def over(self) -> bool:
+        """Whether it is over, well or not."""
+        ...
+
+    @property
     def finished(self) -> bool:
         """Whether it has come to its end, and not to that of an error."""
         ...

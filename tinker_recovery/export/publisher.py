@@ -33,14 +33,14 @@ from tinker_recovery.checkpoints.publishing import (
     next_of,
 )
 from tinker_recovery.errors import (
-    ExportError,
     ExportRefused,
     JournalError,
     LeaseLost,
     NoUsableCheckpoint,
-    TinkerRecoveryError,
+    UsageError,
 )
 from tinker_recovery.export.exporter import Exporter, ExportProgress
+from tinker_recovery.export.formats import check_format
 from tinker_recovery.export.hub import Published, publish, repository_of
 from tinker_recovery.export.manifest import CheckpointFacts, Manifest
 from tinker_recovery.export.published_run import PublishedRun
@@ -104,12 +104,20 @@ class Publisher:
 
     @property
     def _active(self) -> bool:
-        return self._policy.push_to_hub is not False
+        return self._policy.push_to_hub is not False and self._collaborators.policy.enabled
 
     def children(self) -> list[ChildSpec]:
-        """The child of the supervision tree; none where nothing is to be published."""
+        """The child of the supervision tree; none where nothing is to be published.
+
+        Raises:
+            UsageError: The package that the policy's format needs is not installed.
+        """
         if not self._active:
             return []
+        try:
+            check_format(self._policy.format)
+        except ExportRefused as error:
+            raise UsageError(str(error)) from error
         return [ChildSpec(id="publisher", start=self.serve, shutdown=SHUTDOWN_S)]
 
     def ask(self, run: PublishedRun) -> None:
@@ -192,7 +200,7 @@ class Publisher:
                     self._adopted = True
                 for run in list(self._runs.values()):
                     await self._intend(run)
-        except JournalError as error:
+        except Exception as error:  # noqa: BLE001 - a full disk, a journal that is busy: training continues
             # Without a note nothing is begun: it may be deleted meanwhile.
             logger.warning("what is to be published could not be written down: %s", error)
 
@@ -242,6 +250,8 @@ class Publisher:
             await self._notebook.end_publication(path)
             self._waiting.drop(path)
             await anyio.to_thread.run_sync(self._remove, path)
+        if run.over and not found.add:
+            self._runs.pop(run.name, None)
 
     def _candidates(self, run: PublishedRun) -> list[Candidate]:
         metric = self._policy.best_metric
@@ -303,7 +313,7 @@ class Publisher:
                 self._failed(publication, error, MOST_DELAY_S)  # the hub's word may change
             else:
                 await self._give_up(publication, str(error))
-        except (ExportError, TinkerRecoveryError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is: training continues, and it is tried again
             self._failed(publication, error, self._delay(path))
         else:
             await self._succeeded(publication, manifest, done)
@@ -373,7 +383,10 @@ class Publisher:
             )
 
     def _exported(self, path: str) -> bool:
-        manifest = Manifest.of_folder(self._place(path))
+        try:
+            manifest = Manifest.of_folder(self._place(path))
+        except ExportRefused:
+            return False
         return manifest is not None and manifest.is_whole(self._place(path))
 
     def _place(self, path: str) -> Path:

@@ -46,6 +46,11 @@ class PublishedView:
         return self._run.recovering and not self._run.ended
 
     @property
+    def over(self) -> bool:
+        """Whether it is over, well or not."""
+        return self._run.ended
+
+    @property
     def finished(self) -> bool:
         """Whether it has come to its end, and not to that of an error."""
         current = self._run.current
