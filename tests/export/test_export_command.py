@@ -136,7 +136,12 @@ def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # noqa: S603 - our own command
         [sys.executable, "-m", "tinker_recovery.cli", *arguments],
         cwd=folder,
-        env={**without, "TINKER_RECOVERY_STATE_DIR": str(folder / "state")},
+        # Of a service that the demo has nothing to do with.
+        env={
+            **without,
+            "TINKER_RECOVERY_STATE_DIR": str(folder / "state"),
+            "TINKER_BASE_URL": "http://127.0.0.1:9",
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -245,9 +245,12 @@ async def _export(order: _Order) -> tuple[CheckpointFacts, Manifest, Published |
 
 @asynccontextmanager
 async def _demo_served(journal: Path, run: str) -> AsyncGenerator[None]:
-    """What `demo --keep` has stored beside the journal, served again meanwhile."""
+    """What `demo --keep` has stored beside the journal, served again meanwhile.
+
+    That journal is of the demo's own server alone, whatever service the environment names.
+    """
     root = demo_server(journal.parent)
-    if "TINKER_BASE_URL" in os.environ or not await anyio.Path(root).is_dir():
+    if not await anyio.Path(root).is_dir():
         yield
         return
     from urllib.parse import urlsplit
@@ -264,12 +267,14 @@ async def _demo_served(journal: Path, run: str) -> AsyncGenerator[None]:
     except RuntimeError:
         server = LocalTinkerProcess(root, restart="unloaded")
         await server.start()
+    before = dict(os.environ)
     os.environ.update(TINKER_BASE_URL=server.base_url, TINKER_API_KEY=server.api_key)
     try:
         yield
     finally:
         await server.stop()
-        del os.environ["TINKER_BASE_URL"], os.environ["TINKER_API_KEY"]
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager
@@ -290,8 +295,9 @@ def _bar() -> Iterator[Callable[[ExportProgress], None]]:
         bar = bars.add_task("asking", total=None)
 
         def update(now: ExportProgress) -> None:
-            done, total = now.done_bytes, now.total_bytes
-            bars.update(bar, description=now.phase, completed=done, total=total)
+            bars.update(bar, description=now.phase)
+            if now.phase == "downloading":
+                bars.update(bar, completed=now.done_bytes, total=now.total_bytes)
 
         yield update
 
