@@ -139,7 +139,7 @@ class Supervisor:
 
     @property
     def runs(self) -> Sequence[Run]:
-        """Every run since entry, oldest first."""
+        """Every run under way, and the newest thousand that have ended; oldest first."""
         return (
             []
             if self._entered is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from typing import Any
@@ -12,7 +13,13 @@ from loops import MODEL, SEED, quick, undisturbed_state
 from loops_of_jobs import Options, blocks, fails_at, is_wrong, notes, rests_at, train, train_with
 
 from tinker_recovery import JournalError, UsageError
-from tinker_recovery.jobs import JobCancelled, JobFailed, JobHandle, Jobs, RetryPolicy
+from tinker_recovery.jobs import (
+    JobCancelled,
+    JobFailed,
+    JobHandle,
+    Jobs,
+    RetryPolicy,
+)
 from tinker_recovery.testing import LocalTinker
 
 START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED}
@@ -147,6 +154,47 @@ async def test_of_one_base_model_no_more_run_at_once_than_allowed_and_small_numb
             await entered.handle(who).result()
     said = [line for line in file.read_text().splitlines() if not line.startswith("other")]
     assert said == [f"{who} {what}" for who in "abc" for what in ("begins", "ends")]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.usefixtures("local")
+async def test_a_worker_has_no_more_jobs_at_once_than_its_concurrency(tmp_path: Any) -> None:
+    file = tmp_path / "notes"
+    names = [f"job-{number}" for number in range(6)]
+    async with jobs(concurrency=2) as entered:
+        for who in names:
+            await entered.submit(notes, name=who, args={"who": who, "file": str(file)}, **START)
+        for who in names:
+            await entered.handle(who).result()
+    at_once, most = 0, 0
+    for line in file.read_text().splitlines():
+        at_once += 1 if line.endswith("begins") else -1
+        most = max(most, at_once)
+    assert most == 2
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.usefixtures("local")
+async def test_jobs_begin_one_after_the_other_and_not_in_bursts(tmp_path: Any) -> None:
+    names = [f"job-{number}" for number in range(5)]
+    async with jobs(starts_per_s=2.0) as entered:
+        for who in names:
+            args = {"who": who, "file": str(tmp_path / "notes")}
+            await entered.submit(notes, name=who, args=args, **START)
+        handles = [entered.handle(who) for who in names]
+        for handle in handles:
+            await handle.result()
+        began = sorted([await _first_said(handle) for handle in handles])
+    gaps = [later - earlier for earlier, later in itertools.pairwise(began)]
+    # What is said comes after a look into the database, which may take a moment longer for one.
+    assert min(gaps) > 0.25
+    assert sum(gaps) > 1.75
+
+
+async def _first_said(handle: JobHandle) -> float:
+    async for event in handle:
+        return event.at
+    raise AssertionError("it has said nothing")
 
 
 async def test_what_cannot_be_a_job_is_refused_before_anything_starts() -> None:

@@ -58,7 +58,8 @@ class Jobs(AsyncContextManagerMixin):
             database, and the worker that starts last sets them for all.
         per_model: The most jobs at once on one base model, over all workers; None for no limit.
         starts_per_s: The most jobs begun in a second, over all workers, each of which opens two
-            sessions or three.
+            sessions or three. A worker spaces those it begins evenly, retries and what it takes
+            over from another included.
         version: Which workers may run which jobs: those of the same version. Code may change within
             one.
         on_event: Called with every :class:`RecoveryEvent` of the runs here, as by a Supervisor.
@@ -171,7 +172,7 @@ class Jobs(AsyncContextManagerMixin):
             async with supervisor, anyio.create_task_group() as group:
                 try:
                     worker = self._worker = Worker(
-                        supervisor, database, group, self._clock, self._limits.concurrency
+                        supervisor, database, group, self._clock, self._limits
                     )
                     await in_thread(self._launch, worker, presence)
                     launched = True

@@ -23,7 +23,15 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.errors import RunFinished, TinkerRecoveryError
 from tinker_recovery.faults import Kind
 from tinker_recovery.jobs.database import JobDatabase
-from tinker_recovery.jobs.records import Failure, JobEvent, JobResult, Progress, Say, TryOutcome
+from tinker_recovery.jobs.records import (
+    Failure,
+    JobEvent,
+    JobResult,
+    Limits,
+    Progress,
+    Say,
+    TryOutcome,
+)
 from tinker_recovery.jobs.spec import JobSpec
 from tinker_recovery.run.blocking import run_body
 from tinker_recovery.run.view import Run
@@ -74,8 +82,8 @@ class Worker:
         supervisor: What they are runs of.
         database: Where their progress is written.
         group: Where they run.
-        clock: Chance, for the delays of retries.
-        at_once: How many loops may block in threads.
+        clock: Time and chance.
+        limits: How many loops may block in threads, and how fast jobs begin after each other.
     """
 
     def __init__(
@@ -84,13 +92,15 @@ class Worker:
         database: JobDatabase,
         group: TaskGroup,
         clock: Clock,
-        at_once: int,
+        limits: Limits,
     ) -> None:
         self._supervisor = supervisor
         self._database = database
         self._group = group
         self._clock = clock
-        self._threads = anyio.CapacityLimiter(at_once)
+        self._threads = anyio.CapacityLimiter(limits.concurrency)
+        self._gap_s = 1.0 / limits.starts_per_s
+        self._next_at = clock.monotonic()
         self._loop = asyncio.get_running_loop()
         self._under_way: dict[str, Try] = {}
         self._leaving = False
@@ -160,6 +170,7 @@ class Worker:
         self._under_way[name] = asked
         try:
             with scope:
+                await self._turn()
                 outcome = await self._outcome(asked)
                 if not self._leaving:
                     asked.outcome.set_result(outcome)
@@ -167,6 +178,18 @@ class Worker:
             if self._under_way.get(name) is asked:
                 del self._under_way[name]
             asked.end()
+
+    async def _turn(self) -> None:
+        """Wait until another may begin.
+
+        The engine hands over at once what may begin in a second or more, and what a dead worker has
+        left at once as well.
+        """
+        now = self._clock.monotonic()
+        at = max(now, self._next_at)
+        self._next_at = at + self._gap_s
+        if at > now:
+            await self._clock.sleep(at - now)
 
     async def _outcome(self, asked: Try) -> TryOutcome:
         spec, number = asked.spec, asked.number

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,8 +140,9 @@ class Journal:
                 "SELECT kind, path, said FROM notes WHERE service = ? AND kind <> 'once'",
                 (self._service,),
             )
+            # Interned, since each of many runs keeps what it has read last.
             for kind, path, text in rows:
-                by_kind.setdefault(kind, {})[path] = text
+                by_kind.setdefault(sys.intern(kind), {})[sys.intern(path)] = sys.intern(text)
         return Notes(
             pinned=by_kind.get("pinned", {}),
             bad={

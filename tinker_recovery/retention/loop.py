@@ -118,4 +118,7 @@ class RetentionLoop:
                 f"checkpoints were left as they are, until the next look: {error}",
                 {names.ERROR_TYPE: type(error).__qualname__},
             )
-        self._next_at[run.name] = (next_at, run)
+        if run.ended or next_at == math.inf:
+            self._next_at.pop(run.name, None)
+        else:
+            self._next_at[run.name] = (next_at, run)
