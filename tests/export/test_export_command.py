@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -121,9 +122,9 @@ async def test_a_merge_is_refused_without_the_cookbook_and_where_something_is(
     await trained("sft-42")
     given = ("sft-42", "--to", str(tmp_path / "a"), "--merge", str(tmp_path / "m"))
     monkeypatch.setattr(merging, "_MERGE", "raise SystemExit('no room')")
-    monkeypatch.setattr(merging.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert "not installed" in (await _json(*given, expect=1))["reason"]
-    monkeypatch.setattr(merging.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     assert (await _export(*given, "--format", "gguf")).exit_code == 2
     assert "not merged: no room" in (await _json(*given, expect=3))["reason"]
     (tmp_path / "m").mkdir()

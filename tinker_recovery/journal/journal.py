@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import os
+import shlex
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,13 @@ def default_path() -> Path:
         return Path(own) / JOURNAL_FILE
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "tinker_recovery" / JOURNAL_FILE
+
+
+def option_for(path: Path | None) -> str:
+    """What a command has to be given to read this journal, if it is not the default one."""
+    if path is None or path == default_path():
+        return ""
+    return f" --journal {shlex.quote(str(path))}"
 
 
 class StateFolder(enum.Enum):

@@ -20,7 +20,7 @@ from tinker_recovery.costs import Prices, Tokens, table_from_json
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
-from tinker_recovery.journal.run_sql import NEXT_SAVE, StoredRun, select_run
+from tinker_recovery.journal.run_sql import GOING_ON, NEXT_SAVE, StoredRun, select_run
 from tinker_recovery.journal.schema import ALL_TOKENS, WITH_RUNS, WITH_TOKENS
 
 State = Literal["training", "recovering", "stopped", "finished", "failed", "abandoned"]
@@ -402,8 +402,8 @@ def _history(database: sqlite3.Connection, run: int) -> dict[str, Any]:
     )
     incidents = database.execute(
         "SELECT kind, detected_by, step, phase, tries, started, ended, outcome, checkpoint, "
-        "to_step FROM incidents WHERE run = ? ORDER BY id",
-        (run,),
+        "to_step FROM incidents WHERE run = ? AND kind <> ? ORDER BY id",
+        (run, GOING_ON),
     )
     checkpoints = database.execute(f"{CHECKPOINTS} ORDER BY step, saved", (run,))
     progress = database.execute(

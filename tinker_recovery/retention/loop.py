@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from tinker_recovery.errors import LeaseLost
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.retention.collector import Collector
-from tinker_recovery.supervision import Child
+from tinker_recovery.supervision import Child, ChildSpec
 from tinker_recovery.telemetry import metrics, names
 
 if TYPE_CHECKING:
@@ -68,10 +69,20 @@ class RetentionLoop:
                 await self._collect_all()
                 await self._clock.sleep(GAP_S)
 
+    def children(self) -> list[ChildSpec]:
+        """The children of the supervision tree: this loop, and what publishes, if anything does."""
+        own = ChildSpec(id="retention", start=self.serve)
+        return [own, *(self._publishing.children() if self._publishing else ())]
+
     async def settle(self, limit_s: float) -> None:
-        """Before the Supervisor ends: collect what is owed, for ``limit_s`` seconds at most."""
+        """Before the Supervisor ends: collect what is owed, for ``limit_s`` seconds at most.
+
+        Then publish what is, within ``publish_timeout_s``.
+        """
         with anyio.move_on_after(limit_s):
             await self._collect_all()
+        if self._publishing is not None:
+            await self._publishing.settle()
 
     async def settle_run(self, run: SupervisedRun, limit_s: float) -> None:
         """The same for one run, before its claim is released."""
@@ -112,13 +123,15 @@ class RetentionLoop:
             metrics.kept(run.name, done.kept)
         except Exception as error:  # noqa: BLE001 - an unread listing, a full disk, the user's own predicate: training continues, and nothing was deleted
             next_at = self._clock.wall() + RETRY_S
+            if run.ended and isinstance(error, LeaseLost):
+                return  # it was given free meanwhile, by itself
             self._events.emit(
                 names.EVENT_RETENTION_FAILED,
                 run.name,
                 f"checkpoints were left as they are, until the next look: {error}",
                 {names.ERROR_TYPE: type(error).__qualname__},
             )
-        if run.ended or next_at == math.inf:
+        if run.ended:
             self._next_at.pop(run.name, None)
         else:
             self._next_at[run.name] = (next_at, run)

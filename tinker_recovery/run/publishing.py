@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tinker_recovery.checkpoints import Segment
 from tinker_recovery.export.publisher import Publisher
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
+from tinker_recovery.recovery.collaborators import Collaborators
 
 if TYPE_CHECKING:
     from tinker_recovery.run.supervised import SupervisedRun
@@ -71,11 +72,13 @@ class Publishing:
     """What retention has to do with the Publisher: tell it what has changed, keep what it needs.
 
     Args:
-        publisher: The Publisher.
+        collaborators: What it works with.
     """
 
-    def __init__(self, publisher: Publisher) -> None:
-        self._publisher = publisher
+    def __init__(self, collaborators: Collaborators) -> None:
+        self._publisher = Publisher(collaborators)
+        self.children = self._publisher.children
+        self.settle = self._publisher.settle
 
     def ask(self, run: SupervisedRun) -> None:
         """Something has changed."""

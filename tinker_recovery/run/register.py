@@ -125,6 +125,7 @@ class RunRegister:
         finally:
             self._opening.discard(name)
             over.set()
+        shared.greeting.started(name, named=plan.name is not None, recovers=policy.enabled)
         if plan.job is not None:
             shared.events.emit(names.EVENT_JOB_TRY, name, f"job {plan.job}")
         shared.spawn(functools.partial(end_when_lost, run))
