@@ -178,10 +178,17 @@ class Publisher:
         if self._recovering():
             return None
         at = self._clock.wall() if now is None else now
-        waiting = [each for each in self._waiting.all() if each.path not in (but or ())]
-        due = {each.path: each for each in waiting if self._waiting.next_at(each.path) <= at}
-        first = next_of(map(_candidate, due.values()))
-        return None if first is None else due[first.path]
+        due: dict[str, Publication] = {}
+        for lineage in {each.lineage for each in self._waiting.all()}:
+            of = {each.path: each for each in self._waiting.all() if each.lineage == lineage}
+            # Later ones wait for the first, whatever keeps it: a repository only goes forward.
+            first = next_of(map(_candidate, of.values()))
+            if first is None or first.path in (but or ()):
+                continue
+            if self._waiting.next_at(first.path) <= at:
+                due[first.path] = of[first.path]
+        chosen = next_of(map(_candidate, due.values()))
+        return None if chosen is None else due[chosen.path]
 
     def _recovering(self) -> bool:
         return any(run.recovering for run in self._runs.values())
