@@ -140,6 +140,9 @@ from tinker_recovery.testing import (
     Dialect,
     FaultRule,
     FiredFault,
+    HubCommit,
+    HubRepository,
+    LocalHub,
     LocalTinker,
     LocalTinkerProcess,
     LocalTokenizer,
@@ -149,6 +152,7 @@ from tinker_recovery.testing import (
     RunState,
     StoredCheckpoint,
     serve,
+    write_tiny_model,
 )
 from tinker_recovery.testing.strategies import fault_rules, schedules
 
@@ -194,6 +198,9 @@ own = CheckpointPolicy(
 )
 saving = CheckpointPolicy(
     strategy="steps", save_every=20, save_at_steps=(1, 2), keep_if=keeps, best_mode="max"
+)
+publishing = CheckpointPolicy(
+    format="gguf", push_to_hub="me/sft", publish="best", publish_timeout_s=60.0
 )
 policy = RecoveryPolicy(
     enabled=True,
@@ -546,6 +553,13 @@ async def tested(folder: Path) -> None:
         server.inject(assert_type(FaultRule.parse("poison@70"), FaultRule))
         server.release()
         assert_type(server.service(), tinker.ServiceClient)
+        write_tiny_model(Path("model"), "Qwen/Qwen3-8B")
+        async with LocalHub(owner="me") as hub:
+            hub.fail(503, "later", times=2)
+            repository = hub.repositories["me/sft"]
+            assert_type(repository, HubRepository)
+            assert_type(repository.commits, list[HubCommit])
+            assert_type(hub.environment, dict[str, str])
         server.begin_outage(status=503, rollback=True)
         server.end_outage()
         how: Damage = "bit_flip"

@@ -13,6 +13,7 @@ from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.claiming import Claiming
 from tinker_recovery.run.home_task import HomeTask
 from tinker_recovery.run.mailbox import Mailbox
+from tinker_recovery.run.publishing import Publishing
 from tinker_recovery.run.register import RunRegister
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
@@ -45,13 +46,13 @@ class Entered:
         self.outage = Outage(events, collaborators.clock.monotonic, policy.max_wait_s)
         self.mailbox = Mailbox()
         self.watches = Watches(collaborators, self.queue)
-        self.retention = RetentionLoop(collaborators)
+        self.retention = RetentionLoop(collaborators, Publishing(collaborators))
         self.runs = RunRegister(
             collaborators, recorder, claiming, signals, self.queue, self.mailbox, self.retention
         )
 
     def tree(self) -> SupervisionTree:
-        """The children: Monitor, Executor, and retention."""
+        """The children: Monitor, Executor, retention, and what publishes."""
         policy, clock = self.collaborators.policy, self.collaborators.clock
         runs, watches = self.runs, self.watches
         monitor = Monitor(
@@ -86,7 +87,7 @@ class Entered:
                     # What it may have to close when it is stopped has this deadline of its own.
                     shutdown=policy.close_timeout_s + SHUTDOWN_MARGIN_S,
                 ),
-                ChildSpec(id="retention", start=self.retention.serve),
+                *self.retention.children(),
             ],
             name="tinker-recovery",
             max_restarts=10,

@@ -57,6 +57,10 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_CHECKPOINT_RENEWED: logging.INFO,
     names.EVENT_CHECKPOINT_RENEWAL_FAILED: logging.WARNING,
     names.EVENT_RETENTION_FAILED: logging.WARNING,
+    names.EVENT_SAMPLER_SAVED: logging.DEBUG,
+    names.EVENT_CHECKPOINT_EXPORTED: logging.INFO,
+    names.EVENT_CHECKPOINT_PUBLISHED: logging.INFO,
+    names.EVENT_PUBLISH_FAILED: logging.WARNING,
     names.EVENT_CONTINUED: logging.INFO,
     names.EVENT_JOB_TRY: logging.INFO,
 }

@@ -12,6 +12,7 @@ import click
 from tinker_recovery.cli.checkpoints.scope import (
     Scope,
     as_json_option,
+    kind_option,
     scope_of,
     scope_options,
     size_text,
@@ -26,13 +27,21 @@ if TYPE_CHECKING:
 
 @click.command("list")
 @scope_options
+@kind_option
 @as_json_option
-def list_(run: str | None, lineage: str | None, *, everything: bool, as_json: bool) -> None:
-    """List training checkpoints, the newest first.
+def list_(
+    run: str | None, lineage: str | None, kind: str, *, everything: bool, as_json: bool
+) -> None:
+    """List checkpoints, the newest first: those that training resumes from, or sampler weights.
 
     Without an option, all checkpoints of the account. The last line is their number and total size.
     """
     scope = scope_of(run, lineage, everything=everything, needed=False)
+    if kind == "sampler":
+        from tinker_recovery.cli.checkpoints.samplers import list_samplers
+
+        list_samplers(scope, as_json=as_json)
+        return
     listed, notes = asyncio.run(_list(scope))
     if as_json:
         echo(json.dumps([_row(each, notes) for each in listed]))
