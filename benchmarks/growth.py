@@ -46,6 +46,7 @@ from _report import Bar, arguments, bars, table
 from fleet import trust_little
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, SupervisedClient, Supervisor
+from tinker_recovery.service.http import MOST_IDLE
 from tinker_recovery.testing import FaultRule, LocalTinkerProcess
 
 SIZES = {
@@ -55,6 +56,8 @@ SIZES = {
     "pairs": (10, 5),
 }
 """Of each life, and with --quick."""
+IDLE_S = 70.0
+"""Longer than the server keeps idle connections."""
 SAVE_EVERY, NEVER = 100, 10**9
 BLOCK = 5
 """Steps of a block; a pair of blocks is one of each client, at the start and the end of a life."""
@@ -254,6 +257,10 @@ async def runs(place: Place, count: int) -> tuple[Life, Life]:
             await up.wait()
             during = await place.size()
             over.set()
+        if count > MOST_IDLE:
+            # The service closes idle connections, and the next request drops them.
+            await anyio.sleep(IDLE_S)
+            await supervisor.run(brief, base_model="b", rank=8, seed=1)
         after = await place.size()
     return Life("run, under way", count, during - before), Life("run, over", count, after - before)
 

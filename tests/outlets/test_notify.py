@@ -132,7 +132,7 @@ async def test_a_hook_that_refuses_is_warned_of_once_and_nothing_else_happens(
     local: LocalTinker, hook: Hook, caplog: pytest.LogCaptureFixture
 ) -> None:
     hook.status = 500
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, names.SCOPE)  # a command tested before may have raised it
     notify = Notify(_url(hook), every_s=0.0)
     async with Supervisor(quick(), notify=notify) as supervisor:
         for name in ("first", "second", "third"):
@@ -151,7 +151,7 @@ async def test_no_url_is_in_any_log_span_event_error_journal_or_repr(
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, names.SCOPE)  # a command tested before may have raised it
     hook.status = 500
     seen: list[RecoveryEvent] = []
     clock = InstantClock(poll_interval_s=30.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import weakref
 from typing import Any
 
 import anyio.to_thread
@@ -112,8 +113,13 @@ async def test_a_session_uses_the_transports_of_one_that_is_over_and_none_that_i
     for _ in range(3):
         await anyio.to_thread.run_sync(train, 1)
     assert len(made) == first, "one after the other they need no more"
-    await anyio.to_thread.run_sync(train, 2)
-    assert first < len(made) <= 2 * first, "side by side each has its own"
+    await anyio.to_thread.run_sync(train, 3)
+    assert first < len(made) <= 3 * first, "side by side each has its own"
+    gone = [weakref.ref(each) for each in made]
+    made.clear()
+    gc.collect()
+    left = sum(ref() is not None for ref in gone)
+    assert left <= sdk_workarounds.LEAST_FREE, "once all have ended, none is kept open for each"
 
 
 def test_clients_that_cannot_be_made_ahead_are_no_error(local: LocalTinker) -> None:

@@ -224,7 +224,8 @@ class Meanwhile:
             able = self.metric in moment.metrics or self.metric in moment.lowest
             lacks = f"no metric {self.metric!r} has been reported: see that attempt.report() has it"
         if able:
-            return self.schedule.decide(moment)
+            # Whether it is able, the next moment says anew.
+            return replace(self.schedule.decide(moment), not_before=0)
         meanwhile = EverySteps(self.n).decide(moment)
         return Decision(meanwhile.due, f"{lacks}; {meanwhile.reason}", stands_in=meanwhile.due)
 

@@ -34,6 +34,10 @@ _OUT_OF_REACH = frozenset({502, 503, 504})
 KEEP_ALIVE_S = 300.0
 """Longer than from one poll to the next, or each would pay for the handshakes of TCP and TLS."""
 
+MOST_IDLE = 32
+"""Connections kept open that nothing uses. Each request looks at all of them, so without a limit a
+burst of requests makes all later ones slow."""
+
 _SENT = "tinker_recovery.sent_s"
 
 
@@ -123,7 +127,7 @@ class ServiceHttp:
             timeout=timeout_s,
             transport=transport,
             verify=tls(),
-            limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_S),
+            limits=httpx.Limits(max_keepalive_connections=MOST_IDLE, keepalive_expiry=KEEP_ALIVE_S),
             event_hooks={"request": [self._note_sent], "response": [self._note_reply]},
         )
 

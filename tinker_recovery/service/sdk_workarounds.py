@@ -28,6 +28,7 @@ import inspect
 import logging
 import os
 import re
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -48,6 +49,9 @@ OFF = "TINKER_RECOVERY_SDK_WORKAROUNDS"
 
 MOST_FREE = 64
 """Transports kept for clients to come, of 110 KB each: twice what recoveries at once need."""
+LEAST_FREE = 4
+"""How many of them at least: those of one session. Beyond that no more than there are clients open,
+so that once many runs have ended their connections are closed."""
 
 _WRITTEN_FOR = re.compile(r"0\.38\.")
 _FETCH = "_fetch_client_config"
@@ -90,25 +94,37 @@ class FreeTransports:
 
     def __init__(self) -> None:
         self._home = HomeProcess()
-        self._transports: deque[tuple[_Providers, httpx.AsyncBaseTransport]] = deque(
-            maxlen=MOST_FREE
-        )
+        self._transports: deque[tuple[_Providers, httpx.AsyncBaseTransport]] = deque()
+        self._open: weakref.WeakSet[ReusedTransport] = weakref.WeakSet()
 
-    def take(self, providers: _Providers) -> httpx.AsyncBaseTransport | None:
-        """One of them, the newest, if it reports to these."""
+    def take(
+        self, client: ReusedTransport, providers: _Providers
+    ) -> httpx.AsyncBaseTransport | None:
+        """One of them for a client that opens: the newest, if it reports to these."""
         if not self._home.is_here:
             keep_to_the_end(self._transports)
-            self._home, self._transports = HomeProcess(), deque(maxlen=MOST_FREE)
+            self._home, self._transports = HomeProcess(), deque()
+            self._open = weakref.WeakSet()
+        self._open.add(client)
         try:
             reports_to, transport = self._transports.pop()
         except IndexError:
             return None
         return transport if reports_to == providers else None
 
-    def give(self, providers: _Providers, transport: httpx.AsyncBaseTransport) -> None:
-        """A client is closed."""
-        if self._home.is_here:
-            self._transports.append((providers, transport))
+    def give(
+        self,
+        client: ReusedTransport,
+        providers: _Providers,
+        transport: httpx.AsyncBaseTransport,
+    ) -> None:
+        """A client is closed, and its transport free."""
+        if not self._home.is_here:
+            return
+        self._open.discard(client)
+        self._transports.append((providers, transport))
+        while len(self._transports) > min(MOST_FREE, max(LEAST_FREE, len(self._open))):
+            self._transports.popleft()
 
 
 FREE = FreeTransports()
@@ -122,7 +138,8 @@ class ReusedTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, make: Callable[[], httpx.AsyncBaseTransport]) -> None:
         self._providers = _providers()
-        self._transport: httpx.AsyncBaseTransport | None = FREE.take(self._providers) or make()
+        taken = FREE.take(self, self._providers)
+        self._transport: httpx.AsyncBaseTransport | None = taken or make()
         # Its method itself: one of ours around it is a further coroutine for each request.
         vars(self)[_SEND] = self._transport.handle_async_request
 
@@ -131,7 +148,7 @@ class ReusedTransport(httpx.AsyncBaseTransport):
         transport, self._transport = self._transport, None
         if transport is not None:
             vars(self)[_SEND] = _refuse
-            FREE.give(self._providers, transport)
+            FREE.give(self, self._providers, transport)
 
 
 async def _refuse(_: httpx.Request) -> httpx.Response:
