@@ -152,9 +152,12 @@ def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_what_the_demo_has_kept_is_exported_though_its_server_is_gone(tmp_path: Path) -> None:
     demo = _run(tmp_path, "demo", "--keep", "kept", "--steps", "12", "--pace", "0")
     assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert "tinker-recovery export poisoned --journal kept --to adapter" in demo.stdout
-    done = _run(tmp_path, "export", "poisoned", "--journal", "kept", "--to", "adapter", "--json")
+    assert "tinker-recovery export poisoned --to adapter" in demo.stdout
+    done = _run(tmp_path, "export", "poisoned", "--to", "adapter", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"kept in {tmp_path / 'kept'}" in done.stderr
     said = json.loads(done.stdout)
     assert (said["run"], said["step"]) == ("poisoned", 12)
+    again = _run(tmp_path, "export", "poisoned", "--journal", "kept", "--to", "adapter")
+    assert again.returncode == 0, again.stdout + again.stderr
     assert any(name.endswith("down_proj.lora_B.weight") for name in loaded(tmp_path / "adapter"))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from tinker_recovery.cli.common import demo_server, echo
+from tinker_recovery.cli.kept_demos import note_demo
 from tinker_recovery.cli.plot import Mark, axis, curve, replays
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ def command(  # noqa: PLR0913 - one argument for each option
     console = Console(stderr=as_json, soft_wrap=False)
     with _traced(console, otlp, otlp_protocol), tempfile.TemporaryDirectory() as temporary:
         state = folder or Path(temporary)
+        if folder is not None:
+            note_demo(folder)
         demo = _Demo(console, steps, sorted(chosen), save_every, pace, folder is not None)
         try:
             outcome = asyncio.run(demo.play(state))
@@ -212,7 +215,7 @@ def _show(console: Console, state: Path, kept: Path | None, page: Path | None) -
         console.print(
             f"\nSee more: tinker-recovery watch --journal {kept}\n"
             f"          tinker-recovery report {_POISONED} --journal {kept} -o report.html\n"
-            f"          tinker-recovery export {_POISONED} --journal {kept} --to adapter",
+            f"          tinker-recovery export {_POISONED} --to adapter",
             soft_wrap=True,
         )
 

@@ -27,6 +27,7 @@ from tinker_recovery.cli.common import (
     refuse,
     refuse_service,
 )
+from tinker_recovery.cli.kept_demos import demo_with
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoint_policy import Format
@@ -147,6 +148,9 @@ def command(  # noqa: PLR0913 - one argument for each option
         path = journal_file(journal)
         if journal is not None and not path.exists():
             raise JournalError(f"there is no journal at {path}")  # noqa: TRY301 - like any other
+        if journal is None and not _knows(path, target) and (kept := demo_with(target)):
+            echo(f"{target} is the run that `demo --keep` has kept in {kept}", err=True)
+            path = journal_file(kept)
         with folder_or_temporary(folder) as place:
             facts, manifest, published = asyncio.run(
                 _export(_Order(target, place, push, form, strategy, base, merged, path))
@@ -161,6 +165,12 @@ def command(  # noqa: PLR0913 - one argument for each option
         failed(error, NOT_EXPORTED)
     else:
         _show(facts, manifest, folder, published, as_json=as_json)
+
+
+def _knows(journal: Path, run: str) -> bool:
+    from tinker_recovery.journal.reading import read_run
+
+    return journal.exists() and read_run(journal, run) is not None
 
 
 def _check_where(folder: Path | None, push: str | None) -> None:
