@@ -311,6 +311,9 @@ def note_tokens(
         )
 
 
+JOB: Final = "job"
+"""Where the job and the try that started a run stand, beside the part of its policy."""
+
 NEXT_SAVE: Final = "next_save"
 """Where a run's plan stands, beside the part of its policy that it comes of."""
 

@@ -81,6 +81,22 @@ def thin(points: Sequence[Point], columns: int) -> list[Point]:
     return kept
 
 
+def clip_at(values: Sequence[float]) -> float | None:
+    """Where to cut a scale off so that a few spikes do not flatten all the rest; None if nowhere.
+
+    Somewhat above all but the highest fiftieth, if the highest is more than three times as far up.
+    """
+    ordered = sorted(values)
+    low, usual, high = ordered[0], ordered[(len(ordered) - 1) * 49 // 50], ordered[-1]
+    # Halved, so that the difference of two huge values is finite.
+    if usual <= low or high / 2 - low / 2 <= _FAR * (usual / 2 - low / 2):
+        return None
+    return usual + (usual - low) * _ABOVE
+
+
+_FAR, _ABOVE = 3, 0.15
+
+
 def spread(count: int, most: int) -> list[int]:
     """At most ``most`` of the indexes 0 to ``count - 1``, evenly, with the first and the last."""
     if count <= most:
