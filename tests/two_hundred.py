@@ -20,6 +20,7 @@ from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.journal import JOURNAL_FILE
 from tinker_recovery.journal.run_sql import (
     RunRequest,
+    discard_progress,
     end_run,
     insert_attempt,
     insert_run,
@@ -58,6 +59,7 @@ class _Run:
     def attempt(self, start_step: int, now: float, parent: str | None = None) -> str:
         """An attempt begins; returns its Tinker run id."""
         self._attempts += 1
+        discard_progress(self.connection, self.id, start_step)
         run_id = f"{self.id:08x}-5c1e-5d1e-9a51-{self._attempts:012x}:train:0"
         begun = (self._attempts, f"a{self._attempts}", run_id, start_step, parent)
         insert_attempt(self.connection, self.id, begun, now)

@@ -22,7 +22,7 @@ from tinker_recovery.errors import JournalError
 from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.run_sql import JOB, NEXT_SAVE, StoredRun, select_run
-from tinker_recovery.journal.schema import ALL_TOKENS, WITH_RUNS, WITH_TOKENS
+from tinker_recovery.journal.schema import ALL_TOKENS, WITH_DISCARDED, WITH_RUNS, WITH_TOKENS
 
 State = Literal["training", "recovering", "stopped", "finished", "failed", "abandoned"]
 """``stopped``: interrupted or cancelled; the same command resumes it. A run whose process was
@@ -193,6 +193,7 @@ class RunView:
         checkpoints: By step.
         progress: By step; thinned out to about two thousand.
         tokens: What was counted of each attempt, by its id.
+        discarded: Losses of steps that were done again, in the order of their time.
         newest_attempt: The step at which its newest attempt began, and when; None before the first.
     """
 
@@ -216,6 +217,7 @@ class RunView:
     checkpoints: tuple[CheckpointView, ...] = ()
     progress: tuple[ProgressPoint, ...] = ()
     tokens: Mapping[str, TokensView] = field(default_factory=dict)
+    discarded: tuple[ProgressPoint, ...] = ()
     newest_attempt: tuple[int, float] | None = None
 
     @property
@@ -417,8 +419,8 @@ def run_from(row: tuple[Any, ...], database: sqlite3.Connection | None = None) -
         None if host is None else Holder(host, machine, pid, born, since, expires),
     )
     newest = None if newest_started is None else (newest_step, newest_started)
-    history = {} if database is None else _history(database, run)
-    return RunView(*view, **history, newest_attempt=newest)
+    known = {} if database is None else _history(database, run)
+    return RunView(*view, **known | {"newest_attempt": newest})
 
 
 def checkpoint_from(row: tuple[Any, ...]) -> CheckpointView:
@@ -452,13 +454,28 @@ def _history(database: sqlite3.Connection, run: int) -> dict[str, Any]:
             ProgressPoint(step, time, loss, json.loads(metrics))
             for step, time, loss, metrics in progress
         ),
+        "discarded": _discarded(database, run),
         "tokens": _tokens(database, run),
     }
 
 
+def _version(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _discarded(database: sqlite3.Connection, run: int) -> tuple[ProgressPoint, ...]:
+    if _version(database) < WITH_DISCARDED:
+        return ()
+    return tuple(
+        ProgressPoint(step, at, loss, {})
+        for step, at, loss in database.execute(
+            "SELECT step, time, loss FROM discarded WHERE run = ? ORDER BY time, step", (run,)
+        )
+    )
+
+
 def _tokens(database: sqlite3.Connection, run: int) -> dict[str, TokensView]:
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version < WITH_TOKENS:
+    if _version(database) < WITH_TOKENS:
         return {}
     counted: dict[str, dict[int, Tokens]] = {}
     for attempt, step, counts in database.execute(

@@ -37,6 +37,25 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
     return _multiples(step, low, high) or [low]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times each power of ten from low to high, both above 0; fewer if that is many."""
+    if not (0 < low <= high < math.inf):
+        return []
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1,)):
+        found = [
+            value
+            for power in powers
+            for factor in factors
+            if low <= (value := factor * 10.0**power) <= high
+        ]
+        if len(found) <= _MOST_LEVELS:
+            return found or [low]
+    return found[:: -(-len(found) // _MOST_LEVELS)]
+
+
+_MOST_LEVELS = 8
+
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200)
 _DAY = 86400
 
