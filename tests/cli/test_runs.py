@@ -127,3 +127,20 @@ async def test_an_unknown_run_is_status_1(local: LocalTinker) -> None:
         done = _cli(command, "unknown")
         assert done.exit_code == 1
         assert "there is no run 'unknown'" in done.stderr
+
+
+async def test_a_run_shows_the_job_and_the_try_that_trains_it(local: LocalTinker) -> None:
+    del local
+    for number in (1, 2):
+        with pytest.raises(ZeroDivisionError):
+            async with Supervisor(policy()) as supervisor:
+                async for attempt in supervisor.attempts(
+                    base_model=MODEL, name="sft-42", job=f"sft-42 try {number}"
+                ):
+                    async with attempt:
+                        (run,) = json.loads(_cli("runs", "--json").stdout)
+                        (row,) = json.loads(_cli("watch", "--once", "--json").stdout)
+                        assert run["job"] == row["job"] == f"sft-42 try {number}"
+                        assert f"  try {number}  " in _cli("runs").stdout
+                        assert f"job sft-42 try {number}" in _cli("show", "sft-42").stdout
+                        raise ZeroDivisionError

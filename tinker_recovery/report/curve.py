@@ -6,6 +6,7 @@ values that are far above all others, with them, and logarithmic.
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -135,17 +136,15 @@ def _choice(scales: Sequence[_LossScale]) -> Markup:
 
 
 def _stretches(run: RunView) -> Iterator[list[Point]]:
-    """What recoveries discarded, each piece in the order of its steps."""
-    piece: list[Point] = []
+    """What recoveries discarded: a piece of each attempt, in the order of its steps."""
+    begun = sorted(each.started for each in run.attempts)
+    pieces: dict[int, dict[int, float]] = {}
     for each in run.discarded:
-        if each.loss is None:
-            continue
-        if piece and each.step <= piece[-1][0]:
-            yield piece
-            piece = []
-        piece.append((float(each.step), each.loss))
-    if piece:
-        yield piece
+        if each.loss is not None:
+            of = bisect.bisect_right(begun, each.time)
+            pieces.setdefault(of, {})[each.step] = each.loss
+    for _, piece in sorted(pieces.items()):
+        yield [(float(step), loss) for step, loss in sorted(piece.items())]
 
 
 def _on(

@@ -52,7 +52,7 @@ figcaption { color: var(--soft); font-size: .85rem; }
 .line { fill: none; stroke: var(--kept); stroke-width: 1.8; vector-effect: non-scaling-stroke;
   stroke-linejoin: round; }
 .dot { fill: var(--kept); } .spot { fill: var(--recovery); opacity: .5; }
-.before { fill: none; stroke: var(--recovery); stroke-width: 1.4; opacity: .55;
+.before { fill: none; stroke: var(--recovery); stroke-width: 4.5; opacity: .38;
   vector-effect: non-scaling-stroke; }
 .scaled { display: none; } .scaled.first { display: inline; }
 @supports selector(:has(*)) {
@@ -82,7 +82,7 @@ rect.recovery { fill: var(--recovery); stroke: var(--recovery); stroke-width: 1.
 .swatch { display: inline-block; width: 14px; height: 10px; margin-right: 6px; border-radius: 2px; }
 .swatch.line, .swatch.kept { background: var(--kept); }
 .swatch.line { height: 3px; vertical-align: middle; }
-.swatch.before { height: 2px; background: var(--recovery); opacity: .55; vertical-align: middle; }
+.swatch.before { height: 5px; background: var(--recovery); opacity: .38; vertical-align: middle; }
 .swatch.replay { background: var(--again); opacity: .45; }
 .swatch.again { background: var(--again); }
 .swatch.recovery { background: var(--recovery); }
