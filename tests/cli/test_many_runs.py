@@ -281,6 +281,9 @@ def test_one_long_name_does_not_push_the_columns_of_the_others_away() -> None:
     console = Console(file=io.StringIO(), width=20)
     columns = (Column("run"), Column("step"))
     show_records(console, columns, [("a", "1"), ("b" * 900, "2"), (Cell("x", plain="y"), "3")])
+    paths = Console(file=io.StringIO(), width=20)
+    show_records(paths, (Column("path"), Column("notes")), [(PATH, "-")] * 3)
+    assert _printed(paths)[0].index("notes") == len(PATH) + 2
     head, first, second, third = _printed(console)
     assert len(first) < 60
     assert head.index("step") == first.index("1") == third.index("3")

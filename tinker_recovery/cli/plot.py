@@ -12,10 +12,14 @@ _BLANK = 0x2800
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A recovery on the step axis: from step ``at`` back to step ``back_to``."""
+    """A recovery on the step axis: from step ``at`` back to step ``back_to``.
+
+    ``struck`` is the step that its label has, if the axis ends before that.
+    """
 
     at: int
     back_to: int
+    struck: int | None = None
 
 
 def curve(values: Sequence[float], *, width: int, height: int) -> list[str]:
@@ -69,7 +73,8 @@ def replays(marks: Sequence[Mark], steps: int, *, width: int, first: int = 0) ->
     for mark in marks:
         start, end = (round(step * (width - 1) / max(1, steps)) for step in (mark.back_to, mark.at))
         arrow = "✗" if start == end else "◄" + "─" * (end - start - 1) + "✗"
-        label = f"step {first + mark.at} → {first + mark.back_to}"
+        struck = mark.at if mark.struck is None else mark.struck
+        label = f"step {first + struck} → {first + mark.back_to}"
         if end + 2 + len(label) <= width:
             line = f"{' ' * start}{arrow} {label}"
         elif len(label) < start:

@@ -93,7 +93,8 @@ def cells_of(record: Record, *, plainly: bool = False) -> list[Cell]:
 
 def _plain_lines(columns: Sequence[Column], rows: list[list[Cell]]) -> Iterator[str]:
     lines = [[each.name for each in columns], *([each.text or "-" for each in row] for row in rows)]
-    widths = [min(_MOST_PADDED, max(map(len, column))) for column in zip(*lines, strict=True)]
+    lengths = [sorted(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [min(each[-1], max(_MOST_PADDED, each[len(each) // 2])) for each in lengths]
     for line in lines:
         padded = [
             each.rjust(width) if column.right else each.ljust(width)

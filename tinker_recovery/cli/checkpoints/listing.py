@@ -19,7 +19,7 @@ from tinker_recovery.cli.checkpoints.scope import (
 )
 from tinker_recovery.cli.common import echo, plain_console
 from tinker_recovery.cli.records import Cell, Column, Record, show_records
-from tinker_recovery.report.words import iso
+from tinker_recovery.report.words import iso, moment
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Listed
@@ -100,7 +100,7 @@ _COLUMNS = (
     Column("size", 3, right=True),
     Column("run", 6, sparse=True),
     Column("lineage", 5),
-    Column("path", 1),
+    Column("path", 9),
     Column("notes", 7, sparse=True),
 )
 
@@ -120,7 +120,7 @@ def _record(each: Listed, notes: Notes) -> Record:
         return ("-", "-", "-", size_cell, "-", "-", each.path, Cell(each.problem or "", "red"))
     bad = "red" if each.path in notes.bad else ""
     return (
-        Cell(f"{record.time.astimezone():%Y-%m-%d %H:%M}", plain=iso(record.time.timestamp())),
+        Cell(moment(record.time.timestamp()), plain=iso(record.time.timestamp())),
         str(record.step),
         ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items()) or "-",
         size_cell,

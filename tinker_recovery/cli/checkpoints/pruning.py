@@ -202,7 +202,7 @@ _COLUMNS = (
     Column("plan", 0),
     Column("step", 0, right=True),
     Column("size", 2, right=True),
-    Column("path", 1),
+    Column("path", 9),
     Column("reason", 3),
 )
 

@@ -93,12 +93,13 @@ def _head(row: RunRow, now: float, width: int) -> list[Text]:
         ),
         *([] if row.job is None else [Text(f"job {plain(row.job)}")]),
     ]
-    lines = [items[0]]
-    for item in items[1:]:
-        if lines[-1].cell_len + 3 + item.cell_len > width:
-            lines.append(item)
-        else:
+    lines: list[Text] = []
+    for item in items:
+        if lines and lines[-1].cell_len + 3 + item.cell_len <= width:
             lines[-1].append("   ").append_text(item)
+        else:
+            # Of a new one: what is appended to a text has the style of its beginning.
+            lines.append(Text().append_text(item))
     lines += [Text(plain(row.next_save))] if row.next_save else []
     return [*lines, *([Text(plain(row.detail), "red")] if row.detail else [])]
 
@@ -125,9 +126,9 @@ def _curve(run: RunView, width: int) -> list[Text]:
     first, last = steps[0], steps[-1]
     lines.append(Text(f"{'step':>9}  {axis(last - first, width=width, first=first)}", "dim"))
     marks = [
-        Mark(each.step - first, each.to_step - first)
+        Mark(min(each.step, last + 1) - first, each.to_step - first, each.step - first)
         for each in run.incidents
-        if each.to_step is not None and each.step <= last + 1 and each.to_step >= first
+        if each.to_step is not None and first <= each.to_step <= last
     ]
     arrows = replays(marks[-3:], max(1, last - first), width=width, first=first)
     return [*lines, *(Text(f"{'':>11}{arrow}", "yellow") for arrow in arrows)]
