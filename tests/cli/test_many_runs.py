@@ -381,6 +381,18 @@ def test_a_shell_completes_commands_options_and_names_of_runs(
     assert _completed("show", "") == []
 
 
+def test_no_name_is_completed_that_a_shell_would_act_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = leave_two_hundred(tmp_path, 6)
+    hostile = ["$(touch x)", "`x`", "a b", "a;b", "a\\x1b[2J", "plain-name_1.5:train/x"]
+    with closing(sqlite3.connect(file)) as database, database:
+        for run, name in enumerate(hostile, 1):
+            database.execute("UPDATE runs SET name = ? WHERE id = ?", (name, run))
+    monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", str(tmp_path))
+    assert _completed("show", "") == [hostile[-1]]
+
+
 def test_help_documents_completion_and_the_other_words() -> None:
     shown = _cli("--help", columns=100).stdout
     assert "_TINKER_RECOVERY_COMPLETE=bash_source" in shown

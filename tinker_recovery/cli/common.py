@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -190,9 +191,12 @@ def complete_run(context: click.Context, _: click.Parameter, incomplete: str) ->
         journal = context.params.get("journal")
         runs = read_runs(journal_file(None if journal is None else Path(journal)))
         names = dict.fromkeys(each.name for each in runs)
-        # A shell acts on what it is handed: of a name that is not plain text, nothing is offered.
-        return [each for each in names if each.startswith(incomplete) and each.isprintable()]
+        # A shell inserts what it is handed as it is, and would act on a quote or a dollar sign.
+        return [each for each in names if each.startswith(incomplete) and _PLAIN(each)]
     return []
+
+
+_PLAIN = re.compile(r"[\w.:@%+=/-]+").fullmatch
 
 
 def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:

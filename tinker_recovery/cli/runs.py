@@ -93,8 +93,8 @@ def command(
     now = time.time()
     console = plain_console()
     show_records(console, _COLUMNS, [_record(each, now) for each in runs])
-    if console.is_terminal and len(runs) < len(found):
-        echo(f"{len(runs)} of {len(found)} runs")
+    if console.is_terminal and (len(runs) < len(found) or not found):
+        echo(f"{len(runs)} of {len(found)} runs" if found else "no runs yet")
 
 
 _COLUMNS = (
