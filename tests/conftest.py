@@ -20,7 +20,6 @@ import certifi
 import preloaded
 import pytest
 import pytest_asyncio
-import stamina
 import tinker
 from hypothesis import settings
 from inspection import may_export_inside_its_lock, set_claim_s, set_tracer_provider
@@ -33,6 +32,7 @@ from tinker.lib.internal_client_holder import _internal_client_holder_thread_sin
 from virtual import World
 from wire import Wire, wired
 
+from tinker_recovery.service import retrying
 from tinker_recovery.testing import LocalTinker
 
 # How long an example takes says more of the machine and who shares it than of the code.
@@ -231,10 +231,9 @@ async def service(server: LocalTinker) -> AsyncIterator[tinker.ServiceClient]:
 
 
 @pytest.fixture
-def no_waiting_between_tries() -> Iterator[None]:
-    """Requests of ours are tried three times, and nothing waits in between."""
-    with stamina.set_testing(True, attempts=3):
-        yield
+def no_waiting_between_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests of ours are tried as often as ever, and nothing waits in between."""
+    monkeypatch.setattr(retrying, "waits", False)
 
 
 @pytest.fixture(scope="session")

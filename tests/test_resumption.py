@@ -16,6 +16,7 @@ from made import record
 from tinker.types import RequestErrorCategory
 
 from tinker_recovery.checkpoints import CheckpointRecord
+from tinker_recovery.forks import HomeProcess
 from tinker_recovery.journal import StoredAttempt
 from tinker_recovery.recovery.resume import trusted_limit
 from tinker_recovery.service import SaveRequest, SupervisedClient
@@ -96,7 +97,7 @@ class _Sdk:
     def _submit(self, *_: object, **__: object) -> SupervisedFuture[Any]:
         future: Future[Any] = Future()
         self.submitted.append(future)
-        return SupervisedFuture(future, lambda: False, lambda _: None)
+        return SupervisedFuture(future, lambda: False, lambda _: None, HomeProcess())
 
     forward_backward = optim_step = save_state = _submit
 

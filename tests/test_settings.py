@@ -30,6 +30,7 @@ def test_without_any_settings_the_policy_is_the_default_one() -> None:
         "TINKER_API_KEY",
         "TINKER_RECOVERY_STATE_DIR",
         "TINKER_RECOVERY_FINISHED_FILE",
+        "TINKER_RECOVERY_RUN",
     )
     resolved = resolve({}, dict.fromkeys((*others, "TINKER_RECOVERY_CONFIG"), "x"))
     assert resolved.policy == RecoveryPolicy()

@@ -425,8 +425,8 @@ class Fault:
         failed_step: The loop's step whose request failed; None if unknown.
         detected_at: Monotonic seconds.
         detected_ns: Nanoseconds since the epoch, for spans.
-        silent_s: Seconds since the attempt's last progress, for which the fault may have gone
-            undetected.
+        silent_s: Seconds since the last progress, for which it may have gone undetected.
+        orderly: Whether it is none: the run goes on after a stop, and no step is done again.
     """
 
     run: str
@@ -440,6 +440,7 @@ class Fault:
     detected_at: float = field(default_factory=time.monotonic)
     detected_ns: int = field(default_factory=time.time_ns)
     silent_s: float = 0.0
+    orderly: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -465,8 +466,7 @@ def judge(
 ) -> VerdictRule | None:
     """The rule for an exception; None if it is not a fault, but the user's own.
 
-    An exception group is a fault only if every exception in it is. KeyboardInterrupt and SystemExit
-    never are.
+    A group is a fault only if all in it are. KeyboardInterrupt and SystemExit never are.
 
     Args:
         error: The exception.

@@ -121,7 +121,8 @@ class RecoveryPolicy(Frozen):
             ``recovery.optimizer_not_restored``. Costs four sessions and a few hundred tokens;
             training does not wait for it.
         on_recovery: Called as ``on_recovery(old_client, new_client, checkpoint)`` before the loop
-            runs again; ``checkpoint`` is None when the run starts over.
+            runs again; ``checkpoint`` is None when the run starts over. Not called where a run only
+            goes on after an orderly stop.
         on_failure: Called as ``on_failure(run_id, error)`` when a run is given up.
         checkpoints: When to save, and what to keep.
         create_timeout_s: How long a recovery waits for a new client (and again for the canary's
@@ -153,6 +154,8 @@ class RecoveryPolicy(Frozen):
             :class:`~tinker_recovery.costs.Prices` in USD for a million tokens, ``"*"`` for every
             other model; or the path of a TOML file with them, as ``tinker-recovery prices`` writes
             it. Without it tokens are counted all the same.
+        quiet: Whether to leave out the lines about the start and the end of a run that are printed
+            to stderr where the program has configured no logging; configured, they are INFO.
     """
 
     enabled: Switch = True
@@ -192,6 +195,7 @@ class RecoveryPolicy(Frozen):
     close_timeout_s: Seconds = 10.0
     recall_bytes: Annotated[Whole, Field(ge=0)] = 512 * 2**20
     prices: PriceTable | None = None
+    quiet: Switch = False
 
     @field_validator("checkpoint_strategy")
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -24,6 +23,7 @@ from typing_extensions import Unpack
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.cookbook.runner import run_cookbook
 from tinker_recovery.detection.monitor import Monitor, silence_check_s
+from tinker_recovery.detection.outage import Outage
 from tinker_recovery.errors import UsageError
 from tinker_recovery.forks import HomeProcess, LeftAtHome
 from tinker_recovery.journal import (
@@ -34,6 +34,7 @@ from tinker_recovery.journal import (
     StateFolder,
     journal_path,
     lease,
+    option_for,
 )
 from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.policy_settings import policy_from_settings
@@ -60,11 +61,13 @@ from tinker_recovery.run.options import StartOptions, plan_start
 from tinker_recovery.run.register import RunRegister
 from tinker_recovery.run.rounds import Rounds
 from tinker_recovery.run.signals import StopSignals
+from tinker_recovery.run.unnamed import named
 from tinker_recovery.run.view import Run
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
 from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
+from tinker_recovery.telemetry.greeting import Greeting
 from tinker_recovery.watched.watch import Watch, Watches
 
 logger = logging.getLogger(names.SCOPE)
@@ -102,6 +105,7 @@ class Supervisor:
             ``"service"``, which any number of machines see; the lease in the ``"journal"``, which
             only processes that share the file see; or ``"both"``. Where the service cannot hold
             claims, it is the journal's. A claim costs a session and a heartbeat every ten seconds.
+        quiet: As ``policy.quiet``: print no line when a run starts and ends.
         clock: Time and chance, for tests.
 
     Raises:
@@ -117,6 +121,7 @@ class Supervisor:
         on_event: Callable[[RecoveryEvent], object] | None = None,
         journal: Path | str | StateFolder | None = STATE_FOLDER,
         lease: Lease = "both",
+        quiet: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         check_lease(lease)
@@ -127,9 +132,12 @@ class Supervisor:
         )
         self._on_event = on_event
         self._events = EventSink(self._listen)
-        self._journal_path = journal_path(journal)
-        saves = self.policy.checkpoints.save_on_stop_s is not None
-        self._signals = StopSignals(saves=saves)
+        path = self._journal_path = journal_path(journal)
+        self._greeting = Greeting(
+            "" if path is None else str(path), option_for(path), quiet=quiet or self.policy.quiet
+        )
+        self._signals = StopSignals(saves=self.policy.checkpoints.save_on_stop_s is not None)
+        self._resumes = self.policy.enabled and path is not None
         self._clock = clock
         self._entered: _Entered | None = None
         self._entry: LeftAtHome[Supervisor] | None = None
@@ -137,12 +145,9 @@ class Supervisor:
 
     @property
     def runs(self) -> Sequence[Run]:
-        """Every run since entry, oldest first."""
-        return (
-            []
-            if self._entered is None
-            else [Run(run) for run in self._entered.runs.by_name.values()]
-        )
+        """Every run under way, and the newest thousand that have ended; oldest first."""
+        inside = self._entered
+        return [] if inside is None else [Run(run) for run in inside.runs.by_name.values()]
 
     @property
     def _inside(self) -> _Entered:
@@ -181,6 +186,7 @@ class Supervisor:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._backend.aclose()
+            self._greeting.over()
             self._signals.note_left()
 
     async def _close(self) -> None:
@@ -216,6 +222,7 @@ class Supervisor:
                 clock=self._clock,
                 spawn=background.spawn,
                 spares=Spares(self._backend, self.policy, background.spawn),
+                greeting=self._greeting,
             )
             await recall_metadata(collaborators)
             claiming = Claiming(
@@ -258,7 +265,7 @@ class Supervisor:
             CheckpointError: From the iteration, when there is nothing to recover from.
         """
         plan = plan_start(start, restore_optimizer=self.policy.restore_optimizer)
-        name = plan.name or f"run-{secrets.token_hex(3)}"
+        plan, name = named(plan, resumes=self._resumes)
         if self._entered is not None:
             self._inside.runs.check_name(name)
         return Rounds(lambda: self._inside.runs.open(plan, name))
@@ -272,7 +279,7 @@ class Supervisor:
         Raises:
             UsageError: As :meth:`attempts`; or they cannot go back to one step together.
         """
-        plans, inside = plan_group(runs, self.policy), self._inside
+        plans, inside = plan_group(runs, self.policy, resumes=self._resumes), self._inside
         for name in plans:
             inside.runs.check_name(name)
         return GroupRounds(plans, inside.runs.open)
@@ -427,6 +434,8 @@ class _Entered:
         self.collaborators = collaborators
         self.recorder = recorder
         self.queue = FaultQueue()
+        policy, events = collaborators.policy, collaborators.events
+        self.outage = Outage(events, collaborators.clock.monotonic, policy.max_wait_s)
         self.mailbox = Mailbox()
         self.watches = Watches(collaborators, self.queue)
         self.retention = RetentionLoop(collaborators)
@@ -446,9 +455,11 @@ class _Entered:
             events=self.collaborators.events,
             clock=clock,
             urgent=lambda: [run for run in runs.monitored.values() if run.is_urgent],
+            outage=self.outage,
         )
         executor = Executor(
             self.collaborators,
+            outage=self.outage,
             queue=self.queue,
             find=lambda name: runs.by_name.get(name) or watches.find(name),
             watched=lambda: len(watches) + runs.under_way,

@@ -32,6 +32,7 @@ from tinker_recovery.checkpoints.schedule import (
     Meanwhile,
     Moment,
     OnImprovement,
+    UsersOwn,
 )
 
 TIMED = Evidence().stepped(10.0).saved(20.0)
@@ -569,3 +570,58 @@ def test_a_schedule_or_rule_that_cannot_work_is_refused_with_the_field_and_its_v
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(said)):
         kind(**given)
+
+
+_LEAVES: st.SearchStrategy[Schedule] = st.one_of(
+    st.builds(EverySteps, st.integers(1, 9)),
+    st.builds(EverySeconds, st.floats(0.5, 9.0)),
+    st.builds(EveryEpochs, st.integers(1, 3)),
+    st.builds(AtSteps, st.lists(st.integers(1, 30), max_size=4)),
+    st.just(OnImprovement("loss")),
+    st.just(AtEnd()),
+    st.just(AutoInterval()),
+)
+_SCHEDULES: st.SearchStrategy[Schedule] = st.recursive(
+    _LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(lambda some: AnyOf(*some)),
+        st.builds(Meanwhile, inner, st.integers(1, 5), st.sampled_from([None, "loss"])),
+        st.builds(UsersOwn, inner, st.integers(1, 5)),
+    ),
+    max_leaves=5,
+)
+
+
+@given(
+    schedule=_SCHEDULES,
+    last_step=st.integers(0, 20),
+    steps=st.lists(st.integers(1, 4), min_size=1, max_size=20),
+    data=st.data(),
+)
+def test_no_schedule_is_due_before_the_step_that_it_has_named_whatever_happens_until_then(
+    schedule: Schedule, last_step: int, steps: list[int], data: st.DataObject
+) -> None:
+    step, now_s, epoch, not_before = last_step, 0.0, 0, 0.0
+    for more in steps:
+        step += more
+        now_s += data.draw(st.floats(0, 5))
+        epoch += data.draw(st.integers(0, 1))
+        metrics = data.draw(st.dictionaries(st.just("loss"), st.floats(-3, 3)))
+        moment = Moment(step, now_s, last_step=last_step, epoch=epoch, metrics=metrics)
+        decision = schedule.decide(moment)
+        if step < not_before:
+            assert not decision.due
+        if decision.due:
+            return
+        not_before = max(not_before, decision.not_before)
+
+
+def test_a_schedule_of_the_users_is_asked_at_each_step_though_it_copies_one_of_ours() -> None:
+    class Copying:
+        def decide(self, moment: Moment) -> Decision:
+            if moment.metrics.get("loss", 9.0) < 1.0:
+                return Decision(due=True, reason="low")
+            return EverySteps(10).decide(moment)
+
+    policy = CheckpointPolicy(schedule=Copying(), save_at_end=True)
+    assert schedule_of(policy).decide(Moment(3, 0.0)).not_before == 0

@@ -93,7 +93,7 @@ def test_the_table_of_faults_is_printed_from_the_code_for_people_and_for_machine
     assert all(row.kind.value in shown.stdout for row in TABLE)
 
 
-@pytest.mark.parametrize("arguments", [[], ["demo"], ["faults"], ["serve"], ["run"]])
+@pytest.mark.parametrize("arguments", [[], ["demo"], ["faults"], ["inject"], ["serve"], ["run"]])
 def test_help_says_what_a_command_does_and_its_exit_status(arguments: list[str]) -> None:
     done = CliRunner().invoke(main, [*arguments, "--help"])
     assert done.exit_code == 0

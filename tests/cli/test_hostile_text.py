@@ -192,6 +192,13 @@ CASES: dict[str, list[list[str]]] = {
     "jobs list": [[], ["--database", HOSTILE], ["--state", HOSTILE]],
     "jobs retry": [[HOSTILE], [HOSTILE, "--json"]],
     "jobs show": [[HOSTILE], [HOSTILE, "--json"]],
+    "inject": [
+        [f"http://{HOSTILE}", "poison"],
+        ["http://127.0.0.1:1", HOSTILE],
+        ["http://127.0.0.1:1", f"poison,{HOSTILE}={HOSTILE}"],
+        ["http://127.0.0.1:1", "poison", f"s{HOSTILE}:train:0"],
+        ["http://127.0.0.1:1", "poison", HOSTILE, "--journal", "J"],
+    ],
     "jobs work": [[HOSTILE], ["json", "--concurrency", HOSTILE]],
     "prices": [["-o", HOSTILE, "--timeout", "2"], [f"--{HOSTILE}"]],
     "recover": [

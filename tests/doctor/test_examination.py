@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-import stamina
 from inspection import set_doctor_rounds, training_sessions
 from loops import MODEL, SEED, cancelled_in, policy, train, until
 from pydantic import SecretStr
@@ -135,7 +134,7 @@ async def test_an_examination_that_cannot_finish_is_an_error_and_nothing_is_left
                 ExamPlan(base_model=MODEL), backend=TinkerBackend(local.service), reader=reader
             )
     local.begin_outage()
-    with stamina.set_testing(True, attempts=2), pytest.raises(StatusUnavailable):
+    with pytest.raises(StatusUnavailable):
         await found(local)
     local.end_outage()
 

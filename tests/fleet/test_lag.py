@@ -24,6 +24,7 @@ class Run:
     def __init__(self, number: int, clock: VirtualClock) -> None:
         self.name = str(number)
         self.watched_run_id = self.name
+        self.silent_s: float | None = None
         self._clock = clock
         self.seen = [clock.now]
         """When it was added, then each poll."""

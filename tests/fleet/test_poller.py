@@ -27,6 +27,7 @@ class Polled:
     def __init__(self, run_id: str) -> None:
         self.name = run_id
         self.watched_run_id: str | None = run_id
+        self.silent_s: float | None = None
         self.statuses: list[bool] = []
         self.failed: list[str] = []
 

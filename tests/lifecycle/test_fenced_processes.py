@@ -61,7 +61,9 @@ async def test_of_two_machines_that_start_at_once_one_trains_and_the_other_learn
             assert "RunHeld" in errors
             assert f"on {winner}" in errors
             (tmp_path / f"go-{winner}").touch()
-            assert await _ended(both[winner]) == "", "it has trained to the end"
+            said = await _ended(both[winner])
+            assert f"sft-42 finished at step {STEPS}: 0 recoveries; last" in said
+            assert len(said.splitlines()) == 2, "its start and its end, and no warning"
         (run,) = set(local.runs()) - before
         assert local.run_state(run) == expected
 

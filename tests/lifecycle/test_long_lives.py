@@ -8,11 +8,12 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-from inspection import run_id_of, service_of
+from inspection import internals_of, run_id_of, service_of
 from loops import ADAM, MODEL, SEED, batch, quick, until
 
 from tinker_recovery import Attempt, CheckpointPolicy, Run, Supervisor
 from tinker_recovery.errors import StaleAttempt
+from tinker_recovery.run import register
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 POLICY = quick(checkpoints=CheckpointPolicy(save_every=1, save_at_start=False))
@@ -94,6 +95,25 @@ async def test_the_clients_of_earlier_attempts_are_not_kept(
         (run,) = supervisor.runs
         assert len(run.recoveries) == RECOVERIES
         await until(lambda: sight.alive() <= 3 * KEPT, 10.0)
+
+
+@pytest.mark.usefixtures("local")
+async def test_of_thousands_of_runs_that_have_ended_the_newest_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(register, "KEPT", 3)
+    seen: list[weakref.ref[object]] = []
+
+    def alive() -> int:
+        gc.collect()
+        return sum(ref() is not None for ref in seen)
+
+    async with Supervisor(POLICY) as supervisor:
+        for number in range(8):
+            await supervisor.run(_one_step, base_model=MODEL, name=f"run-{number}")
+            seen.append(weakref.ref(internals_of(supervisor.runs[-1])))
+        assert [run.name for run in supervisor.runs] == [f"run-{number}" for number in range(4, 8)]
+        await until(lambda: alive() == 4, 10.0)
 
 
 async def _recovered(local: LocalTinker) -> tuple[Run, list[str]]:

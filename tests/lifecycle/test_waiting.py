@@ -144,6 +144,9 @@ async def test_a_service_that_is_away_for_most_of_an_hour_is_reported_at_growing
     assert [event.name for event in events].count("recovery.failed") > tries - 5
     assert caplog.text.count("recovery attempt ") - caplog.text.count("recovery attempt 1 of") == 1
     said = [event.message for event in events if event.name == "recovery.waiting"]
-    waited_min = [int(message.partition("waited for for ")[2].split()[0]) // 60 for message in said]
-    assert waited_min == [1, 3, 7, 15, 31]
-    assert "after 86400 s (max_wait_s) the run is given up" in said[0]
+    waited_min = [int(message.partition("no step for ")[2].split()[0]) // 60 for message in said]
+    assert waited_min == [1, 3, 5, 11, 21]
+    assert "; the service does not answer; waiting up to 86400 s (max_wait_s); the" in said[0]
+    back = [event.message for event in events if event.name == "service.back"]
+    assert len(back) == 1, back
+    assert "the service is back after 2" in back[0]

@@ -257,6 +257,7 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
         on_event=listen,
         journal="runs.sqlite3",
         lease="service",
+        quiet=True,
         clock=clock,
     ) as supervisor:
         assert_type(supervisor, Supervisor)
@@ -266,7 +267,8 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
                 assert_type(entered, Attempt)
         assert_type(await supervisor.run(train, from_checkpoint="tinker://r/weights/n"), float)
         assert_type(await supervisor.run(blocking, adopt=adopted, name="sft", start_step=3), str)
-        options: StartOptions = {"start": my_start, "on_lease": "refuse", "lineage": "new"}
+        options: StartOptions = {"start": my_start, "name": "sft", "extend": True}
+        options |= {"on_lease": "refuse", "lineage": "new"}
         supervisor.attempts(**options)
         async for attempts in supervisor.group([{"base_model": "b"}, options]):
             assert_type(attempts, GroupAttempt)
@@ -294,6 +296,7 @@ def looked_at(run: Run) -> None:
         fault = assert_type(recovery.fault, Fault)
         assert_type((fault.kind, fault.verdict), tuple[Kind, Verdict])
         assert_type((fault.run, fault.attempt, fault.run_id), tuple[str, int, str])
+        assert_type((fault.orderly, recovery.continued), tuple[bool, bool])
         assert_type(fault.error, BaseException | None)
         assert_type(recovery.checkpoint, CheckpointRecord | None)
         assert_type((recovery.replayed_steps, recovery.attempt), tuple[int, int])
@@ -525,6 +528,7 @@ async def tested(folder: Path) -> None:
     async with LocalTinker(faults=[FaultRule("fail", 7, "optim_step")], **options) as server:
         server.poison(at_step=12, quiet=True)
         server.inject(FaultRule("slow", request="training_run", delay_s=1.0, times=2))
+        server.inject(assert_type(FaultRule.parse("poison@70"), FaultRule))
         server.release()
         assert_type(server.service(), tinker.ServiceClient)
         server.begin_outage(status=503, rollback=True)

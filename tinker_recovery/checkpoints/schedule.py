@@ -64,6 +64,9 @@ class Decision:
     """Whether it is made in place of a schedule that has nothing to decide by yet."""
     left_out: bool = False
     """Whether it would be due if earlier saves were not still under way."""
+    not_before: float = 0
+    """The next step at which it can be due, as long as nothing is saved and the loop does not end:
+    until then it is not asked again. 0 if that depends on more than the step."""
 
 
 class Schedule(Protocol):
@@ -125,7 +128,10 @@ class EverySteps:
         """See :class:`Schedule`."""
         if moment.fresh and moment.step % self.n == 0:
             return Decision(due=True, reason=f"step {moment.step} is a multiple of {self.n}")
-        return Decision(due=False, reason=f"not at a multiple of {self.n} steps")
+        following = (moment.step // self.n + 1) * self.n
+        return Decision(
+            due=False, reason=f"not at a multiple of {self.n} steps", not_before=following
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +250,8 @@ class UsersOwn:
             problem = f"{kind} raised {error!r}"
         else:
             if isinstance(decision, Decision):
-                return replace(decision, due=decision.due and moment.fresh)
+                # What it copies from a schedule of ours, it may go on to overrule.
+                return replace(decision, due=decision.due and moment.fresh, not_before=0)
             problem = f"{kind} returned {decision!r}, which is no Decision"
         meanwhile = EverySteps(self.n).decide(moment)
         return Decision(meanwhile.due, f"{problem}; {meanwhile.reason}", stands_in=meanwhile.due)
@@ -269,7 +276,8 @@ class AtSteps:
         passed = [step for step in self.steps if moment.last_step < step <= moment.step]
         if passed:
             return Decision(due=True, reason=f"step {max(passed)} is in save_at_steps")
-        return Decision(due=False, reason="no step of save_at_steps")
+        following = min((step for step in self.steps if step > moment.step), default=math.inf)
+        return Decision(due=False, reason="no step of save_at_steps", not_before=following)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +287,7 @@ class AtEnd:
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""
         if not moment.end:
-            return Decision(due=False, reason="not at the end")
+            return Decision(due=False, reason="not at the end", not_before=math.inf)
         reason = "the loop has ended" if moment.fresh else "the last step is saved already"
         return Decision(moment.fresh, reason)
 
@@ -297,10 +305,11 @@ class AnyOf:
 
     def decide(self, moment: Moment) -> Decision:
         """See :class:`Schedule`."""
-        reasons = []
+        reasons, not_before = [], math.inf
         for schedule in self.schedules:
             decision = schedule.decide(moment)
             if decision.due:
                 return decision
             reasons.append(decision.reason)
-        return Decision(due=False, reason="; ".join(reasons))
+            not_before = min(not_before, decision.not_before)
+        return Decision(due=False, reason="; ".join(reasons), not_before=not_before)

@@ -22,6 +22,7 @@ _COMMANDS = {
     "demo": "Watch a training loop get poisoned, recover, and end with the same weights.",
     "doctor": "Find out what a service does: above all, whether it really restores the optimizer.",
     "faults": "Show every fault of a run, and what is done about it.",
+    "inject": "Strike a run at a local server with a fault, while it trains.",
     "jobs": "List, show, cancel and retry jobs, and work on them.",
     "prices": "Write what each model's tokens were billed at, in USD for a million tokens.",
     "recover": "Check that a run's checkpoint restores, and show how to resume from it.",

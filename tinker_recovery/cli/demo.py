@@ -32,6 +32,7 @@ _SEED = 20251204
 _SERVICE = "tinker-recovery-demo"
 _CALM, _POISONED = "undisturbed", "poisoned"
 _POLL_S = 0.25
+_INTERRUPTED = 130
 _CURVE_WIDTH, _CURVE_HEIGHT = 64, 7
 
 
@@ -149,7 +150,8 @@ def command(  # noqa: PLR0913 - one argument for each option
         tinker-recovery watch --journal demo    (at the same time, in another terminal)
         tinker-recovery report poisoned --journal demo -o demo.html
 
-    Exit status: 0 if weights and optimizer are identical; 1 if not; 2 for a wrong option.
+    Exit status: 0 if weights and optimizer are identical; 1 if not; 2 for a wrong option; 130
+    after Ctrl-C.
     """
     from rich.console import Console
 
@@ -162,7 +164,12 @@ def command(  # noqa: PLR0913 - one argument for each option
     console = Console(stderr=as_json, soft_wrap=False)
     with _traced(console, otlp, otlp_protocol), tempfile.TemporaryDirectory() as temporary:
         state = folder or Path(temporary)
-        outcome = asyncio.run(_Demo(console, steps, sorted(chosen), save_every, pace).play(state))
+        try:
+            outcome = asyncio.run(
+                _Demo(console, steps, sorted(chosen), save_every, pace).play(state)
+            )
+        except KeyboardInterrupt:
+            sys.exit(_INTERRUPTED)
         _show(console, state, folder, page)
     if as_json:
         echo(json.dumps(asdict(outcome)))
@@ -263,9 +270,10 @@ class _Demo:
             poll_interval_s=_POLL_S,
             backoff_s=0.2,
             max_attempts=max(3, len(self.poisonings)),
-            checkpoints=CheckpointPolicy(save_every=self.save_every),
+            # Nobody goes on with it after Ctrl-C.
+            checkpoints=CheckpointPolicy(save_every=self.save_every, save_on_stop_s=None),
         )
-        async with Supervisor(policy) as supervisor:
+        async with Supervisor(policy, quiet=True) as supervisor:
 
             async def train(attempt: Attempt) -> None:
                 run.state = "training"

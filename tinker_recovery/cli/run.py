@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import random
+import re
+import secrets
 import shlex
 import signal
 import subprocess
@@ -75,7 +77,8 @@ def command(
         tinker-recovery run -- python train.py --lr 1e-4
 
     A run with a name (name= in the script) resumes from its newest checkpoint, so a crash, a kill
-    or running out of memory costs only the steps since then.
+    or running out of memory costs only the steps since then. One without a name is given a name
+    for as long as this command lasts, if the script is the process that it starts.
 
     Signals (INT, TERM, HUP, QUIT, USR1, USR2) are passed on to the script. It is not restarted
     after one of the first four, after exit status 0 (done) or 2 (bad arguments), if it died of INT,
@@ -99,11 +102,22 @@ def command(
     sys.exit(_Runner(command, as_json=as_json).run(rule))
 
 
+def name_for(command: Sequence[str]) -> str:
+    """What a run of this command is called that has no name, with the process that says so.
+
+    For ``run/unnamed.py``: the script's name, and which call of this command it is of.
+    """
+    script = next((word for word in command if word.endswith(".py")), command[0])
+    stem = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(script).stem) or "run"
+    return f"{os.getpid()}:{stem}-{secrets.token_hex(3)}"
+
+
 class _Runner:
     """Runs a command until a RestartRule says to stop."""
 
     def __init__(self, command: Sequence[str], *, as_json: bool) -> None:
         self._command = command
+        self._name = name_for(command)
         self._as_json = as_json
         self._child: subprocess.Popen[bytes] | None = None
         self._ended_by: int | None = None
@@ -138,7 +152,11 @@ class _Runner:
             try:
                 self._child = subprocess.Popen(  # noqa: S603 - the user's own command
                     self._command,
-                    env={**os.environ, "TINKER_RECOVERY_FINISHED_FILE": str(finished)},
+                    env={
+                        **os.environ,
+                        "TINKER_RECOVERY_FINISHED_FILE": str(finished),
+                        "TINKER_RECOVERY_RUN": self._name,
+                    },
                 )
             except FileNotFoundError:
                 self._report(f"there is no command {self._command[0]!r}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tinker_recovery.cli.common import echo
+from tinker_recovery.cli.inject import fault_of
 
 
 @click.command()
@@ -42,6 +43,14 @@ from tinker_recovery.cli.common import echo
     show_default="no limit",
     help="End sessions whose heartbeats stop for this long, and answer them 410 from then on.",
 )
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="FAULT",
+    help="What is to strike, such as poison@70 or gone:forward_backward@12; repeatable. "
+    "ACTION[:REQUEST][@STEP][,FIELD=VALUE], as for `tinker-recovery inject`.",
+)
 def command(
     host: str,
     port: int,
@@ -51,6 +60,7 @@ def command(
     cold_optimizer: bool,
     dialect: str,
     heartbeat_limit: float | None,
+    faults: tuple[str, ...],
 ) -> None:
     r"""Run a local Tinker server until Ctrl-C.
 
@@ -60,6 +70,12 @@ def command(
     \b
         export TINKER_BASE_URL=http://127.0.0.1:PORT TINKER_API_KEY=tml-local-key
 
+    To see a recovery, have it fail at some step, or inject a fault while a loop trains:
+
+    \b
+        tinker-recovery serve --port 8010 --fault poison@70
+        tinker-recovery inject http://127.0.0.1:8010 poison
+
     Exit status: 0 after Ctrl-C or SIGTERM; 1 if the port is taken; 2 for a wrong option.
     """
     from tinker_recovery.testing import DIALECTS, serve
@@ -68,6 +84,8 @@ def command(
         raise click.BadParameter(
             f"{dialect!r} is not one of {', '.join(DIALECTS)}", param_hint="--dialect"
         )
+
+    rules = [fault_of(each, "--fault") for each in faults]
 
     def ready(base_url: str) -> None:
         echo(
@@ -82,6 +100,7 @@ def command(
             host=host,
             port=port,
             ready=ready,
+            faults=rules,
             api_key=api_key,
             cold_optimizer=cold_optimizer,
             dialect=dialect,

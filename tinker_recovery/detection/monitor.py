@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import anyio
 
 from tinker_recovery.clock import Clock
+from tinker_recovery.detection.outage import Outage
 from tinker_recovery.detection.plan import PollSchedule, UrgentPolls
 from tinker_recovery.detection.poller import PolledRun, Poller, by_run_id
 from tinker_recovery.policy import RecoveryPolicy
@@ -30,6 +31,7 @@ class Monitor:
         clock: Time and randomness.
         urgent: The runs that cannot wait for the next poll, called every half second; None for
             no look at that.
+        outage: Where it is noted whether the service answers.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Monitor:
         events: EventSink,
         clock: Clock,
         urgent: Callable[[], Sequence[PolledRun]] | None = None,
+        outage: Outage | None = None,
     ) -> None:
         self._watched = watched
         self._reader = reader
@@ -50,6 +53,7 @@ class Monitor:
         self._events = events
         self._clock = clock
         self._urgent = urgent
+        self._outage = outage
 
     async def serve(self, child: Child) -> None:
         """Poll until cancelled; a child of the supervision tree.
@@ -66,6 +70,7 @@ class Monitor:
                 events=self._events,
                 clock=self._clock,
                 answered=child.heartbeat,
+                outage=self._outage,
             )
             if self._urgent is not None:
                 group.start_soon(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import anyio
 
 from tinker_recovery.clock import Clock
+from tinker_recovery.detection.outage import Outage
 from tinker_recovery.detection.plan import (
     FEW,
     SPREAD_PAGES,
@@ -43,6 +44,11 @@ class PolledRun(Protocol):
         """The Tinker run id to poll; None while there is none, as during a recovery."""
         ...
 
+    @property
+    def silent_s(self) -> float | None:
+        """Seconds since its open work last made progress; None if none is open, or known."""
+        ...
+
     def note_status(self, status: RunStatus) -> None:
         """Take the status that the service reports."""
         ...
@@ -68,6 +74,7 @@ class Poller:
         events: Gets an event for each failed read.
         clock: Time.
         answered: Called after each answer of the service.
+        outage: Where it is noted whether the service answers; by default one of its own.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class Poller:
         events: EventSink,
         clock: Clock,
         answered: Callable[[], object] = lambda: None,
+        outage: Outage | None = None,
     ) -> None:
         self._reader = reader
         self._interval_s = interval_s
@@ -85,6 +93,7 @@ class Poller:
         self._events = events
         self._clock = clock
         self._answered = answered
+        self._outage = outage or Outage(events, clock.monotonic)
         self._counts: PageCounts | None = None
         self._sessions_searchable = True
         self._failed_from: dict[str, Any] | None = None
@@ -99,6 +108,17 @@ class Poller:
             quick: Make only a few requests; what they miss is left to the next full poll.
         """
         self.out_of_reach = False
+        if watched:
+            await self._poll(watched, quick=quick)
+            about = next(iter(watched.values())) if len(watched) == 1 else None
+            name = "" if about is None else about.name
+            if self.out_of_reach:
+                self._outage.lasts(name, None if about is None else about.silent_s)
+            else:
+                self._outage.over(name)
+        return sum(run.watched_run_id != run_id for run_id, run in watched.items())
+
+    async def _poll(self, watched: Mapping[str, PolledRun], *, quick: bool) -> None:
         if len(watched) <= FEW:
             async with anyio.create_task_group() as group:
                 for run_id, run in watched.items():
@@ -108,7 +128,6 @@ class Poller:
             await self._pages(pages, watched, 0.0)
         else:
             await self._ask_many(watched)
-        return sum(run.watched_run_id != run_id for run_id, run in watched.items())
 
     async def look(self, runs: Mapping[str, PolledRun]) -> None:
         """Read the status of these runs in between two polls; what fails is not reported."""
@@ -160,14 +179,16 @@ class Poller:
     def _read_failed(
         self, what: str, error: StatusError, fields: Mapping[str, str | int], *, run: str = ""
     ) -> None:
+        lasts = False
         if isinstance(error, StatusUnavailable):
             self.out_of_reach = True
-        self._events.emit(
-            names.EVENT_POLL_ERROR,
-            run,
-            f"reading the status of {what} failed: {error}; the next poll reads it again",
-            {**fields, names.ERROR_TYPE: type(error).__qualname__},
-        )
+            lasts = not self._outage.begins()
+        message = f"reading the status of {what} failed: {error}; the next poll reads it again"
+        about = {**fields, names.ERROR_TYPE: type(error).__qualname__}
+        if lasts:  # polls are frequent then
+            self._events.lasts(names.EVENT_POLL_ERROR, run, message, about)
+        else:
+            self._events.emit(names.EVENT_POLL_ERROR, run, message, about)
 
     # Many runs
 

@@ -13,6 +13,7 @@ from tinker_recovery.journal.journal import (
     StateFolder,
     default_path,
     journal_path,
+    option_for,
 )
 from tinker_recovery.journal.lease import HeldLease
 from tinker_recovery.journal.notebook import Notebook
@@ -33,4 +34,5 @@ __all__ = [
     "StoredRun",
     "default_path",
     "journal_path",
+    "option_for",
 ]

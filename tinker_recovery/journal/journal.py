@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import enum
 import os
+import shlex
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,13 @@ def default_path() -> Path:
         return Path(own) / JOURNAL_FILE
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "tinker_recovery" / JOURNAL_FILE
+
+
+def option_for(path: Path | None) -> str:
+    """What a command has to be given to read this journal, if it is not the default one."""
+    if path is None or path == default_path():
+        return ""
+    return f" --journal {shlex.quote(str(path))}"
 
 
 class StateFolder(enum.Enum):
@@ -135,8 +144,9 @@ class Journal:
                 "SELECT kind, path, said FROM notes WHERE service = ? AND kind <> 'once'",
                 (self._service,),
             )
+            # Interned, since each of many runs keeps what it has read last.
             for kind, path, text in rows:
-                by_kind.setdefault(kind, {})[path] = text
+                by_kind.setdefault(sys.intern(kind), {})[sys.intern(path)] = sys.intern(text)
         return Notes(
             pinned=by_kind.get("pinned", {}),
             bad={

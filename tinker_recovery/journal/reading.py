@@ -21,7 +21,7 @@ from tinker_recovery.costs import Prices, Tokens, table_from_json
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
-from tinker_recovery.journal.run_sql import JOB, NEXT_SAVE, StoredRun, select_run
+from tinker_recovery.journal.run_sql import GOING_ON, JOB, NEXT_SAVE, StoredRun, select_run
 from tinker_recovery.journal.schema import ALL_TOKENS, WITH_DISCARDED, WITH_RUNS, WITH_TOKENS
 
 State = Literal["training", "recovering", "stopped", "finished", "failed", "abandoned"]
@@ -363,7 +363,7 @@ CHECKPOINTS = "SELECT path, step, saved, sound, gone FROM checkpoints WHERE run 
 
 INCIDENTS = (
     "SELECT kind, detected_by, step, phase, tries, started, ended, outcome, checkpoint, to_step "
-    "FROM incidents WHERE run = ?"
+    f"FROM incidents WHERE kind <> '{GOING_ON}' AND run = ?"
 )
 """Selects rows whose values are those of an :class:`IncidentView`."""
 

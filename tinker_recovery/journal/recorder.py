@@ -354,6 +354,7 @@ class RunRecord:
         trusted_to: float,
         *,
         recovers: bool,
+        orderly: bool = False,
     ) -> None:
         """Write a fault (kind, detected by, step), and up to which step it leaves trust."""
         limit = None
@@ -362,7 +363,7 @@ class RunRecord:
         now = self._recorder.wall()
         self.put(
             lambda connection: run_sql.note_fault(
-                connection, self.id, fault, limit, now, recovers=recovers
+                connection, self.id, fault, limit, now, recovers=recovers, orderly=orderly
             ),
             soon=True,
         )

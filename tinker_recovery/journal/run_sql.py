@@ -15,6 +15,7 @@ POINTS = 2_000
 """Most progress points kept of a run; beyond it, every second one is dropped."""
 
 _INCIDENT_UPDATES: Mapping[str, str] = {
+    names.EVENT_DETECTED: "kind = coalesce(:kind, kind)",
     names.EVENT_STARTED: "phase = 'started', tries = tries + 1",
     names.EVENT_CHECKPOINT_SELECTED: "phase = 'selected', checkpoint = :path, to_step = :step",
     names.EVENT_CLIENT_CREATED: "phase = 'created', created_run_id = :run_id",
@@ -23,6 +24,13 @@ _INCIDENT_UPDATES: Mapping[str, str] = {
     names.EVENT_GAVE_UP: "outcome = 'given_up', ended = :time",
 }
 """What each event changes in the open incident of its run."""
+
+GOING_ON: Final = "going_on"
+"""The kind of an incident that is none: the run goes on after a stop.
+
+It is there for as long as that lasts, so that a restart knows of the client made for it, and is
+read by nothing else. If it turns out to be a fault, the event of that gives it the fault's kind.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class StoredAttempt:
         trusted_to: If it ended by a fault, the last step that may be recovered to; None if that
             fault casts doubt on none, or there was no fault.
         faulty: Whether it ended by a fault.
+        orderly: Whether its process wrote that it was stopped, or had finished.
     """
 
     attempt: str
@@ -74,6 +83,7 @@ class StoredAttempt:
     polled_step: int
     trusted_to: float | None
     faulty: bool
+    orderly: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +157,8 @@ def select_run(connection: sqlite3.Connection, run: int) -> StoredRun:
     attempts = connection.execute(
         "SELECT attempt, run_id, start_step, parent, ended IS NOT NULL, sound_step, polled_step, "
         "trusted_to, coalesce(outcome, 'process_lost') NOT IN ('finished', 'failed', 'stopped', "
-        "'process_lost') FROM attempts WHERE run = ? ORDER BY number",
+        "'process_lost'), coalesce(outcome, '') IN ('stopped', 'finished') "
+        "FROM attempts WHERE run = ? ORDER BY number",
         (run,),
     ).fetchall()
     created = connection.execute(
@@ -169,9 +180,20 @@ def select_run(connection: sqlite3.Connection, run: int) -> StoredRun:
         step,
         tuple(
             StoredAttempt(
-                attempt, run_id, at, parent, bool(ended), sound, polled, trusted, bool(faulty)
+                attempt,
+                run_id,
+                at,
+                parent,
+                bool(ended),
+                sound,
+                polled,
+                trusted,
+                bool(faulty),
+                bool(orderly),
             )
-            for attempt, run_id, at, parent, ended, sound, polled, trusted, faulty in attempts
+            for attempt, run_id, at, parent, ended, sound, polled, trusted, faulty, orderly in (
+                attempts
+            )
         ),
         tuple(run_id for (run_id,) in created),
         tuple(checkpoints),
@@ -212,6 +234,7 @@ def _close(
     connection: sqlite3.Connection, run: int, now: float, *, incidents: str, attempts: str
 ) -> None:
     """End the open incidents and attempts of a run, with these outcomes."""
+    _gone_on(connection, run)
     connection.execute(
         "UPDATE incidents SET ended = ?, outcome = ? WHERE run = ? AND ended IS NULL",
         (now, incidents, run),
@@ -221,6 +244,10 @@ def _close(
         "WHERE run = ? AND ended IS NULL",
         (now, attempts, run),
     )
+
+
+def _gone_on(connection: sqlite3.Connection, run: int) -> None:
+    connection.execute("DELETE FROM incidents WHERE run = ? AND kind = ?", (run, GOING_ON))
 
 
 def insert_attempt(
@@ -250,13 +277,16 @@ def note_fault(
     now: float,
     *,
     recovers: bool,
+    orderly: bool = False,
 ) -> None:
     """Insert the incident of a fault (kind, detected by, steps submitted by then).
 
     ``limit`` is the attempt it ended, with the last step of that which may be recovered to;
-    ``recovers`` whether a recovery follows.
+    ``recovers`` whether a recovery follows; ``orderly`` whether the run only goes on after a stop.
     """
     ended = (None, None) if recovers else (now, "ended")
+    if orderly:
+        fault = (GOING_ON, *fault[1:])
     connection.execute(
         "INSERT INTO incidents (run, kind, detected_by, step, phase, started, ended, outcome) "
         "VALUES (?, ?, ?, ?, 'detected', ?, ?, ?)",
@@ -269,7 +299,7 @@ def note_fault(
             "WHERE run = ? AND attempt = ? AND ended IS NULL",
             (now, fault[0], trusted_to, run, attempt),
         )
-    if recovers:
+    if recovers and not orderly:
         connection.execute(
             "UPDATE runs SET state = 'recovering', updated = ? WHERE id = ?", (now, run)
         )
@@ -287,11 +317,14 @@ def note_event(connection: sqlite3.Connection, run: int | None, event: RecoveryE
         "path": event.fields.get(names.CHECKPOINT_PATH),
         "step": event.fields.get(names.CHECKPOINT_STEP),
         "run_id": event.fields.get(names.RUN_ID),
+        "kind": event.fields.get(names.FAULT_KIND),
     }
     if event.name == names.EVENT_CHECKPOINT_DELETED:
         connection.execute(
             "UPDATE checkpoints SET gone = 1 WHERE run = :run AND path = :path", about
         )
+    if run is not None and event.name == names.EVENT_CONTINUED:
+        _gone_on(connection, run)
     if run is not None and event.name in _INCIDENT_UPDATES:
         connection.execute(
             f"UPDATE incidents SET {_INCIDENT_UPDATES[event.name]} "  # noqa: S608 - our own constants

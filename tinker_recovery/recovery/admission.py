@@ -377,8 +377,8 @@ class MassReporter:
 
     def began(self, fault: Fault) -> None:
         """A recovery from a fault begins."""
-        if fault.kind is Kind.GROUP_REWOUND:
-            return  # by the fault of another run, which is counted
+        if fault.kind is Kind.GROUP_REWOUND or fault.orderly:
+            return  # by the fault of another run, which is counted, or by none
         kind, now, watched = fault.kind.value, self._clock.monotonic(), self._watched()
         mass = self._failures.began(fault.run, kind, now=now, watched=watched)
         if mass is not None:

@@ -11,6 +11,7 @@ from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.spares import Spares, Spawn
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.telemetry import EventSink
+from tinker_recovery.telemetry.greeting import Greeting
 
 
 def nothing_in_background(start: Callable[[], Coroutine[object, object, None]]) -> None:
@@ -31,6 +32,7 @@ class Collaborators:
         clock: Time and chance.
         spawn: Runs something in the background.
         spares: The spare clients of the runs; None where there are none.
+        greeting: Says that a run starts and how it ended; nothing where there is no Supervisor.
     """
 
     policy: RecoveryPolicy
@@ -41,6 +43,7 @@ class Collaborators:
     clock: Clock = SYSTEM_CLOCK
     spawn: Spawn = nothing_in_background
     spares: Spares | None = None
+    greeting: Greeting = field(default_factory=Greeting)
 
     def load_spare(self, run: str, path: str | None) -> None:
         """Have the spare client of a run loaded from a checkpoint, if it is to have one."""

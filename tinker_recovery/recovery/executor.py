@@ -2,7 +2,8 @@
 
 A recovery that fails is tried again after a backoff, until the run's budget is spent. A service
 that asks for patience is waited for instead, and one that refuses for good ends the run. As many
-recoveries at once as the policy allows; many runs that fail alike are one incident.
+recoveries at once as the policy allows; many runs that fail alike are one incident. A run that was
+stopped in an orderly way goes on by the same steps, and is no incident unless that goes wrong.
 """
 
 from __future__ import annotations
@@ -12,32 +13,30 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import anyio
+from opentelemetry.trace import Span
 
-from tinker_recovery.clock import Reminder
+from tinker_recovery.detection.outage import Outage
 from tinker_recovery.errors import (
     CheckpointError,
-    DeadlineExceeded,
     LeaseLost,
     RecoveryRefused,
 )
-from tinker_recovery.faults import DetectedBy, Fault, Kind, SeenIn, Verdict, VerdictRule, judge
+from tinker_recovery.faults import Fault, Kind, SeenIn, Verdict, VerdictRule, judge
 from tinker_recovery.policy import Callback
+from tinker_recovery.recovery import words
 from tinker_recovery.recovery.admission import MassReporter, Slot, Slots
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.exhausted import exhausted
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import Recoverable, Recovery
 from tinker_recovery.recovery.selection import ServiceTime
+from tinker_recovery.recovery.waits import Waits
 from tinker_recovery.service import Patience
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import metrics, names, past_span, phase, refuse, trying
-
-_NEVER_ACCEPTED = frozenset({DetectedBy.START, DetectedBy.JOURNAL})
-"""Where nothing has been trained here yet, a credential that is refused is a wrong one."""
 
 
 class Ended(NamedTuple):
@@ -52,23 +51,6 @@ class Ended(NamedTuple):
     error: BaseException | None = None
 
 
-@dataclass(slots=True)
-class _Waits:
-    """What one incident has waited for, and what was said of it."""
-
-    missed: int = 0
-    reported: bool = False
-    last: Exception | None = None
-    reminder: Reminder = field(default_factory=Reminder)
-    refused_since: float | None = None
-
-    def repeat(self, error: Exception, *, waits: bool) -> bool:
-        """Note what a try failed with; whether it is one wait after another."""
-        self.missed += isinstance(error, DeadlineExceeded)
-        repeated, self.reported, self.last = self.reported and waits, waits, error
-        return repeated
-
-
 class Executor:
     """Recovers runs, each in a task of its own.
 
@@ -77,6 +59,7 @@ class Executor:
         queue: Where faults come from; one is acknowledged once its run is recovered or given up.
         find: The run of a given name, or None if it has ended meanwhile.
         watched: How many runs there are.
+        outage: Where it is noted whether the service answers; by default one of its own.
     """
 
     def __init__(
@@ -86,6 +69,7 @@ class Executor:
         queue: FaultQueue,
         find: Callable[[str], Recoverable | None],
         watched: Callable[[], int],
+        outage: Outage | None = None,
     ) -> None:
         self._queue = queue
         self._find = find
@@ -93,10 +77,15 @@ class Executor:
         self._events = collaborators.events
         self._endpoint = collaborators.reader.http.endpoint
         self._clock = collaborators.clock
+        self._greeting = collaborators.greeting
         self._watched = watched
+        self._outage = outage or Outage(
+            self._events, self._clock.monotonic, self._policy.max_wait_s
+        )
         self._reset()
 
     def _reset(self) -> None:
+        self._going_on: dict[Fault, Span] = {}  # what is no incident so far
         policy = self._policy
         self._slots = Slots(
             policy.max_concurrent_recoveries,
@@ -141,35 +130,27 @@ class Executor:
     async def _handle(self, fault: Fault) -> None:
         run = self._find(fault.run)
         if run is not None and run.awaits(fault):
-            self._mass.began(fault)
-            attributes: dict[str, str | int] = {
-                names.RUN_ID: fault.run_id,
-                names.ATTEMPT: fault.attempt,
-                names.FAULT_KIND: fault.kind.value,
-                names.FAULT_REASON: fault.rule.reason,
-                names.FAULT_DETECTED_BY: fault.detected_by.value,
-                names.FAULT_STEP: fault.step,
-                names.VERDICT: fault.verdict.value,
-            }
             # It may have gone unseen since something last made progress.
             began_ns = fault.detected_ns - int(fault.silent_s * 1e9)
-            with run.telemetry.recovery(attributes, start_ns=began_ns) as incident:
-                past_span(
-                    names.SPAN_DETECT,
-                    {
-                        names.FAULT_DETECTED_BY: fault.detected_by.value,
-                        names.FAULT_KIND: fault.kind.value,
-                        names.SILENT_S: fault.silent_s,
-                    },
-                    start_ns=began_ns,
-                    end_ns=fault.detected_ns,
-                )
-                self._events.emit(
-                    names.EVENT_DETECTED,
-                    run.name,
-                    f"{fault.kind.value} at step {fault.step}: {fault.rule.reason}",
-                    {**attributes, names.SILENT_S: fault.silent_s},
-                )
+            telemetry = run.telemetry
+            root = telemetry.going_on if fault.orderly else telemetry.recovery
+            attributes = words.attributes_of(fault)
+            with root(attributes, start_ns=began_ns) as incident:
+                self._mass.began(fault)
+                if fault.orderly:
+                    self._going_on[fault] = incident
+                else:
+                    past_span(
+                        names.SPAN_DETECT,
+                        {
+                            names.FAULT_DETECTED_BY: fault.detected_by.value,
+                            names.FAULT_KIND: fault.kind.value,
+                            names.SILENT_S: fault.silent_s,
+                        },
+                        start_ns=began_ns,
+                        end_ns=fault.detected_ns,
+                    )
+                    self._detected(run, fault)
                 ended = Ended(names.INTERRUPTED)
                 try:
                     if self._policy.enabled and fault.verdict is not Verdict.GIVE_UP:
@@ -181,27 +162,42 @@ class Executor:
                         )
                 finally:
                     incident.set_attribute(names.OUTCOME, ended.outcome)
-                    metrics.recovered(
-                        kind=fault.kind.value,
-                        outcome=ended.outcome,
-                        duration_s=self._clock.monotonic() - fault.detected_at,
-                        error=ended.error,
-                    )
+                    if self._going_on.pop(fault, None) is None:
+                        metrics.recovered(
+                            kind=fault.kind.value,
+                            outcome=ended.outcome,
+                            duration_s=self._clock.monotonic() - fault.detected_at,
+                            error=ended.error,
+                        )
                 self._mass.ended(fault, recovered=ended.outcome == names.RECOVERED)
                 if ended.error is not None:
                     refuse(incident, type(ended.error).__qualname__, str(ended.error))
         self._queue.acknowledge(fault)
 
+    def _detected_after_all(self, run: Recoverable, fault: Fault) -> None:
+        """A run that was to go on has become an incident."""
+        incident = self._going_on.pop(fault, None)
+        if incident is not None:
+            incident.update_name(names.SPAN_RECOVERY)
+            self._detected(run, fault)
+
+    def _detected(self, run: Recoverable, fault: Fault) -> None:
+        self._events.emit(
+            names.EVENT_DETECTED,
+            run.name,
+            words.detected(fault),
+            {**words.attributes_of(fault), names.SILENT_S: fault.silent_s},
+        )
+
     async def _recover(self, run: Recoverable, fault: Fault) -> Ended:
         await self._look_for_progress(run, fault)
-        run.budget.note_error(fault.as_error())
+        self._note_error(run, fault)
         patience = fault.verdict is Verdict.WAIT
-        began = self._clock.monotonic()
         # The first attempt of an incident starts at once; a wait begins with a backoff.
         tries = 1 if patience else 0
-        waits = _Waits(refused_since=began if fault.kind is Kind.UNAUTHORIZED else None)
+        waits = Waits(fault, self._policy, self._events, self._clock, self._outage)
         while run.awaits(fault):
-            waited_s = self._clock.monotonic() - began
+            waited_s = waits.lasted_s
             number = 0 if patience else run.budget.spend()
             if waited_s > self._policy.max_wait_s if patience else not number:
                 break
@@ -210,7 +206,7 @@ class Executor:
                 left=run.budget.left, detected_at=fault.detected_at, tries=tries
             )
             try:
-                await self._back_off(tries, self._grace_left_s(waits))
+                await self._back_off(tries, waits.grace_left_s(), run=run, number=number)
                 return await self._try(
                     run, fault, slot, number, self._patience(run, tries, waits, waited_s)
                 )
@@ -220,54 +216,30 @@ class Executor:
                     run.budget.refund()
                 raise
             except (CheckpointError, LeaseLost) as error:
+                self._detected_after_all(run, fault)
                 self._failed(run, tries, error)
                 await self._give_up(run, fault, error)
                 lost = isinstance(error, LeaseLost)
                 return Ended(names.REFUSED if lost else names.NO_CHECKPOINT, error)
             except Exception as error:  # noqa: BLE001 - whatever a service answers costs one attempt, never the run
                 rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)
-                refused = self._is_waited_for(run, fault, rule, waits)
+                refused = waits.for_credential(rule)
                 patience = refused or (rule is not None and rule.verdict is Verdict.WAIT)
-                self._failed(run, tries, error, repeated=waits.repeat(error, waits=patience))
+                self._failed(run, tries, error, repeated=waits.failed(error, waits=patience))
                 if rule is not None and rule.verdict is Verdict.GIVE_UP and not refused:
                     return await self._refused(run, fault, rule)
                 if slot.backend_blamed and number:
                     # Time is what a backend's failure costs, and no attempt of the run's.
                     run.budget.refund()
                 patience |= slot.backend_blamed
-                self._remind(run, waits, self._clock.monotonic() - began if patience else 0.0)
+                waits.remind(rule, waits=patience)
         if not run.awaits(fault):
             return Ended(names.ABANDONED)  # the user's own code ended the run meanwhile
         return await self._exhausted(run, fault, patience=patience)
 
-    def _is_waited_for(
-        self, run: Recoverable, fault: Fault, rule: VerdictRule | None, waits: _Waits
-    ) -> bool:
-        """Whether a credential is refused that may be rotated just now; says so the first time."""
-        if rule is None or rule.kind is not Kind.UNAUTHORIZED:
-            waits.refused_since = None
-            return False
-        if fault.detected_by in _NEVER_ACCEPTED:
-            return False
-        first = waits.refused_since is None or not waits.reported
-        if waits.refused_since is None:
-            waits.refused_since = self._clock.monotonic()
-        left_s = self._grace_left_s(waits)
-        if first and left_s > 0:
-            self._events.emit(
-                names.EVENT_WAITING,
-                run.name,
-                f"the credential is refused (HTTP 401); another one is waited for for {left_s:.0f} "
-                "s (credential_grace_s), as it may be rotated just now",
-            )
-        return left_s > 0
-
-    def _grace_left_s(self, waits: _Waits) -> float:
-        """Seconds left to wait for a credential; infinite if none is refused."""
-        if waits.refused_since is None:
-            return math.inf
-        waited_s = self._clock.monotonic() - waits.refused_since
-        return max(0.0, self._policy.credential_grace_s - waited_s)
+    def _note_error(self, run: Recoverable, fault: Fault) -> None:
+        if not fault.orderly:
+            run.budget.note_error(fault.as_error())
 
     async def _look_for_progress(self, run: Recoverable, fault: Fault) -> None:
         """A fault overtakes the answer to a save: see what is stored before giving a run up."""
@@ -295,6 +267,7 @@ class Executor:
         return rule is not None and rule.verdict is Verdict.WAIT
 
     async def _refused(self, run: Recoverable, fault: Fault, rule: VerdictRule) -> Ended:
+        self._detected_after_all(run, fault)
         errors = run.budget.errors
         if fault.kind is rule.kind is Kind.UNAUTHORIZED:
             # Nothing else was wrong: what the user's call has met says it best.
@@ -320,27 +293,18 @@ class Executor:
         return Ended(names.REFUSED, refused)
 
     async def _exhausted(self, run: Recoverable, fault: Fault, *, patience: bool) -> Ended:
+        self._detected_after_all(run, fault)
         error = exhausted(run, fault, self._policy, self._endpoint, patience=patience)
         self._events.emit(names.EVENT_EXHAUSTED, run.name, str(error), {})
         await self._give_up(run, fault, error)
         return Ended(names.EXHAUSTED, error)
 
-    def _patience(self, run: Recoverable, tries: int, waits: _Waits, waited_s: float) -> Patience:
+    def _patience(self, run: Recoverable, tries: int, waits: Waits, waited_s: float) -> Patience:
         def report(message: str) -> None:
             self._events.emit(names.EVENT_WAITING, run.name, message, {names.TRY: tries})
 
         silence_s = self._policy.create_deadline_s(waits.missed)
         return Patience(silence_s, self._policy.max_wait_s - waited_s, report)
-
-    def _remind(self, run: Recoverable, waits: _Waits, waited_s: float) -> None:
-        if waits.reminder.is_due(waited_s):
-            self._events.emit(
-                names.EVENT_WAITING,
-                run.name,
-                f"the service has been waited for for {waited_s:.0f} s; after "
-                f"{self._policy.max_wait_s:g} s (max_wait_s) the run is given up; the last try "
-                f"failed: {waits.last}",
-            )
 
     def _failed(
         self, run: Recoverable, attempt: int, error: Exception, *, repeated: bool = False
@@ -358,9 +322,20 @@ class Executor:
         await self._call(self._policy.on_failure, "on_failure", fault.run_id, error)
         run.give_up(error)
 
-    async def _back_off(self, attempt: int, most_s: float = math.inf) -> None:
+    async def _back_off(
+        self,
+        attempt: int,
+        most_s: float = math.inf,
+        *,
+        run: Recoverable | None = None,
+        number: int = 0,
+    ) -> None:
+        """Wait before a try; said of a run whose attempts are counted, with ``number`` the next."""
         delay_s = min(self._policy.backoff_before(attempt, self._clock.random()), most_s)
         if delay_s > 0:
+            if run is not None and number:
+                message = f"attempt {number} of {self._policy.max_attempts} in {delay_s:.3g} s"
+                self._events.emit(names.EVENT_WAITING, run.name, message, {names.TRY: attempt})
             with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.TRY: attempt}):
                 await self._clock.sleep(delay_s)
 
@@ -369,17 +344,20 @@ class Executor:
     ) -> Ended:
         """One try, once there is a slot for it; its outcome may be the backend's doing."""
         tries = slot.ticket.tries
+        waited = tries > 2  # noqa: PLR2004 - the first wait is said
         async with slot:
             if not run.awaits(fault):
                 return Ended(names.ABANDONED)
-            self._events.emit(
-                names.EVENT_STARTED,
-                run.name,
-                f"recovery attempt {number} of {self._policy.max_attempts}"
-                if number
-                else "trying again after a wait",
-                {names.TRY: tries},
-            )
+            if fault not in self._going_on:
+                self._events.emit(
+                    names.EVENT_STARTED,
+                    run.name,
+                    f"recovery attempt {number} of {self._policy.max_attempts}"
+                    if number
+                    else "trying again after a wait",
+                    {names.TRY: tries},
+                    repeated=not number and waited,
+                )
             try:
                 with trying(tries):
                     # Where calls have just failed for want of a service, the SDK would try to open
@@ -402,6 +380,7 @@ class Executor:
         waiting = ServiceTime(self._clock)
         restoration = run.restoration(waiting, ahead=ahead, patience=patience)
         restored = await restoration.restore()
+        self._outage.over(run.name)
         taken = False  # until the hand-over the new client is nobody's but ours to close
         try:
             if not run.awaits(fault):
@@ -419,8 +398,6 @@ class Executor:
                 {**at, names.REPLAYED_STEPS: replayed, names.ATTEMPT: fault.attempt + 1}
             )
             run.budget.note_recovered(new.progress)
-            await self._skip_what_faults_again(run, fault)
-            await self._call(new.callback, "on_recovery", *new.arguments)
             recovery = Recovery(
                 fault=fault,
                 checkpoint=checkpoint,
@@ -429,15 +406,18 @@ class Executor:
                 handed_over_at=self._clock.monotonic(),
                 service_s=waiting.total_s,
             )
-            self._events.emit(
-                names.EVENT_COMPLETED,
-                run.name,
-                "recovered: a client at a step unknown to us is handed over"
-                if new.step is None
-                else f"recovered: the loop runs again from step {new.step}, {replayed} steps are "
-                "replayed",
-                {**at, names.REPLAYED_STEPS: replayed},
-            )
+            if recovery.continued:
+                run.budget.refund()
+                event, message = names.EVENT_CONTINUED, f"goes on from step {new.step}"
+            else:
+                self._detected_after_all(run, fault)
+                await self._skip_what_faults_again(run, fault)
+                await self._call(new.callback, "on_recovery", *new.arguments)
+                event, message = names.EVENT_COMPLETED, words.recovered(new.step, replayed)
+                at = {**at, names.REPLAYED_STEPS: replayed}
+            self._events.emit(event, run.name, message, at)
+            if recovery.continued:
+                self._greeting.goes_on(run.name, message)
             run.hand_over(recovery)
         return Ended(names.RECOVERED)
 

@@ -35,6 +35,11 @@ class Recovery:
     handed_over_at: float
     service_s: float
 
+    @property
+    def continued(self) -> bool:
+        """Whether a run only went on that had been stopped: that counts as no recovery."""
+        return self.fault.orderly and not self.replayed_steps
+
 
 @dataclass(frozen=True, slots=True)
 class HandOver:

@@ -70,6 +70,8 @@ class RunSnapshot:
         origin: How to start over: that is for the program that trains it to say.
         lease: What this process trains it by: it does not.
         recovering: Whether a recovery is under way here: none is.
+        orderly: Whether its process was stopped, or had finished, and nothing of it was lost: every
+            step is in a checkpoint that may be restored.
     """
 
     name: str
@@ -87,6 +89,7 @@ class RunSnapshot:
     origin: None = None
     lease: None = None
     recovering: bool = False
+    orderly: bool = False
 
     def is_pending(self, record: CheckpointRecord) -> bool:
         """Whether the metric that a checkpoint is judged by is still to come: none is."""
@@ -209,6 +212,16 @@ async def snapshot_of(
             *found.leftovers,
             *(each.run_id for each in found.attempts[-LATEST_SESSIONS:]),
         ),
+        orderly=(found.state == "finished" or (found.state == "stopped" and last.orderly))
+        and not status.corrupted
+        and _is_whole(found, [each for each in own if each.step <= limit]),
+    )
+
+
+def _is_whole(found: StoredRun, usable: Sequence[CheckpointRecord]) -> bool:
+    """Whether each step of a run is in a checkpoint, or its last attempt has done none."""
+    return found.step == found.attempts[-1].start_step or any(
+        each.step == found.step for each in usable
     )
 
 

@@ -8,7 +8,7 @@ first, and an older one listed only if nothing on the newer can be used.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -31,6 +31,7 @@ from tinker_recovery.checkpoints import (
 )
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusUnavailable, folded
+from tinker_recovery.recovery import words
 from tinker_recovery.recovery.checkpoint_state import KnownRun
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.inspector import Inspector
@@ -67,6 +68,11 @@ class RestorableRun(KnownRun, Protocol):
 
 class Ordering(Protocol):
     """In which order the checkpoints of a run are tried."""
+
+    @property
+    def doubtful(self) -> Mapping[str, Sequence[int]]:
+        """Steps of what is there and not tried, because it may be of a fault, by reason."""
+        ...
 
     def lists(self, refused: dict[str, str]) -> AsyncGenerator[Sequence[Listed]]:
         """What to try, in lists; each is asked of the service when nothing before could be used.
@@ -234,11 +240,30 @@ class CheckpointSelection:
         with self._waiting:
             return await self._inspector.objection(listed, self._run.checkpoints, self._run.weights)
 
+    def _passed_over(self) -> Mapping[str, Sequence[int | str]]:
+        """What is there and is not restored, by reason: its step, or its name."""
+        passed: dict[str, list[int | str]] = {}
+        for reason, steps in self.order.doubtful.items():
+            if steps:
+                passed[reason] = sorted(steps)
+        stored = self._run.checkpoints.stored
+        for path, reason in self.refused.items():
+            named = stored[path][1] if path in stored else path.rsplit("/", 1)[-1]
+            passed.setdefault(reason, []).append(named)
+        return passed
+
     def _announce(self, chosen: Listed | None, message: str) -> None:
         at = as_attributes(chosen)
+        passed = words.passed_over(self._passed_over())
         if chosen is None:
             at = {names.CHECKPOINT_STEP: self._run.start_step}
-        self._events.emit(names.EVENT_CHECKPOINT_SELECTED, self._run.name, message, at)
+        self._events.emit(
+            names.EVENT_CHECKPOINT_SELECTED,
+            self._run.name,
+            message + passed,
+            at,
+            unusual=bool(passed),
+        )
 
 
 class BranchOrder:
@@ -257,6 +282,8 @@ class BranchOrder:
         self._want = want
         self._reader = reader
         self._waiting = waiting
+        self.doubtful: dict[str, list[int]] = {}
+        """See :class:`Ordering`."""
 
     def progress(self, chosen: Listed) -> int:
         """Its step."""
@@ -270,6 +297,7 @@ class BranchOrder:
             StatusError: A listing could not be read, or cannot be right.
         """
         run, want = self._run, self._want
+        self.doubtful.clear()
         if isinstance(want, AtPath):
             with phase(names.SPAN_SELECT) as span, self._waiting:
                 named = await find_checkpoint(self._reader, want.path)
@@ -330,6 +358,10 @@ class BranchOrder:
             records = with_canaries([each.record for each in listed if each.record])
             known.learn_canaries(records)
             found = eligible(segment, trusted, records)
+            if trusted < limit:
+                doubtful = [each.step for each in eligible(segment, limit, records)]
+                reason = f"saved after step {trusted:.0f}, the last that is known to be good"
+                self.doubtful[reason] = [step for step in doubtful if step > trusted]
             span.set_attribute(names.CHECKPOINTS_FOUND, len(found))
             return found
 

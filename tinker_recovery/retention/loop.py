@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from tinker_recovery.errors import LeaseLost
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.retention.collector import Collector
 from tinker_recovery.supervision import Child
@@ -105,10 +106,15 @@ class RetentionLoop:
             metrics.kept(run.name, done.kept)
         except Exception as error:  # noqa: BLE001 - an unread listing, a full disk, the user's own predicate: training continues, and nothing was deleted
             next_at = self._clock.wall() + RETRY_S
+            if run.ended and isinstance(error, LeaseLost):
+                return  # it was given free meanwhile, by itself
             self._events.emit(
                 names.EVENT_RETENTION_FAILED,
                 run.name,
                 f"checkpoints were left as they are, until the next look: {error}",
                 {names.ERROR_TYPE: type(error).__qualname__},
             )
-        self._next_at[run.name] = (next_at, run)
+        if run.ended:
+            self._next_at.pop(run.name, None)
+        else:
+            self._next_at[run.name] = (next_at, run)

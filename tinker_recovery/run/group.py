@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
@@ -20,6 +19,7 @@ from tinker_recovery.run.options import StartOptions, StartPlan, plan_start
 from tinker_recovery.run.rounds import first_attempt
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.supervised import SupervisedRun
+from tinker_recovery.run.unnamed import named
 
 MakeRun = Callable[..., SupervisedRun]
 """Makes a run of what SupervisedRun takes."""
@@ -193,8 +193,12 @@ class GroupRounds:
                     )
 
 
-def plan_group(given: Sequence[StartOptions], policy: RecoveryPolicy) -> dict[str, StartPlan]:
+def plan_group(
+    given: Sequence[StartOptions], policy: RecoveryPolicy, *, resumes: bool
+) -> dict[str, StartPlan]:
     """Check the arguments of ``group``; how each run starts, by its name.
+
+    ``resumes`` says whether a run is found again by its name.
 
     Raises:
         UsageError: As :func:`plan_start`, or they do not go together.
@@ -212,7 +216,7 @@ def plan_group(given: Sequence[StartOptions], policy: RecoveryPolicy) -> dict[st
             "name: either each run of a group has one, so that a later process continues all of "
             "them, or none has"
         )
-    named = {plan.name or f"run-{secrets.token_hex(3)}": plan for plan in plans}
-    if len(named) < len(plans):
+    by_name = {name: plan for plan, name in (named(each, resumes=resumes) for each in plans)}
+    if len(by_name) < len(plans):
         raise UsageError("name: two runs of a group have the same; names are unique")
-    return named
+    return by_name

@@ -60,6 +60,7 @@ class RunJournal:
             None if current is None else current.id,
             trusted_to,
             recovers=recovers,
+            orderly=fault.orderly,
         )
 
     def stored(self, attempt: AttemptScope, step: int, path: str, *, sound: bool) -> None:

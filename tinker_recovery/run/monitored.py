@@ -73,6 +73,12 @@ class MonitoredRun:
             return None
         return current.run_id
 
+    @property
+    def silent_s(self) -> float | None:
+        """Seconds since its open work last made progress; None if none is open."""
+        current = self._run.current
+        return None if current is None else current.client.silent_s()
+
     def note_status(self, status: RunStatus) -> None:
         """The service's answer; one about an earlier attempt is ignored."""
         current = self._run.current

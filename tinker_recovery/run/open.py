@@ -137,12 +137,14 @@ async def _opened(
         if opening.named and not known and plan.lineage != NEW:
             await _look_at_service(record, reader, plan, policy, clock)
         if opening.named and known and record.stored is not None:
-            check_not_finished(name, record.stored)
-            await _look_for_others(record, reader, policy, clock)
+            if not plan.extend:
+                check_not_finished(name, record.stored)
+            await _look_for_others(record, reader, plan, policy, clock)
         found = record.stored
         if found is None:
             return await _begun(record, opening, guard, reader, plan, policy, clock)
-        check_not_finished(name, found)
+        if not plan.extend:
+            check_not_finished(name, found)
         if plan.seed_is_drawn and "seed" in found.origin:
             plan = plan.with_seed(found.origin["seed"])
         if not found.attempts:
@@ -158,12 +160,13 @@ async def _opened(
             name, found, parent=parent, reader=reader, policy=policy, clock=clock
         )
         await record.begin(opening, anew=False)
-        logger.warning(
-            "run %s: an earlier process left it %s at step %d; it is resumed here",
-            name,
-            found.state,
-            found.step,
-        )
+        if not snapshot.orderly:
+            logger.warning(
+                "run %s: an earlier process left it %s at step %d; it is resumed here",
+                name,
+                found.state,
+                found.step,
+            )
         return OpenedRun(record, plan, snapshot.root, found.start_step, snapshot, guard)
     except BaseException:
         await record.end(None)
@@ -205,9 +208,10 @@ async def _look_at_service(
         if rediscovered is None:
             return
         found = rediscovered.stored
-        check_not_finished(
-            record.name, found, or_else=f'begin another run beside it (lineage="{NEW}")'
-        )
+        if not plan.extend:
+            check_not_finished(
+                record.name, found, or_else=f'begin another run beside it (lineage="{NEW}")'
+            )
         _check_found(record.name, rediscovered, plan)
         last = found.attempts[-1].run_id
         if last == waited_for or not await until_quiet(
@@ -231,7 +235,7 @@ async def _look_at_service(
 
 
 async def _look_for_others(
-    record: RunRecord, reader: StatusReader, policy: RecoveryPolicy, clock: Clock
+    record: RunRecord, reader: StatusReader, plan: StartPlan, policy: RecoveryPolicy, clock: Clock
 ) -> None:
     """Add to a run of this journal what processes with other journals did of it since.
 
@@ -256,7 +260,8 @@ async def _look_for_others(
                 error,
             )
             return
-        check_not_finished(record.name, whole)
+        if not plan.extend:
+            check_not_finished(record.name, whole)
         last = whole.attempts[-1].run_id
         if len(whole.attempts) == len(stored.attempts):
             return
@@ -397,8 +402,8 @@ def check_not_finished(name: str, found: StoredRun, *, or_else: str = "") -> Non
             Path(runner).touch()
     raise RunFinished(
         f"run {name!r} has come to its end before, at step {found.step}; its newest checkpoint is "
-        f"{path or 'none: it saved nothing'}. To train anew choose another name, or {or_else}; to "
-        "train on from there, start a new run with from_checkpoint=",
+        f"{path or 'none: it saved nothing'}. To train on from there, say extend=True where it is "
+        f"started (more steps for the same run); to train anew choose another name, or {or_else}",
         run=name,
         checkpoint=path,
         step=found.step,

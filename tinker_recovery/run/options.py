@@ -52,6 +52,9 @@ class StartOptions(TypedDict, total=False):
             begin another beside them. A run that the journal knows is resumed all the same.
         on_lease: What to do if another process trains the run of this name: ``"wait"`` until that
             is over (default), or ``"refuse"``: raise :class:`RunHeld`, which names the process.
+        extend: Whether a run of this name that has finished is trained on, from its last step,
+            instead of refused with :class:`RunFinished`. It changes nothing for any other, so a
+            command may keep it; how far is for the loop to say.
         start_step: Steps already in the weights; default 0, or what the checkpoint's metadata say.
         updates_per_step: How many ``optim_step`` calls an iteration of the loop has; default 1.
             ``start_step``, schedules and recoveries count iterations, and no checkpoint of the
@@ -76,6 +79,7 @@ class StartOptions(TypedDict, total=False):
     name: str
     lineage: str
     on_lease: Literal["wait", "refuse"]
+    extend: bool
     start_step: int
     updates_per_step: int
     job: str
@@ -104,6 +108,7 @@ class StartPlan:
             ``user_metadata``.
         seed_is_drawn: Whether the seed was drawn here, because none was given.
         job: What submitted it; None if it is no job's.
+        extend: Whether it is trained on if it has finished.
     """
 
     name: str | None
@@ -115,6 +120,7 @@ class StartPlan:
     described: Mapping[str, Any]
     seed_is_drawn: bool
     job: str | None = None
+    extend: bool = False
 
     def with_seed(self, seed: int) -> Self:
         """The same start with the seed that was drawn when the run was begun."""
@@ -166,12 +172,7 @@ def plan_start(given: StartOptions, *, restore_optimizer: bool) -> StartPlan:
     updates = options.get(UPDATES_PER_STEP, 1)
     if type(updates) is not int or updates < 1:
         raise UsageError(f"updates_per_step={updates!r} is not allowed: an int, 1 or more")
-    name, lineage, job = options.get("name"), options.get("lineage"), options.get("job")
-    for key, text in (("name", name), ("lineage", lineage), ("job", job)):
-        if text is not None and (not isinstance(text, str) or not text.strip()):
-            raise UsageError(f"{key}={text!r} is not allowed: a text that is not empty")
-    if lineage is not None and name is None:
-        raise UsageError(f"lineage={lineage!r} goes with name=: it says which run of a name")
+    name, lineage, job, extend = _names_in(options)
     on_lease = options.get("on_lease", "wait")
     if on_lease not in ("wait", "refuse"):
         raise UsageError(f"on_lease={on_lease!r} is not allowed: 'wait' or 'refuse'")
@@ -187,7 +188,24 @@ def plan_start(given: StartOptions, *, restore_optimizer: bool) -> StartPlan:
         | ({} if updates == 1 else {UPDATES_PER_STEP: updates}),
         way == "base_model" and options.get("seed") is None,
         job,
+        extend,
     )
+
+
+def _names_in(options: dict[str, Any]) -> tuple[str | None, str | None, str | None, bool]:
+    """The name, what goes with it alone, and the job."""
+    name, lineage, job = options.get("name"), options.get("lineage"), options.get("job")
+    for key, text in (("name", name), ("lineage", lineage), ("job", job)):
+        if text is not None and (not isinstance(text, str) or not text.strip()):
+            raise UsageError(f"{key}={text!r} is not allowed: a text that is not empty")
+    if lineage is not None and name is None:
+        raise UsageError(f"lineage={lineage!r} goes with name=: it says which run of a name")
+    extend = options.get("extend", False)
+    if type(extend) is not bool:
+        raise UsageError(f"extend={extend!r} is not allowed: True or False")
+    if extend and name is None:
+        raise UsageError("extend=True goes with name=: it says which run is trained on")
+    return name, lineage, job, extend
 
 
 def _described(way: str, value: Any, origin: Origin | None) -> dict[str, Any]:

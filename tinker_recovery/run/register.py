@@ -26,6 +26,9 @@ from tinker_recovery.service.contact import FirstContact, say_unusable
 from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.telemetry import names
 
+KEPT = 1000
+"""How many runs that have ended a Supervisor keeps, for who looks at its ``runs``."""
+
 
 class RunRegister:
     """Opens runs, and knows them by their names.
@@ -51,7 +54,7 @@ class RunRegister:
         retention: RetentionLoop,
     ) -> None:
         self.by_name: dict[str, SupervisedRun] = {}
-        """Every run since entry, oldest first."""
+        """Every run under way, and the newest ``KEPT`` that have ended; oldest first."""
         self.monitored: dict[str, MonitoredRun] = {}
         """The same, as the Monitor sees them."""
         self._collaborators = collaborators
@@ -108,6 +111,7 @@ class RunRegister:
                     policy=policy,
                     clock=shared.clock,
                 )
+            self._forget_ended()
             run = self.by_name[name] = make(opened, shared, *self._parts)
             self.monitored[name] = MonitoredRun(run, shared.events)
             await run.checkpoints.read(shared)
@@ -121,12 +125,19 @@ class RunRegister:
         finally:
             self._opening.discard(name)
             over.set()
+        shared.greeting.started(name, named=plan.name is not None, recovers=policy.enabled)
         if plan.job is not None:
             shared.events.emit(names.EVENT_JOB_TRY, name, f"job {plan.job}")
         shared.spawn(functools.partial(end_when_lost, run))
         if policy.verify_optimizer and isinstance(plan.origin, FromBaseModel):
             shared.spawn(functools.partial(self._optimizer_check.run, plan.origin))
         return run
+
+    def _forget_ended(self) -> None:
+        """Let go of the oldest runs that have ended, as a process may go through thousands."""
+        ended = [name for name, run in self.by_name.items() if run.ended and run.lost is None]
+        for name in ended[: max(0, len(ended) - KEPT)]:
+            del self.by_name[name], self.monitored[name]
 
     async def close(self) -> None:
         """Close whatever the runs still have open."""

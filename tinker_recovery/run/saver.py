@@ -78,6 +78,7 @@ class Saver:
         self._most_in_flight = policy.max_saves_in_flight
         self._held_back = False
         self._not_due: Asked | None = None
+        self._quiet: tuple[SaveLedger, float] | None = None
         self._counts_epochs = counts_epochs(policy)
         self._lineage = run.lineage
         self._run_name = run.given_name
@@ -277,6 +278,10 @@ class Saver:
 
     def decides(self, step: int, *, end: bool = False) -> bool:
         """Whether the run's own schedule has this step saved."""
+        if self._quiet is not None and not end:
+            ledger, not_before = self._quiet
+            if step < not_before and ledger is self._ledger:
+                return False
         standing, now_s = self._standing(), self._monotonic()
         asked = Asked(step, end, now_s, standing, self._ledger)
         if self._not_due is not None and self._not_due.answers(asked):
@@ -293,6 +298,7 @@ class Saver:
         )
         if not decision.due and not decision.left_out:
             self._not_due = asked
+            self._quiet = self._ledger, decision.not_before
         if decision.stands_in and not self._history.stands_in:
             self._history.stands_in = True
             logger.warning(

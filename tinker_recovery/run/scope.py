@@ -41,6 +41,7 @@ from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.service.sampler import SupervisedService
 from tinker_recovery.service.sampling import Sampling
+from tinker_recovery.service.waiting import end_all
 from tinker_recovery.service.waits import Progress
 from tinker_recovery.telemetry import names
 
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from tinker_recovery.run.supervised import SupervisedRun
 
 logger = logging.getLogger(names.SCOPE)
+
+END_S = 0.25
+"""How long the requests of a closed client may take to end by themselves."""
 
 DRAIN_WARNING_S = 30.0
 """A loop that has ended and still waits for requests after this long is logged."""
@@ -472,12 +476,10 @@ class AttemptScope:
             await self.run.collaborators.backend.close(
                 connection, status, detail, deadline_s=self.run.policy.close_timeout_s
             )
-        self.gone.set()
-        # Only then: a request cancelled in the moment it fails leaves an exception that is never
-        # retrieved, and asyncio prints a traceback for each. What still waits for its turn is
-        # ended by this alone.
-        self.client.cancel_open()
-        self.sampling.cancel_open()
+            self.gone.set()
+            # What still waits for its turn is ended by this alone.
+            left = [*self.client.left_open(), *self.sampling.left_open()]
+            await end_all(left, within_s=END_S)
         # A closed client of the SDK is half a megabyte, and every attempt of a run is kept.
         self.client.release()
         self.made_once.clear()

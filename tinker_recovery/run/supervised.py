@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -25,6 +26,7 @@ from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.at_exit import failure_at_exit, unseen_fault
 from tinker_recovery.run.attempts import Attempts
 from tinker_recovery.run.claiming import claim_lost, give_free
+from tinker_recovery.run.ending import end_of
 from tinker_recovery.run.first_client import first_client
 from tinker_recovery.run.history import RunHistory
 from tinker_recovery.run.journaling import RunJournal
@@ -156,7 +158,8 @@ class SupervisedRun:
     @property
     def state(self) -> str:
         """``training``, ``recovering`` or ``over``."""
-        return "over" if self.ended else "recovering" if self.incident else "training"
+        recovering = self.incident is not None and not self.incident.orderly
+        return "over" if self.ended else "recovering" if recovering else "training"
 
     @property
     def lost(self) -> BaseException | None:
@@ -258,7 +261,7 @@ class SupervisedRun:
         return True
 
     def _continue_from_snapshot(self) -> None:
-        """Have the run recovered that another process left, as from any other fault."""
+        """Have the run restored that another process left: as from any fault, or to go on."""
         if self.snapshot is None:
             raise UsageError(f"run {self.name!r} begins here: there is nothing to continue")
         last, number = self.snapshot.segments[-1], len(self.snapshot.segments)
@@ -266,7 +269,8 @@ class SupervisedRun:
             functools.partial(finish_sessions, self.collaborators.reader, self.snapshot.sessions)
         )
         rule, step = RULES[Kind.PROCESS_LOST], self.snapshot.step
-        self.report_fault(Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, step))
+        left = Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, step)
+        self.report_fault(replace(left, orderly=self.snapshot.orderly))
 
     async def _journaled(self, attempt: AttemptScope) -> AttemptScope:
         """The attempt, once the journal has it: no attempt trains that a restart would not find.
@@ -361,7 +365,8 @@ class SupervisedRun:
             step, times = self._faults_at
             again = fault.failed_step is not None and fault.failed_step == step
             self._faults_at = (fault.failed_step, times + 1 if again else 1)
-            self.history.evidence = self.history.evidence.failed()
+            if not fault.orderly:
+                self.history.evidence = self.history.evidence.failed()
             if current is not None:
                 self.rollbacks.distrust_since(fault, current)
                 if fault.kind is not Kind.UNAVAILABLE:
@@ -423,7 +428,8 @@ class SupervisedRun:
             raise UsageError("hold_ready() comes before hand_over()")
         attempt, self._ready = self._ready, None
         self._join(attempt)
-        self.recoveries.append(recovery)
+        if not recovery.continued:
+            self.recoveries.append(recovery)
         self.incident = None
         self.rollbacks.note_resumed(attempt.start_step)
         self.checkpoints.note_recovered()
@@ -454,6 +460,7 @@ class SupervisedRun:
         self.collaborators.drop_spare(self.name)
         step = self.start_step if self.current is None else self.current.client.step
         self.telemetry.ended(step=step, recoveries=len(self.recoveries), error=error)
+        self.collaborators.greeting.ended(end_of(self, error))
 
     async def attempt_over(self, attempt: AttemptScope, error: BaseException | None) -> None:
         """The body was left for good: by its end, or by an exception that is not ours."""

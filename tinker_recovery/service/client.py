@@ -394,7 +394,7 @@ class SupervisedClient(Iterating):
         if step is not None and operation != "optim_step":
             self._forwards_open.add(step)
         plain.add_done_callback(functools.partial(self._request_ended, operation, step, ended))
-        return SupervisedFuture(plain, self._is_over, self._errors.has_seen)
+        return SupervisedFuture(plain, self._is_over, self._errors.has_seen, self._home)
 
     def _is_over(self) -> bool:
         # A request cancelled while stopping would leave a gap that blocks the last save.
@@ -479,10 +479,9 @@ class SupervisedClient(Iterating):
         with self._lock:
             self._retired = self._retired or reason
 
-    def cancel_open(self) -> None:
-        """Cancel every open request: each holds a task on the SDK's loop, even after a close."""
-        for future in list(self._open):
-            future.cancel()
+    def left_open(self) -> Sequence[Future[Any]]:
+        """Every open request: each holds a task on the SDK's loop, even after a close."""
+        return list(self._open)
 
     def release(self) -> None:
         """Let go of the SDK's client, which is closed; what is read of the attempt later stays."""

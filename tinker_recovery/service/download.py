@@ -16,7 +16,6 @@ from pathlib import Path
 
 import anyio
 import httpx
-import stamina
 from opentelemetry import context
 
 from tinker_recovery.errors import StatusRefused, StatusUnavailable
@@ -24,6 +23,7 @@ from tinker_recovery.service.bounded import bound
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls, SignedFiles
 from tinker_recovery.service.export import Limits
 from tinker_recovery.service.http import tls
+from tinker_recovery.service.retrying import retried
 from tinker_recovery.service.temporary import TTL_S
 
 CHUNK = 1 << 20
@@ -152,16 +152,17 @@ class Download:
     ) -> SignedFiles:
         before = self._done
         place.parent.mkdir(parents=True, exist_ok=True)
-        async for attempt in stamina.retry_context(
-            on=StatusUnavailable, attempts=TRIES, timeout=None, wait_initial=0.5, wait_max=5.0
-        ):
-            with attempt:
-                self._done = before
-                signed = await self._renewed(signed, force=attempt.num > 1)
-                if name not in signed.urls:
-                    raise StatusRefused(f"{self._path} no longer has a file {name!r}")
-                await self._stream(http, name, signed.urls[name].get_secret_value(), place)
-        return signed
+
+        async def once(number: int) -> SignedFiles:
+            nonlocal signed
+            self._done = before
+            signed = await self._renewed(signed, force=number > 1)
+            if name not in signed.urls:
+                raise StatusRefused(f"{self._path} no longer has a file {name!r}")
+            await self._stream(http, name, signed.urls[name].get_secret_value(), place)
+            return signed
+
+        return await retried(once, tries=TRIES, first_s=0.5, most_s=5.0)
 
     async def _renewed(self, signed: SignedFiles, *, force: bool) -> SignedFiles:
         """The URLs, renewed if they expire soon, or by force; the export's lifetime with them."""

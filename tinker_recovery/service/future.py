@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -27,18 +27,22 @@ class SupervisedFuture(APIFuture[_T]):
         future: The SDK's.
         over: Whether the client was retired by a fault, or the process is stopping.
         seen: Called with the error that a wait for the result raises.
+        home: The process whose client it is of.
     """
+
+    __slots__ = ("_future", "_home", "_over", "_seen")
 
     def __init__(
         self,
         future: Future[_T],
         over: Callable[[], bool],
         seen: Callable[[BaseException], None],
+        home: HomeProcess,
     ) -> None:
         self._future = future
         self._over = over
         self._seen = seen
-        self._home = HomeProcess()
+        self._home = home
 
     def future(self) -> Future[_T]:
         """The SDK's concurrent future."""
@@ -47,6 +51,9 @@ class SupervisedFuture(APIFuture[_T]):
     def result(self, timeout: float | None = None) -> _T:
         """Block for the result; raises the request's error, or TimeoutError."""
         self._check_arrives()
+        return self._result(timeout)
+
+    def _result(self, timeout: float | None = None) -> _T:
         try:
             return self._future.result(timeout)
         except Exception as error:
@@ -62,6 +69,10 @@ class SupervisedFuture(APIFuture[_T]):
         async with asyncio.timeout(timeout):
             return await self._arrived()
 
+    def __await__(self) -> Generator[Any, None, _T]:
+        self._check_arrives()
+        return self._arrived().__await__()
+
     async def _arrived(self) -> _T:
         try:
             await ended(self._future)
@@ -71,7 +82,7 @@ class SupervisedFuture(APIFuture[_T]):
             raise
         if self._future.cancelled():
             raise asyncio.CancelledError
-        return self.result()
+        return self._result()
 
     def _check_arrives(self) -> None:
         # In a forked child there is no thread that would bring it.

@@ -6,7 +6,6 @@ It shares nothing with the SDK, whose single event-loop thread may be what hangs
 from __future__ import annotations
 
 import functools
-import logging
 import ssl
 import time
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from typing import Any, Literal, TypeVar
 
 import anyio
 import httpx
-import stamina
 
 from tinker_recovery.errors import StatusRefused, StatusUnavailable
 from tinker_recovery.service.authentication import Authentication, is_transient, json_object
@@ -26,6 +24,7 @@ from tinker_recovery.service.bounded import (
     ReplyTooLarge,
     bound,
 )
+from tinker_recovery.service.retrying import retried
 from tinker_recovery.service.service_clock import ServiceClock
 
 _T = TypeVar("_T")
@@ -36,16 +35,6 @@ KEEP_ALIVE_S = 300.0
 """Longer than from one poll to the next, or each would pay for the handshakes of TCP and TLS."""
 
 _SENT = "tinker_recovery.sent_s"
-
-
-def _is_not_ours(record: logging.LogRecord) -> bool:
-    cause = str(getattr(record, "stamina.caused_by", ""))
-    return not cause.startswith(StatusUnavailable.__name__)
-
-
-# stamina logs a line for each retry that names neither the request nor the run. What a retry of
-# ours means for a run is said where the run is known; the user's own retries are logged as ever.
-logging.getLogger("stamina").addFilter(_is_not_ours)
 
 
 @functools.cache
@@ -213,31 +202,25 @@ class ServiceHttp:
             StatusRefused: Any other error, or an answer that cannot be parsed.
         """
         last: StatusUnavailable | None = None
+
+        async def once(number: int) -> _T:
+            nonlocal last
+            del number
+            try:
+                return await self._once(method, path, parse, request)
+            except StatusUnavailable as error:
+                last = error
+                raise
+
         try:
             with anyio.fail_after(self._timeout_s):
-                # The first try by itself: what retries would cost as much as a third of the reply.
-                try:
-                    return await self._once(method, path, parse, request)
-                except StatusUnavailable as error:
-                    first = last = error
-                async for attempt in stamina.retry_context(
-                    on=StatusUnavailable, attempts=3, timeout=None, wait_initial=0.1, wait_max=1.0
-                ):
-                    with attempt:
-                        if attempt.num == 1:
-                            raise first
-                        try:
-                            return await self._once(method, path, parse, request)
-                        except StatusUnavailable as error:
-                            last = error
-                            raise
+                return await retried(once, tries=3, first_s=0.1, most_s=1.0)
         except TimeoutError as error:
             self._note_unreached(error)
             # What the tries before have met says more than that the time was up.
             raise StatusUnavailable(f"reading {path} took longer than {self._timeout_s:g} s") from (
                 last or error
             )
-        raise AssertionError("stamina either returns or raises")  # pragma: no cover
 
     async def _once(
         self,

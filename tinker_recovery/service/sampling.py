@@ -15,7 +15,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -313,11 +313,11 @@ class Sampling:
         if request.sent is not None:
             self._left.append(request.sent)
 
-    def cancel_open(self) -> None:
-        """Cancel what was open when it was retired: each holds a task on the SDK's loop."""
-        for sent in self._left:
-            sent.cancel()
+    def left_open(self) -> Sequence[Future[Any]]:
+        """What was open when it was retired: each holds a task on the SDK's loop."""
+        left = list(self._left)
         self._left.clear()
+        return left
 
 
 def settle(answer: Future[Any], ended: Future[Any]) -> None:

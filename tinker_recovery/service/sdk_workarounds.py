@@ -30,7 +30,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import tinker
@@ -114,24 +114,28 @@ class FreeTransports:
 FREE = FreeTransports()
 
 
+_SEND: Final = "handle_async_request"
+
+
 class ReusedTransport(httpx.AsyncBaseTransport):
     """The transport of one HTTP client, which the next client gets when that is closed."""
 
     def __init__(self, make: Callable[[], httpx.AsyncBaseTransport]) -> None:
         self._providers = _providers()
         self._transport: httpx.AsyncBaseTransport | None = FREE.take(self._providers) or make()
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request."""
-        if self._transport is None:
-            raise RuntimeError("the HTTP client is closed")
-        return await self._transport.handle_async_request(request)
+        # Its method itself: one of ours around it is a further coroutine for each request.
+        vars(self)[_SEND] = self._transport.handle_async_request
 
     async def aclose(self) -> None:
         """Leave the transport to another client."""
         transport, self._transport = self._transport, None
         if transport is not None:
+            vars(self)[_SEND] = _refuse
             FREE.give(self._providers, transport)
+
+
+async def _refuse(_: httpx.Request) -> httpx.Response:
+    raise RuntimeError("the HTTP client is closed")
 
 
 def reused_transport() -> httpx.AsyncBaseTransport:

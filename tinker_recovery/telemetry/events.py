@@ -41,6 +41,7 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_STALL_WARNING: logging.WARNING,
     names.EVENT_SAMPLER_RENEWED: logging.WARNING,
     names.EVENT_WAITING: logging.WARNING,
+    names.EVENT_SERVICE_BACK: logging.WARNING,
     names.EVENT_POLL_ERROR: logging.WARNING,
     names.EVENT_WEIGHTS_UNKNOWN: logging.WARNING,
     names.EVENT_METADATA_NOT_KEPT: logging.WARNING,
@@ -56,6 +57,7 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_CHECKPOINT_RENEWED: logging.INFO,
     names.EVENT_CHECKPOINT_RENEWAL_FAILED: logging.WARNING,
     names.EVENT_RETENTION_FAILED: logging.WARNING,
+    names.EVENT_CONTINUED: logging.INFO,
     names.EVENT_JOB_TRY: logging.INFO,
 }
 
@@ -93,13 +95,17 @@ class EventSink:
         fields: Mapping[str, AttributeValue] | None = None,
         *,
         repeated: bool = False,
+        unusual: bool = False,
     ) -> None:
         """Send an event of a run. Call it in the event loop's thread.
 
-        One that only repeats what the log has said is logged at DEBUG.
+        One that only repeats what the log has said is logged at DEBUG, and one that is unusual at
+        WARNING.
         """
         event = RecoveryEvent(name, run, redact(message), dict(redact_value(fields or {})))
         level = logging.DEBUG if repeated else _LEVELS[name]
+        if unusual:
+            level = max(level, logging.WARNING)
         if run in self.quiet_runs and name not in _GIVEN_UP:
             level = logging.DEBUG
         logger.log(level, "run %s: %s", run or "-", event.message, extra=event.as_attributes())
@@ -112,6 +118,17 @@ class EventSink:
             self._listener(event)
         except Exception:
             logger.exception("on_event raised for %s; recovery continues", name)
+
+    def lasts(
+        self, name: str, run: str, message: str, fields: Mapping[str, AttributeValue]
+    ) -> None:
+        """What an event has said goes on: it is counted and logged at DEBUG, and is no event.
+
+        An outage of an hour would be ten thousand of them, in the journal as well.
+        """
+        event = RecoveryEvent(name, run, redact(message), dict(redact_value(fields)))
+        logger.debug("run %s: %s", run or "-", event.message, extra=event.as_attributes())
+        metrics.count(event)
 
     def tree(self, event: SupervisionEvent) -> None:
         """Send an event of the supervision tree; to be given to it as ``on_event``."""

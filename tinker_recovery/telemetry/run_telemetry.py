@@ -93,6 +93,13 @@ class RunTelemetry:
             self._recovery = span.get_span_context()
             yield span
 
+    @contextmanager
+    def going_on(self, attributes: Attributes, *, start_ns: int) -> Iterator[Span]:
+        """The root span of a run that goes on after a stop."""
+        attributes, related = {**self._run, **attributes}, [(names.LINK_RUN, self._start)]
+        with new_trace(names.SPAN_CONTINUE, attributes, start_ns=start_ns, related=related) as span:
+            yield span
+
     def ended(self, *, step: int, recoveries: int, error: BaseException | None) -> None:
         """The run is over, at this step; later calls are ignored."""
         if self._ended:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tinker_recovery.testing._auth import SIGNED, Auth
-from tinker_recovery.testing._control_routes import ControlRoutes
+from tinker_recovery.testing._control_routes import ControlRoutes, is_local
 from tinker_recovery.testing._export_routes import ExportRoutes
 from tinker_recovery.testing._losses import OFFERED
 from tinker_recovery.testing._model import Adam
@@ -27,6 +27,12 @@ from tinker_recovery.testing._service_state import ServiceState
 from tinker_recovery.testing._wire_faults import WireFaults
 
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+def _check_control(path: str, request: Request) -> None:
+    host = request.client.host if request.client else ""
+    if path.startswith("/testing/") and not is_local(host):
+        raise ServiceError(403, "faults are injected from the server's own machine")
 
 
 class TinkerApp:
@@ -136,6 +142,7 @@ class TinkerApp:
 
         async def answer(request: Request) -> Response:
             try:
+                _check_control(path, request)
                 self._auth.check(request)
                 self._check_offered(name)
                 return await handler(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,16 @@ def check_outage(status: int | None, for_s: float | None) -> None:
         raise ValueError(f"status={status!r} is not allowed: 400 or more, or None to refuse")
     if for_s is not None and not for_s > 0:
         raise ValueError(f"for_s={for_s!r} is not allowed: seconds, more than 0")
+
+
+def is_local(host: str) -> bool:
+    """Whether a client is of this machine."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 class ControlRoutes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from tinker_recovery.testing.actions import (
     RUNLESS,
@@ -96,6 +97,34 @@ class FaultRule:
             self._number(name, _ABOVE_ZERO, "seconds, more than 0")
         self._check_combination()
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The rule that a word describes: ``ACTION[:REQUEST][@STEP][,FIELD=VALUE]``.
+
+        As in ``poison@70``, ``gone:forward_backward@12`` or ``status:optim_step,status=503``.
+
+        Raises:
+            ValueError: It describes none; says what is wrong.
+        """
+        head, *pairs = text.split(",")
+        what, at, step = head.partition("@")
+        action, _, request = what.partition(":")
+        given: dict[str, Any] = {"action": action, "request": request or None}
+        if at:
+            if not step.isdecimal():
+                raise ValueError(f"{step!r} is not a step: ACTION@STEP, a number from 0")
+            given["at_step"] = int(step)
+        known = {one.name for one in fields(cls)} - given.keys()
+        for pair in pairs:
+            name, _, value = pair.partition("=")
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} is no field of a fault to be set like that: "
+                    f"{', '.join(sorted(known))}"
+                )
+            given[name] = _value(value)
+        return cls(**given)
+
     @property
     def _spec(self) -> Spec:
         return SPECS[self.action]
@@ -153,6 +182,15 @@ class FaultRule:
             if getattr(self, name) != default
         ]
         return f"FaultRule({', '.join([repr(self.action), *given])})"
+
+
+def _value(text: str) -> Any:
+    """A number, true or false, or else the text itself."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, int | float) else text
 
 
 def _defaults() -> dict[str, object]:

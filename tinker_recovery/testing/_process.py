@@ -81,6 +81,8 @@ class LocalTinkerProcess:
             stderr=None,  # a pipe that is never read would fill up and block it
             stdin=subprocess.PIPE,
             text=True,
+            # Ctrl-C in a terminal is for what asks the server, which needs it to end in order.
+            start_new_session=True,
             env={**os.environ, "LOCAL_TINKER_OPTIONS": json.dumps(asdict(self._options))},
         )
         printed = self._process.stdout

@@ -335,6 +335,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     ready: Callable[[str], None] = lambda _: None,
+    faults: Sequence[FaultRule] = (),
     **options: Unpack[Options],
 ) -> None:
     """Serve in the foreground until SIGINT or SIGTERM. SIGUSR1 ends an outage.
@@ -344,6 +345,7 @@ def serve(
         host: Address to listen on.
         port: Port to listen on; 0 for a free one.
         ready: Called with the base URL once connections are accepted.
+        faults: What is to strike, from the start.
         options: As for :class:`LocalTinker`.
 
     Raises:
@@ -354,15 +356,22 @@ def serve(
     with contextlib.ExitStack() as stack:
         if root is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="local-tinker-")))
-        asyncio.run(_foreground(listener, root, checked, ready))
+        asyncio.run(_foreground(listener, root, checked, ready, faults))
 
 
 async def _foreground(
-    listener: socket.socket, root: Path, options: ServerOptions, ready: Callable[[str], None]
+    listener: socket.socket,
+    root: Path,
+    options: ServerOptions,
+    ready: Callable[[str], None],
+    faults: Sequence[FaultRule],
 ) -> None:
     import signal  # noqa: PLC0415 - only the foreground has signals
 
-    host = Host(listener, root, FaultBook(), options)
+    book = FaultBook()
+    for rule in faults:
+        book.add(rule)
+    host = Host(listener, root, book, options)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, host.stop)

@@ -29,6 +29,7 @@ class NewestStored:
         self._run = run
         self._reader = reader
         self._waiting = waiting
+        self.doubtful: dict[str, list[int]] = {}  # it refuses what may be of a fault
 
     def progress(self, chosen: Listed) -> int:
         """When it was stored; see :func:`progress_of`."""

@@ -134,6 +134,11 @@ class PolledWatch:
             return self.name
         return None if run.incident is not None else run.run_ids[-1]
 
+    @property
+    def silent_s(self) -> float | None:
+        """What it has open is known elsewhere alone."""
+        return None
+
     def note_status(self, status: RunStatus) -> None:
         """The service's answer about the run."""
         if status.run_id != self.watched_run_id:

@@ -158,5 +158,10 @@ def after(row: RunRow | None, event: RecoveryEvent) -> RunRow:
     return row
 
 
-_AT_STEP = (names.EVENT_DETECTED, names.EVENT_COMPLETED, names.EVENT_CHECKPOINT_SAVED)
+_AT_STEP = (
+    names.EVENT_DETECTED,
+    names.EVENT_COMPLETED,
+    names.EVENT_CONTINUED,
+    names.EVENT_CHECKPOINT_SAVED,
+)
 """Events that contain the run's step."""

@@ -1,0 +1,152 @@
+"""Faults from outside: given to the server when it starts, or injected while it runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio.to_thread
+import httpx
+import pytest
+from click.testing import CliRunner
+from loops import MODEL, quick, train
+
+from tinker_recovery import Attempt, Supervisor
+from tinker_recovery.cli import main
+from tinker_recovery.testing import FaultRule, LocalTinker
+from tinker_recovery.testing._control_routes import is_local
+
+COMMAND = [sys.executable, "-m", "tinker_recovery.cli"]
+KEY = "tml-local-key"
+
+
+@contextmanager
+def _serving(*arguments: str) -> Iterator[str]:
+    with subprocess.Popen(  # noqa: S603 - our own command
+        [*COMMAND, "serve", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        try:
+            while "TINKER_BASE_URL=" not in (line := server.stdout.readline()):
+                assert line, server.communicate()[1]
+            yield line.split("TINKER_BASE_URL=")[1].split()[0]
+        finally:
+            server.terminate()
+
+
+async def _kinds(monkeypatch: pytest.MonkeyPatch, url: str) -> list[str]:
+    """The faults that a run there recovers from."""
+    monkeypatch.setenv("TINKER_BASE_URL", url)
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
+    async with Supervisor(quick()) as supervisor:
+        await supervisor.run(functools.partial(train, steps=22), base_model=MODEL, rank=8)
+    return [each.fault.kind.value for each in supervisor.runs[0].recoveries]
+
+
+async def test_a_server_is_started_with_its_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _serving("--fault", "poison@7", "--fault", "gone:forward_backward@12") as url:
+        assert await _kinds(monkeypatch, url) == ["request_failed", "gone"]
+
+
+async def test_one_is_injected_into_a_run_by_its_name(local: LocalTinker) -> None:
+    said: list[str] = []
+
+    async def struck(attempt: Attempt) -> None:
+        await train(attempt, steps=7)
+        if attempt.number == 1:
+            done = await anyio.to_thread.run_sync(
+                lambda: CliRunner().invoke(
+                    main, ["inject", local.base_url, "poison", "sft-42", "--api-key", local.api_key]
+                )
+            )
+            assert done.exit_code == 0, done.output
+            said.append(done.output)
+        await train(attempt, steps=22)
+
+    async with Supervisor(quick()) as supervisor:
+        await supervisor.run(struck, base_model=MODEL, rank=8, name="sft-42")
+    (run,) = supervisor.runs
+    assert [each.fault.kind for each in run.recoveries] == ["request_failed"]
+    (fired,) = local.fired
+    assert fired.rule == FaultRule("poison", run=run.segments[0].run_id)
+    status, unknown = await anyio.to_thread.run_sync(
+        lambda: _inject(local.base_url, "poison", "nobody")
+    )
+    assert status == 1
+    assert "there is no run 'nobody'" in unknown
+    assert said == [f"poison strikes the next request of {run.segments[0].run_id}\n"]
+
+
+def _inject(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["inject", *arguments])
+    return done.exit_code, done.output
+
+
+async def test_it_prints_the_rule_as_json_and_takes_its_fields(local: LocalTinker) -> None:
+    url = local.base_url
+    arguments = [url, "status:optim_step@12,status=503,times=3", "--api-key", local.api_key]
+    status, said = await anyio.to_thread.run_sync(lambda: _inject(*arguments, "--json"))
+    assert status == 0, said
+    rule = json.loads(said)["rule"]
+    assert (rule["action"], rule["request"], rule["at_step"]) == ("status", "optim_step", 12)
+    assert (rule["status"], rule["times"], rule["run"]) == (503, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["http://service.example", "poison"], 2, "127.0.0.1"),
+        (["LOCAL", "explode"], 2, "action='explode' is not allowed: poison, "),
+        (["LOCAL", "poison@soon"], 2, "'soon' is not a step"),
+        (["LOCAL", "poison,colour=red"], 2, "'colour' is no field"),
+        (["LOCAL", "poison", "nobody"], 3, "there is no journal"),
+        (["http://127.0.0.1:1", "poison"], 1, "no local Tinker server answers"),
+        (["LOCAL", "poison", "--api-key", "wrong"], 1, "HTTP 401"),
+    ],
+)
+async def test_what_is_wrong_is_said(
+    local: LocalTinker, arguments: list[str], status: int, said: str
+) -> None:
+    given = [local.base_url if each == "LOCAL" else each for each in arguments]
+    if "--api-key" not in given:
+        given += ["--api-key", local.api_key]
+    got = await anyio.to_thread.run_sync(lambda: _inject(*given))
+    assert got[0] == status, got
+    assert said in got[1]
+
+
+def test_a_wrong_fault_of_serve_is_refused_before_it_listens() -> None:
+    done = CliRunner().invoke(main, ["serve", "--fault", "poison@soon"])
+    assert done.exit_code == 2
+    assert "'soon' is not a step" in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("poison", FaultRule("poison")),
+        ("poison@70", FaultRule("poison", 70)),
+        ("gone:forward_backward@12", FaultRule("gone", 12, "forward_backward")),
+        ("poison@7,quiet=true", FaultRule("poison", 7, quiet=True)),
+        ("slow,delay_s=0.5", FaultRule("slow", delay_s=0.5)),
+        ("fail,message=no more,times=2", FaultRule("fail", message="no more", times=2)),
+    ],
+)
+def test_a_fault_is_written_as_one_word(text: str, rule: FaultRule) -> None:
+    assert FaultRule.parse(text) == rule
+
+
+async def test_the_routes_that_control_it_answer_this_machine_alone(local: LocalTinker) -> None:
+    """Bound to another address, whoever reaches it could do as they like with what runs there."""
+    assert is_local("127.0.0.1")
+    assert is_local("::1")
+    assert is_local("::ffff:127.0.0.1")
+    assert not is_local("10.0.0.7")
+    assert not is_local("")
+    async with httpx.AsyncClient(base_url=local.base_url) as http:
+        reply = await http.get("/testing/faults", headers={"X-API-Key": local.api_key})
+    assert reply.is_success

@@ -1,0 +1,198 @@
+"""A healthy run says where it can be looked at, and how it ended, without any set-up of logging."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+from loops import MODEL, policy, script, train
+
+from tinker_recovery import Supervisor
+from tinker_recovery.journal import default_path
+from tinker_recovery.telemetry import greeting
+from tinker_recovery.telemetry.greeting import Greeting, RunEnd
+from tinker_recovery.testing import LocalTinker
+
+PROGRAM = """
+import asyncio, functools, logging, sys
+from loops import MODEL, policy, train
+from tinker_recovery import Supervisor
+
+async def main():
+    async with Supervisor(policy({policy}), {supervisor}) as supervisor:
+        await supervisor.run(functools.partial(train, steps=12), base_model=MODEL, rank=8, {start})
+
+{before}
+asyncio.run(main())
+"""
+
+
+async def _said(
+    folder: Path, *, before: str = "", supervisor: str = "", given: str = "", start: str = ""
+) -> list[str]:
+    """What a program of its own writes to stderr."""
+    start = start or "name='sft-42'"
+    code = PROGRAM.format(before=before, supervisor=supervisor, policy=given, start=start)
+    done = await anyio.to_thread.run_sync(
+        lambda: subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, script(folder, code)], capture_output=True, text=True, check=True
+        )
+    )
+    return done.stderr.splitlines()
+
+
+async def test_it_says_where_to_look_and_how_it_ended(local: LocalTinker, tmp_path: Path) -> None:
+    local.poison(at_step=7)
+    start, fault, recovered, end = await _said(tmp_path)
+    assert start == (
+        f"supervised as sft-42; journal {default_path()}; look: tinker-recovery watch sft-42"
+    )
+    assert "request_failed at step" in fault
+    assert "recovered: the loop runs again from step 5" in recovered
+    path = local.checkpoints(local.runs()[0])[-1].path
+    assert end.startswith("sft-42 finished at step 12: 1 recovery, ")
+    assert " steps replayed, " in end
+    assert end.endswith(f" s lost; last checkpoint {path}")
+
+
+async def test_a_run_without_a_name_is_told_what_that_means(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    del local
+    start, end = await _said(tmp_path, start="seed=7")
+    assert "(for this process alone: with a name= the same command would resume it)" in start
+    assert ": 0 recoveries; last checkpoint" in end
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"supervisor": "journal=None"}, "supervised as sft-42"),
+        ({"given": "enabled=False"}, "observed as sft-42; journal "),
+    ],
+    ids=str,
+)
+async def test_it_promises_nothing_that_is_turned_off(
+    local: LocalTinker, tmp_path: Path, given: dict[str, str], said: str
+) -> None:
+    del local
+    lines = await _said(tmp_path, **given)
+    assert any(each == said or (said[-1] == " " and each.startswith(said)) for each in lines)
+
+
+async def test_a_journal_elsewhere_is_in_the_command(local: LocalTinker, tmp_path: Path) -> None:
+    del local
+    place = tmp_path / "my runs"
+    start, _ = await _said(tmp_path, supervisor=f"journal={str(place)!r}")
+    assert start.endswith(f"look: tinker-recovery watch sft-42 --journal '{place}'")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"supervisor": "quiet=True"},
+        {"given": "quiet=True"},
+        {"before": "logging.basicConfig()"},
+    ],
+    ids=str,
+)
+async def test_it_is_silent_where_that_is_wanted_or_logging_is_configured(
+    local: LocalTinker, tmp_path: Path, given: dict[str, str]
+) -> None:
+    del local
+    assert await _said(tmp_path, **given) == []
+
+
+async def test_where_logging_is_configured_it_is_logged_once_and_no_handler_is_left(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    del local
+    ours = logging.getLogger("tinker_recovery")
+    before = list(ours.handlers), ours.level, list(logging.root.handlers)
+    with caplog.at_level(logging.INFO, "tinker_recovery"):
+        async with Supervisor(policy()) as supervisor:
+            await supervisor.run(
+                functools.partial(train, steps=12), base_model=MODEL, rank=8, name="sft-42"
+            )
+    caplog_level = ours.level
+    assert (list(ours.handlers), caplog_level, list(logging.root.handlers)) == before
+    said = [each.getMessage() for each in caplog.records]
+    assert len([each for each in said if each.startswith("supervised as sft-42")]) == 1
+    assert len([each for each in said if each.startswith("sft-42 finished at step 12")]) == 1
+    assert capfd.readouterr().err == ""
+
+
+def _unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greeting.logger, "hasHandlers", lambda: False)
+
+
+def _end(run: str, how: str = "finished") -> RunEnd:
+    return RunEnd(run, how, 9, 0, 0, 0.0, None)
+
+
+def test_many_runs_are_summed_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _unconfigured(monkeypatch)
+    greeting_ = Greeting("j", quiet=False)
+    for number in range(200):
+        greeting_.started(f"run-{number}", named=True)
+    for number in range(200):
+        greeting_.ended(_end(f"run-{number}", "finished" if number % 100 else "failed"))
+        greeting_.ended(_end(f"run-{number}"))  # said again
+    greeting_.over()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5 + 1 + 5 + 1
+    assert lines[5] == "further runs are not announced; look: tinker-recovery watch"
+    assert lines[-1] == "200 runs: 198 finished, 2 failed"
+
+
+def test_nothing_a_name_contains_reaches_the_terminal_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _unconfigured(monkeypatch)
+    greeting_ = Greeting("j", quiet=False)
+    greeting_.started("a\x1b[31m\nb tml-secretsecretsecret1234", named=True)
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert "secretsecret" not in said
+    assert said.count("\n") == 1
+
+
+def test_a_stderr_that_is_closed_or_missing_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    _unconfigured(monkeypatch)
+    greeting_ = Greeting("j", quiet=False)
+    monkeypatch.setattr(sys, "stderr", None)
+    greeting_.started("a", named=True)
+    with Path("/dev/null").open("w") as closed:
+        pass
+    monkeypatch.setattr(sys, "stderr", closed)
+    greeting_.ended(_end("a"))
+
+
+def test_a_notebook_gets_one_line_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _unconfigured(monkeypatch)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    greeting_ = Greeting("j", quiet=False)
+    greeting_.started("a", named=True)
+    greeting_.ended(_end("a"))
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_journal_below_the_home_folder_is_shown_from_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _unconfigured(monkeypatch)
+    monkeypatch.setenv("HOME", "/home/ada")
+    Greeting("/home/ada/runs/journal.sqlite3", quiet=False).started("a", named=True)
+    Greeting("/home/adam/journal.sqlite3", quiet=False).started("b", named=True)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "; journal ~/runs/journal.sqlite3; " in first
+    assert "; journal /home/adam/journal.sqlite3; " in second

@@ -1,0 +1,137 @@
+"""``tinker-recovery inject``: a fault for a local server that is running."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import click
+
+from tinker_recovery.cli.common import echo, journal_file, journal_option, no_such_run, refuse
+
+if TYPE_CHECKING:
+    from tinker_recovery.testing import FaultRule
+
+FAILED = 1
+"""Exit status: there is no such run, or the server did not take the fault."""
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_WITHIN_S = 10.0
+
+
+def fault_of(text: str, hint: str) -> FaultRule:
+    """The rule that a word describes, as ``--fault`` and ``inject`` take it.
+
+    Raises:
+        click.BadParameter: It describes none.
+    """
+    from tinker_recovery.testing import FaultRule
+
+    try:
+        return FaultRule.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=hint) from error
+
+
+@click.command()
+@click.argument("url")
+@click.argument("fault")
+@click.argument("run", required=False)
+@click.option(
+    "--api-key", default="tml-local-key", show_default=True, help="The key of that server."
+)
+@journal_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    *,
+    url: str,
+    fault: str,
+    run: str | None,
+    api_key: str,
+    journal: Path | None,
+    as_json: bool,
+) -> None:
+    r"""Strike a run at a local server with a fault, while it trains.
+
+    URL is that of `tinker-recovery serve`, on this machine. FAULT is an action, with the request it
+    strikes, the step, and further fields: ACTION[:REQUEST][@STEP][,FIELD=VALUE]. RUN is a name in
+    the journal or a Tinker run id; without one it strikes whichever comes first.
+
+    \b
+        tinker-recovery inject http://127.0.0.1:8010 poison sft-42
+        tinker-recovery inject http://127.0.0.1:8010 poison@70,quiet=true
+        tinker-recovery inject http://127.0.0.1:8010 gone:forward_backward@12
+        tinker-recovery inject http://127.0.0.1:8010 status:optim_step,status=503,for_s=30
+
+    Actions: poison, fail, hang, gone, rollback, fail_session, pause, nan_loss, cold_optimizer,
+    wrong_restore, status, drop, slow, truncate, malformed, lost_save (what each does, and its
+    fields: help(tinker_recovery.testing.actions), tinker_recovery.testing.FaultRule).
+
+    Exit status: 0; 1 if there is no such run, or no local server that takes the fault; 2 for a
+    wrong option or fault; 3 if the journal cannot be read.
+    """
+    if not _is_local(url):
+        raise click.BadParameter(
+            f"{url!r} is no server of this machine: http://127.0.0.1:PORT, as "
+            "`tinker-recovery serve` prints it",
+            param_hint="URL",
+        )
+    rule = fault_of(fault, "FAULT")
+    if run is not None:
+        rule = replace(rule, run=_tinker_run(run, journal, url))
+    _send(url, rule, api_key)
+    if as_json:
+        echo(json.dumps({"rule": asdict(rule)}))
+        return
+    when = "the next request" if rule.at_step is None else f"a request at step {rule.at_step}"
+    whose = f" of {rule.run}" if rule.run else ""
+    echo(f"{rule.action} strikes {when}{whose}")
+
+
+def _is_local(url: str) -> bool:
+    """Whether a URL is of this machine: no key goes elsewhere."""
+    try:
+        return urlsplit(url).hostname in _LOCAL
+    except ValueError:
+        return False
+
+
+def _tinker_run(run: str, journal: Path | None, url: str) -> str:
+    """The Tinker run that a run of this name lives in, or the one of this id."""
+    from tinker_recovery.errors import JournalError
+    from tinker_recovery.journal.reading import read_run
+
+    if ":" in run:
+        return run
+    path = journal_file(journal)
+    try:
+        view = read_run(path, run, service=url.rstrip("/"))
+        if view is None or not view.attempts:
+            no_such_run(path, run)
+    except JournalError as error:
+        refuse(str(error))
+    return view.attempts[-1].run_id
+
+
+def _send(url: str, rule: FaultRule, api_key: str) -> None:
+    import httpx
+
+    try:
+        reply = httpx.post(
+            f"{url.rstrip('/')}/testing/faults",
+            json=asdict(rule),
+            headers={"X-API-Key": api_key},
+            timeout=_WITHIN_S,
+            trust_env=False,  # no proxy on the way to this machine
+        )
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        refuse(f"no local Tinker server answers at {url}: {error}", FAILED)
+    if not reply.is_success:
+        refuse(
+            f"the server at {url} does not take the fault: HTTP {reply.status_code} "
+            f"{reply.text[:200]}",
+            FAILED,
+        )

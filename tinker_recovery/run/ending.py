@@ -1,0 +1,28 @@
+"""How a run ended, for the line that says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tinker_recovery.telemetry.greeting import RunEnd
+
+if TYPE_CHECKING:
+    from tinker_recovery.run.supervised import SupervisedRun
+
+
+def end_of(run: SupervisedRun, error: BaseException | None) -> RunEnd:
+    """How a run ended: well, by an error, or stopped from outside."""
+    how = "finished" if error is None else "stopped"
+    if isinstance(error, Exception):
+        how = f"failed ({type(error).__name__})"
+    replayed = sum(each.replayed_steps for each in run.recoveries)
+    recovering_s = sum(each.handed_over_at - each.fault.detected_at for each in run.recoveries)
+    return RunEnd(
+        run.name,
+        how,
+        step=run.start_step if run.current is None else run.current.client.step,
+        recoveries=len(run.recoveries),
+        replayed=replayed,
+        lost_s=recovering_s + replayed * (run.history.evidence.step_s or 0.0),
+        checkpoint=run.checkpoints.newest_trusted(run.segments),
+    )
