@@ -362,7 +362,7 @@ CHECKPOINTS = "SELECT path, step, saved, sound, gone FROM checkpoints WHERE run 
 """Selects rows for :func:`checkpoint_from`."""
 
 INCIDENTS = (
-    "SELECT kind, detected_by, step, phase, tries, started, ended, outcome, checkpoint, to_step "
+    "SELECT kind, detected_by, step, phase, tries, started, ended, outcome, checkpoint, to_step "  # noqa: S608 - our own constant
     f"FROM incidents WHERE kind <> '{GOING_ON}' AND run = ?"
 )
 """Selects rows whose values are those of an :class:`IncidentView`."""
