@@ -199,6 +199,8 @@ async def test_pins_of_what_is_not_there_are_refused_and_nothing_is_pinned(
     assert wrong.exit_code == 1
     assert "is not listed" in wrong.output
     assert (await _call("unpin", path)).exit_code == 1
+    for line in (await _call("pin", path + "x", "--json")).stderr.splitlines():
+        assert json.loads(line) == {"error": f"{path}x is not listed by the service", "status": 1}
     with Journal(journal_path(STATE_FOLDER), service=local.base_url) as journal:
         assert journal.notes().pinned == {}
     malformed = await _call("pin", "step-5")

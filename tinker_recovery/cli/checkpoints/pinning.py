@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from tinker_recovery.cli.checkpoints.scope import as_json_option
-from tinker_recovery.cli.common import echo, journal_option
+from tinker_recovery.cli.common import echo, journal_option, say_error
 
 
 def _check_paths(paths: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ def _report(paths: Sequence[str], done: str, missing: Sequence[str], *, as_json:
     if as_json:
         echo(json.dumps({done: kept, "missing": list(missing)}))
     for path in missing:
-        echo(f"{path} {refused}", err=True)
+        say_error(f"{path} {refused}", 1)
     if not as_json:
         for path in kept:
             echo(f"{done} {path}")
