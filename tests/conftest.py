@@ -22,7 +22,12 @@ import pytest
 import pytest_asyncio
 import tinker
 from hypothesis import settings
-from inspection import may_export_inside_its_lock, set_claim_s, set_tracer_provider
+from inspection import (
+    forget_closed_rest_clients,
+    may_export_inside_its_lock,
+    set_claim_s,
+    set_tracer_provider,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -163,6 +168,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     worker threads count as well.
     """
     yield
+    forget_closed_rest_clients()
     threads, tasks = item.stash[_BEFORE]
     if _is_async(item) or len(_threads()) > threads:
         # What survives this one need not be walked again after the next.

@@ -24,6 +24,7 @@ from opentelemetry.metrics import _internal as meters
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import TracerProvider
 from opentelemetry.util._once import Once
+from tinker.lib.internal_client_holder import sessionless_holder_cache
 
 from tinker_recovery import Attempt, Run, Supervisor, Watch
 from tinker_recovery.checkpoints.evidence import Evidence
@@ -46,6 +47,21 @@ from tinker_recovery.telemetry import EventSink, events, metrics, redaction
 from tinker_recovery.telemetry.stream import Streams
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing._host import Host
+
+# The SDK
+
+
+def forget_closed_rest_clients() -> None:
+    """Have the next ``tinker.RestClient`` of the same address and key be one that works.
+
+    The SDK keeps one of each address for as long as the process lives, also once it is closed; and
+    a later server of the tests may get the port of an earlier one.
+    """
+    holders = sessionless_holder_cache._holders
+    for key, kept in list(holders.items()):
+        if kept._closed:
+            del holders[key]
+
 
 # A Supervisor and its runs
 

@@ -19,6 +19,7 @@ ROOMS = [
     "watched",
     "run",
     "report",
+    "export",
     "retention",
     "doctor",
     "recovery",
@@ -26,6 +27,7 @@ ROOMS = [
     "journal",
     "service",
     "checkpoints",
+    "outlets",
     "faults",
     "telemetry",
     "policy_settings",
@@ -56,6 +58,7 @@ FOR_TYPES_ONLY = {
     ("retention/loop.py", "run"),
     ("service/client.py", "run"),
     ("service/iterating.py", "run"),
+    ("service/surface.py", "run"),
     ("telemetry/run_telemetry.py", "checkpoints"),
 }
 """The only imports that point up, each under ``if TYPE_CHECKING``: none runs."""

@@ -55,7 +55,7 @@ def test_a_bad_value_is_refused_with_the_field_the_value_and_what_is_allowed(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("save_every", 0), ("strategy", "sometimes"), ("push_to_hub", True), ("format", "gguf")],
+    [("save_every", 0), ("strategy", "sometimes"), ("push_to_hub", "me"), ("format", "onnx")],
 )
 def test_a_bad_checkpoint_policy_is_refused_with_the_field_and_the_value(
     field: str, value: object

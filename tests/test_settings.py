@@ -60,6 +60,9 @@ def test_everything_but_callables_and_the_canary_can_be_set() -> None:
         ("checkpoints.save_at_steps", "", ()),
         ("checkpoints.best_metric", "none", "none"),
         ("checkpoints.push_to_hub", "false", False),
+        ("checkpoints.push_to_hub", "true", True),
+        ("checkpoints.push_to_hub", "me/sft-42", "me/sft-42"),
+        ("checkpoints.format", "gguf", "gguf"),
     ],
 )
 def test_a_variable_is_read_as_what_its_field_is(name: str, written: str, value: object) -> None:
@@ -101,7 +104,7 @@ _VARIABLE = "TINKER_RECOVERY_MAX_ATTEMPTS"
         ({}, {}, {"checkpoints": {"save_every": 0}}, "[tool.tinker_recovery.checkpoints], is not"),
         ({}, {}, {"checkpoints": 7}, "it is a table of settings"),
         ({"checkpoint_strategy": "newest"}, {}, {}, "from flag, is not allowed: checkpoint_str"),
-        ({"checkpoints": {"push_to_hub": "yes"}}, {}, {}, "Input should be False"),
+        ({"checkpoints": {"push_to_hub": "me"}}, {}, {}, "a repository as 'owner/name'"),
         # Two that contradict each other, and where each stands.
         ({"backoff_s": 9}, {}, {"max_backoff_s": 8}, "backoff_s from flag"),
         ({"backoff_s": 9}, {}, {"max_backoff_s": 8}, f"max_backoff_s from file {FILE}"),

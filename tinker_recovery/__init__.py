@@ -55,6 +55,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from tinker_recovery.faults import Fault, Kind, Verdict
+    from tinker_recovery.outlets.notify import Notify
+    from tinker_recovery.outlets.trackers import WhenSaved
     from tinker_recovery.policy import RecoveryPolicy
     from tinker_recovery.policy_settings import policy_from_settings
     from tinker_recovery.recovery.manual import Recovered, recover_from_checkpoint
@@ -92,6 +94,7 @@ __all__ = [
     "LeaseLost",
     "NoUsableCheckpoint",
     "NonFiniteLoss",
+    "Notify",
     "OtherWeights",
     "Recovered",
     "Recovery",
@@ -117,6 +120,7 @@ __all__ = [
     "UsageError",
     "Verdict",
     "Watch",
+    "WhenSaved",
     "__version__",
     "policy_from_settings",
     "recover_from_checkpoint",
@@ -154,6 +158,8 @@ _HOMES = {
         "UsageError",
     ),
     "faults": ("Fault", "Kind", "Verdict"),
+    "outlets.notify": ("Notify",),
+    "outlets.trackers": ("WhenSaved",),
     "policy": ("RecoveryPolicy",),
     "policy_settings": ("policy_from_settings",),
     "recovery.manual": ("Recovered", "recover_from_checkpoint"),

@@ -7,6 +7,7 @@ at construction with a ``pydantic.ValidationError`` naming the field, the value 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Protocol, Self, runtime_checkable
 
@@ -64,6 +65,11 @@ class Keeps(Protocol):
         """The paths to keep, each with its reason."""
         ...
 
+
+Format = Literal["safetensors", "pytorch", "gguf"]
+Publish = Literal["end", "best", "each"]
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 Strategy = Literal["steps", "epoch", "best", "last", "all", "auto"]
 _DELETING: tuple[Strategy, ...] = ("steps", "epoch", "best", "last", "auto")
@@ -158,8 +164,16 @@ class CheckpointPolicy(Frozen):
         auto_min_steps: With ``"auto"``: least steps between two saves.
         auto_max_steps: With ``"auto"``: most steps between two saves.
         auto_max_s: With ``"auto"``: most seconds between two saves, whatever was measured.
-        format: The service stores safetensors, and nothing else.
-        push_to_hub: The service has no such call, so only False is allowed.
+        format: What is exported, here and by ``tinker-recovery export``: an adapter in the layout
+            of PEFT, as ``"safetensors"`` or ``"pytorch"``, or one for llama.cpp, ``"gguf"``. A
+            recovery always uses the service's own state.
+        push_to_hub: Whether checkpoints are published on a hub while the run trains, in the
+            background: in the repository ``"owner/name"``, or, with True, in one of the run's name
+            of whom HF_TOKEN belongs to. It is made private. HF_ENDPOINT names another hub.
+        publish: Which, with ``push_to_hub``: ``"end"``, the last one when the run has ended;
+            ``"best"``, each that is the best so far by ``best_metric``; ``"each"``, all of them.
+        publish_timeout_s: How long leaving the Supervisor waits, at most, for what is still to be
+            published. What is not done then is gone on with by the next process on this journal.
     """
 
     strategy: Strategy = "auto"
@@ -188,8 +202,10 @@ class CheckpointPolicy(Frozen):
     auto_min_steps: Annotated[Whole, Field(ge=1)] = 1
     auto_max_steps: Annotated[Whole, Field(ge=1)] = 10_000
     auto_max_s: Seconds = 1800.0
-    format: Literal["safetensors"] = "safetensors"
-    push_to_hub: Literal[False] = False
+    format: Format = "safetensors"
+    push_to_hub: Switch | Annotated[str, Field(strict=True)] = False
+    publish: Publish = "end"
+    publish_timeout_s: Seconds = 1800.0
 
     @model_validator(mode="before")
     @classmethod
@@ -222,6 +238,9 @@ class CheckpointPolicy(Frozen):
             unused["strategy"] = "with schedule=: omit one of the two"
         elif self.retention is not None and self.strategy in ("last", "all"):
             unused["strategy"] = "with retention=: omit one of the two"
+        if self.push_to_hub is False:
+            for name in ("publish", "publish_timeout_s"):
+                unused[name] = "with push_to_hub=False: set that, too"
         if not self.save_best:
             unused.setdefault("keep_best", "with save_best=False: omit one of the two")
         return unused
@@ -237,6 +256,15 @@ class CheckpointPolicy(Frozen):
     def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # What is written can be read back: there, everything counts as set.
         return {name: value for name, value in write(self).items() if name not in self._unused}
+
+    @field_validator("push_to_hub", mode="before")
+    @classmethod
+    def _is_a_repository(cls, value: object) -> object:
+        if isinstance(value, bool) or (isinstance(value, str) and _REPOSITORY.fullmatch(value)):
+            return value
+        raise ValueError(
+            f"push_to_hub={value!r} is not allowed: True, False, or a repository as 'owner/name'"
+        )
 
     @field_validator("schedule", "retention", mode="before")
     @classmethod

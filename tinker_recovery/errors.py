@@ -131,6 +131,18 @@ class StatusRefused(StatusError):
     """An answer that trying again will not change."""
 
 
+class ExportError(TinkerRecoveryError):
+    """A checkpoint could not be exported or published; the run and the checkpoint are untouched."""
+
+
+class ExportUnavailable(ExportError):
+    """Trying again may help: the hub is out of reach, a disk is full."""
+
+
+class ExportRefused(ExportError):
+    """Trying again will not change it: a format that does not fit, a token that is refused."""
+
+
 class CheckpointError(TinkerRecoveryError):
     """Something is wrong with a checkpoint."""
 

@@ -154,6 +154,8 @@ class RecoveryPolicy(Frozen):
             :class:`~tinker_recovery.costs.Prices` in USD for a million tokens, ``"*"`` for every
             other model; or the path of a TOML file with them, as ``tinker-recovery prices`` writes
             it. Without it tokens are counted all the same.
+        telemetry_run_label: Put the run's name on every metric, and not only on those of its steps,
+            tokens, checkpoints and goodput. Each name is a series of its own for the collector.
         quiet: Whether to leave out the lines about the start and the end of a run that are printed
             to stderr where the program has configured no logging; configured, they are INFO.
     """
@@ -195,6 +197,7 @@ class RecoveryPolicy(Frozen):
     close_timeout_s: Seconds = 10.0
     recall_bytes: Annotated[Whole, Field(ge=0)] = 512 * 2**20
     prices: PriceTable | None = None
+    telemetry_run_label: Switch = False
     quiet: Switch = False
 
     @field_validator("checkpoint_strategy")

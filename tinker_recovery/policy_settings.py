@@ -51,7 +51,7 @@ CONFIG = f"{PREFIX}CONFIG"
 
 _NO_SETTINGS = frozenset(
     {CONFIG, f"{PREFIX}STATE_DIR", f"{PREFIX}FINISHED_FILE", f"{PREFIX}SDK_WORKAROUNDS"}
-    | {f"{PREFIX}DATABASE", f"{PREFIX}RUN"}
+    | {f"{PREFIX}DATABASE", f"{PREFIX}NOTIFY", f"{PREFIX}OTEL", f"{PREFIX}RUN"}
 )
 """Variables of ours that are not about the policy."""
 

@@ -8,12 +8,16 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
+import anyio.to_thread
 import click
 import httpx
 import pytest
+import tinker
 from _receiver import http_receiver
 from click.testing import CliRunner
+from loops import MODEL, batch
 
 from tinker_recovery.cli import main
 from tinker_recovery.cli.plot import Mark, axis, curve, replays
@@ -72,6 +76,7 @@ def test_the_demo_sends_its_traces_to_a_collector_and_says_where_to_look() -> No
         (["demo", "--steps", "10", "--poison", "12"], "12 is not below --steps 10"),
         (["serve", "--dialect", "klingon"], "'klingon' is not one of hosted, forgets_metadata"),
         (["serve", "--heartbeat-limit", "0"], "0.0 is not in the range x>0"),
+        (["serve", "--pace", "-1"], "-1.0 is not in the range 0<=x<=60"),
     ],
 )
 def test_a_wrong_option_is_refused_with_the_value_and_status_2(
@@ -93,7 +98,9 @@ def test_the_table_of_faults_is_printed_from_the_code_for_people_and_for_machine
     assert all(row.kind.value in shown.stdout for row in TABLE)
 
 
-@pytest.mark.parametrize("arguments", [[], ["demo"], ["faults"], ["inject"], ["serve"], ["run"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["demo"], ["export"], ["faults"], ["inject"], ["serve"], ["run"]]
+)
 def test_help_says_what_a_command_does_and_its_exit_status(arguments: list[str]) -> None:
     done = CliRunner().invoke(main, [*arguments, "--help"])
     assert done.exit_code == 0
@@ -139,6 +146,30 @@ def test_serve_says_how_to_reach_it_and_stops_cleanly_on_ctrl_c() -> None:
         assert missing.status_code == 404, "a bare service has no search"
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=10) == 0
+    finally:
+        server.kill()
+        server.stdout.close()
+        server.wait()
+
+
+async def test_serve_has_each_step_take_as_long_as_its_pace_says() -> None:
+    server = subprocess.Popen(  # noqa: ASYNC220, S603 - our own command, which is quick to start
+        [*COMMAND, "serve", "--pace", "0.3"], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    try:
+        line = ""
+        while "TINKER_BASE_URL" not in line:
+            line = await anyio.to_thread.run_sync(server.stdout.readline)
+        found = re.search(r"TINKER_BASE_URL=(\S+) TINKER_API_KEY=(\S+)", line)
+        assert found is not None
+        url, key = found.groups()
+        service = tinker.ServiceClient(base_url=url, api_key=key)
+        client = await service.create_lora_training_client(MODEL, rank=8)
+        began = time.monotonic()
+        await client.forward_backward(batch(0), "cross_entropy")
+        assert time.monotonic() - began >= 0.3
+        await service.close("success")
     finally:
         server.kill()
         server.stdout.close()

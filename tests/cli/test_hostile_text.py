@@ -188,6 +188,11 @@ CASES: dict[str, list[list[str]]] = {
     "config show": [[], ["--file", HOSTILE], ["--json"]],
     "cookbook": [["--", HOSTILE], ["--", "python", "-m", HOSTILE]],
     "doctor": [["--base-model", HOSTILE, "--timeout", "4"], ["--steps", HOSTILE]],
+    "export": [
+        [HOSTILE, "--push", "me/x"],
+        [f"{PATH}-2", "--push", "me/x", "--json"],
+        [PATH, "--push", HOSTILE],
+    ],
     "jobs cancel": [[HOSTILE], [HOSTILE, "--database", HOSTILE]],
     "jobs list": [[], ["--database", HOSTILE], ["--state", HOSTILE]],
     "jobs retry": [[HOSTILE], [HOSTILE, "--json"]],

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from webhook import Hook, webhook
 
 from tinker_recovery.cli import main
 
@@ -33,6 +34,12 @@ def script(tmp_path: Path) -> Script:
         return path
 
     return write
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    with webhook() as hook:
+        yield hook
 
 
 def _run(*arguments: str) -> tuple[int, str]:
@@ -121,3 +128,30 @@ def test_a_signal_is_passed_on_and_ends_it_without_a_restart(
     assert running.returncode == 40
     assert "a signal asked it to end" in stderr
     assert _lives(path) == 1
+
+
+def test_who_is_to_be_notified_is_told_that_the_script_is_given_up_and_so_is_the_script(
+    script: Script, hook: Hook
+) -> None:
+    url = f"json://127.0.0.1:{hook.port}/a-secret-path"
+    path = script("assert os.environ['TINKER_RECOVERY_NOTIFY'] == sys.argv[1]; sys.exit(7)")
+    asked = ["--max-restarts", "1", "--notify", url, "--notify", url]
+    status, _ = _run(*asked, "--", sys.executable, str(path), f"{url} {url}")
+    assert (status, _lives(path)) == (7, 2)
+    first, second = hook.sent
+    assert first == second
+    assert first["title"].endswith(": given up")
+    assert "ended with status 7" in first["message"]
+    assert "in a row" in first["message"]
+    assert "a-secret-path" not in first["message"]
+
+
+def test_an_address_that_cannot_work_is_refused_before_the_script_is_started(
+    script: Script,
+) -> None:
+    path = script("")
+    status, stderr = _run("--notify", "nonesuch://a-secret", "--", sys.executable, str(path))
+    assert status == 2
+    assert "--notify: notify[0]='nonesuch://...' is not allowed" in stderr
+    assert "a-secret" not in stderr
+    assert not (path.parent / "lives").exists()

@@ -108,6 +108,8 @@ async def test_a_run_with_a_recovery_in_numbers(local: LocalTinker, meter: _Mete
     assert kept.value + deleted.value == 3
     assert deleted.value >= 1
     assert _attributes(kept) == _attributes(deleted) == {"run_name": "in-numbers"}
+    (ended,) = meter.points(metrics.RUN_ENDED)
+    assert (ended.value, _attributes(ended)) == (1, {"outcome": "completed"})
     assert active == [1, 1]
     assert [point.value for point in meter.points(metrics.RUN_ACTIVE)] == [0]
 
@@ -140,7 +142,37 @@ async def test_a_run_given_up_and_failed_polls_have_the_type_of_their_error(
     assert (poll.value, dict(poll.attributes)) == (1, {"error.type": "StatusUnavailable"})
     (save,) = meter.points(metrics.SAVE_ERROR)
     assert (save.value, dict(save.attributes)) == (1, {"error.type": "ConflictError"})
+    (ended,) = meter.points(metrics.RUN_ENDED)
+    assert ended.value == 1
+    assert dict(ended.attributes) == {names.OUTCOME: "failed", "error.type": "RecoveryExhausted"}
     assert local.api_key not in str(meter.metrics())
+
+
+async def test_every_metric_has_the_runs_name_where_the_policy_says_so(
+    local: LocalTinker, meter: _Meter
+) -> None:
+    local.poison(at_step=7)
+    given = policy(telemetry_run_label=True)
+    async with Supervisor(given) as supervisor:
+        event_sink(supervisor).emit(names.EVENT_POLL_ERROR, "labelled", "")
+        event_sink(supervisor).emit(names.EVENT_POLL_ERROR, "", "of all runs")
+        event_sink(supervisor).emit(names.EVENT_CHECKPOINT_SAVE_FAILED, "labelled", "")
+        await supervisor.run(
+            functools.partial(train, steps=STEPS), base_model=MODEL, name="labelled"
+        )
+    rare = {
+        metrics.RECOVERY_DURATION,
+        metrics.RECOVERY_ATTEMPT,
+        metrics.DETECTION_LAG,
+        metrics.SAVE_DURATION,
+        metrics.SAVE_ERROR,
+        metrics.RUN_ENDED,
+    }
+    for name in rare:
+        (point,) = meter.points(name)
+        assert point.attributes[names.RUN] == "labelled", name
+    assert len(meter.points(metrics.POLL_ERROR)) == 2
+    assert len(meter.points(metrics.POLL_ERROR, run_name="labelled")) == 1
 
 
 async def test_two_runs_of_one_name_are_one_series_that_never_goes_down(

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import anyio.to_thread
 import pytest
 from _receiver import Received, grpc_receiver, http_receiver
 from inspection import forget_providers
+from loops import policy
+from opentelemetry import metrics as otel_metrics
 from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 
-from tinker_recovery import UsageError
-from tinker_recovery.telemetry import Export, configure_metrics, configure_tracing, metrics
+from tinker_recovery import Supervisor, UsageError
+from tinker_recovery.telemetry import (
+    Export,
+    configure_metrics,
+    configure_tracing,
+    environment,
+    metrics,
+)
+from tinker_recovery.telemetry.otlp import request_name
+from tinker_recovery.testing import LocalTinker
 
 SECRET = "s3cr3t,value"  # noqa: S105 - made up
 ALL = "OTEL_EXPORTER_OTLP_"
@@ -325,3 +339,126 @@ def test_the_environment_turns_it_off(
     assert export.endpoint == (None if off else receivers["grpc"].endpoint)
     assert export.flush()
     assert export.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("http://h/api/v1/optim_step?a=1", "GET /api/v1/optim_step"),
+        ("https://h:8/p/v2/sessions/session-0a1/finish", "GET /p/v2/sessions/{id}/finish"),
+        ("http://h/api/v1/training_runs/a%3Ab/weights", "GET /api/v1/training_runs/{id}/weights"),
+        ("http://h", "GET"),
+        ("", "GET"),
+    ],
+)
+def test_a_request_is_named_by_its_method_and_its_path_without_ids(url: str, name: str) -> None:
+    assert request_name("GET", url) == name
+
+
+# By the environment alone
+
+
+async def _enter_and_leave() -> None:
+    async with Supervisor(policy(), journal=None):
+        metrics.kept("sft", 3)
+        trace.get_tracer("test").start_span("one").end()
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Export]]:
+    """What is set up while the test lasts; shut down in the end."""
+    made: list[Export] = []
+    for name in ("configure_tracing", "configure_metrics"):
+        configure = getattr(environment, name)
+        monkeypatch.setattr(environment, name, functools.partial(_noted, configure, made))
+    yield made
+    for each in made:
+        each.shutdown()
+
+
+def _noted(configure: Callable[[], Export], made: list[Export]) -> Export:
+    made.append(configure())
+    return made[-1]
+
+
+async def test_with_an_endpoint_in_the_environment_a_supervisor_exports_traces_and_metrics(
+    local: LocalTinker,
+    receivers: Receivers,
+    monkeypatch: pytest.MonkeyPatch,
+    exports: list[Export],
+) -> None:
+    variables = {ALL + "ENDPOINT": "http://HTTP", ALL + "PROTOCOL": "http/protobuf"}
+    _set(monkeypatch, variables, receivers)
+    await _enter_and_leave()
+    await _enter_and_leave()
+    assert len(exports) == 2, "once for the process"
+    for each in exports:
+        await anyio.to_thread.run_sync(each.shutdown)
+    received = receivers["http/protobuf"]
+    assert [span["name"] for span in received.spans()].count("one") == 2
+    assert metrics.CHECKPOINT_KEPT in str(received.metrics)
+    assert local.base_url
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"TINKER_RECOVERY_OTEL": "0"},
+        {"TINKER_RECOVERY_OTEL": " Off"},
+        {"OTEL_SDK_DISABLED": "true"},
+        {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"},
+    ],
+)
+async def test_each_switch_turns_that_off(
+    local: LocalTinker,
+    receivers: Receivers,
+    monkeypatch: pytest.MonkeyPatch,
+    exports: list[Export],
+    off: dict[str, str],
+) -> None:
+    _set(monkeypatch, {ALL + "ENDPOINT": "http://GRPC", **off}, receivers)
+    await _enter_and_leave()
+    assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    assert all(each.endpoint is None for each in exports)
+    assert local.base_url
+
+
+async def test_providers_of_the_program_stay_as_they_are(
+    local: LocalTinker,
+    receivers: Receivers,
+    monkeypatch: pytest.MonkeyPatch,
+    exports: list[Export],
+) -> None:
+    _set(monkeypatch, {ALL + "ENDPOINT": "http://GRPC"}, receivers)
+    tracing, meters = TracerProvider(shutdown_on_exit=False), MeterProvider(shutdown_on_exit=False)
+    trace.set_tracer_provider(tracing)
+    otel_metrics.set_meter_provider(meters)
+    await _enter_and_leave()
+    assert trace.get_tracer_provider() is tracing
+    assert otel_metrics.get_meter_provider() is meters
+    assert exports == []
+    assert local.base_url
+
+
+async def test_a_variable_that_cannot_work_is_a_warning_and_ends_nothing(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _set(monkeypatch, {OWN + "ENDPOINT": "ftp://nowhere"})
+    await _enter_and_leave()
+    (warning,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert warning.getMessage().startswith(f"traces are not exported: {OWN}ENDPOINT")
+    assert local.base_url
+
+
+async def test_without_the_extra_nothing_is_exported_and_no_one_is_disturbed(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    _set(monkeypatch, {ALL + "ENDPOINT": "http://localhost:1"})
+    for name in ("trace", "metric"):
+        module = f"opentelemetry.exporter.otlp.proto.grpc.{name}_exporter"
+        monkeypatch.setitem(sys.modules, module, None)
+    await _enter_and_leave()
+    assert "traces are not exported: exporting traces needs the OpenTelemetry SDK" in caplog.text
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert local.base_url

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 import tinker_recovery
 from tinker_recovery import UsageError
+from tinker_recovery.outlets.secret_urls import hide_url, scheme_of
 from tinker_recovery.service import Endpoint
 from tinker_recovery.supervision import ChildExited, RestartLimitReached
 from tinker_recovery.telemetry import Event, EventSink, hide, redact
@@ -310,3 +311,28 @@ async def test_an_event_of_the_tree_shows_no_secret_of_a_childs_exception() -> N
     assert isinstance(second.error, RuntimeError)
     assert isinstance(third, ChildExited)
     assert third.error is None
+
+
+@pytest.mark.parametrize(
+    ("url", "hidden", "stays"),
+    [
+        (
+            "slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ",
+            "TIiajkdnlazkcOXrIdevi7FQ",
+            "slack",
+        ),
+        ("tgram://123456789:abc-defg_hijklmnop/-1001234", "abc-defg_hijklmnop", "1001"),
+        ("ntfy://my-topic-77", "my-topic-77", "topic"),
+        ("mailto://me:opense-same@example.com", "opense-same", "example.com"),
+        ("json://127.0.0.1:8080/notify?token=abcd-1234-efgh", "abcd-1234-efgh", "127.0.0.1:8080"),
+        ("https://hc-ping.com/0f8b7a1e-55aa-4b3c", "0f8b7a1e-55aa-4b3c", "hc-ping.com"),
+    ],
+)
+def test_the_secret_parts_of_a_notified_address_are_hidden_wherever_they_occur(
+    url: str, hidden: str, stays: str
+) -> None:
+    hide_url(url)
+    assert redact(f"asked {url} now") == "asked *** now"
+    assert hidden not in redact(f"no such path: /{hidden}")
+    assert redact(f"at {stays}") == f"at {stays}"
+    assert hidden not in scheme_of(url)

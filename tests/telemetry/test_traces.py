@@ -105,6 +105,13 @@ async def test_start_segments_recoveries_and_end_of_a_run_are_roots_that_link_to
     (run,) = supervisor.runs
     assert [says(each)[names.RUN_ID] for each in segments] == [each.run_id for each in run.segments]
     assert [says(each)[names.START_STEP] for each in segments] == [0, 5, 10]
+    assert [says(each)[names.STEP] for each in segments] == [7, 11, STEPS]
+    for segment, behind in zip(segments, [*recoveries, end], strict=True):
+        assert segment.start_time is not None
+        assert segment.end_time is not None
+        assert behind.start_time is not None
+        assert behind.end_time is not None
+        assert segment.start_time < segment.end_time <= behind.end_time, "as long as it trained"
     assert says(end)[names.OUTCOME] == names.COMPLETED
     assert says(end)[names.STEP] == STEPS
     assert says(end)[names.RECOVERIES] == 2

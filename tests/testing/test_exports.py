@@ -47,9 +47,9 @@ async def a_rest_client(server: LocalTinker) -> AsyncIterator[RestClient]:
         await anyio.to_thread.run_sync(rest.holder.close)
 
 
-async def fetch(url: str) -> httpx.Response:
+async def fetch(url: str, headers: dict[str, str] | None = None) -> httpx.Response:
     async with httpx.AsyncClient(verify=NO_TLS) as http:
-        return await http.get(url)
+        return await http.get(url, headers=headers)
 
 
 async def test_the_sdk_exports_the_weights_of_a_run_and_downloads_them_by_signed_urls() -> None:
@@ -74,12 +74,13 @@ async def test_the_sdk_exports_the_weights_of_a_run_and_downloads_them_by_signed
         replies = {name: await fetch(url) for name, url in signed.urls.items()}
         assert sum(len(reply.content) for reply in replies.values()) == listed.size_bytes
         tensors = safetensors.numpy.load(replies["adapter_model.safetensors"].content)
-        assert {name: tensor.shape for name, tensor in tensors.items()} == {
-            "lora_a": (64, 8),
-            "lora_b": (8, 64),
-        }
-        assert np.any(tensors["lora_b"])
-        assert json.loads(replies["adapter_config.json"].content)["r"] == 8
+        q_proj = "base_model.model.model.layers.1.self_attn.q_proj"
+        assert tensors[f"{q_proj}.lora_A.weight"].shape == (8, 64)
+        assert tensors[f"{q_proj}.lora_B.weight"].shape == (64, 8)
+        assert np.any(tensors[f"{q_proj}.lora_B.weight"])
+        config = json.loads(replies["adapter_config.json"].content)
+        assert (config["r"], config["lora_alpha"]) == (8, 32)
+        assert {name.split(".")[-3] for name in tensors} == set(config["target_modules"])
 
         url = signed.urls["adapter_model.safetensors"]
         assert (await fetch(url.replace("token=", "token=0"))).status_code == 403
@@ -95,6 +96,18 @@ async def test_the_sdk_exports_the_weights_of_a_run_and_downloads_them_by_signed
         with pytest.raises(tinker.NotFoundError):
             await rest.get_external_weights_urls(exported.path)
         assert (await rest.list_user_checkpoints()).checkpoints == []
+
+
+async def test_a_file_of_an_export_can_be_had_from_a_byte_on(local: LocalTinker) -> None:
+    async with a_service(local) as service, a_rest_client(local) as rest:
+        client = await fresh(service)
+        exported = await client.save_weights_external("e", ttl_seconds=HOUR_S)
+        url = (await rest.get_external_weights_urls(exported.path)).urls["adapter_config.json"]
+        whole = (await fetch(url)).content
+        rest_of_it = await fetch(url, {"Range": "bytes=10-"})
+        assert (rest_of_it.status_code, rest_of_it.content) == (206, whole[10:])
+        assert rest_of_it.headers["Content-Range"] == f"bytes 10-{len(whole) - 1}/{len(whole)}"
+        assert (await fetch(url, {"Range": f"bytes={len(whole)}-"})).status_code == 416
 
 
 async def test_an_export_expires_by_itself_and_is_no_checkpoint_to_roll_back_to() -> None:

@@ -36,6 +36,7 @@ from tinker_recovery import (
     Kind,
     LeaseLost,
     NonFiniteLoss,
+    Notify,
     NoUsableCheckpoint,
     OtherWeights,
     Recovered,
@@ -62,6 +63,7 @@ from tinker_recovery import (
     UsageError,
     Verdict,
     Watch,
+    WhenSaved,
     __version__,
     policy_from_settings,
     recover_from_checkpoint,
@@ -138,6 +140,9 @@ from tinker_recovery.testing import (
     Dialect,
     FaultRule,
     FiredFault,
+    HubCommit,
+    HubRepository,
+    LocalHub,
     LocalTinker,
     LocalTinkerProcess,
     LocalTokenizer,
@@ -147,6 +152,7 @@ from tinker_recovery.testing import (
     RunState,
     StoredCheckpoint,
     serve,
+    write_tiny_model,
 )
 from tinker_recovery.testing.strategies import fault_rules, schedules
 
@@ -181,12 +187,20 @@ class Sevens:
         return {each.record.path: "mine" for each in newest_first if each.record.step % 7 == 0}
 
 
+class Tracker:
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        del metrics, step
+
+
 own = CheckpointPolicy(
     schedule=AnyOf(EverySteps(20), EveryEpochs(1), Mornings()),
     retention=KeepAny(KeepLast(3), KeepEvery(1000), Sevens()),
 )
 saving = CheckpointPolicy(
     strategy="steps", save_every=20, save_at_steps=(1, 2), keep_if=keeps, best_mode="max"
+)
+publishing = CheckpointPolicy(
+    format="gguf", push_to_hub="me/sft", publish="best", publish_timeout_s=60.0
 )
 policy = RecoveryPolicy(
     enabled=True,
@@ -284,6 +298,14 @@ async def supervised(adopted: tinker.TrainingClient) -> None:
 
 def held_otherwise() -> None:
     Supervisor(policy, lease="journal")
+    tracked = Supervisor(
+        notify=Notify("json://host/hook", on={"given_up", "recovered"}, every_s=300),
+        heartbeat_url="https://host/uuid",
+        trackers=[Tracker(), WhenSaved(Tracker())],
+    )
+    assert_type(tracked, Supervisor)
+    Supervisor(notify=["json://host/hook"])
+    Notify(on={"sometimes"})  # type: ignore[arg-type]  # has to be refused
     Supervisor(policy, lease="file")  # type: ignore[arg-type]  # has to be refused
 
 
@@ -531,6 +553,13 @@ async def tested(folder: Path) -> None:
         server.inject(assert_type(FaultRule.parse("poison@70"), FaultRule))
         server.release()
         assert_type(server.service(), tinker.ServiceClient)
+        write_tiny_model(Path("model"), "Qwen/Qwen3-8B")
+        async with LocalHub(owner="me") as hub:
+            hub.fail(503, "later", times=2)
+            repository = hub.repositories["me/sft"]
+            assert_type(repository, HubRepository)
+            assert_type(repository.commits, list[HubCommit])
+            assert_type(hub.environment, dict[str, str])
         server.begin_outage(status=503, rollback=True)
         server.end_outage()
         how: Damage = "bit_flip"

@@ -160,9 +160,9 @@ CAUGHT: dict[Damage, tuple[str, str]] = {
     "header_flip": ("bytes", REFUSED),
     "hole": ("bytes", REFUSED),
     "deleted": ("bytes", REFUSED),
-    "zero_tail": ("bytes", "it ends in zeros from within tensor 'lora_b' on"),
+    "zero_tail": ("bytes", "v_proj.lora_B.weight' on, as if it had not been written"),
     "bit_flip": ("bytes", "was recorded at first sight"),
-    "nan": ("bytes", "tensor 'lora_b' holds NaN or infinite values"),
+    "nan": ("bytes", "lora_B.weight' holds NaN or infinite values"),
     "no_metadata": ("metadata", "it has no tinker_recovery metadata"),
 }
 """The level that catches it, and its words. The service is lenient: by itself it loads nothing that

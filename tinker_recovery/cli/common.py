@@ -88,6 +88,11 @@ def journal_file(choice: Path | None) -> Path:
     return choice / JOURNAL_FILE if choice.is_dir() else choice
 
 
+def demo_server(folder: Path) -> Path:
+    """Where `demo --keep` keeps what its server has stored, beside the journal."""
+    return folder / "demo-server"
+
+
 def plain_console(*, stderr: bool = False) -> Console:
     """A console that prints names and messages as the text they are; see :func:`as_text`.
 

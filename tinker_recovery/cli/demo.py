@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from tinker_recovery.cli.common import echo
+from tinker_recovery.cli.common import demo_server, echo
 from tinker_recovery.cli.plot import Mark, axis, curve, replays
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Outcome:
     "folder",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep the journal in this folder, for watch, show and report.",
+    help="Keep journal and checkpoints in this folder, for watch, show, report and export.",
 )
 @click.option(
     "--report",
@@ -164,10 +164,9 @@ def command(  # noqa: PLR0913 - one argument for each option
     console = Console(stderr=as_json, soft_wrap=False)
     with _traced(console, otlp, otlp_protocol), tempfile.TemporaryDirectory() as temporary:
         state = folder or Path(temporary)
+        demo = _Demo(console, steps, sorted(chosen), save_every, pace, folder is not None)
         try:
-            outcome = asyncio.run(
-                _Demo(console, steps, sorted(chosen), save_every, pace).play(state)
-            )
+            outcome = asyncio.run(demo.play(state))
         except KeyboardInterrupt:
             sys.exit(_INTERRUPTED)
         _show(console, state, folder, page)
@@ -212,7 +211,8 @@ def _show(console: Console, state: Path, kept: Path | None, page: Path | None) -
     if kept is not None:
         console.print(
             f"\nSee more: tinker-recovery watch --journal {kept}\n"
-            f"          tinker-recovery report {_POISONED} --journal {kept} -o report.html",
+            f"          tinker-recovery report {_POISONED} --journal {kept} -o report.html\n"
+            f"          tinker-recovery export {_POISONED} --journal {kept} --to adapter",
             soft_wrap=True,
         )
 
@@ -224,6 +224,7 @@ class _Demo:
     poisonings: list[int]
     save_every: int
     pace: float
+    kept: bool
 
     async def play(self, state: Path) -> Outcome:
         """Run the demo and print it; the journal is written to a folder."""
@@ -233,8 +234,8 @@ class _Demo:
         # Warnings would disturb the live view; the table shows what happened.
         logging.getLogger("tinker").setLevel(logging.ERROR)
         logging.getLogger("tinker_recovery").setLevel(logging.CRITICAL)
-        with tempfile.TemporaryDirectory() as root:
-            async with LocalTinkerProcess(root=Path(root), step_s=self.pace) as server:
+        with self._server_folder(state) as root:
+            async with LocalTinkerProcess(root=root, step_s=self.pace) as server:
                 os.environ.update(
                     TINKER_RECOVERY_STATE_DIR=str(state),
                     TINKER_BASE_URL=server.base_url,
@@ -254,6 +255,14 @@ class _Demo:
         self._show_curves(calm, poisoned, supervisor)
         self._show_table(outcome)
         return outcome
+
+    @contextlib.contextmanager
+    def _server_folder(self, state: Path) -> Iterator[Path]:
+        if self.kept:
+            yield demo_server(state)  # so that its checkpoints can be exported later
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
 
     async def _poison(self, server: LocalTinkerProcess) -> None:
         from tinker_recovery.testing import FaultRule

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,6 +26,9 @@ from tinker_recovery.cli.common import echo
 from tinker_recovery.cli.restart_rule import Ending, RestartRule, Stop
 from tinker_recovery.supervision import Backoff
 from tinker_recovery.telemetry.text import as_text
+
+if TYPE_CHECKING:
+    from tinker_recovery.outlets import Notify
 
 NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
 """Exit statuses, as in a shell."""
@@ -60,6 +64,15 @@ NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
     show_default=True,
     help="After running this many seconds, restarts are counted from 0 again.",
 )
+@click.option(
+    "--notify",
+    multiple=True,
+    envvar="TINKER_RECOVERY_NOTIFY",
+    metavar="URL",
+    help="Tell this service, a URL of apprise, when the script is given up; and have its "
+    "Supervisor tell it of its runs. Several times for several. The variable "
+    "TINKER_RECOVERY_NOTIFY keeps the URL out of lists of processes.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print messages as JSON, one object a line.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
@@ -68,6 +81,7 @@ def command(
     backoff_s: float,
     max_backoff_s: float,
     healthy_after_s: float,
+    notify: tuple[str, ...],
     as_json: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -98,8 +112,38 @@ def command(
             f"them; to have it exact: tinker-recovery cookbook -- {as_text(shlex.join(command))}",
             err=True,
         )
+    teller = _Teller(notify)
     rule = RestartRule(max_restarts, Backoff(backoff_s, max_backoff_s), healthy_after_s)
-    sys.exit(_Runner(command, as_json=as_json).run(rule))
+    sys.exit(_Runner(command, teller, as_json=as_json).run(rule))
+
+
+class _Teller:
+    """Tells others that a script was given up, which it cannot do itself once it is dead.
+
+    Raises:
+        click.UsageError: A URL cannot work; it is not shown.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self.environment = {"TINKER_RECOVERY_NOTIFY": " ".join(urls)} if urls else {}
+        self._notify: Notify | None = None
+        if urls:
+            from tinker_recovery.errors import UsageError
+            from tinker_recovery.outlets import Notify
+
+            try:
+                self._notify = Notify(*urls)
+            except UsageError as error:
+                raise click.UsageError(f"--notify: {error}") from None
+
+    def given_up(self, message: str) -> None:
+        """Tell them, and wait for as long as an exit may take."""
+        if self._notify is not None:
+            import anyio
+
+            from tinker_recovery.outlets.outlets import send_now
+
+            anyio.run(send_now, self._notify, "given up", message)
 
 
 def name_for(command: Sequence[str]) -> str:
@@ -115,8 +159,9 @@ def name_for(command: Sequence[str]) -> str:
 class _Runner:
     """Runs a command until a RestartRule says to stop."""
 
-    def __init__(self, command: Sequence[str], *, as_json: bool) -> None:
+    def __init__(self, command: Sequence[str], teller: _Teller, *, as_json: bool) -> None:
         self._command = command
+        self._teller = teller
         self._name = name_for(command)
         self._as_json = as_json
         self._child: subprocess.Popen[bytes] | None = None
@@ -135,7 +180,10 @@ class _Runner:
                 ended = f"{ending} after {ending.lived_s:.0f} s"
                 if isinstance(then, Stop):
                     if ending.code:
-                        self._report(f"{ended}: {then.reason}")
+                        said = f"{ended}: {then.reason}"
+                        self._report(said)
+                        if not ending.asked_to_end:
+                            self._teller.given_up(f"{shlex.join(self._command)} {said}")
                     return ending.status
                 restarts = then.number
                 delay = f" in {then.delay_s:.1f} s" if then.delay_s else ""
@@ -154,6 +202,7 @@ class _Runner:
                     self._command,
                     env={
                         **os.environ,
+                        **self._teller.environment,
                         "TINKER_RECOVERY_FINISHED_FILE": str(finished),
                         "TINKER_RECOVERY_RUN": self._name,
                     },

@@ -44,6 +44,14 @@ from tinker_recovery.cli.inject import fault_of
     help="End sessions whose heartbeats stop for this long, and answer them 410 from then on.",
 )
 @click.option(
+    "--pace",
+    type=click.FloatRange(0, 60),
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long each step takes; more is more like a real service, and gives time to watch.",
+)
+@click.option(
     "--fault",
     "faults",
     multiple=True,
@@ -51,7 +59,7 @@ from tinker_recovery.cli.inject import fault_of
     help="What is to strike, such as poison@70 or gone:forward_backward@12; repeatable. "
     "ACTION[:REQUEST][@STEP][,FIELD=VALUE], as for `tinker-recovery inject`.",
 )
-def command(
+def command(  # noqa: PLR0913 - one for each option
     host: str,
     port: int,
     root: Path | None,
@@ -60,6 +68,7 @@ def command(
     cold_optimizer: bool,
     dialect: str,
     heartbeat_limit: float | None,
+    pace: float,
     faults: tuple[str, ...],
 ) -> None:
     r"""Run a local Tinker server until Ctrl-C.
@@ -105,6 +114,7 @@ def command(
             cold_optimizer=cold_optimizer,
             dialect=dialect,
             heartbeat_limit_s=heartbeat_limit,
+            step_s=pace,
         )
     except OSError as error:
         raise click.ClickException(

@@ -88,6 +88,8 @@ class Notes:
             of the SDK, not by path.
         metadata: Metadata of saves as JSON, where the service keeps none.
         keeps_metadata: What the service does with the metadata of saves; None if unknown.
+        publications: What is being exported or published, as JSON.
+        published: What was published of a run so far, as JSON, by lineage id, not by path.
     """
 
     pinned: Mapping[str, str]
@@ -101,6 +103,8 @@ class Notes:
     optimizer: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     keeps_metadata: str | None = None
+    publications: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
 
 
 class Journal:
@@ -163,13 +167,16 @@ class Journal:
             optimizer=by_kind.get("optimizer", {}),
             metadata=by_kind.get("metadata", {}),
             keeps_metadata=by_kind.get("keeps_metadata", {}).get(""),
+            publications=by_kind.get("publication", {}),
+            published=by_kind.get("published", {}),
         )
 
     def is_pinned(self, path: str) -> bool:
-        """Whether a checkpoint is pinned, by whichever process."""
+        """Whether a checkpoint is pinned, or being published, by whichever process."""
         with self.database.transaction() as database:
             found = database.execute(
-                "SELECT 1 FROM notes WHERE service = ? AND path = ? AND kind = 'pinned'",
+                "SELECT 1 FROM notes WHERE service = ? AND path = ? "
+                "AND kind IN ('pinned', 'publication')",
                 (self._service, path),
             )
             return found.fetchone() is not None
@@ -237,6 +244,50 @@ class Journal:
     def note_keeps_metadata(self, keeps: str) -> None:
         """Note what the service does with the metadata of saves."""
         self._put("keeps_metadata", "", keeps)
+
+    def write_publication(self, path: str, said: str, *, instead_of: str | None = None) -> bool:
+        """Note, as JSON, that a checkpoint is being exported or published.
+
+        Args:
+            path: The checkpoint.
+            said: What to note.
+            instead_of: Only if this is noted now, so that one process takes it over from another.
+
+        Returns:
+            Whether it was noted.
+        """
+        with self.database.transaction() as database:
+            if instead_of is None:
+                database.execute(
+                    "INSERT OR REPLACE INTO notes VALUES (?, ?, 'publication', ?)",
+                    (self._service, path, said),
+                )
+                return True
+            done = database.execute(
+                "UPDATE notes SET said = ? "
+                "WHERE service = ? AND path = ? AND kind = 'publication' AND said = ?",
+                (said, self._service, path, instead_of),
+            )
+            return done.rowcount > 0
+
+    def end_publication(self, path: str, lineage: str = "", done: str | None = None) -> None:
+        """Note that a checkpoint is not being exported any more.
+
+        Args:
+            path: The checkpoint.
+            lineage: Of which run it is.
+            done: What was published of that run so far, as JSON; None to leave that as it is.
+        """
+        with self.database.transaction() as database:
+            database.execute(
+                "DELETE FROM notes WHERE service = ? AND path = ? AND kind = 'publication'",
+                (self._service, path),
+            )
+            if done is not None:
+                database.execute(
+                    "INSERT OR REPLACE INTO notes VALUES (?, ?, 'published', ?)",
+                    (self._service, lineage, done),
+                )
 
     def note_made_once(self, lineage: str, key: str, said: str) -> None:
         """Note what a run has made once, as JSON; what was noted before is kept."""

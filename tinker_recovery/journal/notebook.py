@@ -37,6 +37,8 @@ class Notebook:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self.path = journal.path
+        """The journal's file; None in memory."""
 
     async def __aenter__(self) -> Self:
         await self.notes()  # a journal that cannot be used fails here, not at the first write
@@ -60,6 +62,8 @@ class Notebook:
     note_optimizer = _threaded(Journal.note_optimizer)
     note_metadata = _threaded(Journal.note_metadata)
     note_keeps_metadata = _threaded(Journal.note_keeps_metadata)
+    write_publication = _threaded(Journal.write_publication)
+    end_publication = _threaded(Journal.end_publication)
     note_made_once = _threaded(Journal.note_made_once)
     made_once = _threaded(Journal.made_once)
     forget = _threaded(Journal.forget)

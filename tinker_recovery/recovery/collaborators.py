@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.journal import Notebook
+from tinker_recovery.outlets import Outlets
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.spares import Spares, Spawn
 from tinker_recovery.service import StatusReader, TinkerBackend
@@ -32,6 +33,7 @@ class Collaborators:
         clock: Time and chance.
         spawn: Runs something in the background.
         spares: The spare clients of the runs; None where there are none.
+        outlets: Who else is to know of events, metrics and the ends of runs.
         greeting: Says that a run starts and how it ended; nothing where there is no Supervisor.
     """
 
@@ -43,6 +45,7 @@ class Collaborators:
     clock: Clock = SYSTEM_CLOCK
     spawn: Spawn = nothing_in_background
     spares: Spares | None = None
+    outlets: Outlets = field(default_factory=Outlets)
     greeting: Greeting = field(default_factory=Greeting)
 
     def load_spare(self, run: str, path: str | None) -> None:

@@ -215,7 +215,7 @@ async def prove(
             }
         )
         if checkpoint is None:
-            run = await _where_it_stands(reader, left, policy, clock)
+            run = await where_it_stands(reader, left, policy, clock)
         elif (named := await _for_checkpoint(reader, left, checkpoint)) is not None:
             run = named
         else:
@@ -248,7 +248,7 @@ async def prove(
         )
 
 
-async def _where_it_stands(
+async def where_it_stands(
     reader: StatusReader, left: LeftRun, policy: RecoveryPolicy, clock: Clock
 ) -> RunSnapshot:
     """The run, with all that a recovery would choose by."""

@@ -168,6 +168,7 @@ class Executor:
                             outcome=ended.outcome,
                             duration_s=self._clock.monotonic() - fault.detected_at,
                             error=ended.error,
+                            run=run.name if self._policy.telemetry_run_label else None,
                         )
                 self._mass.ended(fault, recovered=ended.outcome == names.RECOVERED)
                 if ended.error is not None:

@@ -13,6 +13,7 @@ from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.service import Patience
 from tinker_recovery.telemetry import RunTelemetry
+from tinker_recovery.telemetry.html import table
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,23 @@ class Recovery:
     attempt: int
     handed_over_at: float
     service_s: float
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        fault, path = self.fault, None if self.checkpoint is None else self.checkpoint.path
+        return table(
+            f"Recovery of run {fault.run}",
+            (),
+            [
+                ("fault", f"{fault.kind.value} at step {fault.step}: {fault.rule.reason}"),
+                ("detected by", fault.detected_by.value),
+                ("error", None if fault.error is None else repr(fault.error)),
+                ("checkpoint", path or "none: the run started over"),
+                ("steps done again", self.replayed_steps),
+                ("attempt that took over", self.attempt),
+                ("seconds waiting for the service", self.service_s),
+            ],
+        )
 
     @property
     def continued(self) -> bool:

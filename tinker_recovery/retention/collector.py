@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from tinker_recovery.checkpoints import (
     CheckpointRecord,
@@ -37,6 +37,7 @@ from tinker_recovery.checkpoints import (
     select,
 )
 from tinker_recovery.checkpoints.deletion import SETTLE_S
+from tinker_recovery.journal.publication import kept_for_export
 from tinker_recovery.recovery.checkpoint_state import CheckpointState, KnownRun
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.inspector import Inspector
@@ -127,9 +128,17 @@ class Collector:
     Args:
         collaborators: What it is done with; ``policy.checkpoints`` says what to keep.
         keeps_alive: Whether lifetimes are renewed; not where a person asked for one collection.
+        keeps: What else must not be deleted of a run: path to reason.
     """
 
-    def __init__(self, collaborators: Collaborators, *, keeps_alive: bool = True) -> None:
+    def __init__(
+        self,
+        collaborators: Collaborators,
+        *,
+        keeps_alive: bool = True,
+        keeps: Callable[[Any], Mapping[str, str]] | None = None,
+    ) -> None:
+        self._keeps = keeps or (lambda _: {})
         self._collaborators = collaborators
         self._reader = collaborators.reader
         self._notebook = collaborators.notebook
@@ -207,7 +216,11 @@ class Collector:
                 segments=run.segments,
                 valid=valid,
                 bad=known.bad,
-                protected=run.protected,
+                protected={
+                    **kept_for_export(notes.publications),
+                    **self._keeps(run),
+                    **run.protected,
+                },
                 pending={record.path for record in records if run.is_pending(record)},
                 being_deleted=known.being_deleted,
                 doubtful=doubtful,

@@ -15,10 +15,11 @@ import anyio
 from tinker_recovery.errors import LeaseLost
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.retention.collector import Collector
-from tinker_recovery.supervision import Child
+from tinker_recovery.supervision import Child, ChildSpec
 from tinker_recovery.telemetry import metrics, names
 
 if TYPE_CHECKING:
+    from tinker_recovery.run.publishing import Publishing
     from tinker_recovery.run.supervised import SupervisedRun
 
 GAP_S = 1.0
@@ -34,10 +35,14 @@ class RetentionLoop:
     Args:
         collaborators: What it is done with; it looks every ``policy.poll_interval_s`` whether
             something has fallen due.
+        publishing: What is to be published; None where nothing is.
     """
 
-    def __init__(self, collaborators: Collaborators) -> None:
-        self._collector = Collector(collaborators)
+    def __init__(self, collaborators: Collaborators, publishing: Publishing | None = None) -> None:
+        self._collector = Collector(
+            collaborators, keeps=None if publishing is None else publishing.keeps
+        )
+        self._publishing = publishing
         self._look_every_s = collaborators.policy.poll_interval_s
         self._events = collaborators.events
         self._clock = collaborators.clock
@@ -50,6 +55,8 @@ class RetentionLoop:
         """Something has changed: collect for this run soon."""
         self._asked[run.name] = run
         self._news.set()
+        if self._publishing is not None:
+            self._publishing.ask(run)
 
     async def serve(self, child: Child) -> None:
         """Collect as it is asked for, for ever; a child of the supervision tree."""
@@ -62,10 +69,20 @@ class RetentionLoop:
                 await self._collect_all()
                 await self._clock.sleep(GAP_S)
 
+    def children(self) -> list[ChildSpec]:
+        """The children of the supervision tree: this loop, and what publishes, if anything does."""
+        own = ChildSpec(id="retention", start=self.serve)
+        return [own, *(self._publishing.children() if self._publishing else ())]
+
     async def settle(self, limit_s: float) -> None:
-        """Before the Supervisor ends: collect what is owed, for ``limit_s`` seconds at most."""
+        """Before the Supervisor ends: collect what is owed, for ``limit_s`` seconds at most.
+
+        Then publish what is, within ``publish_timeout_s``.
+        """
         with anyio.move_on_after(limit_s):
             await self._collect_all()
+        if self._publishing is not None:
+            await self._publishing.settle()
 
     async def settle_run(self, run: SupervisedRun, limit_s: float) -> None:
         """The same for one run, before its claim is released."""

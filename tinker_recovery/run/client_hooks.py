@@ -190,6 +190,16 @@ class AttemptHooks:
         took_s = self._scope.saver.stored(step)
         self._scope.post(self._note_stored, step, path, took_s)
 
+    def sampler_saved(self, step: int | None, path: str) -> None:
+        """The loop's own sampler weights are stored: the journal and the report name them."""
+        at = "" if step is None else f", at step {step}"
+        fields: dict[str, str | int] = {names.CHECKPOINT_PATH: path}
+        if step is not None:
+            fields[names.CHECKPOINT_STEP] = step
+        emit = self._run.collaborators.events.emit
+        message = f"sampler weights {path}{at}"
+        self._scope.post(emit, names.EVENT_SAMPLER_SAVED, self._run.name, message, fields)
+
     def _note_stored(self, step: int, path: str, took_s: float | None) -> None:
         """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
         run, scope = self._run, self._scope

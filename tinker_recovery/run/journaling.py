@@ -99,9 +99,9 @@ class RunJournal:
             plan=_plan(attempt),
         )
 
-    def metrics(self, attempt: AttemptScope, metrics: Mapping[str, float]) -> None:
-        """What the loop reports, about the step whose results it has just seen."""
-        self._record.reported(max(attempt.start_step, attempt.client.reported_step), metrics)
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """What the loop reports of a step."""
+        self._record.reported(step, metrics)
 
     async def run_ends(self, error: BaseException | None) -> None:
         """The run is over: well, by an error, or stopped from outside. Never raises."""

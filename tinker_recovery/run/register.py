@@ -69,6 +69,14 @@ class RunRegister:
         """How many have not ended."""
         return sum(not run.ended for run in self.by_name.values())
 
+    def progress(self) -> object:
+        """A value that is another one once a run has made progress; None if none is under way.
+
+        A run that is being recovered counts as in progress: that has deadlines of its own.
+        """
+        under_way = [run for run in self.by_name.values() if not run.ended and run.failure is None]
+        return [_pulse(run) for run in under_way] or None
+
     def check_name(self, name: str) -> None:
         """Refuse the name of a run under way."""
         known = self.by_name.get(name)
@@ -145,3 +153,12 @@ class RunRegister:
             for run in self.by_name.values():
                 run.attempts.begun.set()
                 group.start_soon(run.abandon)
+
+
+def _pulse(run: SupervisedRun) -> object:
+    """What changes while a run does anything at all."""
+    current = run.current
+    if current is None or run.recovering:
+        return object() if run.recovering else None
+    client, saver = current.client, current.saver
+    return current.number, client.step, saver.steps_done(), client.meter.read(), run.metrics

@@ -36,6 +36,7 @@ from tinker_recovery.run.leaving import leave_body
 from tinker_recovery.run.metadata_refusal import MetadataRefusal
 from tinker_recovery.run.options import UPDATES_PER_STEP
 from tinker_recovery.run.recall import AttemptRecall
+from tinker_recovery.run.reporting import note_metrics
 from tinker_recovery.run.saver import Saver
 from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
@@ -182,7 +183,7 @@ class AttemptScope:
                 name,
                 reprlib.repr(given[name]),
             )
-        self.run.note_metrics(self, metrics)
+        note_metrics(self, metrics)
         self.saver.report(metrics)
         loss = metrics.get("loss")
         if loss is not None and self.run.policy.guard_loss and not math.isfinite(loss):

@@ -81,7 +81,13 @@ class SupervisedRun:
         """The name, if the user gave it and the run is to be found again by it."""
         self.lineage, self.lease = record.lineage, record.lease
         self.origin = opened.plan.origin  # how to start over; None for an adopted client
-        self.telemetry = RunTelemetry(name, self.lineage, self.clock.monotonic, self.policy.prices)
+        self.telemetry = RunTelemetry(
+            name,
+            self.lineage,
+            self.clock.monotonic,
+            self.policy.prices,
+            label_run=self.policy.telemetry_run_label,
+        )
         self.root = opened.root
         """The checkpoint the user started it from, if they did."""
         self.start_step = opened.start_step
@@ -298,11 +304,6 @@ class SupervisedRun:
 
     # What its attempts ask and report
 
-    def note_metrics(self, attempt: AttemptScope, metrics: Mapping[str, float]) -> None:
-        """What the loop reports; from the loop's own thread."""
-        self.metrics = dict(metrics)
-        self.journal.metrics(attempt, metrics)
-
     async def is_corrupted(self) -> bool:
         """Ask the service whether it calls the run corrupted; no answer counts as no."""
         if self.current is None:
@@ -459,7 +460,8 @@ class SupervisedRun:
         self.ended = True
         self.collaborators.drop_spare(self.name)
         step = self.start_step if self.current is None else self.current.client.step
-        self.telemetry.ended(step=step, recoveries=len(self.recoveries), error=error)
+        if self.telemetry.ended(step=step, recoveries=len(self.recoveries), error=error):
+            self.collaborators.outlets.run_ended(self.name, error)
         self.collaborators.greeting.ended(end_of(self, error))
 
     async def attempt_over(self, attempt: AttemptScope, error: BaseException | None) -> None:

@@ -27,7 +27,7 @@ from tinker_recovery.service.retrying import retried
 from tinker_recovery.service.temporary import TTL_S
 
 CHUNK = 1 << 20
-"""Bytes per write."""
+"""Bytes per write, or more."""
 
 MARGIN = 1 << 24
 """Bytes beyond a tenth that an export may have more than its listing says."""
@@ -84,6 +84,8 @@ class Download:
         now: The service's date, for the expiry of URLs.
         received: Called with the progress.
         listed_bytes: How large the service says the export is; None or 0 if it does not.
+        resume: Whether what the folder holds of a file is the beginning of it, from an earlier
+            download of this export, and only the rest is asked for.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Download:
         now: Callable[[], datetime],
         received: Received,
         listed_bytes: int | None,
+        resume: bool = False,
     ) -> None:
         self._path = path
         self._folder = folder
@@ -103,6 +106,7 @@ class Download:
         self._limits = limits
         self._now = now
         self._received = received
+        self._resume = resume
         self._done = 0
         self._at: tuple[str, str, int | None] = ("", "", None)
         if listed_bytes:
@@ -193,14 +197,21 @@ class Download:
             raise StatusRefused(
                 f"downloading {name!r} of {self._path}: its address is neither http nor https"
             )
+        have = _size_of(place) if self._resume else 0
+        headers = {"Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
         try:
-            async with http.stream("GET", url, headers={"Accept-Encoding": "identity"}) as reply:
-                self._check(reply.status_code, name)
-                async with await anyio.open_file(place, "wb") as file:
-                    async for chunk in reply.aiter_bytes(CHUNK):
-                        await file.write(chunk)
-                        self._done += len(chunk)
-                        self._received(self._done)
+            async with http.stream("GET", url, headers=headers) as reply:
+                if have and self._is_whole(reply, have):
+                    self._done += have
+                    return
+                goes_on = bool(have) and self._goes_on(reply, have)
+                if not goes_on:
+                    self._check(reply.status_code, name)
+                self._done += have if goes_on else 0
+                async with await anyio.open_file(place, "ab" if goes_on else "wb") as file:
+                    await self._write_all(reply, file)
                 promised = reply.headers.get("Content-Length")
                 if promised is not None and int(promised) != reply.num_bytes_downloaded:
                     failure = f"{reply.num_bytes_downloaded} bytes arrived instead of {promised}"
@@ -210,6 +221,41 @@ class Download:
             # Outside the handler: httpx's errors carry the request, with its URL.
             raise StatusUnavailable(f"downloading {name!r} of {self._path}: {failure}")
 
+    async def _write_all(self, reply: httpx.Response, file: anyio.AsyncFile[bytes]) -> None:
+        waiting = bytearray()
+
+        async def write() -> None:
+            chunk = bytes(waiting)
+            waiting.clear()
+            await file.write(chunk)
+            self._done += len(chunk)
+            self._received(self._done)
+
+        try:
+            async for piece in reply.aiter_bytes():
+                waiting += piece
+                if len(waiting) >= CHUNK:
+                    await write()
+        finally:
+            # Also what arrived before the connection broke, for a later try to go on from.
+            with anyio.CancelScope(shield=True):
+                await write()
+
+    @staticmethod
+    def _is_whole(reply: httpx.Response, have: int) -> bool:
+        """Whether the answer to a request for the rest is that there is none."""
+        return (
+            reply.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE
+            and reply.headers.get("Content-Range") == f"bytes */{have}"
+        )
+
+    @staticmethod
+    def _goes_on(reply: httpx.Response, have: int) -> bool:
+        """Whether the answer is the rest; a store that knows no ranges sends the whole."""
+        return reply.status_code == httpx.codes.PARTIAL_CONTENT and reply.headers.get(
+            "Content-Range", ""
+        ).startswith(f"bytes {have}-")
+
     def _check(self, code: int, name: str) -> None:
         message = f"downloading {name!r} of {self._path}: HTTP {code}"
         if code in _LATER or code in _NOT_SIGNED or code >= httpx.codes.INTERNAL_SERVER_ERROR:
@@ -217,6 +263,10 @@ class Download:
             raise StatusUnavailable(message, status_code=code)
         if code != httpx.codes.OK:
             raise StatusRefused(message, status_code=code)
+
+
+def _size_of(place: Path) -> int:
+    return place.stat().st_size if place.exists() else 0
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import tinker
@@ -13,7 +14,7 @@ from tinker.lib.public_interfaces.api_future import APIFuture
 
 from tinker_recovery.costs import Meter, tokens_in
 from tinker_recovery.errors import NotSupervised, StaleAttempt
-from tinker_recovery.service.future import is_client_too
+from tinker_recovery.service.future import is_client_too, succeeded
 from tinker_recovery.service.iteration import Iterations
 from tinker_recovery.service.sampler import Source, say_deprecated
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import threading
 
     from tinker_recovery.forks import HomeProcess
+    from tinker_recovery.run.client_hooks import AttemptHooks
     from tinker_recovery.service.sampling import Renew
 
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     _Base = tinker.TrainingClient
 else:
     _Base = object
+
+
+_SAMPLER = "save_weights_for_sampler"
 
 
 class ClosedClient:
@@ -54,6 +59,7 @@ class PassedOn(_Base):
     """Every method of ``tinker.TrainingClient`` that a subclass does not define itself."""
 
     _training: tinker.TrainingClient
+    _hooks: AttemptHooks
     _home: HomeProcess
     _turn: threading.Lock
     _iterations: Iterations
@@ -67,7 +73,11 @@ class PassedOn(_Base):
         # The subclass has them.
 
         def _watch(
-            self, operation: str, future: APIFuture[Any], step: int | None
+            self,
+            operation: str,
+            future: APIFuture[Any],
+            step: int | None,
+            ended: Callable[[Future[Any]], None] | None = None,
         ) -> APIFuture[Any]: ...
 
         def _sampler(self, made: Any, renew: Renew, source: Source) -> tinker.SamplingClient: ...
@@ -141,7 +151,8 @@ class PassedOn(_Base):
             result = attribute(*args, **kwargs)
             if not isinstance(result, APIFuture):
                 return result
-            watched = self._watch(name, result, None)
+            saved = functools.partial(self._sampler_saved, step) if name == _SAMPLER else None
+            watched = self._watch(name, result, None, saved)
             if not is_client_too(result):
                 return watched
             again = functools.partial(attribute, *args, **kwargs)
@@ -158,6 +169,11 @@ class PassedOn(_Base):
         self.__dict__[name] = submit
         self._passed_on.add(name)
         return submit
+
+    def _sampler_saved(self, step: int | None, future: Future[Any]) -> None:
+        path = getattr(future.result(), "path", None) if succeeded(future) else None
+        if path:
+            self._hooks.sampler_saved(step, str(path))
 
     def _submit_again(
         self, name: str, submit: Callable[[], APIFuture[Any]], at: int | None

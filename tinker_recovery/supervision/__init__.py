@@ -41,8 +41,8 @@ it raises or returns                first start of a spec: the children already 
                                     ``start_child``: the error is raised, it is forgotten;
                                     ``restart_child``: the error is raised, it stays down;
                                     a restart: it counts as one, and another is due
-it is not ready within its          stopped, then as if it had raised StartTimedOut
-``start_timeout_s``
+it is not ready in time             stopped after its ``start_timeout_s``, then as if it had raised
+                                    StartTimedOut
 it calls ``ignore()`` and returns   it is down, and its start counts as done
 ==================================  =======================================================
 

@@ -6,7 +6,9 @@ events and attributes are in :mod:`~tinker_recovery.telemetry.names`, those of m
 :mod:`~tinker_recovery.telemetry.redaction`, and :func:`hide` for secrets of your own.
 
 - **Traces** and **metrics** go to whatever OpenTelemetry SDK the program has configured;
-  :func:`configure_tracing` and :func:`configure_metrics` configure one.
+  :func:`configure_tracing` and :func:`configure_metrics` configure one. Without any, a Supervisor
+  does so where OTEL_EXPORTER_OTLP_ENDPOINT is set, also in its ``_TRACES_`` or ``_METRICS_`` form;
+  TINKER_RECOVERY_OTEL=0 turns that off.
 - **Events** are :class:`RecoveryEvent` records, and the supervision tree's
   :class:`~tinker_recovery.supervision.SupervisionEvent`: ``Supervisor(on_event=...)``, or
   ``supervisor.events()`` as an async stream.

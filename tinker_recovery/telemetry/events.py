@@ -57,6 +57,10 @@ _LEVELS: Mapping[str, int] = {
     names.EVENT_CHECKPOINT_RENEWED: logging.INFO,
     names.EVENT_CHECKPOINT_RENEWAL_FAILED: logging.WARNING,
     names.EVENT_RETENTION_FAILED: logging.WARNING,
+    names.EVENT_SAMPLER_SAVED: logging.DEBUG,
+    names.EVENT_CHECKPOINT_EXPORTED: logging.INFO,
+    names.EVENT_CHECKPOINT_PUBLISHED: logging.INFO,
+    names.EVENT_PUBLISH_FAILED: logging.WARNING,
     names.EVENT_CONTINUED: logging.INFO,
     names.EVENT_JOB_TRY: logging.INFO,
 }
@@ -80,8 +84,14 @@ class EventSink:
     A log record has the event's message, and its attributes by telemetry name as ``extra``.
     """
 
-    def __init__(self, listener: Callable[[RecoveryEvent], object] | None = None) -> None:
+    def __init__(
+        self,
+        listener: Callable[[RecoveryEvent], object] | None = None,
+        *,
+        label_runs: bool = False,
+    ) -> None:
         self._listener = listener
+        self._label_runs = label_runs
         self.quiet_runs: set[str] = set()
         """Runs whose events are logged at DEBUG, except giving up: one event covers them all."""
         self.streams = Streams()
@@ -110,7 +120,7 @@ class EventSink:
             level = logging.DEBUG
         logger.log(level, "run %s: %s", run or "-", event.message, extra=event.as_attributes())
         trace.get_current_span().add_event(name, {**event.fields, names.RUN: run})
-        metrics.count(event)
+        metrics.count(event, label_run=self._label_runs)
         self.streams.put(event)
         if self._listener is None:
             return

@@ -17,7 +17,12 @@ from the run when metrics are collected.
 | tinker_recovery.checkpoint.deleted | {checkpoint} | run.name |
 | tinker_recovery.poll.error | {error} | error.type |
 | tinker_recovery.run.active | {run} | |
-| tinker_recovery.run.goodput | 1 | run.name |
+| tinker_recovery.run.ended | {run} | outcome, error.type |
+| tinker_recovery.run.goodput_ratio | 1 | run.name |
+
+With ``telemetry_run_label=True`` in the policy, those without run.name have it as well, poll.error
+only for a run. Prometheus's names have underscores, units and suffixes:
+``tinker_recovery_run_goodput_ratio``, ``tinker_recovery_run_ended_total``.
 
 Source: OpenTelemetry's conventions for metrics (units of UCUM, no plurals, error.type only on what
 failed).
@@ -53,7 +58,8 @@ CHECKPOINT_KEPT = "tinker_recovery.checkpoint.kept"
 CHECKPOINT_DELETED = "tinker_recovery.checkpoint.deleted"
 POLL_ERROR = "tinker_recovery.poll.error"
 RUN_ACTIVE = "tinker_recovery.run.active"
-RUN_GOODPUT = "tinker_recovery.run.goodput"
+RUN_ENDED = "tinker_recovery.run.ended"
+RUN_GOODPUT = "tinker_recovery.run.goodput_ratio"
 
 _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """Bucket bounds that resolve both our own milliseconds and a service's minutes."""
@@ -175,6 +181,9 @@ class _Instruments:
         self.deleted = meter.create_counter(
             CHECKPOINT_DELETED, unit="{checkpoint}", description="Checkpoints deleted."
         )
+        self.ended = meter.create_counter(
+            RUN_ENDED, unit="{run}", description="Runs that have ended, by outcome."
+        )
         self.kept = meter.create_gauge(
             CHECKPOINT_KEPT, unit="{checkpoint}", description="Checkpoints a run keeps now."
         )
@@ -228,12 +237,33 @@ def _instruments() -> _Instruments:
     return _current
 
 
-def recovered(*, kind: str, outcome: str, duration_s: float, error: BaseException | None) -> None:
-    """Record the end of a recovery."""
-    attributes: dict[str, AttributeValue] = {names.FAULT_KIND: kind, names.OUTCOME: outcome}
+def recovered(
+    *,
+    kind: str,
+    outcome: str,
+    duration_s: float,
+    error: BaseException | None,
+    run: str | None = None,
+) -> None:
+    """Record the end of a recovery; ``run`` labels it with its run."""
+    attributes = {names.FAULT_KIND: kind, **_ended(outcome, error, run)}
+    _instruments().recovery.record(duration_s, attributes)
+
+
+def run_ended(*, outcome: str, error: BaseException | None, run: str | None = None) -> None:
+    """Count the end of a run; ``run`` labels it with its name."""
+    _instruments().ended.add(1, _ended(outcome, error, run))
+
+
+def _ended(outcome: str, error: BaseException | None, run: str | None) -> dict[str, AttributeValue]:
+    attributes: dict[str, AttributeValue] = {names.OUTCOME: outcome}
     if error is not None:
         attributes[names.ERROR_TYPE] = type(error).__qualname__
-    _instruments().recovery.record(duration_s, attributes)
+    return attributes | _label(run)
+
+
+def _label(run: str | None) -> dict[str, AttributeValue]:
+    return {names.RUN: run} if run else {}
 
 
 def kept(run: str, checkpoints: int) -> None:
@@ -241,14 +271,14 @@ def kept(run: str, checkpoints: int) -> None:
     _instruments().kept.set(checkpoints, {names.RUN: run})
 
 
-_Count = Callable[[_Instruments, RecoveryEvent], None]
+_Count = Callable[[_Instruments, RecoveryEvent, Attributes], None]
 
 
-def count(event: RecoveryEvent) -> None:
-    """Record an event in the metrics it belongs to, if any."""
+def count(event: RecoveryEvent, *, label_run: bool = False) -> None:
+    """Record an event in the metrics it belongs to, if any, and with its run if asked."""
     counted = _COUNTS.get(event.name)
     if counted is not None:
-        counted(_instruments(), event)
+        counted(_instruments(), event, _label(event.run if label_run else None))
 
 
 def _only(event: RecoveryEvent, *keys: str) -> Attributes:
@@ -264,21 +294,28 @@ def _record(
 
 
 def _tried(outcome: str) -> _Count:
-    return lambda to, event: to.attempt.add(
-        1, {names.OUTCOME: outcome, **_only(event, names.ERROR_TYPE)}
+    return lambda to, event, label: to.attempt.add(
+        1, {names.OUTCOME: outcome, **_only(event, names.ERROR_TYPE), **label}
     )
 
 
 _COUNTS: Mapping[str, _Count] = {
-    names.EVENT_DETECTED: lambda to, event: _record(
-        to.lag, event, names.SILENT_S, _only(event, names.FAULT_KIND, names.FAULT_DETECTED_BY)
+    names.EVENT_DETECTED: lambda to, event, label: _record(
+        to.lag,
+        event,
+        names.SILENT_S,
+        {**_only(event, names.FAULT_KIND, names.FAULT_DETECTED_BY), **label},
     ),
     names.EVENT_COMPLETED: _tried(names.RECOVERED),
     names.EVENT_FAILED: _tried(names.FAILED),
-    names.EVENT_CHECKPOINT_SAVED: lambda to, event: _record(to.save, event, names.SAVE_S, {}),
-    names.EVENT_CHECKPOINT_SAVE_FAILED: lambda to, event: to.save_error.add(
-        1, _only(event, names.ERROR_TYPE)
+    names.EVENT_CHECKPOINT_SAVED: lambda to, event, label: _record(
+        to.save, event, names.SAVE_S, label
     ),
-    names.EVENT_CHECKPOINT_DELETED: lambda to, event: to.deleted.add(1, {names.RUN: event.run}),
-    names.EVENT_POLL_ERROR: lambda to, event: to.poll_error.add(1, _only(event, names.ERROR_TYPE)),
+    names.EVENT_CHECKPOINT_SAVE_FAILED: lambda to, event, label: to.save_error.add(
+        1, {**_only(event, names.ERROR_TYPE), **label}
+    ),
+    names.EVENT_CHECKPOINT_DELETED: lambda to, event, _: to.deleted.add(1, {names.RUN: event.run}),
+    names.EVENT_POLL_ERROR: lambda to, event, label: to.poll_error.add(
+        1, {**_only(event, names.ERROR_TYPE), **label}
+    ),
 }

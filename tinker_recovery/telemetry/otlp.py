@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from opentelemetry import metrics, trace
 from opentelemetry.util.re import parse_env_headers
@@ -25,8 +26,9 @@ from tinker_recovery.telemetry import names
 from tinker_recovery.telemetry.redaction import hide_headers
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace import ReadableSpan, Span
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 
@@ -47,6 +49,8 @@ _ADDRESS = re.compile(
     r"(?P<scheme>https?://)?(?P<host>[\w.-]+|\[[\da-fA-F:.]+\])(:(?P<port>\d{1,5}))?"
     r"(?P<path>/[^?#@\s]*?)??/?"
 )
+# A part of a path that is an id: with a digit, but no version (`v1`), or encoded.
+_ID = re.compile(r"/(?!v\d+(?=/|$))[^/]*(?:\d|%)[^/]*")
 # A header's name, but for those that gRPC keeps for itself, and its value.
 _NAME = re.compile(r"(?!grpc-)[a-z0-9!#$%&'*+.^_`|~-]+(?<!-bin)")
 _VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
@@ -424,6 +428,12 @@ def _without_requests(other: Sampler) -> Sampler:
     return NoLoneRequests()
 
 
+def request_name(method: str, url: str) -> str:
+    """A name for the span of a request that tells it from others, ids in its path left out."""
+    path = urlsplit(url).path
+    return f"{method} {_ID.sub('/{id}', path)}" if path else method
+
+
 def _processor(exporter: _Exporter, *, requests: bool) -> BatchSpanProcessor:
     """The SDK's, without those of such requests that were sampled all the same.
 
@@ -432,6 +442,14 @@ def _processor(exporter: _Exporter, *, requests: bool) -> BatchSpanProcessor:
     from opentelemetry.sdk.trace import export as sdk  # noqa: PLC0415 - needs the extra
 
     class Batches(sdk.BatchSpanProcessor):
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+            scope = span.instrumentation_scope
+            if scope is not None and scope.name == "pyqwest":
+                # It calls every request POST. Its address is there from the beginning.
+                url = (span.attributes or {}).get("url.full")
+                span.update_name(request_name(span.name, str(url or "")))
+            super().on_start(span, parent_context)
+
         def on_end(self, span: ReadableSpan) -> None:
             scope = span.instrumentation_scope
             is_lone_request = span.parent is None and scope is not None and scope.name == "pyqwest"

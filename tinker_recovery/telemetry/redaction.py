@@ -4,7 +4,8 @@ A service or a proxy may quote a key, a token or a signed address in its error, 
 into ours. These are hidden:
 
 - what was configured: the API key, however it was given, the headers of the ServiceClient, a
-  password in its base URL, and the values of :data:`VARIABLES`; also URL-encoded or quoted;
+  password in its base URL, the addresses of those notified, and the values of :data:`VARIABLES`;
+  also URL-encoded or quoted;
 - what looks like a secret: Tinker's API keys, JSON Web Tokens, what follows ``Bearer``, Hugging
   Face's tokens, the signing parts of a URL, and the user and password of any URL.
 

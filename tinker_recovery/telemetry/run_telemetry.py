@@ -15,7 +15,7 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span, SpanContext
 from tinker_recovery.costs import Meter, PriceTable
 from tinker_recovery.telemetry import metrics, names
 from tinker_recovery.telemetry.figures import RunFigures
-from tinker_recovery.telemetry.spans import Attributes, caller, mark, new_trace
+from tinker_recovery.telemetry.spans import Attributes, caller, mark, new_trace, open_root
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Segment
@@ -30,13 +30,17 @@ class RunTelemetry:
         lineage: str,
         monotonic: Callable[[], float],
         prices: PriceTable | None = None,
+        *,
+        label_run: bool = False,
     ) -> None:
         self.figures = RunFigures(monotonic, prices)
         """Steps, goodput and tokens."""
         self._name = name
         self._run: Attributes = {names.RUN: name, names.LINEAGE: lineage}
         self._start: SpanContext = INVALID_SPAN_CONTEXT
+        self._label_run = label_run
         self._segment: SpanContext = INVALID_SPAN_CONTEXT
+        self._training: tuple[Span, Callable[[], int]] | None = None
         self._recovery: SpanContext = INVALID_SPAN_CONTEXT
         self._ended = False
 
@@ -61,8 +65,9 @@ class RunTelemetry:
         ``done`` returns its completed steps, and ``meter`` counts its tokens.
         """
         self.figures.segment_began(segment.start_step, done, meter)
+        self._close_segment()
         parent = {} if segment.parent is None else {names.CHECKPOINT_PATH: segment.parent}
-        self._segment = mark(
+        span = open_root(
             names.SPAN_SEGMENT,
             {
                 **self._run,
@@ -74,10 +79,20 @@ class RunTelemetry:
             },
             related=[(names.LINK_RUN, self._start), (names.LINK_RECOVERY, self._recovery)],
         )
+        self._segment = span.get_span_context()
+        self._training = span, lambda: segment.start_step + done()
+
+    def _close_segment(self) -> None:
+        """It trains no more: that is its length."""
+        if self._training is not None:
+            (span, step), self._training = self._training, None
+            span.set_attribute(names.STEP, step())
+            span.end()
 
     def stopped(self) -> None:
         """A fault ended the attempt."""
         self.figures.stopped()
+        self._close_segment()
 
     @contextmanager
     def recovery(self, attributes: Attributes, *, start_ns: int) -> Iterator[Span]:
@@ -100,16 +115,18 @@ class RunTelemetry:
         with new_trace(names.SPAN_CONTINUE, attributes, start_ns=start_ns, related=related) as span:
             yield span
 
-    def ended(self, *, step: int, recoveries: int, error: BaseException | None) -> None:
-        """The run is over, at this step; later calls are ignored."""
+    def ended(self, *, step: int, recoveries: int, error: BaseException | None) -> bool:
+        """The run is over, at this step; later calls are ignored. Whether this was the first."""
         if self._ended:
-            return
+            return False
         self._ended = True
+        self._close_segment()
         self.figures.ended()
         metrics.RUNS.end(self._name, self.figures)
         outcome = names.COMPLETED
         if error is not None:
             outcome = names.FAILED if isinstance(error, Exception) else names.INTERRUPTED
+        metrics.run_ended(outcome=outcome, error=error, run=self._name if self._label_run else None)
         mark(
             names.SPAN_RUN_END,
             {**self._run, names.OUTCOME: outcome, names.STEP: step, names.RECOVERIES: recoveries},
@@ -120,3 +137,4 @@ class RunTelemetry:
             ],
             error=error,
         )
+        return True

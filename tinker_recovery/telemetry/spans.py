@@ -1,8 +1,9 @@
 """Spans of a recovery, on opentelemetry-api alone: without an SDK configured they cost nothing.
 
 One trace per incident: :func:`new_trace` is its root, :func:`phase` each child. What lasts for days
-(a run, a segment) is not an open span, which a crash would lose, but a :func:`mark`: a short root
-span whose context is kept for the recoveries to link to.
+(a run) is not an open span, which a crash would lose, but a :func:`mark`: a short root span whose
+context is kept for the recoveries to link to. A segment is one that is open while it trains,
+:func:`open_root`: of one that a crash loses, the start of its run and its recovery are there.
 """
 
 from __future__ import annotations
@@ -121,16 +122,21 @@ def past_span(name: str, attributes: Attributes, *, start_ns: int, end_ns: int) 
     span.end(end_time=max(start_ns, end_ns))
 
 
-def mark(
-    name: str, attributes: Attributes, *, related: Related = (), error: BaseException | None = None
-) -> SpanContext:
-    """A root span of no duration: something began or ended. Returns its context to link to."""
-    span = _tracer().start_span(
+def open_root(name: str, attributes: Attributes, *, related: Related = ()) -> Span:
+    """A root span that begins now, to be ended by the caller; it is current nowhere."""
+    return _tracer().start_span(
         name,
         context=context.Context(),
         attributes=redact_value(attributes),
         links=_links(related),
     )
+
+
+def mark(
+    name: str, attributes: Attributes, *, related: Related = (), error: BaseException | None = None
+) -> SpanContext:
+    """A root span of no duration: something began or ended. Returns its context to link to."""
+    span = open_root(name, attributes, related=related)
     if error is not None:
         fail(span, error)
     span.end()

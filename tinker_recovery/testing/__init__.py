@@ -26,6 +26,9 @@ The unmodified tinker SDK is its client. What moto is for AWS, this is for Tinke
   between it and its clients.
 - Hypothesis draws faults with :mod:`tinker_recovery.testing.strategies`.
 - As a pytest fixture: :mod:`tinker_recovery.testing.fixtures`.
+- Exports: an export of a run has PEFT's names and config, and :func:`write_tiny_model` writes the
+  tiny Llama or Qwen that it fits.
+- :class:`LocalHub` is a model hub, for what publishes an export: ``huggingface_hub`` is its client.
 - In a process of its own, which can be killed: :class:`LocalTinkerProcess`. From a shell:
   ``tinker-recovery serve``.
 - What of the SDK's clients it does not serve, and why: ``docs/testing.md``.
@@ -50,8 +53,10 @@ from tinker_recovery.testing._checkpoints import StoredCheckpoint
 from tinker_recovery.testing._damage import Damage
 from tinker_recovery.testing._fault_book import FiredFault
 from tinker_recovery.testing._faults import FaultRule
+from tinker_recovery.testing._hub import HubCommit, HubRepository, LocalHub
 from tinker_recovery.testing._network import Network
 from tinker_recovery.testing._options import DIALECTS, Dialect, Options
+from tinker_recovery.testing._peft import write_tiny_model
 from tinker_recovery.testing._process import LocalTinkerProcess
 from tinker_recovery.testing._runs import RunState
 from tinker_recovery.testing._tokenizer import LocalTokenizer
@@ -62,6 +67,9 @@ __all__ = [
     "Dialect",
     "FaultRule",
     "FiredFault",
+    "HubCommit",
+    "HubRepository",
+    "LocalHub",
     "LocalTinker",
     "LocalTinkerProcess",
     "LocalTokenizer",
@@ -71,4 +79,5 @@ __all__ = [
     "RunState",
     "StoredCheckpoint",
     "serve",
+    "write_tiny_model",
 ]

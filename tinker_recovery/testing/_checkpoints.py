@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tinker_recovery.testing._damage import Damage, damaged
 from tinker_recovery.testing._model import BigramLora, Noise
+from tinker_recovery.testing._peft import peft_tensors
 from tinker_recovery.testing._runs import ServiceError
 from tinker_recovery.testing._store import KINDS, DamagedCheckpoint, Store
 
@@ -105,13 +106,13 @@ class Checkpoints:
     def export(
         self, run_id: str, name: str, model: BigramLora, *, ttl_s: float | None, config: str
     ) -> tuple[str, int]:
-        """Store a model's weights, without its optimizer, and a JSON file for download.
+        """Store a model's weights, as PEFT names them, and a JSON file for download.
 
         Returns its path, and the size of the weights in bytes.
         """
         facts = self._facts(run_id, "external_weights", name, ttl_s)
         facts |= {"steps": model.steps, "user_metadata": None, "config": config}
-        size = self._store.save_checkpoint(run_id, name, model.weights, facts)
+        size = self._store.save_checkpoint(run_id, name, peft_tensors(model.weights), facts)
         self._list_later(facts)
         return str(facts["path"]), size
 

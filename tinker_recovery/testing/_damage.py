@@ -54,9 +54,18 @@ def _header(content: bytes) -> tuple[dict[str, Any], int]:
     return json.loads(content[8:start]), start
 
 
-def _place(content: bytes, tensor: str) -> tuple[int, int]:
+def _place(content: bytes, which: int) -> tuple[int, int]:
+    """Where the first (0) or last (-1) of the trained weights is, also in an export."""
     header, start = _header(content)
-    begin, end = header[tensor]["data_offsets"]
+    by_offset = sorted(
+        (facts["data_offsets"], name) for name, facts in header.items() if name != "__metadata__"
+    )
+    trained = [
+        place
+        for place, name in by_offset
+        if name in _WEIGHTS or name.endswith((".lora_A.weight", ".lora_B.weight"))
+    ]
+    begin, end = trained[which]
     return start + begin, start + end
 
 
@@ -74,13 +83,13 @@ def _with_a_hole(content: bytes) -> bytes:
 
 
 def _with_a_zero_tail(content: bytes) -> bytes:
-    begin, end = _place(content, _WEIGHTS[-1])
+    begin, end = _place(content, -1)
     middle = (begin + end) // 2
     return content[:middle] + bytes(len(content) - middle)
 
 
 def _with_a_nan(content: bytes) -> bytes:
-    at = _place(content, _WEIGHTS[-1])[0]
+    at = _place(content, -1)[0]
     return content[:at] + struct.pack("<f", float("nan")) + content[at + 4 :]
 
 
@@ -91,6 +100,6 @@ _TO_BYTES: dict[str, Callable[[bytes], bytes]] = {
     "hole": _with_a_hole,
     "zero_tail": _with_a_zero_tail,
     # The middle of a float32: it changes by about a hundredth of its value.
-    "bit_flip": lambda content: _flipped(content, _place(content, _WEIGHTS[0])[0] + 2),
+    "bit_flip": lambda content: _flipped(content, _place(content, 0)[0] + 2),
     "nan": _with_a_nan,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import secrets
 from datetime import UTC, datetime
 from typing import Any
@@ -14,12 +15,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinker_recovery.testing._auth import SIGNED
+from tinker_recovery.testing._peft import peft_config
 from tinker_recovery.testing._rest_routes import check_ttl
 from tinker_recovery.testing._runs import ServiceError, ServiceRun
 from tinker_recovery.testing._service_state import ServiceState
 from tinker_recovery.testing._store import DamagedCheckpoint
 
 _SIGNED_S = 3600
+_RANGE = re.compile(r"bytes=(\d+)-")
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -40,11 +43,7 @@ class ExportRoutes:
             raise ServiceError(400, "age_encryption_recipients is not offered")
 
         def execute(run: ServiceRun) -> dict[str, Any]:
-            config = {
-                "base_model_name_or_path": run.facts["base_model"],
-                "peft_type": "LORA",
-                "r": run.facts["rank"],
-            }
+            config = peft_config(run.facts["base_model"], run.facts["rank"])
             path, size = self._state.checkpoints.export(
                 run.run_id, name, run.loaded(), ttl_s=ttl_s, config=json.dumps(config)
             )
@@ -85,12 +84,28 @@ class ExportRoutes:
         facts = self._state.checkpoints.find(path)
         self._state.ledger.note("checkpoint_read", path)
         if found["file"] == _CONFIG:
-            return Response(facts["config"], media_type="application/json")
+            return _part(request, facts["config"].encode(), "application/json")
         try:
             content = self._state.checkpoints.content(facts)
         except DamagedCheckpoint as error:
             raise ServiceError(404, str(error)) from error
-        return Response(content, media_type="application/octet-stream")
+        return _part(request, content, "application/octet-stream")
 
     def _token(self, what: str, expires: int) -> str:
         return hmac.digest(self._secret, f"{what}?{expires}".encode(), hashlib.sha256).hex()
+
+
+def _part(request: Request, content: bytes, media_type: str) -> Response:
+    """The content, or what a ``Range: bytes=N-`` asks for of it, as object stores answer."""
+    found = _RANGE.fullmatch(request.headers.get("Range", ""))
+    if found is None:
+        return Response(content, media_type=media_type, headers={"Accept-Ranges": "bytes"})
+    begin, size = int(found[1]), len(content)
+    if begin >= size:
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+    return Response(
+        content[begin:],
+        206,
+        media_type=media_type,
+        headers={"Content-Range": f"bytes {begin}-{size - 1}/{size}"},
+    )

@@ -39,17 +39,18 @@ class LocalTinkerProcess:
 
     Args:
         root: Where runs and checkpoints are kept; they survive :meth:`kill` and :meth:`restart`.
+        port: Port to listen on, at 127.0.0.1; 0 for a free one.
         options: See :class:`~tinker_recovery.testing.Options`; ``restart`` says what happens to
             runs when it is killed and started again.
     """
 
-    def __init__(self, root: Path, **options: Unpack[Options]) -> None:
+    def __init__(self, root: Path, *, port: int = 0, **options: Unpack[Options]) -> None:
         self._options = ServerOptions.of(**options)
         self.api_key = self._options.api_key
         self.base_url = ""
         """Where it listens; known once it is entered, and the same after a restart."""
         self._root = root
-        self._port = 0
+        self._port = port
         self._process: subprocess.Popen[str] | None = None
 
     async def __aenter__(self) -> Self:

@@ -250,6 +250,7 @@ class WatchedRun:
     def give_up(self, error: BaseException) -> None:
         """It is not watched any more."""
         self.error = error
+        self._watches.collaborators.outlets.run_ended(self.name, error)
 
     async def close(self, status: CloseStatus, detail: str) -> None:
         """Finish the sessions it holds; never raises an Exception."""

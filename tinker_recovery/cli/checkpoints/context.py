@@ -28,6 +28,7 @@ from tinker_recovery.errors import (
     UsageError,
 )
 from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, StoredRun, journal_path
+from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.reading import RunView, read_runs, read_stored_run
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.policy_settings import policy_from_settings
@@ -38,6 +39,8 @@ from tinker_recovery.recovery.resume import RunSnapshot, segments_from, snapshot
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.bounded import ReplyLimits
 from tinker_recovery.service.contact import FirstContact
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 MIN_AGE = timedelta(days=1)
 """In lineages that are not in this machine's journal, younger checkpoints are protected."""
@@ -96,6 +99,47 @@ class Context:
                 NO_SUCH_RUN,
             )
         return chosen
+
+    async def samplers(self, scope: Scope) -> dict[str, list[Listed]]:
+        """The sampler weights in a scope, the newest first, by the run that they are of.
+
+        A run is named by its name where this machine's journal knows it, else by its Tinker run.
+        """
+        names = await self.known_run_ids()
+        wanted = scope.run
+        of: dict[str, list[Listed]] = {}
+        async for each in self.collaborators.reader.every_checkpoint():
+            run_id = run_id_unchecked(each.tinker_path)
+            name, lineage = names.get(run_id, (run_id, ""))
+            if each.checkpoint_type != "sampler" or wanted not in (None, run_id, name):
+                continue
+            if scope.lineage is None or (lineage and lineage.startswith(scope.lineage)):
+                of.setdefault(name, []).append(Listed.read(each))
+        if not of and wanted is not None and wanted not in await self._names():
+            if not await self._has_tinker_run(wanted):
+                near = instead_of(wanted, await self._names())
+                refuse(
+                    f"there is no run {wanted!r} in this machine's journal, nor a Tinker run of "
+                    f"that id{near}: of sampler weights the service keeps no name",
+                    NO_SUCH_RUN,
+                )
+        for found in of.values():
+            found.sort(key=lambda each: (each.stored_at or _NEVER, each.path), reverse=True)
+        return of
+
+    async def known_run_ids(self) -> dict[str, tuple[str, str]]:
+        """The Tinker runs of the runs in the journal, each with the run's name and lineage."""
+        known = await self._known_lineages()
+        return {
+            attempt.run_id: (view.name, view.lineage)
+            for view, stored in known.values()
+            for attempt in stored.attempts
+        }
+
+    async def busy_runs(self) -> dict[str, Holder]:
+        """The names of the runs that a process trains just now."""
+        known = await self._known_lineages()
+        return {view.name: view.holder for view, _ in known.values() if view.live and view.holder}
 
     async def _has_tinker_run(self, run_id: str) -> bool:
         if ":train:" not in run_id:

@@ -13,6 +13,7 @@ import click
 from tinker_recovery.cli.checkpoints.scope import (
     Scope,
     as_json_option,
+    kind_option,
     scope_of,
     scope_options,
     size_text,
@@ -31,17 +32,19 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(0), default=0, help="At most so many; 0, the default, for all."
 )
+@kind_option
 @as_json_option
 def list_(
     run: str | None,
     lineage: str | None,
     journal: Path | None,
+    kind: str,
     *,
     limit: int,
     everything: bool,
     as_json: bool,
 ) -> None:
-    """List training checkpoints, the newest first.
+    """List checkpoints, the newest first: those that training resumes from, or sampler weights.
 
     Without an option, all checkpoints of the account. In a terminal the last line is their number
     and total size. Piped, each is one line, with nothing left out.
@@ -50,6 +53,11 @@ def list_(
     could not be read.
     """
     scope = scope_of(run, lineage, everything=everything, needed=False)
+    if kind == "sampler":
+        from tinker_recovery.cli.checkpoints.samplers import list_samplers
+
+        list_samplers(scope, journal, limit=limit, as_json=as_json)
+        return
     listed, notes = asyncio.run(_list(scope, journal))
     total = len(listed), sum(each.size_bytes or 0 for each in listed)
     listed = listed[:limit] if limit else listed

@@ -15,12 +15,12 @@ from tinker_recovery.cli.common import echo, journal_option, say_error
 
 
 def _check_paths(paths: Sequence[str]) -> None:
-    from tinker_recovery.checkpoints import run_id_of
+    from tinker_recovery.checkpoints.sampler_plan import run_id_of_any
     from tinker_recovery.errors import UsageError
 
     for path in paths:
         try:
-            run_id_of(path)
+            run_id_of_any(path)
         except UsageError as error:
             raise click.BadParameter(str(error), param_hint="PATH") from error
 
@@ -46,13 +46,13 @@ def pin(paths: tuple[str, ...], reason: str, journal: Path | None, *, as_json: b
 
 
 async def _pin(paths: Sequence[str], reason: str, journal: Path | None) -> list[str]:
-    from tinker_recovery.checkpoints import run_id_of
+    from tinker_recovery.checkpoints.sampler_plan import run_id_of_any
     from tinker_recovery.cli.checkpoints.context import open_context
 
     async with open_context(journal) as context:
         listed = {
             each.tinker_path
-            for run_id in {run_id_of(path) for path in paths}
+            for run_id in {run_id_of_any(path) for path in paths}
             for each in await context.collaborators.reader.checkpoints(run_id)
         }
         missing = [path for path in paths if path not in listed]

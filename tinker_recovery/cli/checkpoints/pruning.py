@@ -14,6 +14,7 @@ import click
 from tinker_recovery.cli.checkpoints.scope import (
     Scope,
     as_json_option,
+    kind_option,
     scope_of,
     scope_options,
     size_text,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @scope_options
+@kind_option
 @click.option(
     "--keep-last",
     default=5,
@@ -74,6 +76,7 @@ def prune(  # noqa: PLR0913 - its options
     best_mode: str,
     keep_every: int | None,
     journal: Path | None,
+    kind: str,
     *,
     everything: bool,
     delete_user_saves: bool,
@@ -88,6 +91,9 @@ def prune(  # noqa: PLR0913 - its options
     of a run that is being trained (its own Supervisor manages them), and, of a run that is not in
     this machine's journal, those less than a day old.
 
+    Sampler weights (--kind sampler) say nothing of themselves: the newest --keep-last of each run
+    stay, by date, and at least one, with the same protections.
+
     Each deletion is recorded in the journal before it is requested; if interrupted, the next prune
     or the run's Supervisor finishes it.
 
@@ -99,6 +105,13 @@ def prune(  # noqa: PLR0913 - its options
     from tinker_recovery.checkpoint_policy import CheckpointPolicy
 
     scope = scope_of(run, lineage, everything=everything, needed=True)
+    if not (dry_run or yes or sys.stdin.isatty()):
+        raise click.UsageError("no terminal to confirm at: give --yes, or --dry-run")
+    if kind == "sampler":
+        from tinker_recovery.cli.checkpoints.samplers import prune_samplers
+
+        asked = {"dry_run": dry_run, "ask": not yes, "as_json": as_json}
+        sys.exit(prune_samplers(scope, keep_last, journal, **asked))
     try:
         policy = CheckpointPolicy.model_validate(
             {
@@ -112,8 +125,6 @@ def prune(  # noqa: PLR0913 - its options
         )
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"]) from error
-    if not (dry_run or yes or sys.stdin.isatty()):
-        raise click.UsageError("no terminal to confirm at: give --yes, or --dry-run")
     report = asyncio.run(
         _prune(scope, policy, journal, dry_run=dry_run, ask=not yes, quiet=as_json)
     )

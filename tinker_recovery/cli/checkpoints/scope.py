@@ -44,6 +44,14 @@ def scope_options(command: _Command) -> _Command:
     return command
 
 
+kind_option = click.option(
+    "--kind",
+    default="training",
+    show_default=True,
+    type=click.Choice(["training", "sampler"]),
+    help="Training checkpoints, or sampler weights that a loop saved.",
+)
+
 as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on the last line."
 )

@@ -9,6 +9,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Iterable,
     Sequence,
 )
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -16,16 +17,15 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
 import anyio
+import anyio.to_thread
 import tinker
 from tinker.lib.public_interfaces.api_future import APIFuture
 from typing_extensions import Unpack
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.cookbook.runner import run_cookbook
-from tinker_recovery.detection.monitor import Monitor, silence_check_s
-from tinker_recovery.detection.outage import Outage
 from tinker_recovery.errors import UsageError
-from tinker_recovery.forks import HomeProcess, LeftAtHome
+from tinker_recovery.forks import LeftAtHome
 from tinker_recovery.journal import (
     STATE_FOLDER,
     Journal,
@@ -36,14 +36,12 @@ from tinker_recovery.journal import (
     lease,
     option_for,
 )
+from tinker_recovery.outlets import Notify, Outlets
 from tinker_recovery.policy import Callback, RecoveryPolicy
 from tinker_recovery.policy_settings import policy_from_settings
 from tinker_recovery.recovery.collaborators import Collaborators
-from tinker_recovery.recovery.executor import Executor
 from tinker_recovery.recovery.metadata_notes import recall_metadata
-from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.spares import Spares
-from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.attempt import Attempt
 from tinker_recovery.run.background import Background
 from tinker_recovery.run.blocking import (
@@ -54,28 +52,23 @@ from tinker_recovery.run.blocking import (
 )
 from tinker_recovery.run.claiming import Claiming, Lease, check_lease
 from tinker_recovery.run.group import GroupAttempt, GroupRounds, plan_group
-from tinker_recovery.run.home_task import HomeTask, LeftByItsTask
-from tinker_recovery.run.mailbox import Mailbox
+from tinker_recovery.run.home_task import LeftByItsTask
 from tinker_recovery.run.monitored import listening
 from tinker_recovery.run.options import StartOptions, plan_start
-from tinker_recovery.run.register import RunRegister
 from tinker_recovery.run.rounds import Rounds
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.run.unnamed import named
-from tinker_recovery.run.view import Run
+from tinker_recovery.run.view import Run, runs_table
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
-from tinker_recovery.supervision import Backoff, ChildSpec, SupervisionTree
-from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, names
+from tinker_recovery.supervisor.parts import Entered
+from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, environment, names
 from tinker_recovery.telemetry.greeting import Greeting
-from tinker_recovery.watched.watch import Watch, Watches
+from tinker_recovery.watched.watch import Watch
 
 logger = logging.getLogger(names.SCOPE)
 
 _T = TypeVar("_T")
-
-SHUTDOWN_MARGIN_S = 5.0
-"""How much longer the Executor has for stopping than the longest thing it does then."""
 
 
 class Supervisor:
@@ -105,15 +98,27 @@ class Supervisor:
             ``"service"``, which any number of machines see; the lease in the ``"journal"``, which
             only processes that share the file see; or ``"both"``. Where the service cannot hold
             claims, it is the journal's. A claim costs a session and a heartbeat every ten seconds.
+        notify: URLs of `apprise <https://github.com/caronc/apprise>`_ (extra ``notify``), or a
+            :class:`Notify`: who is told when a run is given up, its lease is lost, or many runs
+            fail alike. By default, the blank-separated URLs of TINKER_RECOVERY_NOTIFY.
+        heartbeat_url: Asked for (GET) every minute in which a run made progress, and not for one
+            that is stuck or over: for a monitor that raises the alarm when this ceases.
+        trackers: Where what the loop reports goes as well: objects with ``log_metrics(metrics,
+            step)``, such as the cookbook's loggers, runs of wandb, mlflow or trackio, and
+            SummaryWriters of TensorBoard; or one of them as :class:`WhenSaved`. See
+            docs/observability.
         quiet: As ``policy.quiet``: print no line when a run starts and ends.
         clock: Time and chance, for tests.
 
+    What ``notify``, ``heartbeat_url`` and ``trackers`` name never delays a run or a recovery; the
+    exit waits five seconds at most for what is being sent. The URLs are secrets, and shown nowhere.
+
     Raises:
-        UsageError: ``lease`` is none of these, or without a policy a setting is not allowed.
+        UsageError: An argument is not allowed, or without a policy a setting is not.
         JournalError: On entry: the journal cannot be used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is given by its name, and has a default
         self,
         policy: RecoveryPolicy | None = None,
         *,
@@ -121,6 +126,9 @@ class Supervisor:
         on_event: Callable[[RecoveryEvent], object] | None = None,
         journal: Path | str | StateFolder | None = STATE_FOLDER,
         lease: Lease = "both",
+        notify: Sequence[str] | Notify | None = None,
+        heartbeat_url: str | None = None,
+        trackers: Iterable[object] = (),
         quiet: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -130,8 +138,9 @@ class Supervisor:
         self._backend = TinkerBackend(
             service, standby=self.policy.enabled and self.policy.standby != "none"
         )
+        self._outlets = Outlets(notify, heartbeat_url, trackers)
         self._on_event = on_event
-        self._events = EventSink(self._listen)
+        self._events = EventSink(self._listen, label_runs=self.policy.telemetry_run_label)
         path = self._journal_path = journal_path(journal)
         self._greeting = Greeting(
             "" if path is None else str(path), option_for(path), quiet=quiet or self.policy.quiet
@@ -139,7 +148,7 @@ class Supervisor:
         self._signals = StopSignals(saves=self.policy.checkpoints.save_on_stop_s is not None)
         self._resumes = self.policy.enabled and path is not None
         self._clock = clock
-        self._entered: _Entered | None = None
+        self._entered: Entered | None = None
         self._entry: LeftAtHome[Supervisor] | None = None
         self._blocking: BlockingSupervisor[Supervisor] | None = None
 
@@ -149,8 +158,15 @@ class Supervisor:
         inside = self._entered
         return [] if inside is None else [Run(run) for run in inside.runs.by_name.values()]
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: its runs."""
+        state = (
+            "not entered" if self._entered is None else "left" if self._signals.over else "entered"
+        )
+        return runs_table(f"Supervisor, {state}", self.runs)
+
     @property
-    def _inside(self) -> _Entered:
+    def _inside(self) -> Entered:
         if self._entered is None:
             raise UsageError("enter the Supervisor first: `async with Supervisor(policy) as ...`")
         self._entered.home.check(self)
@@ -178,6 +194,9 @@ class Supervisor:
                 "recovery is off (enabled=False): faults are observed and reported, and the run "
                 "is left as it is"
             )
+        if environment.says_to_export():
+            # Loading the exporters takes a second, and a program sets its providers before.
+            await anyio.to_thread.run_sync(environment.export_by_environment)
         endpoint = await self._backend.endpoint()
         try:
             with listen():
@@ -193,6 +212,7 @@ class Supervisor:
         """Close what has something open at the service; the tasks stay."""
         if self._entered is not None:
             await self._entered.aclose()
+        await self._outlets.finish()
         await self._backend.aclose()
         self._signals.note_left()
 
@@ -222,15 +242,17 @@ class Supervisor:
                 clock=self._clock,
                 spawn=background.spawn,
                 spares=Spares(self._backend, self.policy, background.spawn),
+                outlets=self._outlets,
                 greeting=self._greeting,
             )
             await recall_metadata(collaborators)
             claiming = Claiming(
                 self._lease, reader, journal.path, max_wait_s=self.policy.max_wait_s
             )
-            entered = _Entered(collaborators, recorder, claiming, self._signals)
+            entered = Entered(collaborators, recorder, claiming, self._signals)
             self._entered = entered
             background.spawn(entered.mailbox.serve)
+            self._outlets.start(background.spawn, entered.runs.progress, self._clock)
             try:
                 with listening(reader.http, entered.runs.monitored):
                     async with entered.tree():
@@ -241,6 +263,7 @@ class Supervisor:
             finally:
                 with anyio.CancelScope(shield=True):
                     await entered.aclose()
+                    await self._outlets.finish()  # with what was said of the ends of the runs
                 # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
                 background.cancel()
         for run in entered.runs.by_name.values():
@@ -251,6 +274,7 @@ class Supervisor:
     def _listen(self, event: RecoveryEvent) -> None:
         if self._entered is not None:
             self._entered.recorder.note_event(event)
+        self._outlets.note_event(event)
         if self._on_event is not None:
             self._on_event(event)
 
@@ -413,88 +437,3 @@ class Supervisor:
     def __exit__(self, *exc_info: object) -> bool | None:
         blocking, self._blocking = self._blocking, None
         return None if blocking is None else blocking.close(*exc_info)
-
-
-class _Entered:
-    """What lives from a Supervisor's entry to its exit: the parts of the tree, and the runs.
-
-    Made on the event loop.
-    """
-
-    def __init__(
-        self,
-        collaborators: Collaborators,
-        recorder: Recorder,
-        claiming: Claiming,
-        signals: StopSignals,
-    ) -> None:
-        self.home, self.task = HomeProcess(), HomeTask()
-        """The process and the task that it was entered in."""
-        self._claiming = claiming
-        self.collaborators = collaborators
-        self.recorder = recorder
-        self.queue = FaultQueue()
-        policy, events = collaborators.policy, collaborators.events
-        self.outage = Outage(events, collaborators.clock.monotonic, policy.max_wait_s)
-        self.mailbox = Mailbox()
-        self.watches = Watches(collaborators, self.queue)
-        self.retention = RetentionLoop(collaborators)
-        self.runs = RunRegister(
-            collaborators, recorder, claiming, signals, self.queue, self.mailbox, self.retention
-        )
-
-    def tree(self) -> SupervisionTree:
-        """The children: Monitor, Executor, and retention."""
-        policy, clock = self.collaborators.policy, self.collaborators.clock
-        runs, watches = self.runs, self.watches
-        monitor = Monitor(
-            lambda: [*runs.monitored.values(), *watches.polled()],
-            reader=self.collaborators.reader,
-            interval_s=policy.poll_interval_s,
-            check_silence_every_s=silence_check_s(policy),
-            events=self.collaborators.events,
-            clock=clock,
-            urgent=lambda: [run for run in runs.monitored.values() if run.is_urgent],
-            outage=self.outage,
-        )
-        executor = Executor(
-            self.collaborators,
-            outage=self.outage,
-            queue=self.queue,
-            find=lambda name: runs.by_name.get(name) or watches.find(name),
-            watched=lambda: len(watches) + runs.under_way,
-        )
-        return SupervisionTree(
-            [
-                ChildSpec(
-                    id="monitor",
-                    start=monitor.serve,
-                    # Its longest silence is one interval or one read; past both and another read
-                    # it hangs.
-                    heartbeat_s=policy.poll_interval_s + 2 * policy.status_timeout_s,
-                ),
-                ChildSpec(
-                    id="executor",
-                    start=executor.serve,
-                    # What it may have to close when it is stopped has this deadline of its own.
-                    shutdown=policy.close_timeout_s + SHUTDOWN_MARGIN_S,
-                ),
-                ChildSpec(id="retention", start=self.retention.serve),
-            ],
-            name="tinker-recovery",
-            max_restarts=10,
-            max_seconds=60.0,
-            backoff=Backoff(initial_s=0.1, max_s=5.0),
-            on_event=self.collaborators.events.tree,
-            monotonic=clock.monotonic,
-            sleep=clock.sleep,
-            random=clock.random,
-        )
-
-    async def aclose(self) -> None:
-        """Close whatever is open at the service."""
-        await self.runs.close()
-        await self.watches.aclose()
-        if self.collaborators.spares is not None:
-            await self.collaborators.spares.aclose()
-        await self._claiming.aclose()

@@ -1,0 +1,330 @@
+"""Publishing while a run trains: real runs, a real server, a real hub, real processes."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+import pytest_asyncio
+from loops import ADAM, MODEL, POLL_S, SEED, batch, policy, train
+from loops import loop as run_loop
+
+from tinker_recovery import (
+    Attempt,
+    CheckpointPolicy,
+    RecoveryEvent,
+    RecoveryPolicy,
+    Supervisor,
+    UsageError,
+)
+from tinker_recovery.export import publisher
+from tinker_recovery.journal import Journal, default_path
+from tinker_recovery.journal.holder import Holder
+from tinker_recovery.journal.publication import Publication, kept_for_export
+from tinker_recovery.testing import FaultRule, LocalHub, LocalTinker
+
+pytestmark = pytest.mark.usefixtures("no_waiting_between_tries", "local")
+
+
+@pytest_asyncio.fixture
+async def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[LocalHub]:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    async with LocalHub() as hub:
+        for name, value in hub.environment.items():
+            monkeypatch.setenv(name, value)
+        yield hub
+
+
+def publishing(publish: str = "end", **more: Any) -> RecoveryPolicy:
+    return policy(
+        poll_interval_s=POLL_S,
+        checkpoints=CheckpointPolicy(
+            **{
+                "save_at_start": False,
+                "save_every": 2,
+                "push_to_hub": "me/sft",
+                "publish": publish,
+                "publish_timeout_s": 60.0,
+                **more,
+            }
+        ),
+    )
+
+
+async def reporting(attempt: Attempt, *, losses: Sequence[float], hub: LocalHub | None) -> None:
+    """Trains a step for each loss; with a hub, waits before its end for what was published."""
+    for step in range(attempt.start_step, len(losses)):
+        forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+        update = attempt.client.optim_step(ADAM)
+        await forward
+        await update
+        attempt.report(loss=losses[step])
+    if hub is not None:
+        while not (at := hub.repositories.get("me/sft")) or not at.commits:  # noqa: ASYNC110 - its own thread
+            await anyio.sleep(0.02)
+
+
+async def run(
+    given: RecoveryPolicy, events: list[RecoveryEvent], loop: Any, name: str = "sft", **more: Any
+) -> Supervisor:
+    async with Supervisor(given, on_event=events.append, **more) as supervisor:
+        await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED, name=name)
+    return supervisor
+
+
+def titles(hub: LocalHub) -> list[str]:
+    return [each.title for each in hub.repositories["me/sft"].commits]
+
+
+def told(events: Sequence[RecoveryEvent], name: str) -> list[str]:
+    return [each.message for each in events if each.name == name]
+
+
+def noted() -> dict[str, str]:
+    """What the journal says is being published."""
+    with Journal(default_path(), service=os.environ["TINKER_BASE_URL"]) as journal:
+        return dict(journal.notes().publications)
+
+
+async def test_the_last_checkpoint_is_published_when_the_run_has_ended(hub: LocalHub) -> None:
+    events: list[RecoveryEvent] = []
+    await run(publishing(), events, functools.partial(train, steps=7))
+    assert titles(hub) == ["step 7 of run sft"]
+    card = hub.repositories["me/sft"].files["README.md"].decode()
+    assert MODEL in card
+    (exported,) = told(events, "checkpoint.exported")
+    (published,) = told(events, "checkpoint.published")
+    assert "to be published in me/sft" in exported
+    assert "in me/sft, commit " in published
+    assert told(events, "checkpoint.publish_failed") == []
+    assert noted() == {}
+    assert not list((default_path().parent / "exports").iterdir())
+
+
+async def test_each_is_published_in_order(hub: LocalHub) -> None:
+    events: list[RecoveryEvent] = []
+    await run(publishing("each"), events, functools.partial(train, steps=6))
+    assert titles(hub) == [f"step {step} of run sft" for step in (2, 4, 6)]
+
+
+async def test_only_the_best_so_far_is_published(hub: LocalHub) -> None:
+    events: list[RecoveryEvent] = []
+    losses = [9.0, 8.0, 7.0, 7.5, 7.6, 7.7, 7.8, 7.9]
+    loop = functools.partial(reporting, losses=losses, hub=None)
+    await run(publishing("best"), events, loop)
+    assert len(titles(hub)) in (1, 2)
+    assert titles(hub)[-1] == "step 4 of run sft"
+
+
+async def test_without_push_to_hub_nothing_is_published_and_no_child_is_there_for_it(
+    local: LocalTinker, hub: LocalHub
+) -> None:
+    events: list[RecoveryEvent] = []
+    await run(policy(), events, functools.partial(train, steps=3))
+    assert hub.requests == []
+    assert "save_weights_external" not in local.stats.by_route
+
+
+async def test_a_recovery_comes_before_an_export(local: LocalTinker, hub: LocalHub) -> None:
+    """The export hangs at the server; the run is poisoned, recovers, and ends bit-identical."""
+    calm = await run(policy(), [], functools.partial(train, steps=12), name="calm")
+    local.inject(FaultRule("hang", request="save_weights_external", times=1))
+    local.inject(FaultRule("poison", at_step=8))
+    events: list[RecoveryEvent] = []
+
+    async def loop(attempt: Attempt) -> None:
+        if attempt.start_step == 0:
+            await train(attempt, steps=6)
+            while not local.stats.by_route.get("save_weights_external"):  # noqa: ASYNC110 - its own thread
+                await anyio.sleep(0.01)
+            await _from(attempt, 6, 12)
+        else:
+            await train(attempt, steps=12)
+
+    supervisor = await run(publishing("each", save_every=4), events, loop)
+    (done,) = supervisor.runs
+    assert len(done.recoveries) == 1
+    want = local.run_state(calm.runs[0].segments[-1].run_id)
+    have = local.run_state(done.segments[-1].run_id)
+    assert (want.weights_digest, want.optimizer_digest) == (
+        have.weights_digest,
+        have.optimizer_digest,
+    )
+    assert told(events, "checkpoint.publish_failed") == []
+    assert titles(hub) == [f"step {step} of run sft" for step in (4, 8, 12)]
+
+
+async def _from(attempt: Attempt, start: int, steps: int) -> None:
+    await run_loop(attempt.client, start, steps, 0)
+
+
+@pytest.mark.parametrize("hurt", ["down", "refuses", "full"])
+async def test_what_the_hub_does_is_said_once_tried_again_and_disturbs_no_training(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, hurt: str
+) -> None:
+    monkeypatch.setattr(publisher, "FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr(publisher, "MOST_DELAY_S", 0.1)
+    status = {"down": 503, "refuses": 401, "full": 413}[hurt]
+    hub.fail(status, hurt, times=2, path="repos/create")
+    events: list[RecoveryEvent] = []
+    loop = functools.partial(reporting, losses=[1.0] * 4, hub=hub)
+    supervisor = await run(publishing("each"), events, loop)
+    assert supervisor.runs[0].recoveries == []
+    failed = told(events, "checkpoint.publish_failed")
+    assert len(failed) == 2
+    word = {"down": "not available (HTTP 503)", "refuses": "HTTP 401", "full": "quota"}[hurt]
+    assert word in failed[0]
+    assert "is tried again in" in failed[0]
+    assert titles(hub) == ["step 2 of run sft", "step 4 of run sft"]
+
+
+@pytest.mark.usefixtures("hub")
+async def test_a_checkpoint_that_is_gone_is_given_up_with_a_word(local: LocalTinker) -> None:
+    events: list[RecoveryEvent] = []
+
+    async def loop(attempt: Attempt) -> None:
+        await train(attempt, steps=4)
+        local.inject(FaultRule("fail", request="load_weights", category="user"))
+
+    local.inject(FaultRule("status", request="weights_info", status=404, times=9))
+    await run(publishing(), events, loop)
+    (failed,) = told(events, "checkpoint.publish_failed")
+    assert "not tried again: the service has no checkpoint" in failed
+    assert noted() == {}
+
+
+async def test_what_waits_is_kept_by_retention(local: LocalTinker, hub: LocalHub) -> None:
+    hub.fail(503, "later", times=999, path="repos/create")
+    events: list[RecoveryEvent] = []
+    given = publishing("each", keep_last=1, save_best=False, publish_timeout_s=3.0)
+    supervisor = await run(given, events, functools.partial(train, steps=10))
+    stored = {each.steps for each in local.checkpoints(supervisor.runs[0].segments[-1].run_id)}
+    waiting = {Publication.read(said).step for said in noted().values()}  # type: ignore[union-attr]  # it is one
+    assert {2, 4, 6, 8, 10} <= stored
+    assert waiting == {2, 4, 6, 8, 10}
+
+
+async def test_a_format_whose_package_is_missing_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UsageError, match="format='pytorch' needs the package torch"):
+        await run(publishing(format="pytorch"), [], functools.partial(train, steps=1))
+
+
+@pytest.mark.usefixtures("hub")
+async def test_whatever_publishing_meets_the_run_ends_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(publisher, "publish", broken)
+    events: list[RecoveryEvent] = []
+    supervisor = await run(publishing("each"), events, functools.partial(train, steps=4))
+    assert supervisor.runs[0].recoveries == []
+    assert "a bug of ours" in told(events, "checkpoint.publish_failed")[0]
+
+
+async def test_a_run_that_only_observes_publishes_nothing(hub: LocalHub) -> None:
+    given = publishing("each").model_copy(update={"enabled": False})
+    await run(given, [], functools.partial(train, steps=2))
+    assert hub.requests == []
+
+
+_A_PROCESS = """
+import asyncio, functools, json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+from loops import MODEL, SEED, policy, train
+from tinker_recovery import CheckpointPolicy, Supervisor
+
+async def main(name):
+    checkpoints = CheckpointPolicy(
+        save_at_start=False, save_every=2, push_to_hub="me/sft", publish_timeout_s=60.0
+    )
+    async with Supervisor(policy(checkpoints=checkpoints)) as supervisor:
+        print("entered", flush=True)
+        await supervisor.run(
+            functools.partial(train, steps=4), base_model=MODEL, rank=8, seed=SEED, name=name
+        )
+        print("trained", flush=True)
+    print("left", flush=True)
+
+asyncio.run(main(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("at", ["download", "upload"])
+async def test_what_a_killed_process_has_begun_the_next_one_goes_on_with(
+    local: LocalTinker, hub: LocalHub, at: str
+) -> None:
+    if at == "download":
+        local.inject(FaultRule("slow", request="download", delay_s=50.0, times=1))
+    else:
+        hub.fail(0, delay_s=50.0, path="repos/create")
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _A_PROCESS, json.dumps(sys.path), name]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own
+
+    def begun() -> bool:
+        if at == "download":
+            return bool(local.stats.by_route.get("download"))
+        return any("repos/create" in each for each in hub.requests)
+
+    process = await anyio.to_thread.run_sync(start, "sft")
+    while not begun():  # noqa: ASYNC110 - another process's doing
+        await anyio.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    await anyio.to_thread.run_sync(process.communicate)
+    (said,) = noted().values()
+    left = Publication.read(said)
+    assert left is not None
+    assert (left.step, left.repository, left.holder.lives()) == (4, "me/sft", False)
+    made = local.stats.by_route["save_weights_external"]
+    hub.release()
+    other = await anyio.to_thread.run_sync(start, "another")
+    said, _ = await anyio.to_thread.run_sync(other.communicate)
+    assert said.splitlines()[-1] == "left"
+    assert "step 4 of run sft" in titles(hub)
+    # The other run's own is refused there: the repository is the first one's.
+    assert local.stats.by_route["save_weights_external"] == made + 1
+    assert {Publication.read(each).run for each in noted().values()} == {"another"}  # type: ignore[union-attr]  # it is one
+    for session, state in local.sessions().items():
+        if state == "active":
+            local.fail_session(session)
+
+
+def test_an_export_of_a_dead_process_keeps_nothing_and_a_publication_does() -> None:
+    here = Holder.here(now=0.0, lease_s=0.0)
+    dead = Holder(here.host, here.machine, here.pid, "1", 0.0, 0.0)
+
+    def said(path: str, repository: str | None, holder: Holder) -> dict[str, str]:
+        made = Publication(
+            path=path, run="r", lineage="l", step=1, repository=repository, holder=holder
+        )
+        assert Publication.read(made.said()) == made
+        return {path: made.said()}
+
+    noted_ = {
+        **said("a", None, here),
+        **said("b", None, dead),
+        **said("c", "me/x", dead),
+        "d": "of another version",
+    }
+    assert kept_for_export(noted_) == {
+        "a": "it is being exported",
+        "c": "it is to be published in me/x",
+        "d": "it is being exported",
+    }

@@ -1,0 +1,133 @@
+"""Heartbeats to a real monitor on loopback."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from loops import MODEL, quick, train, until
+from webhook import Hook, webhook
+
+from tinker_recovery import Attempt, Clock, Supervisor
+from tinker_recovery.outlets.heartbeat import BEAT_S, LOOK_S, Heartbeat
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+PATH = "/ping/0f8b-a-secret-uuid"
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    with webhook() as hook:
+        yield hook
+
+
+class Looks:
+    """A clock by which a minute passes with each look of the heartbeat."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds != LOOK_S:
+            return await anyio.sleep(seconds)
+        self.count += 1
+        return await anyio.sleep(0.01)
+
+    @property
+    def clock(self) -> Clock:
+        """To be given to a Supervisor."""
+        return Clock(sleep=self._sleep, monotonic=lambda: time.monotonic() + self.count * BEAT_S)
+
+    async def pass_by(self, looks: int = 5) -> None:
+        """Wait for so many further looks."""
+        enough = self.count + looks
+        await until(lambda: self.count >= enough)
+
+
+def _url(hook: Hook) -> str:
+    return f"http://127.0.0.1:{hook.port}{PATH}"
+
+
+async def test_a_heartbeat_is_sent_while_a_run_makes_progress_and_not_while_it_makes_none(
+    local: LocalTinker, hook: Hook
+) -> None:
+    looks = Looks()
+
+    async def loop(attempt: Attempt) -> None:
+        await train(attempt, steps=1)
+        await until(lambda: bool(hook.paths))
+        await looks.pass_by()
+        sent = len(hook.paths)
+        await looks.pass_by()
+        assert len(hook.paths) == sent, "nothing has happened since"
+        await train(attempt, steps=2)
+        await until(lambda: len(hook.paths) > sent)
+
+    async with Supervisor(quick(), heartbeat_url=_url(hook), clock=looks.clock) as supervisor:
+        await looks.pass_by()
+        assert hook.paths == [], "no run is under way"
+        await supervisor.run(loop, base_model=MODEL, name="sft")
+        await looks.pass_by()
+        sent = len(hook.paths)
+        await looks.pass_by()
+        assert len(hook.paths) == sent, "it is over"
+    assert set(hook.paths) == {PATH}
+    assert local.runs()
+
+
+async def test_a_run_that_is_given_up_sends_none(local: LocalTinker, hook: Hook) -> None:
+    looks = Looks()
+    local.inject(FaultRule("status", at_step=0, request="optim_step", status=403))
+    async with Supervisor(quick(), heartbeat_url=_url(hook), clock=looks.clock) as supervisor:
+        with pytest.raises(Exception, match="403"):
+            await supervisor.run(lambda attempt: train(attempt, steps=2), base_model=MODEL)
+        await looks.pass_by()
+        sent = len(hook.paths)
+        await looks.pass_by()
+        assert len(hook.paths) == sent
+
+
+async def test_a_monitor_that_hangs_is_not_waited_for(local: LocalTinker, hook: Hook) -> None:
+    looks = Looks()
+    hook.go_on.clear()
+    async with Supervisor(quick(), heartbeat_url=_url(hook), clock=looks.clock) as supervisor:
+        await supervisor.run(lambda attempt: train(attempt, steps=1), base_model=MODEL)
+
+        async def more(attempt: Attempt) -> None:
+            await train(attempt, steps=1)
+            await until(lambda: bool(hook.paths))
+
+        await supervisor.run(more, base_model=MODEL)
+        began = time.monotonic()
+    assert time.monotonic() - began < 2.0
+    assert local.runs()
+    hook.go_on.set()
+
+
+def test_a_heartbeat_that_had_to_wait_is_not_sent_for_a_run_that_may_be_dead(hook: Hook) -> None:
+    heartbeat = Heartbeat(_url(hook))
+    heartbeat._send([time.monotonic() - 60.0])
+    assert hook.paths == []
+    heartbeat._send([time.monotonic()])
+    assert hook.paths == [PATH]
+
+
+async def test_progress_that_cannot_be_told_sends_none_and_ends_nothing(
+    hook: Hook, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = Looks()
+
+    def fails() -> object:
+        raise KeyError("gone")
+
+    heartbeat = Heartbeat(_url(hook))
+    worker = heartbeat.worker()
+    async with anyio.create_task_group() as group:
+        group.start_soon(heartbeat.serve, worker, fails, looks.clock)
+        await looks.pass_by()
+        group.cancel_scope.cancel()
+    worker.close()
+    assert hook.paths == []
+    assert "no heartbeat is sent" in caplog.text
