@@ -115,14 +115,14 @@ class Context:
                 continue
             if scope.lineage is None or (lineage and lineage.startswith(scope.lineage)):
                 of.setdefault(name, []).append(Listed.read(each))
-        if not of and wanted is not None and wanted not in await self._names():
-            if not await self._has_tinker_run(wanted):
-                near = instead_of(wanted, await self._names())
-                refuse(
-                    f"there is no run {wanted!r} in this machine's journal, nor a Tinker run of "
-                    f"that id{near}: of sampler weights the service keeps no name",
-                    NO_SUCH_RUN,
-                )
+        known = wanted is None or of or wanted in await self._names()
+        if not known and not await self._has_tinker_run(str(wanted)):
+            near = instead_of(str(wanted), await self._names())
+            refuse(
+                f"there is no run {wanted!r} in this machine's journal, nor a Tinker run of that "
+                f"id (of sampler weights the service keeps no name){near}",
+                NO_SUCH_RUN,
+            )
         for found in of.values():
             found.sort(key=lambda each: (each.stored_at or _NEVER, each.path), reverse=True)
         return of
