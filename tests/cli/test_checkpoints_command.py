@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -75,11 +76,12 @@ async def test_list_shows_the_metadata_of_each_checkpoint(local: LocalTinker) ->
     rows = await _json("list")
     assert [row["step"] for row in rows] == [10, 8, 6, 4, 2]
     assert {row["lineage"] for row in rows} == {supervisor.runs[0].lineage}
-    assert await _json("list", "--lineage", "no-such") == []
     assert len(await _json("list", "--run", supervisor.runs[0].segments[0].run_id)) == 5
-    shown = (await _call("list")).output
-    assert "5 checkpoints" in shown
-    assert "kB" in shown
+    head, *lines = (await _call("list")).output.splitlines()
+    assert head.split() == ["saved", "step", "metrics", "size", "run", "lineage", "path", "notes"]
+    assert len(lines) == 5
+    assert all(row["path"] in line for row, line in zip(rows, lines, strict=True))
+    assert len(await _json("list", "--limit", "2")) == 2
     local.damage(_paths(local, supervisor)[4], "no_metadata")
     assert max(row["problem"] or "" for row in await _json("list")) == (
         "it has no tinker_recovery metadata"
@@ -197,6 +199,8 @@ async def test_pins_of_what_is_not_there_are_refused_and_nothing_is_pinned(
     assert wrong.exit_code == 1
     assert "is not listed" in wrong.output
     assert (await _call("unpin", path)).exit_code == 1
+    for line in (await _call("pin", path + "x", "--json")).stderr.splitlines():
+        assert json.loads(line) == {"error": f"{path}x is not listed by the service", "status": 1}
     with Journal(journal_path(STATE_FOLDER), service=local.base_url) as journal:
         assert journal.notes().pinned == {}
     malformed = await _call("pin", "step-5")
@@ -221,3 +225,34 @@ async def test_a_run_that_the_journal_knows_is_found_by_its_name() -> None:
     await _trained("other")
     assert len(await _json("list", "--run", "sft-42")) == 5
     assert len(await _json("list")) == 10
+
+
+async def test_a_run_that_only_the_service_knows_is_found_by_its_name_and_an_unknown_one_is_said(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "another machine.sqlite3"
+    supervisor = await _trained("sft-42", journal=elsewhere)
+    assert len(await _json("list", "--run", "sft-42")) == 5
+    assert {row["run"] for row in await _json("list")} == {"sft-42"}
+    assert all(each["ok"] for each in await _json("verify", "--run", "sft-42"))
+    for scope, said in (
+        (("--run", "sft-43"), "there is no run 'sft-43'"),
+        (("--run", "sft-43"), "did you mean sft-42?"),
+        (("--run", "11111111-1111-1111-1111-111111111111:train:0"), "there is no run"),
+        (("--lineage", "no-such"), "there is no run of lineage 'no-such'"),
+    ):
+        for command in (["list"], ["verify"], ["prune", "--dry-run"]):
+            done = await _call(*command, *scope)
+            assert (done.exit_code, done.stdout) == (1, "")
+            assert said in done.stderr
+    # With that machine's journal, its pins are known as well.
+    path = _paths(local, supervisor)[2]
+    given = ("--journal", str(elsewhere))
+    assert (await _call("pin", path, *given)).exit_code == 0
+    pinned = [row["path"] for row in await _json("list", *given) if row["pinned"]]
+    assert pinned == [path]
+    assert not any(row["pinned"] for row in await _json("list"))
+    missing = await _call("list", "--journal", str(tmp_path / "no" / "journal.sqlite3"))
+    assert missing.exit_code == 3
+    assert "there is no journal at" in missing.stderr
+    assert not (tmp_path / "no").exists()

@@ -35,9 +35,13 @@ async def test_a_run_is_listed_shown_and_forgotten_and_its_name_starts_over(
     async with Supervisor(policy()) as supervisor:
         await supervisor.run(loop, base_model=MODEL, name="sft-42")
         await supervisor.run(functools.partial(train, steps=1), base_model=MODEL)
-    (run,) = json.loads(_cli("runs", "--json").stdout)
+    both = [run["run"] for run in json.loads(_cli("runs", "--json").stdout)]
+    assert len(both) == 2, "what has no name of its own is listed as well, as `watch` shows it"
+    (run,) = json.loads(_cli("runs", "--named", "--json").stdout)
     assert (run["run"], run["state"], run["step"], run["pid"]) == ("sft-42", "finished", 12, None)
-    assert len(json.loads(_cli("runs", "--all", "--json").stdout)) == 2
+    assert (run["recoveries"], run["last_fault"], run["job"]) == (1, "request_failed", None)
+    assert [run["run"] for run in json.loads(_cli("watch", "--once", "--json").stdout)] == both
+    assert [run["run"] for run in json.loads(_cli("runs", "--all", "--json").stdout)] == both
     assert "sft-42" in _cli("runs").stdout
     shown = json.loads(_cli("show", "sft-42", "--json").stdout)
     assert [each["outcome"] for each in shown["attempts"]] == ["request_failed", "finished"]
@@ -85,7 +89,7 @@ async def test_a_run_that_is_held_names_the_process_and_the_host_of_its_holder(
                     (run,) = json.loads(_cli("runs", "--json").stdout)
                     assert (run["pid"], run["host"]) == (os.getpid(), holder)
                     assert abs(time.time() - run["held_since"]) < 60
-                    assert re.search(rf"host.*\n.*\n.*sft-42.* {holder} ", _cli("runs").stdout)
+                    assert re.search(rf"host.*\nsft-42.* {holder} ", _cli("runs").stdout)
                     since = moment(run["held_since"])
                     line = f"held by process {os.getpid()} on {holder} since {since}"
                     shown = _cli("show", "sft-42").stdout
@@ -123,3 +127,20 @@ async def test_an_unknown_run_is_status_1(local: LocalTinker) -> None:
         done = _cli(command, "unknown")
         assert done.exit_code == 1
         assert "there is no run 'unknown'" in done.stderr
+
+
+async def test_a_run_shows_the_job_and_the_try_that_trains_it(local: LocalTinker) -> None:
+    del local
+    for number in (1, 2):
+        with pytest.raises(ZeroDivisionError):
+            async with Supervisor(policy()) as supervisor:
+                async for attempt in supervisor.attempts(
+                    base_model=MODEL, name="sft-42", job=f"sft-42 try {number}"
+                ):
+                    async with attempt:
+                        (run,) = json.loads(_cli("runs", "--json").stdout)
+                        (row,) = json.loads(_cli("watch", "--once", "--json").stdout)
+                        assert run["job"] == row["job"] == f"sft-42 try {number}"
+                        assert f"  try {number}  " in _cli("runs").stdout
+                        assert f"job sft-42 try {number}" in _cli("show", "sft-42").stdout
+                        raise ZeroDivisionError

@@ -279,3 +279,42 @@ async def test_summaries_of_many_runs_have_the_newest_entries_of_each(
     assert sft.event.message == "at 10"
     assert (other.attempts, other.losses, other.checkpoint, other.event) == (0, (), None, None)
     assert [each.run.name for each in read_summaries(file, "other")] == ["other"]
+
+
+async def test_a_loss_that_stands_out_is_kept_whatever_the_sample_and_however_often_thinned(
+    recorder: Recorder, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = await _open(recorder)
+    spikes = {SAMPLES_AT_ONCE + 57: 40.0, 801: 30.0}
+    for step in range(1_000):
+        record.reported(step, {"loss": spikes.get(step, 1.0 + step % 7 / 10)})
+    set_sample_s(monkeypatch, 0.0)  # from here on each is due
+    for step in range(1_000, 6_000):
+        record.reported(step, {"loss": 99.0 if step == 2_222 else 1.0 + step % 7 / 10})
+    await _written(record)
+    run = read_run(file, "sft")
+    assert run is not None
+    losses = {point.step: point.loss for point in run.progress}
+    assert max(losses.values(), key=lambda loss: loss or 0) == 99.0
+    assert losses.keys() & spikes.keys(), "the highest of those between two samples"
+    assert len(losses) <= run_sql.POINTS
+
+
+async def test_losses_of_steps_that_are_done_again_are_set_aside(
+    recorder: Recorder, file: Path
+) -> None:
+    record = await _open(recorder)
+    await record.attempt_begins(1, "a1", "s:train:0", 0, None)
+    for step in range(8):
+        record.reported(step, {"loss": float(step)})
+    await _written(record)
+    await record.attempt_begins(2, "a2", "s:train:1", 5, "tinker://s:train:0/weights/x")
+    record.reported(5, {"loss": 50.0})
+    await _written(record)
+    run = read_run(file, "sft")
+    assert run is not None
+    kept = [(point.step, point.loss) for point in run.progress]
+    assert kept == [*((step, float(step)) for step in range(5)), (5, 50.0)]
+    assert [(point.step, point.loss) for point in run.discarded] == [(5, 5.0), (6, 6.0), (7, 7.0)]
+    (summary,) = read_summaries(file, "sft")
+    assert summary.losses[-1] == 50.0, "and not one of the branch that was left"

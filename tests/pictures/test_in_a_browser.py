@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from poisoned_run import read_back
+from two_hundred import leave_a_long_run
 
+from tinker_recovery.journal.reading import read_events, read_run
 from tinker_recovery.report import render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -31,18 +33,39 @@ addEventListener('load', () => {
     charts: [...page.querySelectorAll('svg:not(svg svg)')].map(labelled),
     drawn: [...page.querySelectorAll('svg:not(svg svg)')].every((svg) => svg.clientWidth > 200),
     readout: page.querySelector('.readout output').textContent,
+    scales: [...page.querySelectorAll('input[name=scale]')].map((input) => {
+      input.click();
+      return [...page.querySelectorAll('.scaled')]
+        .filter((each) => page.defaultView.getComputedStyle(each).display !== 'none')
+        .map((each) => each.classList[1]).join();
+    }),
+    cut: [...page.querySelectorAll('.scrolls, td, tbody th')]
+      .filter((each) => each.scrollWidth > each.clientWidth + 1).length,
+    marks: [...page.querySelectorAll('svg.loss .mark')]
+      .filter((each) => page.defaultView.getComputedStyle(each).display !== 'none').length,
     focusable: page.querySelectorAll('a, input, summary, [tabindex="0"]').length,
   });
 });
 </script>"""
 
 
+@pytest.fixture(params=["poisoned", "long"])
+def page(request: pytest.FixtureRequest, written: Path, tmp_path: Path) -> str:
+    """The page of a short run, and of one of 5,000 steps and 20 recoveries."""
+    if request.param == "poisoned":
+        run, events = read_back(written)
+        return render(run, events, now=run.updated)
+    file = leave_a_long_run(tmp_path)
+    long = read_run(file, "long")
+    assert long is not None
+    return render(long, read_events(file, "long"), now=long.updated)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no `chromium` on PATH")
 def test_on_a_narrow_screen_nothing_sticks_out_every_chart_is_named_and_nothing_is_refused(
-    written: Path, tmp_path: Path
+    page: str, tmp_path: Path
 ) -> None:
-    run, events = read_back(written)
-    (tmp_path / "page.html").write_text(render(run, events, now=run.updated))
+    (tmp_path / "page.html").write_text(page)
     (tmp_path / "look.html").write_text(LOOK)
     assert CHROMIUM is not None
     done = subprocess.run(  # noqa: S603 - the browser, on a page of our own
@@ -67,5 +90,8 @@ def test_on_a_narrow_screen_nothing_sticks_out_every_chart_is_named_and_nothing_
     assert said["width"] <= 420
     assert said["charts"] == [True, True, True]
     assert said["drawn"]
-    assert re.fullmatch(r"step 3: loss \S+", said["readout"]), "its script runs, and no other may"
+    assert re.fullmatch(r"step \d+: loss \S+", said["readout"]), "its script runs, and no other may"
     assert said["focusable"] >= 10
+    assert said["cut"] == 0, "cards, of which nothing is cut off"
+    assert said["scales"] in ([], ["usual", "whole", "log"])
+    assert 2 <= said["marks"] <= 8

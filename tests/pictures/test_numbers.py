@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from poisoned_run import STEPS, read_back
+from two_hundred import leave_a_long_run
 
 from tinker_recovery.cli.plot import sparkline
-from tinker_recovery.journal.reading import RunView
+from tinker_recovery.journal.reading import RunView, read_run
 from tinker_recovery.report import duration, figures_of
-from tinker_recovery.report.figures import replayed
+from tinker_recovery.report.figures import replayed, time_spent
 from tinker_recovery.report.lineage import TreeSegment, branches, lineage
-from tinker_recovery.report.scales import Scale, spread, thin, ticks, time_ticks
+from tinker_recovery.report.scales import Scale, clip_at, log_ticks, spread, thin, ticks, time_ticks
+from tinker_recovery.report.svg import clusters
 from tinker_recovery.report.words import age
 
 quick = settings(max_examples=50)
@@ -190,3 +193,54 @@ def test_ages_are_in_one_unit() -> None:
         "1 min",
         "2 h",
     ]
+
+
+def test_every_second_of_a_run_is_accounted_for(run: RunView, tmp_path: Path) -> None:
+    many = read_run(leave_a_long_run(tmp_path), "long")
+    assert many is not None
+    for each in (run, many, replace(run, attempts=(), incidents=())):
+        spent = time_spent(each, lineage(each))
+        assert sum(spent.values()) == pytest.approx(each.updated - each.created)
+        assert min(spent.values()) >= -1e-6
+    spent, figures = time_spent(many, lineage(many)), figures_of(many)
+    assert spent["recoveries"] == pytest.approx(figures.recovering_s)
+    assert spent["steps done again"] == pytest.approx(figures.replaying_s, rel=0.01)
+    assert spent["no process, or its start"] == pytest.approx(600, rel=0.01)
+
+
+def test_a_few_spikes_are_cut_off_and_a_falling_curve_is_not() -> None:
+    usual = [2.0 - step / 1000 for step in range(1000)]
+    assert clip_at(usual) is None
+    limit = clip_at([*usual, 50.0])
+    assert limit is not None
+    assert 2.0 < limit < 3.0
+    assert clip_at([1.0] * 60) is None
+    assert clip_at([5.0]) is None
+
+
+@quick
+@given(st.lists(finite, min_size=1, max_size=60))
+def test_a_scale_is_cut_off_within_its_values(values: list[float]) -> None:
+    limit = clip_at(values)
+    assert limit is None or min(values) < limit < max(values)
+
+
+@quick
+@given(st.floats(1e-30, 1e30), st.floats(1e-30, 1e30))
+def test_levels_of_a_logarithmic_scale_are_round_and_few(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    levels = log_ticks(low, high)
+    assert 1 <= len(levels) <= 8
+    assert all(low <= each <= high for each in levels)
+
+
+@quick
+@given(st.lists(st.floats(0, 100), max_size=60).map(sorted))
+def test_marks_that_would_overlap_are_one_and_each_fault_is_in_one(places: list[float]) -> None:
+    found = clusters(places, 2.0)
+    assert [index for begin, end in found for index in range(begin, end)] == [*range(len(places))]
+    for begin, end in found:
+        assert places[end - 1] - places[begin] <= 5.0 + 1e-9
+    for (begin, end), (after, _) in itertools.pairwise(found):
+        if end - begin == 1:
+            assert places[after] - places[begin] >= 2.0 - 1e-9

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from poisoned_run import NAME, STEPS, read_back
+from two_hundred import leave_a_long_run
 
 from tinker_recovery.cli import main
-from tinker_recovery.journal.reading import EventView, RunView
+from tinker_recovery.journal.reading import EventView, RunView, read_run
 from tinker_recovery.report import render
 from tinker_recovery.report.html import tag, text
 from tinker_recovery.telemetry.text import as_text
@@ -202,3 +203,49 @@ def test_report_says_which_runs_there_are_if_it_is_asked_for_another(
         assert done.exit_code == status, done.output
         assert said in done.stderr
         assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> RunView:
+    run = read_run(leave_a_long_run(tmp_path_factory.mktemp("long")), "long")
+    assert run is not None
+    return run
+
+
+def test_what_recoveries_discarded_is_drawn_a_piece_of_each_attempt(
+    page: _Page, run: RunView
+) -> None:
+    assert {each.step for each in run.discarded} >= {5, 10}
+    assert [each.step for each in run.progress] == list(range(STEPS)), "the branch that counts"
+    pieces = [each["points"] for each in page.all("polyline") if each.get("class") == "before"]
+    assert len(pieces) == 2
+    assert "what a recovery discarded" in " ".join(page.words)
+    before = _Page(render(replace(run, discarded=()), [], now=0))
+    assert "what a recovery discarded" not in " ".join(before.words)
+
+
+def test_many_faults_are_marked_together_and_a_spike_does_not_flatten_the_rest(
+    long: RunView,
+) -> None:
+    page = _Page(render(long, [], now=long.updated))
+    words = " ".join(page.words)
+    assert "6-12" in words
+    for number in range(1, 21):
+        assert re.search(rf"\b{number}: \w+ at step", words), "each is in the words of a mark"
+    scales = [each for each in page.all("input") if each.get("name") == "scale"]
+    assert [each["id"] for each in scales] == ["scale-usual", "scale-whole", "scale-log"]
+    assert [("checked" in each) for each in scales] == [True, False, False]
+    assert "1 value is above 3." in words
+    assert "Of 5,000 steps the loss of 1,6" in words
+
+
+def test_twenty_recoveries_are_summed_up_and_times_have_their_zone(long: RunView) -> None:
+    words = " ".join(_Page(render(long, [], now=long.updated)).words)
+    assert re.search(r"from detection to hand-over median \d+ s, longest 1 min \d+ s", words)
+    assert re.search(r"\d\d:\d\d:\d\d[+-]\d\d:\d\d to 20", words)
+
+
+def test_on_a_narrow_page_each_value_has_its_heading(page: _Page) -> None:
+    cells = [each for name, each in page.elements if name == "td"]
+    assert cells
+    assert all(each.get("data-head") for each in cells)

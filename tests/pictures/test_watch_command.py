@@ -39,7 +39,7 @@ def _watch(*arguments: str, given: str | None = None) -> tuple[int, str, str]:
 def test_once_shows_the_state_of_each_run(written: Path) -> None:
     status, shown, _ = _watch("--journal", str(written), "--once")
     assert status == 0
-    assert re.search(rf"finished +{STEPS} +\S+ +[▁-█]+ +2 +{STEPS}, \d+ \S+ ago", shown)
+    assert re.search(rf"finished +\S+ +{STEPS} +\S+ +2 +\S+ +{STEPS} at \d{{4}}-", shown)
     assert f"saved at step {STEPS}" in shown
 
 
@@ -48,8 +48,8 @@ def test_one_run_is_shown_with_its_curve_its_attempts_incidents_and_events(writt
     assert status == 0
     assert "⠉" in shown, "a curve"
     assert shown.count("◄") + shown.count("✗ step") >= 2, "an arrow for each recovery"
-    assert re.search(r"3 +\d+ +step-0+\d+-\S+ +finished", shown), "the last attempt"
-    assert shown.count("recovered ") >= 2
+    assert re.search(r"3 +\d+ +finished +step-0+\d+-\S+", shown), "the last attempt"
+    assert len(re.findall(r" recovered$", shown, re.MULTILINE)) == 2
     assert "recovered: the loop runs again from step" in shown
 
 
@@ -73,7 +73,7 @@ def test_an_unknown_run_or_file_is_reported_with_what_there_is(
 ) -> None:
     for expected, arguments, said in (
         (3, ["--journal", str(tmp_path)], "there is no journal at"),
-        (1, ["sft", "--journal", str(written)], "; its runs: <script>"),
+        (1, ["sft", "--journal", str(written)], "; did you mean <script>"),
         (3, ["--events", str(tmp_path / "none")], "No such file"),
     ):
         status, _, errors = _watch(*arguments, "--once")
@@ -149,7 +149,7 @@ def test_in_a_terminal_it_shows_changes_as_they_are_written_and_ctrl_c_leaves_wi
         _read_until(read, "finished")
         with closing(sqlite3.connect(file)) as database, database:
             database.execute("UPDATE runs SET state = 'failed', step = 777")
-        assert "777" in _read_until(read, "failed")
+        assert "failed" in _read_until(read, "777")
         watching.send_signal(signal.SIGINT)
         assert watching.wait(timeout=10) == 0
     finally:

@@ -46,7 +46,7 @@ def test_each_variable_of_ours_is_on_the_page_of_settings() -> None:
     named = {
         name
         for file in (ROOT / "tinker_recovery").rglob("*.py")
-        for name in re.findall(r"TINKER_RECOVERY_[A-Z_]*[A-Z]", file.read_text())
+        for name in re.findall(r"\bTINKER_RECOVERY_[A-Z_]*[A-Z]", file.read_text())
     } | policy_settings._NO_SETTINGS
     settings = {each.variable for each in policy_settings.SETTINGS.values()}
     assert {name for name in named - settings if f"`{name}`" not in page} == set()

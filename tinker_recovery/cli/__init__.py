@@ -7,7 +7,8 @@ and imports what it needs inside its functions, so that ``--help`` is quick.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import json
+from typing import IO, Any
 
 import click
 
@@ -47,19 +48,61 @@ class _Lazy(click.Group):
         command = importlib.import_module(f"tinker_recovery.cli.{cmd_name}").command
         return _keep_lines(command) if isinstance(command, click.Command) else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command, also by the words of the SDK's own; one that comes near is named."""
+        args = _ours(args)
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, [*_COMMANDS, *_SDK_WORDS], 2)
+            meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"No such command {name!r}.{meant}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an error of click's own shows what it quotes as the text it is."""
+        args = [*vars(ctx).get("_protected_args", ()), *ctx.args]
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
             from tinker_recovery.telemetry.text import as_text
 
             vars(error)["message"] = as_text(error.message)
+            if "--json" in (args[: args.index("--")] if "--" in args else args):
+                raise _AsJson(error) from error
             raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
+
+
+class _AsJson(click.ClickException):
+    """An error of click's own, for a program."""
+
+    def __init__(self, error: click.ClickException) -> None:
+        super().__init__(error.format_message())
+        vars(self)["exit_code"] = error.exit_code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it as one line of JSON, to standard error."""
+        said = json.dumps({"error": self.message, "status": self.exit_code})
+        click.echo(said, file=file, err=file is None)
+
+
+def _ours(args: list[str]) -> list[str]:
+    """A call in the words of the SDK's own command, in ours; ``run -- list`` runs a program."""
+    first, *rest = args
+    if first == "run" and rest[:1] in (["list"], ["info"]):
+        return ["runs" if rest[0] == "list" else "show", *rest[1:]]
+    return [_SDK_WORDS.get(first, first), *rest]
+
+
+_SDK_WORDS = {"checkpoint": "checkpoints"}
+"""What the command ``tinker`` calls it, and we."""
 
 
 def _keep_lines(command: click.Command) -> click.Command:
@@ -75,7 +118,16 @@ def _keep_lines(command: click.Command) -> click.Command:
     return command
 
 
-@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+_EPILOG = """\b
+Output that is piped is plain: one record a line, two blanks between columns.
+With --json an error is one JSON object on standard error: error, status.
+Words of the command `tinker` work: run list, run info RUN, checkpoint list.
+Completion, also of the names of runs (zsh_source, fish_source elsewhere):
+  eval "$(_TINKER_RECOVERY_COMPLETE=bash_source tinker-recovery)"
+"""
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.option("-v", "--verbose", is_flag=True, help="Show what lies below an error of the service.")
 @click.version_option(__version__)
 def main(*, verbose: bool) -> None:

@@ -13,6 +13,7 @@ from tinker_recovery.cli.common import (
     journal_file,
     journal_option,
     refuse,
+    run_argument,
     service_option,
 )
 
@@ -20,7 +21,7 @@ HELD = 4
 
 
 @click.command()
-@click.argument("run")
+@run_argument
 @service_option
 @click.option("--force", is_flag=True, help="Even if a process trains it: its training then ends.")
 @journal_option

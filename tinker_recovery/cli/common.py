@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -116,9 +119,18 @@ def indented(text: str) -> str:
     return text.replace("\n", "\n    ")
 
 
+def say_error(why: str, status: int = UNREADABLE) -> None:
+    """Print an error to standard error: as JSON if the command was called with ``--json``."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.params.get("as_json"):
+        echo(json.dumps({"error": why, "status": status}), err=True)
+    else:
+        echo(f"Error: {indented(why)}", err=True)
+
+
 def refuse(why: str, status: int = UNREADABLE) -> NoReturn:
     """Exit the command with an error message."""
-    echo(f"Error: {indented(why)}", err=True)
+    say_error(why, status)
     raise click.exceptions.Exit(status)
 
 
@@ -149,9 +161,49 @@ def refuse_service(error: ServiceUnusable, status: int = UNREADABLE) -> NoReturn
 
 
 def no_such_run(journal: Path, name: str) -> NoReturn:
-    """Exit because the journal has no run of that name; lists the names it has."""
+    """Exit because the journal has no run of that name; says which come near, or some it has."""
     from tinker_recovery.journal.reading import read_runs
     from tinker_recovery.report import plain
 
-    known = ", ".join(sorted({plain(each.name) for each in read_runs(journal)})) or "none"
-    refuse(f"there is no run {plain(name)!r} in {journal}; its runs: {known}", NO_SUCH_RUN)
+    names = [each.name for each in read_runs(journal)]
+    refuse(f"there is no run '{plain(name)}' in {journal}{instead_of(name, names)}", NO_SUCH_RUN)
+
+
+def instead_of(name: str, names: Sequence[str]) -> str:
+    """What to say after "there is no run of this name": the names that come near, or the first."""
+    from difflib import get_close_matches
+
+    from tinker_recovery.report import plain
+
+    known = list(dict.fromkeys(map(plain, names)))
+    near = [each for each in known if name and name in each][:_MOST_NAMES]
+    near = near or get_close_matches(plain(name), known, _NEAR_NAMES)
+    if near:
+        return f"; did you mean {', '.join(near)}?"
+    more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
+    return f"; its runs: {', '.join(known[:_MOST_NAMES]) or 'none'}{more}"
+
+
+_MOST_NAMES, _NEAR_NAMES = 6, 3
+
+
+def complete_run(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """The names of runs that begin so, for a shell's completion; none if they cannot be read."""
+    from tinker_recovery.errors import JournalError
+    from tinker_recovery.journal.reading import read_runs
+
+    with contextlib.suppress(JournalError, OSError, ValueError):
+        journal = context.params.get("journal")
+        runs = read_runs(journal_file(None if journal is None else Path(journal)))
+        names = dict.fromkeys(each.name for each in runs)
+        # A shell inserts what it is handed as it is, and would act on a quote or a dollar sign.
+        return [each for each in names if each.startswith(incomplete) and _PLAIN(each)]
+    return []
+
+
+_PLAIN = re.compile(r"[\w.:@%+=/-]+").fullmatch
+
+
+def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add RUN, whose names a shell completes."""
+    return click.argument("run", shell_complete=complete_run)(command)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinker_recovery.cli.common import echo, plain_console
+from tinker_recovery.cli.records import Cell, Column, show_records
 
 if TYPE_CHECKING:
     from tinker_recovery.policy_settings import Resolved
@@ -93,20 +94,15 @@ def _rows(resolved: Resolved) -> list[dict[str, Any]]:
 
 
 def _show(resolved: Resolved, path: Path | None) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold")
-    table.add_column("setting", no_wrap=True)
-    table.add_column("value", overflow="fold")
-    table.add_column("from", overflow="fold")
+    records = []
     for row in _rows(resolved):
         source = resolved.sources[row["name"]]
         style = "dim" if source.kind == "default" else "bold"
         cells = (row["name"], _written(row["value"]), str(source))
-        table.add_row(*(Text(cell, style=style) for cell in cells))
+        records.append([Cell(cell, style) for cell in cells])
     console = plain_console()
-    console.print(table)
+    columns = (Column("setting", 0), Column("value", 0), Column("from", 1))
+    show_records(console, columns, records)
     console.print(f"\nfile: {path or 'none'}", soft_wrap=True)
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from tinker_recovery.cli.common import echo, plain_console
+from tinker_recovery.cli.records import Column, show_records
+
+if TYPE_CHECKING:
+    from tinker_recovery.faults import VerdictRule
 
 
 @click.command()
@@ -27,7 +32,7 @@ def command(*, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from tinker_recovery.faults import TABLE, SeenIn
+    from tinker_recovery.faults import TABLE
 
     if as_json:
         rows = [
@@ -42,6 +47,12 @@ def command(*, as_json: bool) -> None:
         ]
         echo(json.dumps(rows))
         return
+    console = plain_console()
+    if not console.is_terminal:
+        columns = [Column(each) for each in ("kind", "verdict", "seen as", "reason")]
+        records = [(row.kind.value, row.verdict.value, _seen_as(row), row.reason) for row in TABLE]
+        show_records(console, columns, records)
+        return
     table = Table(title="Faults", show_lines=True)
     table.add_column("kind", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -49,9 +60,14 @@ def command(*, as_json: bool) -> None:
     table.add_column("reason")
     colours = {"recover": "green", "wait": "yellow", "give_up": "red"}
     for row in TABLE:
-        seen = row.seen_as
-        if row.matches is not None and row.where != frozenset(SeenIn):
-            seen += f"  (from: {', '.join(sorted(row.where))})"
         verdict = Text(row.verdict.value, colours[row.verdict.value])
-        table.add_row(row.kind.value, verdict, seen, row.reason)
-    plain_console().print(table)
+        table.add_row(row.kind.value, verdict, _seen_as(row), row.reason)
+    console.print(table)
+
+
+def _seen_as(row: VerdictRule) -> str:
+    from tinker_recovery.faults import SeenIn
+
+    if row.matches is not None and row.where != frozenset(SeenIn):
+        return f"{row.seen_as}  (from: {', '.join(sorted(row.where))})"
+    return row.seen_as

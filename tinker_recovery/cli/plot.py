@@ -12,10 +12,14 @@ _BLANK = 0x2800
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A recovery on the step axis: from step ``at`` back to step ``back_to``."""
+    """A recovery on the step axis: from step ``at`` back to step ``back_to``.
+
+    ``struck`` is the step that its label has, if the axis ends before that.
+    """
 
     at: int
     back_to: int
+    struck: int | None = None
 
 
 def curve(values: Sequence[float], *, width: int, height: int) -> list[str]:
@@ -44,25 +48,40 @@ def curve(values: Sequence[float], *, width: int, height: int) -> list[str]:
 
 
 def axis(steps: int, *, width: int, first: int = 0) -> str:
-    """The step axis: the first step, a tick at each quarter, and the last step."""
-    line = [" "] * (width + len(str(first + steps)))
-    for quarter in range(5):
+    """The step axis: the first step, the quarters as far as there is room, and the last step."""
+    last = str(first + steps)
+    line = [" "] * max(width, len(last))
+    ends = len(line) - len(last)
+    line[ends:] = last
+    free = 0
+    for quarter in range(4):
         label = str(first + steps * quarter // 4)
-        start = min(quarter * (width - 1) // 4, len(line) - len(label))
-        line[start : start + len(label)] = label
+        start = quarter * (width - 1) // 4
+        if free <= start and start + len(label) < ends:
+            line[start : start + len(label)] = label
+            free = start + len(label) + 1
     return "".join(line).rstrip()
 
 
 def replays(marks: Sequence[Mark], steps: int, *, width: int, first: int = 0) -> list[str]:
     """One line for each recovery: an arrow from the fault back to where the loop resumed.
 
-    The steps of marks are relative to ``first``; the labels are absolute.
+    The steps of marks are relative to ``first``; the labels are absolute, and stand where there is
+    room within ``width``.
     """
     lines = []
     for mark in marks:
         start, end = (round(step * (width - 1) / max(1, steps)) for step in (mark.back_to, mark.at))
         arrow = "✗" if start == end else "◄" + "─" * (end - start - 1) + "✗"
-        lines.append(f"{' ' * start}{arrow} step {first + mark.at} → {first + mark.back_to}")
+        struck = mark.at if mark.struck is None else mark.struck
+        label = f"step {first + struck} → {first + mark.back_to}"
+        if end + 2 + len(label) <= width:
+            line = f"{' ' * start}{arrow} {label}"
+        elif len(label) < start:
+            line = f"{label.rjust(start - 1)} {arrow}"
+        else:
+            line = f"{' ' * start}{f' {label} '.center(len(arrow) - 2, '─').join('◄✗')}"
+        lines.append(line)
     return lines
 
 

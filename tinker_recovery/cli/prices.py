@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from tinker_recovery.cli.common import UNREADABLE, echo, indented, leave, refuse
+from tinker_recovery.cli.common import UNREADABLE, echo, leave, refuse, say_error
 from tinker_recovery.cli.output import write_whole
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def command(*, days: int, output: Path | None, timeout_s: float, as_json: bool) 
 
 
 def _give_up(why: str) -> NoReturn:
-    echo(f"Error: {indented(why)}", err=True)
+    say_error(why)
     leave(UNREADABLE)
 
 

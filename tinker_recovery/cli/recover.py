@@ -16,6 +16,7 @@ from tinker_recovery.cli.common import (
     journal_option,
     refuse,
     refuse_service,
+    run_argument,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ NOT_RESTORED, WRONG = 1, 2
 
 
 @click.command()
-@click.argument("run")
+@run_argument
 @click.option(
     "--checkpoint",
     metavar="PATH",

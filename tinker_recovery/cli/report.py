@@ -18,6 +18,7 @@ from tinker_recovery.cli.common import (
     no_such_run,
     prices_option,
     refuse,
+    run_argument,
     service_option,
 )
 from tinker_recovery.cli.output import goes_to_stdout, write_whole
@@ -32,7 +33,7 @@ _EVENTS = 2000
 
 
 @click.command()
-@click.argument("run")
+@run_argument
 @click.option(
     "-o",
     "--output",

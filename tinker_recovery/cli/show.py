@@ -18,12 +18,16 @@ from tinker_recovery.cli.common import (
     plain_console,
     prices_option,
     refuse,
+    run_argument,
     service_option,
 )
+from tinker_recovery.cli.records import Cell, Column, show_records
 from tinker_recovery.cli.runs import summary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from rich.console import Console
 
     from tinker_recovery.costs import Prices
     from tinker_recovery.journal.reading import EventView, RunView
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run")
+@run_argument
 @service_option
 @click.option(
     "--events",
@@ -62,7 +66,9 @@ def command(
     """
     from tinker_recovery.errors import JournalError
     from tinker_recovery.journal.reading import read_events, read_run
+    from tinker_recovery.journal.summary import RunSummary
     from tinker_recovery.report import figures_of
+    from tinker_recovery.report.words import with_iso
 
     path = journal_file(journal)
     try:
@@ -70,15 +76,16 @@ def command(
         if view is None:
             no_such_run(path, run)
         newest = read_events(path, run, limit=events) if events else []
+        known = RunSummary.of(view)
     except JournalError as error:
         refuse(str(error))
     figures = figures_of(view, prices=prices)
     if as_json:
         whole = {
-            **summary(view),
-            "attempts": [asdict(each) for each in view.attempts],
-            "incidents": [asdict(each) for each in view.incidents],
-            "checkpoints": [asdict(each) for each in view.checkpoints],
+            **summary(known),
+            "attempts": [with_iso(asdict(each)) for each in view.attempts],
+            "incidents": [with_iso(asdict(each)) for each in view.incidents],
+            "checkpoints": [with_iso(asdict(each)) for each in view.checkpoints],
             "cost": {
                 "tokens": figures.tokens,
                 "tokens_replayed": figures.tokens_replayed,
@@ -87,18 +94,33 @@ def command(
                 "usd_checks": figures.usd_checks,
                 "unpriced": figures.unpriced,
             },
-            "events": [asdict(each) for each in newest],
+            "events": [with_iso(asdict(each)) for each in newest],
         }
         echo(json.dumps(whole))
         return
     _show(view, figures, newest)
 
 
-def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> None:
-    from rich.table import Column, Table
+_ATTEMPTS = (
+    Column("attempt", 0, right=True),
+    Column("from step", 0, right=True),
+    Column("began", 2),
+    Column("outcome", 0),
+    Column("Tinker run", 1),
+)
+_INCIDENTS = (
+    Column("fault", 0),
+    Column("at step", 0, right=True),
+    Column("back to", 0, right=True),
+    Column("detected", 2),
+    Column("took", 1, right=True),
+    Column("outcome", 0),
+)
 
-    from tinker_recovery.report import duration
-    from tinker_recovery.report.words import moment, tokens, usd
+
+def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> None:
+    from tinker_recovery.report import event_in_words
+    from tinker_recovery.report.words import iso, moment, tokens, usd
 
     console = plain_console()
     detail = f": {indented(view.detail)}" if view.detail else ""
@@ -106,42 +128,18 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
         f"run {indented(view.name)}: {view.display_state}{detail}, at step {view.step}",
         soft_wrap=True,
     )
-    console.print(f"lineage {view.lineage} at {view.service}", soft_wrap=True)
+    console.print(
+        f"lineage {view.lineage} at {view.service}, begun {moment(view.created)}", soft_wrap=True
+    )
     if (by := view.holder) is not None and view.live:
         console.print(
             f"held by process {by.pid} on {by.host} since {moment(by.since)} (its lease ends at "
             f"{moment(by.expires, by.since)}, and is renewed while the process is alive)",
             soft_wrap=True,
         )
-    attempts = Table(
-        "attempt",
-        Column("Tinker run", no_wrap=True),
-        "from step",
-        "began",
-        "outcome",
-        title="Attempts",
-    )
-    for attempt in view.attempts:
-        attempts.add_row(
-            str(attempt.number),
-            attempt.run_id,
-            str(attempt.start_step),
-            moment(attempt.started),
-            attempt.outcome or "in progress",
-        )
-    console.print(attempts)
-    if view.incidents:
-        incidents = Table(
-            "fault", "at step", "back to", "detected", "took", "outcome", title="Incidents"
-        )
-        for each in view.incidents:
-            took = duration(None if each.ended is None else each.ended - each.started)
-            back_to = "-" if each.to_step is None else str(each.to_step)
-            outcome = each.outcome or f"in progress ({each.phase})"
-            incidents.add_row(
-                each.kind, str(each.step), back_to, moment(each.started), took, outcome
-            )
-        console.print(incidents)
+    if view.job is not None:
+        console.print(f"job {indented(view.job)}", soft_wrap=True)
+    _show_history(console, view)
     kept = [each for each in view.checkpoints if not each.gone]
     if kept:
         console.print(f"{len(kept)} checkpoints, the newest {kept[-1].path}", soft_wrap=True)
@@ -157,6 +155,43 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
             soft_wrap=True,
         )
     for event in events:
-        console.print(
-            f"{moment(event.time)}  {event.name}  {indented(event.message)}", soft_wrap=True
+        if console.is_terminal:
+            when = moment(event.time, view.created)
+            said = event_in_words(event.name, event.message, event.fields)
+        else:
+            when, said = iso(event.time), indented(event.message)
+        console.print(f"{when}  {event.name}  {said}", soft_wrap=True)
+
+
+def _show_history(console: Console, view: RunView) -> None:
+    from tinker_recovery.report import duration
+    from tinker_recovery.report.words import iso, moment
+
+    attempts = [
+        (
+            str(attempt.number),
+            str(attempt.start_step),
+            Cell(moment(attempt.started, view.created), plain=iso(attempt.started)),
+            attempt.outcome or "in progress",
+            attempt.run_id,
         )
+        for attempt in view.attempts
+    ]
+    if attempts:
+        console.print("\nAttempts", style="bold")
+        show_records(console, _ATTEMPTS, attempts)
+    incidents = [
+        (
+            each.kind,
+            str(each.step),
+            "-" if each.to_step is None else str(each.to_step),
+            Cell(moment(each.started, view.created), plain=iso(each.started)),
+            duration(None if each.ended is None else each.ended - each.started),
+            each.outcome or f"in progress ({each.phase})",
+        )
+        for each in view.incidents
+    ]
+    if incidents:
+        console.print("\nIncidents", style="bold")
+        show_records(console, _INCIDENTS, incidents)
+    console.print()

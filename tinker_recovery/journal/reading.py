@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +21,8 @@ from tinker_recovery.costs import Prices, Tokens, table_from_json
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
-from tinker_recovery.journal.run_sql import GOING_ON, NEXT_SAVE, StoredRun, select_run
-from tinker_recovery.journal.schema import ALL_TOKENS, WITH_RUNS, WITH_TOKENS
+from tinker_recovery.journal.run_sql import GOING_ON, JOB, NEXT_SAVE, StoredRun, select_run
+from tinker_recovery.journal.schema import ALL_TOKENS, WITH_DISCARDED, WITH_RUNS, WITH_TOKENS
 
 State = Literal["training", "recovering", "stopped", "finished", "failed", "abandoned"]
 """``stopped``: interrupted or cancelled; the same command resumes it. A run whose process was
@@ -29,6 +30,11 @@ killed is still ``training`` or ``recovering`` here; its :attr:`RunView.live` is
 """
 
 _ACTIVE = ("training", "recovering")
+
+STALLED_S, FIRST_STEP_S, USUAL_STEPS = 300.0, 1800.0, 5
+"""A run is shown as stalled after so long without a step, or so many of its usual steps if that is
+longer; before an attempt's first step, whose length nobody knows, after the second one.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +193,8 @@ class RunView:
         checkpoints: By step.
         progress: By step; thinned out to about two thousand.
         tokens: What was counted of each attempt, by its id.
+        discarded: Losses of steps that were done again, in the order of their time.
+        newest_attempt: The step at which its newest attempt began, and when; None before the first.
     """
 
     id: int
@@ -209,6 +217,8 @@ class RunView:
     checkpoints: tuple[CheckpointView, ...] = ()
     progress: tuple[ProgressPoint, ...] = ()
     tokens: Mapping[str, TokensView] = field(default_factory=dict)
+    discarded: tuple[ProgressPoint, ...] = ()
+    newest_attempt: tuple[int, float] | None = None
 
     @property
     def prices(self) -> Mapping[str, Prices] | None:
@@ -223,8 +233,28 @@ class RunView:
 
     @property
     def display_state(self) -> str:
-        """Its state for display; ``dead`` if its process died without writing how it ended."""
-        return "dead" if self.state in _ACTIVE and not self.live else self.state
+        """Its state for display: ``dead`` if its process died without writing how it ended.
+
+        And ``stalled`` if it trains and has done no step for long; see :data:`STALLED_S`.
+        """
+        if self.state in _ACTIVE and not self.live:
+            return "dead"
+        quiet_s = time.time() - self.updated
+        return "stalled" if self.state == "training" and quiet_s > self._quiet_s else self.state
+
+    @property
+    def _quiet_s(self) -> float:
+        """How long nothing may be heard of it before that is remarkable."""
+        start_step, started = self.newest_attempt or (self.step, self.updated)
+        if self.step <= start_step:
+            return FIRST_STEP_S
+        return max(STALLED_S, USUAL_STEPS * (self.updated - started) / (self.step - start_step))
+
+    @property
+    def job(self) -> str | None:
+        """The job, and which try of it, that started the run: ``NAME try N``; None without one."""
+        job = self.policy.get(JOB)
+        return None if job is None else str(job)
 
     @property
     def next_save_step(self) -> int | None:
@@ -319,14 +349,23 @@ def read_events(
 
 
 RUNS = (
-    "SELECT runs.id, service, name, named, lineage, origin, policy, state, detail, start_step, "
-    "step, attempts_left, created, updated, host, machine, pid, born, since, expires "
-    "FROM runs LEFT JOIN leases ON leases.run = runs.id AND leases.holder <> ''"
+    "SELECT runs.id, service, name, named, lineage, origin, policy, state, detail, "
+    "runs.start_step, runs.step, attempts_left, created, updated, newest.start_step, "
+    "newest.started, host, machine, pid, born, since, expires FROM runs "
+    "LEFT JOIN leases ON leases.run = runs.id AND leases.holder <> '' "
+    "LEFT JOIN attempts AS newest ON newest.run = runs.id "
+    "AND newest.number = (SELECT max(number) FROM attempts WHERE run = runs.id)"
 )
 """Selects rows for :func:`run_from`."""
 
 CHECKPOINTS = "SELECT path, step, saved, sound, gone FROM checkpoints WHERE run = ?"
 """Selects rows for :func:`checkpoint_from`."""
+
+INCIDENTS = (
+    "SELECT kind, detected_by, step, phase, tries, started, ended, outcome, checkpoint, to_step "  # noqa: S608 - our own constant
+    f"FROM incidents WHERE kind <> '{GOING_ON}' AND run = ?"
+)
+"""Selects rows whose values are those of an :class:`IncidentView`."""
 
 EVENTS = (
     "SELECT events.id, coalesce(runs.name, ''), events.time, events.name, message, fields "
@@ -366,8 +405,8 @@ def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
 
 def run_from(row: tuple[Any, ...], database: sqlite3.Connection | None = None) -> RunView:
     """The run of a row of :data:`RUNS`; with its history if ``database`` is given."""
-    run, service, name, named, lineage, origin, policy, *rest = row
-    *state, host, machine, pid, born, since, expires = rest
+    run, service, name, named, lineage, origin, policy, *more = row
+    *state, newest_step, newest_started, host, machine, pid, born, since, expires = more
     view = (
         run,
         service,
@@ -379,7 +418,9 @@ def run_from(row: tuple[Any, ...], database: sqlite3.Connection | None = None) -
         *state,
         None if host is None else Holder(host, machine, pid, born, since, expires),
     )
-    return RunView(*view, **({} if database is None else _history(database, run)))
+    newest = None if newest_started is None else (newest_step, newest_started)
+    known = {} if database is None else _history(database, run)
+    return RunView(*view, **known | {"newest_attempt": newest})
 
 
 def checkpoint_from(row: tuple[Any, ...]) -> CheckpointView:
@@ -400,11 +441,7 @@ def _history(database: sqlite3.Connection, run: int) -> dict[str, Any]:
         "FROM attempts WHERE run = ? ORDER BY number",
         (run,),
     )
-    incidents = database.execute(
-        "SELECT kind, detected_by, step, phase, tries, started, ended, outcome, checkpoint, "
-        "to_step FROM incidents WHERE run = ? AND kind <> ? ORDER BY id",
-        (run, GOING_ON),
-    )
+    incidents = database.execute(f"{INCIDENTS} ORDER BY id", (run,))
     checkpoints = database.execute(f"{CHECKPOINTS} ORDER BY step, saved", (run,))
     progress = database.execute(
         "SELECT step, time, loss, metrics FROM progress WHERE run = ? ORDER BY step", (run,)
@@ -417,13 +454,28 @@ def _history(database: sqlite3.Connection, run: int) -> dict[str, Any]:
             ProgressPoint(step, time, loss, json.loads(metrics))
             for step, time, loss, metrics in progress
         ),
+        "discarded": _discarded(database, run),
         "tokens": _tokens(database, run),
     }
 
 
+def _version(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _discarded(database: sqlite3.Connection, run: int) -> tuple[ProgressPoint, ...]:
+    if _version(database) < WITH_DISCARDED:
+        return ()
+    return tuple(
+        ProgressPoint(step, at, loss, {})
+        for step, at, loss in database.execute(
+            "SELECT step, time, loss FROM discarded WHERE run = ? ORDER BY time, step", (run,)
+        )
+    )
+
+
 def _tokens(database: sqlite3.Connection, run: int) -> dict[str, TokensView]:
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version < WITH_TOKENS:
+    if _version(database) < WITH_TOKENS:
         return {}
     counted: dict[str, dict[int, Tokens]] = {}
     for attempt, step, counts in database.execute(

@@ -25,6 +25,7 @@ from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.journal import Journal
 from tinker_recovery.journal.lease import HeldLease
 from tinker_recovery.journal.run_sql import RunRequest, StoredRun
+from tinker_recovery.journal.sampling import Point, Sampler
 from tinker_recovery.journal.schema import ALL_TOKENS
 from tinker_recovery.journal.writer import Job, Writer
 from tinker_recovery.telemetry import RecoveryEvent, names, redact
@@ -221,7 +222,7 @@ class RunRecord:
         self._points = points
         self._plan = NO_PLAN
         self._stepped_at = -math.inf
-        self._sampled_at, self._samples = time.monotonic(), float(SAMPLES_AT_ONCE)
+        self._sampler = Sampler(SAMPLES_AT_ONCE)
         self._lost = False
         self._over = False
 
@@ -339,9 +340,12 @@ class RunRecord:
         begun = (number, attempt, run_id, start_step, parent)
         now = self._recorder.wall()
         self._stepped_at = -math.inf
-        await self.submit(
-            lambda connection: run_sql.insert_attempt(connection, self.id, begun, now)
-        )
+
+        def write(connection: sqlite3.Connection) -> None:
+            run_sql.discard_progress(connection, self.id, start_step)
+            run_sql.insert_attempt(connection, self.id, begun, now)
+
+        await self.submit(write)
 
     def fault(
         self,
@@ -445,24 +449,23 @@ class RunRecord:
         self.put(write)
 
     def reported(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write what the loop reported, sampled."""
-        moment = time.monotonic()
-        earned = (moment - self._sampled_at) / SAMPLE_S if SAMPLE_S else math.inf
-        self._samples = min(SAMPLES_AT_ONCE, self._samples + earned)
-        self._sampled_at = moment
-        if self._samples < 1:
+        """Write what the loop reported, sampled; what stands out is in the sample."""
+        loss = metrics.get("loss")
+        loss = loss if loss is not None and math.isfinite(loss) else None
+        point = Point(step, self._recorder.wall(), loss, metrics)
+        points = self._sampler.due(point, SAMPLE_S)
+        if not points:
             return
-        self._samples -= 1
-        self._points += 1
+        lines = [
+            (self.id, *each[:3], json.dumps(dict(each.metrics), default=str)) for each in points
+        ]
+        self._points += len(lines)
         thin = self._points > run_sql.POINTS
         if thin:
             self._points //= 2
-        loss = metrics.get("loss")
-        loss = loss if loss is not None and math.isfinite(loss) else None
-        line = (self.id, step, self._recorder.wall(), loss, json.dumps(dict(metrics), default=str))
 
         def write(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR REPLACE INTO progress VALUES (?, ?, ?, ?, ?)", line)
+            connection.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?, ?, ?, ?)", lines)
             if thin:
                 run_sql.thin_out(connection, self.id)
 

@@ -344,6 +344,9 @@ def note_tokens(
         )
 
 
+JOB: Final = "job"
+"""Where the job and the try that started a run stand, beside the part of its policy."""
+
 NEXT_SAVE: Final = "next_save"
 """Where a run's plan stands, beside the part of its policy that it comes of."""
 
@@ -367,10 +370,34 @@ def end_run(connection: sqlite3.Connection, run: int, state: str, detail: str, n
 
 
 def thin_out(connection: sqlite3.Connection, run: int) -> None:
-    """Drop every second progress point of a run."""
+    """Drop every second progress point of a run, but none that stands out of its neighbours."""
     connection.execute(
-        "DELETE FROM progress WHERE run = ? AND step IN (SELECT step FROM (SELECT step, "
-        "row_number() OVER (ORDER BY step) AS place FROM progress WHERE run = ?) "
-        "WHERE place % 2 = 0)",
-        (run, run),
+        "WITH placed AS (SELECT step, row_number() OVER line AS place, "
+        "abs(loss - (lag(loss) OVER line + lead(loss) OVER line) / 2) AS off "
+        "FROM progress WHERE run = ?1 WINDOW line AS (ORDER BY step)) "
+        "DELETE FROM progress WHERE run = ?1 AND step IN (SELECT step FROM placed "
+        "WHERE place % 2 = 0 AND coalesce(off <= ?2 * (SELECT avg(off) FROM placed), 1))",
+        (run, _STANDS_OUT),
+    )
+
+
+_STANDS_OUT = 6
+"""How many times the mean distance from its neighbours a loss has to be away from them."""
+
+
+def discard_progress(connection: sqlite3.Connection, run: int, start_step: int) -> None:
+    """Set aside the losses of the steps that an attempt from ``start_step`` on does again.
+
+    What stands in ``progress`` is the branch that counts.
+    """
+    connection.execute(
+        "INSERT OR REPLACE INTO discarded SELECT run, time, step, loss FROM progress "
+        "WHERE run = ? AND step >= ? AND loss IS NOT NULL",
+        (run, start_step),
+    )
+    connection.execute("DELETE FROM progress WHERE run = ? AND step >= ?", (run, start_step))
+    connection.execute(
+        "DELETE FROM discarded WHERE run = ?1 AND time < (SELECT time FROM discarded "
+        "WHERE run = ?1 ORDER BY time DESC LIMIT 1 OFFSET ?2)",
+        (run, POINTS),
     )

@@ -126,10 +126,20 @@ CREATE TABLE tokens (
 ) WITHOUT ROWID
 """
 
+_DISCARDED = """
+CREATE TABLE discarded (
+    run INTEGER NOT NULL REFERENCES runs (id),
+    time REAL NOT NULL,
+    step INTEGER NOT NULL,
+    loss REAL NOT NULL,
+    PRIMARY KEY (run, time, step)
+) WITHOUT ROWID
+"""
+
 ALL_TOKENS: Final = -1
 """The step at which all tokens of an attempt stand; at any other, those before a save of it."""
 
-STEPS: Final = (_NOTES, _RUNS, _TOKENS)
+STEPS: Final = (_NOTES, _RUNS, _TOKENS, _DISCARDED)
 """The migration from version n to n + 1, at index n."""
 
 SCHEMA: Final = len(STEPS)
@@ -141,6 +151,9 @@ WITH_RUNS: Final = 2
 
 WITH_TOKENS: Final = 3
 """The first version that holds their tokens."""
+
+WITH_DISCARDED: Final = 4
+"""The first version that holds the losses of steps that were done again."""
 
 
 def upgrade(database: sqlite3.Connection, version: int) -> None:

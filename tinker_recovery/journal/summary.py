@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from tinker_recovery.journal.reading import (
     CHECKPOINTS,
     EVENTS,
+    INCIDENTS,
     RUNS,
     CheckpointView,
     EventView,
+    IncidentView,
     RunView,
     checkpoint_from,
     event_from,
@@ -30,6 +33,7 @@ class RunSummary:
         losses: The newest finite losses reported, by step.
         checkpoint: The newest one that is not deleted.
         event: The newest event.
+        incident: The newest fault.
     """
 
     run: RunView
@@ -38,6 +42,33 @@ class RunSummary:
     losses: tuple[float, ...]
     checkpoint: CheckpointView | None
     event: EventView | None
+    incident: IncidentView | None = None
+
+    @classmethod
+    def of(cls, run: RunView) -> Self:
+        """The summary of a run with its history."""
+        return cls(
+            run,
+            len(run.attempts),
+            sum(each.outcome == "recovered" for each in run.incidents),
+            tuple(each.loss for each in run.progress if each.loss is not None),
+            max(
+                (each for each in run.checkpoints if not each.gone),
+                key=lambda each: (each.saved, each.step),
+                default=None,
+            ),
+            None,
+            run.incidents[-1] if run.incidents else None,
+        )
+
+    @property
+    def since(self) -> float:
+        """Since when it is in its state, in seconds since the epoch."""
+        if self.run.display_state == "recovering" and self.incident is not None:
+            return self.incident.started
+        if self.run.display_state == "training" and self.run.newest_attempt is not None:
+            return self.run.newest_attempt[1]
+        return self.run.updated
 
 
 def read_summaries(
@@ -76,6 +107,9 @@ def read_summaries(
             event = database.execute(
                 f"{EVENTS} WHERE events.run = ? ORDER BY events.id DESC LIMIT 1", (run.id,)
             ).fetchone()
+            incident = database.execute(
+                f"{INCIDENTS} ORDER BY id DESC LIMIT 1", (run.id,)
+            ).fetchone()
             summaries.append(
                 RunSummary(
                     run,
@@ -84,6 +118,7 @@ def read_summaries(
                     tuple(loss for (loss,) in reversed(newest)),
                     None if stored is None else checkpoint_from(stored),
                     None if event is None else event_from(event),
+                    None if incident is None else IncidentView(*incident),
                 )
             )
     return summaries

@@ -80,6 +80,52 @@ def usage(run: RunView, segments: Sequence[TreeSegment]) -> Usage:
     )
 
 
+def time_spent(run: RunView, segments: Sequence[TreeSegment]) -> dict[str, float]:
+    """Every second from a run's start to its newest sign of life, by what it went into.
+
+    A moment at which a recovery is under way counts as that, whatever an attempt does meanwhile.
+    """
+    end = max(run.created, run.updated)
+    recovering = _union(
+        [(each.started, end if each.ended is None else each.ended) for each in run.incidents], end
+    )
+    busy = dict.fromkeys((_KEPT, _AGAIN, _NO_STEP), 0.0)
+    covered = list(recovering)
+    for each in segments:
+        trained_s = _length(_union([*covered, (each.started, each.ended)], end)) - _length(covered)
+        covered = _union([*covered, (each.started, each.ended)], end)
+        done, kept = each.end_step - each.start_step, each.kept_to - each.start_step
+        if not done:
+            busy[_NO_STEP] += trained_s
+            continue
+        busy[_KEPT] += trained_s * kept / done
+        busy[_AGAIN] += trained_s * (done - kept) / done
+    return {
+        **busy,
+        "recoveries": _length(recovering),
+        "no process, or its start": end - run.created - _length(covered),
+    }
+
+
+_KEPT, _AGAIN = "steps in the run's weights", "steps done again"
+_NO_STEP = "attempts that did no step"
+
+
+def _union(spans: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
+    """The same times without overlaps, none after ``end``."""
+    joined: list[tuple[float, float]] = []
+    for began, ended in sorted((min(a, end), min(max(a, b), end)) for a, b in spans):
+        if joined and began <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], ended)
+        else:
+            joined.append((began, ended))
+    return joined
+
+
+def _length(spans: Sequence[tuple[float, float]]) -> float:
+    return sum(ended - began for began, ended in spans)
+
+
 def figures_of(
     run: RunView,
     segments: Sequence[TreeSegment] | None = None,

@@ -106,7 +106,8 @@ def _end_step(
     if attempt is run.attempts[-1]:
         reached.append(run.step)
     # The loop reports the step it has just done, counted from 0.
-    reached += [each.step + 1 for each in run.progress if attempt.started <= each.time <= until]
+    reported = (*run.progress, *run.discarded)
+    reached += [each.step + 1 for each in reported if attempt.started <= each.time <= until]
     reached += [
         each.step for each in run.incidents if attempt.started < each.started <= until + _SLACK_S
     ]

@@ -19,7 +19,7 @@ STYLE: Final = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text);
   font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-main, header { max-width: 1080px; margin: 0 auto; padding: 0 20px; }
+main, header { max-width: 1680px; margin: 0 auto; padding: 0 20px; }
 header { padding-top: 28px; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 0 0 12px; }
@@ -51,10 +51,21 @@ figcaption { color: var(--soft); font-size: .85rem; }
 .grid { stroke: var(--rule); stroke-width: 1; }
 .line { fill: none; stroke: var(--kept); stroke-width: 1.8; vector-effect: non-scaling-stroke;
   stroke-linejoin: round; }
-.dot { fill: var(--kept); }
+.dot { fill: var(--kept); } .spot { fill: var(--recovery); opacity: .5; }
+.before { fill: none; stroke: var(--recovery); stroke-width: 4.5; opacity: .38;
+  vector-effect: non-scaling-stroke; }
+.scaled { display: none; } .scaled.first { display: inline; }
+@supports selector(:has(*)) {
+  figure:has(.scales) .scaled { display: none; }
+  figure:has(#scale-usual:checked) .usual, figure:has(#scale-whole:checked) .whole,
+  figure:has(#scale-log:checked) .log { display: inline; }
+}
+.scales { display: flex; flex-wrap: wrap; gap: 2px 16px; color: var(--soft); font-size: .85rem; }
+.scales label { white-space: nowrap; }
+.scales input { margin: 0 5px 0 0; accent-color: var(--kept); vertical-align: -1px; }
 .replay { fill: var(--again); fill-opacity: .28; }
 .fault { stroke: var(--recovery); stroke-width: 1.5; stroke-dasharray: 4 3; }
-.mark circle { fill: var(--recovery); }
+.mark rect { fill: var(--recovery); } .mark.narrow { display: none; }
 .mark text { fill: var(--card); text-anchor: middle; font-size: 10px; font-weight: 700; }
 .cursor { stroke: var(--text); stroke-width: 1; visibility: hidden; }
 rect.kept { fill: var(--kept); } rect.again { fill: var(--again); }
@@ -71,6 +82,7 @@ rect.recovery { fill: var(--recovery); stroke: var(--recovery); stroke-width: 1.
 .swatch { display: inline-block; width: 14px; height: 10px; margin-right: 6px; border-radius: 2px; }
 .swatch.line, .swatch.kept { background: var(--kept); }
 .swatch.line { height: 3px; vertical-align: middle; }
+.swatch.before { height: 5px; background: var(--recovery); opacity: .38; vertical-align: middle; }
 .swatch.replay { background: var(--again); opacity: .45; }
 .swatch.again { background: var(--again); }
 .swatch.recovery { background: var(--recovery); }
@@ -86,6 +98,7 @@ rect.recovery { fill: var(--recovery); stroke: var(--recovery); stroke-width: 1.
 .readout[hidden] { display: none; }
 .readout label { flex: 0 1 320px; display: flex; gap: 8px; align-items: center; }
 .readout input { flex: 1; min-width: 80px; accent-color: var(--kept); }
+#figures table { max-width: 760px; }
 .scrolls { overflow-x: auto; margin: 8px 0; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
@@ -102,7 +115,18 @@ footer { color: var(--soft); font-size: .85rem; padding: 4px 0 28px; }
 @media (max-width: 620px) {
   main, header { padding-left: 12px; padding-right: 12px; }
   section { padding: 12px; }
-  .spare { display: none; }
+  .spare, .mark.wide { display: none; } .mark.narrow { display: inline; }
+  thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  table, tbody, tr, td, tbody th { display: block; }
+  tr { border: 1px solid var(--rule); border-radius: 6px; padding: 4px 10px; margin: 0 0 8px; }
+  .dense tr { display: grid; grid-template-columns: 1fr 1fr; grid-auto-flow: dense; gap: 0 20px; }
+  .dense .broad { grid-column: 1 / -1; }
+  .dense tbody th { grid-column: 1 / -1; font-weight: 600; justify-content: start; }
+  td, tbody th, .number { display: flex; gap: 10px; border: 0; padding: 1px 0; text-align: right;
+    justify-content: space-between; white-space: normal; overflow-wrap: anywhere; }
+  .dense td, .dense th, tbody th:not(:nth-last-child(2)) { white-space: normal; }
+  td::before, tbody th::before { content: attr(data-head); color: var(--soft); font-weight: 400;
+    text-align: left; flex: none; max-width: 60%; }
   .chart { margin-left: 56px; width: calc(100% - 66px); }
   .chart.tree { margin-left: 116px; width: calc(100% - 126px); }
 }

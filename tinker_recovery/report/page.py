@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import statistics
 from collections.abc import Mapping, Sequence
 
 from tinker_recovery.costs import Prices
 from tinker_recovery.journal.reading import EventView, RunView
 from tinker_recovery.report.curve import loss_section
-from tinker_recovery.report.figures import ReportFigures, figures_of
+from tinker_recovery.report.figures import ReportFigures, figures_of, time_spent
 from tinker_recovery.report.html import Markup, joined, tag
 from tinker_recovery.report.lineage import lineage
 from tinker_recovery.report.looks import SCRIPT, STYLE
@@ -24,6 +25,7 @@ _OPEN_EVENTS = 40
 _TONES = {
     "finished": "good",
     "training": "good",
+    "stalled": "wait",
     "recovering": "wait",
     "stopped": "wait",
     "abandoned": "wait",
@@ -71,7 +73,7 @@ def render(
             _section("loss", "Loss", tag("figure", loss_section(run))),
             _section("incidents", "Incidents", tag("figure", timeline_section(run, segments))),
             _section("lineage", "Lineage", tag("figure", tree_section(run, segments))),
-            _section("figures", "Figures", _figures(figures)),
+            _section("figures", "Figures", _figures(figures, time_spent(run, segments))),
             _section("events", "Events", _events(events, run.created)),
             tag("footer", f"Read from the journal at {moment(now)} by tinker-recovery report."),
         ),
@@ -136,7 +138,13 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def _figures(figures: ReportFigures) -> Markup:
+def _median_and_longest(seconds: Sequence[float]) -> str:
+    if len(seconds) < 2:  # noqa: PLR2004 - one is its own median
+        return ", ".join(map(duration, seconds)) or "-"
+    return f"median {duration(statistics.median(seconds))}, longest {duration(max(seconds))}"
+
+
+def _figures(figures: ReportFigures, spent_s: Mapping[str, float]) -> Markup:
     kept = figures.checkpoints - figures.checkpoints_deleted
     rows = [
         ("optimizer steps in the weights", number(figures.steps)),
@@ -144,11 +152,10 @@ def _figures(figures: ReportFigures) -> Markup:
         ("recoveries it may still try", number(figures.attempts_left)),
         ("faults", number(figures.incidents)),
         ("recoveries", number(figures.recoveries)),
-        ("from detection to hand-over, each", ", ".join(map(duration, figures.handover_s)) or "-"),
+        ("from detection to hand-over", _median_and_longest(figures.handover_s)),
         ("steps done again", number(figures.replayed_steps)),
         ("time from the start to the newest sign of life", duration(figures.elapsed_s)),
-        ("time in recoveries", duration(figures.recovering_s)),
-        ("time in steps done again", duration(figures.replaying_s)),
+        *((f"of it: {what}", duration(seconds)) for what, seconds in spent_s.items()),
         ("time lost: in no step of the run's weights", duration(figures.lost_s)),
         ("goodput: the share of the time not lost", _share(figures.goodput)),
         ("tokens", tokens(figures.tokens)),

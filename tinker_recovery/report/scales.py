@@ -37,6 +37,25 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
     return _multiples(step, low, high) or [low]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times each power of ten from low to high, both above 0; fewer if that is many."""
+    if not (0 < low <= high < math.inf):
+        return []
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1,)):
+        found = [
+            value
+            for power in powers
+            for factor in factors
+            if low <= (value := factor * 10.0**power) <= high
+        ]
+        if len(found) <= _MOST_LEVELS:
+            return found or [low]
+    return found[:: -(-len(found) // _MOST_LEVELS)]
+
+
+_MOST_LEVELS = 8
+
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200)
 _DAY = 86400
 
@@ -79,6 +98,22 @@ def thin(points: Sequence[Point], columns: int) -> list[Point]:
         }
         kept += [bucket[place] for place in sorted(chosen)]
     return kept
+
+
+def clip_at(values: Sequence[float]) -> float | None:
+    """Where to cut a scale off so that a few spikes do not flatten all the rest; None if nowhere.
+
+    Somewhat above all but the highest fiftieth, if the highest is more than three times as far up.
+    """
+    ordered = sorted(values)
+    low, usual, high = ordered[0], ordered[(len(ordered) - 1) * 49 // 50], ordered[-1]
+    # Halved, so that the difference of two huge values is finite.
+    if usual <= low or high / 2 - low / 2 <= _FAR * (usual / 2 - low / 2):
+        return None
+    return usual + (usual - low) * _ABOVE
+
+
+_FAR, _ABOVE = 3, 0.15
 
 
 def spread(count: int, most: int) -> list[int]:

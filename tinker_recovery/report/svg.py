@@ -16,7 +16,14 @@ def percent(place: float) -> str:
     return f"{place:.3f}%"
 
 
-def chart(key: str, caption: str, description: str, height: int, *content: object) -> Markup:
+def chart(
+    key: str,
+    caption: str,
+    description: str,
+    height: int,
+    *content: object,
+    controls: Markup | None = None,
+) -> Markup:
     """A chart with its name and description for screen readers.
 
     Args:
@@ -25,9 +32,11 @@ def chart(key: str, caption: str, description: str, height: int, *content: objec
         description: What it shows, in a sentence or two.
         height: Pixels.
         *content: The elements.
+        controls: What stands between its name and the picture.
     """
     return joined(
         tag("figcaption", caption, id=f"{key}-name"),
+        controls or "",
         tag(
             "svg",
             tag("desc", description, id=f"{key}-description"),
@@ -55,35 +64,59 @@ def across(places: Sequence[tuple[float, str]], *, top: float, bottom: float) ->
     return joined(*lines)
 
 
-def mark(place: float, y: float, number: int, words: str, room: str) -> Markup:
-    """The number of an incident, in a circle; ``words`` show on hovering."""
-    at = percent(place)
-    return tag(
-        "g",
-        tag("title", words),
-        tag("circle", cx=at, cy=y, r=8),
-        tag("text", str(number), x=at, y=y + 3.5),
-        class_=f"mark {room}".strip(),
-    )
+def marks(places: Sequence[float], y: float, words: Sequence[str]) -> Markup:
+    """The numbers of incidents, from 1 on; where they would overlap, one mark for several.
+
+    Drawn twice: for a wide page and for a narrow one, of which the style shows one.
+    """
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    found = []
+    for kind, apart in (("wide", _APART), ("narrow", _NARROW_APART)):
+        for first, end in clusters([places[index] for index in order], apart):
+            members = sorted(order[first:end])
+            place = sum(places[index] for index in members) / len(members)
+            title = "; ".join(words[index] for index in members)
+            found.append(_mark(place, y, _numbers(members), title, kind))
+    return joined(*found)
 
 
-def rooms(places: Sequence[float]) -> list[str | None]:
-    """Whether each mark has room: None if not, ``spare`` if not on a narrow page, else empty."""
-    shown: list[str | None] = []
-    last = last_narrow = float("-inf")
-    for place in places:
-        if abs(place - last) < _APART:
-            shown.append(None)
-            continue
-        last = place
-        narrow = abs(place - last_narrow) >= _NARROW_APART
-        last_narrow = place if narrow else last_narrow
-        shown.append("" if narrow else "spare")
-    return shown
+def clusters(places: Sequence[float], apart: float) -> list[tuple[int, int]]:
+    """Rising places of which none is as near as ``apart`` to the next range, as index ranges.
+
+    A range is not much longer than its mark: it would stand far from what it is about.
+    """
+    found: list[tuple[int, int]] = []
+    begin = 0
+    for index in range(1, len(places) + 1):
+        room = apart * (1.0 if index - begin == 1 else _WIDER)
+        if (
+            index == len(places)
+            or places[index] - places[index - 1] >= room
+            or places[index] - places[begin] >= _LONGEST * apart
+        ):
+            found.append((begin, index))
+            begin = index
+    return found
 
 
-_APART, _NARROW_APART = 1.8, 6.5
-"""A circle's width in per cent of a wide page, and of a narrow one."""
+def _numbers(members: Sequence[int]) -> str:
+    first, last = members[0] + 1, members[-1] + 1
+    if first == last:
+        return str(first)
+    return f"{first}-{last}" if last - first == len(members) - 1 else f"{len(members)}x"
+
+
+def _mark(place: float, y: float, label: str, words: str, kind: str) -> Markup:
+    half = 8 if len(label) < 3 else 4 + 3.2 * len(label)  # noqa: PLR2004 - digits in a circle
+    shape = tag("rect", x=-half, y=-8, width=2 * half, height=16, rx=8)
+    at = tag("svg", shape, tag("text", label, y=3.5), x=percent(place), y=y, overflow="visible")
+    return tag("g", tag("title", words), at, class_=f"mark {kind}")
+
+
+_APART, _NARROW_APART = 1.8, 7.0
+"""A mark's width in per cent of a wide page, and of a narrow one."""
+_WIDER, _LONGEST = 1.6, 2.5
+"""A mark of several, and the longest range that is one, in widths of a mark."""
 
 
 def key(*entries: tuple[str, str]) -> Markup:

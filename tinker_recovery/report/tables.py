@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from tinker_recovery.report.html import Markup, tag
 
+_HALF_A_CARD = 26
+"""Characters that fit into half the width of a card."""
+
 
 def table(
     caption: str,
@@ -16,7 +19,7 @@ def table(
     name: str | None = None,
     prose: bool = False,
 ) -> Markup:
-    """A table that scrolls where the page is too narrow for it.
+    """A table; where the page is too narrow for it, its rows are cards.
 
     Args:
         caption: What it is, for screen readers.
@@ -26,9 +29,24 @@ def table(
         name: Prefix of each row's id, before the row's number.
         prose: Whether cells may wrap.
     """
+    rows = list(rows)
+    broad = {
+        index
+        for index, head in enumerate(heads)
+        if any(len(head) + len(str(row[index])) > _HALF_A_CARD for row in rows)
+    }
 
     def cell(kind: str, index: int, value: object, scope: str | None) -> Markup:
-        return tag(kind, value, scope=scope, class_="number" if index in numeric else None)
+        kinds = ["number"] if index in numeric else []
+        kinds += ["broad"] if kind == "td" and index in broad else []
+        # On a card each value has its heading beside it.
+        return tag(
+            kind,
+            value,
+            scope=scope,
+            class_=" ".join(kinds) or None,
+            data_head=None if kind == "th" and scope == "col" else heads[index],
+        )
 
     body = [
         tag(

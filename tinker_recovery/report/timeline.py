@@ -9,7 +9,7 @@ from tinker_recovery.report.figures import replayed
 from tinker_recovery.report.html import Markup, joined, tag
 from tinker_recovery.report.lineage import TreeSegment
 from tinker_recovery.report.scales import Scale, time_ticks
-from tinker_recovery.report.svg import across, chart, key, mark, percent, rooms
+from tinker_recovery.report.svg import across, chart, key, marks, percent
 from tinker_recovery.report.tables import table
 from tinker_recovery.report.words import counted, duration, moment
 
@@ -115,16 +115,13 @@ def _trained(segment: TreeSegment, x: Scale) -> Markup:
 
 
 def _recovered(run: RunView, x: Scale) -> Markup:
-    places = [x(each.started) for each in run.incidents]
-    bars = []
-    for index, (incident, room) in enumerate(zip(run.incidents, rooms(places), strict=True), 1):
+    bars, said = [], []
+    for index, incident in enumerate(run.incidents, 1):
         ended = _ended(run, incident)
         words = f"{index}: {incident.kind}, {_OUTCOMES.get(incident.outcome, incident.outcome)}"
-        words = f"{words}, {duration(ended - incident.started)}"
-        bars.append(_bar(x, incident.started, ended, 1, "recovery", words))
-        if room is not None:
-            bars.append(mark(x(incident.started), 14, index, words, room))
-    return joined(*bars)
+        said.append(f"{words}, {duration(ended - incident.started)}")
+        bars.append(_bar(x, incident.started, ended, 1, "recovery", said[-1]))
+    return joined(*bars, marks([x(each.started) for each in run.incidents], 14, said))
 
 
 def _incidents(run: RunView) -> Markup:

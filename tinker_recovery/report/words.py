@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from tinker_recovery.costs import Kind
@@ -40,12 +40,36 @@ def age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s" if seconds < 60 else " ".join(duration(seconds).split()[:2])  # noqa: PLR2004 - seconds in a minute
 
 
+def iso(seconds: float) -> str:
+    """A local time in ISO 8601, with its zone."""
+    return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(timespec="seconds")
+
+
 def moment(seconds: float, beside: float | None = None) -> str:
-    """A local time of day, with its date unless that is the date of ``beside``."""
-    date, at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)).split(" ")
-    if beside is not None and time.strftime("%Y-%m-%d", time.localtime(beside)) == date:
-        return at
+    """A local time with its date and zone; without both if they are those of ``beside``."""
+    date, at = iso(seconds).split("T")
+    if beside is not None:
+        date_beside, at_beside = iso(beside).split("T")
+        if date == date_beside and at[_CLOCK:] == at_beside[_CLOCK:]:
+            return at[:_CLOCK]
     return f"{date} {at}"
+
+
+_CLOCK = len("23:59:59")
+_EPOCH_KEYS = (
+    *("created", "updated", "since", "held_since", "started", "ended", "saved"),
+    *("checkpoint_saved", "last_fault_time", "time"),
+)
+
+
+def with_iso(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record for JSON; beside each time in seconds since the epoch the same in ISO 8601."""
+    also = {
+        f"{key.removesuffix('_time')}_at": None if record[key] is None else iso(record[key])
+        for key in _EPOCH_KEYS
+        if key in record
+    }
+    return {**record, **also}
 
 
 def checkpoint_name(path: str) -> str:

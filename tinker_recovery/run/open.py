@@ -21,6 +21,7 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.costs import table_to_json
 from tinker_recovery.errors import RunFinished, StatusRefused, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
+from tinker_recovery.journal.run_sql import JOB
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import (
     NEW,
@@ -103,7 +104,7 @@ async def open_run(
         named=plan.name is not None and policy.enabled and recorder.persistent,
         lineage=secrets.token_hex(8),
         origin=plan.described,
-        policy=_in_part(policy),
+        policy=_in_part(policy) | ({} if plan.job is None else {JOB: plan.job}),
         start_step=plan.start_step or 0,
     )
     guard = Guard()

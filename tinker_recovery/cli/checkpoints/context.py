@@ -13,8 +13,20 @@ import anyio.to_thread
 from tinker_recovery.checkpoint_policy import CheckpointPolicy
 from tinker_recovery.checkpoints import CheckpointRecord, Listed, run_id_unchecked, segments_of
 from tinker_recovery.cli.checkpoints.scope import Scope
-from tinker_recovery.cli.common import refuse, refuse_service
-from tinker_recovery.errors import JournalError, ServiceUnusable, StatusError, UsageError
+from tinker_recovery.cli.common import (
+    NO_SUCH_RUN,
+    instead_of,
+    journal_file,
+    refuse,
+    refuse_service,
+)
+from tinker_recovery.errors import (
+    JournalError,
+    ServiceUnusable,
+    StatusError,
+    StatusRefused,
+    UsageError,
+)
 from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, StoredRun, journal_path
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.reading import RunView, read_runs, read_stored_run
@@ -47,23 +59,46 @@ class Context:
     journal: Path | None
 
     async def listed(self, scope: Scope) -> list[Listed]:
-        """Every training checkpoint in a scope, the newest first."""
-        run_ids, lineage = await self._resolve(scope)
+        """Every training checkpoint in a scope, the newest first.
+
+        Exits if there is no such run or lineage: that none is listed would look like an answer.
+        """
         found = [
             Listed.read(each)
             async for each in self.collaborators.reader.every_checkpoint()
             if each.checkpoint_type == "training"
         ]
+        chosen = await self._chosen(scope, found)
+        return sorted(chosen, key=_newest_first, reverse=True)
+
+    async def _chosen(self, scope: Scope, found: Sequence[Listed]) -> Sequence[Listed]:
+        if scope.lineage is not None:
+            chosen = _of_lineage(scope.lineage, found)
+            if not chosen and not any(
+                each.startswith(scope.lineage) for each in await self._known_lineages()
+            ):
+                refuse(f"there is no run of lineage {scope.lineage!r}", NO_SUCH_RUN)
+            return chosen
+        if scope.run is None:
+            return found
+        known = await self._read(scope.run)
+        if known is not None:
+            return _of_lineage(known[1].lineage, found)
         chosen = [
             each
             for each in found
-            if (run_ids is None or run_id_unchecked(each.path) in run_ids)
-            and (
-                lineage is None
-                or (each.record is not None and each.record.lineage.startswith(lineage))
-            )
+            if run_id_unchecked(each.path) == scope.run
+            or (each.record is not None and each.record.run_name == scope.run)
         ]
-        return sorted(chosen, key=_newest_first, reverse=True)
+        if not chosen and not await self._has_tinker_run(scope.run):
+            names = [each.record.run_name for each in found if each.record is not None]
+            near = instead_of(scope.run, [*filter(None, names), *await self._names()])
+            refuse(
+                f"there is no run {scope.run!r} in this machine's journal, nor a checkpoint of it "
+                f"at the service{near}",
+                NO_SUCH_RUN,
+            )
+        return chosen
 
     async def samplers(self, scope: Scope) -> dict[str, list[Listed]]:
         """The sampler weights in a scope, the newest first, by the run that they are of.
@@ -80,6 +115,14 @@ class Context:
                 continue
             if scope.lineage is None or (lineage and lineage.startswith(scope.lineage)):
                 of.setdefault(name, []).append(Listed.read(each))
+        known = wanted is None or of or wanted in await self._names()
+        if not known and not await self._has_tinker_run(str(wanted)):
+            near = instead_of(str(wanted), await self._names())
+            refuse(
+                f"there is no run {wanted!r} in this machine's journal, nor a Tinker run of that "
+                f"id (of sampler weights the service keeps no name){near}",
+                NO_SUCH_RUN,
+            )
         for found in of.values():
             found.sort(key=lambda each: (each.stored_at or _NEVER, each.path), reverse=True)
         return of
@@ -98,13 +141,23 @@ class Context:
         known = await self._known_lineages()
         return {view.name: view.holder for view, _ in known.values() if view.live and view.holder}
 
-    async def _resolve(self, scope: Scope) -> tuple[set[str] | None, str | None]:
-        if scope.run is None or ":train:" in scope.run:
-            return None if scope.run is None else {scope.run}, scope.lineage
-        known = await self._read(scope.run)
-        if known is not None:
-            return None, known[1].lineage
-        return {scope.run}, scope.lineage
+    async def _has_tinker_run(self, run_id: str) -> bool:
+        if ":train:" not in run_id:
+            return False
+        try:
+            await self.collaborators.reader.run(run_id)
+        except StatusRefused:
+            return False
+        return True
+
+    async def _names(self) -> list[str]:
+        path = self.journal
+        if path is None or not path.exists():
+            return []
+        try:
+            return [each.name for each in await anyio.to_thread.run_sync(lambda: read_runs(path))]
+        except JournalError:
+            return []
 
     async def _read(self, name: str) -> tuple[RunView, StoredRun] | None:
         path, service = self.journal, self._service
@@ -174,6 +227,14 @@ class Context:
         return replace(snapshot, protected=parents)
 
 
+def _of_lineage(lineage: str, found: Sequence[Listed]) -> list[Listed]:
+    return [
+        each
+        for each in found
+        if each.record is not None and each.record.lineage.startswith(lineage)
+    ]
+
+
 def _unknown(lineage: str, records: Sequence[CheckpointRecord], now: datetime) -> RunSnapshot:
     """A run trained on another machine, perhaps at this moment.
 
@@ -198,17 +259,23 @@ def _newest_first(each: Listed) -> tuple[datetime, int, str]:
 
 @asynccontextmanager
 async def open_context(
-    checkpoints: CheckpointPolicy | None = None, *, timeout_s: float = 30.0
+    journal: Path | None = None,
+    *,
+    checkpoints: CheckpointPolicy | None = None,
+    timeout_s: float = 30.0,
 ) -> AsyncGenerator[Context]:
     """The service that TINKER_BASE_URL and TINKER_API_KEY name, and the user's journal.
 
     Exits with status 3 if either cannot be read.
 
     Args:
+        journal: What ``--journal`` says.
         checkpoints: What to keep, for a command that deletes the rest.
         timeout_s: Deadline of one read, in seconds.
     """
-    path = journal_path(STATE_FOLDER)
+    path = journal_path(STATE_FOLDER) if journal is None else journal_file(journal)
+    if path is not None and journal is not None and not path.exists():
+        refuse(f"there is no journal at {path}: name another with --journal")
     # A person waits for the answer, and can ask again.
     policy = RecoveryPolicy(checkpoints=checkpoints or CheckpointPolicy())
     policy = policy.model_copy(update={"max_wait_s": 0.0})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +19,8 @@ from tinker_recovery.cli.checkpoints.scope import (
     size_text,
 )
 from tinker_recovery.cli.common import echo, plain_console
-from tinker_recovery.telemetry.text import as_text
+from tinker_recovery.cli.records import Cell, Column, Record, show_records
+from tinker_recovery.report.words import iso, moment
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Listed
@@ -27,32 +29,48 @@ if TYPE_CHECKING:
 
 @click.command("list")
 @scope_options
+@click.option(
+    "--limit", type=click.IntRange(0), default=0, help="At most so many; 0, the default, for all."
+)
 @kind_option
 @as_json_option
 def list_(
-    run: str | None, lineage: str | None, kind: str, *, everything: bool, as_json: bool
+    run: str | None,
+    lineage: str | None,
+    journal: Path | None,
+    kind: str,
+    *,
+    limit: int,
+    everything: bool,
+    as_json: bool,
 ) -> None:
     """List checkpoints, the newest first: those that training resumes from, or sampler weights.
 
-    Without an option, all checkpoints of the account. The last line is their number and total size.
+    Without an option, all checkpoints of the account. In a terminal the last line is their number
+    and total size. Piped, each is one line, with nothing left out.
+
+    Exit status: 0; 1 if there is no such run; 2 for a wrong option; 3 if the service or the journal
+    could not be read.
     """
     scope = scope_of(run, lineage, everything=everything, needed=False)
     if kind == "sampler":
         from tinker_recovery.cli.checkpoints.samplers import list_samplers
 
-        list_samplers(scope, as_json=as_json)
+        list_samplers(scope, journal, limit=limit, as_json=as_json)
         return
-    listed, notes = asyncio.run(_list(scope))
+    listed, notes = asyncio.run(_list(scope, journal))
+    total = len(listed), sum(each.size_bytes or 0 for each in listed)
+    listed = listed[:limit] if limit else listed
     if as_json:
         echo(json.dumps([_row(each, notes) for each in listed]))
         return
-    _print_list(listed, notes)
+    _print_list(listed, notes, *total)
 
 
-async def _list(scope: Scope) -> tuple[list[Listed], Notes]:
+async def _list(scope: Scope, journal: Path | None) -> tuple[list[Listed], Notes]:
     from tinker_recovery.cli.checkpoints.context import open_context
 
-    async with open_context() as context:
+    async with open_context(journal) as context:
         return await context.listed(scope), await context.collaborators.notebook.notes()
 
 
@@ -70,6 +88,7 @@ def _row(each: Listed, notes: Notes) -> dict[str, Any]:
     return {
         **row,
         "step": record.step,
+        "run": record.run_name,
         "lineage": record.lineage,
         "attempt": record.attempt,
         "parent": record.parent,
@@ -82,40 +101,42 @@ def _row(each: Listed, notes: Notes) -> dict[str, Any]:
     }
 
 
-def _print_list(listed: Sequence[Listed], notes: Notes) -> None:
-    from rich.table import Table
-    from rich.text import Text
+_COLUMNS = (
+    Column("saved", 2),
+    Column("step", 0, right=True),
+    Column("metrics", 4, sparse=True),
+    Column("size", 3, right=True),
+    Column("run", 6, sparse=True),
+    Column("lineage", 5),
+    Column("path", 9),
+    Column("notes", 7, sparse=True),
+)
 
-    table = Table(box=None, header_style="bold")
-    table.add_column("saved", no_wrap=True)
-    table.add_column("step", justify="right", no_wrap=True)
-    table.add_column("metrics")
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("lineage", no_wrap=True)
-    table.add_column("path", overflow="fold")
-    table.add_column("notes")
-    for each in listed:
-        record = each.record
-        if record is None:
-            blank = ("", "-", "", size_text(each.size_bytes), "-", each.path)
-            table.add_row(*blank, each.problem or "")
-            continue
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items())
-        table.add_row(
-            f"{record.time:%Y-%m-%d %H:%M}",
-            str(record.step),
-            metrics,
-            size_text(each.size_bytes),
-            record.lineage[:8],
-            each.path,
-            Text(
-                as_text("; ".join(_remarks(each, notes))), "red" if each.path in notes.bad else ""
-            ),
-        )
+
+def _print_list(listed: Sequence[Listed], notes: Notes, count: int, size: int) -> None:
     console = plain_console()
-    console.print(table)
-    total = sum(each.size_bytes or 0 for each in listed)
-    console.print(f"\n{len(listed)} checkpoints, {size_text(total)}")
+    show_records(console, _COLUMNS, [_record(each, notes) for each in listed])
+    if console.is_terminal:
+        shown = "" if len(listed) == count else f", the newest {len(listed)} are shown"
+        console.print(f"\n{count} checkpoints, {size_text(size)}{shown}")
+
+
+def _record(each: Listed, notes: Notes) -> Record:
+    size = size_text(each.size_bytes)
+    size_cell = Cell(size, plain=None if each.size_bytes is None else str(each.size_bytes))
+    if (record := each.record) is None:
+        return ("-", "-", "-", size_cell, "-", "-", each.path, Cell(each.problem or "", "red"))
+    bad = "red" if each.path in notes.bad else ""
+    return (
+        Cell(moment(record.time.timestamp()), plain=iso(record.time.timestamp())),
+        str(record.step),
+        ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items()) or "-",
+        size_cell,
+        record.run_name or "-",
+        Cell(record.lineage[:8], plain=record.lineage),
+        each.path,
+        Cell("; ".join(_remarks(each, notes)), bad),
+    )
 
 
 def _remarks(each: Listed, notes: Notes) -> list[str]:
@@ -131,5 +152,5 @@ def _remarks(each: Listed, notes: Notes) -> list[str]:
         if record.saved_by == "user":
             remarks.append("saved by the loop")
         if record.expires_at is not None:
-            remarks.append(f"expires {record.expires_at:%Y-%m-%d %H:%M}")
+            remarks.append(f"expires {iso(record.expires_at.timestamp())}")
     return remarks

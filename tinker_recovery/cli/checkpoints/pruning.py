@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,7 @@ from tinker_recovery.cli.checkpoints.scope import (
     size_text,
 )
 from tinker_recovery.cli.common import echo, plain_console
+from tinker_recovery.cli.records import Cell, Column, Record, show_records
 from tinker_recovery.telemetry.text import as_text
 
 if TYPE_CHECKING:
@@ -73,8 +75,9 @@ def prune(  # noqa: PLR0913 - its options
     best_metric: str,
     best_mode: str,
     keep_every: int | None,
-    kind: str,
+    journal: Path | None,
     *,
+    kind: str,
     everything: bool,
     delete_user_saves: bool,
     dry_run: bool,
@@ -94,8 +97,8 @@ def prune(  # noqa: PLR0913 - its options
     Each deletion is recorded in the journal before it is requested; if interrupted, the next prune
     or the run's Supervisor finishes it.
 
-    Exit status: 0; 1 if a deletion failed; 2 for a wrong option, or if --yes is needed; 3 if the
-    service or the journal could not be read.
+    Exit status: 0; 1 if a deletion failed or there is no such run; 2 for a wrong option, or if
+    --yes is needed; 3 if the service or the journal could not be read.
     """
     from pydantic import ValidationError
 
@@ -107,7 +110,8 @@ def prune(  # noqa: PLR0913 - its options
     if kind == "sampler":
         from tinker_recovery.cli.checkpoints.samplers import prune_samplers
 
-        sys.exit(prune_samplers(scope, keep_last, dry_run=dry_run, ask=not yes, as_json=as_json))
+        asked = {"dry_run": dry_run, "ask": not yes, "as_json": as_json}
+        sys.exit(prune_samplers(scope, keep_last, journal, **asked))
     try:
         policy = CheckpointPolicy.model_validate(
             {
@@ -121,19 +125,21 @@ def prune(  # noqa: PLR0913 - its options
         )
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"]) from error
-    report = asyncio.run(_prune(scope, policy, dry_run=dry_run, ask=not yes, quiet=as_json))
+    report = asyncio.run(
+        _prune(scope, policy, journal, dry_run=dry_run, ask=not yes, quiet=as_json)
+    )
     if as_json:
         echo(json.dumps(report))
     sys.exit(1 if report["failed"] else 0)
 
 
 async def _prune(
-    scope: Scope, policy: Any, *, dry_run: bool, ask: bool, quiet: bool
+    scope: Scope, policy: Any, journal: Path | None, *, dry_run: bool, ask: bool, quiet: bool
 ) -> dict[str, Any]:
     from tinker_recovery.cli.checkpoints.context import open_context
     from tinker_recovery.retention.collector import Collector
 
-    async with open_context(policy) as context:
+    async with open_context(journal, checkpoints=policy) as context:
         collector = Collector(context.collaborators, keeps_alive=False)
         runs = await context.lineages(await context.listed(scope))
         looks = [(run, await collector.look(run)) for run in runs if run.holder is None]
@@ -202,6 +208,16 @@ async def _carry_out(
     )
 
 
+_COLUMNS = (
+    Column("run", 4),
+    Column("plan", 0),
+    Column("step", 0, right=True),
+    Column("size", 2, right=True),
+    Column("path", 9),
+    Column("reason", 3),
+)
+
+
 def _process(holder: Holder) -> str:
     return f"process {holder.pid} on {holder.host}"
 
@@ -209,31 +225,32 @@ def _process(holder: Holder) -> str:
 def _print_plans(
     looks: Sequence[tuple[RunSnapshot, CollectionPlan]], busy: Sequence[tuple[RunSnapshot, Holder]]
 ) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     console = plain_console()
-    for run, look in looks:
-        table = Table(box=None, header_style="bold", title_justify="left")
-        table.title = f"run {as_text(run.name)}"
-        table.add_column("", no_wrap=True)
-        table.add_column("step", no_wrap=True)
-        table.add_column("size", no_wrap=True)
-        table.add_column("path", overflow="fold")
-        table.add_column("reason")
-        for row in look.plan.checkpoints:
-            table.add_row(
-                Text("delete", "red") if row.delete else Text("keep", "green"),
+    records: dict[str, list[Record]] = {
+        run.name: [
+            (
+                run.name,
+                Cell("delete", "red") if row.delete else Cell("keep", "green"),
                 "-" if row.step is None else str(row.step),
                 size_text(row.size_bytes),
                 row.path,
                 row.reason,
             )
-        console.print(table)
+            for row in look.plan.checkpoints
+        ]
+        for run, look in looks
+    }
+    if console.is_terminal:
+        for name, of_run in records.items():
+            console.print(f"run {as_text(name)}", style="bold", soft_wrap=True)
+            show_records(console, _COLUMNS[1:], [each[1:] for each in of_run])
+    else:
+        show_records(console, _COLUMNS, [each for of_run in records.values() for each in of_run])
     for run, holder in busy:
         console.print(
             f"run {as_text(run.name)} is skipped: {_process(holder)} trains it and manages its "
-            "checkpoints"
+            "checkpoints",
+            soft_wrap=True,
         )
     rows = [row for _, look in looks for row in look.plan.deletions]
     freed = sum(row.size_bytes or 0 for row in rows)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tinker_recovery.cli.checkpoints.scope import Scope, size_text
 from tinker_recovery.cli.common import echo, plain_console
+from tinker_recovery.cli.records import Cell, Column, Record, show_records
+from tinker_recovery.report.words import iso, moment
 from tinker_recovery.telemetry.text import as_text
 
 if TYPE_CHECKING:
@@ -24,9 +27,9 @@ _DELETE_S = 20.0
 """How long one deletion may take, retries included."""
 
 
-def list_samplers(scope: Scope, *, as_json: bool) -> None:
+def list_samplers(scope: Scope, journal: Path | None, *, limit: int, as_json: bool) -> None:
     """Print the sampler weights in a scope."""
-    found, pinned = asyncio.run(_list(scope))
+    found, pinned = asyncio.run(_list(scope, journal))
     if as_json:
         rows = [
             {
@@ -41,59 +44,74 @@ def list_samplers(scope: Scope, *, as_json: bool) -> None:
             for run, listed in found.items()
             for each in listed
         ]
-        echo(json.dumps(rows))
+        echo(json.dumps(rows[:limit] if limit else rows))
         return
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    table.add_column("saved", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("run")
-    table.add_column("path", overflow="fold")
-    table.add_column("notes")
-    for run, listed in found.items():
-        for each in listed:
-            notes = ["pinned"] if each.path in pinned else []
-            notes += ["published"] if each.source and each.source.public else []
-            stored, ends = each.stored_at, each.expires_at
-            notes += [f"expires {ends:%Y-%m-%d %H:%M}"] if ends else []
-            table.add_row(
-                f"{stored:%Y-%m-%d %H:%M}" if stored else "?",
-                size_text(each.size_bytes),
-                run,
-                each.path,
-                "; ".join(notes),
-            )
+    every = [(run, each) for run, listed in found.items() for each in listed]
     console = plain_console()
-    console.print(table)
-    every = [each for listed in found.values() for each in listed]
-    total = sum(each.size_bytes or 0 for each in every)
-    console.print(f"\n{len(every)} sampler weights, {size_text(total)}")
+    shown = every[:limit] if limit else every
+    show_records(console, _COLUMNS, [_record(run, each, pinned) for run, each in shown])
+    if console.is_terminal:
+        total = sum(each.size_bytes or 0 for _, each in every)
+        console.print(f"\n{len(every)} sampler weights, {size_text(total)}")
 
 
-async def _list(scope: Scope) -> tuple[dict[str, list[Listed]], Mapping[str, str]]:
+_COLUMNS = (
+    Column("saved", 0),
+    Column("size", 1, right=True),
+    Column("run", 2),
+    Column("path", 9),
+    Column("notes", 3, sparse=True),
+)
+
+
+def _record(run: str, each: Listed, pinned: Mapping[str, str]) -> Record:
+    notes = ["pinned"] if each.path in pinned else []
+    notes += ["published"] if each.source and each.source.public else []
+    stored, ends = each.stored_at, each.expires_at
+    notes += [f"expires {iso(ends.timestamp())}"] if ends else []
+    size = None if each.size_bytes is None else str(each.size_bytes)
+    return (
+        Cell(moment(stored.timestamp()), plain=iso(stored.timestamp())) if stored else "?",
+        Cell(size_text(each.size_bytes), plain=size),
+        run,
+        each.path,
+        "; ".join(notes),
+    )
+
+
+async def _list(
+    scope: Scope, journal: Path | None
+) -> tuple[dict[str, list[Listed]], Mapping[str, str]]:
     from tinker_recovery.cli.checkpoints.context import open_context
 
-    async with open_context() as context:
+    async with open_context(journal) as context:
         notes = await context.collaborators.notebook.notes()
         return await context.samplers(scope), notes.pinned
 
 
-def prune_samplers(scope: Scope, keep_last: int, *, dry_run: bool, ask: bool, as_json: bool) -> int:
+def prune_samplers(
+    scope: Scope,
+    keep_last: int,
+    journal: Path | None,
+    *,
+    dry_run: bool,
+    ask: bool,
+    as_json: bool,
+) -> int:
     """Delete the sampler weights that nothing keeps; the exit status."""
-    report = asyncio.run(_prune(scope, keep_last, dry_run=dry_run, ask=ask, quiet=as_json))
+    report = asyncio.run(_prune(scope, keep_last, journal, dry_run=dry_run, ask=ask, quiet=as_json))
     if as_json:
         echo(json.dumps(report))
     return 1 if report["failed"] else 0
 
 
 async def _prune(
-    scope: Scope, keep_last: int, *, dry_run: bool, ask: bool, quiet: bool
+    scope: Scope, keep_last: int, journal: Path | None, *, dry_run: bool, ask: bool, quiet: bool
 ) -> dict[str, Any]:
     from tinker_recovery.checkpoints.sampler_plan import plan_sampler_deletions
     from tinker_recovery.cli.checkpoints.context import MIN_AGE, open_context
 
-    async with open_context() as context:
+    async with open_context(journal) as context:
         found, busy = await context.samplers(scope), await context.busy_runs()
         notes = await context.collaborators.notebook.notes()
         known = await context.known_run_ids()
@@ -149,27 +167,36 @@ async def _carry_out(context: Context, plan: DeletionPlan, report: dict[str, Any
             report["failed"].append({"path": row.path, "reason": why})
 
 
+_PLAN = (
+    Column("run", 4, once=True),
+    Column("plan", 0),
+    Column("size", 2, right=True),
+    Column("path", 9),
+    Column("reason", 3),
+)
+
+
 def _print(
     plans: Mapping[str, DeletionPlan],
     busy: Mapping[str, Holder],
     found: Mapping[str, Sequence[Listed]],
 ) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     console = plain_console()
-    for run, plan in plans.items():
-        table = Table(box=None, header_style="bold", title_justify="left")
-        table.title = f"run {as_text(run)}"
-        for name in ("", "size", "path", "reason"):
-            table.add_column(name, overflow="fold")
-        for row in plan.checkpoints:
-            mark = Text("delete", "red") if row.delete else Text("keep", "green")
-            table.add_row(mark, size_text(row.size_bytes), row.path, row.reason)
-        console.print(table)
+    records: list[Record] = [
+        (
+            run,
+            Cell("delete", "red") if row.delete else Cell("keep", "green"),
+            size_text(row.size_bytes),
+            row.path,
+            row.reason,
+        )
+        for run, plan in plans.items()
+        for row in plan.checkpoints
+    ]
+    show_records(console, _PLAN, records)
     for run in found:
         if run in busy:
-            console.print(f"run {as_text(run)} is skipped: a process trains it")
+            console.print(f"run {as_text(run)} is skipped: a process trains it", soft_wrap=True)
     rows = [row for plan in plans.values() for row in plan.deletions]
     freed = sum(row.size_bytes or 0 for row in rows)
     console.print(f"\n{len(rows)} to delete, which frees {size_text(freed)}")

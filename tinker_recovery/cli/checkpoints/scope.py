@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from tinker_recovery.cli.common import complete_run, journal_option
+
 _Command = Callable[..., Any]
 
 
@@ -16,7 +18,7 @@ class Scope:
     """Which checkpoints a command is about; with nothing set, all.
 
     Attributes:
-        run: A Tinker run id, or the name of a run in the journal.
+        run: A Tinker run id, or the name of a run in the journal or at the service.
         lineage: A lineage id, or the beginning of one.
     """
 
@@ -29,7 +31,14 @@ def scope_options(command: _Command) -> _Command:
     for option in (
         click.option("--all", "everything", is_flag=True, help="All checkpoints of the account."),
         click.option("--lineage", help="Those of one run, by (the beginning of) its lineage id."),
-        click.option("--run", help="Those of one run, by its name or a Tinker run id."),
+        click.option(
+            "--run",
+            "--run-id",
+            "run",
+            shell_complete=complete_run,
+            help="Those of one run, by its name or a Tinker run id.",
+        ),
+        journal_option,
     ):
         command = option(command)
     return command

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,6 +32,7 @@ def verify(
     paths: tuple[str, ...],
     run: str | None,
     lineage: str | None,
+    journal: Path | None,
     *,
     everything: bool,
     deep: bool,
@@ -56,7 +58,7 @@ def verify(
     if paths and (run or lineage or everything):
         raise click.UsageError("give PATHs, or one of --run, --lineage and --all")
     scope = scope_of(run, lineage, everything=everything, needed=not paths)
-    found = asyncio.run(_verify(paths, scope, deep=deep))
+    found = asyncio.run(_verify(paths, scope, journal, deep=deep))
     if as_json:
         echo(
             json.dumps(
@@ -76,7 +78,7 @@ def _ok(verdicts: Sequence[Finding]) -> bool:
 
 
 async def _verify(
-    paths: Sequence[str], scope: Scope, *, deep: bool
+    paths: Sequence[str], scope: Scope, journal: Path | None, *, deep: bool
 ) -> dict[str, Sequence[Finding]]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn
     from rich.progress import Progress as Bars
@@ -93,7 +95,7 @@ async def _verify(
         disable=not sys.stderr.isatty(),
     )
     found: dict[str, Sequence[Finding]] = {}
-    async with open_context() as context:
+    async with open_context(journal) as context:
         verifier = Verifier(context.collaborators)
         chosen = paths or [each.path for each in await context.listed(scope)]
         with bars:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tinker_recovery.cli.common import echo, indented, plain_console, refuse
+from tinker_recovery.cli.records import Cell, Column, show_records
 
 if TYPE_CHECKING:
     from tinker_recovery.jobs.database import JobDatabase
@@ -62,29 +63,37 @@ def list_(*, state: str | None, database: str | None, as_json: bool) -> None:
     "try" is the current or last one, of how many. "step" is where the newest attempt at the loop
     began, or where the job ended; `tinker-recovery runs` has the steps of this machine's runs.
     """
-    from rich.table import Column, Table
-
-    from tinker_recovery.report.words import age
+    from tinker_recovery.report.words import age, iso
 
     with opened(database) as jobs:
         found = jobs.statuses(state)  # type: ignore[arg-type]  # click has checked it
     if as_json:
         echo(json.dumps([as_dict(each) for each in found]))
         return
-    table = Table(
-        Column("job", overflow="fold"), "state", "try", "step", "model", "worker", "last written"
-    )
-    for job in found:
-        table.add_row(
+    records = [
+        (
             job.name,
             job.state,
             f"{job.number}/{job.max_attempts}",
             str(job.step),
             job.base_model or "-",
             job.worker or "-",
-            f"{age(time.time() - job.updated)} ago",
+            Cell(f"{age(time.time() - job.updated)} ago", plain=iso(job.updated)),
         )
-    plain_console().print(table)
+        for job in found
+    ]
+    show_records(plain_console(), _COLUMNS, records)
+
+
+_COLUMNS = (
+    Column("job", 0),
+    Column("state", 0),
+    Column("try", 0),
+    Column("step", 1, right=True),
+    Column("model", 4),
+    Column("worker", 3),
+    Column("last written", 2),
+)
 
 
 @click.command()

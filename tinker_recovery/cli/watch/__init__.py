@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tinker_recovery.cli.common import (
+    complete_run,
     echo,
     journal_file,
     journal_option,
@@ -19,6 +21,8 @@ from tinker_recovery.cli.common import (
     refuse,
     service_option,
 )
+from tinker_recovery.cli.states import named_option, state_option
+from tinker_recovery.cli.watch.chosen import Chosen
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -31,9 +35,11 @@ _MIN_PRINTED_LINES = 60
 
 
 @click.command()
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=complete_run)
 @journal_option
 @service_option
+@state_option
+@named_option
 @click.option(
     "--events",
     metavar="FILE",
@@ -54,25 +60,30 @@ _MIN_PRINTED_LINES = 60
     is_flag=True,
     help="Print one JSON object a line when a run changes; with --once, one JSON array.",
 )
-def command(
+def command(  # noqa: PLR0913 - its options
     run: str | None,
     journal: Path | None,
     service: str | None,
+    states: tuple[str, ...],
     events: str | None,
     interval_s: float,
     *,
+    named: bool,
     once: bool,
     as_json: bool,
 ) -> None:
     r"""Watch runs while they train, until Ctrl-C.
 
-    Shows every run in the journal, to which all supervised processes of this machine write: its
-    state, step, loss, recoveries, last and next checkpoint, and how many recovery attempts are
-    left. With RUN, the name of a run: its loss curve, attempts, incidents and events. Without a
-    terminal it prints a line for each event and change. Watching does not slow training down.
+    Shows every run in the journal, to which all supervised processes of this machine write: how
+    many are in which state, and of each its state, step, loss, recoveries, last and next
+    checkpoint, and how many recovery attempts are left. Trouble comes first; those that the
+    terminal has no room for are counted below. With RUN, the name of a run: its loss curve,
+    attempts, incidents and events. Without a terminal it prints a line for each event and change.
+    Watching does not slow training down.
 
-    States: training, recovering, stopped (interrupted) and dead (killed), which the same command
-    resumes; finished, failed, abandoned.
+    States: failed; dead (killed) and stopped (interrupted), which the same command resumes; stalled
+    (no step for five minutes, or for five times as long as its steps take if that is longer);
+    recovering, training, finished, abandoned.
 
     \b
     Try it:
@@ -92,7 +103,8 @@ def command(
         raise click.UsageError("--events and --journal do not go together: give one")
     console = plain_console()
     try:
-        source = _source(run, journal, service, events, once=once)
+        chosen = Chosen(run, service, frozenset(states), named=named)
+        source = _source(chosen, journal, events, once=once)
         if once:
             _print_once(source, console, run, as_json=as_json)
         elif console.is_terminal and not as_json:
@@ -109,26 +121,34 @@ def command(
         refuse(f"{events}: {error.strerror or error}")
 
 
-def _source(
-    run: str | None, journal: Path | None, service: str | None, events: str | None, *, once: bool
-) -> WatchSource:
+def _source(chosen: Chosen, journal: Path | None, events: str | None, *, once: bool) -> WatchSource:
     from tinker_recovery.cli.watch.sources import EventsSource, JournalSource
     from tinker_recovery.journal.reading import read_run
 
     if events is not None:
-        return EventsSource(events, run, wait=once)
-    path = journal_file(journal)
-    if run is not None and read_run(path, run, service=service) is None:
+        return EventsSource(events, chosen, wait=once)
+    path, run = journal_file(journal), chosen.run
+    if run is not None and read_run(path, run, service=chosen.service) is None:
         no_such_run(path, run)
-    return JournalSource(path, run, service)
+    return JournalSource(path, chosen)
 
 
 def _print_once(source: WatchSource, console: Console, run: str | None, *, as_json: bool) -> None:
+    from tinker_recovery.cli.watch.overview import print_plainly
+
     rows = source.rows()
     if as_json:
         echo(json.dumps([row.as_json() for row in rows]))
         return
-    console.print(_render(source, rows, source.news(), console, run))
+    if console.is_terminal or not rows:
+        # All of them: it is not cut to the height of the screen, which scrolls.
+        console.print(_render(source, rows, source.news(), console, run, height=sys.maxsize))
+    elif run is None:
+        print_plainly(console, rows)
+    else:
+        height = _MIN_PRINTED_LINES
+        whole = _render(source, rows, source.news(), console, run, height=height)
+        console.print(whole, soft_wrap=True)
     _report_skipped(source)
 
 
@@ -143,14 +163,25 @@ def _render(
     events: list[EventText],
     console: Console,
     run: str | None,
+    *,
+    height: int,
 ) -> RenderableType:
-    from tinker_recovery.cli.watch.view import detail, overview
+    from tinker_recovery.cli.watch.overview import overview
+    from tinker_recovery.cli.watch.view import detail
 
-    now, (width, height) = time.time(), console.size
-    height = height if console.is_terminal else max(height, _MIN_PRINTED_LINES)
+    now, width = time.time(), console.width
     if run is None or not rows:
-        return overview(rows, now=now, width=width)
-    return detail(rows[0], source.detail(), events, now=now, width=width, height=height)
+        return overview(rows, now=now, width=width, height=height)
+    height = min(height, max(console.height, _MIN_PRINTED_LINES))
+    return detail(
+        rows[0],
+        source.detail(),
+        events,
+        now=now,
+        width=width,
+        height=height,
+        plainly=not console.is_terminal,
+    )
 
 
 def _show(source: WatchSource, console: Console, run: str | None, interval_s: float) -> None:
@@ -164,7 +195,8 @@ def _show(source: WatchSource, console: Console, run: str | None, interval_s: fl
         while True:
             rows = source.rows()
             events.extend(source.news())
-            view = _render(source, rows, list(events), console, run)
+            height = console.height
+            view = _render(source, rows, list(events), console, run, height=height)
             live.update(Group(view, Text(), Text("Ctrl-C to quit", "dim")), refresh=True)
             if source.ended:
                 return

@@ -8,6 +8,7 @@ from typing import Any
 from tinker_recovery.journal.reading import EventView
 from tinker_recovery.journal.summary import RunSummary
 from tinker_recovery.report import event_in_words
+from tinker_recovery.report.words import with_iso
 from tinker_recovery.telemetry import RecoveryEvent, names
 
 
@@ -27,7 +28,7 @@ class RunRow:
 
     Attributes:
         run: The run's name.
-        state: ``training``, ``recovering``, ``stopped``, ``dead``, ``finished``,
+        state: ``training``, ``recovering``, ``stalled``, ``stopped``, ``dead``, ``finished``,
             ``failed``, ``abandoned``.
         step: Optimizer steps done.
         losses: The newest reported losses.
@@ -41,6 +42,11 @@ class RunRow:
         event: The newest event.
         service: Base URL of the service.
         detail: Why it failed or stopped.
+        named: Whether it has a name of its own.
+        since: Since when it is in its state, in seconds since the epoch.
+        last_fault: The kind of its newest fault.
+        last_fault_time: When that was, in seconds since the epoch.
+        job: The job and the try that trains it.
     """
 
     run: str
@@ -57,12 +63,18 @@ class RunRow:
     event: EventText | None = None
     service: str | None = None
     detail: str = ""
+    named: bool = True
+    since: float | None = None
+    last_fault: str | None = None
+    last_fault_time: float | None = None
+    job: str | None = None
 
     @classmethod
     def of(cls, summary: RunSummary) -> RunRow:
         """The row of a run in a journal."""
         run, event, stored = summary.run, summary.event, summary.checkpoint
-        state = run.display_state
+        state, fault = run.display_state, summary.incident
+        saves = state in ("training", "recovering", "stalled")
         return cls(
             run=run.name,
             state=state,
@@ -73,18 +85,25 @@ class RunRow:
             checkpoint=None if stored is None else stored.path,
             checkpoint_step=None if stored is None else stored.step,
             checkpoint_saved=None if stored is None else stored.saved,
-            next_save_step=run.next_save_step if state in ("training", "recovering") else None,
-            next_save=run.next_save if state in ("training", "recovering") else "",
+            next_save_step=run.next_save_step if saves else None,
+            next_save=run.next_save if saves else "",
             event=None if event is None else event_text(event),
             service=run.service,
             detail=run.detail,
+            named=run.named,
+            since=summary.since,
+            last_fault=None if fault is None else fault.kind,
+            last_fault_time=None if fault is None else fault.started,
+            job=run.job,
         )
 
     def as_json(self) -> dict[str, Any]:
         """The row for JSON, with the newest loss alone."""
         row = asdict(self)
         losses = row.pop("losses")
-        return {**row, "loss": losses[-1] if losses else None}
+        if row["event"] is not None:
+            row["event"] = with_iso(row["event"])
+        return with_iso({**row, "loss": losses[-1] if losses else None})
 
 
 def event_text(event: RecoveryEvent | EventView) -> EventText:
@@ -117,7 +136,13 @@ def after(row: RunRow | None, event: RecoveryEvent) -> RunRow:
         state=state,
         recoveries=row.recoveries + (event.name == names.EVENT_COMPLETED),
         event=event_text(event),
+        since=row.since if state == row.state and row.since is not None else event.time,
     )
+    if event.name == names.EVENT_DETECTED:
+        kind = fields.get(names.FAULT_KIND)
+        row = replace(row, last_fault=str(kind) if kind else None, last_fault_time=event.time)
+    if event.name == names.EVENT_JOB_TRY:
+        row = replace(row, job=event.message.removeprefix("job "))
     step = fields.get(names.CHECKPOINT_STEP)
     at = fields.get(names.FAULT_STEP) if event.name == names.EVENT_DETECTED else step
     if event.name in _AT_STEP and isinstance(at, int):

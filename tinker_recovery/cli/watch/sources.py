@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tinker_recovery.cli.watch.chosen import Chosen
 from tinker_recovery.cli.watch.rows import EventText, RunRow, after, event_text
 from tinker_recovery.journal.reading import RunView, read_events, read_run
 from tinker_recovery.journal.summary import read_summaries
@@ -47,8 +48,7 @@ class JournalSource:
 
     Args:
         path: Its file.
-        run: The name of the one run to show; None for all.
-        service: Base URL of the service whose runs to show; None for all.
+        chosen: Which runs to show.
 
     Raises:
         JournalError: From any call: it does not exist or cannot be read.
@@ -57,8 +57,9 @@ class JournalSource:
     ended = False
     skipped_lines = 0
 
-    def __init__(self, path: Path, run: str | None, service: str | None = None) -> None:
-        self._path, self._run, self._service = path, run, service
+    def __init__(self, path: Path, chosen: Chosen) -> None:
+        self._path, self._chosen = path, chosen
+        self._run, self._service = chosen.run, chosen.service
         self._seen = 0
 
     def rows(self) -> list[RunRow]:
@@ -66,7 +67,7 @@ class JournalSource:
         summaries = read_summaries(self._path, self._run, service=self._service)
         if self._run is not None:
             summaries = sorted(summaries, key=lambda each: each.run.id)[-1:]
-        return [RunRow.of(each) for each in summaries]
+        return list(filter(self._chosen.shows, map(RunRow.of, summaries)))
 
     def news(self) -> list[EventText]:
         """See :class:`WatchSource`."""
@@ -85,15 +86,15 @@ class EventsSource:
 
     Args:
         file: The file; ``-`` for standard input.
-        run: The name of the one run to show; None for all.
+        chosen: Which runs to show.
         wait: Whether to read standard input to its end first.
 
     Raises:
         OSError: From any call: the file cannot be opened or read.
     """
 
-    def __init__(self, file: str, run: str | None, *, wait: bool) -> None:
-        self._run = run
+    def __init__(self, file: str, chosen: Chosen, *, wait: bool) -> None:
+        self._chosen, self._run = chosen, chosen.run
         self._rows: dict[str, RunRow] = {}
         self._news: deque[EventText] = deque(maxlen=_EVENTS)
         self.ended = False
@@ -104,7 +105,9 @@ class EventsSource:
         """See :class:`WatchSource`."""
         self._read()
         return sorted(
-            self._rows.values(), key=lambda row: row.event.time if row.event else 0, reverse=True
+            filter(self._chosen.shows, self._rows.values()),
+            key=lambda row: row.event.time if row.event else 0,
+            reverse=True,
         )
 
     def news(self) -> list[EventText]:
