@@ -227,6 +227,17 @@ async def test_a_run_that_the_journal_knows_is_found_by_its_name() -> None:
     assert len(await _json("list")) == 10
 
 
+async def test_a_name_that_only_a_service_that_forgets_metadata_knows_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with LocalTinker(dialect="forgets_metadata") as server:
+        monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", server.api_key)
+        await _trained("sft-42", journal=tmp_path / "another machine.sqlite3")
+        assert [row["step"] for row in await _json("list", "--run", "sft-42")] == [10, 8, 6, 4, 2]
+        assert (await _call("list", "--run", "sft-43")).exit_code == 1
+
+
 async def test_a_run_that_only_the_service_knows_is_found_by_its_name_and_an_unknown_one_is_said(
     local: LocalTinker, tmp_path: Path
 ) -> None:

@@ -51,7 +51,7 @@ class Column:
 
 Record = Sequence[Cell | str]
 
-_NOTHING = {"", "-", "0"}
+_NOTHING = {"", "-"}
 
 
 def show_records(console: Console, columns: Sequence[Column], records: Sequence[Record]) -> None:
@@ -66,7 +66,8 @@ def show_records(console: Console, columns: Sequence[Column], records: Sequence[
     said, shown = [], list(range(len(columns)))
     for index, column in enumerate(columns):
         values = {row[index].text for row in rows} - _NOTHING
-        if (column.sparse and not values) or (column.once and len(values) < min(2, len(rows))):
+        empty = column.sparse and not values - {"0"}
+        if empty or (column.once and len(values) < min(2, len(rows))):
             shown.remove(index)
             said += [f"{column.name} {value}" for value in values]
     widths = widths_of(columns, rows)

@@ -340,6 +340,7 @@ class RunRecord:
         begun = (number, attempt, run_id, start_step, parent)
         now = self._recorder.wall()
         self._stepped_at = -math.inf
+        self._sampler.goes_back()
 
         def write(connection: sqlite3.Connection) -> None:
             run_sql.discard_progress(connection, self.id, start_step)

@@ -37,6 +37,10 @@ class Sampler:
         self._level = self._usual = 0.0
         self._spike: tuple[float, Point] | None = None
 
+    def goes_back(self) -> None:
+        """Drop what was held back: what is reported next is of another branch."""
+        self._spike = None
+
     def due(self, point: Point, every_s: float) -> list[Point]:
         """What is to be written, now that this is reported."""
         moment = time.monotonic()

@@ -63,6 +63,9 @@ class Context:
 
         Exits if there is no such run or lineage: that none is listed would look like an answer.
         """
+        if scope.run is not None:
+            # A service that forgets metadata has of the name what the names of saves have.
+            self.collaborators.reader.metadata.know_name(scope.run)
         found = [
             Listed.read(each)
             async for each in self.collaborators.reader.every_checkpoint()
