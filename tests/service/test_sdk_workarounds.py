@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import time
 import weakref
 from typing import Any
 
@@ -11,12 +12,13 @@ import anyio.to_thread
 import httpx
 import pytest
 import tinker
-from loops import MODEL, batch
+from loops import MODEL, batch, quick, train
 from tinker import _base_client
 from tinker.lib.internal_client_holder import InternalClientHolder
 
+from tinker_recovery import Attempt, Supervisor
 from tinker_recovery.service import sdk_requests, sdk_workarounds
-from tinker_recovery.testing import LocalTinker
+from tinker_recovery.testing import FaultRule, LocalTinker
 
 OPENED = 5
 FETCH = "_fetch_client_config"
@@ -120,6 +122,29 @@ async def test_a_session_uses_the_transports_of_one_that_is_over_and_none_that_i
     gc.collect()
     left = sum(ref() is not None for ref in gone)
     assert left <= sdk_workarounds.LEAST_FREE, "once all have ended, none is kept open for each"
+
+
+async def test_a_fault_is_noticed_at_once_though_the_route_of_telemetry_hangs(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_TELEMETRY", "1")
+    local.inject(FaultRule("slow", request="telemetry", delay_s=4.0, for_s=60.0))
+    failed_at = began_again_at = 0.0
+
+    async def loop(attempt: Attempt) -> None:
+        nonlocal failed_at, began_again_at
+        if attempt.number > 1:
+            began_again_at = time.monotonic()
+            local.release()
+            return
+        await train(attempt, steps=2)
+        local.inject(FaultRule("fail", request="forward_backward"))
+        failed_at = time.monotonic()
+        await train(attempt, steps=4)
+
+    async with Supervisor(quick()) as supervisor:
+        await supervisor.run(loop, base_model=MODEL, rank=8)
+    assert 0 < began_again_at - failed_at < 2.0
 
 
 def test_clients_that_cannot_be_made_ahead_are_no_error(local: LocalTinker) -> None:

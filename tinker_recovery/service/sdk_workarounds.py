@@ -16,7 +16,12 @@ a new client the transport of one that was closed, so that a process reads them 
 that is open at a time, however many recoveries it has seen, and finds connections that are still
 open. No two clients that are open share one: theirs are limited for each client on purpose.
 
-The first and the last are applied once a :class:`TinkerBackend` is made, to the whole process. Off
+**Errors held back for telemetry (tinker 0.38).** A training request that has failed reaches the
+loop once the service's telemetry has taken a note of it: three round trips later, and half a minute
+later where that route does not answer. :func:`note_beside` has it noted at the same time, or at the
+latest when the client is closed.
+
+All but the second are applied once a :class:`TinkerBackend` is made, to the whole process. Off
 with ``TINKER_RECOVERY_SDK_WORKAROUNDS=0``.
 """
 
@@ -39,6 +44,7 @@ from opentelemetry import metrics, trace
 from tinker import _base_client
 from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
 from tinker.lib.internal_client_holder import ClientConnectionPool, InternalClientHolder
+from tinker.lib.telemetry import Telemetry
 
 from tinker_recovery.forks import HomeProcess, keep_to_the_end
 from tinker_recovery.telemetry import names
@@ -57,7 +63,9 @@ _WRITTEN_FOR = re.compile(r"0\.38\.")
 _FETCH = "_fetch_client_config"
 _MAKE = "_default_pyqwest_transport"
 _CREATE = "_create_client_connection_pool"
+_NOTE = "log_fatal_exception"
 ORIGINAL = getattr(InternalClientHolder, _FETCH, None)
+NOTE: Any = getattr(Telemetry, _NOTE, None)
 MAKE: Callable[[], httpx.AsyncBaseTransport] | None = getattr(_base_client, _MAKE, None)
 
 
@@ -79,6 +87,19 @@ def apply() -> None:
         setattr(InternalClientHolder, _FETCH, fetch_and_close)
         if MAKE is not None and not inspect.signature(MAKE).parameters:
             setattr(_base_client, _MAKE, reused_transport)
+        if inspect.iscoroutinefunction(NOTE):
+            setattr(Telemetry, _NOTE, note_beside)
+
+
+_noting: set[asyncio.Task[bool]] = set()
+
+
+async def note_beside(self: Telemetry, exception: BaseException, *how: Any, **more: Any) -> bool:
+    """``log_fatal_exception``, without waiting until the service has taken it."""
+    noting = asyncio.get_running_loop().create_task(NOTE(self, exception, *how, **more))
+    _noting.add(noting)
+    noting.add_done_callback(_noting.discard)
+    return True
 
 
 _Providers = tuple[object, object]
