@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tinker_recovery import (
     Supervisor,
     UsageError,
 )
+from tinker_recovery.errors import ExportUnavailable
 from tinker_recovery.export import publisher
 from tinker_recovery.journal import Journal, default_path
 from tinker_recovery.journal.holder import Holder
@@ -235,6 +236,56 @@ async def test_whatever_publishing_meets_the_run_ends_as_ever(
     supervisor = await run(publishing("each"), events, functools.partial(train, steps=4))
     assert supervisor.runs[0].recoveries == []
     assert "a bug of ours" in told(events, "checkpoint.publish_failed")[0]
+
+
+async def test_one_that_a_better_one_replaces_while_it_fails_harms_nothing(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    replaced, tried = anyio.Event(), 0
+    publish = publisher.publish
+
+    async def first_fails(folder: Path, *more: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            with anyio.fail_after(30):
+                await replaced.wait()
+            assert sorted(each.name for each in folder.iterdir()) == [
+                "adapter_config.json",
+                "adapter_model.safetensors",
+                "tinker_recovery.json",
+            ], "what is being uploaded was taken away"
+            raise ExportUnavailable("the hub is out of reach")
+        return await publish(folder, *more)
+
+    monkeypatch.setattr(publisher, "publish", first_fails)
+    drop = publisher.Waiting.drop
+
+    def told_drop(self: publisher.Waiting, path: str) -> None:
+        drop(self, path)
+        replaced.set()
+
+    monkeypatch.setattr(publisher.Waiting, "drop", told_drop)
+    events: list[RecoveryEvent] = []
+    losses = [9.0, 9.0, 7.0, 7.0, 6.0, 6.0]
+    loop = functools.partial(slowly, losses=losses, go_on=lambda: tried > 0)
+    await run(publishing("best"), events, loop)
+    assert "KeyError" not in caplog.text
+    assert titles(hub)[-1] == "step 6 of run sft"
+    assert not list((default_path().parent / "exports").iterdir())
+
+
+async def slowly(attempt: Attempt, *, losses: Sequence[float], go_on: Callable[[], bool]) -> None:
+    """Trains two steps, and the others once ``go_on`` says so."""
+    await reporting(attempt, losses=losses[:2], hub=None)
+    while not go_on():  # noqa: ASYNC110 - its own thread
+        await anyio.sleep(0.02)
+    for step in range(2, len(losses)):
+        forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+        update = attempt.client.optim_step(ADAM)
+        await forward
+        await update
+        attempt.report(loss=losses[step])
 
 
 async def test_a_run_that_only_observes_publishes_nothing(hub: LocalHub) -> None:

@@ -100,6 +100,8 @@ class Publisher:
         self._news = anyio.Event()
         self._work_to_do = anyio.Event()
         self._turn, self._looking = anyio.Lock(), anyio.Lock()
+        self._attempted: str | None = None
+        self._left: set[str] = set()  # whose files are removed once the attempt is over
         self._adopted = False
 
     @property
@@ -256,7 +258,10 @@ class Publisher:
         for path in found.drop:
             await self._notebook.end_publication(path)
             self._waiting.drop(path)
-            await anyio.to_thread.run_sync(self._remove, path)
+            if path == self._attempted:
+                self._left.add(path)  # its files are in use: half of them could be published
+            else:
+                await anyio.to_thread.run_sync(self._remove, path)
         if run.over and not found.add:
             self._runs.pop(run.name, None)
 
@@ -300,6 +305,18 @@ class Publisher:
 
     async def _attempt(self, publication: Publication) -> None:
         """Export and publish one; whatever happens, it is noted, and nothing is raised."""
+        self._attempted = publication.path
+        try:
+            await self._attempt_it(publication)
+        except Exception as error:  # noqa: BLE001 - a crash here would count against the Supervisor
+            self._failed(publication, error)
+        finally:
+            self._attempted = None
+        for path in list(self._left):
+            self._left.discard(path)
+            await anyio.to_thread.run_sync(self._remove, path)
+
+    async def _attempt_it(self, publication: Publication) -> None:
         path = publication.path
         try:
             run = self._runs.get(publication.run)
@@ -317,11 +334,11 @@ class Publisher:
             await self._give_up(publication, str(error))
         except ExportRefused as error:
             if self._exported(path):
-                self._failed(publication, error, MOST_DELAY_S)  # the hub's word may change
+                self._failed(publication, error, refused=True)  # the hub's word may change
             else:
                 await self._give_up(publication, str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is: training continues, and it is tried again
-            self._failed(publication, error, self._delay(path))
+            self._failed(publication, error)
         else:
             await self._succeeded(publication, manifest, done)
 
@@ -441,9 +458,10 @@ class Publisher:
         growth = 2.0 ** min(self._waiting.failures(path), 10)
         return min(FIRST_DELAY_S * growth, MOST_DELAY_S) * (1 + 0.2 * self._clock.random())
 
-    def _failed(self, publication: Publication, error: Exception, delay_s: float) -> None:
+    def _failed(self, publication: Publication, error: Exception, *, refused: bool = False) -> None:
         if publication.path not in self._waiting:
             return  # another took its place meanwhile
+        delay_s = MOST_DELAY_S if refused else self._delay(publication.path)
         said = str(error) or repr(error)
         repeated = self._waiting.note_failure(publication.path, said, self._clock.wall() + delay_s)
         self._emit(
