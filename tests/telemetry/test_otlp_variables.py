@@ -462,3 +462,29 @@ async def test_without_the_extra_nothing_is_exported_and_no_one_is_disturbed(
     assert "traces are not exported: exporting traces needs the OpenTelemetry SDK" in caplog.text
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert local.base_url
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100000"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "-1"),
+    ],
+)
+def test_a_variable_that_the_sdk_cannot_read_ends_no_program(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, value: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv(variable, value)
+    made: list[Any] = []
+    for name in ("configure_tracing", "configure_metrics"):
+        configure = getattr(environment, name)
+        monkeypatch.setattr(
+            environment, name, lambda of=configure: made.append(of(flush_s=0.0)) or made[-1]
+        )
+    environment.export_by_environment()
+    for export in made:
+        export.shutdown(0.0)
+    assert "are not exported: " in caplog.text

@@ -49,6 +49,8 @@ def _try(signal: str, configure: Callable[[], Any]) -> None:
             logger.info("%s are not exported: %s", signal, error)
         else:
             logger.warning("%s are not exported: %s", signal, error)
+    except Exception as error:  # noqa: BLE001 - what the SDK raises for a variable that it cannot read
+        logger.warning("%s are not exported: %s: %s", signal, type(error).__name__, error)
 
 
 def _has_endpoint(signal: str) -> bool:
