@@ -250,7 +250,7 @@ async def test_one_that_a_better_one_replaces_while_it_fails_harms_nothing(
         if tried == 1:
             with anyio.fail_after(30):
                 await replaced.wait()
-            assert sorted(each.name for each in folder.iterdir()) == [
+            assert sorted([each.name async for each in anyio.Path(folder).iterdir()]) == [
                 "adapter_config.json",
                 "adapter_model.safetensors",
                 "tinker_recovery.json",
