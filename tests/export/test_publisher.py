@@ -30,6 +30,8 @@ from tinker_recovery import (
 )
 from tinker_recovery.errors import ExportUnavailable
 from tinker_recovery.export import publisher
+from tinker_recovery.export.hub import publish
+from tinker_recovery.export.waiting import Waiting
 from tinker_recovery.journal import Journal, default_path
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.publication import Publication, kept_for_export
@@ -242,7 +244,6 @@ async def test_one_that_a_better_one_replaces_while_it_fails_harms_nothing(
     hub: LocalHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     replaced, tried = anyio.Event(), 0
-    publish = publisher.publish
 
     async def first_fails(folder: Path, *more: Any) -> Any:
         nonlocal tried
@@ -259,13 +260,13 @@ async def test_one_that_a_better_one_replaces_while_it_fails_harms_nothing(
         return await publish(folder, *more)
 
     monkeypatch.setattr(publisher, "publish", first_fails)
-    drop = publisher.Waiting.drop
+    drop = Waiting.drop
 
-    def told_drop(self: publisher.Waiting, path: str) -> None:
+    def told_drop(self: Waiting, path: str) -> None:
         drop(self, path)
         replaced.set()
 
-    monkeypatch.setattr(publisher.Waiting, "drop", told_drop)
+    monkeypatch.setattr(Waiting, "drop", told_drop)
     events: list[RecoveryEvent] = []
     losses = [9.0, 9.0, 7.0, 7.0, 6.0, 6.0]
     loop = functools.partial(slowly, losses=losses, go_on=lambda: tried > 0)

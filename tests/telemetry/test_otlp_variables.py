@@ -478,12 +478,14 @@ def test_a_variable_that_the_sdk_cannot_read_ends_no_program(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv(variable, value)
-    made: list[Any] = []
+    made: list[Export] = []
+
+    def noted(configure: Callable[..., Export]) -> None:
+        made.append(configure(flush_s=0.0))
+
     for name in ("configure_tracing", "configure_metrics"):
-        configure = getattr(environment, name)
-        monkeypatch.setattr(
-            environment, name, lambda of=configure: made.append(of(flush_s=0.0)) or made[-1]
-        )
+        configure = functools.partial(noted, getattr(environment, name))
+        monkeypatch.setattr(environment, name, configure)
     environment.export_by_environment()
     for export in made:
         export.shutdown(0.0)
