@@ -73,7 +73,7 @@ def test_the_list_of_commands_has_each_command_with_the_help_of_its_own() -> Non
     with context.scope():
         context.terminal_width = 200
         shown = main.get_help(context).partition("Commands:\n")[2]
-    said = dict(line.split(maxsplit=1) for line in shown.splitlines())
+    said = dict(line.split(maxsplit=1) for line in shown.partition("\n\n")[0].splitlines())
     own = {}
     for name in modules:
         command = main.get_command(context, name)

@@ -15,6 +15,7 @@ import anyio
 import pytest
 import tinker
 from inspection import (
+    confirmed_step,
     open_claims,
     retention_is_scheduled,
     set_claim_s,
@@ -225,6 +226,8 @@ async def test_whoever_has_lost_the_claim_deletes_nothing(
         await train(attempt, steps=6)
         await attempt.client.drain()
         await until(lambda: retention_is_scheduled(supervisor))
+        # Only then is 6 known to be good, and 4 to be deleted for it.
+        await until(lambda: confirmed_step(attempt) == 6)
         server.fail_session(*open_claims(server))
         with anyio.CancelScope(shield=True):  # the Monitor may be first, and end the body
             await settle_retention(supervisor)

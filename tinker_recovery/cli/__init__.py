@@ -72,7 +72,7 @@ class _Lazy(click.Group):
 
             vars(error)["message"] = as_text(error.message)
             if "--json" in (args[: args.index("--")] if "--" in args else args):
-                raise _AsJson(error) from error
+                raise _AsJson(error.format_message(), error.exit_code) from error
             raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
@@ -83,9 +83,10 @@ class _Lazy(click.Group):
 class _AsJson(click.ClickException):
     """An error of click's own, for a program."""
 
-    def __init__(self, error: click.ClickException) -> None:
-        super().__init__(error.format_message())
-        vars(self)["exit_code"] = error.exit_code
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.args = message, status  # what a copy is made of
+        vars(self)["exit_code"] = status
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it as one line of JSON, to standard error."""

@@ -123,8 +123,10 @@ class RetentionLoop:
             metrics.kept(run.name, done.kept)
         except Exception as error:  # noqa: BLE001 - an unread listing, a full disk, the user's own predicate: training continues, and nothing was deleted
             next_at = self._clock.wall() + RETRY_S
-            if run.ended and isinstance(error, LeaseLost):
-                return  # it was given free meanwhile, by itself
+            claim = run.guard.claim
+            lost = claim is not None and claim.lost.is_set()
+            if run.ended and isinstance(error, LeaseLost) and not lost:
+                return  # the run has given its claim free meanwhile
             self._events.emit(
                 names.EVENT_RETENTION_FAILED,
                 run.name,
