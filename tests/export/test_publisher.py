@@ -289,6 +289,23 @@ async def slowly(attempt: Attempt, *, losses: Sequence[float], go_on: Callable[[
         attempt.report(loss=losses[step])
 
 
+async def test_what_waits_for_a_wrong_repository_goes_to_the_one_that_is_named_since(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fail(403, "not yours", times=2, path="repos/create")
+    given = publishing("each", push_to_hub="them/sft", publish_timeout_s=1.0)
+    await run(given, [], functools.partial(train, steps=4))
+    assert {Publication.read(each).repository for each in noted().values()} == {"them/sft"}  # type: ignore[union-attr]  # it is one
+    monkeypatch.setattr(Holder, "lives", lambda *_, **__: False)
+    async with Supervisor(publishing("each", publish_timeout_s=5.0)) as supervisor:
+        loop = functools.partial(train, steps=6)
+        more: Any = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft", "extend": True}
+        await supervisor.run(loop, **more)
+    # The first may be tried before the run is open, which is what knows the new name.
+    assert titles(hub)[-2:] == ["step 4 of run sft", "step 6 of run sft"]
+    assert noted() == {}
+
+
 async def test_a_run_that_only_observes_publishes_nothing(hub: LocalHub) -> None:
     given = publishing("each").model_copy(update={"enabled": False})
     await run(given, [], functools.partial(train, steps=2))

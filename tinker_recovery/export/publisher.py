@@ -11,7 +11,6 @@ What fails is tried again with growing delays.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import shutil
@@ -31,6 +30,8 @@ from tinker_recovery.checkpoints.publishing import (
     Intentions,
     intentions,
     next_of,
+    read_done,
+    write_done,
 )
 from tinker_recovery.errors import (
     ExportRefused,
@@ -216,7 +217,7 @@ class Publisher:
     async def _adopt(self) -> None:
         """Go on with what processes that are dead had begun."""
         notes = await self._notebook.notes()
-        self._done = {lineage: _read_done(said) for lineage, said in notes.published.items()}
+        self._done = {lineage: read_done(said) for lineage, said in notes.published.items()}
         for path, said in notes.publications.items():
             found = Publication.read(said)
             if found is None or found.holder.lives() is not False:
@@ -250,6 +251,15 @@ class Publisher:
         )
 
     async def _intend(self, run: PublishedRun) -> None:
+        to = repository_of(self._policy.push_to_hub, run.name)
+        for each in self._waiting.all():
+            # What was noted by a process that is dead, whose policy named another: it is in the way
+            # of all that comes later, and may never get there.
+            mine = each.lineage == run.lineage and each.path != self._attempted
+            if mine and each.repository != to:
+                publication = replace(each, repository=to)
+                await self._notebook.write_publication(each.path, publication.said())
+                self._waiting.add(publication)
         found = self._intentions(run)
         for candidate in found.add:
             publication = self._publication(run, candidate)
@@ -449,7 +459,7 @@ class Publisher:
         done = self._done[lineage] = before.and_also(_candidate(publication), mode)
         self._waiting.drop(path)
         try:
-            await self._notebook.end_publication(path, lineage, _write_done(done))
+            await self._notebook.end_publication(path, lineage, write_done(done))
         except JournalError as error:
             logger.warning("that %s was published could not be written down: %s", path, error)
         await anyio.to_thread.run_sync(self._remove, path)
@@ -483,15 +493,3 @@ class Publisher:
 
 def _candidate(publication: Publication) -> Candidate:
     return Candidate(publication.path, publication.step or 0, publication.value)
-
-
-def _write_done(done: Done) -> str:
-    return json.dumps([done.step, done.value])
-
-
-def _read_done(said: str) -> Done:
-    try:
-        step, value = json.loads(said)
-        return Done(int(step), None if value is None else float(value))
-    except (ValueError, TypeError):
-        return Done()
