@@ -17,6 +17,7 @@ from a_run import loaded, newest, trained
 from click.testing import CliRunner, Result
 
 from tinker_recovery.cli import main
+from tinker_recovery.cli.kept_demos import note_demo
 from tinker_recovery.export import merge as merging
 from tinker_recovery.journal import Journal, default_path
 from tinker_recovery.journal.publication import kept_for_export
@@ -161,3 +162,23 @@ def test_what_the_demo_has_kept_is_exported_though_its_server_is_gone(tmp_path: 
     again = _run(tmp_path, "export", "poisoned", "--journal", "kept", "--to", "adapter")
     assert again.returncode == 0, again.stdout + again.stderr
     assert any(name.endswith("down_proj.lora_B.weight") for name in loaded(tmp_path / "adapter"))
+
+
+async def test_a_run_of_the_users_service_comes_before_that_of_a_demo_by_the_same_name(
+    local: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", str(tmp_path / "another machine"))
+    path = newest(local, await trained("poisoned"))
+    monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", str(tmp_path / "kept"))
+    async with LocalTinker() as demo:
+        with monkeypatch.context() as served:
+            served.setenv("TINKER_BASE_URL", demo.base_url)
+            served.setenv("TINKER_API_KEY", demo.api_key)
+            await trained("poisoned")
+            await trained("of the demo")
+        monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", str(tmp_path / "state"))
+        note_demo(tmp_path / "kept")
+        said = await _json("poisoned", "--to", str(tmp_path / "a"))
+        assert said["checkpoint"] == path
+        other = await _export("of the demo", "--to", str(tmp_path / "b"))
+        assert "is the run that `demo --keep` has kept in" in other.output

@@ -89,6 +89,11 @@ async def test_a_folder_that_is_whole_is_left_as_it_is_and_one_of_something_else
         (tmp_path / "adapter_model.safetensors").unlink()
         again = await exporter.export(facts(path), tmp_path)
         assert again.digest == first.digest
+        with (tmp_path / "adapter_model.safetensors").open("r+b") as file:
+            file.seek(-4, os.SEEK_END)
+            file.write(b"\0\0\0\1")
+        again = await exporter.export(facts(path), tmp_path)
+        assert again.is_sound(tmp_path), "of the right size, and not what was exported"
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "adapter_config.json").write_text("{}")
         with pytest.raises(ExportRefused, match=r"has adapter_config\.json, which no export of"):

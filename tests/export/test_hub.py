@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import pytest_asyncio
 
@@ -186,3 +187,18 @@ def test_what_comes_from_elsewhere_is_text_in_the_card(tmp_path: Path) -> None:
     assert "\n# [a]" not in card
     assert card.count("---\n") == 2
     assert "base_model" not in card.partition("---\n\n")[0]
+
+
+async def test_a_readme_in_the_folder_stays_and_a_missing_file_is_not_left_out(
+    hub: LocalHub, tmp_path: Path
+) -> None:
+    manifest = exported(tmp_path / "a")
+    (tmp_path / "a" / "README.md").write_text("the user's own")
+    await publish(tmp_path / "a", manifest, "me/sft")
+    assert (tmp_path / "a" / "README.md").read_text() == "the user's own"
+    (one,) = hub.repositories["me/sft"].commits
+    assert b"LoRA adapter of run" in one.files["README.md"]
+    await anyio.Path(tmp_path / "a" / "adapter_model.safetensors").unlink()
+    with pytest.raises((ExportUnavailable, ExportRefused)):
+        await publish(tmp_path / "a", manifest, "me/other")
+    assert not hub.repositories["me/other"].commits

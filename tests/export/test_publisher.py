@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,10 @@ from tinker_recovery import (
     Supervisor,
     UsageError,
 )
+from tinker_recovery.errors import ExportUnavailable
 from tinker_recovery.export import publisher
+from tinker_recovery.export.hub import publish
+from tinker_recovery.export.waiting import Waiting
 from tinker_recovery.journal import Journal, default_path
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.publication import Publication, kept_for_export
@@ -235,6 +238,72 @@ async def test_whatever_publishing_meets_the_run_ends_as_ever(
     supervisor = await run(publishing("each"), events, functools.partial(train, steps=4))
     assert supervisor.runs[0].recoveries == []
     assert "a bug of ours" in told(events, "checkpoint.publish_failed")[0]
+
+
+async def test_one_that_a_better_one_replaces_while_it_fails_harms_nothing(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    replaced, tried = anyio.Event(), 0
+
+    async def first_fails(folder: Path, *more: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            with anyio.fail_after(30):
+                await replaced.wait()
+            assert sorted([each.name async for each in anyio.Path(folder).iterdir()]) == [
+                "adapter_config.json",
+                "adapter_model.safetensors",
+                "tinker_recovery.json",
+            ], "what is being uploaded was taken away"
+            raise ExportUnavailable("the hub is out of reach")
+        return await publish(folder, *more)
+
+    monkeypatch.setattr(publisher, "publish", first_fails)
+    drop = Waiting.drop
+
+    def told_drop(self: Waiting, path: str) -> None:
+        drop(self, path)
+        replaced.set()
+
+    monkeypatch.setattr(Waiting, "drop", told_drop)
+    events: list[RecoveryEvent] = []
+    losses = [9.0, 9.0, 7.0, 7.0, 6.0, 6.0]
+    loop = functools.partial(slowly, losses=losses, go_on=lambda: tried > 0)
+    await run(publishing("best"), events, loop)
+    assert "KeyError" not in caplog.text
+    assert titles(hub)[-1] == "step 6 of run sft"
+    assert not list((default_path().parent / "exports").iterdir())
+
+
+async def slowly(attempt: Attempt, *, losses: Sequence[float], go_on: Callable[[], bool]) -> None:
+    """Trains two steps, and the others once ``go_on`` says so."""
+    await reporting(attempt, losses=losses[:2], hub=None)
+    while not go_on():  # noqa: ASYNC110 - its own thread
+        await anyio.sleep(0.02)
+    for step in range(2, len(losses)):
+        forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+        update = attempt.client.optim_step(ADAM)
+        await forward
+        await update
+        attempt.report(loss=losses[step])
+
+
+async def test_what_waits_for_a_wrong_repository_goes_to_the_one_that_is_named_since(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fail(403, "not yours", times=2, path="repos/create")
+    given = publishing("each", push_to_hub="them/sft", publish_timeout_s=1.0)
+    await run(given, [], functools.partial(train, steps=4))
+    assert {Publication.read(each).repository for each in noted().values()} == {"them/sft"}  # type: ignore[union-attr]  # it is one
+    monkeypatch.setattr(Holder, "lives", lambda *_, **__: False)
+    async with Supervisor(publishing("each", publish_timeout_s=5.0)) as supervisor:
+        loop = functools.partial(train, steps=6)
+        more: Any = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft", "extend": True}
+        await supervisor.run(loop, **more)
+    # The first may be tried before the run is open, which is what knows the new name.
+    assert titles(hub)[-2:] == ["step 4 of run sft", "step 6 of run sft"]
+    assert noted() == {}
 
 
 async def test_a_run_that_only_observes_publishes_nothing(hub: LocalHub) -> None:

@@ -188,6 +188,7 @@ def _files(folder: Path) -> list[Path]:
         ({"notify": f"json://{SECRET}"}, "notify is not allowed as a text"),
         ({"heartbeat_url": f"ftp://host/{SECRET}"}, "heartbeat_url is not allowed"),
         ({"heartbeat_url": f"http://host:no-port/{SECRET}"}, "heartbeat_url is not allowed"),
+        ({"heartbeat_url": f"http://host/{SECRET}\n"}, "heartbeat_url is not allowed"),
     ],
 )
 def test_an_address_that_cannot_work_is_refused_and_not_shown(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 
+import anyio.to_thread
+import pytest
 from opentelemetry import context
 from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, _SUPPRESS_INSTRUMENTATION_KEY
 
@@ -61,3 +64,27 @@ async def test_what_is_given_up_at_the_end_is_not_handled_later() -> None:
     go_on.set()
     await worker.finish(10.0)
     assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit("over"), KeyboardInterrupt(), asyncio.CancelledError()]
+)
+async def test_whatever_is_raised_is_warned_of_and_what_comes_later_is_handled(
+    caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    seen: list[int] = []
+    first = threading.Event()
+
+    def handle(things: Sequence[int]) -> None:
+        if 1 in things:
+            first.set()
+            raise error
+        seen.extend(things)
+
+    worker = Worker("it", handle, most=10)
+    worker.put(1)
+    await anyio.to_thread.run_sync(first.wait, 10.0)
+    worker.put(2)
+    await worker.finish(10.0)
+    assert seen == [2]
+    assert f"it failed, and the run goes on: {type(error).__name__}" in caplog.text

@@ -462,3 +462,58 @@ async def test_without_the_extra_nothing_is_exported_and_no_one_is_disturbed(
     assert "traces are not exported: exporting traces needs the OpenTelemetry SDK" in caplog.text
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert local.base_url
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100000"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "-1"),
+    ],
+)
+def test_a_variable_that_the_sdk_cannot_read_ends_no_program(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, value: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv(variable, value)
+    made: list[Export] = []
+
+    def noted(configure: Callable[..., Export]) -> None:
+        made.append(configure(flush_s=0.0))
+
+    for name in ("configure_tracing", "configure_metrics"):
+        configure = functools.partial(noted, getattr(environment, name))
+        monkeypatch.setattr(environment, name, configure)
+    environment.export_by_environment()
+    for export in made:
+        export.shutdown(0.0)
+    assert "are not exported: " in caplog.text
+
+
+def test_a_provider_that_the_program_sets_later_takes_the_place_of_ours(
+    monkeypatch: pytest.MonkeyPatch, receivers: Receivers, caplog: pytest.LogCaptureFixture
+) -> None:
+    _set(monkeypatch, {ALL + "ENDPOINT": "http://GRPC"}, receivers)
+    made: list[Export] = []
+
+    def noted(configure: Callable[..., Export]) -> None:
+        made.append(configure(flush_s=0.0))
+
+    for name in ("configure_tracing", "configure_metrics"):
+        configure = functools.partial(noted, getattr(environment, name))
+        monkeypatch.setattr(environment, name, configure)
+    environment.export_by_environment()
+    assert len(made) == 2
+    tracers, meters = TracerProvider(shutdown_on_exit=False), MeterProvider(shutdown_on_exit=False)
+    trace.set_tracer_provider(tracers)
+    otel_metrics.set_meter_provider(meters)
+    assert trace.get_tracer_provider() is tracers
+    assert otel_metrics.get_meter_provider() is meters
+    trace.set_tracer_provider(TracerProvider(shutdown_on_exit=False))
+    assert trace.get_tracer_provider() is tracers, "and that once, as ever"
+    assert "Overriding of current MeterProvider" not in caplog.text
+    for export in made:
+        export.shutdown()
+    meters.shutdown()

@@ -7,6 +7,7 @@ trains again was published before.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -125,3 +126,17 @@ def intentions(
 def next_of(waiting: Iterable[Candidate]) -> Candidate | None:
     """What is to be published first: the one with the fewest steps."""
     return min(waiting, key=lambda each: (each.step, each.path), default=None)
+
+
+def write_done(done: Done) -> str:
+    """What was published, as the journal notes it."""
+    return json.dumps([done.step, done.value])
+
+
+def read_done(said: str) -> Done:
+    """What the journal has noted; nothing, if another version noted something else."""
+    try:
+        step, value = json.loads(said)
+        return Done(int(step), None if value is None else float(value))
+    except (ValueError, TypeError):
+        return Done()

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from tinker_recovery.cli.common import (
     refuse,
     refuse_service,
 )
-from tinker_recovery.cli.kept_demos import demo_with
+from tinker_recovery.cli.kept_demos import demo_with, is_local
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoint_policy import Format
@@ -148,13 +148,10 @@ def command(  # noqa: PLR0913 - one argument for each option
         path = journal_file(journal)
         if journal is not None and not path.exists():
             raise JournalError(f"there is no journal at {path}")  # noqa: TRY301 - like any other
-        if journal is None and not _knows(path, target) and (kept := demo_with(target)):
-            echo(f"{target} is the run that `demo --keep` has kept in {kept}", err=True)
-            path = journal_file(kept)
+        kept = demo_with(target) if journal is None and not _knows(path, target) else None
         with folder_or_temporary(folder) as place:
-            facts, manifest, published = asyncio.run(
-                _export(_Order(target, place, push, form, strategy, base, merged, path))
-            )
+            order = _Order(target, place, push, form, strategy, base, merged, path)
+            facts, manifest, published = _export_or_demo(order, kept)
     except UsageError as error:
         refuse(redact(str(error)), WRONG)
     except ServiceUnusable as error:
@@ -200,6 +197,22 @@ class _Order:
     base: Path | None
     merged: Path | None
     journal: Path
+
+
+def _export_or_demo(
+    order: _Order, kept: Path | None
+) -> tuple[CheckpointFacts, Manifest, Published | None]:
+    """Export it; the run of a demo that was kept only where no service knows one of that name."""
+    from tinker_recovery.recovery.dry_run import NoSuchRun
+
+    if kept is None or os.environ.get("TINKER_API_KEY"):
+        try:
+            return asyncio.run(_export(order))
+        except NoSuchRun:
+            if kept is None:
+                raise
+    echo(f"{order.target} is the run that `demo --keep` has kept in {kept}", err=True)
+    return asyncio.run(_export(replace(order, journal=journal_file(kept))))
 
 
 async def _export(order: _Order) -> tuple[CheckpointFacts, Manifest, Published | None]:
@@ -257,7 +270,8 @@ async def _export(order: _Order) -> tuple[CheckpointFacts, Manifest, Published |
 async def _demo_served(journal: Path, run: str) -> AsyncGenerator[None]:
     """What `demo --keep` has stored beside the journal, served again meanwhile.
 
-    That journal is of the demo's own server alone, whatever service the environment names.
+    What it knows of this machine is of the demo's own server, whatever service the environment
+    names.
     """
     root = demo_server(journal.parent)
     if not await anyio.Path(root).is_dir():
@@ -269,6 +283,9 @@ async def _demo_served(journal: Path, run: str) -> AsyncGenerator[None]:
     from tinker_recovery.testing import LocalTinkerProcess
 
     view = await anyio.to_thread.run_sync(read_run, journal, run)
+    if view is not None and not is_local(view.service):
+        yield  # of another service, in a folder that a demo was kept in as well
+        return
     # The same port: by the address of its service the journal knows a run.
     port = 0 if view is None else urlsplit(view.service).port or 0
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 FILE = "demos"
 """Its name, beside the journal: a folder a line, the newest last."""
@@ -33,6 +34,12 @@ def demo_with(run: str) -> Path | None:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in reversed(default_path().with_name(FILE).read_text().splitlines()):
             with contextlib.suppress(JournalError):
-                if read_run(Path(line) / JOURNAL_FILE, run) is not None:
+                view = read_run(Path(line) / JOURNAL_FILE, run)
+                if view is not None and is_local(view.service):
                     return Path(line)
     return None
+
+
+def is_local(service: str) -> bool:
+    """Whether a service is on this machine, as that of a demo is."""
+    return urlsplit(service).hostname in {"127.0.0.1", "localhost", "::1"}

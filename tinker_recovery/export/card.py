@@ -8,7 +8,6 @@ import re
 
 from tinker_recovery.export.manifest import Manifest
 
-CARD = "README.md"
 _MODEL = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -319,7 +319,7 @@ def _already(to: Path, checkpoint: CheckpointFacts, form: Format) -> Manifest | 
     manifest = Manifest.of_folder(to)
     if manifest is not None:
         if manifest.checkpoint.path == checkpoint.path and manifest.format == form:
-            if manifest.is_whole(to):
+            if manifest.is_sound(to):
                 return manifest
         else:
             raise ExportRefused(

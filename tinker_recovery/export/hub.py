@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 
 from tinker_recovery.errors import ExportRefused, ExportUnavailable
-from tinker_recovery.export.card import CARD, model_card
+from tinker_recovery.export.card import model_card
 from tinker_recovery.export.manifest import Manifest
 from tinker_recovery.telemetry.redaction import hide_environment, redact
 
@@ -60,7 +59,7 @@ async def publish(
     Cancellable at any point: the process that uploads is ended.
 
     Args:
-        folder: What to publish; its model card is written there.
+        folder: What to publish; nothing is written there.
         manifest: Its manifest.
         repository: ``owner/name``, or a name of the token's owner; made if it does not exist.
         private: Whether it is made for its owner alone.
@@ -71,11 +70,11 @@ async def publish(
         ExportUnavailable: The hub is out of reach, or has no room.
     """
     hide_environment()
-    await anyio.to_thread.run_sync((folder / CARD).write_text, model_card(manifest))
     of = manifest.checkpoint
     step = of.path if of.step is None else f"step {of.step}"
     order = {
         "folder": str(folder),
+        "card": model_card(manifest),
         "manifest": json.dumps(asdict(manifest)),
         "repository": repository,
         "private": private,

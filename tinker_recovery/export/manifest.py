@@ -104,6 +104,12 @@ class Manifest:
             for name, (size, _) in self.files.items()
         )
 
+    def is_sound(self, folder: Path) -> bool:
+        """Whether each of its files is there, and the one it was. Blocks while it reads them."""
+        return self.is_whole(folder) and all(
+            _facts(folder / name) == facts for name, facts in self.files.items()
+        )
+
 
 def _facts(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:

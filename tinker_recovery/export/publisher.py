@@ -11,7 +11,6 @@ What fails is tried again with growing delays.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import shutil
@@ -31,6 +30,8 @@ from tinker_recovery.checkpoints.publishing import (
     Intentions,
     intentions,
     next_of,
+    read_done,
+    write_done,
 )
 from tinker_recovery.errors import (
     ExportRefused,
@@ -100,6 +101,8 @@ class Publisher:
         self._news = anyio.Event()
         self._work_to_do = anyio.Event()
         self._turn, self._looking = anyio.Lock(), anyio.Lock()
+        self._attempted: str | None = None
+        self._left: set[str] = set()  # whose files are removed once the attempt is over
         self._adopted = False
 
     @property
@@ -214,7 +217,7 @@ class Publisher:
     async def _adopt(self) -> None:
         """Go on with what processes that are dead had begun."""
         notes = await self._notebook.notes()
-        self._done = {lineage: _read_done(said) for lineage, said in notes.published.items()}
+        self._done = {lineage: read_done(said) for lineage, said in notes.published.items()}
         for path, said in notes.publications.items():
             found = Publication.read(said)
             if found is None or found.holder.lives() is not False:
@@ -248,6 +251,15 @@ class Publisher:
         )
 
     async def _intend(self, run: PublishedRun) -> None:
+        to = repository_of(self._policy.push_to_hub, run.name)
+        for each in self._waiting.all():
+            # What was noted by a process that is dead, whose policy named another: it is in the way
+            # of all that comes later, and may never get there.
+            mine = each.lineage == run.lineage and each.path != self._attempted
+            if mine and each.repository != to:
+                publication = replace(each, repository=to)
+                await self._notebook.write_publication(each.path, publication.said())
+                self._waiting.add(publication)
         found = self._intentions(run)
         for candidate in found.add:
             publication = self._publication(run, candidate)
@@ -256,7 +268,10 @@ class Publisher:
         for path in found.drop:
             await self._notebook.end_publication(path)
             self._waiting.drop(path)
-            await anyio.to_thread.run_sync(self._remove, path)
+            if path == self._attempted:
+                self._left.add(path)  # its files are in use: half of them could be published
+            else:
+                await anyio.to_thread.run_sync(self._remove, path)
         if run.over and not found.add:
             self._runs.pop(run.name, None)
 
@@ -300,6 +315,18 @@ class Publisher:
 
     async def _attempt(self, publication: Publication) -> None:
         """Export and publish one; whatever happens, it is noted, and nothing is raised."""
+        self._attempted = publication.path
+        try:
+            await self._attempt_it(publication)
+        except Exception as error:  # noqa: BLE001 - a crash here would count against the Supervisor
+            self._failed(publication, error)
+        finally:
+            self._attempted = None
+        for path in list(self._left):
+            self._left.discard(path)
+            await anyio.to_thread.run_sync(self._remove, path)
+
+    async def _attempt_it(self, publication: Publication) -> None:
         path = publication.path
         try:
             run = self._runs.get(publication.run)
@@ -317,11 +344,11 @@ class Publisher:
             await self._give_up(publication, str(error))
         except ExportRefused as error:
             if self._exported(path):
-                self._failed(publication, error, MOST_DELAY_S)  # the hub's word may change
+                self._failed(publication, error, refused=True)  # the hub's word may change
             else:
                 await self._give_up(publication, str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is: training continues, and it is tried again
-            self._failed(publication, error, self._delay(path))
+            self._failed(publication, error)
         else:
             await self._succeeded(publication, manifest, done)
 
@@ -432,7 +459,7 @@ class Publisher:
         done = self._done[lineage] = before.and_also(_candidate(publication), mode)
         self._waiting.drop(path)
         try:
-            await self._notebook.end_publication(path, lineage, _write_done(done))
+            await self._notebook.end_publication(path, lineage, write_done(done))
         except JournalError as error:
             logger.warning("that %s was published could not be written down: %s", path, error)
         await anyio.to_thread.run_sync(self._remove, path)
@@ -441,9 +468,10 @@ class Publisher:
         growth = 2.0 ** min(self._waiting.failures(path), 10)
         return min(FIRST_DELAY_S * growth, MOST_DELAY_S) * (1 + 0.2 * self._clock.random())
 
-    def _failed(self, publication: Publication, error: Exception, delay_s: float) -> None:
+    def _failed(self, publication: Publication, error: Exception, *, refused: bool = False) -> None:
         if publication.path not in self._waiting:
             return  # another took its place meanwhile
+        delay_s = MOST_DELAY_S if refused else self._delay(publication.path)
         said = str(error) or repr(error)
         repeated = self._waiting.note_failure(publication.path, said, self._clock.wall() + delay_s)
         self._emit(
@@ -465,15 +493,3 @@ class Publisher:
 
 def _candidate(publication: Publication) -> Candidate:
     return Candidate(publication.path, publication.step or 0, publication.value)
-
-
-def _write_done(done: Done) -> str:
-    return json.dumps([done.step, done.value])
-
-
-def _read_done(said: str) -> Done:
-    try:
-        step, value = json.loads(said)
-        return Done(int(step), None if value is None else float(value))
-    except (ValueError, TypeError):
-        return Done()

@@ -52,7 +52,11 @@ def _hub() -> str:
 
 
 def _upload(order: dict[str, Any]) -> dict[str, Any]:
-    from huggingface_hub import HfApi  # noqa: PLC0415 - large, and only needed here
+    from huggingface_hub import (  # noqa: PLC0415 - large, and only needed here
+        CommitOperationAdd,
+        CommitOperationDelete,
+        HfApi,
+    )
 
     mine = Manifest.from_text(order["manifest"])
     api = HfApi(library_name="tinker-recovery")
@@ -66,21 +70,28 @@ def _upload(order: dict[str, Any]) -> dict[str, Any]:
             f"{repo_id} holds another run, {held.checkpoint.run!r} ({_whose(held)}): push this "
             f"one, {mine.checkpoint.run!r} ({_whose(mine)}), to a repository of its own"
         )
-    if held is None:
-        others = [each.rfilename for each in api.model_info(repo_id).siblings or []]
-        others = [each for each in others if each not in _HARMLESS]
-        if others:
-            raise ExportRefused(
-                f"{repo_id} holds {', '.join(sorted(others)[:3])}, which no export of "
-                "tinker_recovery put there: push to a repository of its own"
-            )
-    done = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=order["folder"],
+    there = {each.rfilename for each in api.model_info(repo_id).siblings or []}
+    if held is None and (others := sorted(there - _HARMLESS)):
+        raise ExportRefused(
+            f"{repo_id} holds {', '.join(others[:3])}, which no export of "
+            "tinker_recovery put there: push to a repository of its own"
+        )
+    # File by file, and not the folder: one that is missing fails, and is not left out.
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(name, os.path.join(order["folder"], name))  # noqa: PTH118 - it takes a text
+        for name in (*mine.files, MANIFEST)
+    ]
+    operations.append(CommitOperationAdd("README.md", order["card"].encode()))
+    operations += [
+        CommitOperationDelete(each)
+        for each in (held.files if held else ())
+        if each not in mine.files and each in there
+    ]
+    done = api.create_commit(
+        repo_id,
+        operations,
         commit_message=order["title"],
         commit_description=order["description"],
-        allow_patterns=[*mine.files, MANIFEST, "README.md"],
-        delete_patterns=[each for each in (held.files if held else ()) if each not in mine.files],
     )
     return {"repository": repo_id, "url": url, "commit": done.oid}
 

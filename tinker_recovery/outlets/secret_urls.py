@@ -60,7 +60,9 @@ def check_http(name: str, url: object) -> str:
         try:
             hide_url(url)
             parts = urlsplit(url)
-            if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
+            # A blank, such as the end of a file's line, no request takes: each would fail later.
+            whole = re.search(r"[\x00-\x20\x7f]", url) is None
+            if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and whole:
                 return url
         except ValueError:
             pass

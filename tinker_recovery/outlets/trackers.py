@@ -183,7 +183,7 @@ class _Tracker:
 
     def _write(self, points: Iterable[Point]) -> None:
         """Write points. One that fails keeps none behind it from being written."""
-        failed: Exception | None = None
+        failed: BaseException | None = None
         for point in points:
             prefix = self._prefix(point.run)
             before = self._attempts.get(point.run, 1)
@@ -196,7 +196,7 @@ class _Tracker:
             for call in calls:
                 try:
                     call()
-                except Exception as error:  # noqa: BLE001 - raised below, when the others are written
+                except BaseException as error:  # noqa: BLE001 - raised below, when the others are written
                     failed = error
         self.flush()
         if failed is not None:

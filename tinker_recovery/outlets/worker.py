@@ -158,7 +158,7 @@ class Worker(Generic[_T]):
     def _try(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as error:  # noqa: BLE001 - whatever another's code raises, the run goes on
+        except BaseException as error:  # noqa: BLE001 - SystemExit, too, would end this thread, and with it all that comes later, without a word
             self._warn(f"failed, and the run goes on: {type(error).__name__}: {error}")
 
     def _warn(self, message: str) -> None:
