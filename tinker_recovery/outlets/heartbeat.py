@@ -79,5 +79,5 @@ def _asked(progress: Callable[[], object]) -> object:
     try:
         return progress()
     except Exception:
-        logger.exception("the progress of runs cannot be told: no heartbeat is sent")
+        logger.exception("the progress of runs cannot be read: no heartbeat is sent")
         return None

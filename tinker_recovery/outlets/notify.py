@@ -160,12 +160,12 @@ class _Receiver:
 
 def digest(messages: Sequence[Message]) -> tuple[str, str, bool]:
     """Title and text of one notification, and whether it says something bad."""
-    told = list(dict.fromkeys((message.what, message.run) for message in messages))
-    if len(told) == 1:
-        ((what, run),) = told
+    pairs = list(dict.fromkeys((message.what, message.run) for message in messages))
+    if len(pairs) == 1:
+        ((what, run),) = pairs
         title = f"run {run}: {what}" if run else what
     else:
-        counts = {what: sum(what == each for each, _ in told) for what, _ in told}
+        counts = {what: sum(what == each for each, _ in pairs) for what, _ in pairs}
         title = ", ".join(
             f"{count} x {what}" if count > 1 else what for what, count in counts.items()
         )
@@ -176,7 +176,7 @@ def digest(messages: Sequence[Message]) -> tuple[str, str, bool]:
     ]
     if len(messages) > _LINES:
         lines.append(f"and {len(messages) - _LINES} more: see the log")
-    bad = any(what in _BAD for what, _ in told)
+    bad = any(what in _BAD for what, _ in pairs)
     return f"tinker_recovery on {socket.gethostname()}: {as_text(title)}", "\n".join(lines), bad
 
 
@@ -185,7 +185,7 @@ class Teller:
 
     def __init__(self, topics: Collection[Topic]) -> None:
         self._topics = topics
-        self._told: set[str] = set()
+        self._notified: set[str] = set()
 
     def of_event(self, event: RecoveryEvent) -> Message | None:
         """What to say of an event, if anything."""
@@ -193,7 +193,7 @@ class Teller:
         if topic == "fault" and event.fields.get(names.FAULT_KIND) == Kind.LEASE_LOST.value:
             topic = "lease_lost"
         if topic in {"given_up", "lease_lost"}:
-            self._told.add(event.run)
+            self._notified.add(event.run)
         if topic is None or topic not in self._topics:
             return None
         if topic == "mass_failure":
@@ -203,8 +203,8 @@ class Teller:
 
     def of_end(self, run: str, error: BaseException | None) -> Message | None:
         """What to say of a run that is over, unless that was said."""
-        told = run in self._told
-        self._told.discard(run)
+        notified = run in self._notified
+        self._notified.discard(run)
         if error is None:
             return (
                 Message("finished", "it has come to its end", run)
@@ -212,7 +212,7 @@ class Teller:
                 else None
             )
         topic: Topic = "lease_lost" if isinstance(error, LeaseLost) else "given_up"
-        if told or topic not in self._topics or not isinstance(error, Exception):
+        if notified or topic not in self._topics or not isinstance(error, Exception):
             return None
         return Message(_SAYS[topic], f"{type(error).__name__}: {error}", run)
 

@@ -11,7 +11,7 @@ import anyio
 from tinker_recovery.clock import Clock
 from tinker_recovery.outlets.heartbeat import Heartbeat
 from tinker_recovery.outlets.notify import Message, Notify, Teller, notify_by
-from tinker_recovery.outlets.trackers import Ended, Point, Saved, Told, trackers_by
+from tinker_recovery.outlets.trackers import Ended, Item, Point, Saved, trackers_by
 from tinker_recovery.outlets.worker import Worker
 from tinker_recovery.telemetry import RecoveryEvent, names
 
@@ -79,9 +79,9 @@ class Outlets:
         if self._trackers:
             self._track(Point(run, step, dict(metrics), attempt, start_step, recoveries))
 
-    def _track(self, told: Told) -> None:
+    def _track(self, item: Item) -> None:
         for tracker in self._trackers:
-            tracker.put(told)
+            tracker.put(item)
 
     def _tell(self, message: Message | None) -> None:
         if message is not None:

@@ -101,7 +101,7 @@ class Ended:
     run: str
 
 
-Told = Point | Saved | Ended
+Item = Point | Saved | Ended
 
 
 class WhenSaved:
@@ -127,24 +127,24 @@ class _Held:
         self._saved: dict[str, int] = {}
         self._attempts: dict[str, int] = {}
 
-    def due(self, told: Told) -> Iterable[Point]:
+    def due(self, item: Item) -> Iterable[Point]:
         """The points to be written now that this is known."""
-        points = self._points[told.run]
-        if isinstance(told, Point):
-            if told.attempt != self._attempts.get(told.run, told.attempt):
-                while points and points[-1].step >= told.start_step:
+        points = self._points[item.run]
+        if isinstance(item, Point):
+            if item.attempt != self._attempts.get(item.run, item.attempt):
+                while points and points[-1].step >= item.start_step:
                     points.pop()  # abandoned
-                self._saved[told.run] = told.start_step
-            self._attempts[told.run] = told.attempt
-            points.append(told)
-        elif isinstance(told, Saved):
-            self._saved[told.run] = max(told.step, self._saved.get(told.run, 0))
-        saved = math.inf if isinstance(told, Ended) else self._saved.get(told.run, 0)
+                self._saved[item.run] = item.start_step
+            self._attempts[item.run] = item.attempt
+            points.append(item)
+        elif isinstance(item, Saved):
+            self._saved[item.run] = max(item.step, self._saved.get(item.run, 0))
+        saved = math.inf if isinstance(item, Ended) else self._saved.get(item.run, 0)
         while points and (points[0].step < saved or len(points) > _WAITING):
             yield points.popleft()
-        if isinstance(told, Ended):
+        if isinstance(item, Ended):
             for kept in (self._points, self._saved, self._attempts):
-                kept.pop(told.run, None)
+                kept.pop(item.run, None)
 
     def rest(self) -> Iterable[Point]:
         """All that are left."""
@@ -167,19 +167,19 @@ class _Tracker:
         self._only_run: str | None = None
         self._attempts: dict[str, int] = {}
 
-    def take(self, things: Sequence[Told]) -> None:
+    def take(self, things: Sequence[Item]) -> None:
         """Write the points that are due, oldest first."""
         try:
-            self._write(point for told in things for point in self._due(told))
+            self._write(point for item in things for point in self._due(item))
         finally:
-            for told in things:
-                if isinstance(told, Ended):
-                    self._attempts.pop(told.run, None)
+            for item in things:
+                if isinstance(item, Ended):
+                    self._attempts.pop(item.run, None)
 
-    def _due(self, told: Told) -> Iterable[Point]:
+    def _due(self, item: Item) -> Iterable[Point]:
         if self._held is not None:
-            return self._held.due(told)
-        return [told] if isinstance(told, Point) else []
+            return self._held.due(item)
+        return [item] if isinstance(item, Point) else []
 
     def _write(self, points: Iterable[Point]) -> None:
         """Write points. One that fails keeps none behind it from being written."""
@@ -298,7 +298,7 @@ class _TensorBoard(_Tracker):
         self._to.flush()
 
 
-def trackers_by(given: Iterable[object]) -> Sequence[Worker[Told]]:
+def trackers_by(given: Iterable[object]) -> Sequence[Worker[Item]]:
     """What writes to each of ``trackers=``.
 
     Raises:

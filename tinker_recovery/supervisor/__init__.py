@@ -99,7 +99,7 @@ class Supervisor:
             only processes that share the file see; or ``"both"``. Where the service cannot hold
             claims, it is the journal's. A claim costs a session and a heartbeat every ten seconds.
         notify: URLs of `apprise <https://github.com/caronc/apprise>`_ (extra ``notify``), or a
-            :class:`Notify`: who is told when a run is given up, its lease is lost, or many runs
+            :class:`Notify`: who is notified when a run is given up, its lease is lost, or many runs
             fail alike. By default, the blank-separated URLs of TINKER_RECOVERY_NOTIFY.
         heartbeat_url: Asked for (GET) every minute in which a run made progress, and not for one
             that is stuck or over: for a monitor that raises the alarm when this ceases.
