@@ -59,7 +59,7 @@ LIMIT_MS = 12.0
 FAR: dict[Literal["session", "loaded"], float] = {"session": 0.85, "loaded": 0.30}
 """What each standby may take over the loop in the same process, at the service far away."""
 RTT_S, LOAD_S = 0.1, 2.0
-FAR_FAULT, FAR_SAVE = 30, 2
+FAR_FAULT, FAR_SAVE = 22, 2
 """The step that is poisoned at the service far away, and the one saved before it: 5 s, by when what
 is on standby is ready, and in which no connection has been idle."""
 

@@ -42,6 +42,12 @@ asyncio.run(main())
 """
 
 
+@pytest.fixture(autouse=True)
+def _with_our_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the programs that are started find what is imported from tests/."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+
+
 async def _run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     lives = str(folder / "lives")
     return await anyio.to_thread.run_sync(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,12 @@ async def main():
 {before}
 asyncio.run(main())
 """
+
+
+@pytest.fixture(autouse=True)
+def _with_our_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the programs that are started find what is imported from tests/."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
 
 async def _said(
