@@ -35,6 +35,7 @@ ROOMS = [
     "costs",
     "checkpoint_policy",
     "forks",
+    "shielding",
     "errors",
     "clock",
     "supervision",

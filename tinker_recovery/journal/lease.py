@@ -149,3 +149,11 @@ def heartbeat(connection: sqlite3.Connection, holder: str, *, expires: float) ->
     connection.execute(
         "UPDATE leases SET beats = beats + 1, expires = ? WHERE holder = ?", (expires, holder)
     )
+
+
+def give_back(
+    connection: sqlite3.Connection, taken: HeldLease | tuple[int, int, object, int]
+) -> None:
+    """Release what was taken for nobody: a run and its token, if it was not another's."""
+    if not isinstance(taken, HeldLease):
+        release(connection, *taken[:2])

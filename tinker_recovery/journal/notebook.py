@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 
 from tinker_recovery.journal.journal import Journal
+from tinker_recovery.shielding import to_the_end
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -45,8 +46,7 @@ class Notebook:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        with anyio.CancelScope(shield=True):
-            await self._do(self._journal.close)
+        await to_the_end(self._do(self._journal.close))
 
     notes = _threaded(Journal.notes)
     is_pinned = _threaded(Journal.is_pinned)

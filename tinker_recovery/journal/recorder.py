@@ -28,6 +28,7 @@ from tinker_recovery.journal.run_sql import RunRequest, StoredRun
 from tinker_recovery.journal.sampling import Point, Sampler
 from tinker_recovery.journal.schema import ALL_TOKENS
 from tinker_recovery.journal.writer import Job, Writer
+from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry import RecoveryEvent, names, redact
 from tinker_recovery.telemetry.redaction import redact_value
 
@@ -91,8 +92,7 @@ class Recorder:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.writer.close, CLOSE_S)
+        await to_the_end(anyio.to_thread.run_sync(self.writer.close, CLOSE_S))
 
     async def open_run(
         self, request: RunRequest, seen: HeldLease | None = None, *, rob: bool = False
@@ -108,9 +108,8 @@ class Recorder:
             JournalError: The journal cannot be written, so no other process could see the lease.
         """
         here = Holder.here(now=self.wall(), lease_s=lease.LEASE_S)
-        taken = await asyncio.wrap_future(
-            self.writer.submit(functools.partial(self._take, request, here, seen, rob))
-        )
+        take = functools.partial(self._take, request, here, seen, rob)
+        taken = await self.writer.done(take, undo=lease.give_back)
         if isinstance(taken, HeldLease):
             return taken
         record = RunRecord(self, request, *taken)
@@ -489,8 +488,7 @@ class RunRecord:
             lease.release(connection, self.id, self.token)
 
         try:
-            with anyio.CancelScope(shield=True):
-                await self.submit(write)
+            await to_the_end(self.submit(write))
         except LeaseLost:
             logger.warning(
                 "run %s has ended here, but another process had taken it over", self.name

@@ -7,6 +7,7 @@ once and retried, and training continues.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 import threading
@@ -101,6 +102,29 @@ class Writer:
         future: Future[Any] = Future()
         self._add(_Entry(job, future), urgent=True)
         return cast("Future[_T]", future)
+
+    async def done(
+        self,
+        job: Callable[[sqlite3.Connection], _T],
+        *,
+        undo: Callable[[sqlite3.Connection, _T], object],
+    ) -> _T:
+        """Do a job at once, and wait until it is on disk; raises as the future of :meth:`submit`.
+
+        If it is cancelled meanwhile, the job is left out, or ``undo`` is done behind it.
+        """
+        doing = self.submit(job)
+        try:
+            return await asyncio.wrap_future(doing)
+        except asyncio.CancelledError:
+            if not doing.cancel():
+
+                def take_back(connection: sqlite3.Connection) -> None:
+                    if doing.exception() is None:
+                        undo(connection, doing.result())
+
+                self.put(take_back, soon=True)
+            raise
 
     def close(self, deadline_s: float) -> None:
         """Write what is queued and end the thread; blocks for up to ``deadline_s``."""

@@ -428,10 +428,9 @@ class Restore:
 
     async def discard(self, connection: Connection) -> None:
         """Close a client that is not going to be used; never raises an Exception."""
-        with anyio.CancelScope(shield=True):
-            await self._backend.close(
-                connection,
-                "interrupted",
-                "the recovery it was made for did not complete",
-                deadline_s=self._policy.close_timeout_s,
-            )
+        await self._backend.close(
+            connection,
+            "interrupted",
+            "the recovery it was made for did not complete",
+            deadline_s=self._policy.close_timeout_s,
+        )

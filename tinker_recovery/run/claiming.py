@@ -20,6 +20,7 @@ from tinker_recovery.service.contact import unanswered
 from tinker_recovery.service.guard import ClaimGuard, Guard
 from tinker_recovery.service.heartbeats import ThreadHeartbeats
 from tinker_recovery.service.http import Unreached
+from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry.names import SCOPE
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ class Claiming:
 
     async def aclose(self) -> None:
         """Release what is still held, and send no more heartbeats; never raises an Exception."""
+        await to_the_end(self._release_all())
+
+    async def _release_all(self) -> None:
         try:
             async with anyio.create_task_group() as group:
                 for guard in self._guards.values():
@@ -181,13 +185,18 @@ async def give_free(
         if well:
             await run.retention.settle_run(run, limit_s)
     finally:
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(2 * limit_s):
-                for attempt in filter(None, attempts):
-                    if attempt.faulty:
-                        # It is being replaced, and closed for that.
-                        with anyio.move_on_after(limit_s):
-                            await attempt.gone.wait()
-                    await attempt.close("interrupted", "the run is over")
+        await to_the_end(_release(run, attempts, limit_s))
+
+
+async def _release(
+    run: SupervisedRun, attempts: Iterable[AttemptScope | None], limit_s: float
+) -> None:
+    with anyio.move_on_after(2 * limit_s):
+        for attempt in filter(None, attempts):
+            if attempt.faulty:
+                # It is being replaced, and closed for that.
+                with anyio.move_on_after(limit_s):
                     await attempt.gone.wait()
-            await run.guard.release()
+            await attempt.close("interrupted", "the run is over")
+            await attempt.gone.wait()
+    await run.guard.release()

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from tinker_recovery.telemetry.greeting import RunEnd
 
 if TYPE_CHECKING:
+    from tinker_recovery.run.scope import AttemptScope
     from tinker_recovery.run.supervised import SupervisedRun
+    from tinker_recovery.service.base import CloseStatus
 
 
 def end_of(run: SupervisedRun, error: BaseException | None) -> RunEnd:
@@ -26,3 +28,11 @@ def end_of(run: SupervisedRun, error: BaseException | None) -> RunEnd:
         lost_s=recovering_s + replayed * (run.history.evidence.step_s or 0.0),
         checkpoint=run.checkpoints.newest_trusted(run.segments),
     )
+
+
+async def say_the_end(
+    attempt: AttemptScope, error: BaseException | None, status: CloseStatus, detail: str
+) -> None:
+    """Say at the service and in the journal how a run has ended: at both, or they would differ."""
+    await attempt.close(status, detail)
+    await attempt.run.journal.run_ends(error)

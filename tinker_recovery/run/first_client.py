@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import anyio
-
 from tinker_recovery.checkpoints import Listed
 from tinker_recovery.errors import NoUsableCheckpoint
 from tinker_recovery.service import Connection, Origin, Patience
@@ -34,13 +32,12 @@ async def first_client(run: SupervisedRun, origin: Origin, patience: Patience) -
         good = run.root is None or await is_as_listed(having.reader, Listed.of(run.root))
     finally:
         if not good:
-            with anyio.CancelScope(shield=True):
-                await having.backend.close(
-                    connection,
-                    "interrupted",
-                    "it may have been made from another checkpoint",
-                    deadline_s=run.policy.close_timeout_s,
-                )
+            await having.backend.close(
+                connection,
+                "interrupted",
+                "it may have been made from another checkpoint",
+                deadline_s=run.policy.close_timeout_s,
+            )
     if not good:
         raise NoUsableCheckpoint(
             f"{run.parent} was written again while run {run.name!r} was started from it, so it is "

@@ -7,13 +7,12 @@ fixture.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Generic, TypeVar
-
-import anyio
+from typing import Any, Generic, TypeVar
 
 from tinker_recovery.errors import UsageError
+from tinker_recovery.shielding import to_the_end
 
 _T = TypeVar("_T")
 
@@ -65,7 +64,7 @@ class LeftByItsTask(Generic[_T]):
     def __init__(
         self,
         inner: AbstractAsyncContextManager[_T, bool | None],
-        close: Callable[[], Awaitable[None]],
+        close: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._inner = inner
         self._close = close
@@ -86,8 +85,7 @@ class LeftByItsTask(Generic[_T]):
             return await self._inner.__aexit__(*exc_info)  # type: ignore[arg-type]  # as given
         closed = ""
         if self._home.is_over:
-            with anyio.CancelScope(shield=True):
-                await self._close()
+            await to_the_end(self._close())
             closed = "; its clients were closed, and it cannot be used any more"
         raise UsageError(
             "this Supervisor can only be left by the task that entered it, and this is another, as "

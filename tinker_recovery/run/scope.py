@@ -44,6 +44,7 @@ from tinker_recovery.service.sampler import SupervisedService
 from tinker_recovery.service.sampling import Sampling
 from tinker_recovery.service.waiting import end_all
 from tinker_recovery.service.waits import Progress
+from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
@@ -471,16 +472,17 @@ class AttemptScope:
             return
         self.closed = True
         self._retire("the attempt is over")
-        # Shielded: it has a deadline, and a session left open holds its place at the service
-        # until it times out.
-        with anyio.CancelScope(shield=True):
-            await self.run.collaborators.backend.close(
-                connection, status, detail, deadline_s=self.run.policy.close_timeout_s
-            )
-            self.gone.set()
-            # What still waits for its turn is ended by this alone.
-            left = [*self.client.left_open(), *self.sampling.left_open()]
-            await end_all(left, within_s=END_S)
+        # It has a deadline, and a session left open holds its place until it times out.
+        await to_the_end(self._close(connection, status, detail))
+
+    async def _close(self, connection: Connection, status: CloseStatus, detail: str) -> None:
+        await self.run.collaborators.backend.close(
+            connection, status, detail, deadline_s=self.run.policy.close_timeout_s
+        )
+        self.gone.set()
+        # What still waits for its turn is ended by this alone.
+        left = [*self.client.left_open(), *self.sampling.left_open()]
+        await end_all(left, within_s=END_S)
         # A closed client of the SDK is half a megabyte, and every attempt of a run is kept.
         self.client.release()
         self.made_once.clear()

@@ -26,7 +26,7 @@ from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.at_exit import failure_at_exit, unseen_fault
 from tinker_recovery.run.attempts import Attempts
 from tinker_recovery.run.claiming import claim_lost, give_free
-from tinker_recovery.run.ending import end_of
+from tinker_recovery.run.ending import end_of, say_the_end
 from tinker_recovery.run.first_client import first_client
 from tinker_recovery.run.history import RunHistory
 from tinker_recovery.run.journaling import RunJournal
@@ -38,6 +38,7 @@ from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.service import Connection, Origin, Patience
 from tinker_recovery.service.base import RUN_FINISHED, CloseStatus
 from tinker_recovery.service.guard import Guard
+from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry import RunTelemetry, names
 
 if TYPE_CHECKING:
@@ -477,8 +478,8 @@ class SupervisedRun:
         status: CloseStatus = "success"
         if error is not None:
             status = "errored" if isinstance(error, Exception) else "interrupted"
-        await attempt.close(status, RUN_FINISHED if error is None else type(error).__name__)
-        await self.journal.run_ends(error)
+        detail = RUN_FINISHED if error is None else type(error).__name__
+        await to_the_end(say_the_end(attempt, error, status, detail))
         await give_free(self, [*self.attempts, self._ready], well=error is None)
         if lost is not None:
             raise lost

@@ -30,6 +30,7 @@ from tinker_recovery.service.missing_routes import is_missing, say_no_finish
 from tinker_recovery.service.pending_session import PendingSession
 from tinker_recovery.service.refusals import is_limit
 from tinker_recovery.service.waiting import result_of
+from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -126,8 +127,7 @@ class TinkerBackend:
 
     async def discard(self, pending: PendingSession) -> None:
         """Close a session opened ahead that is not needed; never raises an Exception."""
-        with anyio.CancelScope(shield=True):
-            await _give_up(pending, "it was not needed")
+        await to_the_end(_give_up(pending, "it was not needed"))
 
     async def connect(
         self,
@@ -176,8 +176,7 @@ class TinkerBackend:
                     training = await _created(pending)
             _check_client(training)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await _give_up(pending, "its training client could not be created")
+            await to_the_end(_give_up(pending, "its training client could not be created"))
             raise
         self._prepare()
         return Connection(training, str(training.model_id), pending.service)
@@ -236,10 +235,11 @@ class TinkerBackend:
     ) -> None:
         """Finish the session and stop everything that polls for it; never raises an Exception.
 
-        Past the deadline only the resources of this process are released.
+        Completes even if cancelled. Past the deadline only the resources of this process are
+        released.
         """
         if connection.service is not None:
-            await _close(connection.service, status, detail, deadline_s=deadline_s)
+            await to_the_end(_close(connection.service, status, detail, deadline_s=deadline_s))
 
 
 def is_open(connection: Connection) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import tinker
 from tinker import types
 
+from tinker_recovery.errors import StatusError
 from tinker_recovery.service.bounded import DEFAULT_LIMITS, Listing
 from tinker_recovery.service.claim_line import CLAIM, NOTE, PREFIX, Claimant, SeenClaim, State
 from tinker_recovery.service.routes import route
+from tinker_recovery.shielding import to_the_end
 
 _T = TypeVar("_T")
 
@@ -25,7 +28,9 @@ GONE = frozenset({NOT_FOUND, 410})
 class Http(Protocol):
     """What is needed of :class:`~tinker_recovery.service.http.ServiceHttp`."""
 
-    async def ask(self, method: str, path: str, parse: Callable[[Any], _T], **request: Any) -> _T:
+    def ask(
+        self, method: str, path: str, parse: Callable[[Any], _T], **request: Any
+    ) -> Coroutine[Any, Any, _T]:
         """Send a request, with retries, and parse the answer."""
         ...
 
@@ -55,10 +60,13 @@ class ClaimSessions:
     async def open(self, title: str, metadata: dict[str, str]) -> str:
         """Open a session; its id.
 
+        If it is cancelled, the service's answer is waited for all the same, and the session
+        finished: one that is open and not known here would stand in our own way.
+
         Raises:
             StatusError: The service did not.
         """
-        return await self.http.ask(
+        opening = self.http.ask(
             "POST",
             "create_session",
             lambda reply: types.CreateSessionResponse.model_validate(reply).session_id,
@@ -70,6 +78,12 @@ class ClaimSessions:
                 "type": "create_session",
             },
         )
+
+        async def finish(session_id: str) -> None:
+            with contextlib.suppress(StatusError):
+                await self.finish(session_id, "interrupted", "it was not needed any more")
+
+        return await to_the_end(opening, undo=finish)
 
     async def active_claims(self, name: str) -> list[SeenClaim]:
         """The claims on a run that a search shows as active.

@@ -72,6 +72,7 @@ from tinker_recovery.service.claim_sessions import (
 )
 from tinker_recovery.service.heartbeats import Heartbeats
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE
+from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -210,7 +211,10 @@ class Claim:
         self._end_heartbeats()
         if self.lost.is_set():
             return
-        with anyio.move_on_after(_RELEASE_S, shield=True):
+        await to_the_end(self._finish_all())
+
+    async def _finish_all(self) -> None:
+        with anyio.move_on_after(_RELEASE_S):
             for session in [*self._notes, self.session_id]:
                 await self._claims.sessions.finish(session, _RELEASED, "released")
 
@@ -305,17 +309,12 @@ class Claims:
         self, name: str, entry: str, more: Mapping[str, str]
     ) -> Claim | SeenClaim | None:
         """Open a claim; returns it if it holds, or whom it withdrew for, or None to try again."""
-
-        async def opened() -> str:
-            # Not to be cancelled: one that is open and not known here would stand in our own way.
-            with anyio.CancelScope(shield=True):
-                return await self.sessions.open(
-                    f"claim on run {name}",
-                    {CLAIM: name, PREFIX + "entry": entry, **self._claimant.metadata(), **more},
-                )
-            raise AssertionError("nothing ends a shield")  # pragma: no cover - for the type checker
-
-        claim = Claim(self, name, entry, await self._patiently(name, opened))
+        opening = functools.partial(
+            self.sessions.open,
+            f"claim on run {name}",
+            {CLAIM: name, PREFIX + "entry": entry, **self._claimant.metadata(), **more},
+        )
+        claim = Claim(self, name, entry, await self._patiently(name, opening))
         try:
             claim.kept(self._heartbeats.start(claim.session_id, claim.lost.set))
             place = await self._place(claim)

@@ -61,6 +61,7 @@ from tinker_recovery.run.unnamed import named
 from tinker_recovery.run.view import Run, runs_table
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
+from tinker_recovery.shielding import to_the_end
 from tinker_recovery.supervisor.parts import Entered
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, environment, names
 from tinker_recovery.telemetry.greeting import Greeting
@@ -203,10 +204,11 @@ class Supervisor:
                 async with self._enter(endpoint):
                     yield self
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._backend.aclose()
-            self._greeting.over()
-            self._signals.note_left()
+            try:
+                await to_the_end(self._backend.aclose())
+            finally:
+                self._greeting.over()
+                self._signals.note_left()
 
     async def _close(self) -> None:
         """Close what has something open at the service; the tasks stay."""
@@ -261,15 +263,19 @@ class Supervisor:
             except BaseException as error:  # noqa: BLE001 - raised again below, outside the group, which would wrap it, or swallow a cancellation from outside that met a fault's own
                 failure = error
             finally:
-                with anyio.CancelScope(shield=True):
-                    await entered.aclose()
-                    await self._outlets.finish()  # with what was said of the ends of the runs
-                # Ends the mailbox. Clients still being closed are shielded, each by its deadline.
-                background.cancel()
+                try:
+                    await to_the_end(self._end(entered))
+                finally:
+                    # Ends the mailbox. Clients still being closed have a deadline each.
+                    background.cancel()
         for run in entered.runs.by_name.values():
             failure = failure or run.lost
         if failure is not None:
             raise failure
+
+    async def _end(self, entered: Entered) -> None:
+        await entered.aclose()
+        await self._outlets.finish()  # with what was said of the ends of the runs
 
     def _listen(self, event: RecoveryEvent) -> None:
         if self._entered is not None:

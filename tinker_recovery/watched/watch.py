@@ -331,13 +331,12 @@ class Watches:
 
     async def close(self, connection: Connection, status: CloseStatus, detail: str) -> None:
         """Finish a session; never raises an Exception."""
-        with anyio.CancelScope(shield=True):
-            await self.collaborators.backend.close(
-                connection,
-                status,
-                detail,
-                deadline_s=self.collaborators.policy.close_timeout_s,
-            )
+        await self.collaborators.backend.close(
+            connection,
+            status,
+            detail,
+            deadline_s=self.collaborators.policy.close_timeout_s,
+        )
 
     async def aclose(self) -> None:
         """Watch nothing any more, and finish the sessions of all clients handed over."""

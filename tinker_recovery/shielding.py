@@ -1,0 +1,62 @@
+"""What has to come to its end, whoever cancels the task that asked for it.
+
+``anyio.CancelScope(shield=True)`` holds back cancellations by anyio's scopes alone. That of
+``task.cancel()`` goes through it: Ctrl-C under ``asyncio.run``, ``Supervisor.stop()``, SIGTERM,
+``asyncio.timeout`` and ``asyncio.TaskGroup`` all cancel like that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+
+_T = TypeVar("_T")
+
+
+async def to_the_end(
+    work: Coroutine[Any, Any, _T], *, undo: Callable[[_T], Awaitable[object]] | None = None
+) -> _T:
+    """Carry out ``work`` in a task of its own, and wait for its end even if cancelled meanwhile.
+
+    The cancellation is raised once it has ended, so ``work`` needs a deadline of its own. Only an
+    event loop that is being shut down (``asyncio.run``, which then cancels every task) ends it
+    sooner.
+
+    Args:
+        work: What to do.
+        undo: Called with its result if that is nobody's, as the caller was cancelled.
+
+    Returns:
+        What ``work`` returned.
+
+    Raises:
+        CancelledError: The caller was cancelled.
+        Exception: What ``work`` raised.
+    """
+    working = asyncio.get_running_loop().create_task(work)
+    cancelled = await _ended(working)
+    if cancelled is None:
+        return working.result()
+    failed = working.cancelled() or working.exception() is not None
+    if undo is not None and not failed:
+        await to_the_end(_awaited(undo(working.result())))
+    raise cancelled
+
+
+async def _ended(working: asyncio.Task[Any]) -> asyncio.CancelledError | None:
+    """Wait until it is done; returns the cancellation that came meanwhile."""
+    cancelled = None
+    with anyio.CancelScope(shield=True):
+        while not working.done():
+            try:
+                await asyncio.wait([working])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    return cancelled
+
+
+async def _awaited(work: Awaitable[object]) -> None:
+    await work
