@@ -110,3 +110,29 @@ def test_each_run_of_a_script_has_its_own_by_how_it_starts(monkeypatch: pytest.M
 def test_the_name_is_of_the_script() -> None:
     assert name_for(["python", "a b/träin.py", "--lr", "1"]).startswith(f"{os.getpid()}:tr-in-")
     assert name_for(["./go"]).startswith(f"{os.getpid()}:go-")
+
+
+@pytest.mark.parametrize(
+    ("command", "begins"),
+    [
+        (["bash", "-c", "TINKER_API_KEY=tml-secret python train.py"], "bash"),
+        (["bash", "-c", "tml-secret;x.py"], "bash"),
+        (["env", "TINKER_API_KEY=tml-secret.py", "python", "-u", "a/train.py"], "train"),
+        (["python", "--token=tml-secret.py", "train.py"], "train"),
+        (["python", "-m", "pkg.train", "--lr", "1"], "python"),
+        (["./train.py"], "train"),
+    ],
+)
+def test_the_name_is_made_of_a_path_alone_and_of_nothing_that_may_hold_a_secret(
+    command: list[str], begins: str
+) -> None:
+    name = name_for(command).partition(":")[2]
+    assert "secret" not in name
+    assert name[:-7] == begins
+
+
+@pytest.mark.parametrize("file", ["тест.py", "-.py", ".py", "--help.py", "a" * 200 + ".py"])
+def test_the_name_is_short_and_no_option_of_a_command(file: str) -> None:
+    name = name_for(["python", f"./{file}"]).partition(":")[2]
+    assert name[0].isalnum()
+    assert len(name) <= 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -318,3 +319,32 @@ async def test_losses_of_steps_that_are_done_again_are_set_aside(
     assert [(point.step, point.loss) for point in run.discarded] == [(5, 5.0), (6, 6.0), (7, 7.0)]
     (summary,) = read_summaries(file, "sft")
     assert summary.losses[-1] == 50.0, "and not one of the branch that was left"
+
+
+async def test_a_run_that_was_only_opened_is_left_as_it_was_found(
+    recorder: Recorder, file: Path
+) -> None:
+    first = await _open(recorder)
+    await first.attempt_begins(1, "a1", "session:train:0", 0, None)
+    await first.end("stopped", "CancelledError")
+    second = await _open(recorder)
+    await second.begin(request(), anew=False)
+    await second.end(None)
+    view = read_run(file, "sft")
+    assert view is not None
+    assert (view.state, view.detail) == ("stopped", "CancelledError")
+
+
+@pytest.mark.parametrize("ticks", range(6))
+async def test_a_lease_that_is_taken_for_a_cancelled_task_is_given_back(
+    recorder: Recorder, ticks: int
+) -> None:
+    taking = asyncio.create_task(recorder.open_run(request()))
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    if ticks % 2:
+        await asyncio.to_thread(recorder.writer.submit(lambda _: None).result)
+    taking.cancel()
+    await asyncio.wait([taking])
+    if taking.cancelled():
+        assert isinstance(await recorder.open_run(request()), RunRecord)

@@ -151,9 +151,21 @@ def name_for(command: Sequence[str]) -> str:
 
     For ``run/unnamed.py``: the script's name, and which call of this command it is of.
     """
-    script = next((word for word in command if word.endswith(".py")), command[0])
-    stem = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(script).stem) or "run"
-    return f"{os.getpid()}:{stem}-{secrets.token_hex(3)}"
+    # A whole line of a shell (`bash -c "KEY=... python train.py"`) may end like that as well.
+    stem = Path(next(filter(_is_script, command[1:]), command[0])).stem
+    readable = re.sub(r"[^A-Za-z0-9_.-]", "-", stem)[:_MOST_OF_NAME].strip("-.") or "run"
+    return f"{os.getpid()}:{readable}-{secrets.token_hex(3)}"
+
+
+def _is_script(word: str) -> bool:
+    """Whether it is a path, and no option, assignment or line of a shell: they may hold secrets."""
+    if not word.endswith(".py") or word.startswith("-") or "=" in word:
+        return False
+    return re.search(r"[\s;&|$<>'\"`]", Path(word).name) is None
+
+
+_MOST_OF_NAME = 40
+"""Characters of a script's name that are part of that of its run."""
 
 
 class _Runner:

@@ -475,7 +475,7 @@ class RunRecord:
         """Write the end of the run, and release its lease. Never raises an Exception.
 
         Args:
-            state: Its final state, or ``stopped``; None leaves the state unchanged.
+            state: Its final state, or ``stopped``; None for that in which it was found.
             detail: Why.
         """
         if self._over:
@@ -485,6 +485,8 @@ class RunRecord:
         def write(connection: sqlite3.Connection) -> None:
             if state is not None:
                 run_sql.end_run(connection, self.id, state, detail, now)
+            elif self.stored is not None:
+                run_sql.leave_run(connection, self.id, self.stored.state, self.stored.detail)
             lease.release(connection, self.id, self.token)
 
         try:

@@ -369,6 +369,11 @@ def end_run(connection: sqlite3.Connection, run: int, state: str, detail: str, n
     _close(connection, run, now, incidents=incidents, attempts=state)
 
 
+def leave_run(connection: sqlite3.Connection, run: int, state: str, detail: str) -> None:
+    """Set the state of a run back to that in which it was found."""
+    connection.execute("UPDATE runs SET state = ?, detail = ? WHERE id = ?", (state, detail, run))
+
+
 def thin_out(connection: sqlite3.Connection, run: int) -> None:
     """Drop every second progress point of a run, but none that stands out of its neighbours."""
     connection.execute(

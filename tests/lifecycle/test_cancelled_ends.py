@@ -1,0 +1,120 @@
+"""A task cancelled while something of ours begins or ends leaves nothing behind.
+
+``Supervisor.stop()``, Ctrl-C and a user's own ``task.cancel()`` go through ``anyio``'s shields. That
+no session is left open is looked at behind each test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+
+import anyio
+import pytest
+from loops import policy, train, undisturbed_state, until
+from named_runs import NAMED, begun_at, left_at, trained_to
+
+from tinker_recovery import Attempt, Supervisor
+from tinker_recovery.faults import RULES, DetectedBy, Kind
+from tinker_recovery.journal import default_path
+from tinker_recovery.journal.reading import read_run
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+STEPS = 6
+
+
+async def _cancelled_at(local: LocalTinker, request: str, *, stop: bool, delay_s: float) -> None:
+    """A process whose task is cancelled while the service takes its time with a request."""
+    local.inject(FaultRule("slow", request=request, delay_s=delay_s))
+    supervisor = Supervisor(policy())
+
+    async def main() -> None:
+        async with supervisor:
+            await supervisor.run(functools.partial(train, steps=STEPS), **NAMED)
+
+    task = asyncio.create_task(main())
+    await until(lambda: any(each.rule.action == "slow" for each in local.fired))
+    if stop:
+        supervisor.stop()
+    else:
+        task.cancel()
+    with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
+        await task
+    with anyio.fail_after(5):
+        await supervisor.stop()  # whoever waits for the end learns of it
+
+
+@pytest.mark.parametrize("stop", [True, False], ids=["stop", "cancel"])
+async def test_while_its_claim_is_being_opened(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture, *, stop: bool
+) -> None:
+    await _cancelled_at(local, "create_session", stop=stop, delay_s=0.5)
+    with anyio.fail_after(20):
+        supervisor = await trained_to(STEPS)
+    assert begun_at(supervisor) == [0]
+    assert "is claimed by" not in caplog.text
+
+
+@pytest.mark.parametrize("stop", [True, False], ids=["stop", "cancel"])
+async def test_while_the_session_of_a_run_that_has_ended_is_being_finished(
+    local: LocalTinker, *, stop: bool
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    await _cancelled_at(local, "finish", stop=stop, delay_s=0.5)
+    view = read_run(default_path(), "sft-42")
+    assert view is not None
+    assert (view.state, view.step) == ("finished", STEPS)
+    assert local.run_state(view.attempts[-1].run_id) == expected
+
+
+async def test_a_fault_in_the_same_moment_does_not_swallow_a_stop(local: LocalTinker) -> None:
+    del local
+    for first in ("fault", "stop"):
+        supervisor = Supervisor(policy())
+        lost = functools.partial(_declare, supervisor)
+
+        async def body(attempt: Attempt, lost: object = lost, first: str = first) -> None:
+            await train(attempt, steps=2)
+            for act in (lost, supervisor.stop) if first == "fault" else (supervisor.stop, lost):  # noqa: B023 - run within the round
+                act()  # type: ignore[operator]  # as above
+            await anyio.sleep_forever()
+
+        with anyio.fail_after(10), pytest.raises(asyncio.CancelledError):
+            async with supervisor:
+                await supervisor.run(body, **NAMED)
+
+
+def _declare(supervisor: Supervisor) -> None:
+    (run,) = supervisor._inside.runs.by_name.values()
+    run.attempts[-1].declare_fault(RULES[Kind.SILENCE], DetectedBy.SILENCE)
+
+
+async def test_a_process_that_only_opened_a_stopped_run_leaves_it_stopped(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    del local
+    supervisor = Supervisor(policy())
+
+    async def stopping(attempt: Attempt) -> None:
+        await train(attempt, steps=4)
+        supervisor.stop()
+        await anyio.sleep_forever()
+
+    with pytest.raises(asyncio.CancelledError):
+        async with supervisor:
+            await supervisor.run(stopping, **NAMED)
+    task: asyncio.Task[object] = asyncio.create_task(left_at(5))
+    await until(lambda: _state() == "training")
+    task.cancel()
+    await asyncio.wait([task])
+    assert _state() == "stopped"
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert list((await trained_to(STEPS)).runs[0].recoveries) == []
+    assert caplog.text == ""
+
+
+def _state() -> str:
+    view = read_run(default_path(), "sft-42")
+    return "" if view is None else view.state
