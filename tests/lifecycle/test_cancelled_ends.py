@@ -1,7 +1,7 @@
 """A task cancelled while something of ours begins or ends leaves nothing behind.
 
-``Supervisor.stop()``, Ctrl-C and a user's own ``task.cancel()`` go through ``anyio``'s shields. That
-no session is left open is looked at behind each test.
+``Supervisor.stop()``, Ctrl-C and a user's own ``task.cancel()`` go through ``anyio``'s shields.
+That no session is left open is looked at behind each test.
 """
 
 from __future__ import annotations
