@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tinker_recovery.errors import ExportRefused
+from tinker_recovery.export.durable import sync
 
 MANIFEST = "tinker_recovery.json"
 
@@ -68,6 +69,7 @@ class Manifest:
         """Write it, all or nothing."""
         temporary = folder / f"{MANIFEST}.part"
         temporary.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+        sync(temporary)
         temporary.replace(folder / MANIFEST)
 
     @classmethod
