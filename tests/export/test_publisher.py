@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.util
 import json
@@ -9,7 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from tinker_recovery.export.waiting import Waiting
 from tinker_recovery.journal import Journal, default_path
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.publication import Publication, kept_for_export
+from tinker_recovery.service.download import Download
 from tinker_recovery.testing import FaultRule, LocalHub, LocalTinker
 
 pytestmark = pytest.mark.usefixtures("no_waiting_between_tries", "local")
@@ -190,6 +193,63 @@ async def test_what_the_hub_does_is_said_once_tried_again_and_disturbs_no_traini
     assert word in failed[0]
     assert "is tried again in" in failed[0]
     assert titles(hub) == ["step 2 of run sft", "step 4 of run sft"]
+
+
+@contextmanager
+def a_small_disk(monkeypatch: pytest.MonkeyPatch, how: str) -> Iterator[Callable[[], None]]:
+    """The disk of what is exported has no room, until what is yielded is called."""
+    exports = default_path().parent / publisher.EXPORTS
+    exports.mkdir(parents=True, exist_ok=True)
+    if how == "injected":
+        write = Download._write_all
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Download, "_write_all", full)
+        yield lambda: monkeypatch.setattr(Download, "_write_all", write)
+        return
+
+    def mount(options: str) -> int:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(exports)]
+        return subprocess.run(command, check=False, capture_output=True).returncode  # noqa: S603 - our own
+
+    if mount("size=32k"):
+        pytest.skip("only root may mount")
+    try:
+        yield lambda: mount("remount,size=16m") and None
+    finally:
+        subprocess.run(["umount", "-l", str(exports)], check=True)  # noqa: S603, S607 - our own
+
+
+@pytest.mark.parametrize("how", ["injected", "mounted"])
+async def test_a_full_disk_is_said_disturbs_no_training_and_is_gone_on_with_when_there_is_room(
+    local: LocalTinker, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(publisher, "FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr(publisher, "MOST_DELAY_S", 0.1)
+    events: list[RecoveryEvent] = []
+    with a_small_disk(monkeypatch, how) as make_room:
+
+        async def loop(attempt: Attempt) -> None:
+            await train(attempt, steps=4)
+            while len(told(events, "checkpoint.publish_failed")) < 2:  # noqa: ASYNC110 - another task
+                await anyio.sleep(0.02)
+            assert noted() != {}
+            assert hub.repositories == {}
+            make_room()
+            await _from(attempt, 4, 6)
+
+        supervisor = await run(publishing("each"), events, loop)
+        assert supervisor.runs[0].recoveries == []
+        for each in told(events, "checkpoint.publish_failed"):
+            assert "is not published yet, and is tried again in" in each
+            assert "is full" in each
+            assert "make room" in each
+        assert titles(hub) == [f"step {step} of run sft" for step in (2, 4, 6)]
+        assert noted() == {}
+        # What was at the service for the first is gone on with: nothing is exported twice.
+        assert local.stats.by_route["save_weights_external"] == 3
 
 
 @pytest.mark.usefixtures("hub")
