@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
+import gc
 import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +40,7 @@ from tinker_recovery.export.waiting import Waiting
 from tinker_recovery.journal import Journal, default_path
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.publication import Publication, kept_for_export
+from tinker_recovery.run.publishing import PublishedView
 from tinker_recovery.service.download import Download
 from tinker_recovery.testing import FaultRule, LocalHub, LocalTinker
 
@@ -364,6 +368,90 @@ async def test_what_waits_for_a_wrong_repository_goes_to_the_one_that_is_named_s
     # The first may be tried before the run is open, which is what knows the new name.
     assert titles(hub)[-2:] == ["step 4 of run sft", "step 6 of run sft"]
     assert noted() == {}
+
+
+async def left_unpublished(hub: LocalHub, name: str = "sft") -> None:
+    """A run whose checkpoints could not be published before its Supervisor was left."""
+    hub.fail(503, "later", times=9999, path="repos/create")
+    given = publishing("each", publish_timeout_s=1.0)
+    await run(given, [], functools.partial(train, steps=4), name)
+
+
+async def test_what_was_left_is_gone_on_with_by_the_next_supervisor_of_the_same_process(
+    hub: LocalHub,
+) -> None:
+    await left_unpublished(hub)
+    hub.release()
+    async with Supervisor(publishing("each")):
+        pass
+    assert titles(hub)[-1] == "step 4 of run sft"
+    assert noted() == {}
+
+
+async def test_what_was_left_is_let_go_of_once_its_run_is_trained_on_without_publishing(
+    local: LocalTinker, hub: LocalHub
+) -> None:
+    await left_unpublished(hub, "another")
+    await left_unpublished(hub)
+    of_another = {path for path, said in noted().items() if '"another"' in said}
+    assert len(noted()) > len(of_another) > 0
+    hub.release()
+    events: list[RecoveryEvent] = []
+    keep = CheckpointPolicy(save_at_start=False, save_every=2, keep_last=1, save_best=False)
+    async with Supervisor(policy(checkpoints=keep), on_event=events.append) as supervisor:
+        more: Any = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft", "extend": True}
+        await supervisor.run(functools.partial(train, steps=8), **more)
+    assert set(noted()) == of_another, "another program may go on with it"
+    failed = told(events, "checkpoint.publish_failed")
+    assert len(failed) == 2
+    assert "is not published, and not tried again: push_to_hub is off" in failed[0]
+    (done,) = supervisor.runs
+    kept = {each.steps for segment in done.segments for each in local.checkpoints(segment.run_id)}
+    assert 2 not in kept
+    assert len(list((default_path().parent / "exports").iterdir())) == 1
+    assert hub.repositories == {}
+
+
+async def test_what_is_being_exported_or_published_by_a_process_that_lives_is_not_let_go_of(
+    hub: LocalHub,
+) -> None:
+    await left_unpublished(hub)
+    service = os.environ["TINKER_BASE_URL"]
+    with Journal(default_path(), service=service) as journal:
+        for number, (path, said) in enumerate(noted().items()):
+            left = Publication.read(said)
+            assert left is not None
+            # One is at it, and of the other it cannot be seen, as it is on another machine.
+            here = Holder.here(now=0.0, lease_s=0.0)
+            holder = here if number else dataclasses.replace(here, machine="another")
+            journal.write_publication(path, dataclasses.replace(left, holder=holder).said())
+    before = noted()
+    async with Supervisor(policy()) as supervisor:
+        more: Any = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft", "extend": True}
+        await supervisor.run(functools.partial(train, steps=6), **more)
+    assert noted() == before
+
+
+async def test_runs_that_have_ended_are_let_go_of(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = weakref.WeakSet[PublishedView]()
+    init = PublishedView.__init__
+
+    def noting_init(self: PublishedView, of: Any) -> None:
+        init(self, of)
+        views.add(self)
+
+    monkeypatch.setattr(PublishedView, "__init__", noting_init)
+    async with Supervisor(publishing("end")) as supervisor:
+        for name in ("a", "b"):
+            loop = functools.partial(train, steps=2)
+            await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED, name=name)
+        with anyio.fail_after(20):
+            while views:
+                await anyio.sleep(POLL_S)
+                gc.collect()
+    assert titles(hub)
 
 
 async def test_a_run_that_only_observes_publishes_nothing(hub: LocalHub) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from tinker_recovery.errors import ExportRefused
 from tinker_recovery.export.durable import sync
+from tinker_recovery.journal.publication import Publication
 
 MANIFEST = "tinker_recovery.json"
 
@@ -39,6 +40,19 @@ class CheckpointFacts:
     base_model: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     recoveries: int | None = None
+
+    @classmethod
+    def of(cls, publication: Publication) -> Self:
+        """Those that were noted when it was to be published."""
+        return cls(
+            path=publication.path,
+            run=publication.run,
+            lineage=publication.lineage,
+            step=publication.step,
+            base_model=publication.base_model,
+            metrics=publication.metrics,
+            recoveries=publication.recoveries,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

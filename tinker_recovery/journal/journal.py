@@ -270,24 +270,37 @@ class Journal:
             )
             return done.rowcount > 0
 
-    def end_publication(self, path: str, lineage: str = "", done: str | None = None) -> None:
+    def end_publication(
+        self,
+        path: str,
+        lineage: str = "",
+        done: str | None = None,
+        *,
+        instead_of: str | None = None,
+    ) -> bool:
         """Note that a checkpoint is not being exported any more.
 
         Args:
             path: The checkpoint.
             lineage: Of which run it is.
             done: What was published of that run so far, as JSON; None to leave that as it is.
+            instead_of: Only if this is noted now; None for whatever is.
+
+        Returns:
+            Whether something was noted.
         """
         with self.database.transaction() as database:
-            database.execute(
-                "DELETE FROM notes WHERE service = ? AND path = ? AND kind = 'publication'",
-                (self._service, path),
+            ended = database.execute(
+                "DELETE FROM notes WHERE service = ? AND path = ? AND kind = 'publication' "
+                "AND said = coalesce(?, said)",
+                (self._service, path, instead_of),
             )
             if done is not None:
                 database.execute(
                     "INSERT OR REPLACE INTO notes VALUES (?, ?, 'published', ?)",
                     (self._service, lineage, done),
                 )
+            return ended.rowcount > 0
 
     def note_made_once(self, lineage: str, key: str, said: str) -> None:
         """Note what a run has made once, as JSON; what was noted before is kept."""
