@@ -354,14 +354,13 @@ async def slowly(attempt: Attempt, *, losses: Sequence[float], go_on: Callable[[
 
 
 async def test_what_waits_for_a_wrong_repository_goes_to_the_one_that_is_named_since(
-    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+    hub: LocalHub,
 ) -> None:
     hub.fail(403, "not yours", times=2, path="repos/create")
     given = publishing("each", push_to_hub="them/sft", publish_timeout_s=1.0)
     await run(given, [], functools.partial(train, steps=4))
     assert {Publication.read(each).repository for each in noted().values()} == {"them/sft"}  # type: ignore[union-attr]  # it is one
-    monkeypatch.setattr(Holder, "lives", lambda *_, **__: False)
-    async with Supervisor(publishing("each", publish_timeout_s=5.0)) as supervisor:
+    async with Supervisor(publishing("each")) as supervisor:
         loop = functools.partial(train, steps=6)
         more: Any = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft", "extend": True}
         await supervisor.run(loop, **more)
@@ -523,7 +522,7 @@ async def test_what_a_killed_process_has_begun_the_next_one_goes_on_with(
             local.fail_session(session)
 
 
-def test_an_export_of_a_dead_process_keeps_nothing_and_a_publication_does() -> None:
+def test_an_export_of_a_dead_process_keeps_nothing_and_a_publication_does(tmp_path: Path) -> None:
     here = Holder.here(now=0.0, lease_s=0.0)
     dead = Holder(here.host, here.machine, here.pid, "1", 0.0, 0.0)
 
@@ -545,3 +544,9 @@ def test_an_export_of_a_dead_process_keeps_nothing_and_a_publication_does() -> N
         "c": "it is to be published in me/x",
         "d": "it is being exported",
     }
+    with Journal(tmp_path / "journal.sqlite3", service="http://x") as journal:
+        for path, note in noted_.items():
+            journal.write_publication(path, note)
+        journal.pin("e")
+        pinned = [path for path in "abcdef" if journal.is_pinned(path)]
+    assert pinned == ["a", "c", "d", "e"], "asked again right before a deletion"

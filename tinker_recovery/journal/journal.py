@@ -22,6 +22,7 @@ from tinker_recovery.checkpoints.canary import NOISE_MISTAKEN
 from tinker_recovery.errors import UsageError
 from tinker_recovery.journal import lease
 from tinker_recovery.journal.database import Database
+from tinker_recovery.journal.publication import kept_for_export
 from tinker_recovery.telemetry import redact
 
 JOURNAL_FILE = "journal.sqlite3"
@@ -172,14 +173,14 @@ class Journal:
         )
 
     def is_pinned(self, path: str) -> bool:
-        """Whether a checkpoint is pinned, or being published, by whichever process."""
+        """Whether a checkpoint is pinned, exported or to be published, by whichever process."""
         with self.database.transaction() as database:
             found = database.execute(
-                "SELECT 1 FROM notes WHERE service = ? AND path = ? "
+                "SELECT kind, said FROM notes WHERE service = ? AND path = ? "
                 "AND kind IN ('pinned', 'publication')",
                 (self._service, path),
-            )
-            return found.fetchone() is not None
+            ).fetchall()
+        return any(kind == "pinned" or kept_for_export({path: said}) for kind, said in found)
 
     def pin(self, path: str, reason: str = "pinned by the user") -> None:
         """Keep a checkpoint forever."""
