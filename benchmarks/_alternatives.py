@@ -152,7 +152,6 @@ def engine(folder: str) -> None:
         config={
             "name": "train",
             "system_database_url": f"sqlite:///{folder}/engine.sqlite3",
-            "run_admin_server": False,
             "log_level": "CRITICAL",
         }
     )
