@@ -29,7 +29,7 @@ from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.service import Asked, Connection, Patience, RunStatus
 from tinker_recovery.service.base import CloseStatus
-from tinker_recovery.telemetry import RunTelemetry
+from tinker_recovery.telemetry import RunTelemetry, names
 from tinker_recovery.watched.restore import NewestStored, progress_of
 
 _CLOSING_AT_ONCE = 32
@@ -222,11 +222,24 @@ class WatchedRun:
         if self._ready is not None:
             self._close_later(self._ready[0])
         self._ready = restored.connection, restored.listed
+        if self._watch.last_good is None:
+            self._say_never_seen_sound(restored.listed)
         return HandOver(
             callback=self._watch.on_recovery,
             arguments=(self.run_ids[-1], restored.connection.training, restored.listed),
             step=None if restored.checkpoint is None else restored.checkpoint.step,
             progress=progress_of(restored.listed),
+        )
+
+    def _say_never_seen_sound(self, chosen: types.Checkpoint) -> None:
+        # Nothing tells when the fault began, so no checkpoint is known to be from before it.
+        self._watches.collaborators.events.emit(
+            names.EVENT_WEIGHTS_UNKNOWN,
+            self.name,
+            f"never seen to be sound while it was watched, so {chosen.tinker_path}, its newest "
+            "checkpoint that loads, may have been stored after the fault began: look at what it "
+            "gives before you train on, or use recover_from_checkpoint() with an older one",
+            {names.CHECKPOINT_PATH: chosen.tinker_path},
         )
 
     def step_to_skip(self) -> int | None:
