@@ -157,7 +157,8 @@ async def test_a_run_that_was_never_seen_to_be_sound_comes_back_with_a_warning(
 ) -> None:
     fine, damaged = listed(server, 2)
     server.corrupt([damaged])
-    received, told = Received(), []
+    received = Received()
+    told: list[RecoveryEvent] = []
     async with Supervisor(quick(), service=server.service, on_event=told.append) as supervisor:
         watches = [supervisor.watch(run_id, on_recovery=received) for run_id in (fine, damaged)]
         await until(lambda: was_seen_well(watches[0]))
