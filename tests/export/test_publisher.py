@@ -36,6 +36,7 @@ from tinker_recovery import (
 from tinker_recovery.errors import ExportUnavailable
 from tinker_recovery.export import publisher
 from tinker_recovery.export.hub import publish
+from tinker_recovery.export.leaving import EXPORTS
 from tinker_recovery.export.waiting import Waiting
 from tinker_recovery.journal import Journal, default_path
 from tinker_recovery.journal.holder import Holder
@@ -202,7 +203,7 @@ async def test_what_the_hub_does_is_said_once_tried_again_and_disturbs_no_traini
 @contextmanager
 def a_small_disk(monkeypatch: pytest.MonkeyPatch, how: str) -> Iterator[Callable[[], None]]:
     """The disk of what is exported has no room, until what is yielded is called."""
-    exports = default_path().parent / publisher.EXPORTS
+    exports = default_path().parent / EXPORTS
     exports.mkdir(parents=True, exist_ok=True)
     if how == "injected":
         write = Download._write_all
@@ -214,14 +215,16 @@ def a_small_disk(monkeypatch: pytest.MonkeyPatch, how: str) -> Iterator[Callable
         yield lambda: monkeypatch.setattr(Download, "_write_all", write)
         return
 
-    def mount(options: str) -> int:
+    def mount(options: str) -> None:
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(exports)]
-        return subprocess.run(command, check=False, capture_output=True).returncode  # noqa: S603 - our own
+        subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own
 
-    if mount("size=32k"):
+    try:
+        mount("size=32k")
+    except (OSError, subprocess.CalledProcessError):
         pytest.skip("only root may mount")
     try:
-        yield lambda: mount("remount,size=16m") and None
+        yield lambda: mount("remount,size=16m")
     finally:
         subprocess.run(["umount", "-l", str(exports)], check=True)  # noqa: S603, S607 - our own
 
