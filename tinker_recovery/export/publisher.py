@@ -197,7 +197,7 @@ class Publisher:
         at = self._clock.wall() if now is None else now
         due: dict[str, Publication] = {}
         for lineage in {each.lineage for each in self._waiting.all()}:
-            of = {each.path: each for each in self._waiting.all() if each.lineage == lineage}
+            of = {each.path: each for each in self._waiting.of(lineage)}
             # Later ones wait for the first, whatever keeps it: a repository only goes forward.
             first = next_of(map(_candidate, of.values()))
             if first is None or first.path in (but or ()):
@@ -250,11 +250,7 @@ class Publisher:
         return {each.path: "it is to be published" for each in self._intentions(run).add}
 
     def _intentions(self, run: PublishedRun) -> Intentions:
-        waiting = {
-            each.path: _candidate(each)
-            for each in self._waiting.all()
-            if each.lineage == run.lineage
-        }
+        waiting = {each.path: _candidate(each) for each in self._waiting.of(run.lineage)}
         return intentions(
             self._candidates(run),
             waiting,
@@ -266,11 +262,11 @@ class Publisher:
 
     async def _intend(self, run: PublishedRun) -> None:
         to = repository_of(self._policy.push_to_hub, run.name)
-        for each in self._waiting.all():
+        elsewhere = [each for each in self._waiting.of(run.lineage) if each.repository != to]
+        for each in elsewhere:
             # What was noted by a process that is dead, whose policy named another: it is in the way
             # of all that comes later, and may never get there.
-            mine = each.lineage == run.lineage and each.path != self._attempted
-            if mine and each.repository != to:
+            if each.path != self._attempted:
                 publication = replace(each, repository=to)
                 await self._notebook.write_publication(each.path, publication.said())
                 self._waiting.add(publication)
@@ -286,7 +282,7 @@ class Publisher:
                 self._left.add(path)  # its files are in use: half of them could be published
             else:
                 await anyio.to_thread.run_sync(self._remove, path)
-        if run.over and not found.add:
+        if run.over and not found.add and not elsewhere:
             self._runs.pop(run.name, None)
 
     def _candidates(self, run: PublishedRun) -> list[Candidate]:
