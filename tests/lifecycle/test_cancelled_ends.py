@@ -24,9 +24,9 @@ from tinker_recovery.testing import FaultRule, LocalTinker
 STEPS = 6
 
 
-async def _cancelled_at(local: LocalTinker, request: str, *, stop: bool, delay_s: float) -> None:
+async def _cancelled_at(local: LocalTinker, slow: FaultRule, *, stop: bool) -> None:
     """A process whose task is cancelled while the service takes its time with a request."""
-    local.inject(FaultRule("slow", request=request, delay_s=delay_s))
+    local.inject(slow)
     supervisor = Supervisor(policy())
 
     async def main() -> None:
@@ -49,7 +49,7 @@ async def _cancelled_at(local: LocalTinker, request: str, *, stop: bool, delay_s
 async def test_while_its_claim_is_being_opened(
     local: LocalTinker, caplog: pytest.LogCaptureFixture, *, stop: bool
 ) -> None:
-    await _cancelled_at(local, "create_session", stop=stop, delay_s=0.5)
+    await _cancelled_at(local, FaultRule("slow", request="create_session", delay_s=0.5), stop=stop)
     with anyio.fail_after(20):
         supervisor = await trained_to(STEPS)
     assert begun_at(supervisor) == [0]
@@ -61,7 +61,7 @@ async def test_while_the_session_of_a_run_that_has_ended_is_being_finished(
     local: LocalTinker, *, stop: bool
 ) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
-    await _cancelled_at(local, "finish", stop=stop, delay_s=0.5)
+    await _cancelled_at(local, FaultRule("slow", request="finish", delay_s=0.5), stop=stop)
     view = read_run(default_path(), "sft-42")
     assert view is not None
     assert (view.state, view.step) == ("finished", STEPS)
