@@ -12,6 +12,7 @@ import logging
 
 import anyio
 import pytest
+from inspection import open_claims
 from loops import policy, train, undisturbed_state, until
 from named_runs import NAMED, begun_at, left_at, trained_to
 
@@ -50,6 +51,27 @@ async def test_while_its_claim_is_being_opened(
     local: LocalTinker, caplog: pytest.LogCaptureFixture, *, stop: bool
 ) -> None:
     await _cancelled_at(local, FaultRule("slow", request="create_session", delay_s=0.5), stop=stop)
+    with anyio.fail_after(20):
+        supervisor = await trained_to(STEPS)
+    assert begun_at(supervisor) == [0]
+    assert "is claimed by" not in caplog.text
+
+
+async def test_a_claim_whose_answer_never_came_is_not_waited_for_by_its_own_process(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    local.inject(FaultRule("slow", request="create_session", delay_s=1.0))
+    supervisor = Supervisor(policy(status_timeout_s=0.3))
+
+    async def main() -> None:
+        async with supervisor:
+            await supervisor.run(functools.partial(train, steps=STEPS), **NAMED)
+
+    task = asyncio.create_task(main())
+    await until(lambda: bool(open_claims(local)))
+    task.cancel()
+    with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
+        await task
     with anyio.fail_after(20):
         supervisor = await trained_to(STEPS)
     assert begun_at(supervisor) == [0]

@@ -221,6 +221,8 @@ class Process:
         self.fate = fate
         self.done = False
         self.over = False
+        self.buried = anyio.Event()
+        """Ends what waits in a dead process, at the end of the race."""
         self.entered = 0
 
     @property
@@ -233,7 +235,7 @@ class Process:
             if begins_s <= self.clock.now < begins_s + lasts_s:
                 await self.clock.sleep(begins_s + lasts_s - self.clock.now)
         if self.is_dead:
-            await anyio.sleep_forever()
+            await self.buried.wait()
 
     async def _request(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
         if self.over:
@@ -329,6 +331,7 @@ async def _race(weather: Weather, fates: list[Fate], chance: random.Random) -> S
     finally:
         for each, task in zip(processes, tasks, strict=True):
             each.over = True
+            each.buried.set()
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return service

@@ -76,7 +76,7 @@ def test_nothing_active_is_finished_but_what_a_dead_process_or_we_ourselves_left
     claims: list[SeenClaim],
 ) -> None:
     mine = claims[0]
-    place = place_of(claims, mine.session_id, mine.entry, lambda by: by.pid != 1)
+    place = place_of(claims, mine.session_id, mine.entry, lambda claim: claim.claimant.pid != 1)
     if isinstance(place, Alone):
         states = {each.session_id: each.state for each in claims}
         assert {states[each] for each in place.finish} <= {"silent"}

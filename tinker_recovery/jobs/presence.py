@@ -120,7 +120,7 @@ class Presence:
         except StatusError as error:
             logger.debug("asking for the claim of %s: %s", other.name, error)
             return False
-        return not rivals(found, "", is_dead)
+        return not rivals(found, "", lambda claim: is_dead(claim.claimant))
 
     def _say_unseen(self, other: Executor) -> None:
         if other.id not in self._said and other.machine != self.executor.machine:

@@ -64,6 +64,11 @@ class Claimant:
         pid = said.pop("pid")
         return cls(pid=int(pid) if pid.isdecimal() else 0, **said)
 
+    def is_process_of(self, other: Claimant) -> bool:
+        """Whether both are the same process, as far as that can be known."""
+        mine, its = ((each.machine, each.pid, each.born) for each in (self, other))
+        return bool(self.machine) and mine == its
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host or 'an unknown host'}"
 
@@ -107,8 +112,8 @@ class Alone:
     """No other claim may be alive, once these are finished.
 
     Attributes:
-        finish: Sessions of claims that are not active, or whose process is dead, and which the
-            service has not ended for good; oldest first.
+        finish: Sessions of claims that are not active, or are over, and which the service has not
+            ended for good; oldest first.
         fence: Entries that may have left sessions of the run behind.
     """
 
@@ -134,19 +139,19 @@ Place = Unlisted | Unclear | Alone | Behind
 
 
 def rivals(
-    claims: Sequence[SeenClaim], entry: str, is_dead: Callable[[Claimant], bool]
+    claims: Sequence[SeenClaim], entry: str, is_over: Callable[[SeenClaim], bool]
 ) -> list[SeenClaim]:
     """The claims of others that may hold the run, oldest first.
 
     Args:
         claims: All that a look shows.
         entry: Our own try: what it left behind is no rival.
-        is_dead: Whether a process is known to be dead.
+        is_over: Whether a claim is known to be nobody's any more, as its process is dead.
     """
     active = [
         claim
         for claim in claims
-        if claim.state == "active" and claim.entry != entry and not is_dead(claim.claimant)
+        if claim.state == "active" and claim.entry != entry and not is_over(claim)
     ]
     return sorted(active, key=lambda claim: claim.order)
 
@@ -155,7 +160,7 @@ def place_of(
     claims: Sequence[SeenClaim],
     session_id: str,
     entry: str,
-    is_dead: Callable[[Claimant], bool],
+    is_over: Callable[[SeenClaim], bool],
 ) -> Place:
     """Where a claim of ours stands.
 
@@ -164,14 +169,14 @@ def place_of(
             had been open for as long as the service may take to list a session.
         session_id: Our claim.
         entry: Our try to enter the run.
-        is_dead: Whether a process is known to be dead.
+        is_over: As for :func:`rivals`.
     """
     mine = next((claim for claim in claims if claim.session_id == session_id), None)
     if mine is None:
         return Unlisted()
     if mine.state != "active":
         return Unclear()
-    others = rivals(claims, entry, is_dead)
+    others = rivals(claims, entry, is_over)
     if others:
         return Behind(others[0], withdraw=others[0].order < mine.order)
     rest = sorted((claim for claim in claims if claim is not mine), key=lambda claim: claim.order)

@@ -99,6 +99,13 @@ _OVER = frozenset({409, 410})
 
 _UNFOUND = "it does not find sessions by their metadata"
 
+_ENTERED: set[str] = set()
+"""Tries of this process that hold a run, or are about to.
+
+A claim of this process that is of none of them was left behind: the service has opened it, or not
+finished it, for a request whose answer did not come.
+"""
+
 _RELEASE_S = 5.0
 _RELEASED = "success"
 _TAKEN = "interrupted"
@@ -174,7 +181,7 @@ class Claim:
             StatusError: The service could not be asked.
         """
         found = await self._claims.sessions.active_claims(self.name)
-        others = rivals(found, self.entry, self._claims.is_dead)
+        others = rivals(found, self.entry, self._claims.is_over)
         return others[0].claimant if others else None
 
     async def announce(self, session_id: str) -> bool:
@@ -209,9 +216,11 @@ class Claim:
         lost nothing is finished: that is up to the successor.
         """
         self._end_heartbeats()
-        if self.lost.is_set():
-            return
-        await to_the_end(self._finish_all())
+        try:
+            if not self.lost.is_set():
+                await to_the_end(self._finish_all())
+        finally:
+            _ENTERED.discard(self.entry)
 
     async def _finish_all(self) -> None:
         with anyio.move_on_after(_RELEASE_S):
@@ -247,7 +256,7 @@ class Claims:
         look_s: float = LOOK_S,
     ) -> None:
         self.sessions = ClaimSessions(http)
-        self.is_dead = is_dead
+        self._is_dead = is_dead
         self._claimant = claimant
         self._heartbeats = heartbeats
         self._clock = clock
@@ -282,6 +291,18 @@ class Claims:
         if self._unguarded is not None:
             return self._unguarded
         entry = secrets.token_hex(8)
+        _ENTERED.add(entry)
+        taken: Claim | Unguarded | None = None
+        try:
+            taken = await self._enter(name, entry, on_held=on_held, job=job)
+        finally:
+            if not isinstance(taken, Claim):
+                _ENTERED.discard(entry)
+        return taken
+
+    async def _enter(
+        self, name: str, entry: str, *, on_held: Literal["wait", "refuse"], job: str | None
+    ) -> Claim | Unguarded:
         reminder = Reminder(at_once=True)
         began = self._clock.monotonic()
         try:
@@ -304,6 +325,12 @@ class Claims:
         except _NoClaims as error:
             self._unguarded = Unguarded(str(error))
             return self._unguarded
+
+    def is_over(self, claim: SeenClaim) -> bool:
+        """Whether a claim is nobody's any more: of a dead process, or left behind by this one."""
+        if claim.claimant.is_process_of(self._claimant) and claim.entry not in _ENTERED:
+            return True
+        return self._is_dead(claim.claimant)
 
     async def _try(
         self, name: str, entry: str, more: Mapping[str, str]
@@ -335,7 +362,7 @@ class Claims:
         while not claim.lost.is_set():
             look = functools.partial(self.sessions.every_claim, claim.name)
             claims = await self._patiently(claim.name, look)
-            place = place_of(claims, claim.session_id, claim.entry, self.is_dead)
+            place = place_of(claims, claim.session_id, claim.entry, self.is_over)
             match place:
                 case Alone():
                     return place
@@ -404,7 +431,7 @@ class Claims:
 
     async def _first_rival(self, name: str, entry: str) -> SeenClaim | None:
         claims = await self._patiently(name, functools.partial(self.sessions.active_claims, name))
-        return next(iter(rivals(claims, entry, self.is_dead)), None)
+        return next(iter(rivals(claims, entry, self.is_over)), None)
 
     async def _finish(self, name: str, session_id: str, *, listed: bool = True) -> None:
         """Finish a session of another, for certain; one not ``listed`` may be unknown there."""
