@@ -76,9 +76,7 @@ def test_a_fault_that_was_noticed_says_itself_what_it_casts_doubt_on() -> None:
     assert trusted_limit(harmless, saved, corrupted=False) == math.inf
 
 
-def test_found_corrupted_after_a_fault_that_casts_no_doubt_it_is_trusted_to_the_last_good_poll() -> (
-    None
-):
+def test_found_corrupted_after_a_harmless_fault_it_is_trusted_to_the_last_good_poll() -> None:
     """One of a group that went back with another, and whose process died before it was asked."""
     harmless = _attempt(sound=10, polled=5, faulty=True)
     assert trusted_limit(harmless, _saved(5, 10, 15), corrupted=True) == 5
