@@ -3,8 +3,9 @@
 
 Each change (a comparison flipped or moved by its boundary, a number by one, a condition inverted,
 `and` for `or`, a statement, an operand or an item of a sort key dropped, `+` for `-`, None
-returned) is tried on a copy of the tree, with some of the tests that reach its line: the quickest
-of every file first, and no more after the first that fails. Nothing in the tree itself is touched.
+returned) is tried on a copy of the tree, with some of the tests that reach its line: those that
+together reach the most of its file in the least time first, and no more after the first that fails.
+Nothing in the tree itself is touched.
 
 First each test file is run once under coverage, to see which test reaches which line. That is kept
 in --cache, and measured again only where the package or the file has changed. It counts towards the
@@ -61,10 +62,13 @@ PACKAGE = "tinker_recovery"
 ROOMS = "checkpoints", "recovery", "run", "retention", "detection"
 TESTS = (
     *("tests/checkpoints", "tests/fleet", "tests/lifecycle", "tests/verification"),
-    *("tests/journal", "tests/service", "tests/test_*.py"),
+    *("tests/journal", "tests/service", "tests/telemetry", "tests/test_*.py"),
+    *("tests/cli/test_recover.py", "tests/cli/test_checkpoints_command.py"),
 )
 SLOW_S = 8.0
 """A test that takes longer is used only where no other reaches the line."""
+OVERHEAD_S = 0.05
+"""What running a test costs besides."""
 MOST_S = 40.0
 """Tests of one change take no more than this together, when nothing fails."""
 MEMORY = 6 * 2**30
@@ -358,6 +362,7 @@ class _Index:
     reach: Reach
     by_line: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
     by_file: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    _chosen: dict[tuple[str, frozenset[str]], tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for test, (_, files) in self.reach.items():
@@ -367,25 +372,46 @@ class _Index:
                     self.by_line[file, line].append(test)
 
     def tests(self, file: str, made: Mutation, most: int) -> tuple[str, ...]:
-        """The tests for a change: the quickest of every test file first, then the next of each."""
+        """The tests for a change, see :func:`spread_over`."""
         first, last = made.lines
         found = {test for line in range(first, last + 1) for test in self.by_line[file, line]}
         found = found or set(self.by_line[file, made.at])
         if not made.in_function:  # whatever uses the module may notice
             found = found or {test for test, _ in self.by_file[file].most_common(most)}
-        quick = {test for test in found if self.reach[test][0] <= SLOW_S}
-        return tuple(in_rounds(quick or found, lambda test: self.reach[test][0]))[:most]
+        quick = frozenset(test for test in found if self.reach[test][0] <= SLOW_S)
+        key = file, quick or frozenset(found)
+        if key not in self._chosen:
+            seconds = {test: self.reach[test][0] for test in key[1]}
+            reached = {test: self.reach[test][1].get(file, ()) for test in key[1]}
+            self._chosen[key] = tuple(spread_over(reached, seconds, most))
+        return self._chosen[key]
 
 
-def in_rounds(tests: Iterable[str], seconds: Callable[[str], float]) -> list[str]:
-    """The quickest test of each file, then the next of each, and so on."""
-    nth: Counter[str] = Counter()
-    ranked = []
-    for test in sorted(tests, key=lambda test: (seconds(test), test)):
-        file = test.split("::")[0]
-        nth[file] += 1
-        ranked.append((nth[file], seconds(test), test))
-    return [test for _, _, test in sorted(ranked)]
+def spread_over(
+    reached: Mapping[str, Iterable[int]], seconds: Mapping[str, float], most: int
+) -> list[str]:
+    """Those that together reach the most of a file in the least time, then such again.
+
+    A line that many tests reach is reached in as many ways as the lines around it: the quickest
+    tests alone would all be of the usual one.
+
+    Args:
+        reached: The lines of the file that each test reaches.
+        seconds: How long each takes.
+        most: How many to choose.
+    """
+    lines = {test: sum(1 << line for line in set(reached[test])) for test in reached}
+    left = sorted(reached, key=lambda test: (seconds[test], test))
+    chosen: list[str] = []
+    seen = 0
+    while left and len(chosen) < most:
+        gains = [(lines[each] & ~seen).bit_count() / (seconds[each] + OVERHEAD_S) for each in left]
+        if not (best := max(gains)) and seen:
+            seen = 0
+            continue
+        chosen.append(left.pop(gains.index(best)))
+        seen |= lines[chosen[-1]]
+    return chosen
 
 
 def within(tests: Sequence[str], seconds: Callable[[str], float], most_s: float) -> list[str]:
