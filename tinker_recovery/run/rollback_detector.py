@@ -200,9 +200,10 @@ class RollbackDetector:
         if outage is None or not self._can_be_looked_into(current, outage):
             return
         # As long as a restored client has to answer: a service silent by now keeps no run.
-        with anyio.move_on_after(self._run.policy.create_timeout_s) as waiting:
+        with anyio.move_on_after(self._run.policy.create_timeout_s):
             await self._look(current, outage)
-        if waiting.cancelled_caught:
+        self._run.mailbox.deliver()  # what looking failed with may be a fault of its own
+        if self._outage is outage and not current.faulty:
             self._cannot_tell(current, outage)
 
     def distrust_since(self, fault: Fault, current: AttemptScope) -> None:
