@@ -14,7 +14,8 @@ fit: measure again, with another --cache, when it is quiet.
 
 A change that is not noticed is a survivor: a test is missing, or the code is not needed, or the
 change changes nothing. What changes nothing is named in scripts/mutants_equivalent.toml with the
-reason, and is not counted.
+reason, and is not counted. What is "noticed" may as well be a test that fails by itself, on a
+machine under load for one: `--control` counts those.
 
   scripts/mutants.py --file tinker_recovery/checkpoints/ledger.py
   scripts/mutants.py --room recovery --room run --budget-min 30 --workers 2
@@ -45,7 +46,7 @@ import time
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -195,7 +196,12 @@ class _Server:
         changed = mutant.mutation.apply(source)
         self._write(mutant.file, changed)
         try:
-            status = _forked(lambda: self._with(mutant, changed, tests), mutant.limit_s)
+            status = _forked(
+                lambda: (
+                    self._run(tests) if changed == source else self._with(mutant, changed, tests)
+                ),
+                mutant.limit_s,
+            )
         finally:
             self._write(mutant.file, source)
         verdicts: Mapping[int | None, str] = {0: "survived", None: "hung"}
@@ -540,6 +546,7 @@ def arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of that part (default: 0)")
     add("--most-tests", type=int, default=40, metavar="N", help="for one change (default: 40)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="default: one a core")
+    add("--control", action="store_true", help="change nothing, to count what fails by itself")
     add("--least", type=float, default=0.0, metavar="PERCENT", help="the score to reach")
     add("--list", action="store_true", help="print what would be tried, with how many tests")
     add("--json", type=Path, metavar="PATH", help="write all results there")
@@ -559,13 +566,19 @@ def _candidates(chosen: argparse.Namespace, index: _Index) -> tuple[list[Mutant]
     mutants, results = [], Results(Counter(), Counter())
     for path in sorted(set(files)):
         file = str(path.relative_to(ROOT))
-        for made in mutations_of(path.read_text()):
+        text = path.read_text()
+        for made in mutations_of(text):
             if lines is not None and not lines[file] & set(range(made.lines[0], made.lines[1] + 1)):
                 continue
             tests = index.tests(file, made, chosen.most_tests)
             tests = tuple(within(tests, lambda test: index.reach[test][0], MOST_S))
             limit_s = 30.0 + 4 * sum(index.reach[test][0] for test in tests)
-            mutant = Mutant(file, made, tests, limit_s)
+            tried = (
+                replace(made, text=text.encode()[made.start : made.end].decode())
+                if chosen.control
+                else made
+            )
+            mutant = Mutant(file, tried, tests, limit_s)
             results.known[mutant.room] += 1
             key = file, made.scope, made.change
             if key in aside:
