@@ -22,6 +22,7 @@ import anyio
 import anyio.to_thread
 import stamina
 import tinker
+from dbos import DBOS
 from tinker import types
 
 from tinker_recovery.testing import FaultRule, LocalTinkerProcess
@@ -51,12 +52,19 @@ async def in_process_loop(api_key: str, base_url: str, save_at: int) -> float:
     The process is one of its own, since in this one the SDK is mended for ours. Returns when the
     first step after a fault was completed, by the monotonic clock.
     """
-    code = f"import _alternatives; _alternatives.loop({api_key!r}, {base_url!r}, {save_at})"
+    printed = await _in_a_process(f"loop({api_key!r}, {base_url!r}, {save_at})")
+    return float(printed[-1])
+
+
+async def _in_a_process(call: str) -> list[bytes]:
+    """The words that a function of this module prints in a process of its own."""
     paths = [str(Path(__file__).parent), *sys.path]
     done = await anyio.run_process(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        [sys.executable, "-c", f"import _alternatives; _alternatives.{call}"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stderr=None,
     )
-    return float(done.stdout.split()[-1])
+    return done.stdout.split()
 
 
 def loop(api_key: str, base_url: str, save_at: int) -> None:
@@ -127,6 +135,42 @@ async def stamina_around_main(server: LocalTinkerProcess, rule: FaultRule) -> fl
     return await _since_the_fault(server, rule, calls[-1])
 
 
+async def engine_step(server: LocalTinkerProcess, rule: FaultRule) -> float:
+    """``main()`` as a step of a DBOS workflow, which is tried again after a second, as by default.
+
+    In a process of its own: the engine is one for a whole process.
+    """
+    await server.inject(rule)
+    with _folder() as folder:
+        printed = await _in_a_process(f"engine({folder!r})")
+    return await _since_the_fault(server, rule, float(printed[-1]))
+
+
+def engine(folder: str) -> None:
+    """The workflow; prints when each try made its first call."""
+    DBOS(
+        config={
+            "name": "train",
+            "system_database_url": f"sqlite:///{folder}/engine.sqlite3",
+            "log_level": "CRITICAL",
+        }
+    )
+
+    @DBOS.step(retries_allowed=True)
+    def main() -> None:
+        _plain_loop.train(Path(folder) / "state", STEPS, lambda _: print(time.monotonic()))
+
+    @DBOS.workflow()
+    def train() -> None:
+        main()
+
+    DBOS.launch()
+    try:
+        train()
+    finally:
+        DBOS.destroy()
+
+
 async def poll_and_backoff(server: LocalTinkerProcess, rule: FaultRule) -> float:
     """Poll every 30 s whether the run is corrupted; if so, wait 5 s and restart it."""
     calls: list[float] = []
@@ -163,4 +207,8 @@ def _status(server: LocalTinkerProcess, run_id: str) -> types.TrainingRun:
     return client.get_training_run(run_id).result()
 
 
-WAYS: dict[str, Way] = {"shell loop": shell_loop, "stamina around main": stamina_around_main}
+WAYS: dict[str, Way] = {
+    "shell loop": shell_loop,
+    "stamina around main": stamina_around_main,
+    "step of a DBOS workflow": engine_step,
+}

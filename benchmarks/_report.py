@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import json
+import logging
 import os
 import tempfile
 import time
@@ -67,10 +68,12 @@ def rounds(most: int, *, within_s: float | None, least: int = 2) -> Iterator[int
 
 
 def keep_no_state() -> None:
-    """Write every journal to a folder that is deleted with the benchmark, not to the user's."""
+    """Write every journal to a folder that is deleted at the end, and no log at all."""
     folder = tempfile.TemporaryDirectory(prefix="benchmark-state-")
     atexit.register(folder.cleanup)
     os.environ["TINKER_RECOVERY_STATE_DIR"] = folder.name
+    # A table is to be read, so what the runs say of themselves is not printed in between.
+    logging.getLogger("tinker_recovery").addHandler(logging.NullHandler())
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

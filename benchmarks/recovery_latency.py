@@ -35,6 +35,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -239,28 +240,36 @@ async def far_ours(
 
 
 async def far(*, quick: bool) -> list[Bar]:
-    """The table of a service far away, and its bars."""
+    """The table of a service far away, and its bars.
+
+    A round has the loop and both of ours at the same time, each with a service of its own: nearly
+    all of it is waiting, and what else the machine does meanwhile strikes them alike.
+    """
     loop_s: list[float] = []
     ours_s: dict[Literal["session", "loaded"], list[float]] = {each: [] for each in FAR}
     rule = FaultRule("poison", FAR_FAULT, "optim_step")
-    with tempfile.TemporaryDirectory(prefix="recovery-latency-") as folder:
-        async with (
-            LocalTinkerProcess(Path(folder), load_s=LOAD_S) as server,
-            Network(server.base_url, rtt_s=RTT_S) as network,
-        ):
 
-            async def since_struck(completed: float) -> float:
-                struck = [fault.monotonic for fault in await server.fired() if fault.rule == rule]
-                return completed - struck[-1]
-
-            for _ in range(1 if quick else 9):
+    async def note(
+        measured: list[float], train: Callable[[LocalTinkerProcess, str], Awaitable[float]]
+    ) -> None:
+        with tempfile.TemporaryDirectory(prefix="recovery-latency-") as folder:
+            async with (
+                LocalTinkerProcess(Path(folder), load_s=LOAD_S) as server,
+                Network(server.base_url, rtt_s=RTT_S) as network,
+            ):
                 await server.inject(rule)
-                completed = await in_process_loop(server.api_key, network.base_url, FAR_SAVE)
-                loop_s.append(await since_struck(completed))
-                for standby, measured in ours_s.items():
-                    await server.inject(rule)
-                    completed = await far_ours(server, network.base_url, standby)
-                    measured.append(await since_struck(completed))
+                completed = await train(server, network.base_url)
+                (struck,) = [each.monotonic for each in await server.fired() if each.rule == rule]
+                measured.append(completed - struck)
+
+    async def loop(server: LocalTinkerProcess, base_url: str) -> float:
+        return await in_process_loop(server.api_key, base_url, FAR_SAVE)
+
+    for _ in range(1 if quick else 9):
+        async with anyio.create_task_group() as group:
+            group.start_soon(note, loop_s, loop)
+            for standby, measured in ours_s.items():
+                group.start_soon(note, measured, functools.partial(far_ours, standby=standby))
     theirs = statistics.median(loop_s)
     print(
         f"a service {RTT_S * 1e3:g} ms away, loads take {LOAD_S:g} s: seconds from the poisoning "

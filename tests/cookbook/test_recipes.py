@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 from collections.abc import Callable
@@ -242,6 +243,37 @@ async def test_the_same_call_continues_a_recipe_that_was_left(recipe: str, tmp_p
         async with Supervisor(policy(), journal=tmp_path / "j.db") as supervisor:
             with pytest.raises(RunFinished):
                 await supervisor.run_cookbook(main, config(folder))
+    assert steps_logged(folder) == steps_logged(tmp_path / "undisturbed")
+
+
+async def test_a_recipe_that_was_stopped_in_order_goes_on_by_the_same_call(tmp_path: Path) -> None:
+    undisturbed, _ = await trained(tmp_path / "undisturbed")
+    folder = tmp_path / "stopped"
+    async with LocalTinker(sampling_seed=1) as local:
+        use(local)
+
+        async def process(*, stops: bool) -> Supervisor:
+            async with (
+                Supervisor(policy(), journal=tmp_path / "j.db") as supervisor,
+                anyio.create_task_group() as group,
+            ):
+
+                async def stop() -> None:
+                    await until(lambda: any(run.step >= 7 for run in supervisor.runs))
+                    await supervisor.stop()
+
+                if stops:
+                    group.start_soon(stop)
+                await supervisor.run_cookbook(sl_train.main, supervised(folder), seed=SEED)
+            return supervisor
+
+        with pytest.raises(asyncio.CancelledError):
+            await process(stops=True)
+        second = await process(stops=False)
+        (run,) = second.runs
+        assert run.attempts[0].start_step >= 7
+        assert run.recoveries == []
+        assert local.run_state(run.segments[-1].run_id) == undisturbed
     assert steps_logged(folder) == steps_logged(tmp_path / "undisturbed")
 
 

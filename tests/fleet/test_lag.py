@@ -11,7 +11,7 @@ from virtual import VirtualClock
 
 from tinker_recovery import Clock
 from tinker_recovery.detection.monitor import Monitor
-from tinker_recovery.service import RunStatus
+from tinker_recovery.service import Asked, RunStatus
 from tinker_recovery.service.status import PAGE, FailedPage, RunPage
 from tinker_recovery.telemetry import EventSink
 
@@ -29,7 +29,8 @@ class Run:
         self.seen = [clock.now]
         """When it was added, then each poll."""
 
-    def note_status(self, status: RunStatus) -> None:
+    def note_status(self, status: RunStatus, asked: Asked) -> None:
+        del asked
         assert status.run_id == self.name
         self.seen.append(self._clock.now)
 
@@ -46,6 +47,9 @@ class Service:
     def __init__(self, clock: VirtualClock) -> None:
         self.listed: list[str] = []
         self._clock = clock
+
+    def service_now(self) -> float:
+        return self._clock.now
 
     async def run_page(self, offset: int, *_: object) -> RunPage:
         await self._clock.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 
 import httpx
@@ -13,7 +14,7 @@ from pydantic import SecretStr
 from tinker_recovery import RecoveryEvent, StatusRefused
 from tinker_recovery.clock import SYSTEM_CLOCK
 from tinker_recovery.detection.poller import Poller
-from tinker_recovery.service import Endpoint, RunStatus, StatusReader
+from tinker_recovery.service import Asked, Endpoint, RunStatus, StatusReader
 from tinker_recovery.service.http import Unreached
 from tinker_recovery.telemetry import EventSink, names
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -29,11 +30,13 @@ class Polled:
         self.watched_run_id: str | None = run_id
         self.silent_s: float | None = None
         self.statuses: list[bool] = []
+        self.asked: list[Asked] = []
         self.failed: list[str] = []
 
-    def note_status(self, status: RunStatus) -> None:
+    def note_status(self, status: RunStatus, asked: Asked) -> None:
         assert status.run_id == self.name
         self.statuses.append(status.corrupted)
+        self.asked.append(asked)
         if status.corrupted:
             self.watched_run_id = None
 
@@ -51,8 +54,9 @@ class Fleet:
     def __init__(self, server: LocalTinker, reader: StatusReader) -> None:
         self.server = server
         self.events: list[RecoveryEvent] = []
+        self.reader = reader
         self.unreachable: list[Unreached] = []
-        reader.http.unreachable = self.unreachable.append
+        reader.http.unreachable = lambda how, _: self.unreachable.append(how)
         self.poller = Poller(
             reader, interval_s=0.0, events=EventSink(self.events.append), clock=SYSTEM_CLOCK
         )
@@ -94,6 +98,22 @@ async def test_a_few_runs_are_asked_for_one_by_one(fleet: Fleet) -> None:
     fleet.server.add_runs(500)
     runs = [Polled(run_id) for run_id in fleet.server.add_runs(3)]
     assert await fleet.poll(runs) == {"training_run": 3, "search_sessions": 3}
+
+
+@pytest.mark.parametrize("watched", [3, 120])
+async def test_a_status_is_of_when_it_was_asked_for_and_not_of_when_its_answer_came(
+    fleet: Fleet, watched: int
+) -> None:
+    runs = [Polled(run_id) for run_id in fleet.server.add_runs(watched)]
+    await fleet.poll(runs)
+    began_s, began = time.monotonic(), fleet.reader.service_now()
+    for request in ("training_run", "training_runs"):
+        fleet.server.inject(FaultRule("slow", request=request, times=8, delay_s=0.5))
+    await fleet.poll(runs)
+    ended_s, ended = time.monotonic(), fleet.reader.service_now()
+    for run in runs:
+        assert began_s <= run.asked[-1].at_s <= ended_s - 0.5
+        assert began <= run.asked[-1].service_s <= ended - 0.5
 
 
 async def test_a_run_on_no_page_is_asked_for_by_itself_and_a_404_is_not_a_fault(

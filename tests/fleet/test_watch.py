@@ -152,6 +152,24 @@ async def test_what_was_stored_after_the_run_was_last_well_is_not_gone_back_to(
         await service.close("success")
 
 
+async def test_a_run_that_was_never_seen_to_be_sound_comes_back_with_a_warning(
+    server: LocalTinker,
+) -> None:
+    fine, damaged = listed(server, 2)
+    server.corrupt([damaged])
+    received = Received()
+    told: list[RecoveryEvent] = []
+    async with Supervisor(quick(), service=server.service, on_event=told.append) as supervisor:
+        watches = [supervisor.watch(run_id, on_recovery=received) for run_id in (fine, damaged)]
+        await until(lambda: was_seen_well(watches[0]))
+        server.corrupt([fine])
+        await until(lambda: all(watch.recoveries for watch in watches))
+    (said,) = [event for event in told if event.name == names.EVENT_WEIGHTS_UNKNOWN]
+    assert said.run == damaged
+    assert "may have been stored after the fault began" in said.message
+    assert said.fields[names.CHECKPOINT_PATH] == f"tinker://{damaged}/weights/listed"
+
+
 async def test_what_the_service_does_not_load_is_rejected_for_good_and_the_next_older_taken(
     server: LocalTinker, tmp_path: Path
 ) -> None:

@@ -285,7 +285,7 @@ async def test_a_status_read_that_hangs_is_an_outage(local: LocalTinker) -> None
     async with supervisor:
         await supervisor.run(functools.partial(train, steps=1), **START)
         async with StatusReader(await endpoint(supervisor), timeout_s=0.2) as reader:
-            reader.http.unreachable = heard.append
+            reader.http.unreachable = lambda how, _: heard.append(how)
             with pytest.raises(Exception, match="took longer than"):
                 await reader.run(local.runs()[0])
     assert heard == ["silent"]

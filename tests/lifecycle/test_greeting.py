@@ -67,6 +67,17 @@ async def test_it_says_where_to_look_and_how_it_ended(local: LocalTinker, tmp_pa
     assert end.endswith(f" s lost; last checkpoint {path}")
 
 
+@pytest.mark.parametrize("level", ["WARNING", "CRITICAL"])
+async def test_a_program_that_has_set_the_level_of_our_log_gets_no_lines_below_it(
+    local: LocalTinker, tmp_path: Path, level: str
+) -> None:
+    local.poison(at_step=7)
+    before = f"logging.getLogger('tinker_recovery').setLevel('{level}')"
+    said = await _said(tmp_path, before=before)
+    assert [line for line in said if "sft-42 finished" in line or "supervised as" in line] == []
+    assert bool(said) == (level == "WARNING")
+
+
 async def test_a_run_without_a_name_is_told_what_that_means(
     local: LocalTinker, tmp_path: Path
 ) -> None:

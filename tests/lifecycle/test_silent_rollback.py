@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 import pytest_asyncio
-from inspection import in_an_outage, run_id_of, scope_of
+from inspection import confirmed_step, in_an_outage, run_id_of, scope_of
 from loops import ADAM, MODEL, SEED, batch, train, undisturbed_state, until
 
 from tinker_recovery import (
@@ -25,7 +25,7 @@ from tinker_recovery import (
 )
 from tinker_recovery.checkpoints.canary import CanaryBook, Match
 from tinker_recovery.errors import StatusUnavailable
-from tinker_recovery.run.rollback_detector import LONG_S, MOMENT_S
+from tinker_recovery.run.rollback_detector import LONG_S, MOMENT_S, RollbackDetector
 from tinker_recovery.run.scope import IDLE_S
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.http import Unreached
@@ -385,6 +385,54 @@ async def test_a_return_to_a_save_of_the_loops_own_is_recognised_as_well(
     (run,) = supervisor.runs
     assert [attempt.start_step for attempt in run.attempts] == [0, 7]
     assert local.run_state(run.segments[-1].run_id) == expected
+
+
+@pytest.mark.parametrize("how", ["an answer", "no answer"])
+async def test_a_poll_vouches_for_no_save_that_was_stored_after_it_was_asked(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its answer is of the moment in which the service wrote it, and may be long under way."""
+    asked, stored, ended = anyio.Event(), anyio.Event(), anyio.Event()
+    confirmed: list[int] = []
+    read = StatusReader.run
+
+    async def late(reader: StatusReader, run_id: str) -> Any:
+        status = await read(reader, run_id)
+        if not confirmed:
+            return status
+        if asked.is_set():
+            await anyio.sleep_forever()  # the next one is of a later moment
+        began_s = time.monotonic()
+        asked.set()
+        await stored.wait()
+        if how == "no answer":
+            reader.http.unreachable("silent", time.monotonic() - began_s)
+            raise StatusUnavailable("late")
+        return status
+
+    monkeypatch.setattr(StatusReader, "run", late)
+
+    async def loop(attempt: Attempt) -> None:
+        await train(attempt, steps=5)
+        await until(lambda: confirmed_step(attempt) == 5)
+        confirmed.append(confirmed_step(attempt))
+        await asked.wait()
+        rollbacks = scope_of(attempt).run.rollbacks
+        for step in range(5, 10):
+            await one_step(attempt, step)
+        await until(lambda: len(local.checkpoints(attempt.client.model_id)) > 2)
+        await attempt.client.drain()
+        polls = local.stats.by_route["training_run"]
+        stored.set()
+        await until(lambda: local.stats.by_route["training_run"] > polls or in_an_outage(attempt))
+        confirmed.append(confirmed_step(attempt) if how == "an answer" else int(rollbacks.sound_to))
+        ended.set()
+
+    monkeypatch.setattr(RollbackDetector, "_can_be_looked_into", lambda *_: False)
+    async with Supervisor(default(poll_interval_s=0.05, status_timeout_s=2.0)) as supervisor:
+        await supervisor.run(loop, **START)
+    assert ended.is_set()
+    assert confirmed == [5, 5]
 
 
 async def test_the_last_look_at_the_weights_ends_with_the_deadline_of_a_restore(

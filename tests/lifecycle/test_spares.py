@@ -140,7 +140,7 @@ async def test_one_is_closed_when_the_service_is_out_of_reach_whoever_finds_that
         await until(lambda: spare_of(supervisor, "run") is not None)
         _, spare = spare_of(supervisor, "run") or ("", "")
         unreachable = status_reader(supervisor).http.unreachable
-        asyncio.get_running_loop().call_soon(unreachable, "silent")
+        asyncio.get_running_loop().call_soon(unreachable, "silent", 0.0)
         session = spare.partition(":train:")[0]
         await until(lambda: local.sessions()[session] != "active")
         assert spare_of(supervisor, "run") is None

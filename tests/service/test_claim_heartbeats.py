@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from tinker_recovery.service import Endpoint, StatusReader
 from tinker_recovery.service.claim_sessions import ClaimSessions
 from tinker_recovery.service.heartbeats import ThreadHeartbeats
-from tinker_recovery.service.http import Unreached
+from tinker_recovery.service.http import Missed, Unreached
 from tinker_recovery.testing import LocalTinker
 
 BEAT_S = 0.02
@@ -23,7 +23,7 @@ THREAD = "tinker-recovery/heartbeats"
 
 @asynccontextmanager
 async def beating(
-    local: LocalTinker, unreachable: Callable[[Unreached], object] = lambda _: None
+    local: LocalTinker, unreachable: Missed = lambda *_: None
 ) -> AsyncIterator[ThreadHeartbeats]:
     heartbeats = ThreadHeartbeats(_endpoint(local), BEAT_S, unreachable)
     try:
@@ -72,7 +72,7 @@ async def test_a_service_that_one_of_them_does_not_reach_is_heard_of_and_ends_no
 ) -> None:
     heard: list[Unreached] = []
     ended: list[bool] = []
-    async with beating(server, heard.append) as heartbeats:
+    async with beating(server, lambda how, _: heard.append(how)) as heartbeats:
         session = await _opened(server)
         heartbeats.start(session, lambda: ended.append(True))
         server.begin_outage(status=503)

@@ -194,7 +194,7 @@ async def test_a_slow_command_holds_up_no_event_loop_and_serves_the_next_request
     service = Service()
     async with service.reader(None, timeout_s=0.2) as reader:
         unreachable: list[str] = []
-        reader.http.unreachable = unreachable.append
+        reader.http.unreachable = lambda how, _: unreachable.append(how)
         began = time.monotonic()
         with pytest.raises(StatusUnavailable, match=r"0\.2 s"):
             await reader.run_page(0)

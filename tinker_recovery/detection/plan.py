@@ -41,6 +41,9 @@ SPREAD_SINGLE = 0.1
 """The share of an interval over which the requests for single runs behind them are spread."""
 
 
+_OTHER = "not among those that are missing"
+
+
 @dataclass(frozen=True, slots=True)
 class PageCounts:
     """On which pages the watched runs were when the list was last read in full.
@@ -120,7 +123,7 @@ class PagePoll:
         page: int,
         at_most: int | None = None,
     ) -> None:
-        self._missing = dict.fromkeys(wanted)
+        self._missing: dict[str, str | None] = dict.fromkeys(wanted)
         self._wanted = len(self._missing)
         self._page = page
         self._planned = pages_worth_reading(self._wanted, counts)
@@ -146,15 +149,14 @@ class PagePoll:
         self._asked += 1
         return offset
 
-    def note_page(self, offset: int, ids: Sequence[str], total: int) -> list[str]:
+    def note_page(self, offset: int, ids: Collection[str], total: int) -> list[str]:
         """Note a page that was read; returns the wanted runs seen on it for the first time."""
         # A list that grows while it is read gets one page longer; an empty page always ends it.
         self._total = max(total, 0 if math.isinf(self._total) else self._total)
         if not ids:
             self._total = min(self._total, offset)
-        fresh = [each for each in dict.fromkeys(ids) if each in self._missing]
-        for each in fresh:
-            del self._missing[each]
+        seen = self._missing.pop
+        fresh = [each for each in ids if seen(each, _OTHER) is None]
         self._found[offset // self._page] = len(fresh)
         return fresh
 

@@ -17,7 +17,7 @@ from tinker_recovery.detection.plan import (
     PagePoll,
 )
 from tinker_recovery.errors import StatusError, StatusUnavailable
-from tinker_recovery.service import RunStatus, StatusReader
+from tinker_recovery.service import Asked, RunStatus, StatusReader
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, say_no_search
 from tinker_recovery.service.status import PAGE, session_id_of
 from tinker_recovery.telemetry import EventSink, names
@@ -49,8 +49,8 @@ class PolledRun(Protocol):
         """Seconds since its open work last made progress; None if none is open, or known."""
         ...
 
-    def note_status(self, status: RunStatus) -> None:
-        """Take the status that the service reports."""
+    def note_status(self, status: RunStatus, asked: Asked) -> None:
+        """Take the status that the service reports, and when it was asked for it."""
         ...
 
     def note_session_failed(self, run_id: str, message: str) -> None:
@@ -151,14 +151,18 @@ class Poller:
             run.note_session_failed(run_id, failed)
 
     async def _read(self, run: PolledRun, run_id: str) -> StatusError | None:
+        asked = self._asking()
         try:
             status = await self._reader.run(run_id)
         except StatusError as error:
             return error
         finally:
             self._answered()
-        run.note_status(RunStatus.of(status))
+        run.note_status(RunStatus.of(status), asked)
         return None
+
+    def _asking(self) -> Asked:
+        return Asked(self._clock.monotonic(), self._reader.service_now())
 
     async def _session_failure(self, run_id: str) -> str | None:
         if not self._sessions_searchable:
@@ -217,9 +221,10 @@ class Poller:
     ) -> bool:
         """Read pages of the list; returns whether the service answered them all."""
         errors: list[StatusError] = []
-        free = anyio.Semaphore(_AT_ONCE)
+        free = anyio.Semaphore(_AT_ONCE, fast_acquire=True)  # each page waits anyway
 
         async def read(offset: int) -> None:
+            asked = self._asking()
             try:
                 page = await self._reader.run_page(offset)
             except StatusError as error:
@@ -229,8 +234,8 @@ class Poller:
                 free.release()
                 self._answered()
             statuses = {status.run_id: status for status in page.runs}
-            for run_id in pages.note_page(offset, list(statuses), page.total):
-                watched[run_id].note_status(statuses[run_id])
+            for run_id in pages.note_page(offset, statuses, page.total):
+                watched[run_id].note_status(statuses[run_id], asked)
 
         async with anyio.create_task_group() as group:
             while not errors and (offset := pages.next_offset()) is not None:

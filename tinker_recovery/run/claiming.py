@@ -82,8 +82,8 @@ class Claiming:
         self._guards: dict[str, Guard] = {}
         self._said = False
 
-    def _not_reached(self, how: Unreached) -> None:
-        self._reader.http.unreachable(how)  # whoever listens now
+    def _not_reached(self, how: Unreached, waited_s: float) -> None:
+        self._reader.http.unreachable(how, waited_s)  # whoever listens now
 
     async def enter(
         self, name: str, *, on_held: Literal["wait", "refuse"], job: str | None = None

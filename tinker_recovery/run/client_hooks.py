@@ -204,6 +204,8 @@ class AttemptHooks:
         """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
         run, scope = self._run, self._scope
         run.checkpoints.stored[path] = scope.id, step
+        if scope is run.current:
+            run.rollbacks.note_stored(step)
         if (ttl_s := run.policy.checkpoints.ttl_s) is not None:
             run.checkpoints.note_lifetime(path, run.collaborators.reader.service_now() + ttl_s)
         if took_s is not None:

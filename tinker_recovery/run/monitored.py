@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from tinker_recovery.faults import RULES, DetectedBy, Kind
-from tinker_recovery.service import RunStatus, sdk_requests
+from tinker_recovery.service import Asked, RunStatus, sdk_requests
 from tinker_recovery.service.http import ServiceHttp, Unreached
 from tinker_recovery.telemetry import EventSink, names
 
@@ -78,7 +78,7 @@ class MonitoredRun:
         current = self._run.current
         return None if current is None else current.client.silent_s()
 
-    def note_status(self, status: RunStatus) -> None:
+    def note_status(self, status: RunStatus, asked: Asked) -> None:
         """The service's answer; one about an earlier attempt is ignored."""
         current = self._run.current
         if current is None or status.run_id != self.watched_run_id:
@@ -91,7 +91,7 @@ class MonitoredRun:
                 self._run.rollbacks.corrupted = current
                 self._run.spawn(functools.partial(self._declare_corrupted, current))
         else:
-            self._run.rollbacks.note_reachable(current)
+            self._run.rollbacks.note_reachable(current, asked_s=asked.at_s)
 
     async def _declare_corrupted(self, attempt: AttemptScope) -> None:
         """Declare what a poll has found, unless a request fails at once: that knows the step.
@@ -112,10 +112,10 @@ class MonitoredRun:
             logger.warning("run %s: the service failed its session: %s", self.name, message)
             current.declare_fault(RULES[Kind.SESSION_FAILED], DetectedBy.POLL)
 
-    def note_unreachable(self, how: Unreached) -> None:
+    def note_unreachable(self, how: Unreached, waited_s: float) -> None:
         """A request of ours could not reach the service, whatever it was about."""
         if self.watched_run_id is not None:
-            self._run.rollbacks.note_unreachable(self._run.current, how)
+            self._run.rollbacks.note_unreachable(self._run.current, how, waited_s)
 
     def note_cut(self, *, ours: bool = True) -> None:
         """A connection was closed by the service while it was idle: it may be a new one."""
@@ -191,9 +191,9 @@ def listening(http: ServiceHttp, runs: Mapping[str, MonitoredRun]) -> Iterator[N
     """
     loop = asyncio.get_running_loop()
 
-    def unreachable(how: Unreached) -> None:
+    def unreachable(how: Unreached, waited_s: float) -> None:
         for run in runs.values():
-            run.note_unreachable(how)
+            run.note_unreachable(how, waited_s)
 
     def cut(*, ours: bool = True) -> None:
         for run in runs.values():
@@ -203,7 +203,7 @@ def listening(http: ServiceHttp, runs: Mapping[str, MonitoredRun]) -> Iterator[N
         # In the SDK's thread; a client that is closed late may outlive our loop.
         with suppress(RuntimeError):
             if how == "refused":
-                loop.call_soon_threadsafe(unreachable, how)
+                loop.call_soon_threadsafe(unreachable, how, 0.0)
             elif how == "down":
                 loop.call_soon_threadsafe(functools.partial(cut, ours=False))
 

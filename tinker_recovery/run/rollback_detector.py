@@ -100,6 +100,7 @@ class RollbackDetector:
         self._next_hint_at = -math.inf
         self.corrupted: AttemptScope | None = None
         """The attempt that a poll has found corrupted, be it declared or not."""
+        self._known_at: dict[int, float] = {}  # by step; only of the newest saves
 
     @property
     def sound_to(self) -> float:
@@ -108,7 +109,7 @@ class RollbackDetector:
 
     @property
     def polled_step(self) -> int:
-        """The newest step saved when the service last called the run sound."""
+        """The newest step saved when the service was asked that last called the run sound."""
         return self._sound_step
 
     def confirmed_to(self, attempt_id: str) -> float:
@@ -126,34 +127,57 @@ class RollbackDetector:
             limits.append(current.start_step + current.saver.steps_done() - 2)
         return min(limits)
 
-    @property
-    def _confirmed_step(self) -> int:
-        """The newest stored save of the current attempt that nothing before it casts doubt on."""
+    def _confirmed_step(self, known_at_s: float) -> int:
+        """The newest save of the current attempt that nothing before it casts doubt on.
+
+        Args:
+            known_at_s: It was known to be stored by then: what the service says when it is asked
+                tells nothing of what it does until its answer is here.
+        """
         current = self._run.current
         if current is None:
             return self._run.start_step
         doubtful = current.client.first_doubtful_step
         stored = self._run.checkpoints.stored.values()
-        steps = [step for of, step in stored if of == current.id and step <= doubtful]
+        known_at = self._known_at
+        steps = [
+            step
+            for of, step in stored
+            if of == current.id and step <= doubtful and known_at.get(step, -math.inf) <= known_at_s
+        ]
         return max(steps, default=current.start_step)
+
+    def note_stored(self, step: int) -> None:
+        """The service has said that it has stored a save of the current attempt."""
+        now = self._run.clock.monotonic()
+        # What was stored before any request now under way was sent needs no time.
+        under_way_s = 2 * self._run.policy.status_timeout_s
+        for old in [each for each, at in self._known_at.items() if at < now - under_way_s]:
+            del self._known_at[old]
+        self._known_at.setdefault(step, now)
 
     def note_resumed(self, start_step: int) -> None:
         """A new attempt has taken over, on weights that were looked at."""
         self._outage, self._looking = None, False
         self._sound_step = start_step
+        self._known_at.clear()
 
-    def note_unreachable(self, current: AttemptScope | None, how: Unreached) -> None:
+    def note_unreachable(
+        self, current: AttemptScope | None, how: Unreached, waited_s: float = 0.0
+    ) -> None:
         """The service could not be reached: what it holds may be older when it comes back.
 
         Args:
             current: The attempt that trains.
             how: How it could not.
+            waited_s: How long a request had waited by then; the outage may have begun with it.
         """
+        now = self._run.clock.monotonic()
         if self._outage is None or self._outage.seen is None:
             open_requests = 0 if current is None else current.client.run_canary_next()
-            self._outage = _Outage(self._confirmed_step, open_requests)
+            self._outage = _Outage(self._confirmed_step(now - waited_s), open_requests)
             self._drop_spare()
-        self._outage.note(self._run.clock.monotonic(), how)
+        self._outage.note(now, how)
 
     def note_cut(self, current: AttemptScope | None, *, asked: bool = False) -> None:
         """An idle connection of ours was closed: worth one look at the weights of an idle loop.
@@ -176,11 +200,16 @@ class RollbackDetector:
                 return
             current.client.run_canary_next()
         self._next_hint_at = now + self._run.policy.poll_interval_s / 2
-        self._outage = _Outage(self._confirmed_step, 0)
+        self._outage = _Outage(self._confirmed_step(now), 0)
 
-    def note_reachable(self, current: AttemptScope) -> None:
-        """The service answers, and calls the run sound; after an outage that is not enough."""
-        confirmed_step = self._confirmed_step
+    def note_reachable(self, current: AttemptScope, *, asked_s: float) -> None:
+        """The service answers, and calls the run sound; after an outage that is not enough.
+
+        Args:
+            current: The attempt that trains.
+            asked_s: When the service was asked, by the monotonic clock.
+        """
+        confirmed_step = self._confirmed_step(asked_s)
         if confirmed_step > self._sound_step:
             self._sound_step = confirmed_step
             self._run.retention.ask(self._run)  # more of what is stored can be relied on

@@ -18,9 +18,10 @@ from tinker_recovery.service.base import (
     SaveRequest,
 )
 from tinker_recovery.service.client import SupervisedClient
-from tinker_recovery.service.status import RunStatus, StatusReader
+from tinker_recovery.service.status import Asked, RunStatus, StatusReader
 
 __all__ = [
+    "Asked",
     "Connection",
     "Endpoint",
     "FromBaseModel",

@@ -160,12 +160,14 @@ def parsed(body: bytes, limit: int) -> object:
     Raises:
         ValueError: It is no JSON, or has too many values for its limit, or too deep ones.
     """
-    values = body.count(b",") + body.count(b"[") + body.count(b"{")
-    if values > limit // BYTES_A_VALUE:
-        raise ValueError(
-            f"it has {values} values, and {limit // BYTES_A_VALUE} are allowed: raise "
-            "max_reply_bytes if that is right"
-        )
+    allowed = limit // BYTES_A_VALUE
+    if len(body) > allowed:  # else it has no room for so many
+        values = body.count(b",") + body.count(b"[") + body.count(b"{")
+        if values > allowed:
+            raise ValueError(
+                f"it has {values} values, and {allowed} are allowed: raise max_reply_bytes if that "
+                "is right"
+            )
     try:
         return json.loads(body)
     except RecursionError:

@@ -23,7 +23,7 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.errors import StatusError
 from tinker_recovery.service.base import Endpoint
 from tinker_recovery.service.claim_sessions import GONE, ClaimSessions
-from tinker_recovery.service.http import ServiceHttp, Unreached
+from tinker_recovery.service.http import Missed, ServiceHttp
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -94,9 +94,7 @@ class ThreadHeartbeats:
         unreachable: Called from the event loop if one finds the service out of reach.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, beat_s: float, unreachable: Callable[[Unreached], object]
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, beat_s: float, unreachable: Missed) -> None:
         self._endpoint = endpoint
         self._beat_s = beat_s
         self._unreachable = unreachable

@@ -56,8 +56,12 @@ Unreached = Literal["refused", "down", "silent"]
 """
 
 
-def _ignore(how: Unreached) -> None:
-    del how
+Missed = Callable[[Unreached, float], object]
+"""Called when the service could not be reached: how, and how many seconds a request had waited."""
+
+
+def _ignore(how: Unreached, waited_s: float) -> None:
+    del how, waited_s
 
 
 def unreached(error: BaseException) -> Unreached:
@@ -112,7 +116,7 @@ class ServiceHttp:
         self.limits = limits
         self.clock = ServiceClock(wall)
         """The service's clock, as its replies tell it."""
-        self.unreachable: Callable[[Unreached], object] = _ignore
+        self.unreachable: Missed = _ignore
         """Called as soon as a request finds the service out of reach, even if a retry then
         succeeds."""
         self.cut: Callable[[], None] = lambda: None
@@ -150,6 +154,7 @@ class ServiceHttp:
         Raises:
             StatusRefused: There is no credential to show.
         """
+        began = time.monotonic()
         try:
             with anyio.fail_after(self._timeout_s):
                 reply = await self._send(method, path, request)
@@ -157,13 +162,13 @@ class ServiceHttp:
             return error.status_code  # what else it says is not needed
         except StatusUnavailable as error:  # there is no credential to show just now
             if error.status_code in _OUT_OF_REACH:
-                self.unreachable("down")
+                self._note_down(began)
             return error.status_code
         except (TimeoutError, httpx.HTTPError) as error:
-            self._note_unreached(error)
+            self._note_unreached(error, began)
             return None
         if reply.status_code in _OUT_OF_REACH:
-            self.unreachable("down")
+            self._note_down(began)
         return reply.status_code
 
     def take_cut(self) -> bool:
@@ -185,10 +190,13 @@ class ServiceHttp:
         self._last_stream = reply.extensions.get("network_stream")
         return reply
 
-    def _note_unreached(self, error: BaseException) -> None:
+    def _note_unreached(self, error: BaseException, began: float) -> None:
         # What the user's own command or factory takes is no silence of the service.
         if not (isinstance(error, TimeoutError) and self._auth.asks_user):
-            self.unreachable(unreached(error))
+            self.unreachable(unreached(error), time.monotonic() - began)
+
+    def _note_down(self, began: float) -> None:
+        self.unreachable("down", time.monotonic() - began)
 
     async def ask(
         self,
@@ -206,6 +214,7 @@ class ServiceHttp:
             StatusRefused: Any other error, or an answer that cannot be parsed.
         """
         last: StatusUnavailable | None = None
+        began = time.monotonic()
 
         async def once(number: int) -> _T:
             nonlocal last
@@ -220,7 +229,7 @@ class ServiceHttp:
             with anyio.fail_after(self._timeout_s):
                 return await retried(once, tries=3, first_s=0.1, most_s=1.0)
         except TimeoutError as error:
-            self._note_unreached(error)
+            self._note_unreached(error, began)
             # What the tries before have met says more than that the time was up.
             raise StatusUnavailable(f"reading {path} took longer than {self._timeout_s:g} s") from (
                 last or error
@@ -233,19 +242,20 @@ class ServiceHttp:
         parse: Callable[[Any], _T],
         request: dict[str, Any],
     ) -> _T:
+        began = time.monotonic()
         try:
             reply = await self._send(method, path, request)
         except httpx.HTTPError as error:
-            self._note_unreached(error)
+            self._note_unreached(error, began)
             raise StatusUnavailable(f"reading {path}: {error!r}") from error
         except StatusUnavailable as error:
             if error.status_code in _OUT_OF_REACH:
-                self.unreachable("down")
+                self._note_down(began)
             raise
         code = reply.status_code
         if is_transient(code):
             if code in _OUT_OF_REACH:
-                self.unreachable("down")
+                self._note_down(began)
             raise StatusUnavailable(f"reading {path}: HTTP {code}", status_code=code)
         if not reply.is_success:
             raise StatusRefused(f"reading {path}: HTTP {code}", status_code=code)

@@ -66,6 +66,18 @@ class RunStatus(NamedTuple):
         return WeightsFacts(self.base_model, self.lora_rank)
 
 
+class Asked(NamedTuple):
+    """When a status was asked for: its answer says nothing of what came later.
+
+    Attributes:
+        at_s: Seconds of the monotonic clock.
+        service_s: The service's own time, in seconds since the epoch.
+    """
+
+    at_s: float
+    service_s: float
+
+
 class RunPage(NamedTuple):
     """One page of the list of runs.
 

@@ -313,9 +313,10 @@ class Supervisor:
 
         When the service calls it corrupted, or has failed its session, a client is made in a new
         session, from the newest usable checkpoint that was stored before the run was last seen to
-        be sound, and handed over. As many at once as the policy allows; a canary and
-        ``checkpoint_strategy`` do not apply. ``policy.on_failure`` is called for a run that cannot
-        be recovered.
+        be sound, and handed over. Of a run that was never seen so it is the newest that loads, and
+        the event ``recovery.weights_unknown`` says that it may be of the fault. As many at once as
+        the policy allows; a canary and ``checkpoint_strategy`` do not apply. ``policy.on_failure``
+        is called for a run that cannot be recovered.
 
         It costs no task and well under 4 KB, so there can be thousands.
 

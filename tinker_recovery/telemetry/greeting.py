@@ -116,6 +116,8 @@ class Greeting:
     def _print(self, message: str) -> None:
         if self._quiet or logger.hasHandlers() or sys.stderr is None:
             return
+        if logger.level > logging.INFO:  # as the program has set it, who wants to hear less
+            return
         with contextlib.suppress(OSError, ValueError):  # it may be closed
             print(as_text(redact(message)), file=sys.stderr, flush=True)  # noqa: T201 - see the module
 

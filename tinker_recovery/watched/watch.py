@@ -27,9 +27,9 @@ from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import HandOver, Recovery
 from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.selection import ServiceTime
-from tinker_recovery.service import Connection, Patience, RunStatus
+from tinker_recovery.service import Asked, Connection, Patience, RunStatus
 from tinker_recovery.service.base import CloseStatus
-from tinker_recovery.telemetry import RunTelemetry
+from tinker_recovery.telemetry import RunTelemetry, names
 from tinker_recovery.watched.restore import NewestStored, progress_of
 
 _CLOSING_AT_ONCE = 32
@@ -110,8 +110,8 @@ class PolledWatch:
         self.on_recovery = on_recovery
         """The user's callback, which gets the new client."""
         self.last_good: float | None = None
-        """When its status was last seen to be good, by the service's clock in seconds since the
-        epoch."""
+        """When the status was asked for that was the last good one, by the service's clock in
+        seconds since the epoch."""
         self.run: WatchedRun | None = None
         """What its recoveries need, from the first fault on."""
         self._watches = watches
@@ -139,14 +139,14 @@ class PolledWatch:
         """What it has open is known elsewhere alone."""
         return None
 
-    def note_status(self, status: RunStatus) -> None:
+    def note_status(self, status: RunStatus, asked: Asked) -> None:
         """The service's answer about the run."""
-        if status.run_id != self.watched_run_id:
+        if status.run_id != (self.name if self.run is None else self.watched_run_id):
             return
         if status.corrupted:
             self._report(Kind.CORRUPTED)
         else:
-            self.last_good = self._watches.collaborators.reader.service_now()
+            self.last_good = asked.service_s
 
     def note_session_failed(self, run_id: str, message: str) -> None:
         """The service has failed the session of the run."""
@@ -222,11 +222,24 @@ class WatchedRun:
         if self._ready is not None:
             self._close_later(self._ready[0])
         self._ready = restored.connection, restored.listed
+        if self._watch.last_good is None:
+            self._say_never_seen_sound(restored.listed)
         return HandOver(
             callback=self._watch.on_recovery,
             arguments=(self.run_ids[-1], restored.connection.training, restored.listed),
             step=None if restored.checkpoint is None else restored.checkpoint.step,
             progress=progress_of(restored.listed),
+        )
+
+    def _say_never_seen_sound(self, chosen: types.Checkpoint) -> None:
+        # Nothing tells when the fault began, so no checkpoint is known to be from before it.
+        self._watches.collaborators.events.emit(
+            names.EVENT_WEIGHTS_UNKNOWN,
+            self.name,
+            f"never seen to be sound while it was watched, so {chosen.tinker_path}, its newest "
+            "checkpoint that loads, may have been stored after the fault began: look at what it "
+            "gives before you train on, or use recover_from_checkpoint() with an older one",
+            {names.CHECKPOINT_PATH: chosen.tinker_path},
         )
 
     def step_to_skip(self) -> int | None:
