@@ -32,6 +32,7 @@ from tinker_recovery import (
     RecoveryExhausted,
     RecoveryPolicy,
     RecoveryRefused,
+    ServiceUnusable,
     Supervisor,
 )
 from tinker_recovery.service import backend
@@ -263,7 +264,7 @@ async def play(schedule: Schedule) -> Outcome:
                     await _train(supervisor, schedule, server)
         except TimeoutError as error:
             violation = f"it hung: {error!r}"
-        except (RecoveryExhausted, RecoveryRefused, NoUsableCheckpoint) as error:
+        except (RecoveryExhausted, RecoveryRefused, NoUsableCheckpoint, ServiceUnusable) as error:
             gave_up = error
         except (tinker.TinkerError, ValueError) as error:
             gave_up = error

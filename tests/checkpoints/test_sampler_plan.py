@@ -31,19 +31,25 @@ def listed(name: str, age: timedelta, *, run: str = "r", public: bool = False) -
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 60), st.booleans(), st.booleans()), max_size=12),
+    st.lists(
+        st.tuples(st.integers(0, 60), st.booleans(), st.sampled_from(["", "pinned", "exported"])),
+        max_size=12,
+    ),
     st.integers(0, 5),
     st.booleans(),
     st.randoms(),
 )
 def test_the_newest_the_pinned_and_the_published_stay_in_whatever_order_they_are_listed(
-    drawn: list[tuple[int, bool, bool]],
+    drawn: list[tuple[int, bool, str]],
     keep_last: int,
     known: bool,  # noqa: FBT001 - hypothesis's parameter
     random: object,
 ) -> None:
     every = [listed(str(n), age * DAY, public=public) for n, (age, public, _) in enumerate(drawn)]
-    pinned = {each.path: "why" for each, (_, _, pin) in zip(every, drawn, strict=True) if pin}
+    pinned, exported = (
+        {each.path: "why" for each, (_, _, by) in zip(every, drawn, strict=True) if by == word}
+        for word in ("pinned", "exported")
+    )
     shuffled = list(every)
     random.shuffle(shuffled)  # type: ignore[attr-defined]  # random.Random
 
@@ -52,6 +58,7 @@ def test_the_newest_the_pinned_and_the_published_stay_in_whatever_order_they_are
             of,
             keep_last=keep_last,
             pinned=pinned,
+            exported=exported,
             known={"r"} if known else set(),
             now=NOW,
             least_age=DAY,
@@ -62,8 +69,8 @@ def test_the_newest_the_pinned_and_the_published_stay_in_whatever_order_they_are
     assert found == plan(shuffled)
     newest = sorted(every, key=lambda each: (each.stored_at, each.path), reverse=True)
     kept = newest[: max(1, keep_last)]
-    for each, (age, public, pin) in zip(every, drawn, strict=True):
-        protected = public or pin or each in kept or (not known and age < 1)
+    for each, (age, public, by) in zip(every, drawn, strict=True):
+        protected = public or by != "" or each in kept or (not known and age < 1)
         assert found[each.path] is not protected
 
 

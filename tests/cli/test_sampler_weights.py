@@ -16,6 +16,11 @@ from loops import loop as run_loop
 
 from tinker_recovery import Attempt, RecoveryEvent, Supervisor
 from tinker_recovery.cli import main
+from tinker_recovery.cli.checkpoints.context import Context
+from tinker_recovery.journal import Journal, default_path
+from tinker_recovery.journal.holder import Holder
+from tinker_recovery.journal.publication import Publication
+from tinker_recovery.service.checkpoint_calls import CheckpointCalls, _route
 from tinker_recovery.testing import LocalTinker
 
 
@@ -80,6 +85,52 @@ async def test_sampler_weights_are_listed_by_run_and_pruned_with_the_same_protec
     assert (done["deleted"], done["failed"]) == ([paths[1]], [])
     left = {row["path"] for row in await _json("list", "--kind", "sampler")}
     assert left == {paths[0], *paths[2:], *other}
+
+
+@pytest.mark.parametrize("meanwhile", ["pinned", "published", "exported", "trained"])
+async def test_what_is_protected_since_the_plan_was_made_is_not_pruned(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """Between the first deletion and the second: a person asked may take long to answer, too."""
+    paths = await _trained()
+    remove, deleted = CheckpointCalls.remove, list[str]()
+    here = Holder.here(now=0.0, lease_s=0.0)
+
+    async def busy(_: Context) -> dict[str, Holder]:
+        return {"sft-42": here}
+
+    async def protect(self: CheckpointCalls, path: str, *, deadline_s: float) -> str | None:
+        why = await remove(self, path, deadline_s=deadline_s)
+        deleted.append(path)
+        for each in {*paths[:3]} - {path} if len(deleted) == 1 else ():
+            if meanwhile == "published":
+                await self._http.send("POST", f"{_route(each)}/publish")
+            elif meanwhile == "trained":
+                monkeypatch.setattr(Context, "busy_runs", busy)
+            else:
+                with Journal(default_path(), service=local.base_url) as journal:
+                    if meanwhile == "pinned":
+                        journal.pin(each)
+                    else:
+                        made = Publication(path=each, run="", lineage="", step=0, holder=here)
+                        journal.write_publication(each, made.said())
+        return why
+
+    monkeypatch.setattr(CheckpointCalls, "remove", protect)
+    prune = ("prune", "--kind", "sampler", "--run", "sft-42", "--keep-last", "1")
+    done = await _json(*prune, "--yes")
+    assert done["deleted"] == deleted
+    assert len(deleted) == 1
+    assert done["failed"] == []
+    left = {row["path"] for row in done["left_since"]}
+    assert left == {*paths[:3]} - {*deleted}
+    word = {
+        "pinned": "pinned",
+        "published": "published",
+        "exported": "it is being exported",
+        "trained": "a process trains it",
+    }[meanwhile]
+    assert all(word in row["reason"] for row in done["left_since"])
 
 
 @pytest.mark.usefixtures("local")

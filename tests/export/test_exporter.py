@@ -227,6 +227,46 @@ async def test_a_full_disk_is_said_and_what_is_there_is_gone_on_with(
     make_loadable(tmp_path / "to")
 
 
+async def test_what_says_that_all_is_there_is_on_the_disk_after_what_it_says_that_of(
+    local: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut leaves is what was synced, and renames in any order between two syncs."""
+    path = newest(local, await trained())
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def name_of(place: str | Path) -> str:
+        return os.path.relpath(place, tmp_path)  # the server, which is here as well, has others
+
+    def told_sync(number: int) -> None:
+        sync(number)
+        done.append(f"sync {name_of(Path(f'/proc/self/fd/{number}').readlink())}")
+
+    def told_replace(self: Path, target: Path) -> Path:
+        done.append(f"rename to {name_of(target)}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", told_sync)
+    monkeypatch.setattr(Path, "replace", told_replace)
+    async with an_exporter(local) as exporter:
+        await exporter.export(facts(path), tmp_path / "to")
+
+    def last(what: str) -> int:
+        return len(done) - 1 - done[::-1].index(what)
+
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    downloaded, manifest = done.index("rename to to/.partial/state.json"), f"to/.partial/{MANIFEST}"
+    downloaded = done.index("rename to to/.partial/state.json", downloaded + 1)
+    for name in files:
+        here = f"to/.partial/files/{name}"
+        assert done.index(f"sync {here}") < downloaded, "an export is noted as downloaded"
+        assert downloaded < last(f"sync {here}") < done.index(f"rename to {manifest}")
+        assert done.index(f"rename to {manifest}") < done.index(f"rename to to/{name}")
+        assert done.index(f"rename to to/{name}") < done.index("sync to")
+    assert done.index(f"sync {manifest}.part") < done.index(f"rename to {manifest}")
+    assert done.index("sync to") < done.index(f"rename to to/{MANIFEST}") < last("sync to")
+
+
 async def test_an_export_is_gone_on_with_after_a_kill(local: LocalTinker, tmp_path: Path) -> None:
     path = newest(local, await trained())
     local.inject(FaultRule("slow", request="download", delay_s=30.0, times=1))

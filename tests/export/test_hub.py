@@ -148,6 +148,28 @@ async def test_what_the_hub_refuses_is_said_clearly(
     await publish(tmp_path / "a", exported(tmp_path / "a"), "me/sft")
 
 
+@pytest.mark.parametrize("at", ["repos/create", "preupload", "objects/batch", "/lfs/", "/commit/"])
+@pytest.mark.parametrize(
+    ("status", "said", "error", "why"),
+    [
+        (507, "Insufficient Storage", ExportUnavailable, "no room for me/sft (HTTP 507, quota)"),
+        (403, "storage quota exceeded", ExportUnavailable, "no room for me/sft (HTTP 403, quota)"),
+        (401, "token expired", ExportRefused, "refuses the token (HTTP 401)"),
+    ],
+)
+async def test_a_hub_that_fails_within_an_upload_is_said_to_and_holds_nothing_half(
+    hub: LocalHub, tmp_path: Path, at: str, status: int, said: str, error: Any, why: str
+) -> None:
+    hub.fail(status, said, times=99, path=at)
+    with pytest.raises(error) as raised:
+        await publish(tmp_path / "a", exported(tmp_path / "a"), "me/sft")
+    assert why in str(raised.value)
+    assert all(not each.commits for each in hub.repositories.values())
+    hub.release()
+    done = await publish(tmp_path / "a", exported(tmp_path / "a"), "me/sft")
+    assert done.commit is not None
+
+
 async def test_a_hub_that_is_down_is_said_to_be(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import functools
+import gc
 import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +36,13 @@ from tinker_recovery import (
 from tinker_recovery.errors import ExportUnavailable
 from tinker_recovery.export import publisher
 from tinker_recovery.export.hub import publish
+from tinker_recovery.export.leaving import EXPORTS
 from tinker_recovery.export.waiting import Waiting
 from tinker_recovery.journal import Journal, default_path
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.publication import Publication, kept_for_export
+from tinker_recovery.run.publishing import PublishedView
+from tinker_recovery.service.download import Download
 from tinker_recovery.testing import FaultRule, LocalHub, LocalTinker
 
 pytestmark = pytest.mark.usefixtures("no_waiting_between_tries", "local")
@@ -192,6 +200,65 @@ async def test_what_the_hub_does_is_said_once_tried_again_and_disturbs_no_traini
     assert titles(hub) == ["step 2 of run sft", "step 4 of run sft"]
 
 
+@contextmanager
+def a_small_disk(monkeypatch: pytest.MonkeyPatch, how: str) -> Iterator[Callable[[], None]]:
+    """The disk of what is exported has no room, until what is yielded is called."""
+    exports = default_path().parent / EXPORTS
+    exports.mkdir(parents=True, exist_ok=True)
+    if how == "injected":
+        write = Download._write_all
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Download, "_write_all", full)
+        yield lambda: monkeypatch.setattr(Download, "_write_all", write)
+        return
+
+    def mount(options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(exports)]
+        subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own
+
+    try:
+        mount("size=32k")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root may mount")
+    try:
+        yield lambda: mount("remount,size=16m")
+    finally:
+        subprocess.run(["umount", "-l", str(exports)], check=True)  # noqa: S603, S607 - our own
+
+
+@pytest.mark.parametrize("how", ["injected", "mounted"])
+async def test_a_full_disk_is_said_disturbs_no_training_and_is_gone_on_with_when_there_is_room(
+    local: LocalTinker, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(publisher, "FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr(publisher, "MOST_DELAY_S", 0.1)
+    events: list[RecoveryEvent] = []
+    with a_small_disk(monkeypatch, how) as make_room:
+
+        async def loop(attempt: Attempt) -> None:
+            await train(attempt, steps=4)
+            while len(told(events, "checkpoint.publish_failed")) < 2:  # noqa: ASYNC110 - another task
+                await anyio.sleep(0.02)
+            assert noted() != {}
+            assert hub.repositories == {}
+            make_room()
+            await _from(attempt, 4, 6)
+
+        supervisor = await run(publishing("each"), events, loop)
+        assert supervisor.runs[0].recoveries == []
+        for each in told(events, "checkpoint.publish_failed"):
+            assert "is not published yet, and is tried again in" in each
+            assert "is full" in each
+            assert "make room" in each
+        assert titles(hub) == [f"step {step} of run sft" for step in (2, 4, 6)]
+        assert noted() == {}
+        # What was at the service for the first is gone on with: nothing is exported twice.
+        assert local.stats.by_route["save_weights_external"] == 3
+
+
 @pytest.mark.usefixtures("hub")
 async def test_a_checkpoint_that_is_gone_is_given_up_with_a_word(local: LocalTinker) -> None:
     events: list[RecoveryEvent] = []
@@ -289,21 +356,109 @@ async def slowly(attempt: Attempt, *, losses: Sequence[float], go_on: Callable[[
         attempt.report(loss=losses[step])
 
 
+@pytest.mark.parametrize("slow_s", [0.0, 3.0])
 async def test_what_waits_for_a_wrong_repository_goes_to_the_one_that_is_named_since(
-    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+    hub: LocalHub, slow_s: float
 ) -> None:
-    hub.fail(403, "not yours", times=2, path="repos/create")
+    hub.fail(403, "not yours", times=99, path="repos/create")
     given = publishing("each", push_to_hub="them/sft", publish_timeout_s=1.0)
     await run(given, [], functools.partial(train, steps=4))
     assert {Publication.read(each).repository for each in noted().values()} == {"them/sft"}  # type: ignore[union-attr]  # it is one
-    monkeypatch.setattr(Holder, "lives", lambda *_, **__: False)
-    async with Supervisor(publishing("each", publish_timeout_s=5.0)) as supervisor:
+    hub.release()
+    if slow_s:  # the first is still tried there when the run is over
+        hub.fail(403, "not yours", path="repos/create", delay_s=slow_s)
+    async with Supervisor(publishing("each")) as supervisor:
         loop = functools.partial(train, steps=6)
         more: Any = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft", "extend": True}
         await supervisor.run(loop, **more)
     # The first may be tried before the run is open, which is what knows the new name.
+    assert not slow_s or list(hub.repositories) == ["me/sft"]
     assert titles(hub)[-2:] == ["step 4 of run sft", "step 6 of run sft"]
     assert noted() == {}
+
+
+async def left_unpublished(hub: LocalHub, name: str = "sft") -> None:
+    """A run whose checkpoints could not be published before its Supervisor was left."""
+    hub.fail(503, "later", times=9999, path="repos/create")
+    given = publishing("each", publish_timeout_s=1.0)
+    await run(given, [], functools.partial(train, steps=4), name)
+
+
+async def test_what_was_left_is_gone_on_with_by_the_next_supervisor_of_the_same_process(
+    hub: LocalHub,
+) -> None:
+    await left_unpublished(hub)
+    hub.release()
+    async with Supervisor(publishing("each")):
+        pass
+    assert titles(hub)[-1] == "step 4 of run sft"
+    assert noted() == {}
+
+
+async def test_what_was_left_is_let_go_of_once_its_run_is_trained_on_without_publishing(
+    local: LocalTinker, hub: LocalHub
+) -> None:
+    await left_unpublished(hub, "another")
+    await left_unpublished(hub)
+    of_another = {path for path, said in noted().items() if '"another"' in said}
+    assert len(noted()) > len(of_another) > 0
+    hub.release()
+    events: list[RecoveryEvent] = []
+    keep = CheckpointPolicy(save_at_start=False, save_every=2, keep_last=1, save_best=False)
+    async with Supervisor(policy(checkpoints=keep), on_event=events.append) as supervisor:
+        more: Any = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft", "extend": True}
+        await supervisor.run(functools.partial(train, steps=8), **more)
+    assert set(noted()) == of_another, "another program may go on with it"
+    failed = told(events, "checkpoint.publish_failed")
+    assert len(failed) == 2
+    assert "is not published, and not tried again: push_to_hub is off" in failed[0]
+    (done,) = supervisor.runs
+    kept = {each.steps for segment in done.segments for each in local.checkpoints(segment.run_id)}
+    assert 2 not in kept
+    assert len(list((default_path().parent / "exports").iterdir())) == 1
+    assert hub.repositories == {}
+
+
+async def test_what_is_being_exported_or_published_by_a_process_that_lives_is_not_let_go_of(
+    hub: LocalHub,
+) -> None:
+    await left_unpublished(hub)
+    service = os.environ["TINKER_BASE_URL"]
+    with Journal(default_path(), service=service) as journal:
+        for number, (path, said) in enumerate(noted().items()):
+            left = Publication.read(said)
+            assert left is not None
+            # One is at it, and of the other it cannot be seen, as it is on another machine.
+            here = Holder.here(now=0.0, lease_s=0.0)
+            holder = here if number else dataclasses.replace(here, machine="another")
+            journal.write_publication(path, dataclasses.replace(left, holder=holder).said())
+    before = noted()
+    async with Supervisor(policy()) as supervisor:
+        more: Any = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft", "extend": True}
+        await supervisor.run(functools.partial(train, steps=6), **more)
+    assert noted() == before
+
+
+async def test_runs_that_have_ended_are_let_go_of(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = weakref.WeakSet[PublishedView]()
+    init = PublishedView.__init__
+
+    def noting_init(self: PublishedView, of: Any) -> None:
+        init(self, of)
+        views.add(self)
+
+    monkeypatch.setattr(PublishedView, "__init__", noting_init)
+    async with Supervisor(publishing("end")) as supervisor:
+        for name in ("a", "b"):
+            loop = functools.partial(train, steps=2)
+            await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED, name=name)
+        with anyio.fail_after(20):
+            while views:
+                await anyio.sleep(POLL_S)
+                gc.collect()
+    assert titles(hub)
 
 
 async def test_a_run_that_only_observes_publishes_nothing(hub: LocalHub) -> None:
@@ -375,7 +530,7 @@ async def test_what_a_killed_process_has_begun_the_next_one_goes_on_with(
             local.fail_session(session)
 
 
-def test_an_export_of_a_dead_process_keeps_nothing_and_a_publication_does() -> None:
+def test_an_export_of_a_dead_process_keeps_nothing_and_a_publication_does(tmp_path: Path) -> None:
     here = Holder.here(now=0.0, lease_s=0.0)
     dead = Holder(here.host, here.machine, here.pid, "1", 0.0, 0.0)
 
@@ -397,3 +552,9 @@ def test_an_export_of_a_dead_process_keeps_nothing_and_a_publication_does() -> N
         "c": "it is to be published in me/x",
         "d": "it is being exported",
     }
+    with Journal(tmp_path / "journal.sqlite3", service="http://x") as journal:
+        for path, note in noted_.items():
+            journal.write_publication(path, note)
+        journal.pin("e")
+        pinned = [path for path in "abcdef" if journal.is_pinned(path)]
+    assert pinned == ["a", "c", "d", "e"], "asked again right before a deletion"

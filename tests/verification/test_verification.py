@@ -413,12 +413,21 @@ async def test_whoever_traces_http_requests_is_asked_to_pass_over_the_downloads(
     path = await saved(local, rank=8)
     asked: dict[str, object] = {}
     send = httpx.AsyncHTTPTransport.handle_async_request
+    send_blocking = httpx.HTTPTransport.handle_request
+
+    def note(request: httpx.Request) -> None:
+        asked[request.url.path] = context.get_value(context._SUPPRESS_HTTP_INSTRUMENTATION_KEY)
 
     async def look(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
-        asked[request.url.path] = context.get_value(context._SUPPRESS_HTTP_INSTRUMENTATION_KEY)
+        note(request)
         return await send(self, request)
 
+    def look_blocking(self: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        note(request)
+        return send_blocking(self, request)
+
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", look)
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", look_blocking)
     async with a_desk(local) as desk:
         assert (await desk.bytes(path)).ok
     signed = [suppressed for url, suppressed in asked.items() if url.startswith("/signed/")]

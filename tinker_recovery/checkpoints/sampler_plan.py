@@ -37,6 +37,7 @@ def plan_sampler_deletions(
     *,
     keep_last: int,
     pinned: Mapping[str, str],
+    exported: Mapping[str, str],
     known: Collection[str],
     now: datetime,
     least_age: timedelta,
@@ -49,6 +50,7 @@ def plan_sampler_deletions(
         listed: All sampler weights of the run, in any order.
         keep_last: How many of the newest to keep.
         pinned: Path to reason, of those that are pinned.
+        exported: Path to reason, of those that are being exported or published.
         known: Tinker runs that this machine's journal knows: nobody trains them now.
         now: The service's date.
         least_age: Of a Tinker run that is not known, younger ones stay.
@@ -65,6 +67,8 @@ def plan_sampler_deletions(
         keep = None
         if each.path in pinned:
             keep = f"pinned: {pinned[each.path]}"
+        elif each.path in exported:
+            keep = exported[each.path]
         elif source is None or source.public:
             keep = "published"
         elif stored is None:

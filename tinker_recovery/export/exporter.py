@@ -30,6 +30,7 @@ from tinker_recovery.errors import (
     StatusRefused,
 )
 from tinker_recovery.export.adapter import WEIGHTS, Adapter, make_loadable
+from tinker_recovery.export.durable import sync
 from tinker_recovery.export.formats import check_format, convert, files_of
 from tinker_recovery.export.manifest import MANIFEST, CheckpointFacts, Manifest
 from tinker_recovery.service.base import Endpoint
@@ -261,7 +262,9 @@ class _Work:
         self._write()
 
     def note_downloaded(self) -> None:
-        """All its files are here."""
+        """All its files are here, and on the disk."""
+        for place in (*self.files.rglob("*"), self.files):
+            sync(place)
         self.downloaded = True
         self._write()
 
@@ -277,6 +280,8 @@ class _Work:
     def finish(self, form: Format, checkpoint: CheckpointFacts) -> None:
         """All is there: from here on nothing is made again."""
         names = list(files_of(form))
+        for name in names:  # those that were not downloaded, but made of that
+            sync(self.files / name)
         Manifest.of(self.files, names, form, checkpoint).write(self.folder)
 
     def move(self, to: Path) -> Manifest:
@@ -286,7 +291,9 @@ class _Work:
         for name in manifest.files:
             if (self.files / name).exists():  # else it was moved before a kill
                 (self.files / name).replace(to / name)
+        sync(to)
         (self.folder / MANIFEST).replace(to / MANIFEST)
+        sync(to)
         self.remove()
         return manifest
 

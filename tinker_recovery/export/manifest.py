@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from tinker_recovery.errors import ExportRefused
+from tinker_recovery.export.durable import sync
+from tinker_recovery.journal.publication import Publication
 
 MANIFEST = "tinker_recovery.json"
 
@@ -38,6 +40,19 @@ class CheckpointFacts:
     base_model: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     recoveries: int | None = None
+
+    @classmethod
+    def of(cls, publication: Publication) -> Self:
+        """Those that were noted when it was to be published."""
+        return cls(
+            path=publication.path,
+            run=publication.run,
+            lineage=publication.lineage,
+            step=publication.step,
+            base_model=publication.base_model,
+            metrics=publication.metrics,
+            recoveries=publication.recoveries,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +83,7 @@ class Manifest:
         """Write it, all or nothing."""
         temporary = folder / f"{MANIFEST}.part"
         temporary.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+        sync(temporary)
         temporary.replace(folder / MANIFEST)
 
     @classmethod

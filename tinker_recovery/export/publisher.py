@@ -10,7 +10,6 @@ What fails is tried again with growing delays.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import shutil
@@ -43,6 +42,7 @@ from tinker_recovery.errors import (
 from tinker_recovery.export.exporter import Exporter, ExportProgress
 from tinker_recovery.export.formats import check_format
 from tinker_recovery.export.hub import Published, publish, repository_of
+from tinker_recovery.export.leaving import EXPORTS, hand_over, let_go, place_of, remove
 from tinker_recovery.export.manifest import CheckpointFacts, Manifest
 from tinker_recovery.export.published_run import PublishedRun
 from tinker_recovery.export.waiting import Waiting
@@ -55,9 +55,6 @@ from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
 
-EXPORTS = "exports"
-"""The folder beside the journal of what is exported, and not published yet."""
-
 FIRST_DELAY_S, MOST_DELAY_S = 30.0, 3600.0
 """Seconds until something that failed is tried again: at first, and at most."""
 
@@ -68,7 +65,6 @@ LOOK_S = 0.1
 """How often it is looked whether a recovery needs what an export has at the service."""
 
 _IN_A_SESSION = frozenset({"loading", "exporting"})
-
 
 Progress = Callable[[ExportProgress], object]
 
@@ -104,6 +100,7 @@ class Publisher:
         self._attempted: str | None = None
         self._left: set[str] = set()  # whose files are removed once the attempt is over
         self._adopted = False
+        self._let_go: set[str] = set()  # lineages
 
     @property
     def _active(self) -> bool:
@@ -172,6 +169,23 @@ class Publisher:
                 each.path,
             )
 
+    async def aclose(self) -> None:
+        """After the tree has ended: leave what is still owed to whoever comes next."""
+        try:
+            await hand_over(self._notebook, self._waiting.all())
+        except JournalError as error:
+            logger.warning("what is not published yet waits for this process's end: %s", error)
+
+    async def let_go(self, run: PublishedRun) -> None:
+        """Where nothing is published: let go of what was to be of a run, by an earlier policy.
+
+        Raises:
+            JournalError: The journal cannot be used.
+        """
+        if not self._active and run.lineage not in self._let_go:
+            await let_go(self._notebook, self._events, run.lineage)
+            self._let_go.add(run.lineage)
+
     async def _remind(self) -> None:
         while True:
             await self._clock.sleep(self._collaborators.policy.poll_interval_s)
@@ -183,7 +197,7 @@ class Publisher:
         at = self._clock.wall() if now is None else now
         due: dict[str, Publication] = {}
         for lineage in {each.lineage for each in self._waiting.all()}:
-            of = {each.path: each for each in self._waiting.all() if each.lineage == lineage}
+            of = {each.path: each for each in self._waiting.of(lineage)}
             # Later ones wait for the first, whatever keeps it: a repository only goes forward.
             first = next_of(map(_candidate, of.values()))
             if first is None or first.path in (but or ()):
@@ -236,11 +250,7 @@ class Publisher:
         return {each.path: "it is to be published" for each in self._intentions(run).add}
 
     def _intentions(self, run: PublishedRun) -> Intentions:
-        waiting = {
-            each.path: _candidate(each)
-            for each in self._waiting.all()
-            if each.lineage == run.lineage
-        }
+        waiting = {each.path: _candidate(each) for each in self._waiting.of(run.lineage)}
         return intentions(
             self._candidates(run),
             waiting,
@@ -252,11 +262,11 @@ class Publisher:
 
     async def _intend(self, run: PublishedRun) -> None:
         to = repository_of(self._policy.push_to_hub, run.name)
-        for each in self._waiting.all():
+        elsewhere = [each for each in self._waiting.of(run.lineage) if each.repository != to]
+        for each in elsewhere:
             # What was noted by a process that is dead, whose policy named another: it is in the way
             # of all that comes later, and may never get there.
-            mine = each.lineage == run.lineage and each.path != self._attempted
-            if mine and each.repository != to:
+            if each.path != self._attempted:
                 publication = replace(each, repository=to)
                 await self._notebook.write_publication(each.path, publication.said())
                 self._waiting.add(publication)
@@ -272,7 +282,7 @@ class Publisher:
                 self._left.add(path)  # its files are in use: half of them could be published
             else:
                 await anyio.to_thread.run_sync(self._remove, path)
-        if run.over and not found.add:
+        if run.over and not found.add and not elsewhere:
             self._runs.pop(run.name, None)
 
     def _candidates(self, run: PublishedRun) -> list[Candidate]:
@@ -397,20 +407,11 @@ class Publisher:
         return manifest
 
     async def _export_into(self, publication: Publication, progress: Progress) -> Manifest:
-        facts = CheckpointFacts(
-            path=publication.path,
-            run=publication.run,
-            lineage=publication.lineage,
-            step=publication.step,
-            base_model=publication.base_model,
-            metrics=publication.metrics,
-            recoveries=publication.recoveries,
-        )
         endpoint = self._collaborators.reader.http.endpoint
         limits = ReplyLimits.of(self._collaborators.policy)
         async with Exporter(endpoint, reply_limits=limits) as exporter:
             return await exporter.export(
-                facts,
+                CheckpointFacts.of(publication),
                 self._place(publication.path),
                 cast("Format", publication.format),
                 progress=progress,
@@ -427,10 +428,10 @@ class Publisher:
         """The folder of one export."""
         if self._folder is None:
             self._folder = self._temporary = Path(tempfile.mkdtemp(prefix="tinker-recovery-"))
-        return self._folder / hashlib.sha256(path.encode()).hexdigest()[:16]
+        return place_of(self._folder, path)
 
     def _remove(self, path: str) -> None:
-        shutil.rmtree(self._place(path), ignore_errors=True)
+        remove(self._place(path))
 
     async def _succeeded(
         self, publication: Publication, manifest: Manifest, done: Published

@@ -28,6 +28,10 @@ class Waiting:
         """All of them."""
         return [each.publication for each in self._entries.values()]
 
+    def of(self, lineage: str) -> list[Publication]:
+        """Those of one run."""
+        return [each for each in self.all() if each.lineage == lineage]
+
     def add(self, publication: Publication) -> None:
         """One more, which may be tried at once."""
         self._entries[publication.path] = _Entry(publication)

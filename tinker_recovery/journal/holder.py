@@ -6,7 +6,7 @@ import functools
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -47,6 +47,10 @@ class Holder:
             return None
         now = _born(self.pid)
         return bool(now) and now == self.born
+
+    def gone(self) -> Self:
+        """The same, as if it had ended: of what it is not at any more."""
+        return replace(self, born="")
 
     def held(self, run: str, message: str) -> RunHeld:
         """The error that refuses this run to another process."""

@@ -22,6 +22,7 @@ from tinker_recovery.checkpoints.canary import NOISE_MISTAKEN
 from tinker_recovery.errors import UsageError
 from tinker_recovery.journal import lease
 from tinker_recovery.journal.database import Database
+from tinker_recovery.journal.publication import kept_for_export
 from tinker_recovery.telemetry import redact
 
 JOURNAL_FILE = "journal.sqlite3"
@@ -172,14 +173,14 @@ class Journal:
         )
 
     def is_pinned(self, path: str) -> bool:
-        """Whether a checkpoint is pinned, or being published, by whichever process."""
+        """Whether a checkpoint is pinned, exported or to be published, by whichever process."""
         with self.database.transaction() as database:
             found = database.execute(
-                "SELECT 1 FROM notes WHERE service = ? AND path = ? "
+                "SELECT kind, said FROM notes WHERE service = ? AND path = ? "
                 "AND kind IN ('pinned', 'publication')",
                 (self._service, path),
-            )
-            return found.fetchone() is not None
+            ).fetchall()
+        return any(kind == "pinned" or kept_for_export({path: said}) for kind, said in found)
 
     def pin(self, path: str, reason: str = "pinned by the user") -> None:
         """Keep a checkpoint forever."""
@@ -270,24 +271,37 @@ class Journal:
             )
             return done.rowcount > 0
 
-    def end_publication(self, path: str, lineage: str = "", done: str | None = None) -> None:
+    def end_publication(
+        self,
+        path: str,
+        lineage: str = "",
+        done: str | None = None,
+        *,
+        instead_of: str | None = None,
+    ) -> bool:
         """Note that a checkpoint is not being exported any more.
 
         Args:
             path: The checkpoint.
             lineage: Of which run it is.
             done: What was published of that run so far, as JSON; None to leave that as it is.
+            instead_of: Only if this is noted now; None for whatever is.
+
+        Returns:
+            Whether something was noted.
         """
         with self.database.transaction() as database:
-            database.execute(
-                "DELETE FROM notes WHERE service = ? AND path = ? AND kind = 'publication'",
-                (self._service, path),
+            ended = database.execute(
+                "DELETE FROM notes WHERE service = ? AND path = ? AND kind = 'publication' "
+                "AND said = coalesce(?, said)",
+                (self._service, path, instead_of),
             )
             if done is not None:
                 database.execute(
                     "INSERT OR REPLACE INTO notes VALUES (?, ?, 'published', ?)",
                     (self._service, lineage, done),
                 )
+            return ended.rowcount > 0
 
     def note_made_once(self, lineage: str, key: str, said: str) -> None:
         """Note what a run has made once, as JSON; what was noted before is kept."""

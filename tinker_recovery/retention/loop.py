@@ -84,6 +84,11 @@ class RetentionLoop:
         if self._publishing is not None:
             await self._publishing.settle()
 
+    async def aclose(self) -> None:
+        """After the tree has ended."""
+        if self._publishing is not None:
+            await self._publishing.aclose()
+
     async def settle_run(self, run: SupervisedRun, limit_s: float) -> None:
         """The same for one run, before its claim is released."""
         with anyio.move_on_after(limit_s):
@@ -118,6 +123,8 @@ class RetentionLoop:
     async def _collect(self, run: SupervisedRun) -> None:
         next_at = math.inf
         try:
+            if self._publishing is not None:
+                await self._publishing.let_go(run)
             done = await self._collector.collect(run, guard=run.guard)
             next_at = done.next_at
             metrics.kept(run.name, done.kept)

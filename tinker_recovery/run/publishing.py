@@ -79,10 +79,15 @@ class Publishing:
         self._publisher = Publisher(collaborators)
         self.children = self._publisher.children
         self.settle = self._publisher.settle
+        self.aclose = self._publisher.aclose
 
     def ask(self, run: SupervisedRun) -> None:
         """Something has changed."""
         self._publisher.ask(PublishedView(run))
+
+    async def let_go(self, run: SupervisedRun) -> None:
+        """Before a collection: what was to be published by an earlier policy keeps nothing."""
+        await self._publisher.let_go(PublishedView(run))
 
     def keeps(self, run: SupervisedRun) -> Mapping[str, str]:
         """What must not be deleted: path to reason."""

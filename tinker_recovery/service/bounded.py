@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -76,7 +76,8 @@ def bound(reply: httpx.Response, limit: int, *, allowed: str, unpack: bool = Tru
         reply: Its body is unpacked here, and no more by httpx.
         limit: Most bytes, packed and unpacked.
         allowed: What is allowed, for the error: "67 bytes: raise max_reply_bytes".
-        unpack: Whether it may be packed with gzip.
+        unpack: Whether it may be packed with gzip. What may not is a file, and read by a blocking
+            client.
 
     Raises:
         ReplyTooLarge: Its headers say that it is more, or packed otherwise. While it is read, the
@@ -107,8 +108,32 @@ def bound(reply: httpx.Response, limit: int, *, allowed: str, unpack: bool = Tru
     if coding == ACCEPTED:
         del reply.headers["Content-Encoding"]
     stream = reply.stream
-    assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - of an AsyncClient
-    reply.stream = _Bounded(stream, limit, too_large, packed=coding == ACCEPTED)
+    if unpack:
+        assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - of an AsyncClient
+        reply.stream = _Bounded(stream, limit, too_large, packed=coding == ACCEPTED)
+    else:
+        assert isinstance(stream, httpx.SyncByteStream)  # noqa: S101 - of a Client
+        reply.stream = _BoundedFile(stream, limit, too_large)
+
+
+class _BoundedFile(httpx.SyncByteStream):
+    def __init__(
+        self, stream: httpx.SyncByteStream, limit: int, too_large: Callable[[], ReplyTooLarge]
+    ) -> None:
+        self._stream = stream
+        self._limit = limit
+        self._too_large = too_large
+
+    def __iter__(self) -> Iterator[bytes]:
+        total = 0
+        for piece in self._stream:
+            total += len(piece)
+            if total > self._limit:
+                raise self._too_large()
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 class _Bounded(httpx.AsyncByteStream):

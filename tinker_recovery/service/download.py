@@ -7,7 +7,10 @@ is suppressed.
 
 from __future__ import annotations
 
+import asyncio
+import io
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,11 +26,15 @@ from tinker_recovery.service.bounded import bound
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls, SignedFiles
 from tinker_recovery.service.export import Limits
 from tinker_recovery.service.http import tls
+from tinker_recovery.service.interruptible import Interruption, interruptible
 from tinker_recovery.service.retrying import retried
 from tinker_recovery.service.temporary import TTL_S
 
-CHUNK = 1 << 20
-"""Bytes per write, or more."""
+TELL_S = 0.1
+"""How often progress is reported."""
+
+CONNECT_S = 15.0
+"""Seconds for a connection to an object store."""
 
 MARGIN = 1 << 24
 """Bytes beyond a tenth that an export may have more than its listing says."""
@@ -106,8 +113,10 @@ class Download:
         self._limits = limits
         self._now = now
         self._received = received
+        self._tell: Callable[[], object] = lambda: None
         self._resume = resume
         self._done = 0
+        self._threads = anyio.CapacityLimiter(1)
         self._at: tuple[str, str, int | None] = ("", "", None)
         if listed_bytes:
             self._most = listed_bytes + listed_bytes // 10 + MARGIN
@@ -124,6 +133,8 @@ class Download:
             StatusRefused: It refuses, or lists no file, or one outside the folder.
             OSError: A file cannot be written.
         """
+        loop = asyncio.get_running_loop()
+        self._tell = lambda: loop.call_soon_threadsafe(self._received, self._done)
         try:
             with _unlogged(), anyio.fail_after(self._limits.download_s):
                 return await self._files()
@@ -141,18 +152,21 @@ class Download:
                 "allowed"
             )
         # Without the service's headers: the object store must not get the API key.
-        async with httpx.AsyncClient(
-            timeout=self._limits.silence_s,
+        with httpx.Client(
+            timeout=httpx.Timeout(
+                self._limits.silence_s, connect=min(self._limits.silence_s, CONNECT_S)
+            ),
             verify=tls(),
             follow_redirects=True,
             event_hooks={"request": [self._stay], "response": [self._bound]},
         ) as http:
             for name, place in places.items():
                 signed = await self._fetch(http, name, place, signed)
+                self._received(self._done)
         return places
 
     async def _fetch(
-        self, http: httpx.AsyncClient, name: str, place: Path, signed: SignedFiles
+        self, http: httpx.Client, name: str, place: Path, signed: SignedFiles
     ) -> SignedFiles:
         before = self._done
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +177,11 @@ class Download:
             signed = await self._renewed(signed, force=number > 1)
             if name not in signed.urls:
                 raise StatusRefused(f"{self._path} no longer has a file {name!r}")
-            await self._stream(http, name, signed.urls[name].get_secret_value(), place)
+            url = signed.urls[name].get_secret_value()
+            await interruptible(
+                lambda interruption: self._stream(http, name, url, place, interruption),
+                limiter=self._threads,
+            )
             return signed
 
         return await retried(once, tries=TRIES, first_s=0.5, most_s=5.0)
@@ -175,7 +193,7 @@ class Download:
         await self._calls.set_ttl(self._path, TTL_S)
         return await self._calls.signed_files(self._path)
 
-    async def _stay(self, request: httpx.Request) -> None:
+    def _stay(self, request: httpx.Request) -> None:
         """Before each request, those that redirects lead to included."""
         place = (request.url.scheme, request.url.host, request.url.port)
         if place != self._at:
@@ -183,10 +201,13 @@ class Download:
                 f"downloading {self._path}: a redirect to another host or scheme is not followed"
             )
 
-    async def _bound(self, reply: httpx.Response) -> None:
+    def _bound(self, reply: httpx.Response) -> None:
         bound(reply, self._most - self._done, allowed=self._allowed, unpack=False)
 
-    async def _stream(self, http: httpx.AsyncClient, name: str, url: str, place: Path) -> None:
+    def _stream(
+        self, http: httpx.Client, name: str, url: str, place: Path, interruption: Interruption
+    ) -> None:
+        """Download one file, or the rest of it; in a thread."""
         failure = ""
         try:
             at = httpx.URL(url)
@@ -202,7 +223,9 @@ class Download:
         if have:
             headers["Range"] = f"bytes={have}-"
         try:
-            async with http.stream("GET", url, headers=headers) as reply:
+            with http.stream(
+                "GET", url, headers=headers, extensions={"trace": interruption.trace}
+            ) as reply:
                 if have and self._is_whole(reply, have):
                     self._done += have
                     return
@@ -210,8 +233,10 @@ class Download:
                 if not goes_on:
                     self._check(reply.status_code, name)
                 self._done += have if goes_on else 0
-                async with await anyio.open_file(place, "ab" if goes_on else "wb") as file:
-                    await self._write_all(reply, file)
+                interruption.check()
+                # Unbuffered: what arrived before a connection broke is there to go on from.
+                with place.open("ab" if goes_on else "wb", buffering=0) as file:
+                    self._write_all(reply, file, interruption)
                 promised = reply.headers.get("Content-Length")
                 if promised is not None and int(promised) != reply.num_bytes_downloaded:
                     failure = f"{reply.num_bytes_downloaded} bytes arrived instead of {promised}"
@@ -221,25 +246,19 @@ class Download:
             # Outside the handler: httpx's errors carry the request, with its URL.
             raise StatusUnavailable(f"downloading {name!r} of {self._path}: {failure}")
 
-    async def _write_all(self, reply: httpx.Response, file: anyio.AsyncFile[bytes]) -> None:
-        waiting = bytearray()
-
-        async def write() -> None:
-            chunk = bytes(waiting)
-            waiting.clear()
-            await file.write(chunk)
-            self._done += len(chunk)
-            self._received(self._done)
-
-        try:
-            async for piece in reply.aiter_bytes():
-                waiting += piece
-                if len(waiting) >= CHUNK:
-                    await write()
-        finally:
-            # Also what arrived before the connection broke, for a later try to go on from.
-            with anyio.CancelScope(shield=True):
-                await write()
+    def _write_all(
+        self, reply: httpx.Response, file: io.FileIO, interruption: Interruption
+    ) -> None:
+        due = 0.0
+        for piece in reply.iter_raw():  # `bound` has seen to it that it is not packed
+            interruption.check()
+            written = 0
+            while written < len(piece):
+                written += file.write(memoryview(piece)[written:])
+            self._done += written
+            if (now := time.monotonic()) >= due:
+                self._tell()
+                due = now + TELL_S
 
     @staticmethod
     def _is_whole(reply: httpx.Response, have: int) -> bool:

@@ -101,6 +101,7 @@ class Entered:
 
     async def aclose(self) -> None:
         """Close whatever is open at the service."""
+        await self.retention.aclose()
         await self.runs.close()
         await self.watches.aclose()
         if self.collaborators.spares is not None:

@@ -102,28 +102,23 @@ def prune_samplers(
     report = asyncio.run(_prune(scope, keep_last, journal, dry_run=dry_run, ask=ask, quiet=as_json))
     if as_json:
         echo(json.dumps(report))
+    else:
+        for each in report["left_since"]:
+            echo(f"{as_text(each['path'])} is left as it is: {as_text(each['reason'])}")
+        for each in report["failed"]:
+            echo(f"{as_text(each['path'])} could not be deleted: {as_text(each['reason'])}")
     return 1 if report["failed"] else 0
 
 
 async def _prune(
     scope: Scope, keep_last: int, journal: Path | None, *, dry_run: bool, ask: bool, quiet: bool
 ) -> dict[str, Any]:
-    from tinker_recovery.checkpoints.sampler_plan import plan_sampler_deletions
-    from tinker_recovery.cli.checkpoints.context import MIN_AGE, open_context
+    from tinker_recovery.cli.checkpoints.context import open_context
 
     async with open_context(journal) as context:
         found, busy = await context.samplers(scope), await context.busy_runs()
-        notes = await context.collaborators.notebook.notes()
-        known = await context.known_run_ids()
         plans = {
-            run: plan_sampler_deletions(
-                listed,
-                keep_last=keep_last,
-                pinned=notes.pinned,
-                known=known,
-                now=context.collaborators.reader.service_date(),
-                least_age=MIN_AGE,
-            )
+            run: await _plan(context, listed, keep_last)
             for run, listed in found.items()
             if run not in busy
         }
@@ -140,31 +135,75 @@ async def _prune(
             "deleted": [],
             "failed": [],
             "left_alone": [run for run in found if run in busy],
+            "left_since": [],
         }
         if dry_run or not to_delete:
             return report
         question = f"Delete these {len(to_delete)} sampler weights?"
         if not ask or click.confirm(question, err=True):
-            for plan in plans.values():
-                await _carry_out(context, plan, report)
+            for run, plan in plans.items():
+                await _carry_out(context, run, plan, report, keep_last)
         return report
 
 
-async def _carry_out(context: Context, plan: DeletionPlan, report: dict[str, Any]) -> None:
+async def _carry_out(
+    context: Context, run: str, plan: DeletionPlan, report: dict[str, Any], keep_last: int
+) -> None:
     """Delete one after the other; nothing relies on them, so an intent need not be written."""
     from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 
-    having = context.collaborators
-    calls = CheckpointCalls(having.reader.http)
+    calls = CheckpointCalls(context.collaborators.reader.http)
     for row in plan.deletions:
-        # It may have been pinned since the plan was made.
-        if await having.notebook.is_pinned(row.path):
+        if (kept := await _kept_since(context, run, plan, row.path, keep_last)) is not None:
+            report["left_since"].append({"path": row.path, "reason": kept})
             continue
         why = await calls.remove(row.path, deadline_s=_DELETE_S)
         if why is None:
             report["deleted"].append(row.path)
         else:
             report["failed"].append({"path": row.path, "reason": why})
+
+
+async def _kept_since(
+    context: Context, run: str, plan: DeletionPlan, path: str, keep_last: int
+) -> str | None:
+    """Why something is not to be deleted now that was to be when the plan was made; or None.
+
+    Whoever was asked may have taken an hour to answer. So all of it is planned again.
+    """
+    from tinker_recovery.checkpoints import Listed
+    from tinker_recovery.checkpoints.sampler_plan import run_id_of_any
+
+    if run in await context.busy_runs():
+        return "a process trains it"
+    listed = [
+        Listed.read(each)
+        for run_id in sorted({run_id_of_any(row.path) for row in plan.checkpoints})
+        for each in await context.collaborators.reader.checkpoints(run_id)
+        if each.checkpoint_type == "sampler"
+    ]
+    now = await _plan(context, listed, keep_last)
+    kept = {row.path: row.reason for row in now.checkpoints if not row.delete}
+    return kept.get(path)
+
+
+async def _plan(context: Context, listed: Sequence[Listed], keep_last: int) -> DeletionPlan:
+    """What is to be done with the sampler weights of one run, as things are now."""
+    from tinker_recovery.checkpoints.sampler_plan import plan_sampler_deletions
+    from tinker_recovery.cli.checkpoints.context import MIN_AGE
+    from tinker_recovery.journal.publication import kept_for_export
+
+    having = context.collaborators
+    notes = await having.notebook.notes()
+    return plan_sampler_deletions(
+        listed,
+        keep_last=keep_last,
+        pinned=notes.pinned,
+        exported=kept_for_export(notes.publications),
+        known=await context.known_run_ids(),
+        now=having.reader.service_date(),
+        least_age=MIN_AGE,
+    )
 
 
 _PLAN = (
