@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 
 from tinker_recovery.errors import DeadlineExceeded, StatusUnavailable
 from tinker_recovery.recovery.discovery import until_quiet
 from tinker_recovery.service import StatusReader
+
+_T = TypeVar("_T")
 
 TICK_S = 0.001
 """From one look to the next, by the clock of the test."""
@@ -54,7 +56,7 @@ class Service:
         )
 
 
-def _then_the_last(given: list[Any]) -> Iterator[Any]:
+def _then_the_last(given: list[_T]) -> Iterator[_T]:
     yield from given
     while True:
         yield given[-1]
