@@ -143,6 +143,8 @@ class _Server:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if session.testsfailed:  # each run of tests would seem to fail
+            raise RuntimeError(f"{session.testsfailed} test files could not be collected")
         self._items = {item.nodeid: item for item in session.items}
         gc.unfreeze()
         self._functions: dict[str, list[FunctionType]] = defaultdict(list)
