@@ -130,7 +130,9 @@ def test_the_help_of_serve_lists_every_dialect() -> None:
 
 def test_serve_says_how_to_reach_it_and_stops_cleanly_on_ctrl_c() -> None:
     server = subprocess.Popen(  # noqa: S603 - our own command
-        [*COMMAND, "serve", "--dialect", "bare"], stdout=subprocess.PIPE, text=True
+        [*COMMAND, "serve", "--dialect", "bare", "--fault", "gone:forward_backward@12"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert server.stdout is not None
     try:
@@ -140,6 +142,8 @@ def test_serve_says_how_to_reach_it_and_stops_cleanly_on_ctrl_c() -> None:
         found = re.search(r"TINKER_BASE_URL=(\S+) TINKER_API_KEY=(\S+)", line)
         assert found is not None
         url, key = found.groups()
+        server.stdout.readline()
+        assert server.stdout.readline() == "gone strikes a forward_backward at step 12\n"
         reply = httpx.get(f"{url}/api/v1/training_runs", headers={"X-API-Key": key})
         assert reply.json()["training_runs"] == []
         missing = httpx.post(f"{url}/api/v1/sessions/search", headers={"X-API-Key": key}, json={})

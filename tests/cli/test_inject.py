@@ -78,6 +78,12 @@ async def test_one_is_injected_into_a_run_by_its_name(local: LocalTinker) -> Non
     )
     assert status == 1
     assert "there is no run 'nobody'" in unknown
+    status, elsewhere = await anyio.to_thread.run_sync(
+        lambda: _inject("http://127.0.0.1:1", "poison", "sft-42")
+    )
+    assert status == 1
+    assert "there is no run 'sft-42' at http://127.0.0.1:1 in " in elsewhere
+    assert f"the run of that name is at {local.base_url}" in elsewhere
     assert said == [f"poison strikes the next request of {run.segments[0].run_id}\n"]
 
 

@@ -128,6 +128,19 @@ async def test_a_download_that_broke_off_goes_on_where_it_was(
     assert await exports(local) == []
 
 
+async def test_no_more_is_said_to_have_been_downloaded_than_there_is(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    """A service may list the weights alone, and have a config beside them."""
+    path = newest(local, await trained())
+    said: list[ExportProgress] = []
+    async with an_exporter(local) as exporter:
+        manifest = await exporter.export(facts(path), tmp_path, progress=said.append)
+    assert all(each.done_bytes <= (each.total_bytes or 0) for each in said if each.done_bytes)
+    last = [each for each in said if each.phase == "downloading"][-1]
+    assert last.done_bytes == last.total_bytes == sum(size for size, _ in manifest.files.values())
+
+
 async def test_an_export_that_is_gone_is_made_again(local: LocalTinker, tmp_path: Path) -> None:
     path = newest(local, await trained())
     async with an_exporter(local) as exporter:

@@ -95,6 +95,8 @@ async def test_a_disk_that_fills_up_while_training_changes_nothing_of_the_traini
     assert [attempt.start_step for attempt in run.attempts] == [0, 10]
     assert local.run_state(run.segments[-1].run_id) == expected
     assert caplog.text.count("Training continues") == 1
+    said = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert max(map(said.count, said)) == 1, "each once, however many saves there are"
     # The same command finds it again, and what could not be written is read from the service.
     with closing(sqlite3.connect(default_path())) as database, database:
         database.execute("UPDATE leases SET pid = 4194305")

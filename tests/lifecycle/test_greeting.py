@@ -67,6 +67,41 @@ async def test_it_says_where_to_look_and_how_it_ended(local: LocalTinker, tmp_pa
     assert end.endswith(f" s lost; last checkpoint {path}")
 
 
+STOPPED = """
+import asyncio, os, signal
+from loops import MODEL, policy, train
+from tinker_recovery import Supervisor
+
+async def loop(attempt):
+    await train(attempt, steps=6)
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(30)
+
+async def main():
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(loop, base_model=MODEL, rank=8, {start})
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_after_ctrl_c_it_says_how_to_go_on_and_the_interrupt_comes_out(
+    local: LocalTinker, tmp_path: Path, *, named: bool
+) -> None:
+    code = STOPPED.format(start="name='sft-42'" if named else "seed=7")
+    done = await anyio.to_thread.run_sync(
+        lambda: subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, script(tmp_path, code)], capture_output=True, text=True, check=False
+        )
+    )
+    path = local.checkpoints(local.runs()[0])[-1].path
+    (end,) = [each for each in done.stderr.splitlines() if " stopped at step 6: " in each]
+    hint = "; the same command goes on from it" if named else ""
+    assert end.endswith(f"; last checkpoint {path}{hint}")
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
 @pytest.mark.parametrize("level", ["WARNING", "CRITICAL"])
 async def test_a_program_that_has_set_the_level_of_our_log_gets_no_lines_below_it(
     local: LocalTinker, tmp_path: Path, level: str

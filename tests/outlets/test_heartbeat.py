@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import anyio
 import pytest
-from loops import MODEL, quick, train, until
+from loops import MODEL, loop, quick, train, until
 from webhook import Hook, webhook
 
 from tinker_recovery import Attempt, Clock, Supervisor
@@ -55,7 +57,7 @@ async def test_a_heartbeat_is_sent_while_a_run_makes_progress_and_not_while_it_m
 ) -> None:
     looks = Looks()
 
-    async def loop(attempt: Attempt) -> None:
+    async def body(attempt: Attempt) -> None:
         await train(attempt, steps=1)
         await until(lambda: bool(hook.paths))
         await looks.pass_by()
@@ -68,12 +70,85 @@ async def test_a_heartbeat_is_sent_while_a_run_makes_progress_and_not_while_it_m
     async with Supervisor(quick(), heartbeat_url=_url(hook), clock=looks.clock) as supervisor:
         await looks.pass_by()
         assert hook.paths == [], "no run is under way"
-        await supervisor.run(loop, base_model=MODEL, name="sft")
+        await supervisor.run(body, base_model=MODEL, name="sft")
         await looks.pass_by()
         sent = len(hook.paths)
         await looks.pass_by()
         assert len(hook.paths) == sent, "it is over"
     assert set(hook.paths) == {PATH}
+    assert local.runs()
+
+
+async def test_one_run_that_is_stuck_stops_the_heartbeats_however_well_another_trains(
+    local: LocalTinker, hook: Hook
+) -> None:
+    looks = Looks()
+    arrived, freed, done = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def sticks(attempt: Attempt) -> None:
+        await loop(attempt.client, 0, 1, 0)
+        arrived.set()
+        await freed.wait()
+        await loop(attempt.client, 1, 2, 0)
+        await done.wait()
+
+    async def lives(attempt: Attempt) -> None:
+        steps = itertools.count()
+
+        async def trains_until(enough: Callable[[], bool]) -> None:
+            while not enough():
+                step = next(steps)
+                await loop(attempt.client, step, step + 1, 0)
+
+        async def trains_on() -> None:
+            until_look = looks.count + 8
+            await trains_until(lambda: looks.count >= until_look)
+
+        await trains_until(arrived.is_set)
+        # What it had under way when it stuck, such as a save, is progress still.
+        sent = -1
+        with anyio.fail_after(20.0):  # the other is stuck, so they cease
+            while len(hook.paths) != sent:
+                sent = len(hook.paths)
+                await trains_on()
+        assert sent
+        freed.set()
+        await trains_until(lambda: len(hook.paths) > sent)
+        done.set()
+        await trains_until(lambda: supervisor.runs[0].state == "over")
+        sent = len(hook.paths)
+        await trains_until(lambda: len(hook.paths) > sent + 1)  # what is over no longer counts
+
+    async with (
+        Supervisor(quick(), heartbeat_url=_url(hook), clock=looks.clock) as supervisor,
+        anyio.create_task_group() as group,
+    ):
+        for name, body in (("sticks", sticks), ("lives", lives)):
+            group.start_soon(
+                functools.partial(supervisor.run, body, base_model=MODEL, name=name), name=name
+            )
+    assert local.runs()
+
+
+async def test_a_run_that_is_given_up_beside_one_that_trains_no_longer_counts(
+    local: LocalTinker, hook: Hook
+) -> None:
+    looks = Looks()
+
+    async def fails(attempt: Attempt) -> None:
+        await train(attempt, steps=1)
+        raise ValueError("of its own")
+
+    async def lives(attempt: Attempt) -> None:
+        steps = itertools.count()
+        while len(hook.paths) < 3:
+            step = next(steps)
+            await loop(attempt.client, step, step + 1, 0)
+
+    async with Supervisor(quick(), heartbeat_url=_url(hook), clock=looks.clock) as supervisor:
+        with pytest.raises(ValueError, match="of its own"):
+            await supervisor.run(fails, base_model=MODEL, name="fails")
+        await supervisor.run(lives, base_model=MODEL, name="lives")
     assert local.runs()
 
 
@@ -119,7 +194,7 @@ async def test_progress_that_cannot_be_told_sends_none_and_ends_nothing(
 ) -> None:
     looks = Looks()
 
-    def fails() -> object:
+    def fails() -> dict[str, object]:
         raise KeyError("gone")
 
     heartbeat = Heartbeat(_url(hook))

@@ -203,9 +203,10 @@ def test_every_second_of_a_run_is_accounted_for(run: RunView, tmp_path: Path) ->
         assert sum(spent.values()) == pytest.approx(each.updated - each.created)
         assert min(spent.values()) >= -1e-6
     spent, figures = time_spent(many, lineage(many)), figures_of(many)
+    assert figures.time_spent_s == spent
     assert spent["recoveries"] == pytest.approx(figures.recovering_s)
-    assert spent["steps done again"] == pytest.approx(figures.replaying_s, rel=0.01)
-    assert spent["no process, or its start"] == pytest.approx(600, rel=0.01)
+    assert spent["again"] == pytest.approx(figures.replaying_s, rel=0.01)
+    assert spent["no_process"] == pytest.approx(600, rel=0.01)
 
 
 def test_a_few_spikes_are_cut_off_and_a_falling_curve_is_not() -> None:

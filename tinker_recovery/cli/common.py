@@ -160,12 +160,26 @@ def refuse_service(error: ServiceUnusable, status: int = UNREADABLE) -> NoReturn
     refuse(str(error), status)
 
 
-def no_such_run(journal: Path, name: str) -> NoReturn:
-    """Exit because the journal has no run of that name; says which come near, or some it has."""
+def no_such_run(journal: Path, name: str, service: str | None = None) -> NoReturn:
+    """Exit because the journal has no run of that name; says which come near, or some it has.
+
+    Args:
+        journal: The journal.
+        name: What was asked for.
+        service: The service at which it was; None for any.
+    """
     from tinker_recovery.journal.reading import read_runs
     from tinker_recovery.report import plain
 
-    names = [each.name for each in read_runs(journal)]
+    runs = read_runs(journal)
+    elsewhere = dict.fromkeys(plain(each.service) for each in runs if each.name == name)
+    if service is not None and elsewhere:
+        refuse(
+            f"there is no run '{plain(name)}' at {plain(service)} in {journal}; the run of that "
+            f"name is at {', '.join(elsewhere)}",
+            NO_SUCH_RUN,
+        )
+    names = [each.name for each in runs]
     refuse(f"there is no run '{plain(name)}' in {journal}{instead_of(name, names)}", NO_SUCH_RUN)
 
 

@@ -417,7 +417,9 @@ def _progress(runs: list[RunProgress], steps: int) -> Table:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    table = Table("run", "state", "progress", "step", "loss", "recoveries", box=None)
+    table = Table("run", "state", "progress", "step", "loss", "recov.", box=None)
+    # On a narrow terminal the bar gives way, and no name.
+    table.columns[0].min_width = max(len(each.title) for each in runs)
     for run in runs:
         loss = run.losses.get(run.step - 1)
         table.add_row(

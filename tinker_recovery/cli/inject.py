@@ -86,9 +86,14 @@ def command(
     if as_json:
         echo(json.dumps({"rule": asdict(rule)}))
         return
-    when = "the next request" if rule.at_step is None else f"a request at step {rule.at_step}"
-    whose = f" of {rule.run}" if rule.run else ""
-    echo(f"{rule.action} strikes {when}{whose}")
+    echo(in_words(rule))
+
+
+def in_words(rule: FaultRule) -> str:
+    """What will strike, and when."""
+    request = "request" if rule.request is None else rule.request
+    when = f"the next {request}" if rule.at_step is None else f"a {request} at step {rule.at_step}"
+    return f"{rule.action} strikes {when}" + (f" of {rule.run}" if rule.run else "")
 
 
 def _is_local(url: str) -> bool:
@@ -110,7 +115,7 @@ def _tinker_run(run: str, journal: Path | None, url: str) -> str:
     try:
         view = read_run(path, run, service=url.rstrip("/"))
         if view is None or not view.attempts:
-            no_such_run(path, run)
+            no_such_run(path, run, url.rstrip("/"))
     except JournalError as error:
         refuse(str(error))
     return view.attempts[-1].run_id

@@ -37,18 +37,23 @@ _EVENTS = 2000
 @click.option(
     "-o",
     "--output",
-    required=True,
     metavar="FILE.html",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="Where to write the page; an existing file is replaced, a pipe or - is written to.",
+    help="Where to write the page; an existing file is replaced, a pipe or - is written to. May be "
+    "left out with --json.",
 )
 @journal_option
 @service_option
 @prices_option
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the figures as one JSON object, with -o or alone.",
+)
 def command(
     run: str,
-    output: Path,
+    output: Path | None,
     journal: Path | None,
     service: str | None,
     prices: Mapping[str, Prices] | None,
@@ -70,11 +75,17 @@ def command(
     Exit status: 0; 1 if there is no such run; 2 for a wrong option; 3 if the journal cannot be read
     or the page cannot be written.
     """
+    if output is None and not as_json:
+        raise click.UsageError(
+            f"-o is missing: where the page goes, such as -o {_file_name(run)}, or - for standard "
+            "output (or --json, for the figures alone)"
+        )
     path = journal_file(journal)
     figures = write_report(path, run, output, service=service, prices=prices)
-    to_stdout = goes_to_stdout(output)
+    to_stdout = output is not None and goes_to_stdout(output)
     if as_json:
-        said = json.dumps({"run": run, "report": str(output), **asdict(figures)})
+        written = None if output is None else str(output)
+        said = json.dumps({"run": run, "report": written, **asdict(figures)})
     elif to_stdout:
         said = "wrote the page to standard output"
     else:
@@ -82,15 +93,20 @@ def command(
     echo(said, err=to_stdout)
 
 
+def _file_name(run: str) -> str:
+    """A file that a shell takes as it is."""
+    return f"{run}.html" if all(each.isalnum() or each in "-_." for each in run) else "report.html"
+
+
 def write_report(
     journal: Path,
     name: str,
-    output: Path,
+    output: Path | None,
     *,
     service: str | None = None,
     prices: Mapping[str, Prices] | None = None,
 ) -> ReportFigures:
-    """Write the page, all or nothing; exits the command if it cannot."""
+    """Write the page, if it is to be anywhere, all or nothing; exits the command if it cannot."""
     from tinker_recovery.errors import JournalError
     from tinker_recovery.journal.reading import read_events, read_run
     from tinker_recovery.report import figures_of, render
@@ -98,7 +114,7 @@ def write_report(
     try:
         run = read_run(journal, name, service=service)
         if run is None:
-            no_such_run(journal, name)
+            no_such_run(journal, name, service)
         events = [
             each
             for each in read_events(journal, name, limit=_EVENTS)
@@ -106,10 +122,11 @@ def write_report(
         ]
     except JournalError as error:
         refuse(str(error))
-    page = render(run, events, now=time.time(), prices=prices)
-    try:
-        write_whole(output, page)
-    except OSError as error:
-        refuse(f"{output} cannot be written: {error.strerror or error}; choose another -o")
-    sys.stdout.flush()
+    if output is not None:
+        page = render(run, events, now=time.time(), prices=prices)
+        try:
+            write_whole(output, page)
+        except OSError as error:
+            refuse(f"{output} cannot be written: {error.strerror or error}; choose another -o")
+        sys.stdout.flush()
     return figures_of(run, prices=prices)

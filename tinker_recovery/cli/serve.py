@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tinker_recovery.cli.common import echo
-from tinker_recovery.cli.inject import fault_of
+from tinker_recovery.cli.inject import fault_of, in_words
 
 
 @click.command()
@@ -96,11 +96,13 @@ def command(  # noqa: PLR0913 - one for each option
 
     rules = [fault_of(each, "--fault") for each in faults]
 
+    to_come = "".join(f"{in_words(each)}\n" for each in rules)
+
     def ready(base_url: str) -> None:
         echo(
             f"Tinker server ready. In the shell of your training loop:\n\n"
             f"  export TINKER_BASE_URL={base_url} TINKER_API_KEY={api_key}\n\n"
-            "Ctrl-C stops it."
+            f"{to_come}Ctrl-C stops it."
         )
 
     try:

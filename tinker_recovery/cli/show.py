@@ -74,7 +74,7 @@ def command(
     try:
         view = read_run(path, run, service=service)
         if view is None:
-            no_such_run(path, run)
+            no_such_run(path, run, service)
         newest = read_events(path, run, limit=events) if events else []
         known = RunSummary.of(view)
     except JournalError as error:
@@ -123,7 +123,9 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
     from tinker_recovery.report.words import iso, moment, tokens, usd
 
     console = plain_console()
-    detail = f": {indented(view.detail)}" if view.detail else ""
+    # That a blocking loop was cancelled is how it was stopped, and says nothing more.
+    known = view.detail and (view.state, view.detail) != ("stopped", "CancelledError")
+    detail = f": {indented(view.detail)}" if known else ""
     console.print(
         f"run {indented(view.name)}: {view.display_state}{detail}, at step {view.step}",
         soft_wrap=True,

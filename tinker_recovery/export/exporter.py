@@ -191,7 +191,8 @@ class Exporter:
         total = export.size_bytes
 
         def received(done: int) -> None:
-            progress(ExportProgress("downloading", done, total))
+            # A service may list the weights without their config.
+            progress(ExportProgress("downloading", done, total and max(total, done)))
 
         received(0)
         await Download(

@@ -6,8 +6,8 @@ import logging
 import math
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeAlias
 
 from tinker_recovery.clock import Clock
 from tinker_recovery.outlets.secret_urls import check_http
@@ -15,6 +15,8 @@ from tinker_recovery.outlets.worker import Worker
 from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
+
+Progress: TypeAlias = Callable[[], Mapping[str, object]]
 
 BEAT_S: Final = 60.0
 """Seconds between two heartbeats at least."""
@@ -30,7 +32,7 @@ FRESH_S: Final = 5.0
 
 
 class Heartbeat:
-    """Asks for an address (GET) while runs make progress.
+    """Asks for an address (GET) while all runs make progress.
 
     Args:
         url: The address; a secret.
@@ -53,31 +55,34 @@ class Heartbeat:
     async def serve(
         self,
         worker: Worker[float],
-        progress: Callable[[], object],
+        progress: Progress,
         clock: Clock,
     ) -> None:
         """Send heartbeats until cancelled.
 
+        One is sent once every run under way has made progress since the last: one address speaks
+        for all runs, so those that train must not hide one that is stuck.
+
         Args:
             worker: What sends them.
-            progress: A value that is another one once a run has made progress; None while no run
-                is under way.
+            progress: Of each run under way, a value that is another one once it has made progress.
             clock: Time.
         """
-        seen: object = None
+        seen: Mapping[str, object] = {}
         beaten = -math.inf
         while True:
             now, current = clock.monotonic(), _asked(progress)
-            if current is not None and current != seen and now - beaten >= BEAT_S:
+            due = bool(current) and now - beaten >= BEAT_S
+            if due and all(run not in seen or seen[run] != at for run, at in current.items()):
                 seen, beaten = current, now
                 worker.put(time.monotonic())
             await clock.sleep(LOOK_S)
 
 
-def _asked(progress: Callable[[], object]) -> object:
-    """The progress; None if asking for it fails, which must end nothing but the heartbeats."""
+def _asked(progress: Progress) -> Mapping[str, object]:
+    """The progress; none if asking for it fails, which must end nothing but the heartbeats."""
     try:
         return progress()
     except Exception:
         logger.exception("the progress of runs cannot be read: no heartbeat is sent")
-        return None
+        return {}

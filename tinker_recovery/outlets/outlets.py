@@ -9,7 +9,7 @@ from typing import Any, Final
 import anyio
 
 from tinker_recovery.clock import Clock
-from tinker_recovery.outlets.heartbeat import Heartbeat
+from tinker_recovery.outlets.heartbeat import Heartbeat, Progress
 from tinker_recovery.outlets.notify import Message, Notify, Teller, notify_by
 from tinker_recovery.outlets.trackers import Ended, Item, Point, Saved, trackers_by
 from tinker_recovery.outlets.worker import Worker
@@ -91,7 +91,7 @@ class Outlets:
     def start(
         self,
         spawn: Callable[[Callable[[], Any]], object],
-        progress: Callable[[], object],
+        progress: Progress,
         clock: Clock,
     ) -> None:
         """Begin the heartbeats, if there are to be any. All else begins with the first thing sent.

@@ -121,6 +121,7 @@ class CheckpointState:
         self._noted_prompts: dict[str, str] = {}
         self._lineage = lineage
         self._facts_written = ""
+        self._unwritten = ""
         self.began: tuple[str | None, str, int] | None = None
         """Checkpoint, attempt and step the run began with in this process; None before."""
         self.first_doubtful_step: Callable[[str], float] = lambda _: math.inf
@@ -443,7 +444,12 @@ class CheckpointState:
         try:
             yield
         except JournalError as error:
-            logger.error("run %s: %s", self.run, error)  # noqa: TRY400 - the message says it all
+            # A disk stays full for long: once is enough, until something could be written again.
+            level = logging.DEBUG if str(error) == self._unwritten else logging.ERROR
+            self._unwritten = str(error)
+            logger.log(level, "run %s: %s", self.run, error)
+        else:
+            self._unwritten = ""
 
 
 def _is_scheduled(path: str) -> bool:

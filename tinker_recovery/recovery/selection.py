@@ -233,7 +233,7 @@ class CheckpointSelection:
                 refuse(span, names.BAD_CHECKPOINT, reason)
                 self.refused[listed.path] = reason
             elif announce:
-                self._announce(listed, _described(listed))
+                self._announce(listed, f"restores {_described(listed)}")
             return reason is None
 
     async def _objection(self, listed: Listed) -> str | None:

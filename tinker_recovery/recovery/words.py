@@ -72,4 +72,5 @@ def recovered(step: int | None, replayed: int) -> str:
     """A recovered client is handed over."""
     if step is None:
         return "recovered: a client at a step unknown to us is handed over"
-    return f"recovered: the loop runs again from step {step}, {replayed} steps are replayed"
+    again = "1 step is" if replayed == 1 else f"{replayed} steps are"
+    return f"recovered: the loop runs again from step {step}, {again} replayed"

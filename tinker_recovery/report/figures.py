@@ -29,6 +29,7 @@ class ReportFigures:
         lost_s: The part of ``elapsed_s`` that went into no step in the run's weights: recoveries,
             steps done again, starts, and time in which no process trained the run.
         goodput: The rest, as a share of ``elapsed_s``: 0 to 1.
+        time_spent_s: Each second of ``elapsed_s`` by what it went into: see :func:`time_spent`.
         handover_s: For each recovery, from the detection to the hand-over.
         checkpoints: Checkpoints stored, deleted ones included.
         checkpoints_deleted: The deleted ones.
@@ -51,6 +52,7 @@ class ReportFigures:
     replaying_s: float
     lost_s: float | None
     goodput: float | None
+    time_spent_s: Mapping[str, float]
     handover_s: tuple[float, ...]
     checkpoints: int
     checkpoints_deleted: int
@@ -83,32 +85,32 @@ def usage(run: RunView, segments: Sequence[TreeSegment]) -> Usage:
 def time_spent(run: RunView, segments: Sequence[TreeSegment]) -> dict[str, float]:
     """Every second from a run's start to its newest sign of life, by what it went into.
 
+    ``kept`` are the steps in the run's weights, ``again`` those that had to be done again,
+    ``no_step`` attempts that did none, ``recoveries`` from a fault to a new client, and
+    ``no_process`` what is left: no process trained the run, or it was starting.
+
     A moment at which a recovery is under way counts as that, whatever an attempt does meanwhile.
     """
     end = max(run.created, run.updated)
     recovering = _union(
         [(each.started, end if each.ended is None else each.ended) for each in run.incidents], end
     )
-    busy = dict.fromkeys((_KEPT, _AGAIN, _NO_STEP), 0.0)
+    busy = dict.fromkeys(("kept", "again", "no_step"), 0.0)
     covered = list(recovering)
     for each in segments:
         trained_s = _length(_union([*covered, (each.started, each.ended)], end)) - _length(covered)
         covered = _union([*covered, (each.started, each.ended)], end)
         done, kept = each.end_step - each.start_step, each.kept_to - each.start_step
         if not done:
-            busy[_NO_STEP] += trained_s
+            busy["no_step"] += trained_s
             continue
-        busy[_KEPT] += trained_s * kept / done
-        busy[_AGAIN] += trained_s * (done - kept) / done
+        busy["kept"] += trained_s * kept / done
+        busy["again"] += trained_s * (done - kept) / done
     return {
         **busy,
         "recoveries": _length(recovering),
-        "no process, or its start": end - run.created - _length(covered),
+        "no_process": end - run.created - _length(covered),
     }
-
-
-_KEPT, _AGAIN = "steps in the run's weights", "steps done again"
-_NO_STEP = "attempts that did no step"
 
 
 def _union(spans: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
@@ -175,6 +177,7 @@ def figures_of(
         replaying_s=sum(each.busy_s - each.useful_s for each in stretches if each.done),
         lost_s=None if good is None else (1 - good) * elapsed_s,
         goodput=good,
+        time_spent_s=time_spent(run, segments),
         handover_s=handover_s,
         checkpoints=len(run.checkpoints),
         checkpoints_deleted=sum(each.gone for each in run.checkpoints),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from tinker_recovery.costs import Prices
 from tinker_recovery.journal.reading import EventView, RunView
 from tinker_recovery.report.curve import loss_section
-from tinker_recovery.report.figures import ReportFigures, figures_of, time_spent
+from tinker_recovery.report.figures import ReportFigures, figures_of
 from tinker_recovery.report.html import Markup, joined, tag
 from tinker_recovery.report.lineage import lineage
 from tinker_recovery.report.looks import SCRIPT, STYLE
@@ -73,7 +73,7 @@ def render(
             _section("loss", "Loss", tag("figure", loss_section(run))),
             _section("incidents", "Incidents", tag("figure", timeline_section(run, segments))),
             _section("lineage", "Lineage", tag("figure", tree_section(run, segments))),
-            _section("figures", "Figures", _figures(figures, time_spent(run, segments))),
+            _section("figures", "Figures", _figures(figures)),
             _section("events", "Events", _events(events, run.created)),
             tag("footer", f"Read from the journal at {moment(now)} by tinker-recovery report."),
         ),
@@ -144,7 +144,17 @@ def _median_and_longest(seconds: Sequence[float]) -> str:
     return f"median {duration(statistics.median(seconds))}, longest {duration(max(seconds))}"
 
 
-def _figures(figures: ReportFigures, spent_s: Mapping[str, float]) -> Markup:
+_SPENT = {
+    "kept": "steps in the run's weights",
+    "again": "steps done again",
+    "no_step": "attempts that did no step",
+    "recoveries": "recoveries",
+    "no_process": "no process, or its start",
+}
+"""What time is spent on, as :func:`~tinker_recovery.report.figures.time_spent` names it."""
+
+
+def _figures(figures: ReportFigures) -> Markup:
     kept = figures.checkpoints - figures.checkpoints_deleted
     rows = [
         ("optimizer steps in the weights", number(figures.steps)),
@@ -155,7 +165,7 @@ def _figures(figures: ReportFigures, spent_s: Mapping[str, float]) -> Markup:
         ("from detection to hand-over", _median_and_longest(figures.handover_s)),
         ("steps done again", number(figures.replayed_steps)),
         ("time from the start to the newest sign of life", duration(figures.elapsed_s)),
-        *((f"of it: {what}", duration(seconds)) for what, seconds in spent_s.items()),
+        *((f"of it: {what}", duration(figures.time_spent_s[key])) for key, what in _SPENT.items()),
         ("time lost: in no step of the run's weights", duration(figures.lost_s)),
         ("goodput: the share of the time not lost", _share(figures.goodput)),
         ("tokens", tokens(figures.tokens)),

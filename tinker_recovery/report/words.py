@@ -93,7 +93,7 @@ def counted(count: int, noun: str) -> str:
 
 _BRIEFLY: Mapping[str, str] = {
     names.EVENT_CHECKPOINT_SAVED: "saved at step {step}",
-    names.EVENT_CHECKPOINT_SELECTED: "goes back to the checkpoint at step {step}",
+    names.EVENT_CHECKPOINT_SELECTED: "restores the checkpoint at step {step}",
 }
 """Short forms of events, where the step says as much as the path."""
 

@@ -48,6 +48,8 @@ class RetentionLoop:
         self._clock = collaborators.clock
         self._asked: dict[str, SupervisedRun] = {}
         self._next_at: dict[str, tuple[float, SupervisedRun]] = {}
+        self._failing: dict[str, str] = {}
+        """Why each run's last collection failed, until one succeeds."""
         self._news = anyio.Event()
         self._turn = anyio.Lock()
 
@@ -127,6 +129,7 @@ class RetentionLoop:
                 await self._publishing.let_go(run)
             done = await self._collector.collect(run, guard=run.guard)
             next_at = done.next_at
+            self._failing.pop(run.name, None)
             metrics.kept(run.name, done.kept)
         except Exception as error:  # noqa: BLE001 - an unread listing, a full disk, the user's own predicate: training continues, and nothing was deleted
             next_at = self._clock.wall() + RETRY_S
@@ -134,13 +137,17 @@ class RetentionLoop:
             lost = claim is not None and claim.lost.is_set()
             if run.ended and isinstance(error, LeaseLost) and not lost:
                 return  # the run has given its claim free meanwhile
-            self._events.emit(
-                names.EVENT_RETENTION_FAILED,
-                run.name,
-                f"checkpoints were left as they are, until the next look: {error}",
-                {names.ERROR_TYPE: type(error).__qualname__},
-            )
+            # Each save is a reason to look: the same failure is said once, until a look succeeds.
+            if self._failing.get(run.name) != (why := f"{type(error).__qualname__}: {error}"):
+                self._failing[run.name] = why
+                self._events.emit(
+                    names.EVENT_RETENTION_FAILED,
+                    run.name,
+                    f"checkpoints were left as they are, until the next look: {error}",
+                    {names.ERROR_TYPE: type(error).__qualname__},
+                )
         if run.ended:
             self._next_at.pop(run.name, None)
+            self._failing.pop(run.name, None)
         else:
             self._next_at[run.name] = (next_at, run)

@@ -258,7 +258,7 @@ class AttemptHooks:
         self._run.collaborators.events.emit(
             names.EVENT_CHECKPOINT_SAVE_FAILED,
             self._run.name,
-            f"saving at step {step}: {error}{series}",
+            f"step {step} was not saved: {error}{series}",
             {names.CHECKPOINT_STEP: step, names.ERROR_TYPE: type(error).__qualname__},
         )
 

@@ -69,13 +69,17 @@ class RunRegister:
         """How many have not ended."""
         return sum(not run.ended for run in self.by_name.values())
 
-    def progress(self) -> object:
-        """A value that is another one once a run has made progress; None if none is under way.
+    def progress(self) -> dict[str, object]:
+        """Of each run under way, a value that is another one once it has made progress.
 
-        A run that is being recovered counts as in progress: that has deadlines of its own.
+        A run that is being recovered counts as in progress: that has deadlines of its own. One that
+        is given up is not under way.
         """
-        under_way = [run for run in self.by_name.values() if not run.ended and run.failure is None]
-        return [_pulse(run) for run in under_way] or None
+        return {
+            name: _pulse(run)
+            for name, run in self.by_name.items()
+            if not run.ended and run.failure is None
+        }
 
     def check_name(self, name: str) -> None:
         """Refuse the name of a run under way."""

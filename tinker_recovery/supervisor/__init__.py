@@ -101,8 +101,9 @@ class Supervisor:
         notify: URLs of `apprise <https://github.com/caronc/apprise>`_ (extra ``notify``), or a
             :class:`Notify`: who is notified when a run is given up, its lease is lost, or many runs
             fail alike. By default, the blank-separated URLs of TINKER_RECOVERY_NOTIFY.
-        heartbeat_url: Asked for (GET) every minute in which a run made progress, and not for one
-            that is stuck or over: for a monitor that raises the alarm when this ceases.
+        heartbeat_url: Asked for (GET) once a minute while every run under way makes progress, and
+            not while one is stuck or all are over: for a monitor that raises the alarm when this
+            ceases.
         trackers: Where what the loop reports goes as well: objects with ``log_metrics(metrics,
             step)``, such as the cookbook's loggers, runs of wandb, mlflow or trackio, and
             SummaryWriters of TensorBoard; or one of them as :class:`WhenSaved`. See

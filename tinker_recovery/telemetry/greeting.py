@@ -51,7 +51,8 @@ class RunEnd:
         again = "recovery" if self.recoveries == 1 else "recoveries"
         recovered = f"{self.recoveries} {again}"
         if self.recoveries:
-            recovered += f", {self.replayed} steps replayed, {self.lost_s:.3g} s lost"
+            steps = "step" if self.replayed == 1 else "steps"
+            recovered += f", {self.replayed} {steps} replayed, {self.lost_s:.3g} s lost"
         saved = self.checkpoint or "none"
         return f"{self.run} {self.how} at step {self.step}: {recovered}; last checkpoint {saved}"
 
@@ -70,11 +71,14 @@ class Greeting:
         self._quiet = quiet
         self._printed: set[str] = set()
         self._under_way: set[str] = set()
+        self._resumable: set[str] = set()
         self._ended: Counter[str] = Counter()
 
     def started(self, run: str, *, named: bool, recovers: bool = True) -> None:
         """A run is opened; ``named`` by its user, or only observed if it does not recover."""
         self._under_way.add(run)
+        if named and recovers:
+            self._resumable.add(run)
         said = f"supervised as {run}" if recovers else f"observed as {run}"
         if not named and recovers:
             said += " (for this process alone: with a name= the same command would resume it)"
@@ -99,8 +103,12 @@ class Greeting:
         if end.run in self._under_way:
             self._under_way.discard(end.run)
             self._ended[end.how.partition(" ")[0]] += 1
+            said = str(end)
+            if end.how == "stopped" and end.checkpoint is not None and end.run in self._resumable:
+                said += "; the same command goes on from it"
+            self._resumable.discard(end.run)
             # In a notebook the cell's own output is behind it, and the run can be looked at.
-            self._say(end.run, str(end), printed=not _in_notebook())
+            self._say(end.run, said, printed=not _in_notebook())
 
     def over(self) -> None:
         """The Supervisor is left: says how the runs ended, if not each was printed."""

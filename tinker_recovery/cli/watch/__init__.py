@@ -129,7 +129,7 @@ def _source(chosen: Chosen, journal: Path | None, events: str | None, *, once: b
         return EventsSource(events, chosen, wait=once)
     path, run = journal_file(journal), chosen.run
     if run is not None and read_run(path, run, service=chosen.service) is None:
-        no_such_run(path, run)
+        no_such_run(path, run, chosen.service)
     return JournalSource(path, chosen)
 
 
