@@ -3,8 +3,9 @@
 
 Each change (a comparison flipped or moved by its boundary, a number by one, a condition inverted,
 `and` for `or`, a statement, an operand or an item of a sort key dropped, `+` for `-`, None
-returned) is tried on a copy of the tree, with some of the tests that reach its line: the quickest
-of every file first, and no more after the first that fails. Nothing in the tree itself is touched.
+returned) is tried on a copy of the tree, with some of the tests that reach its line: those that
+together reach the most of its file in the least time first, and no more after the first that fails.
+Nothing in the tree itself is touched.
 
 First each test file is run once under coverage, to see which test reaches which line. That is kept
 in --cache, and measured again only where the package or the file has changed. It counts towards the
@@ -13,7 +14,8 @@ fit: measure again, with another --cache, when it is quiet.
 
 A change that is not noticed is a survivor: a test is missing, or the code is not needed, or the
 change changes nothing. What changes nothing is named in scripts/mutants_equivalent.toml with the
-reason, and is not counted.
+reason, and is not counted. What is "noticed" may as well be a test that fails by itself, on a
+machine under load for one: `--control` counts those.
 
   scripts/mutants.py --file tinker_recovery/checkpoints/ledger.py
   scripts/mutants.py --room recovery --room run --budget-min 30 --workers 2
@@ -44,7 +46,7 @@ import time
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -61,10 +63,13 @@ PACKAGE = "tinker_recovery"
 ROOMS = "checkpoints", "recovery", "run", "retention", "detection"
 TESTS = (
     *("tests/checkpoints", "tests/fleet", "tests/lifecycle", "tests/verification"),
-    *("tests/journal", "tests/service", "tests/test_*.py"),
+    *("tests/journal", "tests/service", "tests/telemetry", "tests/test_*.py"),
+    *("tests/cli/test_recover.py", "tests/cli/test_checkpoints_command.py"),
 )
 SLOW_S = 8.0
 """A test that takes longer is used only where no other reaches the line."""
+OVERHEAD_S = 0.05
+"""What running a test costs besides."""
 MOST_S = 40.0
 """Tests of one change take no more than this together, when nothing fails."""
 MEMORY = 6 * 2**30
@@ -138,6 +143,8 @@ class _Server:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if session.testsfailed:  # each run of tests would seem to fail
+            raise RuntimeError(f"{session.testsfailed} test files could not be collected")
         self._items = {item.nodeid: item for item in session.items}
         gc.unfreeze()
         self._functions: dict[str, list[FunctionType]] = defaultdict(list)
@@ -167,6 +174,8 @@ class _Server:
 
         def under_coverage() -> int:
             coverage = Coverage(data_file=None, config_file=False, source_dirs=[PACKAGE])
+            # Warnings are errors here, and some files reach nothing of the package.
+            coverage.set_option("run:disable_warnings", ["no-data-collected"])
             contexts = _Contexts(coverage)
             items[0].config.pluginmanager.register(contexts)
             coverage.start()
@@ -189,7 +198,12 @@ class _Server:
         changed = mutant.mutation.apply(source)
         self._write(mutant.file, changed)
         try:
-            status = _forked(lambda: self._with(mutant, changed, tests), mutant.limit_s)
+            status = _forked(
+                lambda: (
+                    self._run(tests) if changed == source else self._with(mutant, changed, tests)
+                ),
+                mutant.limit_s,
+            )
         finally:
             self._write(mutant.file, source)
         verdicts: Mapping[int | None, str] = {0: "survived", None: "hung"}
@@ -356,6 +370,7 @@ class _Index:
     reach: Reach
     by_line: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
     by_file: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    _chosen: dict[tuple[str, frozenset[str]], tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for test, (_, files) in self.reach.items():
@@ -365,25 +380,46 @@ class _Index:
                     self.by_line[file, line].append(test)
 
     def tests(self, file: str, made: Mutation, most: int) -> tuple[str, ...]:
-        """The tests for a change: the quickest of every test file first, then the next of each."""
+        """The tests for a change, see :func:`spread_over`."""
         first, last = made.lines
         found = {test for line in range(first, last + 1) for test in self.by_line[file, line]}
         found = found or set(self.by_line[file, made.at])
         if not made.in_function:  # whatever uses the module may notice
             found = found or {test for test, _ in self.by_file[file].most_common(most)}
-        quick = {test for test in found if self.reach[test][0] <= SLOW_S}
-        return tuple(in_rounds(quick or found, lambda test: self.reach[test][0]))[:most]
+        quick = frozenset(test for test in found if self.reach[test][0] <= SLOW_S)
+        key = file, quick or frozenset(found)
+        if key not in self._chosen:
+            seconds = {test: self.reach[test][0] for test in key[1]}
+            reached = {test: self.reach[test][1].get(file, ()) for test in key[1]}
+            self._chosen[key] = tuple(spread_over(reached, seconds, most))
+        return self._chosen[key]
 
 
-def in_rounds(tests: Iterable[str], seconds: Callable[[str], float]) -> list[str]:
-    """The quickest test of each file, then the next of each, and so on."""
-    nth: Counter[str] = Counter()
-    ranked = []
-    for test in sorted(tests, key=lambda test: (seconds(test), test)):
-        file = test.split("::")[0]
-        nth[file] += 1
-        ranked.append((nth[file], seconds(test), test))
-    return [test for _, _, test in sorted(ranked)]
+def spread_over(
+    reached: Mapping[str, Iterable[int]], seconds: Mapping[str, float], most: int
+) -> list[str]:
+    """Those that together reach the most of a file in the least time, then such again.
+
+    A line that many tests reach is reached in as many ways as the lines around it: the quickest
+    tests alone would all be of the usual one.
+
+    Args:
+        reached: The lines of the file that each test reaches.
+        seconds: How long each takes.
+        most: How many to choose.
+    """
+    lines = {test: sum(1 << line for line in set(reached[test])) for test in reached}
+    left = sorted(reached, key=lambda test: (seconds[test], test))
+    chosen: list[str] = []
+    seen = 0
+    while left and len(chosen) < most:
+        gains = [(lines[each] & ~seen).bit_count() / (seconds[each] + OVERHEAD_S) for each in left]
+        if not (best := max(gains)) and seen:
+            seen = 0
+            continue
+        chosen.append(left.pop(gains.index(best)))
+        seen |= lines[chosen[-1]]
+    return chosen
 
 
 def within(tests: Sequence[str], seconds: Callable[[str], float], most_s: float) -> list[str]:
@@ -512,6 +548,7 @@ def arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of that part (default: 0)")
     add("--most-tests", type=int, default=40, metavar="N", help="for one change (default: 40)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="default: one a core")
+    add("--control", action="store_true", help="change nothing, to count what fails by itself")
     add("--least", type=float, default=0.0, metavar="PERCENT", help="the score to reach")
     add("--list", action="store_true", help="print what would be tried, with how many tests")
     add("--json", type=Path, metavar="PATH", help="write all results there")
@@ -531,13 +568,19 @@ def _candidates(chosen: argparse.Namespace, index: _Index) -> tuple[list[Mutant]
     mutants, results = [], Results(Counter(), Counter())
     for path in sorted(set(files)):
         file = str(path.relative_to(ROOT))
-        for made in mutations_of(path.read_text()):
+        text = path.read_text()
+        for made in mutations_of(text):
             if lines is not None and not lines[file] & set(range(made.lines[0], made.lines[1] + 1)):
                 continue
             tests = index.tests(file, made, chosen.most_tests)
             tests = tuple(within(tests, lambda test: index.reach[test][0], MOST_S))
             limit_s = 30.0 + 4 * sum(index.reach[test][0] for test in tests)
-            mutant = Mutant(file, made, tests, limit_s)
+            tried = (
+                replace(made, text=text.encode()[made.start : made.end].decode())
+                if chosen.control
+                else made
+            )
+            mutant = Mutant(file, tried, tests, limit_s)
             results.known[mutant.room] += 1
             key = file, made.scope, made.change
             if key in aside:

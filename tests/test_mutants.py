@@ -10,7 +10,7 @@ import pytest
 from _mutations import Mutation, mutations_of
 from hypothesis import given
 from hypothesis import strategies as st
-from mutants import Mutant, evenly, in_rounds, within
+from mutants import Mutant, evenly, spread_over, within
 from sweeps import sweep
 
 PACKAGE = Path(__file__).parents[1] / "tinker_recovery"
@@ -140,12 +140,12 @@ def test_every_change_to_the_package_is_a_module_again_and_another_one(file: Pat
 # -- with which tests ----------------------------------------------------------------------------
 
 
-def test_the_quickest_test_of_every_file_comes_before_the_next_of_any() -> None:
-    seconds = {"x.py::a": 0.1, "x.py::b": 0.2, "x.py::c": 0.3, "y.py::a": 0.9, "z.py::a": 0.5}
-    assert in_rounds(seconds, seconds.__getitem__) == [
-        *("x.py::a", "z.py::a", "y.py::a"),
-        *("x.py::b", "x.py::c"),
-    ]
+def test_tests_that_reach_the_most_in_the_least_time_come_first_and_then_such_again() -> None:
+    reached = {"usual": [1, 2], "usual too": [1, 2], "slow": [1, 2, 3], "rare": [1, 7], "none": ()}
+    seconds = {"usual": 0.1, "usual too": 0.2, "slow": 9.0, "rare": 0.4, "none": 0.1}
+    assert spread_over(reached, seconds, 9) == ["usual", "rare", "slow", "usual too", "none"]
+    assert spread_over(reached, seconds, 2) == ["usual", "rare"]
+    assert spread_over({"none": ()}, {"none": 1.0}, 2) == ["none"], "the file runs at import alone"
 
 
 @given(st.lists(st.floats(0, 10)), st.floats(0, 10))

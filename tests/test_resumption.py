@@ -72,8 +72,14 @@ def test_a_fault_that_was_noticed_says_itself_what_it_casts_doubt_on() -> None:
     saved = _saved(5, 10, 15)
     noticed = _attempt(sound=10, polled=0, faulty=True, trusted_to=13.0)
     assert trusted_limit(noticed, saved, corrupted=True) == 13
-    harmless = _attempt(sound=10, faulty=True)
+    harmless = _attempt(sound=10, polled=5, faulty=True)
     assert trusted_limit(harmless, saved, corrupted=False) == math.inf
+
+
+def test_found_corrupted_after_a_harmless_fault_it_is_trusted_to_the_last_good_poll() -> None:
+    """One of a group that went back with another, and whose process died before it was asked."""
+    harmless = _attempt(sound=10, polled=5, faulty=True)
+    assert trusted_limit(harmless, _saved(5, 10, 15), corrupted=True) == 5
 
 
 def test_a_save_of_the_users_own_vouches_for_what_was_known_when_it_was_submitted() -> None:

@@ -22,7 +22,7 @@ from tinker_recovery.checkpoints.prompt import PromptFacts, digest_of, prompt_of
 from tinker_recovery.clock import Clock
 from tinker_recovery.journal import Journal, Notebook
 from tinker_recovery.recovery.checkpoint_state import LOADS_TRIED, CheckpointState
-from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.collaborators import Collaborators, nothing_in_background
 from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
 from tinker_recovery.telemetry import EventSink, names
 
@@ -83,6 +83,75 @@ def test_the_path_of_a_save_is_that_of_its_attempt_and_its_step() -> None:
     assert known.path_of("b", 3) == path("b", 3)
     assert known.path_of("a", 3) is None
     assert known.path_of("b", 4) is None
+
+
+def _scheduled(run: str, step: int) -> str:
+    return f"tinker://{run}/weights/step-{step:08d}"
+
+
+BRANCH = [segment("a"), segment("b", 4, _scheduled("a", 4)), segment("c", 6, _scheduled("b", 6))]
+"""Of each attempt two steps more than the next one went back to are stored."""
+
+STORED = {
+    _scheduled(run, step): (run, step)
+    for run, steps in {"a": (2, 4, 6), "b": (4, 6, 8), "c": (8, 10), "gone": (3, 99)}.items()
+    for step in steps
+}
+
+
+@given(
+    limits=st.dictionaries(st.sampled_from("abc"), STEPS),
+    confirmed=STEPS,
+    left_out=st.sets(st.sampled_from(sorted(STORED))),
+)
+def test_what_is_expected_and_relied_on_lies_on_the_branch_within_what_is_trusted(
+    limits: dict[str, float], confirmed: float, left_out: set[str]
+) -> None:
+    unsettled, bad = set(sorted(left_out)[::2]), set(sorted(left_out)[1::2])
+    known = CheckpointState("run")
+    known.stored = dict(STORED)
+    known.bad = dict.fromkeys(bad, "does not load")
+    known.watch(
+        lambda _: math.inf, lambda each: confirmed if each == "c" else math.inf, lambda: unsettled
+    )
+    for attempt, limit in limits.items():
+        known.distrust(attempt, limit)
+
+    def usable(above: dict[str, float], without: set[str]) -> dict[str, int]:
+        last = {"a": 4.0, "b": 6.0, "c": math.inf}
+        return {
+            each: step
+            for each, (attempt, step) in STORED.items()
+            if each not in without
+            and attempt in last
+            and step <= min(last[attempt], limits.get(attempt, math.inf), above.get(attempt, 99))
+        }
+
+    trusted = usable({}, left_out)
+    newest = known.newest_trusted(BRANCH)
+    assert (newest is None) == (not trusted)
+    assert newest is None or trusted[newest] == max(trusted.values())
+    settled: dict[int, list[str]] = {}
+    for each, step in usable({"c": confirmed}, bad).items():
+        settled.setdefault(step, []).append(each)
+    assert known.settled_on(BRANCH) == settled
+
+
+def test_a_newest_one_that_the_user_may_write_again_is_not_expected_to_be_chosen() -> None:
+    known = CheckpointState("run")
+    known.stored = {_scheduled("a", 2): ("a", 2), path("a", 4): ("a", 4)}
+    assert known.newest_trusted([segment("a")]) is None
+    known.bad = {path("a", 4): "does not load"}
+    assert known.newest_trusted([segment("a")]) == _scheduled("a", 2)
+
+
+def test_the_noise_of_answers_to_another_prompt_says_nothing_of_this_ones() -> None:
+    known = CheckpointState("run", canary=PROMPT)
+    other = digest_of(prompt_of([4, 5]))
+    known.learn_canaries([record(1).model_copy(update={"canary_prompt": PromptFacts(other, 0.5)})])
+    assert (known.canaries.noise, known.canaries.measured) == (0.0, False)
+    known.learn_canaries([record(1).model_copy(update={"canary_prompt": PromptFacts(ABOUT, 0.5)})])
+    assert (known.canaries.noise, known.canaries.measured) == (0.5, True)
 
 
 def _with_canary(step: int, canary: str | None) -> CheckpointRecord:
@@ -280,3 +349,29 @@ async def test_a_canarys_answer_is_noted_once_it_and_the_path_are_both_known(
         assert await beside.run() == 1
         notes = await collaborators.notebook.notes()
     assert notes.canaries == {path("a", 5): fingerprint_of(ANSWER)}
+
+
+async def test_what_is_known_of_the_prompt_is_noted_once_and_again_when_it_has_changed(
+    tmp_path: Path,
+) -> None:
+    beside, known = Beside(), CheckpointState("run", lineage="mine", canary=PROMPT)
+    nothing = CheckpointState("run", lineage="mine")
+    async with _journal(tmp_path, beside) as collaborators:
+        nothing.write_prompt(collaborators)
+        assert beside.tasks == [], "there is no prompt"
+        known.write_prompt(collaborators)
+        known.write_prompt(collaborators)
+        assert await beside.run() == 1
+        known.canaries.know_noise(0.25)
+        known.write_prompt(collaborators)
+        assert await beside.run() == 1
+        notes = await collaborators.notebook.notes()
+    assert PromptFacts.parse(notes.prompts["mine"]) == PromptFacts(ABOUT, 0.25)
+
+
+def test_outside_a_supervisor_nothing_is_started_in_the_background() -> None:
+    async def task() -> None:
+        raise AssertionError("it was started")
+
+    with pytest.raises(RuntimeError, match="needs a Supervisor"):
+        nothing_in_background(task)

@@ -30,6 +30,7 @@ from tinker_recovery import (
     Supervisor,
 )
 from tinker_recovery.faults import RULES, Kind
+from tinker_recovery.run import monitored
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -296,6 +297,34 @@ async def test_what_a_corrupted_run_refuses_is_recovered_from_and_not_given_up(
 
     run = await _supervised(loop)
     assert [each.fault.kind for each in run.recoveries] == [Kind.CORRUPTED]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_a_run_that_a_poll_has_found_corrupted_does_not_end_well_by_its_last_answers(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come while it is still waited for whether one of them says since which step."""
+    monkeypatch.setattr(monitored, "ANSWER_S", 20.0)
+    expected = await undisturbed_state(local, steps=STEPS)
+
+    async def loop(attempt: Attempt) -> None:
+        await train(attempt, steps=STEPS - 1)
+        last = attempt.client.forward_backward(batch(STEPS - 1), "cross_entropy")
+        if attempt.number == 1:
+            await last
+            local.inject(FaultRule("slow", request="retrieve_future", delay_s=1.0))
+        update = attempt.client.optim_step(ADAM)
+        if attempt.number == 1:
+            run_id = run_id_of(attempt)
+            await until(lambda: local.run_state(run_id).steps == STEPS)
+            local.corrupt([run_id])
+        await last
+        await update
+
+    with anyio.fail_after(20):
+        run = await _supervised(loop, poll_interval_s=0.05)
+    (recovery,) = run.recoveries
+    assert (recovery.fault.kind, recovery.fault.detected_by) == (Kind.CORRUPTED, "poll")
     assert local.run_state(run.segments[-1].run_id) == expected
 
 

@@ -15,7 +15,14 @@ import pytest
 from loops import STARTED_WITHIN_S, most_steps, policy, process, train, undisturbed_state, until
 from named_runs import NAMED, Killed, begun_at, left_at
 
-from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, RecoveryPolicy, Supervisor
+from tinker_recovery import (
+    Attempt,
+    CheckpointPolicy,
+    RecoveryEvent,
+    RecoveryExhausted,
+    RecoveryPolicy,
+    Supervisor,
+)
 from tinker_recovery.journal import STATE_FOLDER, StateFolder, default_path
 from tinker_recovery.journal.reading import read_run
 from tinker_recovery.journal.summary import read_summaries
@@ -189,6 +196,16 @@ async def test_a_given_up_one_is_an_incident(local: LocalTinker) -> None:
     local.inject(FaultRule("status", request="load_weights", status=403, times=9))
     with pytest.raises(Exception, match="403"):
         await _gone_on()
+    view = read_run(default_path(), "sft-42")
+    assert view is not None
+    assert [(each.kind, each.outcome) for each in view.incidents] == [("process_lost", "given_up")]
+
+
+async def test_one_whose_attempts_are_spent_is_an_incident(local: LocalTinker) -> None:
+    await _stopped_at(12)
+    local.inject(FaultRule("fail", request="load_weights", times=None))
+    with pytest.raises(RecoveryExhausted):
+        await _gone_on(policy(max_attempts=1))
     view = read_run(default_path(), "sft-42")
     assert view is not None
     assert [(each.kind, each.outcome) for each in view.incidents] == [("process_lost", "given_up")]

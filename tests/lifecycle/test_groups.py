@@ -421,6 +421,22 @@ REFUSED: list[tuple[list[StartOptions], dict[str, Any], str]] = [
 ]
 
 
+async def test_its_attempts_are_found_in_the_order_given_and_by_name(local: LocalTinker) -> None:
+    del local
+    async with Supervisor(quick()) as supervisor:
+        async for attempts in supervisor.group([STUDENT, TEACHER]):
+            student, teacher = attempts
+            assert len(attempts) == 2
+            assert [student.client, teacher.client] == [attempts[0].client, attempts[-1].client]
+            assert attempts["teacher"].client is teacher.client
+            with pytest.raises(KeyError):
+                attempts["nobody"]
+            with pytest.raises(IndexError):
+                attempts[2]
+            async with attempts:
+                await train_both(attempts)
+
+
 @pytest.mark.parametrize(("runs", "changes", "says"), REFUSED)
 async def test_what_cannot_be_aligned_is_refused_before_anything_starts(
     local: LocalTinker, runs: list[StartOptions], changes: dict[str, Any], says: str

@@ -25,11 +25,12 @@ from tinker_recovery import (
 )
 from tinker_recovery.checkpoints.canary import CanaryBook, Match
 from tinker_recovery.errors import StatusUnavailable
-from tinker_recovery.run.rollback_detector import LONG_S, RollbackDetector
+from tinker_recovery.run.rollback_detector import LONG_S, MOMENT_S, RollbackDetector
 from tinker_recovery.run.scope import IDLE_S
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.http import Unreached
 from tinker_recovery.service.status import StatusReader
+from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker, LocalTinkerProcess, RunState
 
 STEPS = 12
@@ -450,6 +451,38 @@ async def test_the_last_look_at_the_weights_ends_with_the_deadline_of_a_restore(
     with anyio.fail_after(20):
         async with Supervisor(given) as supervisor:
             await supervisor.run(loop, **START)
+
+
+@pytest.mark.parametrize(("refused_s", "starts"), [(MOMENT_S, [0, 0]), (0.0, [0])])
+async def test_a_last_look_that_the_service_refuses_is_decided_as_without_a_canary(
+    local: LocalTinker, refused_s: float, starts: list[int]
+) -> None:
+    expected = await undisturbed_state(local, steps=2)
+    events: list[RecoveryEvent] = []
+    passed_s = 0.0
+
+    async def loop(attempt: Attempt) -> None:
+        nonlocal passed_s
+        await train(attempt, steps=2)
+        if attempt.number == 1:
+            await attempt.client.drain()
+            local.inject(FaultRule("fail", request="forward_backward", category="user"))
+            rollbacks = scope_of(attempt).run.rollbacks
+            rollbacks.note_unreachable(scope_of(attempt), "refused")
+            passed_s += refused_s
+            rollbacks.note_unreachable(scope_of(attempt), "refused")
+
+    given = default(stall_after_s="off").model_copy(
+        update={"checkpoints": CheckpointPolicy(save_at_end=False)}
+    )
+    clock = Clock(monotonic=lambda: time.monotonic() + passed_s)
+    async with Supervisor(given, on_event=events.append, clock=clock) as supervisor:
+        await supervisor.run(loop, **START)
+    (run,) = supervisor.runs
+    assert [each.start_step for each in run.attempts] == starts
+    unknown = [each for each in events if each.name == names.EVENT_WEIGHTS_UNKNOWN]
+    assert len(unknown) == (not refused_s), "where it does not go back, it says so"
+    assert local.run_state(run.segments[-1].run_id) == expected
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,26 @@ async def test_what_was_being_loaded_in_an_outage_is_not_used_though_it_is_wante
     assert backend.closed == [0]
 
 
+async def test_one_is_there_for_its_own_checkpoint_until_the_next_has_been_loaded() -> None:
+    backend = _Backend()
+    async with anyio.create_task_group() as group:
+        spares = Spares(cast("Any", backend), with_spares(), group.start_soon)
+        spares.load("run", "first")
+        await until(lambda: len(backend.asked) == 1)
+        assert spares.take("run", "first") is None, "it is being loaded"
+        backend.asked[0].set()
+        await anyio.wait_all_tasks_blocked()
+        spares.load("run", "second")
+        await until(lambda: len(backend.asked) == 2)
+        assert spares.take("run", "second") is None
+        taken: list[object] = [spares.take("run", "first"), spares.take("run", "first")]
+        assert taken == [0, None], "it is given away once"
+        backend.asked[1].set()
+        await until(lambda: backend.closed == [1])
+        assert spares.take("run", "second") is None, "what is loaded for a run that recovers ends"
+        await spares.aclose()
+
+
 async def test_one_that_is_still_being_loaded_is_not_waited_for(tmp_path: Path) -> None:
     async with LocalTinker(tmp_path) as server:
         server.inject(FaultRule("slow", None, "load_weights", delay_s=30.0, times=1))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +19,7 @@ import pytest
 from hostile import Reply, hostile, text
 from pydantic import SecretStr
 
-from tinker_recovery.service import Endpoint, StatusReader
+from tinker_recovery.service import Endpoint, StatusReader, download
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.download import Download
 from tinker_recovery.service.export import Limits
@@ -47,9 +50,10 @@ def _download(reader: StatusReader, folder: Path, received: list[int]) -> Downlo
 class Silent:
     """A store that sends a megabyte of eight, and then nothing; ``accepts`` connections or not."""
 
-    def __init__(self, *, accepts: bool) -> None:
+    def __init__(self, *, accepts: bool, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=0)
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/file"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.socket.getsockname()[1]}/file"
         self._taken: list[socket.socket] = []
         if accepts:
             threading.Thread(target=self._serve, daemon=True).start()
@@ -63,6 +67,8 @@ class Silent:
 
     def _serve(self) -> None:
         connection, _ = self.socket.accept()
+        if self._tls:
+            connection = self._tls.wrap_socket(connection, server_side=True)
         self._taken.append(connection)
         connection.recv(65536)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 8388608\r\n\r\n" + b"x" * MB)
@@ -72,9 +78,39 @@ class Silent:
             each.close()
 
 
-@pytest.fixture(params=[True, False], ids=["in-the-body", "connecting"])
-def silent(request: pytest.FixtureRequest) -> Iterator[Silent]:
-    store = Silent(accepts=request.param)
+def _certificate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A server's side of TLS, with a certificate that downloads trust."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no `openssl` on PATH, which makes the certificate")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(  # noqa: S603 - our own command
+        [
+            *[openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"],
+            *["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
+            *["-keyout", str(key), "-out", str(certificate)],
+        ],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    monkeypatch.setattr(download, "tls", lambda: trusting)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+@pytest.fixture(params=["in-the-body", "in-the-body-of-tls", "connecting"])
+def silent(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Silent]:
+    tls = None
+    if request.param == "in-the-body-of-tls":
+        tls = _certificate(tmp_path_factory.mktemp("tls"), monkeypatch)
+    store = Silent(accepts=request.param != "connecting", tls=tls)
     yield store
     store.close()
 

@@ -117,7 +117,9 @@ def trusted_limit(
     if attempt.faulty and attempt.trusted_to is not None:
         limit = attempt.trusted_to
     elif attempt.faulty and attempt.ended:
-        limit = math.inf
+        # The fault was none of the service's. What it says by now was not known then: a run of a
+        # group that goes back with another is asked about, and its process may have died before.
+        limit = float(attempt.polled_step) if corrupted else math.inf
     else:
         # That a save was followed by another says nothing: the answer of a request before both may
         # still have been under way.

@@ -74,7 +74,7 @@ class Spares:
     def take(self, run: str, path: str) -> Connection | None:
         """The spare of this run, if it is loaded from this checkpoint; from now on the caller's."""
         spare = self._spares.get(run)
-        if spare is None or spare.busy or spare.loaded != path:
+        if spare is None or spare.loaded != path:
             return None
         connection, spare.connection = spare.connection, None
         spare.loaded = spare.wanted = None

@@ -58,7 +58,6 @@ class MonitoredRun:
         self._run = run
         self._events = events
         self._warned_of: set[tuple[AttemptScope, Kind]] = set()
-        self._corrupted: AttemptScope | None = None
 
     @property
     def name(self) -> str:
@@ -69,7 +68,7 @@ class MonitoredRun:
     def watched_run_id(self) -> str | None:
         """The Tinker run to ask about; None from a corruption on, during a recovery, at the end."""
         run, current = self._run, self._run.current
-        if run.ended or run.incident or current is None or current is self._corrupted:
+        if run.ended or run.incident or current is None or current is run.rollbacks.corrupted:
             return None
         return current.run_id
 
@@ -89,7 +88,7 @@ class MonitoredRun:
             if not current.client.open_requests:
                 current.declare_fault(RULES[Kind.CORRUPTED], DetectedBy.POLL)
             else:
-                self._corrupted = current
+                self._run.rollbacks.corrupted = current
                 self._run.spawn(functools.partial(self._declare_corrupted, current))
         else:
             self._run.rollbacks.note_reachable(current, asked_s=asked.at_s)

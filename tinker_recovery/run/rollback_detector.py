@@ -98,6 +98,8 @@ class RollbackDetector:
         self._looking = False
         self._warned_of_cut = False
         self._next_hint_at = -math.inf
+        self.corrupted: AttemptScope | None = None
+        """The attempt that a poll has found corrupted, be it declared or not."""
         self._known_at: dict[int, float] = {}  # by step; only of the newest saves
 
     @property
@@ -218,14 +220,19 @@ class RollbackDetector:
             self._run.spawn(functools.partial(self._look, current, self._outage))
 
     async def settle(self, current: AttemptScope) -> None:
-        """See, before the run is over, whether an outage not looked into yet changed it."""
+        """See, before the run is over, whether what is not looked into yet has changed it."""
+        if self.corrupted is current:
+            # A poll's word counts, even where every answer that was under way has come since.
+            current.declare_fault(RULES[Kind.CORRUPTED], DetectedBy.POLL)
+            return
         outage = self._outage
         if outage is None or not self._can_be_looked_into(current, outage):
             return
         # As long as a restored client has to answer: a service silent by now keeps no run.
-        with anyio.move_on_after(self._run.policy.create_timeout_s) as waiting:
+        with anyio.move_on_after(self._run.policy.create_timeout_s):
             await self._look(current, outage)
-        if waiting.cancelled_caught:
+        self._run.mailbox.deliver()  # what looking failed with may be a fault of its own
+        if self._outage is outage and not current.faulty:
             self._cannot_tell(current, outage)
 
     def distrust_since(self, fault: Fault, current: AttemptScope) -> None:

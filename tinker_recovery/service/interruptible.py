@@ -41,9 +41,10 @@ class Interruption:
         Raises:
             Interrupted: It was stopped while it connected.
         """
-        if event == "connection.connect_tcp.started":
-            self._take(None)
-        elif event == "connection.connect_tcp.complete":
+        _, _, what = event.partition(".")  # of a connection or of a proxy
+        if what in ("connect_tcp.started", "start_tls.started"):
+            self._take(None)  # TLS takes the socket over, and is known once it has shaken hands
+        elif what in ("connect_tcp.complete", "start_tls.complete"):
             connection: socket.socket = info["return_value"].get_extra_info("socket")
             try:
                 self._take(connection)
