@@ -132,6 +132,11 @@ def ask_to_stop(attempt: Attempt) -> None:
     scope_of(attempt).run.signals.requested = True
 
 
+async def look_as_while_idle(attempt: Attempt) -> None:
+    """Do now what is done where a loop rests, and wait for what that has saved."""
+    await scope_of(attempt).client.drain()
+
+
 def confirmed_step(attempt: Attempt) -> int:
     """The newest step saved when a poll last called its run sound."""
     return scope_of(attempt).run.rollbacks.polled_step

@@ -249,7 +249,16 @@ def test_a_short_lifetime_is_renewed_at_its_half_and_none_is_for_ever() -> None:
     assert renewals(records, {P: "x"}, ttl_s=None, now=NOW)[0].ttl_s is None
 
 
-@pytest.mark.parametrize("ttl_s", [3599.0, 1e10, float("nan")])
+TEN_YEARS_S = 315_360_000.0
+
+
+@pytest.mark.parametrize("ttl_s", [3600.0, TEN_YEARS_S])
+def test_the_shortest_and_the_longest_lifetime_the_service_accepts_are_taken(ttl_s: float) -> None:
+    (renewal,) = renewals([record(1, expires_in_s=60)], {P: "x"}, ttl_s=ttl_s, now=NOW)
+    assert renewal.ttl_s == ttl_s
+
+
+@pytest.mark.parametrize("ttl_s", [3599.0, TEN_YEARS_S + 1.0, 1e10, float("nan")])
 def test_a_lifetime_the_service_refuses_is_refused_here(ttl_s: float) -> None:
     with pytest.raises(UsageError, match="ttl_s"):
         renewals([], {}, ttl_s=ttl_s, now=NOW)

@@ -251,6 +251,12 @@ def test_one_listed_twice_with_different_facts_is_left_alone() -> None:
     assert _steps(plan) == []
     assert plan == _plan(found[::-1])
     assert "listed twice" in plan.checkpoints[-1].reason
+    # Neither listing's step is shown, whichever came first.
+    contradictory = _plan([listed(1), Listed(path("a", 1), None, "unreadable", 10), listed(2)])
+    assert [(each.step, each.size_bytes) for each in contradictory.checkpoints] == [
+        (2, 10),
+        (None, None),
+    ]
     assert _steps(_plan([listed(1), listed(1), listed(2)])) == [1]
 
 

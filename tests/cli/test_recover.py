@@ -175,6 +175,7 @@ async def test_of_a_run_that_was_not_supervised_a_checkpoint_has_to_be_named(
     result = await _json(run_id, "--checkpoint", path)
     assert (result["checkpoint"], result["step"]) == (path, None)
     assert "start_step=" in result["resume_with"]
+    assert not result["resumes"], "no command of a supervised run goes on from it"
 
 
 async def test_a_run_that_is_being_trained_is_refused_unless_a_checkpoint_is_named(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinker_recovery import RecoveryPolicy
 from tinker_recovery.detection.plan import (
     FEW,
     QUICK_FACTOR,
@@ -75,7 +76,7 @@ def test_page_counts_are_not_relied_on_forever_nor_after_the_runs_have_moved() -
         counts = poll.counts()
     assert counts is None
     moved = ["new"] * 500 + listed
-    poll = PagePoll(wanted, PageCounts([PAGE] * 20), page=PAGE)
+    poll = PagePoll(wanted, PageCounts([PAGE] * 20, 0), page=PAGE)
     read(poll, moved)
     assert poll.missing() == wanted, "asked for one by one this time"
     assert poll.counts() is None, "and counted afresh the next time"
@@ -109,7 +110,10 @@ def services(draw: st.DrawFn) -> tuple[list[str], list[str], list[list[tuple[str
 
 
 @settings(max_examples=50)
-@given(services(), st.one_of(st.none(), st.builds(PageCounts, st.lists(st.integers(0, PAGE)))))
+@given(
+    services(),
+    st.none() | st.builds(PageCounts, st.lists(st.integers(0, PAGE)), st.integers(0, 12)),
+)
 def test_every_watched_run_is_seen_or_asked_for_however_the_pages_shift(
     service: tuple[list[str], list[str], list[list[tuple[str, int]]]], counts: PageCounts | None
 ) -> None:
@@ -324,8 +328,10 @@ def test_what_a_full_read_found_on_each_page_is_kept_for_the_next_poll() -> None
 def test_where_the_runs_were_decides_how_many_pages_are_read() -> None:
     assert pages_worth_reading(FEW, None) == 0
     assert pages_worth_reading(FEW + 1, None) == FEW + 1
-    assert pages_worth_reading(12, PageCounts([10, 0, 2])) == 1, "two runs are worth two requests"
-    assert pages_worth_reading(14, PageCounts([10, 0, 4])) == 3
+    assert pages_worth_reading(12, PageCounts([10, 0, 2], 0)) == 1, (
+        "two runs are worth two requests"
+    )
+    assert pages_worth_reading(14, PageCounts([10, 0, 4], 0)) == 3
     assert pages_worth_reading(12, PageCounts([0, 0], unlisted=2)) == 1, "ten new ones: page one"
     assert pages_worth_reading(12, PageCounts([], unlisted=12)) == 0
     assert pages_worth_reading(12, PageCounts([], unlisted=2)) == 1
@@ -334,11 +340,28 @@ def test_where_the_runs_were_decides_how_many_pages_are_read() -> None:
 def test_a_few_pages_beyond_the_plan_are_read_where_runs_are_missing_and_no_more() -> None:
     wanted = [str(number) for number in range(10)]
     listed = ["new"] * 100 + wanted
-    poll = PagePoll(wanted, PageCounts([10]), page=PAGE)
+    poll = PagePoll(wanted, PageCounts([10], 0), page=PAGE)
     assert poll.planned == 1
     assert read(poll, listed)[1] == 1 + SLACK
-    limited = PagePoll(wanted, PageCounts([10]), page=PAGE, at_most=2)
+    limited = PagePoll(wanted, PageCounts([10], 0), page=PAGE, at_most=2)
     assert read(limited, listed)[1] == 2
+
+
+@pytest.mark.parametrize(("missing", "kept"), [(7, True), (8, False)])
+def test_counts_are_dropped_once_a_poll_costs_more_than_half_and_eight_beyond_the_plan(
+    missing: int, *, kept: bool
+) -> None:
+    """Planned are two pages; four pages and seven runs one by one are eleven requests."""
+    wanted = [str(number) for number in range(20)]
+    poll = PagePoll(wanted, PageCounts([10, 10], 0), page=PAGE)
+    read(poll, wanted[missing:] + ["new"] * 100)
+    assert len(poll.missing()) == missing
+    assert (poll.counts() is not None) == kept
+
+
+def test_runs_that_have_come_up_the_list_are_read_by_the_page_again_after_ten_minutes() -> None:
+    """Pages cost less than a request each, and only counting afresh shows that they would do."""
+    assert RENEW_AFTER * RecoveryPolicy().poll_interval_s == 600.0
 
 
 def test_page_counts_grow_older_with_each_poll_until_they_are_dropped() -> None:
@@ -352,7 +375,7 @@ def test_page_counts_grow_older_with_each_poll_until_they_are_dropped() -> None:
 
 
 def test_a_poll_of_a_few_runs_says_nothing_of_the_pages() -> None:
-    known = PageCounts([3], age=4)
+    known = PageCounts([3], 0, age=4)
     assert PagePoll(["a"], known, page=PAGE).counts() is known
     assert PagePoll(["a"], None, page=PAGE).counts() is None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from inspection import ask_to_stop
+from inspection import ask_to_stop, look_as_while_idle
 from loops import ADAM, MODEL, SEED, batch, policy, quick
 from sweeps import pairs
 
@@ -233,6 +233,56 @@ async def test_ctrl_c_in_a_window_saves_the_last_step_with_the_state_it_ended_wi
             await running
     said = await _listed(local, supervisor)
     assert said[5]["tinker_recovery.loop_state"] == "20"
+
+
+@pytest.mark.usefixtures("local")
+async def test_stopped_before_it_has_set_its_state_a_loop_continues_from_the_step_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What it last set belongs to that step: with the newest one, a batch would be done twice."""
+    reached = asyncio.Event()
+    begun: list[tuple[int, object]] = []
+
+    async def train(attempt: Attempt) -> None:
+        begun.append((attempt.start_step, attempt.loop_state))
+        for step in range(attempt.start_step, STEPS):
+            attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+            if step == FAILS_AT and not reached.is_set():
+                ask_to_stop(attempt)
+                reached.set()
+                await anyio.sleep_forever()
+            attempt.loop_state = step + 1
+
+    with caplog.at_level(logging.WARNING, "tinker_recovery"):
+        async with Supervisor(policy(checkpoints=EVERY)) as supervisor:
+            running = asyncio.create_task(supervisor.run(train, **START, name="stopped"))
+            await reached.wait()
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+    assert f"step {FAILS_AT + 1} is not saved, because the loop had not set" in caplog.text
+    async with Supervisor(policy(checkpoints=EVERY)) as supervisor:
+        await supervisor.run(train, **START, name="stopped")
+    assert begun[1:] == [(FAILS_AT, FAILS_AT)]
+
+
+async def test_a_loop_that_rests_before_it_has_set_its_state_has_nothing_saved_meanwhile(
+    local: LocalTinker,
+) -> None:
+    async def train(attempt: Attempt) -> None:
+        for step in range(2):
+            attempt.client.forward_backward(batch(step), "cross_entropy")
+            await attempt.client.optim_step(ADAM)
+            await look_as_while_idle(attempt)
+            attempt.loop_state = step + 1
+        (segment,) = supervisor.runs[0].segments
+        # The loop's first step alone was saved in a rest: that it sets a state was not known then.
+        assert [each.steps for each in local.checkpoints(segment.run_id)] == [0, 1, 1]
+
+    async with Supervisor(policy(checkpoints=EVERY)) as supervisor:
+        await supervisor.run(train, **START)
+    assert (await _listed(local, supervisor))[2]["tinker_recovery.loop_state"] == "2"
 
 
 @pytest.mark.usefixtures("local")

@@ -21,7 +21,7 @@ from tinker import types
 from tinker_recovery import Attempt, CheckpointPolicy, StaleAttempt, Supervisor, UsageError
 from tinker_recovery.journal import STATE_FOLDER, StateFolder, default_path
 from tinker_recovery.journal.abandon import abandon
-from tinker_recovery.journal.reading import read_run
+from tinker_recovery.journal.reading import read_run, read_stored_run
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -252,6 +252,22 @@ async def test_a_process_that_is_killed_hands_its_rollouts_on(
     unchanged(said, replayed_from=5, fault_at=8)
     assert samples(local) == STEPS
     assert not kept_files()
+
+
+async def test_before_a_loop_goes_on_with_what_it_was_given_another_process_would_find_that_usable(
+    local: LocalTinker,
+) -> None:
+    """Whatever happens to this one from then on, and whether or not a checkpoint was due."""
+    sound: list[int] = []
+
+    def said(rollout: Rollout) -> None:
+        del rollout
+        found = read_stored_run(default_path(), "rl", service=local.base_url)
+        assert found is not None
+        sound.append(found[1].attempts[-1].sound_step)
+
+    await run(said, checkpoints=CheckpointPolicy(save_every=STEPS))
+    assert sound == list(range(STEPS)), "all that its weights are made of"
 
 
 async def test_what_a_run_keeps_is_for_its_owner_alone_and_goes_with_the_run(

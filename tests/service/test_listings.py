@@ -36,6 +36,7 @@ class Service:
         self.stored: dict[str, dict[str, Any]] = {}
         self.listings: Counter[str] = Counter()
         self.refused: set[str] = set()
+        self.by_user: set[str] = set()
         self.most_at_once = self._at_once = 0
         self.now_s = START_S
 
@@ -48,7 +49,11 @@ class Service:
             "tinker_path": made.path,
             "size_bytes": 10,
             "user_metadata": checkpoint_metadata(
-                step=step, lineage=LINEAGE, attempt=run, parent=None, saved_by="schedule"
+                step=step,
+                lineage=LINEAGE,
+                attempt=run,
+                parent=None,
+                saved_by="user" if run in self.by_user else "schedule",
             ),
             **changes,
         }
@@ -160,10 +165,13 @@ class _Run:
 
 
 @pytest.fixture
-async def collected() -> Any:
+async def collected(request: pytest.FixtureRequest) -> Any:
     """A service, a run of three Tinker runs whose first is remembered, and its Collector."""
     service, run = Service(), _Run()
-    kept = CheckpointPolicy(keep_last=4, save_best=False, max_deletes_per_s=1e6)
+    more: dict[str, Any] = getattr(request, "param", {})
+    if more:
+        service.by_user = {"a"}
+    kept = CheckpointPolicy(keep_last=4, save_best=False, max_deletes_per_s=1e6, **more)
     async with service.reader() as reader, Notebook(Journal(None, service=URL)) as notebook:
         collector = Collector(
             Collaborators(
@@ -197,6 +205,12 @@ async def test_what_nothing_changes_about_is_deleted_as_ever(
     assert len(service.stored) == 4
 
 
+@pytest.mark.parametrize(
+    "collected",
+    [{}, {"delete_user_saves": True}],
+    ids=["of the schedule", "the user's own"],
+    indirect=True,
+)
 async def test_what_was_published_since_it_was_listed_is_not_deleted(
     collected: tuple[Service, _Run, Collector],
 ) -> None:
@@ -242,3 +256,24 @@ async def _reads(count: int) -> int:
 
 async def test_the_notes_are_read_with_each_look_and_not_with_each_deletion() -> None:
     assert await _reads(20) == await _reads(2)
+
+
+async def test_a_deletion_is_remembered_for_as_long_as_its_request_may_still_be_carried_out() -> (
+    None
+):
+    """A run of months deletes thousands, and its journal is read with each look."""
+    service, run = Service(), _Run()
+    kept = CheckpointPolicy(keep_last=1, save_best=False, max_deletes_per_s=1e6)
+    for step in (1, 2, 3):
+        service.save(step, "a")
+    clock = Clock(wall=lambda: service.now_s)
+    known: list[int] = []
+    async with service.reader() as reader, Notebook(Journal(None, service=URL)) as notebook:
+        collaborators = Collaborators(
+            RecoveryPolicy(checkpoints=kept), TinkerBackend(), reader, notebook, clock=clock
+        )
+        for later_s in (0, 600, 601):
+            service.now_s = START_S + later_s
+            await Collector(collaborators).collect(run)
+            known.append(len((await notebook.notes()).deletions))
+    assert known == [2, 2, 0]

@@ -54,8 +54,8 @@ class PageCounts:
         age: Full polls since then.
     """
 
-    found: Sequence[int] = ()
-    unlisted: int = 0
+    found: Sequence[int]
+    unlisted: int
     age: int = 0
 
     def older(self) -> PageCounts | None:

@@ -162,7 +162,7 @@ class Admission:
         self._closed = False
         self._waiting: list[Ticket] = []
         self._in_flight: set[Ticket] = set()
-        self._asked = itertools.count(1)
+        self._asked = itertools.count()
         self._admitted = 0
         self._failures = 0
         self._last_success = 0

@@ -82,7 +82,6 @@ class Executor:
         self._outage = outage or Outage(
             self._events, self._clock.monotonic, self._policy.max_wait_s
         )
-        self._reset()
 
     def _reset(self) -> None:
         self._going_on: dict[Fault, Span] = {}  # what is no incident so far
