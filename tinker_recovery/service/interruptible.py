@@ -22,7 +22,7 @@ LOOK_S = 0.002
 """How often it is looked whether a thread has ended whose socket was shut down."""
 
 
-class Interrupted(Exception):
+class _Interrupted(Exception):
     """Raised in the thread: whoever waited for it was cancelled."""
 
 
@@ -39,7 +39,7 @@ class Interruption:
         """The ``trace`` extension of the request, for httpx.
 
         Raises:
-            Interrupted: It was stopped while it connected.
+            _Interrupted: It was stopped while it connected.
         """
         _, _, what = event.partition(".")  # of a connection or of a proxy
         if what in ("connect_tcp.started", "start_tls.started"):
@@ -48,7 +48,7 @@ class Interruption:
             connection: socket.socket = info["return_value"].get_extra_info("socket")
             try:
                 self._take(connection)
-            except Interrupted:
+            except _Interrupted:
                 connection.close()  # nobody else knows it yet
                 raise
 
@@ -61,10 +61,10 @@ class Interruption:
         """To be called before anything that changes something.
 
         Raises:
-            Interrupted: It was stopped.
+            _Interrupted: It was stopped.
         """
         if self._stopped:
-            raise Interrupted
+            raise _Interrupted
 
     def stop(self) -> bool:
         """End it; whether that is at once: a connection that is being made can only be left."""
