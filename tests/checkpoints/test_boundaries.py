@@ -255,6 +255,12 @@ def test_a_failed_save_is_due_at_the_next_step_until_one_is_stored() -> None:
     assert not stored_.ask(never, step=9, now_s=4.0).due
 
 
+def test_the_save_at_the_start_is_of_the_step_that_counts_as_saved_and_begins_the_series() -> None:
+    stored_ = SaveLedger(3, 0.0).began(step=3, now_s=5.0, epoch=1).stored(3)
+    assert (stored_.last_step, stored_.last_s, stored_.last_epoch) == (3, 5.0, 1)
+    assert stored_.in_flight == ()
+
+
 def test_a_save_without_an_epoch_is_in_that_of_the_last() -> None:
     assert SaveLedger(0, 0.0, 3).began(step=1, now_s=0.0).stored(1).last_epoch == 3
     assert SaveLedger(0, 0.0, 3).began(step=1, now_s=0.0, epoch=0).stored(1).last_epoch == 0

@@ -13,6 +13,7 @@ from tinker_recovery.checkpoints.canary import (
     DIFFERENT_BEYOND,
     MOVED,
     Answer,
+    Canary,
     CanaryBook,
     Match,
     fingerprint_of,
@@ -256,3 +257,20 @@ def test_how_far_the_steps_led_is_taken_from_the_nearest_step_known() -> None:
     branch = [("a", 0), ("a", 10)]
     assert book.older((1.0,), 10 + 5, branch) == (Match.SAME, 10)
     assert book.older((1.0,), 10 + int(reach * 10), branch) == (Match.UNCLEAR, None)
+
+
+STORED = (
+    "40:a02dbe9703b7c3804490755451ed367a:AAAAAAAAgL4AAAC/AABAvwAAoL8AAMC/AADgvwAAAMAAACDAAAAwwAAAQMAAA"
+    "FDAAABwwAAAgMAAAIjAAACQwAAAoMAAAKjAAACwwAAAuMAAAMjAAADQwAAA2MAAAODAAADwwAAA+MAAAADBAAAEwQAADMEAA"
+    "BDBAAAUwQAAGME="
+)
+
+
+def test_what_an_earlier_version_stored_of_an_answer_is_what_is_made_of_it_today() -> None:
+    """Else no checkpoint of a run begun before an upgrade would be known for its weights."""
+    answer = tuple(-number / 4 for number in range(40))
+    assert fingerprint_of(answer) == STORED
+    moved = (*answer[:5], answer[5] - 0.5, *answer[6:])
+    stored, asked = Canary.parse(STORED), Canary.of(moved)
+    assert len(stored.sample) == 32
+    assert stored.distance_to(asked) == 0.5

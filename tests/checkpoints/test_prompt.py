@@ -81,7 +81,7 @@ def test_nothing_is_made_of_images_or_of_less_than_two_tokens(data: list[types.D
 
 def test_it_is_set_once_and_the_same_tokens_make_the_same_prompt() -> None:
     one, other = CanaryPrompt("auto"), CanaryPrompt("auto")
-    assert not one.make_of([1]), "that is too short, so it is still to come"
+    assert one.make_of([1]) is False, "that is too short, so it is still to come"
     assert one.make_of([1, 2, 3])
     assert other.make_of((1, 2, 3))
     assert not one.make_of([4, 5, 6])

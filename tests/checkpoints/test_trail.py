@@ -109,6 +109,10 @@ def test_what_was_not_followed_from_the_beginning_is_like_nothing_else() -> None
         assert trail.followed is None
         trail.follow()
     assert trails[0].position() != trails[1].position()
+    alone = Trail("start", step=0, follows=False)
+    alone.stepped(skipped=False)
+    alone.follow()
+    assert alone.position() != (1, "start"), "nor is a step whose requests nobody noted"
     fresh = Trail("start", step=0, follows=False)
     fresh.follow()
     assert fresh.position() == (0, "start")
