@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
+import anyio
 import pytest
 
 from tinker_recovery.errors import DeadlineExceeded, StatusUnavailable
@@ -93,6 +94,26 @@ async def test_a_run_that_is_trained_on_is_waited_for_no_longer_than_the_policy_
     with pytest.raises(DeadlineExceeded):
         await service.until_quiet()
     assert service.looks == 21
+
+
+async def test_a_run_goes_on_within_a_second_of_the_end_of_the_process_that_trained_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(anyio, "sleep", sleep)
+    service = Service(over=[False] * 4 + [True], asked=[3])
+    assert await until_quiet(
+        cast("StatusReader", service),
+        "sft-42",
+        "other:train:0",
+        max_wait_s=60.0,
+        monotonic=lambda: sum(slept),
+    )
+    assert slept == [1.0] * 4
 
 
 async def test_what_is_not_answered_is_no_quiet_and_is_waited_for_as_long() -> None:

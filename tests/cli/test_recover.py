@@ -123,6 +123,16 @@ async def test_a_checkpoint_can_be_named_and_the_optimizer_left_out(local: Local
     assert whole.optimizer_digest != alone.optimizer_digest
 
 
+async def test_what_the_loop_has_saved_past_the_supervisor_is_tried_as_well(
+    local: LocalTinker,
+) -> None:
+    """It bears no word of the run's, but is in one of its Tinker runs."""
+    path = _paths(local, await _left_run())[2]
+    local.damage(path, "no_metadata")
+    result = await _json("sft-42", "--checkpoint", path)
+    assert (result["restored"], result["step"], result["resumes"]) == (True, None, False)
+
+
 async def test_a_run_the_journal_does_not_know_is_found_at_the_service(
     local: LocalTinker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -121,6 +121,30 @@ async def test_the_last_look_for_progress_waits_for_a_listing_that_cannot_be_rea
     assert clock.slept, "it waited"
 
 
+async def test_the_last_look_for_progress_does_not_wait_for_a_listing_that_is_refused(
+    local: LocalTinker,
+) -> None:
+    """No waiting mends that: the run is given up at once, and not after ``max_wait_s``, a day."""
+    local.inject(FaultRule("poison", 3, times=2))
+    detected: list[RecoveryEvent] = []
+
+    def refuse_the_listing(event: RecoveryEvent) -> None:
+        if event.name == names.EVENT_DETECTED:
+            detected.append(event)
+            if len(detected) == 2:
+                local.inject(FaultRule("status", request="run_checkpoints", status=422, times=9))
+
+    clock = InstantClock(poll_interval_s=POLL_S)
+    with pytest.raises(RecoveryExhausted, match="1 recovery attempts without a newer checkpoint"):
+        async with Supervisor(
+            policy(poll_interval_s=POLL_S, max_attempts=1),
+            clock=clock.clock,
+            on_event=refuse_the_listing,
+        ) as supervisor:
+            await supervisor.run(functools.partial(train, steps=9), base_model=MODEL, seed=SEED)
+    assert clock.slept == []
+
+
 async def test_a_recovery_that_fails_is_tried_again_after_a_backoff(local: LocalTinker) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
     local.poison(at_step=7)

@@ -75,6 +75,17 @@ async def test_of_several_runs_of_a_name_none_is_guessed_and_each_is_listed(
     assert len(training_sessions(local)) == sessions, "nothing was opened for it"
 
 
+async def test_where_the_service_does_not_say_how_sessions_ended_a_run_is_not_called_unfinished(
+    serving: Callable[..., Any],
+) -> None:
+    async with serving(dialect="bare"):
+        await _two_of_one_name()
+        with pytest.raises(AmbiguousRun) as caught:
+            await trained_to(STEPS)
+        lines = [each for each in str(caught.value).splitlines() if f"{MODEL}, step" in each]
+        assert [line.rpartition(", ")[2] for line in lines] == ["not known to be finished"] * 2
+
+
 @pytest.mark.parametrize(("which", "step"), [(0, 5), (1, 10)])
 async def test_the_one_that_is_chosen_is_continued_to_the_same_weights(
     local: LocalTinker, which: int, step: int

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
+import anyio
 import pytest
 from inspection import expect_size
 from loops import ADAM, MODEL, SEED, batch, quick, train, undisturbed_state
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
+from tinker_recovery.journal import Journal, default_path
+from tinker_recovery.recovery.ahead import Ahead
 from tinker_recovery.run import retiring
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -96,6 +102,67 @@ async def test_the_choice_has_the_last_word_and_what_was_loaded_for_another_is_c
     (run,) = supervisor.runs
     assert [attempt.start_step for attempt in run.attempts] == [0, 5]
     assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_what_another_process_has_found_to_be_bad_is_not_used_though_it_was_loaded_ahead(
+    local: LocalTinker,
+) -> None:
+    """The journal's notes are read while the list is asked for, and count for the choice."""
+    newest: list[str] = []
+
+    def note(event: RecoveryEvent) -> None:
+        if event.name == names.EVENT_CHECKPOINT_SAVED and not newest:
+            path = str(event.fields[names.CHECKPOINT_PATH])
+            if "/step-00000010-" in path:
+                newest.append(path)
+        if event.name == names.EVENT_DETECTED:
+            with Journal(default_path(), service=local.base_url) as journal:
+                journal.mark_bad(newest[0], "its weights are of another run")
+
+    local.poison(at_step=12)
+    async with Supervisor(quick(), on_event=note) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=STEPS), base_model=MODEL, rank=8, seed=SEED
+        )
+    assert [attempt.start_step for attempt in supervisor.runs[0].attempts] == [0, 5]
+
+
+def _ahead() -> tuple[Ahead, list[asyncio.Task[None]]]:
+    """What makes a client in a task, and never comes to an end by itself."""
+    tasks: list[asyncio.Task[None]] = []
+
+    def spawn(function: Callable[[], Any]) -> None:
+        tasks.append(asyncio.create_task(function()))
+
+    async def close(_: object) -> None:
+        raise AssertionError("nothing was made")
+
+    ahead = Ahead(cast("Any", None), spawn, close)
+    ahead.make("tinker://a/weights/1", cast("Callable[[], Awaitable[Any]]", _never), None)
+    return ahead, tasks
+
+
+async def _never() -> None:
+    await anyio.sleep_forever()
+
+
+async def test_a_client_whose_making_was_cancelled_is_an_error_that_says_so() -> None:
+    ahead, tasks = _ahead()
+    await asyncio.sleep(0)
+    await ahead.discard()
+    await asyncio.wait(tasks)
+    with pytest.raises(RuntimeError, match="making a client ahead was cancelled"):
+        await ahead.take()
+
+
+async def test_who_cancels_the_making_of_a_client_sees_it_cancelled() -> None:
+    ahead, (task,) = _ahead()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    with pytest.raises(RuntimeError, match="cancelled"):
+        await ahead.take()
 
 
 async def test_what_another_save_may_still_replace_is_listed_before_it_is_loaded(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -122,8 +123,9 @@ async def test_best_knows_every_save_of_its_branch_and_the_others_those_of_the_l
 
 
 async def test_a_service_that_is_down_is_waited_for_with_a_growing_backoff(
-    local: LocalTinker, reader: StatusReader
+    local: LocalTinker, reader: StatusReader, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "tinker_recovery")
     run = await _ran(local)
     found = _stored(run, local, *map(_attempt, run.segments))
     local.inject(FaultRule("status", request="run_checkpoints", status=503, times=3 * TRIES))
@@ -136,6 +138,8 @@ async def test_a_service_that_is_down_is_waited_for_with_a_growing_backoff(
     snapshot = await _snapshot(found, reader, given, Clock(sleep=sleep, random=lambda: 0.0))
     assert snapshot.step == 12
     assert slept == [5.0, 10.0, 20.0]
+    levels = [each.levelname for each in caplog.records if "trying again" in each.message]
+    assert levels == ["WARNING", "DEBUG", "DEBUG"], "said at once, and not each time"
 
 
 @pytest.mark.parametrize(("lasts_s", "tries"), [(99.0, 2), (101.0, 1)])

@@ -143,6 +143,7 @@ async def test_a_service_that_is_away_for_most_of_an_hour_is_reported_at_growing
     # Retention may have met a few of the refusals.
     assert [event.name for event in events].count("recovery.failed") > tries - 5
     assert caplog.text.count("recovery attempt ") - caplog.text.count("recovery attempt 1 of") == 1
+    assert caplog.text.count("trying again after a wait") == 1
     said = [event.message for event in events if event.name == "recovery.waiting"]
     waited_min = [int(message.partition("no step for ")[2].split()[0]) // 60 for message in said]
     assert waited_min == [1, 3, 5, 11, 21]
