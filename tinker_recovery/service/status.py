@@ -22,6 +22,7 @@ from tinker_recovery.service.http import ServiceHttp
 from tinker_recovery.service.metadata import ServiceMetadata
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE
 from tinker_recovery.service.routes import route
+from tinker_recovery.service.sharing import Shared
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -134,6 +135,7 @@ class StatusReader:
         """Its HTTP client, also for other requests."""
         self.metadata = ServiceMetadata()
         """What the service does with the metadata of saves."""
+        self._every_checkpoint = Shared(self._read_every_checkpoint)
 
     @classmethod
     def by(cls, policy: RecoveryPolicy, endpoint: Endpoint, wall: Callable[[], float]) -> Self:
@@ -247,10 +249,15 @@ class StatusReader:
                 yield _training_run(entry)
 
     async def every_checkpoint(self) -> AsyncIterator[types.Checkpoint]:
-        """The checkpoints of all runs, page by page."""
+        """The checkpoints of all runs; who asks at the same time shares the reading of the list."""
+        for entry in self.metadata.filled(await self._every_checkpoint.get()):
+            yield entry
+
+    async def _read_every_checkpoint(self) -> list[types.Checkpoint]:
+        found: list[types.Checkpoint] = []
         async for page in self._pages("checkpoints"):
-            for entry in self.metadata.filled(_checkpoints({"checkpoints": page})):
-                yield entry
+            found += _checkpoints({"checkpoints": page})
+        return found
 
     async def _pages(self, path: str) -> AsyncIterator[list[Any]]:
         """Every page of a list, which has the key ``path`` in its reply."""
