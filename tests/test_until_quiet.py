@@ -105,7 +105,7 @@ async def test_a_run_goes_on_within_a_second_of_the_end_of_the_process_that_trai
         slept.append(seconds)
 
     monkeypatch.setattr(anyio, "sleep", sleep)
-    service = Service(over=[False] * 4 + [True], asked=[3])
+    service = Service(over=[False, False, False, False, True], asked=[3])
     assert await until_quiet(
         cast("StatusReader", service),
         "sft-42",

@@ -231,6 +231,23 @@ async def test_what_is_gone_since_it_was_listed_counts_for_nothing(
     assert sorted(service.stored) == [path("a", 1), path("a", 3), path("b", 4), path("c", 5)]
 
 
+async def test_what_is_relied_on_is_renewed_with_the_reason_why(
+    collected: tuple[Service, _Run, Collector],
+) -> None:
+    service, run, collector = collected
+    newest = service.save(5, "c")
+    run.checkpoints.confirmed_to = lambda _: 4.0
+    assert (await collector.look(run)).needed == {
+        newest: "the newest valid one",
+        path("b", 4): "the one recovered from",
+    }
+    run.segments.append(segment("d", 5, newest))
+    assert (await collector.look(run)).needed == {
+        newest: "the one recovered from",
+        path("b", 4): "the newest one known to be sound",
+    }
+
+
 async def _reads(count: int) -> int:
     """How often all notes of the journal are read in a collection that deletes so many."""
     service, run, journal = Service(), _Run(), Journal(None, service=URL)

@@ -186,6 +186,9 @@ async def test_every_damage_is_caught_by_the_level_that_should(
             against = [each for each in await desk.verify(path, deep=True) if not each.ok]
             assert [each.level for each in against] == [level], how
             assert reason in against[0].reason
+        noted = (await notebook_of(desk.verifier).notes()).files
+        # Else the whole ones would be the ones that differ from what was recorded.
+        assert {path.rpartition("/")[2] for path in noted} == {"bit_flip", "no_metadata"}
         await desk.nothing_is_left()
 
 
