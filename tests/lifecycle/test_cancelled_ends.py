@@ -12,14 +12,16 @@ import logging
 
 import anyio
 import pytest
-from inspection import open_claims
+from inspection import internals_of, open_claims
 from loops import policy, train, undisturbed_state, until
 from named_runs import NAMED, begun_at, left_at, trained_to
 
-from tinker_recovery import Attempt, Supervisor
+from tinker_recovery import Attempt, LeaseLost, RecoveryEvent, Supervisor
 from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.journal import default_path
 from tinker_recovery.journal.reading import read_run
+from tinker_recovery.recovery.restore import Restore
+from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 6
@@ -110,6 +112,35 @@ async def test_a_fault_in_the_same_moment_does_not_swallow_a_stop(local: LocalTi
 def _declare(supervisor: Supervisor) -> None:
     (run,) = supervisor._inside.runs.by_name.values()
     run.attempts[-1].declare_fault(RULES[Kind.SILENCE], DetectedBy.SILENCE)
+
+
+async def test_a_run_that_is_stopped_in_a_recovery_fails_in_nothing(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has given its claim free, which the recovery may meet before it is called off."""
+    events: list[RecoveryEvent] = []
+    restoring = anyio.Event()
+    supervisor = Supervisor(policy(), on_event=events.append)
+
+    async def met_the_end(restore: Restore) -> None:
+        del restore
+        restoring.set()
+        await until(lambda: internals_of(supervisor.runs[0]).ended)
+        raise LeaseLost("it is not held any more", run="sft-42")
+
+    monkeypatch.setattr(Restore, "restore", met_the_end)
+    local.poison(at_step=3)
+
+    async def main() -> None:
+        async with supervisor:
+            await supervisor.run(functools.partial(train, steps=6), **NAMED)
+
+    task = asyncio.create_task(main())
+    await restoring.wait()
+    supervisor.stop()
+    with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
+        await task
+    assert [event for event in events if event.name == names.EVENT_FAILED] == []
 
 
 async def test_a_process_that_only_opened_a_stopped_run_leaves_it_stopped(

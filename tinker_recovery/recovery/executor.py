@@ -216,11 +216,7 @@ class Executor:
                     run.budget.refund()
                 raise
             except (CheckpointError, LeaseLost) as error:
-                self._detected_after_all(run, fault)
-                self._failed(run, tries, error)
-                await self._give_up(run, fault, error)
-                lost = isinstance(error, LeaseLost)
-                return Ended(names.REFUSED if lost else names.NO_CHECKPOINT, error)
+                return await self._hopeless(run, fault, tries, error)
             except Exception as error:  # noqa: BLE001 - whatever a service answers costs one attempt, never the run
                 rule = judge(error, SeenIn.CREATE, self._policy.retryable_errors)
                 refused = waits.for_credential(rule)
@@ -236,6 +232,17 @@ class Executor:
         if not run.awaits(fault):
             return Ended(names.ABANDONED)  # the user's own code ended the run meanwhile
         return await self._exhausted(run, fault, patience=patience)
+
+    async def _hopeless(
+        self, run: Recoverable, fault: Fault, tries: int, error: CheckpointError | LeaseLost
+    ) -> Ended:
+        if not run.awaits(fault):  # it was stopped meanwhile, and has given its claim free
+            return Ended(names.ABANDONED)
+        self._detected_after_all(run, fault)
+        self._failed(run, tries, error)
+        await self._give_up(run, fault, error)
+        lost = isinstance(error, LeaseLost)
+        return Ended(names.REFUSED if lost else names.NO_CHECKPOINT, error)
 
     def _note_error(self, run: Recoverable, fault: Fault) -> None:
         if not fault.orderly:
