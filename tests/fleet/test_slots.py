@@ -235,6 +235,20 @@ async def test_a_mass_incident_is_reported_once_quiets_its_runs_and_ends_with_th
     assert await told.free() == 2
 
 
+@pytest.mark.parametrize("kind", [Kind.PROCESS_LOST, Kind.GROUP_REWOUND])
+async def test_runs_that_were_lost_with_their_process_say_nothing_of_the_backend(
+    kind: Kind,
+) -> None:
+    told = Told()
+    for number in range(2 * MASS_RUNS):
+        told.reporter.began(_fault(number, kind))
+    assert (told.events, told.sink.quiet_runs) == ([], set())
+    assert await told.free() == 2
+    for number in range(2 * MASS_RUNS):
+        told.reporter.ended(_fault(number, kind), recovered=True)
+    assert told.events == []
+
+
 async def test_while_another_mass_incident_lasts_recoveries_stay_careful() -> None:
     told = Told()
     for kind in (Kind.CORRUPTED, Kind.SILENCE):

@@ -42,6 +42,10 @@ OLDEST_EVERY = 4
 """Every fourth slot goes to the oldest waiter, however urgent the others are."""
 
 
+_NOT_THE_BACKENDS = frozenset({Kind.GROUP_REWOUND, Kind.PROCESS_LOST})
+"""By the fault of another run, which is counted; and by the end of a process that had many runs."""
+
+
 @dataclass(slots=True)
 class MassIncident:
     """Many runs that failed alike at about the same time.
@@ -377,8 +381,8 @@ class MassReporter:
 
     def began(self, fault: Fault) -> None:
         """A recovery from a fault begins."""
-        if fault.kind is Kind.GROUP_REWOUND or fault.orderly:
-            return  # by the fault of another run, which is counted, or by none
+        if fault.kind in _NOT_THE_BACKENDS or fault.orderly:
+            return
         kind, now, watched = fault.kind.value, self._clock.monotonic(), self._watched()
         mass = self._failures.began(fault.run, kind, now=now, watched=watched)
         if mass is not None:
