@@ -5,12 +5,13 @@ that one is gone is seen by its claim at the service alone. A tenth of the runs 
 way. Every job has to end once, with the bits of an undisturbed run, and never be trained by two:
 the server writes down each training request as it is executed, so no process's own word counts.
 
-Times are those of real life divided by two (by twenty with --quick): the service ends a session that
-is silent for 60 s (6), heartbeats are sent six times in that time, and jobs begin as much sooner
-after each other than by default. A step takes 4 s (0.1): of 200 runs that step faster, the requests
-keep one local server busy, and what is measured is the server. No worker may have more than two
-thirds of the jobs. Processor time is that of calm runs, as jobs in one process over the same in one
-Supervisor beside it, at the same time: the median of the rounds. What the imports take is not in it.
+Times are those of real life divided by two (by twenty with --quick): the service ends a session
+that is silent for 60 s (6), heartbeats are sent six times in that time, and jobs begin as much
+sooner after each other than by default. A step takes 4 s (0.1): of 200 runs that step faster, the
+requests keep one local server busy, and what is measured is the server. No worker may have more
+than two thirds of the jobs. Processor time is that of calm runs, as jobs in one process over the
+same in one Supervisor beside it, at the same time: the median of the rounds. What the imports take
+is not in it.
 
     python benchmarks/jobs.py [--jobs 200] [--steps 40] [--runs 60] [--rounds 3] [--quick] [--json]
 """
