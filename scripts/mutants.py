@@ -27,6 +27,7 @@ Exit status: 0 if each room that was tried is at --least or above it, else 1.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import gc
 import hashlib
@@ -379,13 +380,15 @@ class _Index:
                 for line in lines:
                     self.by_line[file, line].append(test)
 
-    def tests(self, file: str, made: Mutation, most: int) -> tuple[str, ...]:
-        """The tests for a change, see :func:`spread_over`."""
+    def tests(self, file: str, text: str, made: Mutation, most: int) -> tuple[str, ...]:
+        """The tests for a change to a file with this text, see :func:`spread_over`."""
         first, last = made.lines
         found = {test for line in range(first, last + 1) for test in self.by_line[file, line]}
         found = found or set(self.by_line[file, made.at])
-        if not made.in_function:  # whatever uses the module may notice
-            found = found or {test for test, _ in self.by_file[file].most_common(most)}
+        if not made.in_function:
+            # Its own line is reached by whichever test was the first to import the module.
+            used = {test for line in uses(text, made.at) for test in self.by_line[file, line]}
+            found = used or found or {test for test, _ in self.by_file[file].most_common(most)}
         quick = frozenset(test for test in found if self.reach[test][0] <= SLOW_S)
         key = file, quick or frozenset(found)
         if key not in self._chosen:
@@ -420,6 +423,25 @@ def spread_over(
         chosen.append(left.pop(gains.index(best)))
         seen |= lines[chosen[-1]]
     return chosen
+
+
+def uses(text: str, line: int) -> list[int]:
+    """The lines that read what a statement at the level of a module has given a value.
+
+    Args:
+        text: The module's.
+        line: The first line of the statement; of any other, there are none.
+    """
+    tree = ast.parse(text)
+    names = {
+        target.id
+        for statement in tree.body
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.lineno == line
+        for target in ast.walk(statement)
+        if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
+    }
+    read = (node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in names)
+    return sorted({node.lineno for node in read if isinstance(node.ctx, ast.Load)})
 
 
 def within(tests: Sequence[str], seconds: Callable[[str], float], most_s: float) -> list[str]:
@@ -572,7 +594,7 @@ def _candidates(chosen: argparse.Namespace, index: _Index) -> tuple[list[Mutant]
         for made in mutations_of(text):
             if lines is not None and not lines[file] & set(range(made.lines[0], made.lines[1] + 1)):
                 continue
-            tests = index.tests(file, made, chosen.most_tests)
+            tests = index.tests(file, text, made, chosen.most_tests)
             tests = tuple(within(tests, lambda test: index.reach[test][0], MOST_S))
             limit_s = 30.0 + 4 * sum(index.reach[test][0] for test in tests)
             tried = (

@@ -10,7 +10,7 @@ import pytest
 from _mutations import Mutation, mutations_of
 from hypothesis import given
 from hypothesis import strategies as st
-from mutants import Mutant, evenly, spread_over, within
+from mutants import Mutant, evenly, spread_over, uses, within
 from sweeps import sweep
 
 PACKAGE = Path(__file__).parents[1] / "tinker_recovery"
@@ -146,6 +146,15 @@ def test_tests_that_reach_the_most_in_the_least_time_come_first_and_then_such_ag
     assert spread_over(reached, seconds, 9) == ["usual", "rare", "slow", "usual too", "none"]
     assert spread_over(reached, seconds, 2) == ["usual", "rare"]
     assert spread_over({"none": ()}, {"none": 1.0}, 2) == ["none"], "the file runs at import alone"
+
+
+def test_a_constant_is_tried_with_what_reaches_the_lines_that_read_it() -> None:
+    source = (
+        "MOST = 3\nLEAST: int = 1\n\ndef f(a):\n    b = a + MOST\n    return b + LEAST + MOST\n"
+    )
+    assert uses(source, 1) == [5, 6]
+    assert uses(source, 2) == [6]
+    assert uses(source, 4) == []
 
 
 @given(st.lists(st.floats(0, 10)), st.floats(0, 10))

@@ -65,3 +65,10 @@ def test_without_open_work_it_is_the_service_that_is_silent() -> None:
     clock.now += 40
     outage.lasts("", None)
     assert said[0].message.startswith("the service has not answered for 40 s; waiting up to")
+
+
+def test_where_there_is_no_limit_to_the_waiting_none_is_said() -> None:
+    clock = Hours()
+    outage = Outage(EventSink(), clock)
+    assert outage.waiting(40.0, silent_s=None) == "the service has not answered for 40 s"
+    assert outage.waiting(40.0, silent_s=7.0) == "no step for 40 s; the service does not answer"

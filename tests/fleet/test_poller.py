@@ -12,7 +12,7 @@ from inspection import set_failed_pages
 from pydantic import SecretStr
 
 from tinker_recovery import RecoveryEvent, StatusRefused
-from tinker_recovery.clock import SYSTEM_CLOCK
+from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.detection.poller import Poller
 from tinker_recovery.service import Asked, Endpoint, RunStatus, StatusReader
 from tinker_recovery.service.http import Unreached
@@ -177,6 +177,20 @@ async def test_a_page_that_cannot_be_read_ends_the_poll_and_is_reported_once(fle
     await fleet.poll(runs)
     assert all(run.statuses == [False] for run in runs)
     assert not fleet.poller.out_of_reach
+
+
+async def test_a_quick_poll_reads_its_pages_without_a_pause_in_between(fleet: Fleet) -> None:
+    """It is there to find a fault soon; only a full poll is spread, to spare the service."""
+
+    async def sleep(seconds: float) -> None:
+        raise AssertionError(f"it waited {seconds} s")
+
+    fleet.poller = Poller(
+        fleet.reader, interval_s=60.0, events=EventSink(), clock=Clock(sleep=sleep)
+    )
+    runs = [Polled(run_id) for run_id in fleet.server.add_runs(250)]
+    assert await fleet.poll(runs, quick=True) == {"training_runs": 3}
+    assert [run.statuses for run in runs] == [[False]] * 250
 
 
 async def test_a_quick_poll_takes_a_few_requests_whatever_it_misses(fleet: Fleet) -> None:

@@ -23,6 +23,7 @@ from tinker_recovery import (
     CheckpointPolicy,
     LeaseLost,
     RecoveryEvent,
+    RecoveryExhausted,
     RunFinished,
     Supervisor,
 )
@@ -195,6 +196,22 @@ async def test_what_no_rule_keeps_is_deleted_as_the_supervisor_ends_and_the_name
     kept = [each.steps for run in local.runs() for each in local.checkpoints(run)]
     assert sorted(kept) == [4, STEPS], "the one it was resumed from, and the last"
     assert "active" not in local.sessions().values()
+
+
+async def test_a_run_that_was_given_up_is_free_for_another_machine_at_once(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    """Its supervisor may have other runs to train, for days."""
+    local.inject(FaultRule("poison", 7, times=2))
+    async with Supervisor(
+        policy(max_attempts=1), journal=tmp_path / "a.db", lease="both"
+    ) as supervisor:
+        with pytest.raises(RecoveryExhausted):
+            await supervisor.run(TRAIN, **NAMED)
+        with anyio.fail_after(20):
+            async with Supervisor(policy(), journal=tmp_path / "b.db", lease="both") as other:
+                await other.run(TRAIN, **NAMED)
+    assert local.run_state(other.runs[0].segments[-1].run_id).steps == STEPS
 
 
 async def _dying(attempt: Attempt) -> None:

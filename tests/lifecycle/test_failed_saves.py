@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
+from typing import Any, cast
 
+import anyio
 import pytest
 import tinker
 from inspection import stored_paths
 from loops import MODEL, SEED, policy, quick, train, undisturbed_state
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
+from tinker_recovery.run.client_hooks import AttemptHooks
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing.actions import Category
 
@@ -81,3 +85,48 @@ async def test_a_failed_save_that_the_loop_has_caught_ends_no_attempt(local: Loc
     async with Supervisor(policy()) as supervisor:
         await supervisor.run(saving, base_model=MODEL, rank=8, seed=SEED)
     assert len(supervisor.runs[0].attempts) == 1
+
+
+SAVES = CheckpointPolicy(save_at_start=False, save_every=3)
+
+
+async def test_a_save_that_could_not_be_submitted_costs_its_client_and_the_run_recovers(
+    local: LocalTinker,
+) -> None:
+    """The SDK has counted it, so the service would wait for it before all that follows."""
+    expected = await undisturbed_state(local, steps=STEPS)
+    local.inject(FaultRule("status", 6, request="save_weights", status=404))
+    with anyio.fail_after(30):
+        supervisor, _ = await _train(SAVES)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 3]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+async def test_a_save_that_the_service_rejects_as_it_is_submitted_is_the_loops_own_error(
+    local: LocalTinker,
+) -> None:
+    local.inject(FaultRule("status", 6, request="save_weights", status=400))
+    with anyio.fail_after(30), pytest.raises(tinker.BadRequestError, match="injected"):
+        await _train(SAVES)
+
+
+def test_two_saves_that_fail_at_once_are_said_to_be_two() -> None:
+    """The first is reported by what is known as the event loop comes to it."""
+    posted: list[tuple[Any, ...]] = []
+    said: list[str] = []
+    saver = SimpleNamespace(failed=lambda _: True, failing=(2, 4), gives_up=False)
+    events = SimpleNamespace(emit=lambda _name, _run, message, _fields: said.append(message))
+    scope = SimpleNamespace(
+        run=SimpleNamespace(name="r", collaborators=SimpleNamespace(events=events)),
+        refusal=SimpleNamespace(is_it=lambda _: False),
+        post=lambda *given: posted.append(given),
+        saver=saver,
+        faulty=False,
+        closed=False,
+    )
+    AttemptHooks(cast("Any", scope)).save_failed(5, RuntimeError("no room"))
+    ((report, *given),) = posted
+    report(*given)
+    (message,) = said
+    assert "2 saves in a row have failed, so a fault would now cost every step since 4" in message

@@ -106,6 +106,20 @@ async def test_an_adopted_client_without_its_service_stays_the_users_to_close(
     await service.close("success")
 
 
+async def test_runs_are_equal_to_themselves_alone_and_can_be_kept_in_a_set(
+    local: LocalTinker,
+) -> None:
+    del local
+    async with Supervisor(policy()) as supervisor:
+        for _ in range(2):
+            await supervisor.run(functools.partial(train, steps=1), base_model=MODEL)
+        one, other = supervisor.runs
+        assert one == supervisor.runs[0]
+        assert one != other
+        assert one != one.name
+        assert {one, other, *supervisor.runs} == {one, other}
+
+
 async def test_a_run_can_start_by_any_callable_sync_or_async(local: LocalTinker) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
 
