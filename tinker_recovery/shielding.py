@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
@@ -17,7 +17,9 @@ _T = TypeVar("_T")
 
 
 async def to_the_end(
-    work: Coroutine[Any, Any, _T], *, undo: Callable[[_T], Awaitable[object]] | None = None
+    work: Coroutine[Any, Any, _T],
+    *,
+    undo: Callable[[_T], Coroutine[Any, Any, object]] | None = None,
 ) -> _T:
     """Carry out ``work`` in a task of its own, and wait for its end even if cancelled meanwhile.
 
@@ -42,7 +44,7 @@ async def to_the_end(
         return working.result()
     failed = working.cancelled() or working.exception() is not None
     if undo is not None and not failed:
-        await to_the_end(_awaited(undo(working.result())))
+        await to_the_end(undo(working.result()))
     raise cancelled
 
 
@@ -56,7 +58,3 @@ async def _ended(working: asyncio.Task[Any]) -> asyncio.CancelledError | None:
             except asyncio.CancelledError as error:
                 cancelled = error
     return cancelled
-
-
-async def _awaited(work: Awaitable[object]) -> None:
-    await work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from inspection import (
     confirmed_step,
     declare,
+    open_claims,
     run_id_of,
     set_retention_gap_s,
     settle_retention,
@@ -32,6 +34,8 @@ from tinker_recovery import (
     UsageError,
 )
 from tinker_recovery.faults import Kind
+from tinker_recovery.journal import default_path
+from tinker_recovery.journal.reading import read_run
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker, RunState
 
@@ -508,3 +512,18 @@ async def test_with_a_canary_and_a_save_at_the_start_both_end_as_well(
 async def test_with_recovery_off_a_fault_is_the_loops_own_error(local: LocalTinker) -> None:
     with pytest.raises(RequestFailedError):
         await together(inject_at(local, 7, teacher=POISON), enabled=False)
+
+
+async def test_a_task_cancelled_while_the_sessions_of_its_group_are_finished_ends_every_run(
+    local: LocalTinker,
+) -> None:
+    """``task.cancel()``, as Ctrl-C and ``stop()`` do it, goes through anyio's shields."""
+    local.inject(FaultRule("slow", request="finish", times=2, delay_s=0.5))
+    task = asyncio.create_task(together())
+    await until(lambda: any(each.rule.action == "slow" for each in local.fired))
+    task.cancel()
+    with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
+        await task
+    assert open_claims(local) == []
+    views = [read_run(default_path(), start["name"]) for start in (STUDENT, TEACHER)]
+    assert [view and view.state for view in views] == ["finished"] * 2

@@ -40,6 +40,7 @@ from tinker_recovery.service.download import Download
 from tinker_recovery.service.export import Limits
 from tinker_recovery.service.export_session import Exported, make_export
 from tinker_recovery.service.http import ServiceHttp
+from tinker_recovery.shielding import to_the_end
 
 PARTIAL = ".partial"
 """The folder of what is not finished yet."""
@@ -218,15 +219,13 @@ class Exporter:
         return work.export
 
     async def _discard(self, work: _Work) -> None:
-        with anyio.CancelScope(shield=True):
-            await self._delete(work.export)
-            await anyio.to_thread.run_sync(work.remove)
+        await self._delete(work.export)
+        await to_the_end(anyio.to_thread.run_sync(work.remove))
 
     async def _delete(self, export: Exported | None) -> None:
         """Delete an export; the service does so by itself within the hour."""
         if export is not None:
-            with anyio.CancelScope(shield=True):
-                await self._calls.remove(export.path, deadline_s=self._limits.close_s)
+            await to_the_end(self._calls.remove(export.path, deadline_s=self._limits.close_s))
 
 
 class _Work:

@@ -7,12 +7,11 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
-
 from tinker_recovery.export.manifest import CheckpointFacts
 from tinker_recovery.journal import Journal, Notebook
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.publication import Publication
+from tinker_recovery.shielding import to_the_end
 
 
 @asynccontextmanager
@@ -52,5 +51,4 @@ async def noted(
         try:
             yield
         finally:
-            with anyio.CancelScope(shield=True):
-                await notebook.end_publication(checkpoint.path)
+            await to_the_end(notebook.end_publication(checkpoint.path))

@@ -12,6 +12,7 @@ import anyio.to_thread
 from tinker_recovery.errors import JobCancelled, JobFailed, UsageError
 from tinker_recovery.jobs.database import JobDatabase, shown
 from tinker_recovery.jobs.records import ENDED, JobEvent, JobResult, JobStatus
+from tinker_recovery.shielding import to_the_end
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -73,8 +74,7 @@ class Opened:
     async def aclose(self) -> None:
         """Close it; completes even if cancelled."""
         self._closed = True
-        with anyio.CancelScope(shield=True):
-            await in_thread(self.database.close)
+        await to_the_end(in_thread(self.database.close))
 
 
 class JobHandle:

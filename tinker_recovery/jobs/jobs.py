@@ -27,6 +27,7 @@ from tinker_recovery.journal import STATE_FOLDER, StateFolder
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.policy_settings import policy_from_settings
 from tinker_recovery.service.base import ServiceFactory
+from tinker_recovery.shielding import to_the_end
 from tinker_recovery.supervisor import Supervisor
 from tinker_recovery.telemetry import RecoveryEvent, names
 
@@ -142,8 +143,7 @@ class Jobs(AsyncContextManagerMixin):
                 async with self._supervised(database, presence):
                     yield
             finally:
-                with anyio.CancelScope(shield=True):
-                    await in_thread(_give_back, database, presence)
+                await to_the_end(in_thread(_give_back, database, presence))
 
     @asynccontextmanager
     async def _supervised(self, database: JobDatabase, presence: Presence) -> AsyncGenerator[None]:
@@ -196,8 +196,7 @@ class Jobs(AsyncContextManagerMixin):
         finally:
             self._worker = None
             if launched:
-                with anyio.CancelScope(shield=True):
-                    await in_thread(_shut_down)
+                await to_the_end(in_thread(_shut_down))
         if lost is not None:
             raise lost
 

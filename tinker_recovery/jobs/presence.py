@@ -26,6 +26,7 @@ from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import ServiceFactory
 from tinker_recovery.service.claim_line import Claimant, rivals
 from tinker_recovery.service.claim_sessions import ClaimSessions
+from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -165,6 +166,9 @@ async def present(
                 executor = replace(executor, claimed=False)
             yield Presence(executor, ClaimSessions(reader.http), lost)
         finally:
-            with anyio.CancelScope(shield=True):
-                await claiming.aclose()
-                await backend.aclose()
+            await to_the_end(_leave(claiming, backend))
+
+
+async def _leave(claiming: Claiming, backend: TinkerBackend) -> None:
+    await claiming.aclose()
+    await backend.aclose()

@@ -229,10 +229,9 @@ async def prove(
             try:
                 base_model, lora_rank = _seen(restored.connection.training, run.weights)
             finally:
-                with anyio.CancelScope(shield=True):
-                    await backend.close(
-                        restored.connection, "success", _DETAIL, deadline_s=policy.close_timeout_s
-                    )
+                await backend.close(
+                    restored.connection, "success", _DETAIL, deadline_s=policy.close_timeout_s
+                )
         # A run without a checkpoint cannot be started over here, so there is one.
         chosen = cast("CheckpointRecord", restored.checkpoint)
         return Proof(
@@ -304,8 +303,7 @@ async def _prove_foreign(
     try:
         base_model, lora_rank = _seen(recovered.client, WeightsFacts())
     finally:
-        with anyio.CancelScope(shield=True):
-            await recovered.aclose(deadline_s=policy.close_timeout_s)
+        await recovered.aclose(deadline_s=policy.close_timeout_s)
     return Proof(
         name,
         path,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import anyio
 import tinker
 
 from tinker_recovery.checkpoints import Listed
@@ -102,8 +101,7 @@ async def recover_from_checkpoint(
             good = record is None or await is_as_listed(reader, Listed.of(record))
         finally:
             if not good:
-                with anyio.CancelScope(shield=True):
-                    await recovered.aclose("interrupted")
+                await recovered.aclose("interrupted")
     if not good:
         raise NoUsableCheckpoint(
             f"{path} was written again while it was loaded, so whether step {step} was loaded is "

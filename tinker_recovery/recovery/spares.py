@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-import anyio
-
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.service import Connection, FromCheckpoint, Patience, TinkerBackend
 from tinker_recovery.telemetry.names import SCOPE
@@ -142,10 +140,9 @@ class Spares:
 
     async def _close(self, connection: Connection | None) -> None:
         if connection is not None:
-            with anyio.CancelScope(shield=True):
-                await self._backend.close(
-                    connection,
-                    "success",
-                    "a spare that is not needed any more",
-                    deadline_s=self._policy.close_timeout_s,
-                )
+            await self._backend.close(
+                connection,
+                "success",
+                "a spare that is not needed any more",
+                deadline_s=self._policy.close_timeout_s,
+            )

@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-import anyio
-
 from tinker_recovery.checkpoints.alignment import ahead
 from tinker_recovery.errors import UsageError
 from tinker_recovery.policy import RecoveryPolicy
@@ -20,6 +18,7 @@ from tinker_recovery.run.rounds import first_attempt
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.run.unnamed import named
+from tinker_recovery.shielding import to_the_end
 
 MakeRun = Callable[..., SupervisedRun]
 """Makes a run of what SupervisedRun takes."""
@@ -140,13 +139,15 @@ class GroupRounds:
                 await self._open()
             scopes = await self._aligned()
         except BaseException as error:
-            with anyio.CancelScope(shield=True):
-                for run in group.members:
-                    await run.end(error)
+            await to_the_end(self._end(error))
             raise
         group.saves.begin([scope.saver for scope in scopes])
         self._last = GroupAttempt(group, scopes)
         return self._last
+
+    async def _end(self, error: BaseException) -> None:
+        for run in self._group.members:
+            await run.end(error)
 
     async def _open(self) -> None:
         """Open the runs, in an order that two processes share: none waits for the other then."""

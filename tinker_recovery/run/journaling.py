@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from tinker_recovery.faults import Fault
 from tinker_recovery.journal import RunRecord
+from tinker_recovery.shielding import to_the_end
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
@@ -111,8 +112,7 @@ class RunJournal:
         recall = self._run.history.recall
         if error is None or not recall.durable:
             # No attempt is to come, here or in a later process.
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(recall.values.clear)
+            await to_the_end(anyio.to_thread.run_sync(recall.values.clear))
         if error is None:
             await self._record.end("finished")
         elif isinstance(error, Exception):

@@ -9,6 +9,7 @@ import anyio
 
 from tinker_recovery.errors import causes
 from tinker_recovery.faults import Kind, Verdict
+from tinker_recovery.shielding import to_the_end
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
@@ -70,11 +71,12 @@ async def _over(scopes: Sequence[AttemptScope], error: BaseException | None) -> 
         except Exception as problem:  # noqa: BLE001 - raised below, once all of them have ended
             problems.append(problem)
 
-    # Shielded: what it waits for has deadlines, and no run is to be left half ended.
-    with anyio.CancelScope(shield=True):
+    async def end_all() -> None:
         async with anyio.create_task_group() as group:
             for scope in scopes:
                 group.start_soon(end, scope)
+
+    await to_the_end(end_all())  # what it waits for has deadlines
     if problems:
         raise problems[0]
 

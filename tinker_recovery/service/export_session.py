@@ -27,6 +27,7 @@ from tinker_recovery.service.claim_sessions import GONE, NOT_FOUND, ClaimSession
 from tinker_recovery.service.export import Limits
 from tinker_recovery.service.http import ServiceHttp
 from tinker_recovery.service.temporary import TTL_S
+from tinker_recovery.shielding import to_the_end
 
 BEAT_S = 10.0
 """Seconds between two heartbeats of the session, as the SDK has it."""
@@ -84,11 +85,15 @@ async def make_export(
                 failure = error
             group.cancel_scope.cancel()
     finally:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(limits.close_s):
-            await sessions.finish(session, how, "tinker_recovery: a checkpoint was exported")
+        await to_the_end(_finish(sessions, session, how, limits.close_s))
     if failure is not None or done is None:
         raise failure or StatusUnavailable(f"{path} could not be exported")
     return done
+
+
+async def _finish(sessions: ClaimSessions, session: str, how: str, limit_s: float) -> None:
+    with anyio.move_on_after(limit_s):
+        await sessions.finish(session, how, "tinker_recovery: a checkpoint was exported")
 
 
 async def _keep(sessions: ClaimSessions, session: str) -> None:

@@ -16,6 +16,7 @@ from tinker_recovery.service.backend import TinkerBackend
 from tinker_recovery.service.base import CloseStatus, Connection, Origin
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.waiting import ended, result_of
+from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -50,8 +51,7 @@ async def opened(
         status = "errored"
         raise
     finally:
-        with anyio.CancelScope(shield=True):
-            await backend.close(connection, status, purpose, deadline_s=close_s)
+        await backend.close(connection, status, purpose, deadline_s=close_s)
 
 
 @asynccontextmanager
@@ -87,17 +87,22 @@ async def stored(
             raise DeadlineExceeded(f"saving {expected}", deadline_s) from error
         yield str(saved.path)
     finally:
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(close_s):
-                await ended(saving)
-            known = saving.done() and not saving.cancelled() and saving.exception() is None
-            path = str(saving.result().path) if known else expected
-            status = await calls.remove(path, deadline_s=close_s)
-            if status is not None:
-                logger.warning(
-                    "%s was temporary but could not be deleted (%s): the service deletes it %d s "
-                    "after it was saved",
-                    path,
-                    status,
-                    TTL_S,
-                )
+        await to_the_end(_delete(saving, expected, calls, close_s))
+
+
+async def _delete(
+    saving: Future[Any], expected: str, calls: CheckpointCalls, close_s: float
+) -> None:
+    with anyio.move_on_after(close_s):
+        await ended(saving)
+    known = saving.done() and not saving.cancelled() and saving.exception() is None
+    path = str(saving.result().path) if known else expected
+    status = await calls.remove(path, deadline_s=close_s)
+    if status is not None:
+        logger.warning(
+            "%s was temporary but could not be deleted (%s): the service deletes it %d s "
+            "after it was saved",
+            path,
+            status,
+            TTL_S,
+        )
