@@ -35,6 +35,7 @@ from poisoned_run import leave_a_journal
 from sdk_loops import a_service
 from tinker.lib.internal_client_holder import _internal_client_holder_thread_singleton as sdk
 from virtual import World
+from webhook import Hook, webhook
 from wire import Wire, wired
 
 from tinker_recovery.service import retrying
@@ -188,6 +189,13 @@ async def no_task_is_left() -> AsyncIterator[None]:
     left = {task for task in asyncio.all_tasks() if not task.done()} - before
     left -= {asyncio.current_task()}
     assert not left, f"tasks left: {left}"
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    """A webhook on loopback."""
+    with webhook() as hook:
+        yield hook
 
 
 @pytest_asyncio.fixture

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+SECRET = "a-path-that-is-a-secret"  # noqa: S105 - made up
+
 
 @dataclass
 class Hook:
@@ -21,6 +23,11 @@ class Hook:
     """Set unless requests are to hang."""
     paths: list[str] = field(default_factory=list)
     sent: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def apprise_url(self) -> str:
+        """Its address for apprise, with a secret in it."""
+        return f"json://127.0.0.1:{self.port}/{SECRET}"
 
     @property
     def texts(self) -> str:

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from webhook import Hook, webhook
+from webhook import Hook
 
 from tinker_recovery.cli import main
 
@@ -34,12 +34,6 @@ def script(tmp_path: Path) -> Script:
         return path
 
     return write
-
-
-@pytest.fixture
-def hook() -> Iterator[Hook]:
-    with webhook() as hook:
-        yield hook
 
 
 def _run(*arguments: str) -> tuple[int, str]:

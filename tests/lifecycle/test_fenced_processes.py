@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import pytest
 from inspection import open_claims
 from loops import STARTED_WITHIN_S, process, undisturbed_state, until
+from machines import command_on, ended
 
 from tinker_recovery.testing import LocalTinker
 
-SCRIPT = Path(__file__).parents[1] / "one_machine.py"
 STEPS = 14
 RESTS_AT = 6
 
 
 def _on(machine: str, folder: Path, **changes: str) -> list[str]:
-    """The command of a process there."""
-    given = {
-        "machine": machine,
-        "journal": str(folder / f"{machine}.db"),
-        "go": str(folder / f"go-{machine}"),
-        "steps": str(STEPS),
-        **changes,
-    }
-    return [str(SCRIPT), *(f"--{key}={value}" for key, value in given.items())]
-
-
-async def _ended(running: subprocess.Popen[str]) -> str:
-    """What it wrote to stderr."""
-    _, errors = await anyio.to_thread.run_sync(functools.partial(running.communicate, timeout=60))
-    return errors
+    return command_on(machine, folder, **{"steps": str(STEPS), **changes})
 
 
 @pytest.mark.timeout(180)
@@ -57,11 +39,11 @@ async def test_of_two_machines_that_start_at_once_one_trains_and_the_other_learn
             await until(lambda: any(each.poll() is not None for each in both.values()), 120.0)
             (loser,) = [name for name, each in both.items() if each.poll() is not None]
             (winner,) = both.keys() - {loser}
-            errors = await _ended(both[loser])
+            errors = await ended(both[loser])
             assert "RunHeld" in errors
             assert f"on {winner}" in errors
             (tmp_path / f"go-{winner}").touch()
-            said = await _ended(both[winner])
+            said = await ended(both[winner])
             assert f"sft-42 finished at step {STEPS}: 0 recoveries; last" in said
             assert len(said.splitlines()) == 2, "its start and its end, and no warning"
         (run,) = set(local.runs()) - before
@@ -87,12 +69,12 @@ async def test_a_machine_that_was_paused_past_the_limit_leaves_and_its_steps_cou
             assert open_claims(local) == []
             (tmp_path / "go-beta").touch()
             with process(_on("beta", tmp_path)) as beta:
-                assert "Traceback" not in await _ended(beta)
+                assert "Traceback" not in await ended(beta)
                 assert beta.returncode == 0
             (tmp_path / "go-alpha").touch()
             saved = local.checkpoints(paused)
             alpha.send_signal(signal.SIGCONT)
-            errors = await _ended(alpha)
+            errors = await ended(alpha)
         assert "LeaseLost" in errors
         assert alpha.returncode == 1
         assert local.run_state(paused).steps == RESTS_AT

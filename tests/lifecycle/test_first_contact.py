@@ -7,7 +7,6 @@ import functools
 import http.server
 import itertools
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -23,6 +22,7 @@ import httpx
 import inspection
 import pytest
 import tinker
+from certificates import self_signed
 from loops import MODEL, InstantClock, policy, quick, train, until
 from pydantic import SecretStr
 from tinker.types import RequestErrorCategory
@@ -74,27 +74,6 @@ async def _printed(base_url: str, name: str) -> str:
     assert done.stderr.rstrip().splitlines()[-1].startswith("tinker_recovery.errors.")
     assert WRONG not in done.stderr
     return done.stderr
-
-
-def _own_certificate(folder: Path) -> ssl.SSLContext:
-    """A server's side of TLS, with a certificate that only itself has signed."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no `openssl` on PATH, which makes the certificate")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(  # noqa: S603 - our own command
-        [
-            *[openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"],
-            *["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
-            *["-keyout", str(key), "-out", str(certificate)],
-        ],
-        check=True,
-        capture_output=True,
-        timeout=30,
-    )
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    return context
 
 
 @contextmanager
@@ -382,7 +361,7 @@ async def test_how_a_service_is_out_of_reach_is_said_of_real_sockets(
             silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         elif way == "a certificate of nobody's":
-            address = stack.enter_context(_page(404, _own_certificate(tmp_path)))
+            address = stack.enter_context(_page(404, self_signed(tmp_path)[1]))
         else:
             address = stack.enter_context(_page(404)).replace("http:", "https:")
         monkeypatch.setenv("TINKER_BASE_URL", address)

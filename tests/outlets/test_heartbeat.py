@@ -5,24 +5,18 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import anyio
 import pytest
 from loops import MODEL, loop, quick, train, until
-from webhook import Hook, webhook
+from webhook import Hook
 
 from tinker_recovery import Attempt, Clock, Supervisor
 from tinker_recovery.outlets.heartbeat import BEAT_S, LOOK_S, Heartbeat
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 PATH = "/ping/0f8b-a-secret-uuid"
-
-
-@pytest.fixture
-def hook() -> Iterator[Hook]:
-    with webhook() as hook:
-        yield hook
 
 
 class Looks:

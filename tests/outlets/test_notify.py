@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from inspection import event_sink
 from loops import MODEL, InstantClock, policy, quick, train, until
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from webhook import Hook, webhook
+from webhook import SECRET, Hook
 
 from tinker_recovery import (
     Attempt,
@@ -27,18 +26,6 @@ from tinker_recovery.outlets import outlets
 from tinker_recovery.outlets.notify import DEFAULT_TOPICS, TOPICS, Message, Teller, digest
 from tinker_recovery.telemetry import names, redact
 from tinker_recovery.testing import FaultRule, LocalTinker
-
-SECRET = "a-path-that-is-a-secret"  # noqa: S105 - made up
-
-
-@pytest.fixture
-def hook() -> Iterator[Hook]:
-    with webhook() as hook:
-        yield hook
-
-
-def _url(hook: Hook) -> str:
-    return f"json://127.0.0.1:{hook.port}/{SECRET}"
 
 
 def _has(hook: Hook, text: str) -> bool:
@@ -57,7 +44,7 @@ async def test_a_run_that_is_given_up_is_told_once_before_the_supervisor_is_left
     local: LocalTinker, hook: Hook
 ) -> None:
     clock = InstantClock(poll_interval_s=30.0)
-    await _given_up(local, Supervisor(policy(), notify=[_url(hook)], clock=clock.clock))
+    await _given_up(local, Supervisor(policy(), notify=[hook.apprise_url], clock=clock.clock))
     (sent,) = hook.sent
     assert sent["type"] == "failure"
     assert sent["title"].endswith(": run sft-42: given up")
@@ -73,7 +60,7 @@ async def test_a_run_that_ends_by_an_error_of_its_own_is_told_and_one_that_ends_
         await train(attempt, steps=2)
         raise ValueError("no such file")
 
-    async with Supervisor(quick(), notify=[_url(hook)]) as supervisor:
+    async with Supervisor(quick(), notify=[hook.apprise_url]) as supervisor:
         await supervisor.run(functools.partial(train, steps=2), base_model=MODEL, name="well")
         with pytest.raises(ValueError, match="no such file"):
             await supervisor.run(fails, base_model=MODEL, name="badly")
@@ -86,7 +73,7 @@ async def test_a_run_that_ends_by_an_error_of_its_own_is_told_and_one_that_ends_
 async def test_what_happens_within_the_time_of_a_digest_comes_in_one_notification(
     local: LocalTinker, hook: Hook
 ) -> None:
-    async with Supervisor(quick(), notify=Notify(_url(hook), every_s=3600.0)) as supervisor:
+    async with Supervisor(quick(), notify=Notify(hook.apprise_url, every_s=3600.0)) as supervisor:
         sink = event_sink(supervisor)
         sink.emit(names.EVENT_GAVE_UP, "first", "it failed")
         await until(lambda: len(hook.sent) == 1)
@@ -117,7 +104,7 @@ async def test_a_hook_that_hangs_delays_neither_a_recovery_nor_for_long_the_exit
     monkeypatch.setattr(outlets, "EXIT_S", 0.2)
     hook.go_on.clear()
     local.poison(at_step=2)
-    notify = Notify(_url(hook), on={"fault", "recovered", "finished"}, every_s=0.0)
+    notify = Notify(hook.apprise_url, on={"fault", "recovered", "finished"}, every_s=0.0)
     async with Supervisor(quick(), notify=notify) as supervisor:
         await supervisor.run(functools.partial(train, steps=4), base_model=MODEL, name="sft")
         left = time.monotonic()
@@ -133,7 +120,7 @@ async def test_a_hook_that_refuses_is_warned_of_once_and_nothing_else_happens(
 ) -> None:
     hook.status = 500
     caplog.set_level(logging.DEBUG, names.SCOPE)  # a command tested before may have raised it
-    notify = Notify(_url(hook), every_s=0.0)
+    notify = Notify(hook.apprise_url, every_s=0.0)
     async with Supervisor(quick(), notify=notify) as supervisor:
         for name in ("first", "second", "third"):
             event_sink(supervisor).emit(names.EVENT_GAVE_UP, name, "it failed")
@@ -157,7 +144,7 @@ async def test_no_url_is_in_any_log_span_event_error_journal_or_repr(
     clock = InstantClock(poll_interval_s=30.0)
     supervisor = Supervisor(
         policy(),
-        notify=[_url(hook)],
+        notify=[hook.apprise_url],
         heartbeat_url=f"http://127.0.0.1:{hook.port}/{SECRET}",
         on_event=seen.append,
         clock=clock.clock,
@@ -217,7 +204,7 @@ def test_without_apprise_the_error_says_what_to_install(monkeypatch: pytest.Monk
 async def test_the_variable_says_whom_to_notify_where_the_program_does_not(
     local: LocalTinker, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TINKER_RECOVERY_NOTIFY", f"{_url(hook)} {_url(hook)}/second")
+    monkeypatch.setenv("TINKER_RECOVERY_NOTIFY", f"{hook.apprise_url} {hook.apprise_url}/second")
     async with Supervisor() as supervisor:
         event_sink(supervisor).emit(names.EVENT_GAVE_UP, "sft", "it failed")
     assert sorted(hook.paths) == [f"/{SECRET}", f"/{SECRET}/second"]

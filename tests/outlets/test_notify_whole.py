@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,14 @@ import anyio.to_thread
 import pytest
 from inspection import open_claims
 from loops import MODEL, STARTED_WITHIN_S, loop, most_steps, process, quick, until
-from webhook import Hook, webhook
+from machines import command_on, ended
+from webhook import SECRET, Hook
 
 from tinker_recovery import Attempt, Notify, Supervisor
 from tinker_recovery.recovery.admission import MASS_RUNS
 from tinker_recovery.testing import LocalTinkerProcess
 
-SCRIPT = Path(__file__).parents[1] / "one_machine.py"
-SECRET = "a-path-that-is-a-secret"  # noqa: S105 - made up
 STEPS = RESTS_AT = 6
-
-
-@pytest.fixture
-def hook() -> Iterator[Hook]:
-    with webhook() as hook:
-        yield hook
-
-
-def _url(hook: Hook) -> str:
-    return f"json://127.0.0.1:{hook.port}/{SECRET}"
 
 
 @pytest.mark.timeout(120)
@@ -58,7 +46,7 @@ async def test_a_server_that_is_killed_under_many_runs_is_told_once_and_so_is_it
     async with LocalTinkerProcess(tmp_path / "server") as server:
         monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
         monkeypatch.setenv("TINKER_API_KEY", server.api_key)
-        notify = Notify(_url(hook), every_s=0.0)
+        notify = Notify(hook.apprise_url, every_s=0.0)
         async with (
             Supervisor(quick(), notify=notify) as supervisor,
             anyio.create_task_group() as group,
@@ -81,44 +69,28 @@ async def test_a_server_that_is_killed_under_many_runs_is_told_once_and_so_is_it
     assert set(hook.paths) == {f"/{SECRET}"}
 
 
-def _on(machine: str, folder: Path) -> list[str]:
-    given = {
-        "machine": machine,
-        "journal": str(folder / f"{machine}.db"),
-        "go": str(folder / f"go-{machine}"),
-        "steps": str(2 * STEPS),
-    }
-    return [str(SCRIPT), *(f"--{key}={value}" for key, value in given.items())]
-
-
-async def _ended(running: subprocess.Popen[str]) -> str:
-    """What it wrote to stderr."""
-    _, errors = await anyio.to_thread.run_sync(functools.partial(running.communicate, timeout=60))
-    return errors
-
-
 @pytest.mark.timeout(120)
 async def test_a_process_whose_run_was_taken_over_says_so_once_and_shows_no_address(
     serving: Callable[..., Any], hook: Hook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TINKER_RECOVERY_NOTIFY", _url(hook))
+    monkeypatch.setenv("TINKER_RECOVERY_NOTIFY", hook.apprise_url)
     ahead = [0.0]
     async with serving(
         clock=lambda: time.monotonic() + ahead[0], heartbeat_limit_s=30.0, created_jitter_s=100.0
     ) as local:
-        with process(_on("alpha", tmp_path)) as alpha:
+        with process(command_on("alpha", tmp_path, steps=str(2 * STEPS))) as alpha:
             await until(lambda: most_steps(local) >= RESTS_AT, STARTED_WITHIN_S)
             alpha.send_signal(signal.SIGSTOP)
             ahead[0] += 31.0
             assert open_claims(local) == []
             (tmp_path / "go-beta").touch()
-            with process(_on("beta", tmp_path)) as beta:
-                said = await _ended(beta)
+            with process(command_on("beta", tmp_path, steps=str(2 * STEPS))) as beta:
+                said = await ended(beta)
                 assert beta.returncode == 0, said
             assert hook.sent == [], "who takes a run over has lost nothing"
             (tmp_path / "go-alpha").touch()
             alpha.send_signal(signal.SIGCONT)
-            said += await _ended(alpha)
+            said += await ended(alpha)
     (sent,) = hook.sent
     assert sent["title"].endswith(": run sft-42: lease lost")
     assert sent["type"] == "failure"

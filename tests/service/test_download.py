@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
+from certificates import self_signed
 from hostile import Reply, hostile, text
 from pydantic import SecretStr
 
@@ -80,24 +79,9 @@ class Silent:
 
 def _certificate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     """A server's side of TLS, with a certificate that downloads trust."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no `openssl` on PATH, which makes the certificate")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(  # noqa: S603 - our own command
-        [
-            *[openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"],
-            *["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
-            *["-keyout", str(key), "-out", str(certificate)],
-        ],
-        check=True,
-        capture_output=True,
-        timeout=30,
-    )
+    certificate, context = self_signed(folder)
     trusting = ssl.create_default_context(cafile=str(certificate))
     monkeypatch.setattr(download, "tls", lambda: trusting)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
     return context
 
 
