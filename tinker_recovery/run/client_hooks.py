@@ -239,8 +239,7 @@ class AttemptHooks:
         if step is None:
             return  # inside an iteration, so it would have been no point to recover from
         if self._scope.refusal.is_it(error, step, scheduled=scheduled):
-            self._scope.saver.failed(step)
-            return
+            return  # the schedule must not ask for another: this client is of no use any more
         if self._scope.saver.failed(step):
             self._scope.post(self._note_save_failed, step, error)
         if self._scope.saver.gives_up:

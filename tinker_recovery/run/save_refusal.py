@@ -49,6 +49,8 @@ class SaveRefusal:
         """
         if error is self.error:
             return True
+        if self.error is not None and scheduled and any(map(refuses_save, causes(error))):
+            return True  # one behind it: this client is given up already
         metadata = self._scope.run.collaborators.reader.metadata
         chain = list(causes(error))
         # One that carried none was not refused for it.
@@ -61,6 +63,8 @@ class SaveRefusal:
 
     def note(self, error: BaseException) -> None:
         """The client is unusable from here on: another is made, unless the loop needs none."""
+        if error is not self.error:
+            return
         scope = self._scope
         rule = judge(error, SeenIn.CALL)
         if self._of_metadata:
