@@ -143,7 +143,9 @@ def test_serve_says_how_to_reach_it_and_stops_cleanly_on_ctrl_c() -> None:
         assert found is not None
         url, key = found.groups()
         server.stdout.readline()
-        assert server.stdout.readline() == "gone strikes a forward_backward at step 12\n"
+        assert server.stdout.readline() == (
+            "gone strikes a forward_backward at step 12, of whichever run gets there first\n"
+        )
         reply = httpx.get(f"{url}/api/v1/training_runs", headers={"X-API-Key": key})
         assert reply.json()["training_runs"] == []
         missing = httpx.post(f"{url}/api/v1/sessions/search", headers={"X-API-Key": key}, json={})

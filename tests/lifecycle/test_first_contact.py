@@ -119,6 +119,7 @@ async def test_a_wrong_key_is_said_in_one_error_with_where_it_came_from_and_what
         assert said in last
     assert len(printed.splitlines()) <= 36
     assert "site-packages" not in printed
+    assert "two machines" not in printed, "a wrong key says nothing of what the service can do"
 
 
 @pytest.mark.parametrize("name", ["", "named"])

@@ -64,7 +64,7 @@ async def test_it_says_where_to_look_and_how_it_ended(local: LocalTinker, tmp_pa
     path = local.checkpoints(local.runs()[0])[-1].path
     assert end.startswith("sft-42 finished at step 12: 1 recovery, ")
     assert " steps replayed, " in end
-    assert end.endswith(f" s lost; last checkpoint {path}")
+    assert end.endswith(f" s lost in all; last checkpoint {path}")
 
 
 STOPPED = """
@@ -203,6 +203,34 @@ def test_many_runs_are_summed_up(
     assert len(lines) == 5 + 1 + 5 + 1
     assert lines[5] == "further runs are not announced; look: tinker-recovery watch"
     assert lines[-1] == "200 runs: 198 finished, 2 failed"
+
+
+@pytest.mark.parametrize(
+    ("how", "hint"),
+    [
+        ("stopped", "; the same command goes on from it"),
+        (
+            "failed (ValueError)",
+            "; once the reason is mended, the same command goes on from it",
+        ),
+        ("finished", ""),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_an_end_that_is_not_the_last_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+    hint: str,
+    *,
+    named: bool,
+) -> None:
+    _unconfigured(monkeypatch)
+    greeting_ = Greeting("j", quiet=False)
+    greeting_.started("sft-42", named=named)
+    greeting_.ended(RunEnd("sft-42", how, 9, 0, 0, 0.0, "tinker://run/weights/nine"))
+    end = capsys.readouterr().err.splitlines()[-1]
+    assert end.endswith(f"last checkpoint tinker://run/weights/nine{hint if named else ''}")
 
 
 def test_nothing_a_name_contains_reaches_the_terminal_as_it_is(

@@ -95,7 +95,8 @@ def in_words(rule: FaultRule) -> str:
     article = "an" if request[0] in "aeiou" else "a"
     at = f"{article} {request} at step {rule.at_step}"
     when = f"the next {request}" if rule.at_step is None else at
-    return f"{rule.action} strikes {when}" + (f" of {rule.run}" if rule.run else "")
+    of_which = f" of {rule.run}" if rule.run else ", of whichever run gets there first"
+    return f"{rule.action} strikes {when}{of_which}"
 
 
 def _is_local(url: str) -> bool:

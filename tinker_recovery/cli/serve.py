@@ -79,7 +79,8 @@ def command(  # noqa: PLR0913 - one for each option
 ) -> None:
     r"""Run a local Tinker server until Ctrl-C.
 
-    It speaks the Tinker API to the unmodified SDK, with a small real model behind it. To use it,
+    It speaks the Tinker API to the unmodified SDK, with one small real model behind every name of
+    a base model. To use it,
     set the two variables that it prints; it prints a line when a fault strikes, too:
 
     \b

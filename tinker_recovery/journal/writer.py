@@ -229,8 +229,8 @@ class Writer:
             self._dropped += len(rest)
             logger.error(
                 "the journal %s was closed with %d entries that could not be written: `runs` may "
-                "show as dead what has ended. The checkpoints are safe at the service, and the "
-                "same command finds out",
+                "show as dead what has ended. The checkpoints are safe at the service, where the "
+                "same command reads how far the run is",
                 self._database.path,
                 self._dropped,
             )

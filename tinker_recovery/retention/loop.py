@@ -143,7 +143,7 @@ class RetentionLoop:
                 self._events.emit(
                     names.EVENT_RETENTION_FAILED,
                     run.name,
-                    f"checkpoints were left as they are, until the next look: {error}",
+                    f"no checkpoint was deleted; training goes on, and it is tried again: {error}",
                     {names.ERROR_TYPE: type(error).__qualname__},
                 )
         if run.ended:

@@ -94,7 +94,7 @@ async def save_before_leaving(scope: AttemptScope) -> None:
                 if scope.client.open_requests:
                     logger.warning(
                         "run %s: stopping; step %d is saved first, for %g s at most. A second "
-                        "Ctrl-C does not wait for it",
+                        "Ctrl-C or SIGTERM does not wait for it",
                         scope.run.name,
                         scope.client.step,
                         limit_s,

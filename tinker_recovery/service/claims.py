@@ -63,13 +63,8 @@ from tinker_recovery.service.claim_line import (
     place_of,
     rivals,
 )
-from tinker_recovery.service.claim_sessions import (
-    GONE,
-    NOT_FOUND,
-    ClaimSessions,
-    Http,
-    may_pass,
-)
+from tinker_recovery.service.claim_sessions import GONE, NOT_FOUND, ClaimSessions, Http, may_pass
+from tinker_recovery.service.credentials import UNAUTHORIZED
 from tinker_recovery.service.heartbeats import Heartbeats
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE
 from tinker_recovery.shielding import to_the_end
@@ -287,6 +282,7 @@ class Claims:
         Raises:
             RunHeld: Another process has the run, and it is not to be waited for.
             StatusUnavailable: The service has not answered for ``max_wait_s``.
+            StatusRefused: It refuses the credential.
         """
         if self._unguarded is not None:
             return self._unguarded
@@ -450,10 +446,12 @@ class Claims:
         await self._patiently(name, finish)
 
     async def _patiently(self, name: str, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask until the service answers; raises _NoClaims if it refuses."""
+        """Ask until the service answers; raises _NoClaims if it refuses, but not a credential."""
         try:
             return await self.until_answered(name, ask)
         except StatusRefused as error:
+            if error.status_code == UNAUTHORIZED:
+                raise
             raise _NoClaims(str(error)) from error
 
     async def until_answered(self, name: str, ask: Callable[[], Awaitable[_T]]) -> _T:

@@ -52,7 +52,7 @@ class RunEnd:
         recovered = f"{self.recoveries} {again}"
         if self.recoveries:
             steps = "step" if self.replayed == 1 else "steps"
-            recovered += f", {self.replayed} {steps} replayed, {self.lost_s:.3g} s lost"
+            recovered += f", {self.replayed} {steps} replayed, {self.lost_s:.3g} s lost in all"
         saved = self.checkpoint or "none"
         return f"{self.run} {self.how} at step {self.step}: {recovered}; last checkpoint {saved}"
 
@@ -104,8 +104,11 @@ class Greeting:
             self._under_way.discard(end.run)
             self._ended[end.how.partition(" ")[0]] += 1
             said = str(end)
-            if end.how == "stopped" and end.checkpoint is not None and end.run in self._resumable:
-                said += "; the same command goes on from it"
+            if end.checkpoint is not None and end.run in self._resumable:
+                if end.how == "stopped":
+                    said += "; the same command goes on from it"
+                elif end.how.startswith("failed"):
+                    said += "; once the reason is mended, the same command goes on from it"
             self._resumable.discard(end.run)
             # In a notebook the cell's own output is behind it, and the run can be looked at.
             self._say(end.run, said, printed=not _in_notebook())

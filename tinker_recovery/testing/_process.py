@@ -26,7 +26,7 @@ from tinker_recovery.testing._runs import RunState
 from tinker_recovery.testing._server import RequestStats
 from tinker_recovery.testing.actions import Category
 
-_START_S = 30.0
+_START_S = 120.0
 _POLL_S = 0.005
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """The server speaks plain HTTP, and reading the system's certificates takes 30 ms per client."""
@@ -88,14 +88,19 @@ class LocalTinkerProcess:
         )
         printed = self._process.stdout
         line = ""
-        if printed is not None:
-            with anyio.move_on_after(_START_S):
+        with anyio.move_on_after(_START_S) as waiting:
+            if printed is not None:
                 line = await anyio.to_thread.run_sync(printed.readline, abandon_on_cancel=True)
         if not line.startswith("http"):
             await self._end(signal.SIGKILL)
             raise RuntimeError(
                 f"the local Tinker server did not start on root={str(self._root)!r}, "
-                f"port={self._port}: see its own message on stderr"
+                f"port={self._port}: "
+                + (
+                    f"it has said nothing for {_START_S:g} s; is this machine busy? Try again"
+                    if waiting.cancelled_caught
+                    else "see its own message on stderr"
+                )
             )
         self.base_url = line.strip()
         self._port = int(self.base_url.rpartition(":")[2])
