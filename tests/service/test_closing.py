@@ -1,0 +1,68 @@
+"""Whoever begins to close a session ends that as well: nothing of it goes on for minutes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+
+import anyio.to_thread
+import pytest
+import pytest_asyncio
+from conftest import SDK_LOOP, sdk_tasks
+from inspection import give_up_a_session_within
+from loops import until
+
+from tinker_recovery.service import TinkerBackend, closing
+from tinker_recovery.testing import FaultRule, LocalTinker
+
+SOON_S = 5.0
+"""The SDK itself tries for 300 s."""
+
+
+@pytest.fixture
+def at_rest() -> Callable[[], bool]:
+    """Whether nothing runs on the SDK's loop that did not before."""
+    before = len(sdk_tasks())
+    return lambda: len(sdk_tasks()) <= before
+
+
+@pytest_asyncio.fixture
+async def deaf() -> AsyncIterator[LocalTinker]:
+    """A server that does not take note that a session is over."""
+    async with LocalTinker() as server:
+        server.inject(FaultRule("status", request="finish", status=503, for_s=60.0))
+        yield server
+
+
+async def test_a_session_that_opens_once_it_is_given_up_is_not_closed_for_minutes(
+    deaf: LocalTinker, monkeypatch: pytest.MonkeyPatch, at_rest: Callable[[], bool]
+) -> None:
+    """Its thread closes it, and nobody is left to have that end."""
+    give_up_a_session_within(monkeypatch, 0.2)
+    deaf.inject(FaultRule("slow", request="create_session", delay_s=1.0))
+    pending = TinkerBackend(deaf.service).open_ahead()
+    await TinkerBackend(deaf.service).discard(pending)
+    assert not pending.finished.done()
+    await until(pending.finished.done)
+    await until(at_rest, SOON_S)
+
+
+async def test_a_close_that_begins_once_its_deadline_is_over_is_ended_all_the_same(
+    deaf: LocalTinker, at_rest: Callable[[], bool]
+) -> None:
+    """The SDK holds a lock of its client while that opens its session."""
+    service = deaf.service()
+    await anyio.to_thread.run_sync(lambda: service.holder)
+    with service._lifecycle_lock:
+        await closing.close(service, "interrupted", "of a test", deadline_s=0.1)
+    await until(at_rest, SOON_S)
+
+
+async def test_a_close_that_the_sdks_loop_does_not_come_to_still_stops_the_heartbeats(
+    deaf: LocalTinker, at_rest: Callable[[], bool]
+) -> None:
+    service = deaf.service()
+    await anyio.to_thread.run_sync(lambda: service.holder)
+    SDK_LOOP.call_soon_threadsafe(time.sleep, 0.5)
+    await closing.close(service, "interrupted", "of a test", deadline_s=0.1)
+    await until(at_rest, SOON_S)
