@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, TextIO
+from typing import Any
 
 LOOK_S = 0.25
 """How often it is looked whether the time is over."""
@@ -195,7 +195,6 @@ def watched(
     *,
     over: Callable[[], object],
     facts: Callable[[], str] = str,
-    errors: TextIO | None = None,
 ) -> Generator[Watch]:
     """Watch what is done inside.
 
@@ -204,12 +203,10 @@ def watched(
         loops: The event loops whose tasks are to be said, by name.
         over: Called in the watching thread when the time is over, and the report is written.
         facts: What else to say then.
-        errors: Where the stacks go of a process that cannot run Python any more: a file with a
-            descriptor, stderr by default.
     """
     watch = Watch(limit_s, loops, over, facts)
     # Should even the watching thread not come to run: this needs no interpreter lock.
-    faulthandler.dump_traceback_later(AT_MOST * limit_s + 60.0, file=errors or sys.__stderr__)
+    faulthandler.dump_traceback_later(AT_MOST * limit_s + 60.0, file=sys.__stderr__ or sys.stderr)
     watch.start()
     try:
         yield watch

@@ -59,6 +59,7 @@ async def to_the_end(
 async def _ended(working: asyncio.Task[Any]) -> asyncio.CancelledError | None:
     """Wait until it is done; returns the cancellation that came meanwhile."""
     cancelled = None
+    coroutine: Any = working.get_coro()
     intervals = growing_intervals(SAY_S)
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -73,10 +74,10 @@ async def _ended(working: asyncio.Task[Any]) -> asyncio.CancelledError | None:
                 say_at += next(intervals)
                 logger.warning(
                     "%s is carried out to its end, %s, and has taken %.0f s so far: it is at %s",
-                    working.get_coro().__qualname__,
+                    coroutine.__qualname__,
                     "though this was cancelled" if cancelled else "whatever is cancelled",
                     loop.time() - began,
-                    _place(working.get_coro()),
+                    _place(coroutine),
                 )
     return cancelled
 

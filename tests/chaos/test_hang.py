@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
 
 import _hang
 import anyio
@@ -66,7 +65,7 @@ async def test_what_ends_in_time_says_nothing() -> None:
 
 
 @pytest.fixture
-def times(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
+def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What the machine has denied each thread so far."""
     given = {"1": 5.0, "2": 0.0}
     monkeypatch.setattr(_hang, "denied_s", lambda: dict(given))
@@ -76,19 +75,19 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
 def test_time_without_a_processor_does_not_count_but_not_for_ever(
     times: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = 100.0
-    monkeypatch.setattr(_hang.time, "monotonic", lambda: now)
+    now = [100.0]
+    monkeypatch.setattr("_hang.time.monotonic", lambda: now[0])
     watch = Watch(10.0, {}, over=str, facts=str)
-    now += 11.0
+    now[0] += 11.0
     assert watch.is_over
     times["1"] += 2.0  # denied since the play began
     assert watch.starved_s == 2.0
     assert not watch.is_over
-    now += 2.0
+    now[0] += 2.0
     assert watch.is_over
     times["2"] += 1000.0
     assert not watch.is_over
-    now += 100.0
+    now[0] += 100.0
     assert watch.is_over
 
 

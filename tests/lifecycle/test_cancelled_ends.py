@@ -26,7 +26,7 @@ async def test_a_run_cancelled_while_its_session_is_finished_can_be_asked_for_ag
         with pytest.raises(asyncio.CancelledError):
             await ending
         with anyio.fail_after(SOON_S), pytest.raises(RunFinished):
-            await supervisor.run(train, **NAMED)
+            await supervisor.run(lambda each: train(each, steps=2), **NAMED)
 
 
 async def test_a_run_cancelled_twice_in_its_recovery_can_be_asked_for_again(

@@ -66,3 +66,19 @@ async def test_a_close_that_the_sdks_loop_does_not_come_to_still_stops_the_heart
     SDK_LOOP.call_soon_threadsafe(time.sleep, 0.5)
     await closing.close(service, "interrupted", "of a test", deadline_s=0.1)
     await until(at_rest, SOON_S)
+
+
+async def test_a_close_is_begun_even_if_no_worker_thread_is_free_for_it_in_time(
+    deaf: LocalTinker, at_rest: Callable[[], bool]
+) -> None:
+    """A process that hardly gets a processor, or whose threads are all blocked."""
+    service = deaf.service()
+    await anyio.to_thread.run_sync(lambda: service.holder)
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    holders = [object() for _ in range(int(limiter.total_tokens))]
+    for holder in holders:
+        limiter.acquire_on_behalf_of_nowait(holder)
+    await closing.close(service, "interrupted", "of a test", deadline_s=0.1)
+    for holder in holders:
+        limiter.release_on_behalf_of(holder)
+    await until(at_rest, SOON_S)

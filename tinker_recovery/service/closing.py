@@ -8,6 +8,7 @@ only begun by the time nobody waits for it any more.
 from __future__ import annotations
 
 import logging
+import threading
 from concurrent.futures import Future
 from typing import Any
 
@@ -34,11 +35,12 @@ class _Closing:
         self._service = service
         self._status = status
         self._detail = detail
-        self._ended = False
+        self._begun = self._ended = False
         self._future: Future[Any] | None = None
 
     def begin(self) -> Future[Any]:
         """Begin; blocks while another thread opens the session. Done once all is closed."""
+        self._begun = True
         self._future = future = self._service.close(self._status, self._detail).future()
         if self._ended:
             future.cancel()
@@ -53,6 +55,11 @@ class _Closing:
         self._ended = True  # before the look: one of the two threads sees what the other has done
         if self._future is not None:
             self._future.cancel()
+        elif not self._begun:
+            # No worker thread was free in time, and what is cancelled by then none of them begins.
+            threading.Thread(
+                target=self.begin, name="tinker_recovery closing a session", daemon=True
+            ).start()
 
 
 async def close(
