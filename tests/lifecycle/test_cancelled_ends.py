@@ -50,3 +50,22 @@ async def test_a_run_cancelled_twice_in_its_recovery_can_be_asked_for_again(
         local.release()
         with anyio.fail_after(SOON_S):
             await supervisor.run(looping, **NAMED)
+
+
+async def test_a_run_cancelled_while_it_asks_at_its_end_whether_it_is_still_its_own_is_over(
+    local: LocalTinker,
+) -> None:
+    async def asking_slowly(attempt: Attempt) -> None:
+        await train(attempt, steps=2)
+        local.inject(FaultRule("slow", request="session_heartbeat", delay_s=5.0))
+
+    async with Supervisor(policy()) as supervisor:
+        ending = asyncio.create_task(supervisor.run(asking_slowly, **NAMED))
+        await until(lambda: any(each.request == "session_heartbeat" for each in local.fired))
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        assert supervisor.runs[0].state == "over"
+        local.release()
+        with anyio.fail_after(SOON_S):
+            await supervisor.run(lambda each: train(each, steps=2), **NAMED)

@@ -466,11 +466,15 @@ class SupervisedRun:
     async def attempt_over(self, attempt: AttemptScope, error: BaseException | None) -> None:
         """The body was left for good: by its end, or by an exception that is not ours."""
         fault = attempt.fault
-        if fault is not None and (not self.policy.enabled or fault.verdict is Verdict.GIVE_UP):
-            # Callbacks and listeners see the fault before the error leaves.
-            with anyio.move_on_after(2 * self.policy.close_timeout_s):
-                await self._queue.settled(fault)
-        lost = await claim_lost(self) if error is None else None
+        lost: BaseException | None = None
+        try:
+            if fault and (not self.policy.enabled or fault.verdict is Verdict.GIVE_UP):
+                # Callbacks and listeners see the fault before the error leaves.
+                with anyio.move_on_after(2 * self.policy.close_timeout_s):
+                    await self._queue.settled(fault)
+            lost = await claim_lost(self) if error is None else None
+        except BaseException as cancelled:  # noqa: BLE001 - raised below: the run is over all the same
+            lost = cancelled
         error = error or lost
         self._end(error)
         status: CloseStatus = "success"
