@@ -78,17 +78,12 @@ def test_time_without_a_processor_does_not_count_but_not_for_ever(
     now = [100.0]
     monkeypatch.setattr("_hang.time.monotonic", lambda: now[0])
     watch = Watch(10.0, {}, over=str, facts=str)
-    now[0] += 11.0
-    assert watch.is_over
-    times["1"] += 2.0  # denied since the play began
-    assert watch.starved_s == 2.0
-    assert not watch.is_over
-    now[0] += 2.0
-    assert watch.is_over
-    times["2"] += 1000.0
-    assert not watch.is_over
-    now[0] += 100.0
-    assert watch.is_over
+    over = [watch.is_over]
+    for passed_s, denied_s in ((11.0, 0.0), (0.0, 2.0), (2.0, 0.0), (0.0, 1000.0), (100.0, 0.0)):
+        now[0] += passed_s
+        times["1" if denied_s < 1000.0 else "2"] += denied_s  # denied since the play began
+        over.append(watch.is_over)
+    assert over == [False, True, False, True, False, True]
 
 
 def test_this_machine_counts_for_how_long_threads_wait() -> None:
