@@ -36,7 +36,6 @@ from tinker_recovery.run.rollback_detector import RollbackDetector
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.service import Connection, Origin, Patience
-from tinker_recovery.service.base import RUN_FINISHED, CloseStatus
 from tinker_recovery.service.guard import Guard
 from tinker_recovery.telemetry import RunTelemetry, names
 
@@ -247,8 +246,9 @@ class SupervisedRun:
         if self.origin is None or at_start:
             # An adopted client cannot be made again, so it needs something to recover from. Of the
             # others, the seed may not make the same weights again.
-            metadata = self.collaborators.reader.metadata
-            attempt.saver.probes = self.origin is not None and metadata.keeps == "unknown"
+            unsure = self.collaborators.reader.metadata.keeps == "unknown"
+            unsure = unsure or bool(self.history.refused_saves)
+            attempt.saver.probes = self.origin is not None and unsure
             attempt.client.save(attempt.saver.begin)
         else:
             attempt.client.record_canary()
@@ -477,12 +477,8 @@ class SupervisedRun:
             lost = cancelled
         error = error or lost
         self._end(error)
-        status: CloseStatus = "success"
-        if error is not None:
-            status = "errored" if isinstance(error, Exception) else "interrupted"
-        detail = RUN_FINISHED if error is None else type(error).__name__
-        said, well = say_the_end(attempt, error, status, detail), error is None
-        await end_and_give_free(said, self, [*self.attempts, self._ready], well=well)
+        said = say_the_end(attempt, error)
+        await end_and_give_free(said, self, [*self.attempts, self._ready], well=error is None)
         if lost is not None:
             raise lost
 
