@@ -21,7 +21,7 @@ from unittest import mock
 
 import anyio
 import tinker
-from _hang import noted, watched
+from _hang import chain, noted, watched
 from hypothesis import strategies as st
 from tinker import types
 from tinker.lib.internal_client_holder import _internal_client_holder_thread_singleton as sdk
@@ -390,6 +390,10 @@ async def _left_behind(
 def _sdk_tasks() -> list[str]:
     async def look() -> list[str]:
         me = asyncio.current_task()
-        return [repr(task.get_coro()) for task in asyncio.all_tasks() if task is not me]
+        return [
+            f"{task.get_coro()!r}, which is at {' > '.join(chain(task.get_coro()))}"
+            for task in asyncio.all_tasks()
+            if task is not me
+        ]
 
     return asyncio.run_coroutine_threadsafe(look(), sdk.get_loop()).result(LIMIT_S)
