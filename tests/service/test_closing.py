@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import anyio.to_thread
+import httpx
 import pytest
 import pytest_asyncio
 from conftest import SDK_LOOP, sdk_tasks
 from inspection import give_up_a_session_within
 from loops import until
+from tinker import _base_client
 
 from tinker_recovery.service import TinkerBackend, closing
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -82,3 +86,30 @@ async def test_a_close_is_begun_even_if_no_worker_thread_is_free_for_it_in_time(
     for holder in holders:
         limiter.release_on_behalf_of(holder)
     await until(at_rest, SOON_S)
+
+
+async def test_a_cancellation_that_the_http_client_loses_is_not_the_last_one(
+    monkeypatch: pytest.MonkeyPatch, at_rest: Callable[[], bool]
+) -> None:
+    """As it is lost now and then while a connection is opened: the SDK would try on for 300 s."""
+    wrapper = _base_client.AsyncHttpxClientWrapper
+    send, lost = wrapper.send, list[httpx.Request]()
+
+    async def losing(self: Any, request: httpx.Request, **given: Any) -> httpx.Response:
+        try:
+            return await send(self, request, **given)
+        except asyncio.CancelledError:
+            if lost:
+                raise
+            lost.append(request)
+            raise httpx.ConnectError("all connection attempts failed") from None
+
+    monkeypatch.setattr(wrapper, "send", losing)
+    async with LocalTinker() as server:
+        service = server.service()
+        await anyio.to_thread.run_sync(lambda: service.holder)
+        server.inject(FaultRule("slow", request="finish", delay_s=30.0, times=100))
+        await closing.close(service, "interrupted", "of a test", deadline_s=0.3)
+        await until(lambda: bool(lost) and at_rest(), SOON_S)
+        server.release()
+    assert lost[0].url.path.endswith("/finish")
