@@ -21,6 +21,7 @@ from unittest import mock
 
 import anyio
 import tinker
+from _hang import chain, noted, watched
 from hypothesis import strategies as st
 from tinker import types
 from tinker.lib.internal_client_holder import _internal_client_holder_thread_singleton as sdk
@@ -239,8 +240,13 @@ def _blocking(attempt: Attempt, depth: int, reached: Callable[[int], None]) -> N
         update.result()
 
 
-async def play(schedule: Schedule) -> Outcome:
-    """Play one schedule on a server of its own."""
+async def play(schedule: Schedule, *, limit_s: float = LIMIT_S) -> Outcome:
+    """Play one schedule on a server of its own.
+
+    Args:
+        schedule: What to play.
+        limit_s: How long it may take before it counts as hung, and says what it waits for.
+    """
     began = time.monotonic()
     async with LocalTinker(long_poll_s=0.2, dialect=schedule.dialect) as server:
         os.environ.update(
@@ -256,20 +262,7 @@ async def play(schedule: Schedule) -> Outcome:
             return made[-1]
 
         supervisor = Supervisor(policy, journal=None, service=service)
-        gave_up: BaseException | None = None
-        violation = ""
-        try:
-            with anyio.fail_after(LIMIT_S), mock.patch.object(backend, "STANDBY_AFTER_S", 0.03):
-                async with supervisor:
-                    await _train(supervisor, schedule, server)
-        except TimeoutError as error:
-            violation = f"it hung: {error!r}"
-        except (RecoveryExhausted, RecoveryRefused, NoUsableCheckpoint, ServiceUnusable) as error:
-            gave_up = error
-        except (tinker.TinkerError, ValueError) as error:
-            gave_up = error
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is what is looked for
-            violation = f"an error nobody can make sense of: {error!r}"
+        gave_up, violation = await _played(supervisor, schedule, server, limit_s)
         server.release()
         wall_s = time.monotonic() - began
         run = supervisor.runs[0] if supervisor.runs else None
@@ -289,6 +282,43 @@ async def play(schedule: Schedule) -> Outcome:
             violation,
             wall_s,
         )
+
+
+async def _played(
+    supervisor: Supervisor, schedule: Schedule, server: LocalTinker, limit_s: float
+) -> tuple[BaseException | None, str]:
+    """What the run was given up with, and the promise that was broken while it lasted."""
+    loop, scope = asyncio.get_running_loop(), anyio.CancelScope()
+
+    def facts() -> str:
+        struck = [f"{each.rule!r} at step {each.step}" for each in server.fired]
+        return f"struck: {struck}; sessions: {server.sessions()}; runs: {supervisor.runs!r}"
+
+    gave_up: BaseException | None = None
+    violation = ""
+    try:
+        with (
+            watched(
+                limit_s,
+                {"event loop of the run": loop, "event loop of the SDK": sdk.get_loop()},
+                over=lambda: loop.call_soon_threadsafe(scope.cancel),
+                facts=facts,
+            ) as watch,
+            scope,
+            noted(watch),
+            mock.patch.object(backend, "STANDBY_AFTER_S", 0.03),
+        ):
+            async with supervisor:
+                await _train(supervisor, schedule, server)
+    except (RecoveryExhausted, RecoveryRefused, NoUsableCheckpoint, ServiceUnusable) as error:
+        gave_up = error
+    except (tinker.TinkerError, ValueError) as error:
+        gave_up = error
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what is looked for
+        violation = f"an error nobody can make sense of: {error!r}"
+    if scope.cancel_called:
+        return None, f"it hung {watch.report}"
+    return gave_up, violation
 
 
 async def _train(supervisor: Supervisor, schedule: Schedule, server: LocalTinker) -> None:
@@ -360,6 +390,10 @@ async def _left_behind(
 def _sdk_tasks() -> list[str]:
     async def look() -> list[str]:
         me = asyncio.current_task()
-        return [repr(task.get_coro()) for task in asyncio.all_tasks() if task is not me]
+        return [
+            f"{task.get_coro()!r}, which is at {' > '.join(chain(task.get_coro()))}"
+            for task in asyncio.all_tasks()
+            if task is not me
+        ]
 
-    return asyncio.run_coroutine_threadsafe(look(), sdk.get_loop()).result()
+    return asyncio.run_coroutine_threadsafe(look(), sdk.get_loop()).result(LIMIT_S)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ import warnings
 
 import anyio
 from _chaos import Outcome, Schedule, cases, play
+from _hang import log_nowhere_else
 from _report import Bar, bars, table
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
@@ -82,9 +82,7 @@ def play_all(count: int, first_seed: int, limit_s: float | None) -> list[Outcome
 def main() -> None:
     """Play, and print."""
     given_ = arguments()
-    logging.getLogger("tinker_recovery").setLevel(logging.CRITICAL + 1)
-    logging.getLogger("tinker").setLevel(logging.CRITICAL + 1)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    log_nowhere_else()
     warnings.simplefilter("ignore", ResourceWarning)
     anyio.run(play, Schedule(0, blocking=False, faults=()))  # pays for imports and the reference
     calm = {

@@ -407,6 +407,11 @@ def set_open_again_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
     patch.setattr("tinker_recovery.service.backend.OPEN_AGAIN_S", seconds)
 
 
+def give_up_a_session_within(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """How long a session that is given up may take to open, and then to be closed."""
+    patch.setattr("tinker_recovery.service.closing.ABANDON_S", seconds)
+
+
 def set_standby_after_s(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """How long after a run's start the standby session is opened."""
     patch.setattr("tinker_recovery.service.backend.STANDBY_AFTER_S", seconds)

@@ -6,6 +6,7 @@ import asyncio
 
 import anyio
 import pytest
+from loops import until
 
 from tinker_recovery.shielding import to_the_end
 
@@ -85,6 +86,23 @@ async def test_a_failure_behind_a_cancellation_is_not_left_unread() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert work.undone == []
+
+
+async def test_what_takes_long_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tinker_recovery.shielding.SAY_S", 0.02)
+    work = _Work()
+    task = asyncio.create_task(to_the_end(work()))
+    await work.begun.wait()
+    task.cancel()
+    await until(lambda: bool(caplog.records))
+    work.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    said = caplog.messages[0]
+    assert "_Work.__call__ is carried out to its end, though this was cancelled" in said
+    assert "it is at Event.wait, line " in said
 
 
 def test_an_event_loop_that_is_shut_down_ends_it() -> None:

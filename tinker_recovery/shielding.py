@@ -8,12 +8,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
 
+from tinker_recovery.clock import growing_intervals
+
+logger = logging.getLogger("tinker_recovery")
+
 _T = TypeVar("_T")
+
+SAY_S = 30.0
+"""What takes longer than this is reported, and again at growing intervals: it holds up Ctrl-C."""
 
 
 async def to_the_end(
@@ -51,10 +59,34 @@ async def to_the_end(
 async def _ended(working: asyncio.Task[Any]) -> asyncio.CancelledError | None:
     """Wait until it is done; returns the cancellation that came meanwhile."""
     cancelled = None
+    coroutine: Any = working.get_coro()
+    intervals = growing_intervals(SAY_S)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    say_at = began + next(intervals)
     with anyio.CancelScope(shield=True):
         while not working.done():
             try:
-                await asyncio.wait([working])
+                await asyncio.wait([working], timeout=max(0.0, say_at - loop.time()))
             except asyncio.CancelledError as error:
                 cancelled = error
+            if loop.time() >= say_at and not working.done():
+                say_at += next(intervals)
+                logger.warning(
+                    "%s is carried out to its end, %s, and has taken %.0f s so far: it is at %s",
+                    coroutine.__qualname__,
+                    "though this was cancelled" if cancelled else "whatever is cancelled",
+                    loop.time() - began,
+                    _place(coroutine),
+                )
     return cancelled
+
+
+def _place(coroutine: Any) -> str:
+    """The innermost function that a coroutine has come to."""
+    place = "its beginning"
+    while (code := getattr(coroutine, "cr_code", None)) is not None:
+        frame = coroutine.cr_frame
+        place = code.co_qualname + ("" if frame is None else f", line {frame.f_lineno}")
+        coroutine = coroutine.cr_await
+    return place

@@ -9,6 +9,7 @@ of another checkpoint is closed.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -17,6 +18,13 @@ from tinker_recovery.checkpoints.canary import Answer
 from tinker_recovery.recovery.spares import Spawn
 from tinker_recovery.service import Connection, TinkerBackend
 from tinker_recovery.service.pending_session import PendingSession
+from tinker_recovery.shielding import to_the_end
+from tinker_recovery.telemetry.names import SCOPE
+
+logger = logging.getLogger(SCOPE)
+
+END_S = 15.0
+"""How long what is made may take to end, once it is not wanted: its own deadlines are a third."""
 
 Close = Callable[[Connection], Awaitable[None]]
 Make = Callable[[], Awaitable[Connection]]
@@ -40,7 +48,7 @@ class Ahead:
         self._session: PendingSession | None = None
         self.path: str | None = None
         """The checkpoint that the client to be taken is of; None if there is none."""
-        self._begun = False
+        self._begun = self._is_late = False
         self._scope = anyio.CancelScope()
         self._made = anyio.Event()
         self._asked = anyio.Event()
@@ -79,6 +87,8 @@ class Ahead:
             finally:
                 self._made.set()
                 self._asked.set()
+                if self._is_late:
+                    await to_the_end(self._close_made())
 
         self._spawn(work)
 
@@ -113,22 +123,39 @@ class Ahead:
         """Close the client if it was not taken, and ask no more on it; in the background."""
         self.path = self._taken = None
         if self._begun:
-            self._spawn(self._end)
+            self._spawn(self._end_behind)
 
     async def discard(self) -> None:
-        """Close what was not taken; never raises an Exception."""
+        """Close what was not taken, whoever cancels that; never raises an Exception."""
         self.path = self._taken = None
-        with anyio.CancelScope(shield=True):
-            if (session := self.session()) is not None:
-                await self._backend.discard(session)
-            await self._end()
+        await to_the_end(self._discard())
+
+    async def _discard(self) -> None:
+        if (session := self.session()) is not None:
+            await self._backend.discard(session)
+        await self._end()
+
+    async def _end_behind(self) -> None:
+        await to_the_end(self._end())
 
     async def _end(self) -> None:
-        with anyio.CancelScope(shield=True):
-            if self._begun:
-                self._begun = False
-                self._scope.cancel()
+        if self._begun:
+            self._begun = False
+            self._scope.cancel()
+            with anyio.move_on_after(END_S) as waiting:
                 await self._asked.wait()
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                await self._close(connection)
+            if waiting.cancelled_caught:
+                # What is still made closes itself, or is closed once it is there.
+                self._is_late = True
+                logger.warning(
+                    "a client that is not used is still being made %g s after that was ended; "
+                    "it is not waited for, and closed in the background",
+                    END_S,
+                )
+                return
+        await self._close_made()
+
+    async def _close_made(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._close(connection)

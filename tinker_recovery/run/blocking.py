@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import inspect
 import logging
+import math
 import queue
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
@@ -39,8 +40,13 @@ BlockingRunner = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 async def in_worker_thread(function: Callable[[], Any]) -> Any:
-    """Run a blocking function in a worker thread; cancelling the wait abandons it."""
-    return await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
+    """Run a blocking function in a worker thread; cancelling the wait abandons it.
+
+    Not in one of the 40 that all share: a loop keeps its thread for hours, so the 41st would never
+    begin, and whatever else needs a thread would wait for ever.
+    """
+    limiter = anyio.CapacityLimiter(math.inf)
+    return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=limiter)
 
 
 def is_async(train: Callable[..., Any]) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import anyio
 
@@ -32,6 +32,9 @@ logger = logging.getLogger(SCOPE)
 Lease = Literal["service", "journal", "both"]
 """What a named run is held by: a claim at the service, the lease in the journal, or both."""
 
+SAY_S = 10.0
+"""A run that waits for the end of an earlier one says so after this long."""
+
 _LEASES: tuple[Lease, ...] = get_args(Lease)
 
 
@@ -43,6 +46,20 @@ def check_lease(lease: str) -> None:
     """
     if lease not in _LEASES:
         raise UsageError(f"lease={lease!r} is not allowed: 'service', 'journal' or 'both'")
+
+
+async def _until_released(name: str, guard: Guard) -> None:
+    """Wait for a run of that name that has just ended here: its clients are being closed."""
+    with anyio.move_on_after(SAY_S):
+        await guard.released.wait()
+        return
+    logger.warning(
+        "run %s was under way in this process until now, and has not closed its clients after "
+        "%g s: its next run waits for that",
+        name,
+        SAY_S,
+    )
+    await guard.released.wait()
 
 
 def is_dead(claimant: Claimant) -> bool:
@@ -101,7 +118,7 @@ class Claiming:
             return Guard()
         earlier = self._guards.get(name)
         if earlier is not None:
-            await earlier.released.wait()  # a run of that name that has just ended
+            await _until_released(name, earlier)
         try:
             claim = await self._claims.enter(name, on_held=on_held, job=job)
         except StatusUnavailable as error:
@@ -167,6 +184,29 @@ async def claim_lost(run: SupervisedRun) -> LeaseLost | None:
     except LeaseLost as error:
         return error
     return None
+
+
+async def end_and_give_free(
+    ending: Coroutine[Any, Any, None],
+    run: SupervisedRun,
+    attempts: Iterable[AttemptScope | None],
+    *,
+    well: bool = False,
+) -> None:
+    """Carry out what a run's end needs, and release its guard then; both whoever cancels this.
+
+    The next run of that name in this process waits for the guard.
+
+    Args:
+        ending: Has a deadline of its own.
+        run: The run.
+        attempts: All of its attempts.
+        well: As of :func:`give_free`.
+    """
+    try:
+        await to_the_end(ending)
+    finally:
+        await give_free(run, attempts, well=well)
 
 
 async def give_free(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tinker_recovery.service.base import RUN_FINISHED
 from tinker_recovery.telemetry.greeting import RunEnd
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ def end_of(run: SupervisedRun, error: BaseException | None) -> RunEnd:
     )
 
 
-async def say_the_end(
-    attempt: AttemptScope, error: BaseException | None, status: CloseStatus, detail: str
-) -> None:
+async def say_the_end(attempt: AttemptScope, error: BaseException | None) -> None:
     """Say at the service and in the journal how a run has ended: at both, or they would differ."""
-    await attempt.close(status, detail)
+    status: CloseStatus = "success"
+    if error is not None:
+        status = "errored" if isinstance(error, Exception) else "interrupted"
+    await attempt.close(status, RUN_FINISHED if error is None else type(error).__name__)
     await attempt.run.journal.run_ends(error)

@@ -131,8 +131,10 @@ class RunRegister:
             self.by_name.pop(name, None)
             self.monitored.pop(name, None)
             if opened is not None:
-                await opened.record.end(None)
-                await opened.guard.release()
+                try:
+                    await opened.record.end(None)
+                finally:
+                    await opened.guard.release()
             raise
         finally:
             self._opening.discard(name)

@@ -25,7 +25,7 @@ from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.at_exit import failure_at_exit, unseen_fault
 from tinker_recovery.run.attempts import Attempts
-from tinker_recovery.run.claiming import claim_lost, give_free
+from tinker_recovery.run.claiming import claim_lost, end_and_give_free
 from tinker_recovery.run.ending import end_of, say_the_end
 from tinker_recovery.run.first_client import first_client
 from tinker_recovery.run.history import RunHistory
@@ -36,9 +36,7 @@ from tinker_recovery.run.rollback_detector import RollbackDetector
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.service import Connection, Origin, Patience
-from tinker_recovery.service.base import RUN_FINISHED, CloseStatus
 from tinker_recovery.service.guard import Guard
-from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry import RunTelemetry, names
 
 if TYPE_CHECKING:
@@ -455,8 +453,7 @@ class SupervisedRun:
     async def _over(self, error: BaseException | None) -> None:
         """The run is over, well or by this error; the journal gets its end, and its lease back."""
         self._end(error)
-        await self.journal.run_ends(error)
-        await give_free(self, [*self.attempts, self._ready])
+        await end_and_give_free(self.journal.run_ends(error), self, [*self.attempts, self._ready])
 
     def _end(self, error: BaseException | None) -> None:
         self.ended = True
@@ -469,19 +466,19 @@ class SupervisedRun:
     async def attempt_over(self, attempt: AttemptScope, error: BaseException | None) -> None:
         """The body was left for good: by its end, or by an exception that is not ours."""
         fault = attempt.fault
-        if fault is not None and (not self.policy.enabled or fault.verdict is Verdict.GIVE_UP):
-            # Callbacks and listeners see the fault before the error leaves.
-            with anyio.move_on_after(2 * self.policy.close_timeout_s):
-                await self._queue.settled(fault)
-        lost = await claim_lost(self) if error is None else None
+        lost: BaseException | None = None
+        try:
+            if fault and (not self.policy.enabled or fault.verdict is Verdict.GIVE_UP):
+                # Callbacks and listeners see the fault before the error leaves.
+                with anyio.move_on_after(2 * self.policy.close_timeout_s):
+                    await self._queue.settled(fault)
+            lost = await claim_lost(self) if error is None else None
+        except BaseException as cancelled:  # noqa: BLE001 - raised below: the run is over all the same
+            lost = cancelled
         error = error or lost
         self._end(error)
-        status: CloseStatus = "success"
-        if error is not None:
-            status = "errored" if isinstance(error, Exception) else "interrupted"
-        detail = RUN_FINISHED if error is None else type(error).__name__
-        await to_the_end(say_the_end(attempt, error, status, detail))
-        await give_free(self, [*self.attempts, self._ready], well=error is None)
+        said = say_the_end(attempt, error)
+        await end_and_give_free(said, self, [*self.attempts, self._ready], well=error is None)
         if lost is not None:
             raise lost
 

@@ -17,7 +17,7 @@ from tinker.lib.base_url import resolve_base_url
 from tinker.lib.public_interfaces.api_future import APIFuture
 
 from tinker_recovery.errors import StatusRefused, UsageError
-from tinker_recovery.service import at_work, credentials, sdk_workarounds
+from tinker_recovery.service import at_work, closing, credentials, sdk_workarounds
 from tinker_recovery.service.at_work import Patience, patiently
 from tinker_recovery.service.base import (
     CloseStatus,
@@ -26,7 +26,6 @@ from tinker_recovery.service.base import (
     Origin,
     ServiceFactory,
 )
-from tinker_recovery.service.missing_routes import is_missing, say_no_finish
 from tinker_recovery.service.pending_session import PendingSession
 from tinker_recovery.service.refusals import is_limit
 from tinker_recovery.service.waiting import result_of
@@ -49,9 +48,6 @@ another socket. The SDK repeats the request only after 60 s.
 
 STANDBY_AFTER_S = 1.0
 """How long after a client is created the standby session is opened, so as not to delay it."""
-
-ABANDON_S = 2.0
-"""How long giving up a creation waits for its thread, and then for its session to close."""
 
 
 def endpoint_of(service: tinker.ServiceClient) -> Endpoint:
@@ -239,7 +235,9 @@ class TinkerBackend:
         released.
         """
         if connection.service is not None:
-            await to_the_end(_close(connection.service, status, detail, deadline_s=deadline_s))
+            await to_the_end(
+                closing.close(connection.service, status, detail, deadline_s=deadline_s)
+            )
 
 
 def is_open(connection: Connection) -> bool:
@@ -275,7 +273,7 @@ async def _created(pending: PendingSession) -> Any:
 async def _give_up(pending: PendingSession, detail: str) -> None:
     pending.release()
     # Usually the thread is about to end, and then nothing is left behind.
-    with anyio.move_on_after(ABANDON_S):
+    with anyio.move_on_after(closing.ABANDON_S):
         await asyncio.wrap_future(pending.finished)
     await _abandon(pending, detail)
     # Last: for a request that is cancelled just as it fails, the SDK logs a traceback.
@@ -286,7 +284,7 @@ async def _give_up(pending: PendingSession, detail: str) -> None:
 async def _abandon(pending: PendingSession, detail: str) -> None:
     service = pending.abandon()
     if service is not None:
-        await _close(service, "interrupted", detail, deadline_s=ABANDON_S)
+        await closing.close(service, "interrupted", detail, deadline_s=closing.ABANDON_S)
 
 
 def _check_client(training: object) -> None:
@@ -295,29 +293,3 @@ def _check_client(training: object) -> None:
             f"start= returned {type(training).__name__}: it has to return a tinker.TrainingClient "
             "or a future of one"
         )
-
-
-async def _close(
-    service: tinker.ServiceClient, status: CloseStatus, detail: str, *, deadline_s: float
-) -> None:
-    future = None
-    try:
-        with anyio.fail_after(deadline_s):
-            future = await anyio.to_thread.run_sync(
-                service.close, status, detail, abandon_on_cancel=True
-            )
-            await future
-    except TimeoutError:
-        logger.warning(
-            "closing a session took longer than %g s; the service will time it out", deadline_s
-        )
-    except Exception as error:  # noqa: BLE001 - nothing may depend on a session being closed
-        if is_missing(error):
-            say_no_finish(resolve_base_url(service._base_url))  # noqa: SLF001 - the SDK has no public way to ask
-            return
-        logger.warning("closing a session failed; the service will time it out: %r", error)
-    finally:
-        if future is not None and not future.future().done():
-            # Skips the finish request but still runs the SDK's clean-up, without which every
-            # future of that client would keep polling.
-            future.future().cancel()

@@ -17,6 +17,7 @@ from typing import Any
 
 import tinker
 
+from tinker_recovery.service import closing
 from tinker_recovery.service.base import (
     FromBaseModel,
     FromCallable,
@@ -147,4 +148,5 @@ class PendingSession:
             self.finished.set_result(None)
             abandoned = self._abandoned
         if abandoned and self.service is not None:
-            self.service.close("interrupted", "abandoned while it was being created")
+            detail = "abandoned while it was being created"
+            closing.close_here(self.service, "interrupted", detail, deadline_s=closing.ABANDON_S)
