@@ -35,7 +35,7 @@ class Service:
         self.rank = 8
         self.status = 200
         self.run_status = 200
-        self.sizes: dict[str, str] = {}
+        self.sizes: dict[str, int] = {}
         """What is noted of sizes before."""
 
     def save(self, step: int, run: str = "a", **changes: Any) -> str:
