@@ -6,6 +6,7 @@ Everything here is about weights that may be older than their step says.
 from __future__ import annotations
 
 import math
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -233,6 +234,27 @@ def test_an_outage_may_have_begun_with_the_request_that_met_it() -> None:
     assert world.detector.sound_to == 3, "it is still the same"
 
 
+def test_an_outage_without_a_request_that_waited_begins_now() -> None:
+    world = World()
+    world.store(3)
+    world.now_s += 1.0
+    world.store(5)
+    world.now_s += 0.5
+    world.detector.note_unreachable(world.attempt, "refused")
+    assert world.detector.sound_to == 5
+
+
+def test_an_outage_before_any_attempt_begins_where_the_run_does_and_met_no_request() -> None:
+    world = World(prompt=False)
+    world.run.start_step, world.run.current = 7, None
+    world.detector.note_unreachable(None, "refused")
+    assert world.detector.sound_to == 7
+    world.run.current = world.attempt
+    world.reachable()
+    assert world.declared == []
+    assert len(world.unknown) == 1
+
+
 # -- what a fault casts doubt on -----------------------------------------------------------------
 
 
@@ -369,6 +391,37 @@ def test_without_a_canary_an_outage_is_decided_by_how_long_and_how_it_was(
         assert event.fields[names.CHECKPOINT_STEP] == 5
 
 
+@pytest.mark.parametrize(
+    ("hows", "outcome"),
+    [
+        (("refused", "silent", "refused", "silent"), "back"),
+        (("silent", "refused", "silent", "silent"), "said"),
+        (("silent", "silent", "silent", "refused"), "said"),
+        (("silent", "broken", "refused", "refused"), "said"),
+    ],
+)
+def test_an_outage_lasts_from_the_first_request_that_met_it_to_the_last(
+    hows: tuple[str, ...], outcome: str
+) -> None:
+    """A third of a second each; only what was refused counts as a server that is gone."""
+    world = World(prompt=False)
+    for how in hows:
+        world.unreachable(how)
+        world.now_s += 0.3
+    world.reachable()
+    assert bool(world.declared) == (outcome == "back")
+    assert len(world.unknown) == (outcome == "said")
+    assert all("out of reach for 0.9 s" in event.message for event in world.unknown)
+
+
+def test_what_was_down_once_was_down_though_the_last_request_met_a_silence() -> None:
+    world = World(open_requests=1)
+    for how in ("broken", "silent"):
+        world.unreachable(how)
+    world.reachable()
+    assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+
+
 @pytest.mark.parametrize("has", ["nothing", "an origin", "a checkpoint", "a save"])
 def test_who_has_nothing_to_go_back_to_is_warned(has: str) -> None:
     world = World(prompt=False)
@@ -424,7 +477,36 @@ def test_without_a_canary_a_closed_connection_is_said_once_if_anything_was_train
         world.reachable()
         world.now_s += 60.0
     assert len(world.unknown) == min(steps_done, 1)
+    assert all("closed an idle connection" in event.message for event in world.unknown)
+    assert world.canaries_asked == steps_done, "it is not even noted after that"
     assert world.declared == []
+
+
+def test_with_a_canary_a_closed_connection_is_looked_into_before_the_first_step_as_well() -> None:
+    world = World(steps_done=0)
+    world.detector.note_cut(world.attempt)
+    assert world.canaries_asked == 1
+
+
+def test_a_cut_during_an_outage_changes_nothing_of_it() -> None:
+    world = World(open_requests=1)
+    world.unreachable()
+    asked = world.canaries_asked
+    world.now_s += 60.0
+    world.store(8)
+    world.detector.note_cut(world.attempt)
+    assert (world.detector.sound_to, world.canaries_asked) == (2, asked)
+    world.reachable()
+    assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+
+
+@pytest.mark.parametrize("how", ["broken", "refused"])
+def test_what_is_said_of_a_moment_is_not_what_is_said_of_an_idle_connection(how: str) -> None:
+    world = World(prompt=False)
+    world.unreachable(how)
+    world.reachable()
+    assert len(world.unknown) == 1
+    assert "was away for a moment" in world.unknown[0].message
 
 
 def test_a_cut_before_any_attempt_says_nothing() -> None:
@@ -442,6 +524,170 @@ def test_an_outage_that_follows_a_cut_counts_from_the_outage() -> None:
     assert world.detector.sound_to == 5
     world.reachable()
     assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+
+
+# -- what the canary says ------------------------------------------------------------------------
+
+
+def _answer(*logprobs: float) -> Any:
+    return SimpleNamespace(
+        loss_fn_outputs=[{"logprobs": SimpleNamespace(data=list(logprobs))}], metrics={}
+    )
+
+
+def _answered(result: object) -> Future[Any]:
+    future: Future[Any] = Future()
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+    return future
+
+
+AT = {step: (-1.0, -2.0 - step) for step in (2, 3, 5, 7, 9)}
+"""What the canary answers on the weights of a step; without noise."""
+
+
+async def _looked(world: World, answer: Any, *, at: int = 9) -> None:
+    """An outage that is looked into, and what comes of it."""
+    for step in (2, 3, 5, 7):
+        world.known.canaries.record("a", step, AT[step])
+    world.client.run_canary = lambda: (_answered(answer), at)
+    world.reachable()
+    (look,) = world.spawned
+    await cast("Any", look)()
+
+
+@pytest.mark.parametrize("kept", [2, 3, 5])
+async def test_weights_of_an_earlier_step_take_the_run_back(kept: int) -> None:
+    world = World()
+    world.store(3, 5)
+    world.unreachable()
+    world.store(7)
+    await _looked(world, _answer(*AT[kept]))
+    assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+    # What the canary has answered otherwise at, before the outage, is sound: up to step 5.
+    assert world.limit == 5
+    assert world.unknown == []
+
+
+async def test_weights_as_they_never_were_before_are_the_newest_ones() -> None:
+    world = World()
+    world.store(3, 5)
+    world.unreachable()
+    await _looked(world, _answer(*AT[9]))
+    assert (world.declared, world.unknown, world.limit) == ([], [], math.inf)
+    assert world.detector.sound_to == math.inf, "the outage is over"
+    world.spawned.clear()
+    world.reachable()
+    assert world.spawned == []
+
+
+async def test_with_requests_under_way_weights_as_they_never_were_are_warned_of() -> None:
+    """The policy asks to be warned: so the canary is asked, and what it says is no proof."""
+    world = World(open_requests=2, on_outage="warn")
+    world.store(5)
+    world.unreachable()
+    await _looked(world, _answer(*AT[9]))
+    assert world.declared == []
+    (event,) = world.unknown
+    assert "with 2 requests under way" in event.message
+    assert event.fields[names.CHECKPOINT_STEP] == 5
+
+
+async def test_what_was_saved_since_the_outage_is_not_compared_with() -> None:
+    """It may be of either state."""
+    world = World()
+    world.store(3, 5)
+    world.unreachable()
+    world.store(7)
+    await _looked(world, _answer(*AT[7]))
+    assert (world.declared, world.limit) == ([], math.inf)
+
+
+async def test_what_a_run_has_left_is_not_compared_with() -> None:
+    """Its second attempt began at step 3 of the first, which had gone on to step 7."""
+    world = World()
+    second: Any = SimpleNamespace(**{**vars(world.attempt), "id": "b", "start_step": 3})
+    second.segment = segment("b", 3, path("a", 3))
+    world.run.current = second
+    world.run.attempts.append(second)
+    for step in (2, 3, 5, 7):
+        world.known.canaries.record("a", step, AT[step])
+    assert world.detector._known_on_branch() == [("a", 2), ("a", 3)]
+    world.known.canaries.record("b", 9, AT[9])
+    assert sorted(world.detector._known_on_branch()) == [("a", 2), ("a", 3), ("b", 9)]
+
+
+@pytest.mark.parametrize("refused_s", [0.0, MOMENT_S])
+async def test_an_answer_that_says_nothing_leaves_it_to_how_the_outage_was(
+    refused_s: float,
+) -> None:
+    """The model has hardly moved: the answer may be that of several steps."""
+    world = World()
+    world.store(3, 5)
+    world.unreachable()
+    world.now_s += refused_s
+    world.unreachable()
+    for step in (2, 3, 5, 7):
+        world.known.canaries.record("a", step, AT[2])
+    world.client.run_canary = lambda: (_answered(_answer(*AT[2])), 9)
+    world.reachable()
+    (look,) = world.spawned
+    await cast("Any", look)()
+    assert bool(world.declared) == bool(refused_s)
+    assert len(world.unknown) == (not refused_s)
+
+
+@pytest.mark.parametrize("why", ["it failed", "faulty", "closed", "not asked"])
+async def test_a_look_that_comes_to_nothing_leaves_the_outage_open_and_is_repeated(
+    why: str,
+) -> None:
+    world = World()
+    world.store(5)
+    world.unreachable()
+    asked: list[int] = []
+
+    def run_canary() -> Any:
+        asked.append(1)
+        return None if why == "not asked" else (_answered(ValueError("it failed")), 9)
+
+    world.client.run_canary = run_canary
+    world.attempt.faulty, world.attempt.closed = why == "faulty", why == "closed"
+    world.reachable()
+    (look,) = world.spawned
+    await cast("Any", look)()
+    assert bool(asked) == (why in {"it failed", "not asked"})
+    assert world.detector.sound_to == 5
+    assert (world.declared, world.unknown) == ([], [])
+    world.reachable()
+    assert len(world.spawned) == 2
+
+
+@pytest.mark.parametrize("ends", ["sound", "cannot tell", "a fault meanwhile"])
+async def test_at_the_end_an_outage_is_looked_into_and_what_cannot_be_told_is_decided(
+    ends: str,
+) -> None:
+    world = World()
+    world.store(5)
+    world.unreachable()
+    world.now_s += MOMENT_S
+    world.unreachable()
+    delivered: list[int] = []
+
+    def deliver() -> None:
+        delivered.append(1)
+        world.attempt.faulty = ends == "a fault meanwhile"
+
+    world.run.mailbox.deliver = deliver
+    world.known.canaries.record("a", 5, AT[5])
+    answer = _answer(*AT[9]) if ends == "sound" else ValueError("it failed")
+    world.client.run_canary = lambda: (_answered(answer), 9)
+    await world.detector.settle(world.attempt)
+    assert delivered == [1]
+    cannot_tell = ends == "cannot tell"
+    assert world.declared == ([(Kind.ROLLED_BACK, DetectedBy.CANARY)] if cannot_tell else [])
+    assert world.spawned == []
 
 
 # -- the end -------------------------------------------------------------------------------------
