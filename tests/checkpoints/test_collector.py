@@ -9,11 +9,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
-import anyio
 import httpx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from made import LINEAGE, NOW, path, record, segment
 from pydantic import SecretStr
 
@@ -426,26 +423,29 @@ async def test_what_something_speaks_against_is_not_relied_on(against: str) -> N
     assert 2 in world.steps()
 
 
-@settings(max_examples=15)
-@given(
-    steps=st.sets(st.integers(1, 9), min_size=1, max_size=5), protected=st.sets(st.integers(1, 9))
-)
-def test_what_is_protected_pending_or_kept_from_outside_stays(
-    steps: set[int], protected: set[int]
+@pytest.mark.parametrize("how", ["protected", "pending", "keeps"])
+@pytest.mark.parametrize("kept_step", [1, 2, 3])
+async def test_what_is_protected_pending_or_kept_from_outside_stays(
+    how: str, kept_step: int
 ) -> None:
-    ordered = sorted(steps)
-    for how in ("protected", "pending", "keeps"):
-        world = World(*ordered)
-        kept = {path("a", step): "it is being read" for step in protected}
-        more: dict[str, Any] = {}
-        if how == "protected":
-            world.protected = kept
-        elif how == "pending":
-            world.pending = set(kept)
-        else:
-            more["keeps"] = lambda _: kept  # noqa: B023 - asked within this round
-        anyio.run(lambda: world.collect(**more))  # noqa: B023 - the same
-        assert world.steps() == sorted({ordered[-1], *(steps & protected)})
+    world, kept = World(1, 2, 3), {path("a", kept_step): "it is being read"}
+    more: dict[str, Any] = {}
+    if how == "protected":
+        world.protected = kept
+    elif how == "pending":
+        world.pending = set(kept)
+    else:
+        more["keeps"] = lambda run: kept if run is world else {}
+    await world.collect(**more)
+    assert world.steps() == sorted({3, kept_step})
+
+
+async def test_what_is_not_ours_stays_and_is_no_trouble() -> None:
+    world = World(1, 2, 3)
+    foreign = world.save(4)
+    world.stored[foreign]["user_metadata"] = {}
+    await world.collect()
+    assert world.steps() == [3, 4]
 
 
 async def test_where_it_was_recovered_from_is_needed() -> None:
