@@ -65,6 +65,7 @@ class Kind(StrEnum):
     CANCELLED = "cancelled"
     REQUEST_BROKE = "request_broke"
     METADATA_REFUSED = "metadata_refused"
+    SAVE_REFUSED = "save_refused"
     PROCESS_LOST = "process_lost"
     LEASE_LOST = "lease_lost"
     SAVES_FAIL = "saves_fail"
@@ -235,15 +236,19 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.METADATA_REFUSED,
         Verdict.RECOVER,
-        "the service refuses the metadata of a save, and the SDK's client cannot be used after "
-        "that: from now on saves carry none",
+        "the service refuses the metadata of a save: from now on saves carry none",
         "HTTP 422 or 400 to a save, until one with metadata was listed with it",
+    ),
+    VerdictRule(
+        Kind.SAVE_REFUSED,
+        Verdict.RECOVER,
+        "the service refuses a save; after two in a row the run saves no more, and trains on",
+        "HTTP 4xx to a save of ours, but for 401, 402, 408, 409, 410 and 429",
     ),
     VerdictRule(
         Kind.PROCESS_LOST,
         Verdict.RECOVER,
-        "the process that trained the run ended before the run did; its steps since the last "
-        "checkpoint are done again",
+        "the process that trained the run ended before the run did",
         "an unfinished run of this name in the journal",
     ),
     VerdictRule(
@@ -319,8 +324,7 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.USER_ERROR,
         Verdict.GIVE_UP,
-        "the service rejects the request's content, and would again; but if its status reports the "
-        "run as corrupted, that counts instead",
+        "the service rejects what is in the request, and would again, unless the run is corrupted",
         "RequestFailedError, category user",
         _failed(RequestErrorCategory.User),
         breaks_client=False,
@@ -328,8 +332,7 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.CONFLICT,
         Verdict.RECOVER,
-        "a name is taken, most likely by the first try of a save whose reply was lost; the SDK's "
-        "client cannot be used after that",
+        "a name is taken, most likely by the first try of a save whose reply was lost",
         "HTTP 409, after the SDK's own 300 s",
         _status(409),
         frozenset({SeenIn.CALL, SeenIn.BODY}),
@@ -337,8 +340,7 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.UNAVAILABLE,
         Verdict.RECOVER,
-        "the service could not be reached for as long as the SDK retries, and the SDK's client "
-        "cannot be used after that",
+        "the service could not be reached for as long as the SDK retries",
         "connection errors, HTTP 408 and 5xx, after the SDK's own retries",
         lambda error: (
             isinstance(error, (tinker.APIConnectionError, tinker.InternalServerError))
@@ -389,8 +391,7 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.CANCELLED,
         Verdict.RECOVER,
-        "a request was cancelled, by a timeout around it or by the SDK; every later request would "
-        "wait for it for ever",
+        "a request was cancelled, by a timeout around it or by the SDK: later ones wait for it",
         "CancelledError, though the loop was not cancelled",
         _is(asyncio.CancelledError, concurrent.futures.CancelledError),
         frozenset({SeenIn.CALL}),
@@ -398,8 +399,7 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.REQUEST_BROKE,
         Verdict.RECOVER,
-        "a request ended in an unknown error, such as a result that cannot be decoded; the SDK's "
-        "client cannot be used after that",
+        "a request ended in an unknown error, such as a result that cannot be decoded",
         "any other exception of a request",
         _is(Exception),
         frozenset({SeenIn.CALL}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ KEY = "tml-local-key"
 
 
 @contextmanager
-def _serving(*arguments: str) -> Iterator[str]:
+def _serving(*arguments: str, said: list[str] | None = None) -> Iterator[str]:
     with subprocess.Popen(  # noqa: S603 - our own command
         [*COMMAND, "serve", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
@@ -36,6 +37,7 @@ def _serving(*arguments: str) -> Iterator[str]:
             yield line.split("TINKER_BASE_URL=")[1].split()[0]
         finally:
             server.terminate()
+            (said if said is not None else []).extend(server.stdout.read().splitlines())
 
 
 async def _kinds(monkeypatch: pytest.MonkeyPatch, url: str) -> list[str]:
@@ -48,8 +50,21 @@ async def _kinds(monkeypatch: pytest.MonkeyPatch, url: str) -> list[str]:
 
 
 async def test_a_server_is_started_with_its_faults(monkeypatch: pytest.MonkeyPatch) -> None:
-    with _serving("--fault", "poison@7", "--fault", "gone:forward_backward@12") as url:
+    said: list[str] = []
+    with _serving("--fault", "poison@7", "--fault", "gone:forward_backward@12", said=said) as url:
         assert await _kinds(monkeypatch, url) == ["request_failed", "gone"]
+    poison, gone = (line.partition(" ")[2] for line in said if " strikes " in line and ":" in line)
+    assert re.fullmatch(r"poison strikes \w+ at step 7 of session-\w+:train:0", poison)
+    assert re.fullmatch(r"gone strikes \w+ at step 12 of session-\w+:train:0", gone)
+
+
+async def test_a_fault_that_lasts_is_said_once_by_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    with _serving("--fault", "status:optim_step@3,status=503,times=3", said=said) as url:
+        assert await _kinds(monkeypatch, url) == []
+    assert len([line for line in said if "status strikes optim_step at step 3 of" in line]) == 1
 
 
 async def test_one_is_injected_into_a_run_by_its_name(local: LocalTinker) -> None:

@@ -30,10 +30,10 @@ def test_it_is_reported_at_growing_intervals_with_what_is_waited_for() -> None:
         clock.now += 1
         outage.lasts("sft", clock.now - 1000 + 3)
     assert [each.message.partition(";")[0] for each in said] == [
-        f"no step for {seconds + 3} s" for seconds in (20, 60, 140, 300, 620)
+        f"no step for {seconds + 3} s" for seconds in (5, 15, 35, 75, 155, 315, 635)
     ]
     assert said[0].message == (
-        "no step for 23 s; the service does not answer; waiting up to 3600 s (max_wait_s)"
+        "no step for 8 s; the service does not answer; waiting up to 3600 s (max_wait_s)"
     )
     assert {(each.name, each.run) for each in said} == {("recovery.waiting", "sft")}
 

@@ -72,7 +72,7 @@ async def test_an_outage_while_it_is_polled_is_said_once_in_a_while_and_its_end(
             local.end_outage()
             await anyio.sleep(0.5)
 
-    monkeypatch.setattr(outage, "WORTH_TELLING_S", 0.1)
+    monkeypatch.setattr(outage, "REMIND_S", 0.1)
     events: list[RecoveryEvent] = []
     caplog.set_level(logging.WARNING, "tinker_recovery")
     async with Supervisor(quick(poll_interval_s=0.05), on_event=events.append) as supervisor:

@@ -92,7 +92,9 @@ def command(
 def in_words(rule: FaultRule) -> str:
     """What will strike, and when."""
     request = "request" if rule.request is None else rule.request
-    when = f"the next {request}" if rule.at_step is None else f"a {request} at step {rule.at_step}"
+    article = "an" if request[0] in "aeiou" else "a"
+    at = f"{article} {request} at step {rule.at_step}"
+    when = f"the next {request}" if rule.at_step is None else at
     return f"{rule.action} strikes {when}" + (f" of {rule.run}" if rule.run else "")
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tinker_recovery.cli.common import echo
 from tinker_recovery.cli.inject import fault_of, in_words
+
+if TYPE_CHECKING:
+    from tinker_recovery.testing import FiredFault
 
 
 @click.command()
@@ -74,7 +80,7 @@ def command(  # noqa: PLR0913 - one for each option
     r"""Run a local Tinker server until Ctrl-C.
 
     It speaks the Tinker API to the unmodified SDK, with a small real model behind it. To use it,
-    set the two variables that it prints:
+    set the two variables that it prints; it prints a line when a fault strikes, too:
 
     \b
         export TINKER_BASE_URL=http://127.0.0.1:PORT TINKER_API_KEY=tml-local-key
@@ -105,6 +111,11 @@ def command(  # noqa: PLR0913 - one for each option
             f"{to_come}Ctrl-C stops it."
         )
 
+    def struck(fault: FiredFault) -> None:
+        where = f" at step {fault.step} of {fault.run}" if fault.run else ""
+        with contextlib.suppress(OSError):  # a closed pipe is no fault of the service's
+            echo(f"{time.strftime('%H:%M:%S')} {fault.rule.action} strikes {fault.request}{where}")
+
     try:
         serve(
             root=root,
@@ -112,6 +123,7 @@ def command(  # noqa: PLR0913 - one for each option
             port=port,
             ready=ready,
             faults=rules,
+            struck=struck,
             api_key=api_key,
             cold_optimizer=cold_optimizer,
             dialect=dialect,

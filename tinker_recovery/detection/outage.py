@@ -11,11 +11,8 @@ from collections.abc import Callable
 from tinker_recovery.clock import Reminder
 from tinker_recovery.telemetry import EventSink, names
 
-REMIND_S = 20.0
+REMIND_S = 5.0
 """Seconds until the first report; each further interval is twice the last, up to an hour."""
-
-WORTH_TELLING_S = 5.0
-"""An outage that is shorter, and was not reported, is not said to be over."""
 
 
 class Outage:
@@ -66,11 +63,11 @@ class Outage:
         return f"{said}; waiting up to {self._max_wait_s:g} s (max_wait_s)"
 
     def over(self, run: str) -> None:
-        """The service has answered; says so once, if it did not before."""
+        """The service has answered; says so once, if it did not for as long as is reported."""
         if self._began is None:
             return
         lasted_s, self._began = self._monotonic() - self._began, None
-        if lasted_s >= WORTH_TELLING_S:
+        if lasted_s >= REMIND_S:
             self._events.emit(
                 names.EVENT_SERVICE_BACK, run, f"the service is back after {lasted_s:.0f} s"
             )

@@ -228,7 +228,9 @@ class Writer:
         if last:
             self._dropped += len(rest)
             logger.error(
-                "the journal %s was closed with %d entries that could not be written",
+                "the journal %s was closed with %d entries that could not be written: `runs` may "
+                "show as dead what has ended. The checkpoints are safe at the service, and the "
+                "same command finds out",
                 self._database.path,
                 self._dropped,
             )

@@ -35,6 +35,7 @@ from tinker_recovery.recovery.recoverable import Recoverable, Recovery
 from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.recovery.waits import Waits
 from tinker_recovery.service import Patience
+from tinker_recovery.service.refusals import in_words
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import metrics, names, past_span, phase, refuse, trying
 
@@ -320,7 +321,7 @@ class Executor:
         self._events.emit(
             names.EVENT_FAILED,
             run.name,
-            f"recovery attempt {attempt} failed: {error}",
+            f"recovery attempt {attempt} failed: {in_words(error)}",
             {names.TRY: attempt, names.ERROR_TYPE: type(error).__qualname__},
             repeated=repeated,
         )

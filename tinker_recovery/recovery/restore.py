@@ -37,7 +37,7 @@ from tinker_recovery.service import Connection, FromCheckpoint, Origin, Patience
 from tinker_recovery.service.at_work import patiently
 from tinker_recovery.service.guard import Guard
 from tinker_recovery.service.listing import is_as_listed
-from tinker_recovery.service.refusals import is_failed, is_refused
+from tinker_recovery.service.refusals import in_words, is_failed, is_refused
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import names, phase, refuse
 
@@ -285,7 +285,7 @@ class Restore:
 
     async def _is_passed_over(self, chosen: Listed, error: Exception) -> bool:
         """Whether another checkpoint is tried, as this one does not load."""
-        reason = f"the service does not load it: {error}"
+        reason = f"the service does not load it: {in_words(error)}"
         if isinstance(error, LeaseLost):
             return False
         if is_refused(error):

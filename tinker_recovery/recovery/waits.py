@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 
 from tinker_recovery.clock import Clock, Reminder
-from tinker_recovery.detection.outage import REMIND_S, Outage
+from tinker_recovery.detection.outage import Outage
 from tinker_recovery.errors import DeadlineExceeded
 from tinker_recovery.faults import DetectedBy, Fault, Kind, VerdictRule
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery import words
 from tinker_recovery.telemetry import EventSink, names
+
+REMIND_S = 20.0
+"""Seconds of a recovery until it is first said what it waits for; ever longer after that."""
 
 _NEVER_ACCEPTED = frozenset({DetectedBy.START, DetectedBy.JOURNAL})
 """Where nothing has been trained here yet, a credential that is refused is a wrong one."""

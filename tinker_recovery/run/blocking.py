@@ -25,6 +25,7 @@ from typing_extensions import Unpack
 from tinker_recovery.forks import HomeProcess, keep_to_the_end
 from tinker_recovery.run.attempt import Attempt, scope_of
 from tinker_recovery.run.options import StartOptions
+from tinker_recovery.run.settling import save_before_leaving
 from tinker_recovery.run.signals import STOPPED, StopSignals
 from tinker_recovery.telemetry import names
 
@@ -105,7 +106,7 @@ async def run_blocking(
     except anyio.get_cancelled_exc_class():
         with anyio.CancelScope(shield=True):
             scope.client.hold()
-            await scope.save_before_leaving()
+            await save_before_leaving(scope)
             await scope.interrupt()
             with anyio.move_on_after(limit_s) as waited:
                 if begun:

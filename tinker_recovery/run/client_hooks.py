@@ -17,6 +17,7 @@ from tinker_recovery.recovery.metadata_notes import write_metadata
 from tinker_recovery.run.judging import judge_request
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.service.client import CANARY, SAVE
+from tinker_recovery.service.refusals import in_words
 from tinker_recovery.service.sampler import Source, SupervisedSamplerFuture
 from tinker_recovery.telemetry import names
 
@@ -78,7 +79,7 @@ class AttemptHooks:
         if not prompt.auto or rule.kind not in {Kind.USER_ERROR, Kind.INVALID_REQUEST}:
             return False
         if prompt.batch is not None:
-            prompt.drop(f"the service refuses it: {error}")
+            prompt.drop(f"the service refuses it: {in_words(error)}")
             self.no_canary()
         return True
 
@@ -231,13 +232,14 @@ class AttemptHooks:
             },
         )
 
-    def save_failed(self, step: int | None, error: BaseException) -> None:
+    def save_failed(
+        self, step: int | None, error: BaseException, *, scheduled: bool = False
+    ) -> None:
         """Report a failure, if it is to be reported; stop the run if the policy says so."""
         if step is None:
             return  # inside an iteration, so it would have been no point to recover from
-        if self._scope.refusal.is_it(error):
-            self._scope.saver.failed(step)
-            return
+        if self._scope.refusal.is_it(error, step, scheduled=scheduled):
+            return  # the schedule must not ask for another: this client is of no use any more
         if self._scope.saver.failed(step):
             self._scope.post(self._note_save_failed, step, error)
         if self._scope.saver.gives_up:
@@ -258,7 +260,7 @@ class AttemptHooks:
         self._run.collaborators.events.emit(
             names.EVENT_CHECKPOINT_SAVE_FAILED,
             self._run.name,
-            f"step {step} was not saved: {error}{series}",
+            f"step {step} was not saved: {in_words(error)}{series}",
             {names.CHECKPOINT_STEP: step, names.ERROR_TYPE: type(error).__qualname__},
         )
 

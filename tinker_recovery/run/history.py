@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from tinker_recovery.run.open import OpenedRun
 
 
+OFF_AFTER = 2
+"""Refused saves in a row after which a run asks for none any more."""
+
+
 @dataclass(slots=True)
 class RunHistory:
     """What the attempts of a run hand on to each other.
@@ -30,6 +34,7 @@ class RunHistory:
         metrics_cut: Whether it was said that a checkpoint cannot hold all metrics.
         stands_in: Whether it was said that the schedule has nothing to decide by.
         left_out: How many steps that were due were not saved, as too many saves were under way.
+        refused_saves: How many in a row the service has refused, and stored none.
         once: What the run has made once.
         recall: What the run keeps to be recalled.
         saves: Which steps it saves together with the other runs of its group.
@@ -48,6 +53,7 @@ class RunHistory:
     saves_inside: bool = False
     stands_in: bool = False
     left_out: int = 0
+    refused_saves: int = 0
     no_metrics: set[str] = field(default_factory=set)
     metrics_cut: bool = False
     once: Once = field(default_factory=Once)
@@ -76,3 +82,8 @@ class RunHistory:
             ),
             key=lambda each: each[0],
         )
+
+    @property
+    def saves_off(self) -> bool:
+        """Whether nothing is saved any more: each refused save costs a client."""
+        return self.refused_saves >= OFF_AFTER

@@ -52,7 +52,7 @@ def judge_leaving(scope: AttemptScope, error: BaseException) -> VerdictRule | No
         return any(each is failure for failure in failures for each in chain)
 
     if is_of([scope.refusal.error]):
-        return RULES[Kind.METADATA_REFUSED]
+        return scope.refusal.rule
     if scope.fault is not None and is_of([scope.fault.error]):
         return scope.fault.rule  # that of a custom loss is judged where its request has failed
     retryable = scope.run.policy.retryable_errors

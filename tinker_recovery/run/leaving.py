@@ -9,6 +9,7 @@ import anyio
 
 from tinker_recovery.errors import causes
 from tinker_recovery.faults import Kind, Verdict
+from tinker_recovery.run.settling import save_before_leaving
 from tinker_recovery.shielding import to_the_end
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ async def leave_body(scopes: Sequence[AttemptScope], error: BaseException | None
     owner = scopes[0]
     # What a request failed with was posted before the body could see it, with its step.
     owner.run.mailbox.deliver()
+    for scope in scopes:
+        scope.ending = True
     # Of a group, none is finished before each has settled: then all of them would go back.
     for scope in scopes if error is None else ():
         drained = await scope.settle()
@@ -40,7 +43,7 @@ async def leave_body(scopes: Sequence[AttemptScope], error: BaseException | None
     ours = scopes[0].close_body(seen)
     if seen is not None and not ours:
         for scope in scopes:
-            await scope.save_before_leaving()
+            await save_before_leaving(scope)
     swallow = ours or seen is None or await _owner(scopes, seen, owner).belongs_to_incident(seen)
     enabled = owner.run.policy.enabled
     faults = [scope.fault for scope in scopes if scope.fault is not None and enabled]

@@ -273,11 +273,15 @@ class Saver:
     def plan(self) -> Plan | None:
         """When the schedule saves next, and why then; None where the policy says it all."""
         with self._lock:
+            if self._history.saves_off:
+                return None
             moment = self._ledger.moment(step=0, now_s=0.0, evidence=self._history.evidence)
         return plan_of(self._schedule, moment)
 
     def decides(self, step: int, *, end: bool = False) -> bool:
         """Whether the run's own schedule has this step saved."""
+        if self._history.saves_off:
+            return False
         if self._quiet is not None and not end:
             ledger, not_before = self._quiet
             if step < not_before and ledger is self._ledger:
@@ -346,9 +350,14 @@ class Saver:
                 return None
             return None if self.awaits_state else self.begin(step)
 
-    def begin(self, step: int) -> SaveRequest:
-        """A save of this step, whether or not it is due; it counts as in flight from now on."""
+    def begin(self, step: int) -> SaveRequest | None:
+        """A save of this step, whether or not it is due; it counts as in flight from now on.
+
+        None if the run saves no more.
+        """
         with self._lock:
+            if self._history.saves_off:
+                return None
             request = self._request(step)
             standing = self._standing()
             self._ledger = self._ledger.began(
@@ -361,7 +370,12 @@ class Saver:
 
     def _save_again(self, step: int) -> SaveRequest | None:
         """One more save of a step that the loop has set something for since it was saved."""
-        if not self._began or self._saved_as is None or self._saved_as[0] != step:
+        if (
+            self._history.saves_off
+            or not self._began
+            or self._saved_as is None
+            or self._saved_as[0] != step
+        ):
             return None
         if self._saved_as[1] == self._standing():
             return None
@@ -449,6 +463,7 @@ class Saver:
             self._save_s = now_s - max(saving.began_s, self._step_done_at, self._saved_at)
             self._saved_at = now_s
             self._history.evidence = self._history.evidence.saved(self._save_s)
+            self._history.refused_saves = 0
             self._history.saved[self._segment.attempt, step] = saving.metrics
             self._ledger = self._ledger.stored(step)
             return self._save_s

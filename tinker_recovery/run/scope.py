@@ -33,11 +33,12 @@ from tinker_recovery.forks import HomeProcess
 from tinker_recovery.run.client_hooks import AttemptHooks
 from tinker_recovery.run.judging import judge_leaving
 from tinker_recovery.run.leaving import leave_body
-from tinker_recovery.run.metadata_refusal import MetadataRefusal
 from tinker_recovery.run.options import UPDATES_PER_STEP
 from tinker_recovery.run.recall import AttemptRecall
 from tinker_recovery.run.reporting import note_metrics
+from tinker_recovery.run.save_refusal import SaveRefusal
 from tinker_recovery.run.saver import Saver
+from tinker_recovery.run.settling import finish_open
 from tinker_recovery.service import Connection, SupervisedClient
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.service.sampler import SupervisedService
@@ -55,10 +56,10 @@ logger = logging.getLogger(names.SCOPE)
 END_S = 0.25
 """How long the requests of a closed client may take to end by themselves."""
 
-DRAIN_WARNING_S = 30.0
-"""A loop that has ended and still waits for requests after this long is logged."""
 
-_REFUSALS = frozenset({Kind.USER_ERROR, Kind.INVALID_REQUEST})
+_REFUSALS = frozenset(
+    {Kind.USER_ERROR, Kind.INVALID_REQUEST, Kind.METADATA_REFUSED, Kind.SAVE_REFUSED}
+)
 """What a service may also answer because it has marked the run: its status is asked for first."""
 
 IDLE_S = 0.5
@@ -93,6 +94,8 @@ class AttemptScope:
         """The fault it ended by, if one was declared."""
         self.entered = False
         """Whether its body was entered."""
+        self.ending = False
+        """Whether the body has ended, and at most what is still open is waited for."""
         self.left = anyio.Event()
         """Set once the body has been left, or if it was never entered."""
         self.finished = False
@@ -130,8 +133,8 @@ class AttemptScope:
             waits=run.history.sample_waits,
         )
         """Its sampling clients and their requests."""
-        self.refusal = MetadataRefusal(self)
-        """Whether the service refuses the metadata of its saves."""
+        self.refusal = SaveRefusal(self)
+        """Whether the service refuses its saves, or their metadata."""
         self._scope = anyio.CancelScope()
         run.collaborators.reader.metadata.know_attempt(self.id, self.segment.parent)
 
@@ -256,7 +259,7 @@ class AttemptScope:
     async def settle(self) -> BaseException | None:
         """Wait for what is still open; returns what that failed with, to be judged and raised."""
         try:
-            await self._drain()
+            await finish_open(self)
             await self.run.rollbacks.settle(self)
         except BaseException as failure:  # noqa: BLE001 - raised again by leave_body, once the scope is closed
             return failure
@@ -266,77 +269,6 @@ class AttemptScope:
         """The body has been left, with this error; whether a fault has cancelled it."""
         traceback = seen.__traceback__ if seen else None
         return bool(self._scope.__exit__(type(seen) if seen else None, seen, traceback))
-
-    async def _drain(self) -> None:
-        """Wait for what is still open, with a last save if the schedule wants one."""
-        at_end = functools.partial(self.saver.due, end=True)
-        # Once more after the first wait: a save still in flight holds back the one of the end.
-        for _ in range(2):
-            if self.fault is None:
-                self.client.save(at_end)
-            while self.client.open_requests:
-                with anyio.move_on_after(DRAIN_WARNING_S):
-                    await self.client.drain()
-                    break
-                logger.warning(
-                    "run %s: the loop has ended, and %d requests are still open at the service",
-                    self.run.name,
-                    self.client.open_requests,
-                )
-        # A failure is posted before its request counts as ended, so none is missed here.
-        self.run.mailbox.deliver()
-        if self.fault is None and self.run.policy.enabled:
-            failed = list(self.client.failed_saves)
-            if failed and await self.run.is_corrupted():
-                raise failed[-1]
-            unseen = self.client.errors.unseen
-            if unseen:
-                # It was not awaited, and the steps behind it ran without it.
-                raise unseen[0]
-
-    async def save_before_leaving(self) -> None:
-        """Save the last step if a signal has asked the process to stop, within the policy's limit.
-
-        Does nothing if none has, or if the attempt is in no state to be saved. Never raises.
-        """
-        limit_s = self.run.policy.checkpoints.save_on_stop_s
-        if limit_s is None or not self.run.signals.requested or self.closed:
-            return
-        with anyio.CancelScope(shield=True), anyio.move_on_after(limit_s) as waiting:
-            try:
-                # Once more after the first wait: a save in flight holds this one back.
-                for _ in range(2):
-                    if self.fault is not None or self.client.failed:
-                        return
-                    self.client.save(self.saver.last)
-                    if self.saver.awaits_state and self.saver.may_save_at(self.client.step):
-                        logger.warning(
-                            "run %s: stopping; step %d is not saved, because the loop had not set "
-                            "loop_state for it yet: set it between forward_backward and "
-                            "optim_step, and the last step is saved on the way out",
-                            self.run.name,
-                            self.client.step,
-                        )
-                        return
-                    if self.client.open_requests:
-                        logger.warning(
-                            "run %s: stopping; step %d is saved first, for %g s at most. A second "
-                            "Ctrl-C does not wait for it",
-                            self.run.name,
-                            self.client.step,
-                            limit_s,
-                        )
-                    await self.client.drain()
-                    self.run.mailbox.deliver()
-            except Exception as error:  # noqa: BLE001 - whatever the service answers, the process was asked to stop
-                logger.warning("run %s: its last step is not saved: %s", self.run.name, error)
-        if waiting.cancelled_caught:
-            logger.warning(
-                "run %s: step %d was not saved within %g s",
-                self.run.name,
-                self.client.step,
-                limit_s,
-            )
 
     # Detecting
 

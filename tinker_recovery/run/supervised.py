@@ -248,8 +248,9 @@ class SupervisedRun:
         if self.origin is None or at_start:
             # An adopted client cannot be made again, so it needs something to recover from. Of the
             # others, the seed may not make the same weights again.
-            metadata = self.collaborators.reader.metadata
-            attempt.saver.probes = self.origin is not None and metadata.keeps == "unknown"
+            unsure = self.collaborators.reader.metadata.keeps == "unknown"
+            unsure = unsure or bool(self.history.refused_saves)
+            attempt.saver.probes = self.origin is not None and unsure
             attempt.client.save(attempt.saver.begin)
         else:
             attempt.client.record_canary()

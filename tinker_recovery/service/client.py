@@ -243,7 +243,8 @@ class SupervisedClient(Iterating):
             request.name, ttl_seconds=request.ttl_s, user_metadata=request.metadata
         )
         self.meter.mark(self.step)
-        self._watch(SAVE, saving, None, functools.partial(self._save_ended, self.step))
+        ended = functools.partial(self._save_ended, self.step, scheduled=True)
+        self._watch(SAVE, saving, None, ended)
         # Directly behind the save, so on exactly these weights.
         self._submit_canary(record=True)
 
@@ -446,11 +447,13 @@ class SupervisedClient(Iterating):
             self._progress.step_done()
             self._hooks.step_done()
 
-    def _save_ended(self, step: int | None, future: Future[Any]) -> None:
+    def _save_ended(
+        self, step: int | None, future: Future[Any], *, scheduled: bool = False
+    ) -> None:
         if succeeded(future):
             self._hooks.saved(step, future.result().path)
         elif not future.cancelled() and (error := future.exception()) is not None:
-            self._hooks.save_failed(step, error)
+            self._hooks.save_failed(step, error, scheduled=scheduled)
 
     def save_while_idle(self) -> None:
         """Queue the save of the newest step if it is due, and complete by now; else do nothing."""

@@ -1,4 +1,4 @@
-"""What an error of loading a checkpoint says of it."""
+"""What an error of the SDK says: of the checkpoint that is loaded or saved, and to a reader."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ def is_refused(error: BaseException) -> bool:
     return False
 
 
+_SHOWN = 500
+"""Most characters of an answer that are repeated."""
+
 _LIMIT = re.compile(r"limit|too many|maximum|concurrent", re.IGNORECASE)
 _OF_WHAT = re.compile(r"session|client", re.IGNORECASE)
 
@@ -46,3 +49,37 @@ def is_failed(error: BaseException) -> bool:
     A service may blame itself for a damaged file (category ``server``), each time anew.
     """
     return any(isinstance(each, tinker.RequestFailedError) for each in causes(error))
+
+
+_NO_REFUSAL = frozenset({401, 402, 408, 409, 410, 429})
+"""What a service answers to any request as well: a key, a bill, a session, or its load."""
+
+
+def refuses_save(error: BaseException) -> bool:
+    """Whether a service that answers a save with this would not store it if it were asked again."""
+    return (
+        isinstance(error, tinker.APIStatusError)
+        and error.response.is_client_error
+        and error.status_code not in _NO_REFUSAL
+    )
+
+
+_MACHINERY = " for self.request_id="
+"""What the SDK appends to the service's own words: ids and classes of its code."""
+
+
+def in_words(error: BaseException) -> str:
+    """What the service has answered, in one line, without what the SDK says of its own code."""
+    if isinstance(error, tinker.APIStatusError):
+        body = error.body
+        said = next(
+            (body[key] for key in ("detail", "message", "error") if body.get(key))
+            if isinstance(body, dict)
+            else iter(()),
+            error.response.text,
+        )
+        return f"HTTP {error.status_code}: {str(said)[:_SHOWN]}".rstrip(": ")
+    said = str(error).partition(_MACHINERY)[0][:_SHOWN]
+    if isinstance(error, tinker.RequestFailedError):
+        return f"the service answers that it failed: {said.removeprefix('Request failed: ')}"
+    return said or type(error).__name__

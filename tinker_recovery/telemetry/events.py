@@ -78,6 +78,11 @@ _TREE_LEVELS: Mapping[type[SupervisionEvent], int] = {
 }
 
 
+def of_run(run: str) -> str:
+    """How a line about a run begins; one about the service, or about all runs, begins with it."""
+    return f"run {run}: " if run else ""
+
+
 class EventSink:
     """Sends each event to the log, the current span, the listener and the streams; never raises.
 
@@ -118,7 +123,7 @@ class EventSink:
             level = max(level, logging.WARNING)
         if run in self.quiet_runs and name not in _GIVEN_UP:
             level = logging.DEBUG
-        logger.log(level, "run %s: %s", run or "-", event.message, extra=event.as_attributes())
+        logger.log(level, "%s%s", of_run(run), event.message, extra=event.as_attributes())
         trace.get_current_span().add_event(name, {**event.fields, names.RUN: run})
         metrics.count(event, label_run=self._label_runs)
         self.streams.put(event)
@@ -137,7 +142,7 @@ class EventSink:
         An outage of an hour would be ten thousand of them, in the journal as well.
         """
         event = RecoveryEvent(name, run, redact(message), dict(redact_value(fields)))
-        logger.debug("run %s: %s", run or "-", event.message, extra=event.as_attributes())
+        logger.debug("%s%s", of_run(run), event.message, extra=event.as_attributes())
         metrics.count(event)
 
     def tree(self, event: SupervisionEvent) -> None:

@@ -45,6 +45,7 @@ class Entry:
         left: How often it may still strike; None for no limit.
         until: When it stops, set by its first strike; None for no limit.
         released: Whether it was taken back.
+        struck: Whether it has struck.
     """
 
     rule: FaultRule
@@ -52,6 +53,7 @@ class Entry:
     left: int | None
     until: float | None = None
     released: bool = False
+    struck: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,17 @@ class FaultBook:
 
     Args:
         clock: Seconds, for ``after_s``, ``for_s`` and ``delay_s``.
+        struck: Called, by the thread whose request it is, when a rule strikes for the first time.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        struck: Callable[[FiredFault], object] = lambda _: None,
+    ) -> None:
         self.clock = clock
+        self._struck = struck
         self._lock = threading.Lock()
         self._entries: list[Entry] = []
         self._spent: list[Entry] = []
@@ -126,6 +135,25 @@ class FaultBook:
             polled: For a poll, the kind of request that is polled.
             but_not: Entries that have struck this request already.
         """
+        found = self._find(layer, request, run, step, polled=polled, but_not=but_not)
+        if found is None:
+            return None
+        strike, fired = found
+        if not strike.entry.struck:
+            strike.entry.struck = True
+            self._struck(fired)
+        return strike
+
+    def _find(
+        self,
+        layer: str,
+        request: str,
+        run: str | None,
+        step: int | None,
+        *,
+        polled: str | None,
+        but_not: Collection[Entry],
+    ) -> tuple[Strike, FiredFault] | None:
         with self._lock:
             now = self.clock()
             self._entries = [
@@ -143,8 +171,9 @@ class FaultBook:
                     and rule.matches(request, run, polled)
                 ):
                     self._use(entry, now)
-                    self._fired.append(FiredFault(rule, run or "", step or 0, request=request))
-                    return Strike(entry, now)
+                    fired = FiredFault(rule, run or "", step or 0, request=request)
+                    self._fired.append(fired)
+                    return Strike(entry, now), fired
         return None
 
     def _use(self, entry: Entry, now: float) -> None:

@@ -336,6 +336,7 @@ def serve(
     port: int = 0,
     ready: Callable[[str], None] = lambda _: None,
     faults: Sequence[FaultRule] = (),
+    struck: Callable[[FiredFault], object] = lambda _: None,
     **options: Unpack[Options],
 ) -> None:
     """Serve in the foreground until SIGINT or SIGTERM. SIGUSR1 ends an outage.
@@ -346,6 +347,7 @@ def serve(
         port: Port to listen on; 0 for a free one.
         ready: Called with the base URL once connections are accepted.
         faults: What is to strike, from the start.
+        struck: Called when a rule strikes for the first time.
         options: As for :class:`LocalTinker`.
 
     Raises:
@@ -356,7 +358,7 @@ def serve(
     with contextlib.ExitStack() as stack:
         if root is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="local-tinker-")))
-        asyncio.run(_foreground(listener, root, checked, ready, faults))
+        asyncio.run(_foreground(listener, root, checked, ready, FaultBook(struck=struck), faults))
 
 
 async def _foreground(
@@ -364,11 +366,11 @@ async def _foreground(
     root: Path,
     options: ServerOptions,
     ready: Callable[[str], None],
+    book: FaultBook,
     faults: Sequence[FaultRule],
 ) -> None:
     import signal  # noqa: PLC0415 - only the foreground has signals
 
-    book = FaultBook()
     for rule in faults:
         book.add(rule)
     host = Host(listener, root, book, options)
