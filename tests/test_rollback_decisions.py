@@ -422,6 +422,18 @@ def test_what_was_down_once_was_down_though_the_last_request_met_a_silence() -> 
     assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
 
 
+@pytest.mark.parametrize("requests", [0, 2])
+def test_a_warning_says_what_was_met(requests: int) -> None:
+    world = World(prompt=False, open_requests=requests, on_outage="warn")
+    world.unreachable()
+    world.now_s += MOMENT_S
+    world.unreachable()
+    world.reachable()
+    (event,) = world.unknown
+    what = "out of reach with 2 requests under way" if requests else "refused connections for 0.5 s"
+    assert what in event.message
+
+
 @pytest.mark.parametrize("has", ["nothing", "an origin", "a checkpoint", "a save"])
 def test_who_has_nothing_to_go_back_to_is_warned(has: str) -> None:
     world = World(prompt=False)
