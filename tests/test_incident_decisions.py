@@ -11,12 +11,12 @@ import pytest
 
 from tinker_recovery import RecoveryEvent, RecoveryLost, RecoveryPolicy, RunFailed
 from tinker_recovery.clock import Clock
-from tinker_recovery.detection.outage import REMIND_S, Outage
+from tinker_recovery.detection.outage import Outage
 from tinker_recovery.errors import DeadlineExceeded
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.recovery import words
 from tinker_recovery.recovery.queue import FaultQueue
-from tinker_recovery.recovery.waits import Waits
+from tinker_recovery.recovery.waits import REMIND_S, Waits
 from tinker_recovery.run.at_exit import failure_at_exit, unseen_fault
 from tinker_recovery.run.recall import floor_of
 from tinker_recovery.telemetry import EventSink, names
