@@ -388,7 +388,7 @@ class _Index:
         if not made.in_function:
             # Its own line is reached by whichever test was the first to import the module.
             used = {test for line in uses(text, made.at) for test in self.by_line[file, line]}
-            found = used or found or {test for test, _ in self.by_file[file].most_common(most)}
+            found = used or {test for test, _ in self.by_file[file].most_common(most)} or found
         quick = frozenset(test for test in found if self.reach[test][0] <= SLOW_S)
         key = file, quick or frozenset(found)
         if key not in self._chosen:
@@ -426,22 +426,38 @@ def spread_over(
 
 
 def uses(text: str, line: int) -> list[int]:
-    """The lines that read what a statement at the level of a module has given a value.
+    """The lines that read what a statement that runs at import has given a value.
+
+    Of a module or a class, those with its names; of a function, whose defaults are such, its body.
 
     Args:
         text: The module's.
         line: The first line of the statement; of any other, there are none.
     """
-    tree = ast.parse(text)
-    names = {
-        target.id
-        for statement in tree.body
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.lineno == line
-        for target in ast.walk(statement)
-        if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
-    }
-    read = (node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in names)
-    return sorted({node.lineno for node in read if isinstance(node.ctx, ast.Load)})
+    nodes = list(ast.walk(ast.parse(text)))
+    names: set[str] = set()
+    found: set[int] = set()
+    for node in nodes:
+        for statement in getattr(node, "body", ()) if _is_scope(node) else ():
+            if statement.lineno != line:
+                continue
+            if isinstance(statement, ast.Assign | ast.AnnAssign):
+                names |= {
+                    target.id
+                    for target in ast.walk(statement)
+                    if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
+                }
+            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+                found |= set(range(statement.body[0].lineno, (statement.end_lineno or line) + 1))
+    for node in nodes:
+        name = node.id if isinstance(node, ast.Name) else getattr(node, "attr", None)
+        if name in names and isinstance(getattr(node, "ctx", None), ast.Load):
+            found.add(node.lineno)  # type: ignore[attr-defined]  # of a name or an attribute
+    return sorted(found)
+
+
+def _is_scope(node: ast.AST) -> bool:
+    return isinstance(node, ast.Module | ast.ClassDef)
 
 
 def within(tests: Sequence[str], seconds: Callable[[str], float], most_s: float) -> list[str]:

@@ -154,7 +154,25 @@ def test_a_constant_is_tried_with_what_reaches_the_lines_that_read_it() -> None:
     )
     assert uses(source, 1) == [5, 6]
     assert uses(source, 2) == [6]
-    assert uses(source, 4) == []
+    assert uses(source, 4) == [5, 6]
+    assert uses(source, 5) == []
+
+
+def test_a_default_is_read_by_the_body_of_its_function_and_that_of_a_class_by_its_name() -> None:
+    source = """
+        class A:
+            most: int = 3
+
+            def f(self, b=1):
+                "It has words."
+                return b
+
+            def g(self):
+                return self.most
+    """
+    assert uses(dedent(source), 3) == [10]
+    assert uses(dedent(source), 5) == [6, 7]
+    assert uses(dedent(source), 9) == [10]
 
 
 @given(st.lists(st.floats(0, 10)), st.floats(0, 10))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -314,6 +315,30 @@ def test_a_deletion_counts_from_the_request_until_it_is_settled() -> None:
     assert list(known.unusable) == [path("a", 5)]
     known.note_deletion(_deletion(5, over=True), now_s=NOW_S + SETTLE_S)
     assert known.unusable == {}
+
+
+def test_what_the_canary_answers_is_known_as_long_as_one_checkpoint_of_the_weights_is_left() -> (
+    None
+):
+    """The schedule and the user may each have saved the same step."""
+    known, at = CheckpointState("run"), ("a", 5)
+    known.stored = {path("a", 5): at, _scheduled("a", 5): at, path("a", 6): ("a", 6)}
+    known.note_canary(*at, ANSWER)
+    known.note_canary("a", 6, OTHER)
+    known.note_deletion(_deletion(5, sent=False), now_s=NOW_S)
+    known.note_deletion(_deletion(5), now_s=NOW_S)
+    assert known.stored[path("a", 5)] == at, "it may be there yet"
+    known.note_deletion(_deletion(5, over=True), now_s=NOW_S)
+    assert path("a", 5) not in known.stored
+    assert known.canary_objection(record(5), [OTHER]) is not None
+    assert known.fingerprints.keys() == {at, ("a", 6)}
+    other = replace(_deletion(5, over=True), path=_scheduled("a", 5))
+    known.note_deletion(other, now_s=NOW_S)
+    assert not known.expects(record(5))
+    assert known.expects(record(6))
+    assert known.fingerprints.keys() == {("a", 6)}
+    assert known.stored == {path("a", 6): ("a", 6)}
+    known.note_deletion(other, now_s=NOW_S)  # a second time: there is nothing of it
 
 
 async def test_a_rejected_checkpoint_is_never_used_again_and_everybody_is_informed(

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made import NOW, listed, path
 from pydantic import SecretStr
@@ -17,11 +17,13 @@ from tinker_recovery import StatusError, StatusRefused, StatusUnavailable
 from tinker_recovery.checkpoints import Finding, Listed, WeightsFacts
 from tinker_recovery.checkpoints.validation import EXPIRY_MARGIN
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
-from tinker_recovery.recovery.inspector import ABOUT_THE_CALLER, NO_SUCH_CALL, Inspector
+from tinker_recovery.recovery.inspector import Inspector
 from tinker_recovery.service import Endpoint, StatusReader
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 
 RUN = WeightsFacts("m", 8)
+ABOUT_THE_CALLER = (401, 402, 403)
+NO_SUCH_CALL = (405, 501)
 LATER = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
@@ -59,6 +61,13 @@ def test_a_refusal_is_no_objection_to_a_restore(status: int | None) -> None:
 
 
 @given(status=st.none() | st.integers(200, 499).filter(lambda code: code not in LATER))
+@example(status=401)
+@example(status=402)
+@example(status=403)
+@example(status=404)
+@example(status=405)
+@example(status=406)
+@example(status=400)
 def test_where_others_are_deleted_a_refusal_counts_by_what_it_is_about(status: int | None) -> None:
     error = StatusRefused("no", status_code=status)
     if status in ABOUT_THE_CALLER:

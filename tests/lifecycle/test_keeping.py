@@ -32,6 +32,7 @@ from tinker_recovery import (
     RecoveryEvent,
     Supervisor,
 )
+from tinker_recovery.checkpoints import Deletion
 from tinker_recovery.clock import Clock
 from tinker_recovery.journal import Journal, Recorder, RunRecord, RunRequest
 from tinker_recovery.telemetry import names
@@ -453,21 +454,24 @@ def _taken(file: Path) -> None:
         database.execute("UPDATE leases SET token = token + 1, holder = 'another', pid = 1")
 
 
-@pytest.mark.parametrize("when", ["before it is written", "before it is asked for"])
+@pytest.mark.parametrize("state", [None, "intended", "deleting"])
 async def test_who_has_lost_the_run_writes_no_deletion_and_asks_for_none(
-    local: LocalTinker, tmp_path: Path, when: str
+    local: LocalTinker, tmp_path: Path, state: str | None
 ) -> None:
-    """With the journal's lease alone: there is no claim that could be asked."""
+    """With the journal's lease alone: there is no claim that could be asked.
+
+    It is lost with the deletion in each state: not written yet, intended, and next to be asked for.
+    """
     file = tmp_path / "journal"
-    taken: list[int] = []
+    taken: list[str] = []
 
     def take_meanwhile(record: CheckpointRecord) -> bool:
         if record.step == 4 and not taken:
             with Journal(file, service=local.base_url) as journal:
-                written = record.path in journal.notes().deletions
-            if written == (when == "before it is asked for"):
+                written = journal.notes().deletions.get(record.path)
+            if (None if written is None else Deletion.from_line(written).state) == state:
                 _taken(file)
-                taken.append(record.step)
+                taken.append(record.path)
         return False
 
     kept = CheckpointPolicy(
@@ -486,7 +490,8 @@ async def test_who_has_lost_the_run_writes_no_deletion_and_asks_for_none(
     assert 4 in _steps(local, run_id)
     assert local.stats.by_route.get("delete", 0) == 0
     with Journal(file, service=local.base_url) as journal:
-        assert bool(journal.notes().deletions) == (when == "before it is asked for")
+        written = map(Deletion.from_line, journal.notes().deletions.values())
+        assert {each.path: each.state for each in written}.get(taken[0]) == state
 
 
 async def test_of_a_run_that_somebody_trains_nothing_is_deleted_by_hand_and_of_a_dead_one_it_is(

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
 from inspection import expect_size
 from loops import ADAM, MODEL, SEED, batch, quick, train, undisturbed_state
@@ -163,6 +164,152 @@ async def test_who_cancels_the_making_of_a_client_sees_it_cancelled() -> None:
     assert task.cancelled()
     with pytest.raises(RuntimeError, match="cancelled"):
         await ahead.take()
+
+
+async def test_who_discards_what_was_dropped_does_not_wait_until_it_is_closed() -> None:
+    """A client that is slow to be given up must not hold up the recovery that needs it no more."""
+    ended = anyio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def make() -> Any:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await ended.wait()
+
+    def spawn(function: Callable[[], Any]) -> None:
+        tasks.append(asyncio.create_task(function()))
+
+    async def close(_: object) -> None:
+        raise AssertionError("nothing was made")
+
+    ahead = Ahead(cast("Any", None), spawn, close)
+    ahead.make("tinker://a/weights/1", make, None)
+    paths = [ahead.path]
+    await asyncio.sleep(0)
+    ahead.drop()
+    paths.append(ahead.path)
+    assert paths == ["tinker://a/weights/1", None]
+    await asyncio.sleep(0)
+    discarding = asyncio.create_task(ahead.discard())
+    await asyncio.wait([discarding], timeout=5)
+    done = [task.done() for task in (*tasks, discarding)]
+    ended.set()
+    await asyncio.wait([*tasks, discarding])
+    assert done == [False, False, True]
+
+
+@pytest.mark.parametrize("how", ["dropped", "discarded", "taken"])
+async def test_what_was_made_ahead_is_closed_once_unless_it_was_taken(how: str) -> None:
+    tasks: list[asyncio.Task[None]] = []
+    closed: list[object] = []
+    made, answer = cast("Any", object()), (-1.0,)
+
+    async def make() -> Any:
+        return made
+
+    async def ask(connection: object) -> Any:
+        assert connection is made
+        return answer
+
+    async def close(connection: object) -> None:
+        closed.append(connection)
+
+    def spawn(function: Callable[[], Any]) -> None:
+        tasks.append(asyncio.create_task(function()))
+
+    ahead = Ahead(cast("Any", None), spawn, close)
+    ahead.drop()
+    assert tasks == [], "nothing was begun"
+    ahead.make("tinker://a/weights/1", make, ask)
+    if how == "taken":
+        assert await ahead.take() is made
+        assert ahead.path is None
+        assert await ahead.answer_of(cast("Any", object())) is None, "of another client"
+        assert await ahead.answer_of(made) == answer
+        assert await ahead.answer_of(made) is None, "it is given once"
+    if how == "dropped":
+        ahead.drop()
+        await asyncio.wait(tasks)
+        assert closed == [made]
+    for _ in range(2):
+        await ahead.discard()
+    await asyncio.wait(tasks)
+    assert closed == ([] if how == "taken" else [made])
+
+
+@pytest.mark.parametrize("way", ["drop", "discard"])
+async def test_a_client_made_ahead_is_closed_though_who_closes_it_is_cancelled(way: str) -> None:
+    closed: list[object] = []
+    made = cast("Any", object())
+
+    async def make() -> Any:
+        return made
+
+    async def ask(_: object) -> Any:
+        await anyio.sleep_forever()
+
+    async def close(connection: object) -> None:
+        await anyio.lowlevel.checkpoint()
+        closed.append(connection)
+
+    class Backend:
+        """Opens a session, and closes it."""
+
+        def open_ahead(self) -> str:
+            return "a session"
+
+        async def discard(self, session: str) -> None:
+            await close(session)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            ending = anyio.CancelScope()
+
+            async def ended(work: Callable[[], Any]) -> None:
+                with ending:
+                    await work()
+
+            spawned: list[Callable[[], Any]] = []
+            ahead = Ahead(cast("Any", Backend()), spawned.append, close)
+            ahead.open()
+            if way == "drop":
+                assert ahead.session() is not None
+                assert ahead.session() is None, "it is the caller's now"
+            ahead.make("tinker://a/weights/1", make, ask)
+            group.start_soon(spawned.pop())
+            await anyio.wait_all_tasks_blocked()
+            ending.cancel()
+            if way == "discard":
+                await ended(ahead.discard)
+            else:
+                ahead.drop()
+                await ended(spawned.pop())
+    assert closed == (["a session", made] if way == "discard" else [made])
+
+
+async def test_an_answer_that_failed_is_an_error_of_who_asks_for_it_and_not_of_who_takes() -> None:
+    tasks: list[asyncio.Task[None]] = []
+    made = cast("Any", object())
+
+    async def make() -> Any:
+        return made
+
+    async def ask(_: object) -> Any:
+        raise ZeroDivisionError
+
+    async def close(_: object) -> None:
+        raise AssertionError("it was taken")
+
+    ahead = Ahead(cast("Any", None), lambda work: tasks.append(asyncio.create_task(work())), close)
+    ahead.make("tinker://a/weights/1", make, ask)
+    assert await ahead.take() is made
+    with pytest.raises(ZeroDivisionError):
+        await ahead.answer_of(made)
+    ahead.drop()
+    await asyncio.wait(tasks)
+    assert await ahead.answer_of(made) is None, "dropped: nobody waits for it"
 
 
 async def test_what_another_save_may_still_replace_is_listed_before_it_is_loaded(

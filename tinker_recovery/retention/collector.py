@@ -154,6 +154,7 @@ class Collector:
         self._warned: set[str] = set()
         rate = self._policy.max_deletes_per_s
         self._bucket = TokenBucket(rate, burst=max(1, math.ceil(rate * _FRESH_S)))
+        self._may_delete = False
 
     async def look(self, run: CollectedRun) -> CollectionPlan:
         """See what there is and what would be done about it; changes nothing but the journal.
@@ -308,6 +309,7 @@ class Collector:
             # finds the path among those being deleted.
             if run.recovering or self._clock.monotonic() - began > _FRESH_S:
                 return
+            self._may_delete = False
             run.checkpoints.listings.forget(run_id_unchecked(command.path))
             status = await self._calls.delete(command.path)
             entry = outcome(command, status, now_s=self._clock.wall()).entry
@@ -335,11 +337,15 @@ class Collector:
             self._events.emit(names.EVENT_CHECKPOINT_DELETE_FAILED, run.name, why, fields)
 
     async def _pace(self) -> None:
-        while True:
+        """Wait for the turn of one deletion; it lasts until a request is sent.
+
+        At a slow pace the wait makes what was decided too old: the newer look uses the same turn.
+        """
+        while not self._may_delete:
             self._bucket, wait_s = self._bucket.take(self._clock.monotonic())
-            if not wait_s:
-                return
-            await self._clock.sleep(wait_s)
+            self._may_delete = not wait_s
+            if wait_s:
+                await self._clock.sleep(wait_s)
 
     async def _renew(
         self, run: CollectedRun, outlook: CollectionPlan, guard: Guard, done: CollectionResult

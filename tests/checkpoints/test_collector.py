@@ -1,0 +1,554 @@
+"""What one collection deletes, renews and says, request by request, at a service made up here."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from made import LINEAGE, NOW, path, record, segment
+from pydantic import SecretStr
+
+from tinker_recovery import CheckpointPolicy, RecoveryEvent, RecoveryPolicy, StatusError
+from tinker_recovery.checkpoints import (
+    CheckpointRecord,
+    Deletion,
+    Finding,
+    Segment,
+    WeightsFacts,
+    checkpoint_metadata,
+)
+from tinker_recovery.clock import Clock
+from tinker_recovery.journal import Journal, Notebook
+from tinker_recovery.recovery.checkpoint_state import CheckpointState
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.retention.collector import CollectionResult, Collector
+from tinker_recovery.retention.verifier import Verifier
+from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
+from tinker_recovery.service.guard import Guard
+from tinker_recovery.telemetry import EventSink, names
+
+URL = "http://127.0.0.1:1"
+START_S = NOW.timestamp()
+DAY_S = 86_400.0
+
+
+class World:
+    """A service, its clock, and a run with checkpoints at it."""
+
+    name, lineage, lease = "r", LINEAGE, None
+    weights = WeightsFacts("m", 8)
+
+    def __init__(self, *steps: int, **policy: Any) -> None:
+        self.now_s = START_S
+        self.slept: list[float] = []
+        self.stored: dict[str, dict[str, Any]] = {}
+        self.deletions: list[str] = []
+        """The paths that were asked to be deleted."""
+        self.lifetimes: list[tuple[str, int | None]] = []
+        """The lifetimes that were asked for."""
+        self.rank: dict[str, int] = {}
+        self.on_delete: Callable[[str], int] = lambda _: 200
+        self.on_ttl: Callable[[str], int] = lambda _: 200
+        self.checkpoints = CheckpointState("r")
+        self.segments: list[Segment] = [segment("a")]
+        self.protected: dict[str, str] = {}
+        self.pending: set[str] = set()
+        self.recovering = False
+        self.events: list[RecoveryEvent] = []
+        self.policy = CheckpointPolicy(
+            **{"save_best": False, "keep_last": 1, "max_deletes_per_s": 1e6, **policy}
+        )
+        for step in steps:
+            self.save(step)
+
+    def save(
+        self,
+        step: int,
+        *,
+        by: Any = "schedule",
+        lives_s: float | None = None,
+        metrics: dict[str, float] | None = None,
+    ) -> str:
+        made = record(step)
+        ends = None if lives_s is None else (NOW + timedelta(seconds=lives_s)).isoformat()
+        self.stored[made.path] = {
+            "checkpoint_id": f"weights/{step}",
+            "checkpoint_type": "training",
+            "time": (made.time - timedelta(hours=1)).isoformat(),  # not ahead of its clock
+            "tinker_path": made.path,
+            "size_bytes": 10 * step,
+            "expires_at": ends,
+            "user_metadata": checkpoint_metadata(
+                step=step,
+                lineage=LINEAGE,
+                attempt="a",
+                parent=None,
+                saved_by=by,
+                metrics=metrics or {},
+            ),
+        }
+        return made.path
+
+    def is_pending(self, made: CheckpointRecord) -> bool:
+        return made.path in self.pending
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        parts = request.url.path.removeprefix("/api/v1/").split("/")
+        if parts[-1] == "weights_info":
+            where = str(httpx.Response(200, content=request.content).json()["tinker_path"])
+            said = {"base_model": "m", "is_lora": True, "lora_rank": self.rank.get(where, 8)}
+            return httpx.Response(200, json=said)
+        if request.method == "DELETE":
+            where = f"tinker://{parts[1]}/{parts[3]}/{parts[4]}"
+            self.deletions.append(where)
+            if (status := self.on_delete(where)) < 300:
+                self.stored.pop(where, None)
+            return httpx.Response(status, json={})
+        if request.method == "PUT":
+            where = f"tinker://{parts[1]}/{parts[3]}/{parts[4]}"
+            ttl = httpx.Response(200, content=request.content).json()["ttl_seconds"]
+            self.lifetimes.append((where, ttl))
+            if (status := self.on_ttl(where)) < 300:
+                ends = None if ttl is None else NOW + timedelta(seconds=self.now_s - START_S + ttl)
+                self.stored[where]["expires_at"] = None if ends is None else ends.isoformat()
+            return httpx.Response(status, json={})
+        if parts[-1] != "checkpoints":
+            return httpx.Response(200, json={})
+        mine = [each for where, each in self.stored.items() if f"//{parts[1]}/" in where]
+        return httpx.Response(200, json={"checkpoints": mine})
+
+    @asynccontextmanager
+    async def collector(self, **more: Any) -> AsyncIterator[Collector]:
+        clock = Clock(
+            monotonic=lambda: self.now_s - START_S, wall=lambda: self.now_s, sleep=self._sleep
+        )
+        async with (
+            StatusReader(
+                Endpoint(URL, SecretStr("tml-x")),
+                transport=httpx.MockTransport(self._answer),
+                wall=lambda: self.now_s,
+            ) as reader,
+            Notebook(Journal(None, service=URL)) as self.notebook,
+        ):
+            collaborators = Collaborators(
+                RecoveryPolicy(checkpoints=self.policy),
+                TinkerBackend(),
+                reader,
+                self.notebook,
+                EventSink(self.events.append),
+                clock,
+            )
+            yield Collector(collaborators, **more)
+
+    async def collect(self, **more: Any) -> CollectionResult:
+        async with self.collector(**more) as collector:
+            return await collector.collect(self)
+
+    def steps(self) -> list[int]:
+        return sorted(int(where.rpartition("/")[2]) for where in self.stored)
+
+    def said(self, name: str) -> list[RecoveryEvent]:
+        return [event for event in self.events if event.name == name]
+
+
+async def test_each_deletion_is_counted_with_its_size_and_told() -> None:
+    world, seen = World(1, 2, 3), list[int]()
+    async with world.collector() as collector:
+        done = await collector.collect(world, lambda so_far: seen.append(len(so_far.deleted)))
+    assert done.deleted == {path("a", 1): 10, path("a", 2): 20}
+    assert (done.failed, done.renewed, done.kept) == ({}, [], 1)
+    assert done.next_at == math.inf
+    assert seen == [1, 2]
+    told = world.said(names.EVENT_CHECKPOINT_DELETED)
+    assert [event.fields[names.CHECKPOINT_PATH] for event in told] == list(done.deleted)
+    assert {event.run for event in told} == {"r"}
+
+
+async def test_a_deletion_that_fails_again_and_again_is_told_once_and_tried_when_it_is_due() -> (
+    None
+):
+    world = World(1, 2, 3)
+    world.on_delete = lambda where: 500 if where == path("a", 1) else 200
+    async with world.collector() as collector:
+        first = await collector.collect(world)
+        assert list(first.failed) == [path("a", 1)]
+        assert list(first.deleted) == [path("a", 2)]
+        assert first.kept == 2
+        assert first.next_at == START_S + 30.0
+        world.now_s += 29.0
+        assert (await collector.collect(world)).failed == {}
+        assert world.deletions.count(path("a", 1)) == 1, "it is not due"
+        world.now_s += 1.0
+        again = await collector.collect(world)
+        assert list(again.failed) == [path("a", 1)]
+        assert again.next_at == world.now_s + 60.0
+        assert len(world.said(names.EVENT_CHECKPOINT_DELETE_FAILED)) == 1
+        world.on_delete = lambda _: 200
+        world.now_s = again.next_at
+        last = await collector.collect(world)
+    assert (last.failed, last.deleted) == ({}, {path("a", 1): 10})
+    assert last.next_at == math.inf
+
+
+async def test_what_has_failed_and_succeeded_in_one_collection_has_not_failed() -> None:
+    """The retry falls due while others wait for their turn."""
+    world = World(1, 2, 3, 4, max_deletes_per_s=0.02)
+    world.on_delete = lambda _: 500 if len(world.deletions) == 1 else 200
+    done = await world.collect()
+    assert (done.failed, world.steps()) == ({}, [4])
+    assert world.deletions.count(path("a", 1)) == 2
+    assert done.deleted.keys() == {path("a", 1), path("a", 2), path("a", 3)}
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 4.0])
+async def test_no_more_is_deleted_in_a_time_than_the_policy_allows(rate: float) -> None:
+    world = World(*range(1, 14), max_deletes_per_s=rate)
+    await world.collect()
+    assert world.steps() == [13]
+    at_once = max(1, math.ceil(2.0 * rate))
+    assert sum(world.slept) == pytest.approx((12 - at_once) / rate)
+
+
+async def test_what_was_decided_long_ago_is_decided_anew_before_it_is_asked_for() -> None:
+    """Each request takes 1.5 s; what is protected meanwhile stays."""
+    world = World(1, 2, 3, 4)
+
+    def slowly(_: str) -> int:
+        world.now_s += 1.5
+        world.protected = {path("a", 3): "it is being read"}
+        return 200
+
+    world.on_delete = slowly
+    await world.collect()
+    assert world.steps() == [3, 4]
+
+
+async def test_what_two_seconds_ago_was_decided_is_fresh_enough() -> None:
+    world = World(1, 2, 3)
+
+    def slowly(_: str) -> int:
+        world.now_s += 2.0
+        world.protected = {path("a", 2): "it is being read"}
+        return 200
+
+    world.on_delete = slowly
+    await world.collect()
+    assert world.steps() == [3]
+
+
+async def test_a_run_that_begins_to_recover_keeps_what_is_left() -> None:
+    world = World(1, 2, 3, 4)
+
+    def fault(_: str) -> int:
+        world.recovering = True
+        return 200
+
+    world.on_delete = fault
+    done = await world.collect()
+    assert world.steps() == [2, 3, 4]
+    assert list(done.deleted) == [path("a", 1)]
+    assert world.deletions == [path("a", 1)]
+
+
+async def test_a_run_that_is_recovering_is_not_even_looked_at() -> None:
+    world = World(1, 2)
+    world.recovering = True
+    done = await world.collect()
+    assert (world.steps(), done.kept, done.next_at) == ([1, 2], 0, math.inf)
+
+
+class _LosesIt(Guard):
+    """A claim that cannot be asked for from some time on."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    async def check(self, *, for_certain: bool = False) -> None:
+        self.left -= 1
+        if self.left < 0 and for_certain:
+            raise StatusError("the service cannot be asked")
+
+
+@pytest.mark.parametrize("checks", range(7))
+async def test_each_line_and_each_request_has_the_claim_asked_for_before(checks: int) -> None:
+    """Two deletions: two times intended, two times deleting, two requests."""
+    world = World(1, 2, 3)
+    async with world.collector() as collector:
+        if checks < 6:
+            with pytest.raises(StatusError):
+                await collector.collect(world, guard=_LosesIt(checks))
+        else:
+            await collector.collect(world, guard=_LosesIt(checks))
+        lines = map(Deletion.from_line, (await world.notebook.notes()).deletions.values())
+        states = sorted(line.state for line in lines)
+    assert len(world.deletions) == max(0, checks - 4)
+    expected = {
+        0: [],
+        1: ["intended"],
+        2: ["intended", "intended"],
+        3: ["deleting", "intended"],
+        4: ["deleting", "deleting"],
+        5: ["deleted", "deleting"],
+        6: ["deleted", "deleted"],
+    }
+    assert states == expected[checks]
+
+
+async def test_no_lifetime_is_renewed_of_a_run_that_may_be_lost() -> None:
+    world = World(ttl_s=7200.0)
+    world.save(1, lives_s=100.0 * 60)
+    async with world.collector() as collector:
+        world.now_s += 50 * 60
+        with pytest.raises(StatusError):
+            await collector.collect(world, guard=_LosesIt(0))
+    assert world.lifetimes == []
+
+
+# -- lifetimes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "renewed"), [(200, True), (299, True), (300, False), (500, False)]
+)
+async def test_a_lifetime_is_renewed_when_it_is_due_and_the_answer_is_told(
+    status: int, *, renewed: bool
+) -> None:
+    world = World(ttl_s=7200.0)
+    newest = world.save(5, lives_s=7200.0)
+    world.on_ttl = lambda _: status
+    async with world.collector() as collector:
+        early = await collector.collect(world)
+        assert early.next_at == START_S + 3600.0
+        assert world.lifetimes == []
+        world.now_s = early.next_at
+        done = await collector.collect(world)
+    assert world.lifetimes == [(newest, 7200)]
+    assert done.renewed == ([newest] if renewed else [])
+    (told,) = world.said(
+        names.EVENT_CHECKPOINT_RENEWED if renewed else names.EVENT_CHECKPOINT_RENEWAL_FAILED
+    )
+    assert told.fields[names.CHECKPOINT_PATH] == newest
+    assert ("lives for 7200 s more" in told.message) == renewed
+    assert (f"the service answered {status}" in told.message) == (not renewed)
+    assert len(world.events) == 1
+
+
+async def test_a_lifetime_that_the_policy_does_not_want_is_taken_away() -> None:
+    world = World()
+    newest = world.save(5, lives_s=3600.0)
+    async with world.collector() as collector:
+        done = await collector.collect(world)
+        assert (await collector.collect(world)).next_at == math.inf
+    assert world.lifetimes == [(newest, None)]
+    assert done.renewed == [newest]
+    assert "lives for ever" in world.events[0].message
+
+
+async def test_a_collection_by_hand_renews_nothing() -> None:
+    world = World()
+    world.save(5, lives_s=3600.0)
+    done = await world.collect(keeps_alive=False)
+    assert (world.lifetimes, done.renewed, done.next_at) == ([], [], math.inf)
+
+
+async def test_a_renewed_lifetime_is_known_to_a_recovery() -> None:
+    world = World(ttl_s=7200.0)
+    name = f"tinker://a/weights/step-{5:08d}"
+    world.stored[name] = {**world.stored.pop(world.save(5, lives_s=1800.0)), "tinker_path": name}
+    await world.collect()
+    assert world.lifetimes == [(name, 7200)]
+    assert world.checkpoints.ended(name, now_s=START_S + 7199.0) is None
+    assert world.checkpoints.ended(name, now_s=START_S + 7200.0) is not None
+
+
+# -- what is relied on ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ttl_s", "lasting_s"), [(None, DAY_S), (30 * DAY_S, DAY_S), (7200.0, 2400.0)]
+)
+@pytest.mark.parametrize("more_s", [0.0, 1.0])
+async def test_one_that_expires_soon_has_an_earlier_one_kept_that_lasts(
+    ttl_s: float | None, lasting_s: float, more_s: float
+) -> None:
+    world = World(1, 2, ttl_s=ttl_s)
+    newest = world.save(3, lives_s=lasting_s + more_s)
+    async with world.collector(keeps_alive=False) as collector:
+        found = await collector.look(world)
+    wanted = {newest, path("a", 2)} if more_s == 0.0 else {newest}
+    assert found.needed.keys() == wanted
+    assert [each.path for each in found.plan.deletions] == [
+        path("a", step) for step in (1, 2) if path("a", step) not in wanted
+    ]
+
+
+@pytest.mark.parametrize("delete_user_saves", [False, True])
+async def test_a_save_of_the_users_is_relied_on_alone_only_if_it_is_ours_to_delete(
+    *, delete_user_saves: bool
+) -> None:
+    """The user may delete it at any time."""
+    world = World(1, 2, delete_user_saves=delete_user_saves)
+    mine = world.save(3, by="user")
+    async with world.collector() as collector:
+        found = await collector.look(world)
+    assert found.needed.keys() == ({mine} if delete_user_saves else {mine, path("a", 2)})
+
+
+@pytest.mark.parametrize("against", ["other weights", "another size", "rejected", "not trusted"])
+async def test_what_something_speaks_against_is_not_relied_on(against: str) -> None:
+    world = World(1, 2, 3)
+    if against == "other weights":
+        world.rank[path("a", 3)] = 16
+    if against == "rejected":
+        world.checkpoints.bad[path("a", 3)] = "its weights are others"
+    if against == "not trusted":
+        world.checkpoints.distrust("a", 2)
+    async with world.collector() as collector:
+        if against == "another size":
+            await world.notebook.note_sizes({path("a", 3): 7})
+        found = await collector.look(world)
+        assert found.needed == {path("a", 2): "the newest one known to be sound"}
+        await collector.collect(world)
+    assert 2 in world.steps()
+
+
+@pytest.mark.parametrize("how", ["protected", "pending", "keeps"])
+@pytest.mark.parametrize("kept_step", [1, 2, 3])
+async def test_what_is_protected_pending_or_kept_from_outside_stays(
+    how: str, kept_step: int
+) -> None:
+    world, kept = World(1, 2, 3), {path("a", kept_step): "it is being read"}
+    more: dict[str, Any] = {}
+    if how == "protected":
+        world.protected = kept
+    elif how == "pending":
+        world.pending = set(kept)
+    else:
+        more["keeps"] = lambda run: kept if run is world else {}
+    await world.collect(**more)
+    assert world.steps() == sorted({3, kept_step})
+
+
+async def test_what_is_not_ours_stays_and_is_no_trouble() -> None:
+    world = World(1, 2, 3)
+    foreign = world.save(4)
+    world.stored[foreign]["user_metadata"] = {}
+    await world.collect()
+    assert world.steps() == [3, 4]
+
+
+async def test_where_it_was_recovered_from_is_needed() -> None:
+    world = World(1, 2, 3)
+    world.segments.append(segment("b", 1, path("a", 1)))
+    async with world.collector() as collector:
+        found = await collector.look(world)
+    assert found.needed[path("a", 1)] == "the one recovered from"
+    assert [each.path for each in found.plan.deletions] == []
+
+
+# -- by bytes ------------------------------------------------------------------------------------
+
+
+class _Verdicts(Verifier):
+    """Says of each checkpoint what it was given; a sound one by default."""
+
+    def __init__(self, **findings: Finding) -> None:
+        self.findings = findings
+        self.asked: list[str] = []
+
+    async def verify(self, path: str, **asked: Any) -> list[Finding]:
+        assert asked == {"deep": True, "lineage": LINEAGE}
+        self.asked.append(path)
+        found = self.findings.get(f"s{path.rpartition('/')[2]}")
+        return [
+            Finding("listing", ok=True, reason=""),
+            found or Finding("bytes", ok=True, reason=""),
+        ]
+
+
+async def test_what_is_relied_on_is_looked_at_to_its_bytes_once() -> None:
+    world, verdicts = World(1, 2, 3, verify_deep=True), _Verdicts()
+    async with world.collector() as collector:
+        collector._verifier = verdicts
+        for _ in range(2):
+            await collector.collect(world)
+    assert verdicts.asked == [path("a", 3)]
+    assert world.steps() == [3]
+
+
+async def test_what_is_not_whole_is_rejected_and_the_one_before_is_relied_on() -> None:
+    world = World(1, 2, 3, verify_deep=True)
+    verdicts = _Verdicts(s3=Finding("bytes", ok=False, reason="a zero tail"))
+    async with world.collector() as collector:
+        collector._verifier = verdicts
+        await collector.collect(world)
+        assert (await world.notebook.notes()).bad == {path("a", 3): "a zero tail"}
+    assert world.steps() == [2, 3], "no valid one has got as far as the bad one"
+    assert world.checkpoints.bad == {path("a", 3): "a zero tail"}
+    assert verdicts.asked == [path("a", 3), path("a", 2)]
+
+
+async def test_where_there_is_no_export_nothing_is_deleted_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(1, 2, 3, verify_deep=True)
+    unseen = Finding("bytes", ok=True, reason="no export", looked=False)
+    verdicts = _Verdicts(s1=unseen, s2=unseen, s3=unseen)
+    with caplog.at_level(logging.WARNING):
+        async with world.collector() as collector:
+            collector._verifier = verdicts
+            for _ in range(2):
+                await collector.collect(world)
+    assert world.steps() == [1, 2, 3]
+    assert verdicts.asked == [path("a", 3)]
+    assert caplog.text.count("this service has no export") == 1
+    assert world.checkpoints.bad == {}
+
+
+async def test_without_verify_deep_no_bytes_are_looked_at() -> None:
+    world, verdicts = World(1, 2), _Verdicts()
+    async with world.collector() as collector:
+        collector._verifier = verdicts
+        await collector.collect(world)
+    assert (verdicts.asked, world.steps()) == ([], [2])
+
+
+# -- the metric to choose by ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "saves", "metrics", "warns"),
+    [
+        ({"keep_last": 0, "keep_best": 2}, 3, {}, True),
+        ({"keep_last": 0, "keep_best": 2}, 2, {}, False),
+        ({"keep_last": 0, "keep_best": 2}, 3, {"loss": 1.0}, False),
+        ({"keep_last": 0, "keep_best": 2}, 3, {"los": 1.0}, True),
+        ({"keep_last": 1, "keep_best": 2}, 3, {}, False),
+    ],
+)
+async def test_it_is_said_once_that_no_checkpoint_has_the_metric(
+    policy: dict[str, Any],
+    saves: int,
+    metrics: dict[str, float],
+    caplog: pytest.LogCaptureFixture,
+    *,
+    warns: bool,
+) -> None:
+    world = World(save_best=True, **policy)
+    for step in range(1, saves + 1):
+        world.save(step, metrics=metrics)
+    async with world.collector() as collector:
+        for _ in range(2):
+            await collector.collect(world)
+    assert caplog.text.count("has the metric") == warns

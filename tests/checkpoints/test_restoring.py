@@ -1,0 +1,417 @@
+"""One try to restore: what is rejected, passed over or raised, and that nothing stays open."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import pytest
+import tinker
+from made import LINEAGE, NOW, path, record, segment
+from pydantic import SecretStr
+from tinker.types import RequestErrorCategory
+
+from tinker_recovery import (
+    LeaseLost,
+    NoUsableCheckpoint,
+    RecoveryEvent,
+    RecoveryPolicy,
+    StatusUnavailable,
+)
+from tinker_recovery.checkpoints import WeightsFacts, checkpoint_metadata
+from tinker_recovery.checkpoints.canary import ASKED
+from tinker_recovery.checkpoints.prompt import prompt_of
+from tinker_recovery.clock import Clock
+from tinker_recovery.errors import OtherWeights
+from tinker_recovery.journal import Journal, Notebook
+from tinker_recovery.recovery.checkpoint_state import LOADS_TRIED, CheckpointState
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.restore import Restore, Restored
+from tinker_recovery.recovery.selection import RestorableRun
+from tinker_recovery.service import FromBaseModel, FromCheckpoint, Patience, StatusReader
+from tinker_recovery.service.base import Endpoint
+from tinker_recovery.service.guard import Guard
+from tinker_recovery.telemetry import EventSink, names
+
+ORIGIN = FromBaseModel("m", {})
+REFUSED = tinker.RequestFailedError("no such file", "1", RequestErrorCategory.User)
+FAILED = tinker.RequestFailedError("disk trouble", "1", RequestErrorCategory.Server)
+NAN = (math.nan,)
+
+
+def answer_at(step: int) -> tuple[float, ...]:
+    """What the canary answers on the weights of a step."""
+    return -1.0, -float(step)
+
+
+class Client:
+    """A client made from somewhere, which answers the canary."""
+
+    def __init__(self, world: World, number: int, source: str | None) -> None:
+        self.run_id, self.source, self.service = f"new-{number}", source, None
+        self.training = self
+        self._world = world
+        self.asked = 0
+
+    def forward(self, batch: Any, loss: str) -> Any:
+        assert loss == "cross_entropy"
+        assert batch == self._world.known.prompt.batch
+        answers = self._world.answers[self.source]
+        said = answers[min(self.asked, len(answers) - 1)]
+        self.asked += 1
+        future: Future[Any] = Future()
+        output = {"logprobs": SimpleNamespace(data=list(said))}
+        future.set_result(SimpleNamespace(loss_fn_outputs=[output]))
+        return SimpleNamespace(future=lambda: future)
+
+
+class World:
+    """A run, what is listed of it, and a service that makes clients."""
+
+    def __init__(self, *steps: int, canary: bool = True, origin: Any = ORIGIN) -> None:
+        self.policy = RecoveryPolicy(canary=prompt_of([1, 2, 3]) if canary else None)
+        self.known = CheckpointState.by(self.policy, "r", LINEAGE)
+        self.listed: list[dict[str, Any]] = []
+        self.answers: dict[str | None, list[tuple[float, ...]]] = {None: [answer_at(0)]}
+        self.errors: dict[str | None, list[BaseException]] = {}
+        """What making a client from there raises, the first times."""
+        self.on_made: Callable[[Client], object] = lambda _: None
+        self.made: list[Client] = []
+        self.closed: list[Client] = []
+        self.events: list[RecoveryEvent] = []
+        self.announced: list[str] = []
+        self.guard = Guard()
+        self.run: Any = SimpleNamespace(
+            name="r",
+            segments=[segment("a")],
+            weights=WeightsFacts(),
+            checkpoints=self.known,
+            root=None,
+            origin=origin,
+            start_step=0,
+        )
+        self.known.began = None, "begin", 0
+        if canary:
+            self.known.canaries.record("begin", 0, answer_at(0))
+        for step in steps:
+            self.save(step)
+
+    def save(self, step: int, *, by: Any = "schedule") -> None:
+        made = record(step)
+        metadata = checkpoint_metadata(
+            step=step, lineage=LINEAGE, attempt="a", parent=None, saved_by=by
+        )
+        self.listed.append(
+            {
+                "checkpoint_id": f"weights/{step}",
+                "checkpoint_type": "training",
+                "time": made.time.isoformat(),
+                "tinker_path": made.path,
+                "size_bytes": 10,
+                "user_metadata": metadata,
+            }
+        )
+        self.answers[made.path] = [answer_at(step)]
+        if self.policy.canary is not None:
+            self.known.canaries.record("a", step, answer_at(step))
+
+    # The backend
+
+    def open_ahead(self) -> None:
+        raise AssertionError("nothing is to be opened ahead")
+
+    async def connect(
+        self, origin: Any, *, patience: Patience, pending: object, announce: object
+    ) -> Client:
+        assert patience.limit_s > 0
+        assert (pending, announce) == (None, self.guard.announce)
+        source = origin.path if isinstance(origin, FromCheckpoint) else None
+        assert source is not None or origin is ORIGIN
+        if self.errors.get(source):
+            raise self.errors[source].pop(0)
+        client = Client(self, len(self.made), source)
+        self.made.append(client)
+        self.on_made(client)
+        return client
+
+    async def close(self, client: Client, status: str, reason: str, *, deadline_s: float) -> None:
+        assert status == "interrupted"
+        assert reason
+        assert deadline_s == self.policy.close_timeout_s
+        self.closed.append(client)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/checkpoints"):
+            return httpx.Response(404, json={})
+        return httpx.Response(200, json={"checkpoints": self.listed})
+
+    async def restore(self, **more: Any) -> Restored:
+        endpoint = Endpoint("http://127.0.0.1:1", SecretStr("tml-x"))
+        transport = httpx.MockTransport(self._answer)
+        later = NOW + timedelta(hours=1)
+        tasks: list[asyncio.Task[Any]] = []
+        async with (
+            StatusReader(endpoint, transport=transport, wall=later.timestamp) as reader,
+            Notebook(Journal(None, service=endpoint.base_url)) as notebook,
+        ):
+            collaborators = SimpleNamespace(
+                policy=self.policy,
+                backend=self,
+                reader=reader,
+                notebook=notebook,
+                events=EventSink(self.events.append),
+                clock=Clock(),
+                spawn=lambda work: tasks.append(asyncio.create_task(work())),
+                spares=None,
+            )
+            self.restoring = Restore(
+                cast("RestorableRun", self.run),
+                cast("Collaborators", collaborators),
+                guard=self.guard,
+                **more,
+            )
+            try:
+                return await self.restoring.restore()
+            finally:
+                if tasks:
+                    await asyncio.wait(tasks)
+                self.noted = dict((await notebook.notes()).bad)
+
+    def sources(self) -> list[str | None]:
+        """What clients were made from, in their order."""
+        return [client.source for client in self.made]
+
+    def left_open(self) -> list[Client]:
+        return [client for client in self.made if client not in self.closed]
+
+
+async def test_the_newest_is_restored_with_the_canarys_answer_asked_once() -> None:
+    world = World(1, 2)
+    restored = await world.restore()
+    (client,) = world.made
+    assert restored.connection is cast("Any", client)
+    assert restored.checkpoint is not None
+    assert (restored.checkpoint.path, restored.answer) == (path("a", 2), answer_at(2))
+    assert (client.asked, world.closed) == (1, [])
+    created = [event for event in world.events if event.name == names.EVENT_CLIENT_CREATED]
+    assert [event.fields for event in created] == [{names.RUN_ID: "new-0"}]
+    assert world.known.prompt.spent == 2
+
+
+async def test_without_a_canary_nothing_is_asked() -> None:
+    world = World(1, 2, canary=False)
+    restored = await world.restore()
+    assert (world.made[0].asked, restored.answer) == (0, None)
+    assert world.known.prompt.spent == 0
+
+
+@pytest.mark.parametrize("canary", [False, True])
+async def test_a_run_without_a_checkpoint_starts_over(*, canary: bool) -> None:
+    world = World(canary=canary)
+    restored = await world.restore()
+    assert (restored.checkpoint, restored.listed) == (None, None)
+    assert restored.answer == (answer_at(0) if canary else None)
+    assert world.left_open() == world.made
+
+
+async def test_a_run_that_cannot_be_started_over_and_has_no_checkpoint_is_an_error() -> None:
+    world = World(origin=None)
+    with pytest.raises(NoUsableCheckpoint, match="has no checkpoint yet"):
+        await world.restore()
+    assert world.made == []
+
+
+# -- what the canary says ------------------------------------------------------------------------
+
+
+async def test_other_weights_are_asked_again_then_rejected_for_good_and_the_next_is_used() -> None:
+    world = World(1, 2)
+    world.answers[path("a", 2)] = [answer_at(1)]
+    restored = await world.restore()
+    assert restored.checkpoint is not None
+    assert restored.checkpoint.step == 1
+    wrong, right = world.made
+    assert (wrong.asked, right.asked) == (ASKED, 1)
+    assert world.closed == [wrong]
+    assert world.noted.keys() == world.known.bad.keys() == {path("a", 2)}
+    assert world.restoring.passed_over.keys() == {path("a", 2)}
+
+
+async def test_an_answer_that_is_off_once_is_no_objection() -> None:
+    world = World(1, 2)
+    world.answers[path("a", 2)] = [answer_at(1), answer_at(2)]
+    restored = await world.restore()
+    assert restored.checkpoint is not None
+    assert restored.checkpoint.step == 2
+    assert world.made[0].asked == 2
+    assert (world.closed, world.noted) == ([], {})
+    assert world.known.canaries.noise > 0, "two answers on the same weights tell how noisy they are"
+
+
+async def test_started_over_with_other_weights_is_an_error_and_blames_no_checkpoint() -> None:
+    world = World()
+    world.answers[None] = [answer_at(7)]
+    with pytest.raises(OtherWeights, match="was started over"):
+        await world.restore()
+    assert world.closed == world.made
+    assert world.noted == {}
+
+
+async def test_answers_that_are_no_numbers_blame_the_checkpoint_from_the_second_time_on() -> None:
+    world = World(1, 2)
+    world.answers[path("a", 2)] = [NAN]
+    with pytest.raises(OtherWeights, match="not finite"):
+        await world.restore()
+    assert (world.noted, world.closed) == ({}, world.made)
+    restored = await world.restore()
+    assert restored.checkpoint is not None
+    assert restored.checkpoint.step == 1
+    assert world.known.bad.keys() == {path("a", 2)}
+    assert world.left_open() == [world.made[-1]]
+
+
+# -- what does not load --------------------------------------------------------------------------
+
+
+async def test_what_the_service_refuses_to_load_is_rejected_and_the_next_is_used() -> None:
+    world = World(1, 2)
+    world.errors[path("a", 2)] = [REFUSED]
+    restored = await world.restore()
+    assert restored.checkpoint is not None
+    assert restored.checkpoint.step == 1
+    assert world.noted.keys() == {path("a", 2)}
+    assert "does not load it" in world.noted[path("a", 2)]
+
+
+async def test_what_fails_to_load_is_raised_and_passed_over_from_the_second_time_on() -> None:
+    world = World(1, 2)
+    world.errors[path("a", 2)] = [FAILED] * LOADS_TRIED
+    for _ in range(LOADS_TRIED - 1):
+        with pytest.raises(tinker.RequestFailedError):
+            await world.restore()
+    restored = await world.restore()
+    assert restored.checkpoint is not None
+    assert restored.checkpoint.step == 1
+    assert (world.noted, world.known.bad) == ({}, {})
+    (skipped,) = [each for each in world.events if each.name == names.EVENT_CHECKPOINT_SKIPPED]
+    assert skipped.fields[names.CHECKPOINT_PATH] == path("a", 2)
+    assert skipped.run == "r"
+
+
+async def test_where_all_fail_to_load_the_failure_is_raised_and_all_are_tried_again() -> None:
+    world = World(1)
+    world.errors[path("a", 1)] = [FAILED] * LOADS_TRIED
+    for _ in range(LOADS_TRIED):
+        with pytest.raises(tinker.RequestFailedError):
+            await world.restore()
+    assert world.known.skipped == {}
+    restored = await world.restore()
+    assert restored.checkpoint is not None
+    assert restored.checkpoint.step == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), tinker.APIConnectionError(request=cast("Any", None))]
+)
+async def test_what_says_nothing_of_the_checkpoint_is_raised(error: Exception) -> None:
+    world = World(1, 2)
+    world.errors[path("a", 2)] = [error] * 3
+    for _ in range(3):
+        with pytest.raises(type(error)):
+            await world.restore()
+    assert (world.noted, world.known.skipped, world.made) == ({}, {}, [])
+
+
+@pytest.mark.parametrize("error", [REFUSED, FAILED])
+async def test_a_start_over_that_fails_is_raised(error: Exception) -> None:
+    world = World()
+    world.errors[None] = [error]
+    with pytest.raises(tinker.RequestFailedError):
+        await world.restore()
+    assert world.noted == {}
+
+
+# -- what was replaced meanwhile -----------------------------------------------------------------
+
+
+def _save_again(world: World, client: Client) -> None:
+    if client.source == path("a", 2):
+        world.listed[1] = {**world.listed[1], "time": (NOW + timedelta(minutes=5)).isoformat()}
+
+
+async def test_what_another_save_has_replaced_while_it_was_loaded_is_chosen_anew() -> None:
+    world = World(1)
+    world.save(2, by="user")
+    times: list[Client] = []
+
+    def once(client: Client) -> None:
+        times.append(client)
+        if len(times) == 1:
+            _save_again(world, client)
+
+    world.on_made = once
+    restored = await world.restore()
+    assert restored.checkpoint is not None
+    assert restored.checkpoint.step == 2
+    assert world.sources() == [path("a", 2)] * 2
+    assert world.closed == world.made[:1]
+    assert world.noted == {}
+
+
+# -- the claim -----------------------------------------------------------------------------------
+
+
+class _Lost(Guard):
+    """A claim that is lost when a client is made, or before anything."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self._when = when
+
+    async def check(self, *, for_certain: bool = False) -> None:
+        assert not for_certain
+        if self._when == "before":
+            raise LeaseLost("it is another's", run="r")
+
+    async def announce_run(self, run_id: str) -> None:
+        assert run_id == "new-0"
+        if self._when == "announced":
+            raise LeaseLost("it is another's", run="r")
+
+
+@pytest.mark.parametrize("when", ["before", "announced", "made"])
+async def test_a_run_that_is_another_processs_by_now_is_not_restored(when: str) -> None:
+    world = World(1, 2)
+    world.guard = _Lost(when)
+    if when == "made":
+        world.errors[path("a", 2)] = [LeaseLost("it is another's", run="r")]
+    with pytest.raises(LeaseLost):
+        await world.restore()
+    assert len(world.made) == (when == "announced")
+    assert world.closed == world.made
+    assert (world.noted, world.known.skipped) == ({}, {})
+
+
+async def test_cancelling_it_closes_the_client_it_has_made() -> None:
+    world = World(1, 2)
+    restoring: list[asyncio.Task[Restored]] = []
+    world.on_made = lambda _: restoring[0].cancel()
+    restoring.append(asyncio.create_task(world.restore()))
+    with pytest.raises(asyncio.CancelledError):
+        await restoring[0]
+    assert len(world.made) == 1
+    assert world.closed == world.made
+
+
+async def test_a_service_that_lists_nothing_of_what_it_has_stored_is_waited_for() -> None:
+    world = World()
+    world.known.stored[path("a", 1)] = "a", 1
+    with pytest.raises(StatusUnavailable):
+        await world.restore()
+    assert world.made == []

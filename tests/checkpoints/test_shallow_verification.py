@@ -1,0 +1,193 @@
+"""What the cheap levels of verification say, from a listing and a status made up here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made import LINEAGE, NOW, path, record
+from pydantic import SecretStr
+from tinker import types
+
+from tinker_recovery import RecoveryPolicy, StatusRefused
+from tinker_recovery.checkpoints import FileFacts, Finding, checkpoint_metadata
+from tinker_recovery.journal import Journal, Notebook
+from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.retention.verifier import (
+    CanaryBatch,
+    Verifier,
+    decode_files,
+    encode_files,
+)
+from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
+
+URL = "http://127.0.0.1:1"
+
+
+class Service:
+    """It lists what is put into it, and says what a run and its checkpoints are."""
+
+    def __init__(self) -> None:
+        self.listed: dict[str, list[dict[str, Any]]] = {}
+        self.rank = 8
+        self.status = 200
+        self.run_status = 200
+        self.sizes: dict[str, int] = {}
+        """What is noted of sizes before."""
+
+    def save(self, step: int, run: str = "a", **changes: Any) -> str:
+        made = record(step, run)
+        parent = changes.pop("parent", None)
+        entry = {
+            "checkpoint_id": f"weights/{step}",
+            "checkpoint_type": "training",
+            "time": NOW.isoformat(),
+            "tinker_path": made.path,
+            "size_bytes": 10,
+            "user_metadata": checkpoint_metadata(
+                step=step, lineage=LINEAGE, attempt=run, parent=parent, saved_by="schedule"
+            ),
+            **changes,
+        }
+        self.listed.setdefault(run, []).append(entry)
+        return made.path
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        parts = request.url.path.removeprefix("/api/v1/").split("/")
+        if parts[-1] == "weights_info":
+            said = {"base_model": "m", "is_lora": True, "lora_rank": self.rank}
+            return httpx.Response(self.status, json=said)
+        if parts[-1] == "checkpoints":
+            return httpx.Response(200, json={"checkpoints": self.listed.get(parts[1], [])})
+        run = types.TrainingRun(
+            training_run_id=parts[1],
+            base_model="m",
+            model_owner="me",
+            is_lora=True,
+            lora_rank=8,
+            last_request_time=NOW,
+        )
+        return httpx.Response(self.run_status, json=run.model_dump(mode="json"))
+
+    async def verify(self, path: str, *, noted: int | None = None, **asked: Any) -> list[Finding]:
+        endpoint = Endpoint(URL, SecretStr("tml-x"))
+        transport = httpx.MockTransport(self._answer)
+        async with (
+            StatusReader(endpoint, transport=transport, wall=NOW.timestamp) as reader,
+            Notebook(Journal(None, service=URL)) as notebook,
+        ):
+            if noted is not None:
+                await notebook.note_sizes({path: noted})
+            verifier = Verifier(Collaborators(RecoveryPolicy(), TinkerBackend(), reader, notebook))
+            found = await verifier.verify(path, **asked)
+            self.sizes = dict((await notebook.notes()).sizes)
+            return found
+
+
+def levels(found: list[Finding]) -> dict[str, bool]:
+    return {each.level: each.ok for each in found}
+
+
+SOUND = {"metadata": True, "listing": True, "weights": True}
+
+
+async def test_a_sound_one_passes_each_cheap_level_and_its_size_is_noted() -> None:
+    service = Service()
+    sound = service.save(3)
+    service.save(4, size_bytes=11)
+    assert levels(await service.verify(sound, lineage=LINEAGE)) == SOUND
+    assert service.sizes == {sound: 10}
+    assert levels(await service.verify(sound, noted=10)) == SOUND
+
+
+async def test_a_canary_is_asked_only_of_what_has_one_stored() -> None:
+    """Nothing is loaded: there is no service that could be."""
+    service = Service()
+    sound = service.save(3)
+    assert levels(await service.verify(sound, canary=CanaryBatch([]))) == SOUND
+
+
+async def test_what_is_not_listed_has_nothing_said_of_it_but_that() -> None:
+    service = Service()
+    service.save(3)
+    (found,) = await service.verify(path("a", 4), deep=True)
+    assert (found.level, found.ok) == ("listing", False)
+    assert "does not list it" in found.reason
+
+
+@pytest.mark.parametrize("deep", [False, True])
+async def test_an_objection_of_its_listing_ends_the_look_and_its_size_is_not_noted(
+    *, deep: bool
+) -> None:
+    service = Service()
+    empty = service.save(3, size_bytes=0)
+    assert levels(await service.verify(empty, deep=deep)) == {"metadata": True, "listing": False}
+    assert service.sizes == {}
+    other = service.save(4)
+    assert levels(await service.verify(other, noted=7)) == {"metadata": True, "listing": False}
+
+
+async def test_a_size_that_is_not_said_is_not_noted() -> None:
+    service = Service()
+    quiet = service.save(3, size_bytes=None)
+    assert levels(await service.verify(quiet)) == SOUND
+    assert service.sizes == {}
+
+
+async def test_an_objection_of_its_weights_ends_the_look() -> None:
+    service = Service()
+    service.rank = 16
+    wrong = service.save(3)
+    assert levels(await service.verify(wrong, deep=True)) == {**SOUND, "weights": False}
+
+
+async def test_metadata_that_does_not_fit_is_no_reason_not_to_look_further() -> None:
+    service = Service()
+    theirs = service.save(3)
+    assert levels(await service.verify(theirs, lineage="theirs")) == {**SOUND, "metadata": False}
+
+
+@pytest.mark.parametrize(("parents_step", "ok"), [(2, True), (3, True), (4, False)])
+async def test_a_step_below_that_of_where_it_came_from_is_an_objection(
+    parents_step: int, *, ok: bool
+) -> None:
+    service = Service()
+    service.save(1, "p")
+    parent = service.save(parents_step, "p")
+    child = service.save(3, "a", parent=parent)
+    assert levels(await service.verify(child)) == {**SOUND, "metadata": ok}
+
+
+@pytest.mark.parametrize(("status", "levels_left"), [(405, 2), (404, 2)])
+async def test_what_the_service_does_not_say_of_the_weights_is_not_looked_at(
+    status: int, levels_left: int
+) -> None:
+    service = Service()
+    service.status = status
+    assert len(await service.verify(service.save(3))) == levels_left
+
+
+async def test_of_a_run_that_is_gone_nothing_is_known_and_any_other_refusal_leaves_no_verdict() -> (
+    None
+):
+    service = Service()
+    service.run_status = 404
+    service.rank = 16
+    assert levels(await service.verify(service.save(3))) == {"metadata": True, "listing": True}
+    for status in (400, 403):
+        service.run_status = status
+        with pytest.raises(StatusRefused):
+            await service.verify(path("a", 3))
+
+
+@given(
+    files=st.dictionaries(
+        st.text(min_size=1),
+        st.builds(FileFacts, size_bytes=st.integers(0, 2**60), sha256=st.text("0123456789abcdef")),
+    )
+)
+def test_checksums_are_read_as_they_were_written(files: dict[str, FileFacts]) -> None:
+    assert decode_files(encode_files(files)) == files
