@@ -440,6 +440,14 @@ async def test_what_is_protected_pending_or_kept_from_outside_stays(
     assert world.steps() == sorted({3, kept_step})
 
 
+async def test_the_sizes_that_are_said_are_noted_at_first_sight() -> None:
+    world = World(1, 2)
+    world.stored[world.save(3)]["size_bytes"] = None
+    async with world.collector() as collector:
+        await collector.look(world)
+        assert (await world.notebook.notes()).sizes == {path("a", 1): 10, path("a", 2): 20}
+
+
 async def test_what_is_not_ours_stays_and_is_no_trouble() -> None:
     world = World(1, 2, 3)
     foreign = world.save(4)
