@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import anyio
 
-from tinker_recovery.clock import SYSTEM_CLOCK
+from tinker_recovery.clock import SYSTEM_CLOCK, growing_intervals
 from tinker_recovery.errors import LeaseLost, StatusUnavailable, UsageError
 from tinker_recovery.faults import DetectedBy
 from tinker_recovery.journal.holder import Holder
@@ -33,7 +33,7 @@ Lease = Literal["service", "journal", "both"]
 """What a named run is held by: a claim at the service, the lease in the journal, or both."""
 
 SAY_S = 10.0
-"""A run that waits for the end of an earlier one says so after this long."""
+"""A run that waits for the end of an earlier one says so after this long, and again."""
 
 _LEASES: tuple[Lease, ...] = get_args(Lease)
 
@@ -50,16 +50,18 @@ def check_lease(lease: str) -> None:
 
 async def _until_released(name: str, guard: Guard) -> None:
     """Wait for a run of that name that has just ended here: its clients are being closed."""
-    with anyio.move_on_after(SAY_S):
-        await guard.released.wait()
-        return
-    logger.warning(
-        "run %s was under way in this process until now, and has not closed its clients after "
-        "%g s: its next run waits for that",
-        name,
-        SAY_S,
-    )
-    await guard.released.wait()
+    waited_s = 0.0
+    for interval_s in growing_intervals(SAY_S):
+        with anyio.move_on_after(interval_s):
+            await guard.released.wait()
+            return
+        waited_s += interval_s
+        logger.warning(
+            "run %s was under way in this process until now, and has not closed its clients after "
+            "%g s: its next run waits for that",
+            name,
+            waited_s,
+        )
 
 
 def is_dead(claimant: Claimant) -> bool:
