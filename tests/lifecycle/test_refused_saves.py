@@ -9,15 +9,22 @@ import pytest
 import tinker
 from inspection import run_id_of
 from loops import MODEL, SEED, batch, quick, train, undisturbed_state
+from tinker.types import RequestErrorCategory
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
 from tinker_recovery.faults import Kind
-from tinker_recovery.service.refusals import refuses_save
+from tinker_recovery.service.refusals import in_words, refuses_save
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 14
 REFUSALS = [400, 403, 404, 405, 413, 422]
+
+
+def _status_error(status: int, body: object, text: str = "") -> tinker.APIStatusError:
+    request = httpx.Request("POST", "http://127.0.0.1/save")
+    response = httpx.Response(status, request=request, text=text)
+    return tinker.APIStatusError("", response=response, body=body)
 
 
 async def a_run(
@@ -129,7 +136,30 @@ async def test_a_corrupted_run_that_refuses_its_last_save_does_not_end_well(
 
 @pytest.mark.parametrize("status", range(400, 600))
 def test_what_any_request_may_be_answered_is_no_refusal_of_a_save(status: int) -> None:
-    response = httpx.Response(status, request=httpx.Request("POST", "http://127.0.0.1/save"))
-    error = tinker.APIStatusError("", response=response, body=None)
+    error = _status_error(status, None)
     passing = {401, 402, 408, 409, 410, 429, *range(500, 600)}
     assert refuses_save(error) == (status not in passing)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (_status_error(403, {"detail": "no\nroom"}), "HTTP 403: no room"),
+        (_status_error(500, None, text="<html>\n  busy\n</html>"), "HTTP 500: <html> busy </html>"),
+        (_status_error(404, {}), "HTTP 404"),
+        (
+            tinker.RequestFailedError(
+                "Request failed: full for self.request_id='a' and expected type self.model_cls=b",
+                request_id="a",
+                category=RequestErrorCategory.Server,
+            ),
+            "the service answers that it failed: full",
+        ),
+        (TimeoutError(), "TimeoutError"),
+        (ValueError("mine"), "mine"),
+    ],
+)
+def test_what_the_service_answers_is_one_line_without_the_sdks_own_code(
+    error: Exception, said: str
+) -> None:
+    assert in_words(error) == said

@@ -91,7 +91,7 @@ async def test_a_close_is_begun_even_if_no_worker_thread_is_free_for_it_in_time(
 async def test_a_cancellation_that_the_http_client_loses_is_not_the_last_one(
     monkeypatch: pytest.MonkeyPatch, at_rest: Callable[[], bool]
 ) -> None:
-    """As it is lost now and then while a connection is opened: the SDK would try on for 300 s."""
+    """As it is if it comes together with an error of the request: the SDK would try for 300 s."""
     wrapper = _base_client.AsyncHttpxClientWrapper
     send, lost = wrapper.send, list[httpx.Request]()
 

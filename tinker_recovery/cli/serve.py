@@ -80,8 +80,8 @@ def command(  # noqa: PLR0913 - one for each option
     r"""Run a local Tinker server until Ctrl-C.
 
     It speaks the Tinker API to the unmodified SDK, with one small real model behind every name of
-    a base model. To use it,
-    set the two variables that it prints; it prints a line when a fault strikes, too:
+    a base model. It prints a line when a fault strikes. To use it, set the two variables that it
+    prints:
 
     \b
         export TINKER_BASE_URL=http://127.0.0.1:PORT TINKER_API_KEY=tml-local-key

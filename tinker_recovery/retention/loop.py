@@ -143,7 +143,7 @@ class RetentionLoop:
                 self._events.emit(
                     names.EVENT_RETENTION_FAILED,
                     run.name,
-                    f"no checkpoint was deleted; training goes on, and it is tried again: {error}",
+                    f"checkpoints are left as they are for now, and looked at again later: {error}",
                     {names.ERROR_TYPE: type(error).__qualname__},
                 )
         if run.ended:

@@ -44,7 +44,7 @@ from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.download import Download
 from tinker_recovery.service.export import Limits, exported, loaded
 from tinker_recovery.service.missing_routes import is_missing
-from tinker_recovery.service.refusals import is_refused
+from tinker_recovery.service.refusals import in_words, is_refused
 from tinker_recovery.service.waiting import result_of
 
 DEFAULT_LIMITS = Limits()
@@ -253,7 +253,7 @@ class _Look:
                 if not is_refused(error):
                     raise _as_status(f"{self._path} could not be loaded", error) from error
                 refusals.append(error)
-        return f"the service does not load it: {refusals[-1]}"
+        return f"the service does not load it: {in_words(refusals[-1])}"
 
     async def bytes(self, connection: Connection, stack: AsyncExitStack) -> Finding:
         """What its files say; an objection is looked into once more, in another session."""

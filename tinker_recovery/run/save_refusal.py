@@ -49,13 +49,14 @@ class SaveRefusal:
         """
         if error is self.error:
             return True
-        if self.error is not None and scheduled and any(map(refuses_save, causes(error))):
+        chain = list(causes(error))
+        refused = scheduled and any(map(refuses_save, chain))
+        if refused and self.error is not None:
             return True  # one behind it: this client is given up already
         metadata = self._scope.run.collaborators.reader.metadata
-        chain = list(causes(error))
         # One that carried none was not refused for it.
         of_metadata = self._scope.saver.sends_metadata() and any(map(metadata.is_refusal, chain))
-        if not of_metadata and not (scheduled and any(map(refuses_save, chain))):
+        if not of_metadata and not refused:
             return False
         self._of_metadata, self._step = of_metadata, -1 if step is None else step
         self.error = error

@@ -56,7 +56,6 @@ logger = logging.getLogger(names.SCOPE)
 END_S = 0.25
 """How long the requests of a closed client may take to end by themselves."""
 
-
 _REFUSALS = frozenset(
     {Kind.USER_ERROR, Kind.INVALID_REQUEST, Kind.METADATA_REFUSED, Kind.SAVE_REFUSED}
 )

@@ -246,9 +246,8 @@ class SupervisedRun:
         if self.origin is None or at_start:
             # An adopted client cannot be made again, so it needs something to recover from. Of the
             # others, the seed may not make the same weights again.
-            unsure = self.collaborators.reader.metadata.keeps == "unknown"
-            unsure = unsure or bool(self.history.refused_saves)
-            attempt.saver.probes = self.origin is not None and unsure
+            keeps, refused = self.collaborators.reader.metadata.keeps, self.history.refused_saves
+            attempt.saver.probes = self.origin is not None and (keeps == "unknown" or refused > 0)
             attempt.client.save(attempt.saver.begin)
         else:
             attempt.client.record_canary()

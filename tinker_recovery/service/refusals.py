@@ -71,15 +71,14 @@ _MACHINERY = " for self.request_id="
 def in_words(error: BaseException) -> str:
     """What the service has answered, in one line, without what the SDK says of its own code."""
     if isinstance(error, tinker.APIStatusError):
-        body = error.body
-        said = next(
-            (body[key] for key in ("detail", "message", "error") if body.get(key))
-            if isinstance(body, dict)
-            else iter(()),
-            error.response.text,
-        )
-        return f"HTTP {error.status_code}: {str(said)[:_SHOWN]}".rstrip(": ")
-    said = str(error).partition(_MACHINERY)[0][:_SHOWN]
+        body = error.body if isinstance(error.body, dict) else {}
+        said = body.get("detail") or body.get("message") or body.get("error")
+        return f"HTTP {error.status_code}: {_line(said or error.response.text)}".rstrip(": ")
+    said = _line(str(error).partition(_MACHINERY)[0])
     if isinstance(error, tinker.RequestFailedError):
         return f"the service answers that it failed: {said.removeprefix('Request failed: ')}"
     return said or type(error).__name__
+
+
+def _line(said: object) -> str:
+    return " ".join(str(said).split())[:_SHOWN]

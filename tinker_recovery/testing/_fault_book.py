@@ -135,25 +135,6 @@ class FaultBook:
             polled: For a poll, the kind of request that is polled.
             but_not: Entries that have struck this request already.
         """
-        found = self._find(layer, request, run, step, polled=polled, but_not=but_not)
-        if found is None:
-            return None
-        strike, fired = found
-        if not strike.entry.struck:
-            strike.entry.struck = True
-            self._struck(fired)
-        return strike
-
-    def _find(
-        self,
-        layer: str,
-        request: str,
-        run: str | None,
-        step: int | None,
-        *,
-        polled: str | None,
-        but_not: Collection[Entry],
-    ) -> tuple[Strike, FiredFault] | None:
         with self._lock:
             now = self.clock()
             self._entries = [
@@ -170,11 +151,16 @@ class FaultBook:
                     and at_step
                     and rule.matches(request, run, polled)
                 ):
-                    self._use(entry, now)
                     fired = FiredFault(rule, run or "", step or 0, request=request)
+                    first, entry.struck = not entry.struck, True
+                    self._use(entry, now)
                     self._fired.append(fired)
-                    return Strike(entry, now), fired
-        return None
+                    break
+            else:
+                return None
+        if first:
+            self._struck(fired)
+        return Strike(entry, now)
 
     def _use(self, entry: Entry, now: float) -> None:
         if entry.until is None and entry.rule.for_s is not None:
