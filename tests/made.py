@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from tinker import types
 
@@ -45,6 +46,21 @@ def record(  # noqa: PLR0913 - a record's fields, by name
         public=public,
         metrics=metrics or {},
     )
+
+
+def listed_json(
+    made: CheckpointRecord, metadata: Mapping[str, str], **changes: object
+) -> dict[str, Any]:
+    """A training checkpoint as the service lists it, in JSON."""
+    return {
+        "checkpoint_id": f"weights/{made.step}",
+        "checkpoint_type": "training",
+        "time": made.time.isoformat(),
+        "tinker_path": made.path,
+        "size_bytes": 10,
+        "user_metadata": dict(metadata),
+        **changes,
+    }
 
 
 def stored(

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import LINEAGE, NOW, path, record, segment
+from made import LINEAGE, NOW, listed_json, path, record, segment
 from pydantic import SecretStr
 
 from tinker_recovery import (
@@ -70,18 +70,10 @@ class World:
 
     def save(self, step: int, run: str = "a", **changes: Any) -> str:
         made = record(step, run)
-        entry = {
-            "checkpoint_id": f"weights/{step}",
-            "checkpoint_type": "training",
-            "time": made.time.isoformat(),
-            "tinker_path": made.path,
-            "size_bytes": 10,
-            "user_metadata": checkpoint_metadata(
-                step=step, lineage=LINEAGE, attempt=run, parent=None, saved_by="schedule"
-            ),
-            **changes,
-        }
-        self.listed.setdefault(run, []).append(entry)
+        metadata = checkpoint_metadata(
+            step=step, lineage=LINEAGE, attempt=run, parent=None, saved_by="schedule"
+        )
+        self.listed.setdefault(run, []).append(listed_json(made, metadata, **changes))
         self.known.stored[made.path] = run, step
         return made.path
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import httpx
 import pytest
 import tinker
-from made import LINEAGE, NOW, path, record, segment
+from made import LINEAGE, NOW, listed_json, path, record, segment
 from pydantic import SecretStr
 from tinker.types import RequestErrorCategory
 
@@ -107,16 +107,7 @@ class World:
         metadata = checkpoint_metadata(
             step=step, lineage=LINEAGE, attempt="a", parent=None, saved_by=by
         )
-        self.listed.append(
-            {
-                "checkpoint_id": f"weights/{step}",
-                "checkpoint_type": "training",
-                "time": made.time.isoformat(),
-                "tinker_path": made.path,
-                "size_bytes": 10,
-                "user_metadata": metadata,
-            }
-        )
+        self.listed.append(listed_json(made, metadata))
         self.answers[made.path] = [answer_at(step)]
         if self.policy.canary is not None:
             self.known.canaries.record("a", step, answer_at(step))

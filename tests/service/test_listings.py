@@ -10,7 +10,7 @@ import anyio
 import httpx
 import pytest
 from inspection import connection_of
-from made import LINEAGE, NOW, path, record, segment
+from made import LINEAGE, NOW, listed_json, path, record, segment
 from pydantic import SecretStr
 
 from tinker_recovery import CheckpointPolicy, RecoveryPolicy, StatusRefused
@@ -42,21 +42,14 @@ class Service:
 
     def save(self, step: int, run: str, **changes: object) -> str:
         made = record(step, run)
-        self.stored[made.path] = {
-            "checkpoint_id": f"weights/{step}",
-            "checkpoint_type": "training",
-            "time": made.time.isoformat(),
-            "tinker_path": made.path,
-            "size_bytes": 10,
-            "user_metadata": checkpoint_metadata(
-                step=step,
-                lineage=LINEAGE,
-                attempt=run,
-                parent=None,
-                saved_by="user" if run in self.by_user else "schedule",
-            ),
-            **changes,
-        }
+        metadata = checkpoint_metadata(
+            step=step,
+            lineage=LINEAGE,
+            attempt=run,
+            parent=None,
+            saved_by="user" if run in self.by_user else "schedule",
+        )
+        self.stored[made.path] = listed_json(made, metadata, **changes)
         return made.path
 
     async def answer(self, request: httpx.Request) -> httpx.Response:
