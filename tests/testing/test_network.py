@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import statistics
 import threading
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
+import anyio
 import httpx
 import pytest
 import tinker
@@ -105,3 +109,29 @@ async def test_where_nothing_listens_a_connection_is_broken_off() -> None:
 def test_what_no_network_is_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Network(**{"base_url": "http://127.0.0.1:1", **given})
+
+
+async def test_a_half_closed_connection_is_kept_until_its_answer_came() -> None:
+    """asyncio holds a connection's task only while its socket is read: not after its end."""
+    asked = asyncio.Event()
+    answer = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.read() == b"question"
+        asked.set()
+        await answer.wait()
+        writer.write(b"answer")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, Network(f"http://127.0.0.1:{port}", rtt_s=0.0) as network:
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(network.base_url).port)
+        writer.write(b"question")
+        writer.write_eof()
+        with anyio.fail_after(30):
+            await asked.wait()
+            gc.collect()
+            answer.set()
+            assert await reader.read() == b"answer"
+        writer.close()

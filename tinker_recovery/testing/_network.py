@@ -74,6 +74,8 @@ class Network:
         self._loss = loss
         self._chance = random.Random(seed)  # noqa: S311 - a network's weather is no secret
         self._thread: threading.Thread | None = None
+        # asyncio itself holds the task of a connection only while the client's half is open.
+        self._connected: set[asyncio.Task[None] | None] = set()
         self._running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._running.set_running_or_notify_cancel()
 
@@ -114,6 +116,14 @@ class Network:
 
     async def _connect(self, client: asyncio.StreamReader, reply: asyncio.StreamWriter) -> None:
         self.connections += 1
+        connected = asyncio.current_task()
+        self._connected.add(connected)
+        try:
+            await self._join(client, reply)
+        finally:
+            self._connected.discard(connected)
+
+    async def _join(self, client: asyncio.StreamReader, reply: asyncio.StreamWriter) -> None:
         ready_at = asyncio.get_running_loop().time() + self._shake_s
         try:
             server, request = await asyncio.open_connection(*self._server)
