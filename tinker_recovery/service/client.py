@@ -18,7 +18,7 @@ from tinker_recovery.checkpoints.prompt import CanaryPrompt, tokens_of
 from tinker_recovery.costs import Meter, tokens_in
 from tinker_recovery.forks import HomeProcess
 from tinker_recovery.service.base import SaveRequest
-from tinker_recovery.service.future import SupervisedFuture, is_settled, succeeded
+from tinker_recovery.service.future import SupervisedFuture, end_of, is_settled, succeeded
 from tinker_recovery.service.iterating import Iterating
 from tinker_recovery.service.iteration import Iterations
 from tinker_recovery.service.queue_state import watch_queue_state
@@ -304,9 +304,8 @@ class SupervisedClient(Iterating):
                 self._canary.drop("the loop's first batch has images, or less than two tokens")
                 self._hooks.no_canary()
         # With nothing of the loop under way, no request of its would fail by a restart.
-        now_s = self._progress.monotonic()
-        idle_s = now_s - self._trained_at if self.oldest_open_step is None else 0.0
-        if idle_s >= IDLE_S and self._hooks.was_cut():
+        idle = self._progress.monotonic() - self._trained_at >= IDLE_S
+        if idle and self.oldest_open_step is None and self._hooks.was_cut():
             self._canary_is_next = self._canary.batch is not None
         self._queue_if_due()
         if self._canary_is_next:
@@ -410,7 +409,7 @@ class SupervisedClient(Iterating):
     ) -> None:
         # In the SDK's thread, where nothing may raise. Removed from the open requests last, so that
         # their failures are reported by the time drain() returns.
-        error = None if (cancelled := future.cancelled()) else future.exception()
+        cancelled, error = end_of(future)
         sound = not cancelled and error is None
         now_s = self._progress.made(sound=sound and self._retired is None)
         if step is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 import tinker
@@ -98,9 +98,20 @@ def is_client_too(future: object) -> bool:
     return isinstance(future, tinker.SamplingClient | tinker.TrainingClient)
 
 
+def end_of(future: Future[Any]) -> tuple[bool, BaseException | None]:
+    """Whether a request that has ended was cancelled, and its error if it has one.
+
+    In one look, for each of which the future is locked.
+    """
+    try:
+        return False, future.exception()
+    except CancelledError:
+        return True, None
+
+
 def succeeded(future: Future[Any]) -> bool:
     """Whether a request that has ended has a result."""
-    return not future.cancelled() and future.exception() is None
+    return end_of(future) == (False, None)
 
 
 def is_settled(saving: Future[Any]) -> bool:
