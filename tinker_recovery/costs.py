@@ -248,18 +248,18 @@ def bill(tokens: Tokens, prices: Mapping[str, Prices], model: str) -> Bill:
     return Bill(usd, tuple(unpriced))
 
 
-def length_of(model_input: Any) -> int:
-    """Tokens of a ``types.ModelInput``; an image without ``expected_tokens`` counts as none."""
+def length_of(*model_inputs: Any) -> int:
+    """Tokens of ``types.ModelInput``s; an image without ``expected_tokens`` counts as none."""
     total = 0
-    for chunk in model_input.chunks:
-        tokens = getattr(chunk, "tokens", None)
-        total += len(tokens) if tokens is not None else getattr(chunk, "expected_tokens", 0) or 0
+    for model_input in model_inputs:
+        for chunk in model_input.chunks:
+            if (tokens := getattr(chunk, "tokens", None)) is not None:
+                total += len(tokens)
+            else:
+                total += getattr(chunk, "expected_tokens", 0) or 0
     return total
 
 
 def tokens_in(data: Iterable[Any]) -> int:
     """Tokens of the inputs of ``types.Datum``s."""
-    total = 0  # sum() of a generator would take as long again, at every step
-    for datum in data:
-        total += length_of(datum.model_input)
-    return total
+    return length_of(*[datum.model_input for datum in data])

@@ -158,6 +158,11 @@ class Saver:
     def _encoded(self) -> str | None:
         return None if self.loop_state is None else encode_loop_state(self.loop_state)
 
+    @property
+    def _has_state(self) -> bool:
+        """Whether the loop keeps a state, or did when it was last looked at."""
+        return self.loop_state is not None or self._seen_state is not None
+
     def _see(self) -> None:
         """Look at the loop's state, which it may also have changed in place."""
         seen = self._encoded()
@@ -222,6 +227,8 @@ class Saver:
         Raises:
             UsageError: As :meth:`set_loop_state`, of a state that was changed in place.
         """
+        if not (self._at_boundary or self._has_state):
+            return None  # most often: inside a step there is nothing to see or to decide
         with self._lock:
             self._see()
             if not self._at_boundary:
@@ -280,12 +287,12 @@ class Saver:
 
     def decides(self, step: int, *, end: bool = False) -> bool:
         """Whether the run's own schedule has this step saved."""
-        if self._history.saves_off:
-            return False
         if self._quiet is not None and not end:
             ledger, not_before = self._quiet
             if step < not_before and ledger is self._ledger:
                 return False
+        if self._history.saves_off:
+            return False
         standing, now_s = self._standing(), self._monotonic()
         asked = Asked(step, end, now_s, standing, self._ledger)
         if self._not_due is not None and self._not_due.answers(asked):

@@ -208,7 +208,7 @@ class SupervisedClient(Iterating):
             self._before_submitting()
             future = self._training.optim_step(optim_params, adam_params=adam_params)
             self._hooks.training_submitted("optim_step", optim_params, adam_params)
-            step, whole = self.step, self._iterations.updated()
+            step, whole = self._iterations.step, self._iterations.updated()
             watched = self._watch("optim_step", future, step, self._step_ended if whole else None)
             self._last_update = future.future()
             if whole:
@@ -219,7 +219,7 @@ class SupervisedClient(Iterating):
 
     def _queue_if_due(self) -> None:
         # Right before the next training request: by now the loop has set what belongs to the step.
-        due = self._hooks.save_due(self.step)
+        due = self._hooks.save_due(self._iterations.step)
         if due is not None:
             self._queue(due)
 
@@ -295,7 +295,9 @@ class SupervisedClient(Iterating):
         return running.future(), step
 
     def _before_submitting(self, data: Sequence[types.Datum] = ()) -> None:
-        self._check_trains()
+        # Under the lock, so in the right process; the first time is noted by the check.
+        if self._retired is not None or self._held or self.first_call_at is None:
+            self._check_trains()
         if data and self._canary.pending:
             if self._canary.make_of(tokens_of(data)):
                 # Right before the loop's first step, so of the weights that it begins with.
@@ -346,7 +348,7 @@ class SupervisedClient(Iterating):
             self._before_submitting(data)
             self._hooks.training_submitted(operation, *submit.args, submit.keywords)
             self._iterations.passed()
-            step = self.step
+            step = self._iterations.step
         ended = functools.partial(self._check_loss, step) if self._guard_loss else None
         watched = self._watch(operation, submit(), step, ended)
         self.meter.add("trained", tokens_in(data))

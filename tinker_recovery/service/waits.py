@@ -55,7 +55,8 @@ class Progress:
 
     def made(self, *, sound: bool) -> float:
         """A request has ended, as it should or not. The time."""
-        before_s, now_s = self._at, self.begin()
+        before_s = self._at
+        self._at = now_s = self.monotonic()
         if sound and self._first_step_done:
             self._waits.note(now_s - before_s)
         return now_s
