@@ -118,6 +118,8 @@ class World:
     def restoration(
         self, waiting: object, *, ahead: bool = False, patience: Patience | None = None
     ) -> Any:
+        del waiting
+
         async def restore() -> Any:
             self.aheads.append(ahead)
             if patience is not None:
@@ -303,7 +305,9 @@ async def test_what_was_made_is_closed_if_it_cannot_be_held_ready_and_otherwise_
 # -- tries that fail -----------------------------------------------------------------------------
 
 
-async def test_tries_that_fail_are_counted_backed_off_from_and_all_that_went_wrong_is_said() -> None:
+async def test_tries_that_fail_are_counted_backed_off_from_and_all_that_went_wrong_is_said() -> (
+    None
+):
     errors = [ValueError("one"), ValueError("two"), ValueError("three")]
     world = World(*errors)
     await world.recover()
@@ -317,8 +321,7 @@ async def test_tries_that_fail_are_counted_backed_off_from_and_all_that_went_wro
     assert world.messages(names.EVENT_WAITING) == ["attempt 2 of 3 in 1 s", "attempt 3 of 3 in 2 s"]
     assert world.messages(names.EVENT_STARTED) == [f"recovery attempt {n} of 3" for n in (1, 2, 3)]
     assert world.messages(names.EVENT_FAILED) == [
-        f"recovery attempt {n} failed: {word}"
-        for n, word in ((1, "one"), (2, "two"), (3, "three"))
+        f"recovery attempt {n} failed: {word}" for n, word in ((1, "one"), (2, "two"), (3, "three"))
     ]
     assert world.names()[-1] == "exhausted"
     assert world.called == [("on_failure", "a", error)]
@@ -437,7 +440,9 @@ async def test_a_wait_that_ends_in_another_error_is_counted_again() -> None:
     assert world.tries == []
 
 
-async def test_a_try_may_wait_for_what_is_left_of_the_wait_and_for_longer_after_a_deadline() -> None:
+async def test_a_try_may_wait_for_what_is_left_of_the_wait_and_for_longer_after_a_deadline() -> (
+    None
+):
     async def late() -> None:
         world.now_s += 30.0
         raise TimeoutError
