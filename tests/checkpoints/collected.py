@@ -46,6 +46,8 @@ class World:
         self.lifetimes: list[tuple[str, int | None]] = []
         """The lifetimes that were asked for."""
         self.rank: dict[str, int] = {}
+        self.weights_status: dict[str, int] = {}
+        """What is answered in place of what the weights are."""
         self.on_delete: Callable[[str], int] = lambda _: 200
         self.on_ttl: Callable[[str], int] = lambda _: 200
         self.checkpoints = CheckpointState("r")
@@ -100,7 +102,7 @@ class World:
         if parts[-1] == "weights_info":
             where = str(httpx.Response(200, content=request.content).json()["tinker_path"])
             said = {"base_model": "m", "is_lora": True, "lora_rank": self.rank.get(where, 8)}
-            return httpx.Response(200, json=said)
+            return httpx.Response(self.weights_status.get(where, 200), json=said)
         if request.method == "DELETE":
             where = f"tinker://{parts[1]}/{parts[3]}/{parts[4]}"
             self.deletions.append(where)

@@ -11,7 +11,7 @@ import pytest
 from collected import START_S, World
 from made import LINEAGE, path, segment
 
-from tinker_recovery import LeaseLost, StatusError
+from tinker_recovery import LeaseLost, StatusError, StatusRefused
 from tinker_recovery.checkpoints import (
     Deletion,
     Finding,
@@ -346,6 +346,20 @@ async def test_what_something_speaks_against_is_not_relied_on(against: str) -> N
         assert found.needed == {path("a", 2): "the newest one known to be sound"}
         await collector.collect(world)
     assert 2 in world.steps()
+
+
+@pytest.mark.parametrize("status", [403, 404, 501])
+async def test_what_is_relied_on_has_to_be_vouched_for_by_the_service(status: int) -> None:
+    """A refusal to say what its weights are is no objection to a restore, and one to a deletion."""
+    world = World(1, 2, 3)
+    world.weights_status[path("a", 3)] = status
+    async with world.collector() as collector:
+        if status == 403:
+            with pytest.raises(StatusRefused):
+                await collector.look(world)
+            return
+        found = await collector.look(world)
+    assert found.needed.keys() == {path("a", 3 if status == 501 else 2)}
 
 
 @pytest.mark.parametrize("delete_user_saves", [False, True])
