@@ -1,4 +1,4 @@
-"""What tests of a run's life share: the SDK's long patience, in a moment."""
+"""The SDK's long patience, in a moment."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ BILLING_PAUSE_S = 5.0
 """The longest single sleep of the SDK's own retries, for a 402; others are shorter at first."""
 
 
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK's own patience of 300 s (an hour, for 402), made to pass in a moment."""
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the SDK's own patience of 300 s (an hour, for 402) pass in a moment."""
 
     class Hurried(types.ModuleType):
         passed = 0.0
