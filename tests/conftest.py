@@ -21,6 +21,7 @@ import preloaded
 import pytest
 import pytest_asyncio
 import tinker
+from hurrying import hurry
 from hypothesis import settings
 from inspection import (
     forget_closed_rest_clients,
@@ -274,3 +275,9 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     set_tracer_provider(monkeypatch, provider)
     yield exporter
     provider.shutdown()
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK's own patience of 300 s (an hour, for 402) passes in a moment."""
+    hurry(monkeypatch)

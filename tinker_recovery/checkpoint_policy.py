@@ -139,8 +139,8 @@ class CheckpointPolicy(Frozen):
         on_save_failure: What to do if saving keeps failing. ``"continue"``: train on, try again at
             each step, and say at growing intervals what is at stake. ``"stop"``: end the run with
             the error of the third failed save in a row. A save that the service refuses (HTTP
-            403, 413, ...) costs a client, so after two in a row none is asked for any more, or the
-            run is ended.
+            403, 413, ...) or leaves unanswered while it answers all else costs a client, so after
+            two in a row none is asked for any more, or the run is ended.
         retention: Instead of the rules below: any object with ``keep(newest_first)``, such as
             ``KeepAny(KeepLast(3), KeepEvery(1000))``; see
             :class:`~tinker_recovery.checkpoints.Retention`. While it fails, nothing is deleted.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import time
-import types
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,8 +16,6 @@ import pytest
 import tinker
 from inspection import in_an_outage, run_id_of, service_of
 from loops import ADAM, MODEL, SEED, batch, policy, quick, train, undisturbed_state, until
-from tinker._base_client import BaseClient
-from tinker.lib import internal_client_holder
 
 from tinker_recovery import (
     Attempt,
@@ -34,10 +30,6 @@ from tinker_recovery.run import monitored
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
-
-BILLING_PAUSE_S = 5.0
-"""The longest single sleep of the SDK's own retries, for a 402; others are shorter at first."""
-
 
 Train = Callable[[Attempt], object]
 
@@ -55,37 +47,6 @@ async def _supervised(
         )
         (run,) = supervisor.runs
         return run
-
-
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK's own patience of 300 s (an hour, for 402), made to pass in a moment."""
-
-    class Hurried(types.ModuleType):
-        passed = 0.0
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(time, name)
-
-        def time(self) -> float:
-            self.passed += 200.0
-            return time.time() + self.passed
-
-        def monotonic(self) -> float:
-            self.passed += 20.0
-            return time.monotonic() + self.passed
-
-    class Brief(types.ModuleType):
-        def __getattr__(self, name: str) -> object:
-            return getattr(asyncio, name)
-
-        async def sleep(self, seconds: float) -> None:
-            # Heartbeats are ten seconds apart, and stay so.
-            await asyncio.sleep(min(seconds, 0.001) if seconds <= BILLING_PAUSE_S else seconds)
-
-    monkeypatch.setattr(internal_client_holder, "time", Hurried("time"))
-    monkeypatch.setattr(internal_client_holder, "asyncio", Brief("asyncio"))
-    monkeypatch.setattr(BaseClient, "_calculate_retry_timeout", lambda *_, **__: 0.0)
 
 
 RECOVERED = [

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 OFF_AFTER = 2
-"""Refused saves in a row after which a run asks for none any more."""
+"""Saves in a row that each cost a client, after which a run asks for none any more."""
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class RunHistory:
         metrics_cut: Whether it was said that a checkpoint cannot hold all metrics.
         stands_in: Whether it was said that the schedule has nothing to decide by.
         left_out: How many steps that were due were not saved, as too many saves were under way.
-        refused_saves: How many in a row the service has refused, and stored none.
+        refused_saves: How many in a row have each cost a client, and none was stored.
         once: What the run has made once.
         recall: What the run keeps to be recalled.
         saves: Which steps it saves together with the other runs of its group.
@@ -85,5 +85,5 @@ class RunHistory:
 
     @property
     def saves_off(self) -> bool:
-        """Whether nothing is saved any more: each refused save costs a client."""
+        """Whether nothing is saved any more: each save has cost a client."""
         return self.refused_saves >= OFF_AFTER

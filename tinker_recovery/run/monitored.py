@@ -180,7 +180,13 @@ class MonitoredRun:
             return
         if kind is Kind.SAMPLING_SILENCE and current.sampling.renew_silent(limit_s):
             return
-        current.declare_fault(RULES[kind], DetectedBy.SILENCE)
+        rule = RULES[kind]
+        if kind is Kind.SILENCE:
+            of_save = current.refusal.note_silence(rule)
+            if of_save is None:
+                return
+            rule = of_save
+        current.declare_fault(rule, DetectedBy.SILENCE)
 
 
 @contextmanager

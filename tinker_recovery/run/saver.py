@@ -158,11 +158,6 @@ class Saver:
     def _encoded(self) -> str | None:
         return None if self.loop_state is None else encode_loop_state(self.loop_state)
 
-    @property
-    def _has_state(self) -> bool:
-        """Whether the loop keeps a state, or did when it was last looked at."""
-        return self.loop_state is not None or self._seen_state is not None
-
     def _see(self) -> None:
         """Look at the loop's state, which it may also have changed in place."""
         seen = self._encoded()
@@ -227,7 +222,7 @@ class Saver:
         Raises:
             UsageError: As :meth:`set_loop_state`, of a state that was changed in place.
         """
-        if not (self._at_boundary or self._has_state):
+        if not self._at_boundary and self.loop_state is None and self._seen_state is None:
             return None  # most often: inside a step there is nothing to see or to decide
         with self._lock:
             self._see()

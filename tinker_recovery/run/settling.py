@@ -28,14 +28,15 @@ async def finish_open(scope: AttemptScope) -> None:
         if scope.fault is None and not scope.refusal.at_end:
             scope.client.save(at_end)
         while scope.client.open_requests and not scope.refusal.at_end:
-            with anyio.move_on_after(DRAIN_WARNING_S):
+            with anyio.move_on_after(DRAIN_WARNING_S) as scope.refusal.waiting:
                 await _drain(scope)
                 break
-            logger.warning(
-                "run %s: the loop has ended, and %d requests are still open at the service",
-                scope.run.name,
-                scope.client.open_requests,
-            )
+            if not scope.refusal.at_end:
+                logger.warning(
+                    "run %s: the loop has ended, and %d requests are still open at the service",
+                    scope.run.name,
+                    scope.client.open_requests,
+                )
     # A failure is posted before its request counts as ended, so none is missed here.
     scope.run.mailbox.deliver()
     if scope.fault is None and scope.run.policy.enabled:

@@ -90,13 +90,15 @@ class SupervisedClient(Iterating):
         self._trained_at = self._progress.begin()
         self._forwards_open: set[int] = set()
         self._own_saves: dict[Future[Any], str] = {}
+        self._scheduled: dict[Future[Any], int] = {}
         self._lost_saves: set[str] = set()
         self._passed_on = set()
         self._last_update: Future[Any] = Future()
         self._canary_is_next = False
         self._canary_run: tuple[Future[Any], int] | None = None
-        self._errors = RequestErrors()
-        self.failed, self.failed_saves = self._errors.failed, self._errors.failed_saves
+        self.errors = RequestErrors()
+        """What its requests have failed with."""
+        self.failed, self.failed_saves = self.errors.failed, self.errors.failed_saves
         watch_queue_state(training, self._progress.begin)
         self.first_call_at: float | None = None
         """Monotonic seconds of the first submission; None before it."""
@@ -133,11 +135,6 @@ class SupervisedClient(Iterating):
         return self._iterations.weights
 
     @property
-    def errors(self) -> RequestErrors:
-        """What its requests have failed with."""
-        return self._errors
-
-    @property
     def open_requests(self) -> int:
         """How many submitted requests have not finished."""
         return len(self._open)
@@ -148,6 +145,12 @@ class SupervisedClient(Iterating):
         return next((step for step in list(self._open.values()) if step is not None), None)
 
     @property
+    def waits_for_save(self) -> int | None:
+        """The step whose scheduled save all other open requests are behind; None if not a save."""
+        oldest = next(iter(list(self._open)), None)
+        return None if oldest is None else self._scheduled.get(oldest)
+
+    @property
     def first_doubtful_step(self) -> float:
         """The first step of the loop with a request not known to have succeeded; infinite if none.
 
@@ -156,7 +159,7 @@ class SupervisedClient(Iterating):
         """
         # In this order: a failed request is among the doubts before it ceases to be open.
         oldest = self.oldest_open_step
-        failed = self._errors.first_step
+        failed = self.errors.first_step
         return failed if oldest is None else min(failed, oldest)
 
     @property
@@ -243,8 +246,8 @@ class SupervisedClient(Iterating):
             request.name, ttl_seconds=request.ttl_s, user_metadata=request.metadata
         )
         self.meter.mark(self.step)
-        ended = functools.partial(self._save_ended, self.step, scheduled=True)
-        self._watch(SAVE, saving, None, ended)
+        self._scheduled[saving.future()] = self.step
+        self._watch(SAVE, saving, None, functools.partial(self._save_ended, self.step))
         # Directly behind the save, so on exactly these weights.
         self._submit_canary(record=True)
 
@@ -396,7 +399,7 @@ class SupervisedClient(Iterating):
         if step is not None and operation != "optim_step":
             self._forwards_open.add(step)
         plain.add_done_callback(functools.partial(self._request_ended, operation, step, ended))
-        return SupervisedFuture(plain, self._is_over, self._errors.has_seen, self._home)
+        return SupervisedFuture(plain, self._is_over, self.errors.has_seen, self._home)
 
     def _is_over(self) -> bool:
         # A request cancelled while stopping would leave a gap that blocks the last save.
@@ -419,7 +422,7 @@ class SupervisedClient(Iterating):
             if operation != "optim_step":
                 self._forwards_open.discard(step)
             if not sound:
-                self._errors.doubt(step, error)
+                self.errors.doubt(step, error)
         if ended is not None:
             ended(future)
         if cancelled:
@@ -429,7 +432,7 @@ class SupervisedClient(Iterating):
             if operation == SAVE and isinstance(error, tinker.RequestFailedError):
                 self.failed_saves.append(error)
             elif operation != CUSTOM_LOSS:
-                self._errors.note(operation, error)
+                self.errors.note(operation, error)
             self._hooks.call_failed(operation, step, error)
         self._open.pop(future, None)
 
@@ -448,9 +451,8 @@ class SupervisedClient(Iterating):
             self._progress.step_done()
             self._hooks.step_done()
 
-    def _save_ended(
-        self, step: int | None, future: Future[Any], *, scheduled: bool = False
-    ) -> None:
+    def _save_ended(self, step: int | None, future: Future[Any]) -> None:
+        scheduled = self._scheduled.pop(future, None) is not None
         if succeeded(future):
             self._hooks.saved(step, future.result().path)
         elif not future.cancelled() and (error := future.exception()) is not None:

@@ -64,6 +64,19 @@ def refuses_save(error: BaseException) -> bool:
     )
 
 
+_BUSY = frozenset({408, 409, 429})
+
+
+def outlasts_tries(error: BaseException) -> bool:
+    """Whether the SDK tries a save that is answered so again, until it has tried for long enough.
+
+    A request that it gives up is missing in the order of its client's requests, as a refused one.
+    """
+    if isinstance(error, tinker.APIStatusError):
+        return error.status_code in _BUSY or error.response.is_server_error
+    return isinstance(error, tinker.APIConnectionError)
+
+
 _MACHINERY = " for self.request_id="
 """What the SDK appends to the service's own words: ids and classes of its code."""
 
