@@ -292,7 +292,7 @@ async def test_a_session_that_does_not_close_keeps_nobody_from_the_run_for_long(
     held = Held(limit_s=0.01)
     with anyio.fail_after(5):
         await give_free(held.run, [held.attempt("a", faulty=True, goes=False)])
-    assert held.log == [("a", False), "release"]
+    assert held.log[-1] == "release"
 
 
 async def test_a_run_whose_checkpoints_could_not_be_settled_is_given_free_all_the_same() -> None:

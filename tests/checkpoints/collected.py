@@ -65,12 +65,14 @@ class World:
     def save(
         self,
         step: int,
+        run: str = "a",
         *,
+        parent: str | None = None,
         by: Any = "schedule",
         lives_s: float | None = None,
         metrics: dict[str, float] | None = None,
     ) -> str:
-        made = record(step)
+        made = record(step, run)
         ends = None if lives_s is None else (NOW + timedelta(seconds=lives_s)).isoformat()
         self.stored[made.path] = {
             "checkpoint_id": f"weights/{step}",
@@ -82,8 +84,8 @@ class World:
             "user_metadata": checkpoint_metadata(
                 step=step,
                 lineage=LINEAGE,
-                attempt="a",
-                parent=None,
+                attempt=run,
+                parent=parent,
                 saved_by=by,
                 metrics=metrics or {},
             ),

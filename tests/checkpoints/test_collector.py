@@ -39,6 +39,19 @@ async def test_each_deletion_is_counted_with_its_size_and_told() -> None:
     assert {event.run for event in told} == {"r"}
 
 
+async def test_what_is_left_is_counted_in_tinker_runs_that_nothing_relies_on_any_more() -> None:
+    world = World(1, 2)
+    for step, run, parent in ((3, "b", path("a", 2)), (4, "c", path("b", 3))):
+        world.save(step, run, parent=parent)
+        world.segments.append(segment(run, step - 1, parent))
+    async with world.collector() as collector:
+        for _ in range(2):  # what was listed twice alike is remembered
+            await collector.look(world)
+        done = await collector.collect(world)
+    assert world.deletions == [path("a", 1), path("a", 2)]
+    assert (world.steps(), done.kept) == ([3, 4], 2)
+
+
 async def test_a_deletion_that_fails_again_and_again_is_told_once_and_tried_when_it_is_due() -> (
     None
 ):
