@@ -35,7 +35,9 @@ A, B, C = "a:train:0", "b:train:0", "c:train:0"
 
 
 def made(step: int, run: str = A, **facts: Any) -> CheckpointRecord:
-    own = {name: facts.pop(name) for name in ("origin", "ended", "run_name") if name in facts}
+    own: dict[str, Any] = {
+        name: facts.pop(name) for name in ("origin", "ended", "run_name") if name in facts
+    }
     return record(step, run, **facts).model_copy(update=own)
 
 

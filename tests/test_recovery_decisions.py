@@ -184,7 +184,7 @@ class World:
                     greeting=_Greeting(self.said),
                 ),
                 queue=queue,
-                find=lambda name: self if known and name == "r" else None,  # type: ignore[arg-type, return-value]  # its parts that are needed
+                find=lambda name: self if known and name == "r" else None,
                 watched=lambda: 1,
             )
             child: Any = SimpleNamespace(started=lambda: None)
@@ -564,7 +564,7 @@ async def test_a_callback_may_raise_hang_or_be_cancelled_and_the_run_is_recovere
 
     world = World(5, close_timeout_s=0.01)
     held = world.hold_ready
-    world.hold_ready = lambda made: HandOver(callback, (5,), held(made).step, 5)  # type: ignore[method-assign]  # with this callback
+    world.hold_ready = lambda restored: HandOver(callback, (5,), held(restored).step, 5)  # type: ignore[method-assign]  # with this callback
     await world.recover()
     assert len(world.handed_over) == 1
     assert done == ([5] if how == "is awaited" else [])

@@ -199,7 +199,7 @@ class _TakenOver(_LosesIt):
 
 async def hold(world: World, by: str) -> int:
     """Have the run held by somebody; returns the token."""
-    here = Holder("host", "machine", 1, 1, 0.0, 0.0)
+    here = Holder("host", "machine", 1, "1", 0.0, 0.0)
 
     def hold_now() -> int | HeldLease:
         with world.journal.database.transaction() as database:
