@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +19,10 @@ from pydantic import SecretStr
 
 from tinker_recovery import AmbiguousRun, ContradictoryCheckpoints, NoUsableCheckpoint, UsageError
 from tinker_recovery.checkpoints import CheckpointRecord, WeightsFacts, checkpoint_metadata
+from tinker_recovery.checkpoints.naming import SaveName, mark_of
 from tinker_recovery.clock import SYSTEM_CLOCK
 from tinker_recovery.errors import StatusRefused
+from tinker_recovery.journal import Journal, Recorder, RunRecord, RunRequest
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery import dry_run
 from tinker_recovery.recovery.discovery import (
@@ -31,6 +35,7 @@ from tinker_recovery.recovery.discovery import (
 from tinker_recovery.service import Endpoint, StatusReader
 from tinker_recovery.service.base import RUN_FINISHED
 
+URL = "http://127.0.0.1:1"
 A, B, C = "a:train:0", "b:train:0", "c:train:0"
 
 
@@ -78,6 +83,10 @@ def test_what_is_listed_is_put_in_the_order_of_its_times_and_then_of_its_steps()
     assert found.attempts[0].polled_step == 2
     assert found.step == 4
     assert put_together(own[1:], {}).checkpoints == ((path(A, 2), 2), (path(A, 3), 3))
+    mine = [made(3, time=NOW, saved_by="user"), made(2, time=later, saved_by="user")]
+    with pytest.raises(ContradictoryCheckpoints):
+        put_together([made(3, time=NOW), made(2, time=NOW + timedelta(hours=1))], {})
+    assert put_together(mine, {}).step == 2, "the time comes first"
 
 
 def test_where_the_user_had_it_begin_holds_for_each_attempt_that_began_there() -> None:
@@ -176,7 +185,7 @@ class World:
 
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[StatusReader]:
-        endpoint = Endpoint("http://127.0.0.1:1", SecretStr("tml-x"))
+        endpoint = Endpoint(URL, SecretStr("tml-x"))
         transport = httpx.MockTransport(self._answer)
         async with StatusReader(endpoint, transport=transport, wall=NOW.timestamp) as reader:
             yield reader
@@ -228,6 +237,51 @@ async def test_of_several_runs_of_a_name_each_is_listed_newest_first_and_one_can
         chosen = await find_at_service(reader, "r", known=(), lineage="one-b")
         assert chosen is not None
         assert chosen.stored.attempts[0].run_id == B
+
+
+async def test_a_run_is_found_by_the_name_on_any_of_its_checkpoints_and_listed_as_last_saved() -> (
+    None
+):
+    world = World()
+    world.save(2, A, "one", name="earlier")
+    world.save(4, A, "one")
+    world.save(6, B, "two")
+    async with world.reader() as reader:
+        with pytest.raises(AmbiguousRun) as raised:
+            await find_at_service(reader, "r", known=())
+        assert f"step 4, saved {NOW + timedelta(minutes=1):%Y-%m-%d %H:%M:%S}" in str(raised.value)
+        found = await find_at_service(reader, "earlier", known=())
+        assert found is not None
+        assert found.stored.lineage == "one"
+
+
+async def test_saves_whose_metadata_the_service_forgets_are_known_by_their_names() -> None:
+    attempt, lineage = "01234567", "0123456789abcdef"
+    for known in ("name", "lineage"):
+        world = World()
+        world.save(2, A, lineage)
+        name = SaveName(2, attempt, mark_of("r"), mark_of(lineage))
+        world.listed[-1] |= {
+            "tinker_path": f"tinker://{A}/weights/{name}",
+            "user_metadata": None,
+        }
+        async with world.reader() as reader:
+            reader.metadata.keeps = "forgotten"
+            if known == "name":
+                found = await find_at_service(reader, "r", known=())
+                assert found is not None
+                assert (found.stored.step, found.stored.attempts[0].attempt) == (2, attempt)
+            else:
+                assert await find_at_service(reader, "r", known=(lineage,)) is None
+        async with world.reader() as reader:
+            reader.metadata.keeps = "forgotten"
+            parent = path(B, 1)
+            stored = put_together([made(1, B, lineage=lineage)], {})
+            first = stored.attempts[0]
+            later = replace(first, attempt=attempt, run_id=A, start_step=1, parent=parent)
+            stored = replace(stored, attempts=(first, later))
+            again = await find_further(reader, stored, "r")
+            assert [each.run_id for each in again.attempts] == [B, A]
 
 
 async def test_of_very_many_runs_of_a_name_the_newest_are_listed_and_the_rest_counted() -> None:
@@ -322,6 +376,50 @@ async def test_what_is_to_be_tried_is_found_by_a_name_or_by_a_tinker_run() -> No
             await dry_run.find_left(reader, C, None)
         with pytest.raises(dry_run.NoSuchRun, match="there is no run 'nobody'"):
             await dry_run.find_left(reader, "nobody", None)
+
+
+def _request(*, named: bool = True) -> RunRequest:
+    policy = {"checkpoint_strategy": "best"}
+    return RunRequest(URL, "r", named, "one", {}, policy, 0)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(("end", "resumes"), [("finished", False), ("failed", True)])
+async def test_a_run_that_the_journal_has_is_taken_from_there(
+    tmp_path: Path, end: str, *, named: bool, resumes: bool
+) -> None:
+    with Journal(tmp_path / "journal", service=URL) as journal:
+        async with Recorder(journal, service=URL) as recorder:
+            record = await recorder.open_run(_request(named=named))
+            assert isinstance(record, RunRecord)
+            await record.attempt_begins(1, "a1", A, 0, None)
+            await record.end(end)
+    world = World()
+    world.save(4, B, "two")
+    async with world.reader() as reader:
+        for name in ("r", A):
+            left = await dry_run.find_left(reader, name, tmp_path / "journal")
+            assert left.found is not None
+            assert (left.name, left.found.lineage, left.strategy) == ("r", "one", "best")
+            assert (left.resumes, left.holder) == (resumes and named, None)
+        assert await dry_run.find_left(reader, "r", tmp_path / "journal", "on") == left
+        other = await dry_run.find_left(reader, "r", tmp_path / "journal", "two")
+        assert other.found is not None
+        assert (other.found.lineage, other.strategy) == ("two", None)
+        assert (await dry_run.find_left(reader, B, tmp_path / "journal")).name == B
+
+
+async def test_a_run_that_is_being_trained_has_its_process_named(tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    with Journal(file, service=URL) as journal:
+        async with Recorder(journal, service=URL) as recorder:
+            record = await recorder.open_run(_request())
+            assert isinstance(record, RunRecord)
+            await record.attempt_begins(1, "a1", A, 0, None)
+            async with World().reader() as reader:
+                left = await dry_run.find_left(reader, "r", file)
+            assert left.holder is not None
+            assert left.holder.pid == os.getpid()
 
 
 async def test_of_a_tinker_run_the_newest_of_its_runs_is_meant_with_what_its_parent_says() -> None:

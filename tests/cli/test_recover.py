@@ -83,6 +83,23 @@ async def test_the_newest_valid_checkpoint_is_restored_and_nothing_else_changes(
     assert (_written(), _paths(local, run_id)) == (before, paths)
 
 
+async def test_what_is_tried_is_chosen_by_the_strategy_that_the_run_was_trained_under(
+    local: LocalTinker,
+) -> None:
+    given = policy(
+        checkpoint_strategy="step:2",
+        checkpoints=CheckpointPolicy(save_at_start=False, save_every=2, keep_last=9),
+    )
+    with pytest.raises(ValueError, match="a bug"):
+        async with Supervisor(given) as supervisor:
+            await supervisor.run(_crashes, base_model=MODEL, rank=8, seed=SEED, name="sft-42")
+    paths = _paths(local, supervisor.runs[0].segments[0].run_id)
+    assert max(paths) > 2
+    assert (await _json("sft-42"))["step"] == 2
+    newest = paths[max(paths)]
+    assert (await _json("sft-42", "--checkpoint", newest))["checkpoint"] == newest
+
+
 async def test_one_that_does_not_load_is_skipped_and_if_none_does_it_is_status_1(
     local: LocalTinker,
 ) -> None:
