@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from made import LINEAGE, record, segment
+from made import LINEAGE, record, segment, stored
 
 from tinker_recovery import CheckpointPolicy, UsageError
 from tinker_recovery.checkpoints import Segment
@@ -17,7 +17,8 @@ from tinker_recovery.checkpoints.naming import SaveName, mark_of
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.run.boundary import ASK_AGAIN_S
 from tinker_recovery.run.history import OFF_AFTER, RunHistory
-from tinker_recovery.run.saver import STOP_AFTER, Saver
+from tinker_recovery.run.saver import Saver
+from tinker_recovery.run.saves_together import SavesTogether
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.service.metadata import ServiceMetadata
 
@@ -35,7 +36,9 @@ class World:
         self.metadata = ServiceMetadata()
         self.metadata.keeps = given.pop("keeps", "kept")
         self.history = RunHistory(cast("Any", None), {"seed": 3}, "job-1")
+        self.history.saves = given.pop("together", self.history.saves)
         self.history.saved.update(given.pop("saved", {}))
+        name = given.pop("name", "mine")
         start, checkpoint = given.pop("start", 0), given.pop("checkpoint", None)
         own = Segment("a", ATTEMPT, start, None if checkpoint is None else checkpoint.path)
         run: Any = SimpleNamespace(
@@ -44,7 +47,7 @@ class World:
                 checkpoints=CheckpointPolicy(**given),
             ),
             lineage=LINEAGE,
-            given_name="mine",
+            given_name=name,
             collaborators=SimpleNamespace(reader=SimpleNamespace(metadata=self.metadata)),
             origin=object(),
             history=self.history,
@@ -127,6 +130,42 @@ def test_in_a_group_any_step_may_become_due_for_another() -> None:
     assert not world.saver.step_submitted(1, 1)
     world.history.saves.begin([world.saver, Saver.__new__(Saver)])
     assert world.saver.step_submitted(1, 1)
+
+
+def group(one: dict[str, Any], two: dict[str, Any]) -> tuple[World, World]:
+    """Two runs that save the same steps, and have begun."""
+    together = SavesTogether()
+    worlds = begun(together=together, **one), begun(together=together, **two)
+    together.begin([world.saver for world in worlds])
+    return worlds
+
+
+def test_a_step_is_left_out_once_though_a_run_is_not_asked_about_each_of_its_group() -> None:
+    one, two = group({"save_every": 1000, "save_at_steps": (5,)}, {"max_saves_in_flight": 1})
+    for step in range(1, 6):
+        for world in (one, two):
+            world.step(step)
+    assert two.saver.is_full
+    assert (one.history.left_out, two.history.left_out) == (0, 1)
+
+
+def test_no_run_saves_a_step_that_another_of_its_group_has_trained_past() -> None:
+    one, two = group({"save_every": 1000}, {"save_every": 1000, "save_every_s": 10.0})
+    one.step(1)
+    two.now_s += 11.0
+    assert two.step(1) is None
+    assert one.step(2) is not None
+    assert two.step(2) is not None
+
+
+def test_a_step_that_the_user_saved_and_is_saved_again_is_not_left_out() -> None:
+    world = begun(max_saves_in_flight=1)
+    world.steps(1, 3, store=False)
+    world.saver.step_submitted(4, 1)
+    world.saver.metadata(4, "user")
+    world.saver.end_epoch()
+    assert named(world.saver.training_continues(4)).again == 1
+    assert world.history.left_out == 0
 
 
 def test_a_step_that_is_due_while_too_many_saves_are_under_way_is_left_out_and_that_is_said(
@@ -212,7 +251,7 @@ def test_the_run_is_given_up_after_so_many_failed_saves_only_if_the_policy_says_
     on_save_failure: str,
 ) -> None:
     world = begun(save_every=1, on_save_failure=on_save_failure)
-    for step in range(1, STOP_AFTER + 1):
+    for step in (1, 2, 3):
         assert not world.saver.gives_up
         world.step(step)
         world.saver.failed(step)
@@ -228,6 +267,7 @@ def test_a_run_whose_saves_are_refused_asks_for_none_any_more() -> None:
     assert world.history.refused_saves == 0, "it was stored"
     world.history.refused_saves = OFF_AFTER
     assert world.saver.begin(2) is None
+    assert not world.saver.decides(2)
     assert world.steps(2, 6) == []
     assert world.saver.due(6, end=True) is None
 
@@ -237,6 +277,29 @@ def test_how_it_plans_is_said_as_long_as_it_saves() -> None:
     assert world.saver.plan is not None
     world.history.refused_saves = OFF_AFTER
     assert world.saver.plan is None
+
+
+def test_a_run_that_saves_nothing_from_its_beginning_on_leaves_nothing_out() -> None:
+    world = World()
+    world.history.refused_saves = OFF_AFTER
+    assert world.saver.training_continues(0) is None
+    assert world.history.left_out == 0
+    assert not world.saver.probes
+
+
+def test_a_schedule_that_has_nothing_to_decide_by_saves_by_steps_and_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = begun(strategy="best", save_best=True)
+    assert world.steps(1, 250) == [100, 200]
+    (said,) = caplog.messages
+    assert "run mine: its schedule cannot decide by step 100: " in said
+    caplog.clear()
+    able = begun(strategy="best", save_best=True)
+    able.saver.step_submitted(1, 1)
+    able.saver.report({"loss": 1.0})
+    assert able.saver.training_continues(1) is not None
+    assert caplog.messages == []
 
 
 def test_a_schedule_by_the_clock_is_asked_again_about_a_step_once_that_matters() -> None:
@@ -284,6 +347,21 @@ def test_a_loop_that_counts_epochs_may_yet_count_one_while_it_rests(*, ended: bo
         assert world.saver.epoch == (epoch if ended else 0)
 
 
+def test_what_becomes_due_inside_a_step_or_before_an_epoch_is_counted_waits() -> None:
+    world = begun(save_every=1000, save_every_s=10.0)
+    world.step(1)
+    world.now_s += 11.0
+    assert world.saver.while_idle(1) is None
+    world.saver.step_submitted(2, 1)
+    assert world.saver.while_idle(2) is not None
+    world = begun(strategy="epoch", save_every=1, save_every_s=10.0)
+    world.now_s += 11.0
+    world.saver.step_submitted(1, 1)
+    assert world.saver.while_idle(1) is None
+    world.saver.end_epoch()
+    assert world.saver.while_idle(1) is not None
+
+
 def test_an_epoch_once_counted_is_waited_for_by_any_schedule() -> None:
     world = begun()
     world.saver.end_epoch()
@@ -314,10 +392,22 @@ def test_a_state_changed_in_place_is_seen_as_the_next_request_is_submitted() -> 
     state["at"] = 2
     assert state_of(world.saver.training_continues(2)) == {"at": 2}
     world.saver.stored(2)
+    world.saver.step_submitted(3, 1)
+    assert world.awaits_state(), "as one that was set"
     state["at"] = 99
     assert world.saver.metadata(2, "schedule")["tinker_recovery.loop_state"] == '{"at": 2}'.replace(
         " ", ""
     )
+
+
+def test_a_state_changed_in_place_inside_a_step_is_that_steps() -> None:
+    world, state = begun(), {"at": 0}
+    world.step(1, state)
+    state["at"] = 2
+    world.saver.training_continues(1)
+    world.saver.step_submitted(2, 1)
+    assert not world.awaits_state()
+    assert state_of(world.saver.while_idle(2)) == {"at": 2}
 
 
 def test_a_state_set_ahead_of_its_batch_and_behind_it_is_refused_and_the_one_before_kept() -> None:
@@ -469,6 +559,8 @@ def test_a_checkpoint_says_what_it_is_of_and_how_far_that_is_vouched_for() -> No
     assert named(plain.saver.begin(3)).has_state
     assert named(begun(ttl_s=None).step(2)).step == 2
     assert begun().saver.run_name == "mine"
+    assert begun(name=None).saver.run_name == LINEAGE
+    assert named(begun(name=None).step(2)).run == mark_of(LINEAGE)
 
 
 @pytest.mark.parametrize(
@@ -490,6 +582,25 @@ def test_a_checkpoint_says_that_the_run_has_ended_only_if_all_of_it_succeeded(
     world.sound_step = sound
     said = world.saver.metadata(3, by)
     assert any(key.endswith("ended") for key in said) == says
+
+
+def test_a_save_ahead_of_the_loop_or_on_the_way_out_does_not_say_that_the_run_has_ended() -> None:
+    for begin in ("begin", "last"):
+        world = World()
+        world.saver.step_submitted(3, 1)
+        request = getattr(world.saver, begin)(3)
+        assert not any(key.endswith("ended") for key in request.metadata)
+
+
+def test_its_saves_are_known_by_their_names_to_a_service_that_forgets_their_metadata() -> None:
+    world = begun(keeps="forgotten")
+    name = named(world.step(2))
+    listed = stored(None).model_copy(
+        update={"tinker_path": f"tinker://elsewhere/weights/{name}", "checkpoint_id": "x"}
+    )
+    (filled,) = world.metadata.filled([listed])
+    assert filled.user_metadata is not None
+    assert filled.user_metadata["tinker_recovery.run_name"] == "mine"
 
 
 @pytest.mark.parametrize(

@@ -76,16 +76,18 @@ class Run(World):
         await anyio.wait_all_tasks_blocked()
 
     @asynccontextmanager
-    async def loop(self) -> AsyncIterator[RetentionLoop]:
+    async def loop(self, publishing: Any = None) -> AsyncIterator[RetentionLoop]:
         async with self.collaborators() as collaborators:
-            yield RetentionLoop(collaborators)
+            yield RetentionLoop(collaborators, publishing)
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[RetentionLoop]:
-        child: Any = SimpleNamespace(started=lambda: None)
+        started: list[bool] = []
+        child: Any = SimpleNamespace(started=lambda: started.append(True))
         async with self.loop() as loop, anyio.create_task_group() as group:
             group.start_soon(loop.serve, child)
             await anyio.wait_all_tasks_blocked()
+            assert started == [True]
             yield loop
             group.cancel_scope.cancel()
 
@@ -265,3 +267,50 @@ async def test_a_lifetime_is_renewed_in_time_though_nobody_asks() -> None:
         await run.remind()
         await collected(run)
     assert run.lifetimes == [(newest, 7200)]
+
+
+class _Publishing:
+    """What publishes, and what it was asked for."""
+
+    def __init__(self, kept: str) -> None:
+        self.kept = kept
+        self.log: list[str] = []
+
+    def ask(self, run: Run) -> None:
+        self.log.append(f"ask {run.name}")
+
+    def keeps(self, run: Run) -> dict[str, str]:
+        return {self.kept: f"to be published of {run.name}"}
+
+    async def let_go(self, run: Run) -> None:
+        self.log.append(f"let go {run.name}")
+
+    def children(self) -> list[str]:
+        return ["publisher"]
+
+    async def settle(self) -> None:
+        self.log.append("settle")
+
+    async def aclose(self) -> None:
+        self.log.append("close")
+
+
+async def test_what_publishes_is_asked_with_the_collections_and_keeps_what_it_needs() -> None:
+    run = Run(1, 2, 3)
+    publishing = _Publishing(next(iter(run.stored)))
+    async with run.loop(publishing) as loop:
+        asked(loop, run)
+        assert publishing.log == ["ask r"]
+        assert [getattr(each, "id", each) for each in loop.children()] == ["retention", "publisher"]
+        await loop.settle(5.0)
+        assert run.steps() == [1, 3]
+        assert publishing.log == ["ask r", "let go r", "settle"]
+        await loop.aclose()
+        assert publishing.log[-1] == "close"
+
+
+async def test_where_nothing_is_published_there_is_this_loop_alone() -> None:
+    async with Run().loop() as loop:
+        assert [each.id for each in loop.children()] == ["retention"]
+        await loop.settle(5.0)
+        await loop.aclose()

@@ -83,7 +83,7 @@ class SaveRefusal:
         elif rule is not None and rule.verdict is not Verdict.GIVE_UP:
             # Of the rest no bare loop would be given up, as none would have asked.
             self.rule = rule
-        final = self._of_metadata or any(map(refuses_save, causes(error)))
+        final = any(map(refuses_save, causes(error)))
         how = "and the service refuses it" if final else "although the service answers all else"
         stops = self._count("" if self._of_metadata else f"{how}: {in_words(error)}", final=final)
         self._seen.set()

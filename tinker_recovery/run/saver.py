@@ -163,7 +163,7 @@ class Saver:
         seen = self._encoded()
         if seen == self._seen_state:
             return
-        if self._at_boundary and not self._began:
+        if not self._began:
             self._set_ahead = True
         elif self._at_boundary and self._set_ahead:
             raise UsageError(
@@ -222,7 +222,7 @@ class Saver:
         Raises:
             UsageError: As :meth:`set_loop_state`, of a state that was changed in place.
         """
-        if not self._at_boundary and self.loop_state is None and self._seen_state is None:
+        if not self._at_boundary and self._seen_state is None:
             return None  # most often: inside a step there is nothing to see or to decide
         with self._lock:
             self._see()
