@@ -53,7 +53,8 @@ class World:
             step=facts.get("at", 4), waits_for_save=facts.get("waits_for"), drain=self._drain
         )
         self.on_drain: Callable[[], object] = lambda: None
-        run = SimpleNamespace(
+        self.on_deliver: Callable[[], object] = lambda: None
+        run: Any = SimpleNamespace(
             name="r",
             budget=self.budget,
             collaborators=SimpleNamespace(
@@ -66,7 +67,7 @@ class World:
                 checkpoints=SimpleNamespace(on_save_failure=facts.get("on", "continue"))
             ),
             signals=SimpleNamespace(requested=facts.get("stopping", False)),
-            mailbox=SimpleNamespace(deliver=lambda: None),
+            mailbox=SimpleNamespace(deliver=self._deliver),
         )
         self.saver = SimpleNamespace(
             sends_metadata=lambda: facts.get("sends", False), probes=facts.get("probes", True)
@@ -84,7 +85,10 @@ class World:
             close=self._close,
             left=self.left,
         )
-        self.refusal = SaveRefusal(self.scope)
+        self.refusal = SaveRefusal(cast("Any", self.scope))
+
+    def _deliver(self) -> None:
+        self.on_deliver()
 
     async def _drain(self) -> None:
         self.on_drain()
@@ -292,7 +296,7 @@ async def test_a_refused_save_ahead_of_the_loop_has_another_client_made(
 ) -> None:
     world = World(entered=False, **facts)
     if fails:
-        world.on_drain = lambda: world.fail(status(422))
+        world.on_deliver = lambda: world.fail(status(422))
     assert await world.refusal.is_absent() == absent
     assert world.closed == (
         [] if absent else [("left", ""), ("interrupted", "the service refuses the save")]

@@ -38,7 +38,7 @@ class World:
         self.history = RunHistory(cast("Any", None), {"seed": 3}, "job-1")
         self.history.saves = given.pop("together", self.history.saves)
         self.history.saved.update(given.pop("saved", {}))
-        name = given.pop("name", "mine")
+        name = given.pop("name", "named")
         start, checkpoint = given.pop("start", 0), given.pop("checkpoint", None)
         own = Segment("a", ATTEMPT, start, None if checkpoint is None else checkpoint.path)
         run: Any = SimpleNamespace(
@@ -51,7 +51,7 @@ class World:
             collaborators=SimpleNamespace(reader=SimpleNamespace(metadata=self.metadata)),
             origin=object(),
             history=self.history,
-            checkpoints=CheckpointState("mine"),
+            checkpoints=CheckpointState("named"),
             clock=SimpleNamespace(monotonic=lambda: self.now_s),
             segments=[segment("before"), own] if start else [own],
         )
@@ -293,7 +293,7 @@ def test_a_schedule_that_has_nothing_to_decide_by_saves_by_steps_and_says_so_onc
     world = begun(strategy="best", save_best=True)
     assert world.steps(1, 250) == [100, 200]
     (said,) = caplog.messages
-    assert "run mine: its schedule cannot decide by step 100: " in said
+    assert "run named: its schedule cannot decide by step 100: " in said
     caplog.clear()
     able = begun(strategy="best", save_best=True)
     able.saver.step_submitted(1, 1)
@@ -319,6 +319,20 @@ def test_at_its_end_a_loop_has_its_last_step_saved() -> None:
     request = world.saver.due(3, end=True)
     assert named(request).step == 3
     assert world.saver.due(3, end=True) is None
+
+
+def test_at_its_end_the_state_is_saved_as_it_is_by_then_if_it_can_be() -> None:
+    for last, kept in (({"at": 3}, {"at": 3}), ({"at": object()}, {"at": 1})):
+        world, state = begun(), dict[str, object]({"at": 1})
+        world.step(1, state)
+        world.saver.step_submitted(3, 1)
+        state |= last
+        assert state_of(world.saver.due(3, end=True)) == kept
+    world, state = begun(), dict[str, object]({"at": 1})
+    world.step(1, state)
+    world.saver.step_submitted(2, 1)
+    state["at"] = 2
+    assert state_of(world.saver.due(2)) == {"at": 1}, "the loop may yet change it"
 
 
 def test_a_loop_that_has_nothing_more_to_set_is_saved_while_it_rests() -> None:
@@ -469,6 +483,7 @@ def test_a_step_saved_while_the_loop_rested_is_saved_again_if_it_then_sets_somet
     assert (named(again).step, named(again).again, state_of(again)) == (2, 1, {"at": 2})
     world.saver.stored(2)
     world.saver.step_submitted(3, 1)
+    world.saver.set_loop_state({"at": 3})
     assert world.saver.training_continues(3) is None, "of another step there is nothing more to say"
     world.saver.step_submitted(4, 1)
     world.saver.set_loop_state({"at": 4})
@@ -521,7 +536,7 @@ def test_a_loop_whose_index_may_drift_from_its_steps_hears_of_it_once(
     for passes in (2, 3):
         world.saver.step_submitted(1, passes)
     (said,) = caplog.messages
-    assert "run mine: 2 forward_backward calls for one optim_step" in said
+    assert "run named: 2 forward_backward calls for one optim_step" in said
     caplog.clear()
     kept = begun()
     kept.saver.set_loop_state({"at": 0})
@@ -539,7 +554,7 @@ def test_a_checkpoint_says_what_it_is_of_and_how_far_that_is_vouched_for() -> No
     request = world.step(2)
     name = named(request)
     assert (name.step, name.attempt, name.lag, name.has_state) == (2, ATTEMPT, 1, False)
-    assert (name.run, name.lineage) == (mark_of("mine"), mark_of(LINEAGE))
+    assert (name.run, name.lineage) == (mark_of("named"), mark_of(LINEAGE))
     assert request is not None
     assert request.ttl_s == 7200
     said = world.saver.metadata(2, "schedule")
@@ -558,7 +573,7 @@ def test_a_checkpoint_says_what_it_is_of_and_how_far_that_is_vouched_for() -> No
     plain.saver.step_submitted(3, 1)
     assert named(plain.saver.begin(3)).has_state
     assert named(begun(ttl_s=None).step(2)).step == 2
-    assert begun().saver.run_name == "mine"
+    assert begun().saver.run_name == "named"
     assert begun(name=None).saver.run_name == LINEAGE
     assert named(begun(name=None).step(2)).run == mark_of(LINEAGE)
 
@@ -600,7 +615,20 @@ def test_its_saves_are_known_by_their_names_to_a_service_that_forgets_their_meta
     )
     (filled,) = world.metadata.filled([listed])
     assert filled.user_metadata is not None
-    assert filled.user_metadata["tinker_recovery.run_name"] == "mine"
+    assert filled.user_metadata["tinker_recovery.run_name"] == "named"
+
+
+def test_what_a_service_turns_out_to_have_forgotten_of_a_save_is_known_all_the_same() -> None:
+    world = begun(keeps="unknown")
+    world.saver.step_submitted(2, 1)
+    world.saver.report({"loss": 0.5})
+    request = world.saver.training_continues(2)
+    where = f"tinker://a/weights/{named(request)}"
+    world.metadata.stored(where)
+    (filled,) = world.metadata.filled([stored(None).model_copy(update={"tinker_path": where})])
+    assert world.metadata.keeps == "forgotten"
+    assert request is not None
+    assert filled.user_metadata == request.metadata
 
 
 @pytest.mark.parametrize(
