@@ -409,9 +409,8 @@ def test_a_state_changed_in_place_is_seen_as_the_next_request_is_submitted() -> 
     world.saver.step_submitted(3, 1)
     assert world.awaits_state(), "as one that was set"
     state["at"] = 99
-    assert world.saver.metadata(2, "schedule")["tinker_recovery.loop_state"] == '{"at": 2}'.replace(
-        " ", ""
-    )
+    assert world.saver.metadata(2, "schedule")["tinker_recovery.loop_state"] == '{"at":2}'
+    assert world.saver.metadata(3, "user")["tinker_recovery.loop_state"] == '{"at":99}'
 
 
 def test_a_state_changed_in_place_inside_a_step_is_that_steps() -> None:
@@ -571,6 +570,7 @@ def test_a_checkpoint_says_what_it_is_of_and_how_far_that_is_vouched_for() -> No
     plain = begun()
     plain.saver.end_epoch()
     plain.saver.step_submitted(3, 1)
+    assert plain.saver.metadata(3, "schedule")["tinker_recovery.epoch"] == "1"
     assert named(plain.saver.begin(3)).has_state
     assert named(begun(ttl_s=None).step(2)).step == 2
     assert begun().saver.run_name == "named"
