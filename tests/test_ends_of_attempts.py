@@ -28,18 +28,26 @@ class Scope:
         self.cancelled_it: bool = facts.get("cancelled_it", False)
         self.on_over: BaseException | None = facts.get("on_over")
         failed, saves, samples = facts.get("failed"), facts.get("saves"), facts.get("samples")
-        self.client = SimpleNamespace(
-            failed=[("optim_step", failed)] if failed else [], failed_saves=[saves] if saves else []
+        self.client: Any = SimpleNamespace(
+            save=lambda _: log.append(("save", name)),
+            drain=self._drain,
+            step=3,
+            open_requests=0,
+            failed=[("optim_step", failed)] if failed else [],
+            failed_saves=[saves] if saves else [],
         )
         self.sampling = SimpleNamespace(failed=[samples] if samples else [])
         self.run: Any = SimpleNamespace(
             mailbox=SimpleNamespace(deliver=lambda: log.append("deliver")),
             policy=SimpleNamespace(
                 enabled=facts.get("enabled", True),
-                checkpoints=SimpleNamespace(save_on_stop_s=None),
+                checkpoints=SimpleNamespace(save_on_stop_s=30.0),
             ),
+            signals=SimpleNamespace(requested=facts.get("stopped", False)),
             attempt_over=self._over,
         )
+        self.saver = SimpleNamespace(last=None, awaits_state=False)
+        self.closed = False
         self.left = anyio.Event()
         self.ending = self.finished = False
 
@@ -51,6 +59,9 @@ class Scope:
 
     def error(self) -> BaseException:
         return RuntimeError(f"the fault of {self.name}")
+
+    async def _drain(self) -> None:
+        pass
 
     async def settle(self) -> BaseException | None:
         assert self.ending
@@ -133,6 +144,23 @@ async def test_a_body_left_by_an_error_has_nothing_waited_for() -> None:
     assert not await world.leave(OWN)
     assert world.done("settle") == []
     assert world.done("over") == [("a", "the loop's own", False)]
+
+
+@pytest.mark.parametrize(
+    ("error", "cancelled_it", "saves"),
+    [(OWN, False, True), (OWN, True, False), (None, False, False), (None, True, False)],
+)
+async def test_who_is_stopped_has_the_last_step_of_each_run_saved_on_the_way_out(
+    error: BaseException | None, *, cancelled_it: bool, saves: bool
+) -> None:
+    facts = {"stopped": True, "cancelled_it": cancelled_it}
+    world = World(facts, facts)
+    await world.leave(error)
+    assert set(world.done("save")) == ({("a",), ("b",)} if saves else set())
+    if saves:
+        assert max(map(world.log.index, [("save", "a"), ("save", "b")])) < min(
+            at for at, each in enumerate(world.log) if each[0] == "over"
+        )
 
 
 async def test_an_error_that_is_recovered_from_is_swallowed_and_the_run_is_not_over() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from tinker_recovery import Attempt, GroupAttempt, Run, UsageError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.run.member import RunGroup
 from tinker_recovery.run.saves_together import SavesTogether
@@ -75,6 +78,42 @@ def test_who_is_given_up_takes_those_along_that_are_not_over(*, ended: bool) -> 
     one.give_up(error)
     assert (one.failure, two.failure) == (error, before)
     assert three.failure is (None if ended else error)
+
+
+def test_an_attempt_of_a_group_has_those_of_its_runs_in_their_order_and_by_name() -> None:
+    scopes: Any = [
+        SimpleNamespace(run=SimpleNamespace(name=name), start_step=4) for name in ("one", "two")
+    ]
+    attempt = GroupAttempt(RunGroup(), scopes)
+    assert (attempt.start_step, len(attempt)) == (4, 2)
+    assert repr(attempt) == "<GroupAttempt of runs one, two from step 4>"
+    first, second = attempt
+    assert (attempt["one"], attempt["two"]) == (attempt[0], attempt[1]) == (first, second)
+    with pytest.raises(KeyError):
+        attempt["three"]
+    with pytest.raises(IndexError):
+        attempt[2]
+
+
+def test_two_views_are_equal_if_they_are_of_one_run() -> None:
+    one, two = object(), object()
+    view = cast("Any", Run)
+    assert view(one) == view(one)
+    assert view(one) != view(two)
+    assert view(one) != one
+    assert len({view(one), view(one), view(two)}) == 2
+
+
+@pytest.mark.parametrize("what", [3, None, "a future"])
+def test_what_is_no_future_is_not_watched(what: Any) -> None:
+    watched: list[object] = []
+    scope: Any = SimpleNamespace(sampling=SimpleNamespace(watch=watched.append))
+    attempt = Attempt(scope)
+    with pytest.raises(UsageError, match=r"watch\(.*make a task of a coroutine first"):
+        attempt.watch(what)
+    future = Future[int]()
+    assert attempt.watch(future) is future
+    assert watched == [future]
 
 
 # -- which steps they save -----------------------------------------------------------------------
