@@ -30,6 +30,7 @@ from tinker_recovery import (
     StatusUnavailable,
 )
 from tinker_recovery.clock import Clock
+from tinker_recovery.detection.outage import Outage
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind, Verdict
 from tinker_recovery.journal import Journal, Notebook
 from tinker_recovery.recovery.budget import AttemptBudget
@@ -88,6 +89,7 @@ class World:
         self.said: list[tuple[str, str]] = []
         self.to_skip: int | None = None
         self.is_over = False
+        self.outage: Outage | None = None
         self.policy = RecoveryPolicy(
             **{
                 "max_attempts": 3,
@@ -159,8 +161,13 @@ class World:
 
     # What is done with it
 
-    async def recover(self, *, known: bool = True, restarts: int = 0) -> None:
-        """Until the fault is acknowledged; a crash of the Executor restarts it so often."""
+    async def recover(
+        self, *, known: bool = True, restarts: int = 0, until: anyio.Event | None = None
+    ) -> None:
+        """Until the fault is acknowledged; a crash of the Executor restarts it so often.
+
+        With ``until``, the Executor is ended when that is set.
+        """
         queue = FaultQueue()
         queue.put(self.fault)
         clock = Clock(
@@ -186,8 +193,10 @@ class World:
                 queue=queue,
                 find=lambda name: self if known and name == "r" else None,
                 watched=lambda: 1,
+                outage=self.outage,
             )
-            child: Any = SimpleNamespace(started=lambda: None)
+            started: list[bool] = []
+            child: Any = SimpleNamespace(started=lambda: started.append(True))
             with anyio.fail_after(10):
                 async with anyio.create_task_group() as group:
 
@@ -198,8 +207,9 @@ class World:
                         await executor.serve(child)
 
                     group.start_soon(serve)
-                    await queue.settled(self.fault)
+                    await (queue.settled(self.fault) if until is None else until.wait())
                     group.cancel_scope.cancel()
+            assert len(started) == 1 + restarts
 
     def names(self) -> list[str]:
         return [event.name.rpartition(".")[2] for event in self.events]
@@ -581,3 +591,28 @@ async def test_an_executor_that_crashes_has_the_fault_again_with_the_attempt_in_
     assert world.messages(names.EVENT_STARTED) == ["recovery attempt 1 of 3"] * 2
     assert world.budget.left == 2
     assert math.isclose(sum(world.slept), 0.0)
+
+
+async def test_an_executor_that_ends_in_a_try_leaves_the_attempt_in_full_and_no_error() -> None:
+    under_way = anyio.Event()
+
+    async def hang() -> None:
+        under_way.set()
+        await anyio.sleep_forever()
+
+    world = World(hang)
+    await world.recover(until=under_way)
+    assert world.budget.left == 3
+    assert (world.given_up, world.handed_over, world.called) == ([], [], [])
+
+
+async def test_a_service_that_is_back_is_said_in_the_outage_that_all_share() -> None:
+    async def late() -> int:
+        world.now_s += 60.0
+        return 5
+
+    world = World(SILENT, late)
+    world.outage = Outage(EventSink(world.events.append), lambda: world.now_s)
+    assert world.outage.begins()
+    await world.recover()
+    assert world.messages(names.EVENT_SERVICE_BACK) == ["the service is back after 61 s"]
