@@ -9,9 +9,16 @@ from typing import Any, cast
 import anyio
 import pytest
 
+from tinker_recovery import LeaseLost, StatusError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
-from tinker_recovery.run.claiming import give_free
+from tinker_recovery.run.claiming import (
+    claim_lost,
+    end_and_give_free,
+    end_when_lost,
+    give_free,
+)
 from tinker_recovery.run.leaving import leave_body
+from tinker_recovery.service.guard import ClaimGuard, Guard
 
 OWN = LookupError("the loop's own")
 FAILED = ValueError("of a request")
@@ -205,6 +212,13 @@ async def test_with_recovery_off_a_fault_does_not_keep_a_body_from_ending_well()
     assert world.done("over") == [("a", None, True)]
 
 
+async def test_that_the_end_of_one_failed_is_raised_once_each_of_the_group_is_over() -> None:
+    world = World({}, {"on_over": OWN}, {})
+    with pytest.raises(LookupError):
+        await world.leave()
+    assert len(world.done("over")) == 3
+
+
 async def test_each_run_of_a_group_is_over_though_the_end_of_one_fails() -> None:
     world = World({"on_over": OWN}, {}, {"on_over": FAILED})
     with pytest.raises((LookupError, ValueError)):
@@ -329,3 +343,94 @@ async def test_a_run_whose_checkpoints_could_not_be_settled_is_given_free_all_th
     with pytest.raises(LookupError):
         await give_free(held.run, [held.attempt("a")], well=True)
     assert held.log[-1] == "release"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_a_runs_end_needs_is_carried_out_before_the_run_is_given_free(
+    *, fails: bool
+) -> None:
+    held = Held()
+
+    async def ending() -> None:
+        held.log.append("ending")
+        if fails:
+            raise OWN
+
+    end = end_and_give_free(ending(), held.run, [held.attempt("a")], well=True)
+    if fails:
+        with pytest.raises(LookupError):
+            await end
+    else:
+        await end
+    assert held.log == ["ending", "settle", ("a", False), "release"]
+
+
+# -- a claim that is lost ------------------------------------------------------------------------
+
+
+class Claimed:
+    """A run with a claim, and what it was ended with."""
+
+    def __init__(self, *, ended: bool = False, held: bool | Exception = True) -> None:
+        async def still_held() -> bool:
+            if isinstance(held, Exception):
+                raise held
+            return held
+
+        async def holder_now() -> str:
+            return "process 7 on another machine"
+
+        self.lost = anyio.Event()
+        claim = SimpleNamespace(
+            lost=self.lost,
+            name="r",
+            session_id="s",
+            holder_now=holder_now,
+            still_held=still_held,
+        )
+        self.guard = ClaimGuard(cast("Any", claim), cast("Any", None))
+        self.ended_by: list[tuple[LeaseLost, DetectedBy]] = []
+        self.run: Any = SimpleNamespace(
+            guard=self.guard,
+            ended=ended,
+            lease_lost=lambda error, by: self.ended_by.append((error, by)),
+        )
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_run_whose_claim_is_lost_is_ended_with_who_has_it_unless_it_is_over(
+    *, ended: bool
+) -> None:
+    claimed = Claimed(ended=ended)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(end_when_lost, claimed.run)
+            await anyio.wait_all_tasks_blocked()
+            assert claimed.ended_by == []
+            claimed.lost.set()
+    assert len(claimed.ended_by) == (not ended)
+    for error, by in claimed.ended_by:
+        assert "taken over by another process, process 7 on another machine" in str(error)
+        assert by is DetectedBy.CLAIM
+
+
+async def test_nobody_waits_for_the_loss_of_a_claim_that_was_given_free_or_that_there_is_not() -> (
+    None
+):
+    claimed = Claimed()
+    with anyio.fail_after(5):
+        await end_when_lost(cast("Any", SimpleNamespace(guard=Guard())))
+        async with anyio.create_task_group() as group:
+            group.start_soon(end_when_lost, claimed.run)
+            await anyio.wait_all_tasks_blocked()
+            claimed.guard.released.set()
+    assert claimed.ended_by == []
+
+
+@pytest.mark.parametrize(
+    ("held", "lost"), [(True, False), (False, True), (StatusError("cannot be asked"), False)]
+)
+async def test_a_run_at_its_end_is_lost_only_if_the_service_says_so(
+    *, held: bool | Exception, lost: bool
+) -> None:
+    assert ((await claim_lost(Claimed(held=held).run)) is not None) == lost

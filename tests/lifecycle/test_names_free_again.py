@@ -6,7 +6,8 @@ import asyncio
 
 import anyio
 import pytest
-from loops import policy, train, until
+from inspection import internals_of
+from loops import policy, quick, train, until
 from named_runs import NAMED
 
 from tinker_recovery import Attempt, RunFinished, Supervisor
@@ -86,3 +87,15 @@ async def test_a_run_that_waits_for_the_end_of_the_one_before_says_so_and_again(
         "0.02 s: its next run waits for that",
         "0.06 s: its next run waits for that",
     ]
+
+
+async def test_without_a_journal_on_disk_a_name_holds_nothing_and_is_begun_anew(
+    local: LocalTinker,
+) -> None:
+    del local
+    for _ in range(2):
+        async with Supervisor(quick(), journal=None) as supervisor:
+            await supervisor.run(lambda each: train(each, steps=2), **NAMED)
+        (run,) = supervisor.runs
+        assert internals_of(run).guard.claim is None
+        assert [each.start_step for each in run.attempts] == [0]
