@@ -4,161 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import Any
 
-import httpx
+import anyio.to_thread
 import pytest
-from made import LINEAGE, NOW, path, record, segment
-from pydantic import SecretStr
+from collected import START_S, World
+from made import LINEAGE, path, segment
 
-from tinker_recovery import CheckpointPolicy, RecoveryEvent, RecoveryPolicy, StatusError
+from tinker_recovery import LeaseLost, StatusError, StatusRefused
 from tinker_recovery.checkpoints import (
-    CheckpointRecord,
     Deletion,
     Finding,
-    Segment,
-    WeightsFacts,
-    checkpoint_metadata,
 )
-from tinker_recovery.clock import Clock
-from tinker_recovery.journal import Journal, Notebook
-from tinker_recovery.recovery.checkpoint_state import CheckpointState
-from tinker_recovery.recovery.collaborators import Collaborators
-from tinker_recovery.retention.collector import CollectionResult, Collector
+from tinker_recovery.checkpoints.deletion import SETTLE_S
+from tinker_recovery.journal.holder import Holder
+from tinker_recovery.journal.lease import HeldLease, take
 from tinker_recovery.retention.verifier import Verifier
-from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
 from tinker_recovery.service.guard import Guard
-from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.telemetry import names
 
-URL = "http://127.0.0.1:1"
-START_S = NOW.timestamp()
 DAY_S = 86_400.0
-
-
-class World:
-    """A service, its clock, and a run with checkpoints at it."""
-
-    name, lineage, lease = "r", LINEAGE, None
-    weights = WeightsFacts("m", 8)
-
-    def __init__(self, *steps: int, **policy: Any) -> None:
-        self.now_s = START_S
-        self.slept: list[float] = []
-        self.stored: dict[str, dict[str, Any]] = {}
-        self.deletions: list[str] = []
-        """The paths that were asked to be deleted."""
-        self.lifetimes: list[tuple[str, int | None]] = []
-        """The lifetimes that were asked for."""
-        self.rank: dict[str, int] = {}
-        self.on_delete: Callable[[str], int] = lambda _: 200
-        self.on_ttl: Callable[[str], int] = lambda _: 200
-        self.checkpoints = CheckpointState("r")
-        self.segments: list[Segment] = [segment("a")]
-        self.protected: dict[str, str] = {}
-        self.pending: set[str] = set()
-        self.recovering = False
-        self.events: list[RecoveryEvent] = []
-        self.policy = CheckpointPolicy(
-            **{"save_best": False, "keep_last": 1, "max_deletes_per_s": 1e6, **policy}
-        )
-        for step in steps:
-            self.save(step)
-
-    def save(
-        self,
-        step: int,
-        *,
-        by: Any = "schedule",
-        lives_s: float | None = None,
-        metrics: dict[str, float] | None = None,
-    ) -> str:
-        made = record(step)
-        ends = None if lives_s is None else (NOW + timedelta(seconds=lives_s)).isoformat()
-        self.stored[made.path] = {
-            "checkpoint_id": f"weights/{step}",
-            "checkpoint_type": "training",
-            "time": (made.time - timedelta(hours=1)).isoformat(),  # not ahead of its clock
-            "tinker_path": made.path,
-            "size_bytes": 10 * step,
-            "expires_at": ends,
-            "user_metadata": checkpoint_metadata(
-                step=step,
-                lineage=LINEAGE,
-                attempt="a",
-                parent=None,
-                saved_by=by,
-                metrics=metrics or {},
-            ),
-        }
-        return made.path
-
-    def is_pending(self, made: CheckpointRecord) -> bool:
-        return made.path in self.pending
-
-    async def _sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now_s += seconds
-
-    def _answer(self, request: httpx.Request) -> httpx.Response:
-        parts = request.url.path.removeprefix("/api/v1/").split("/")
-        if parts[-1] == "weights_info":
-            where = str(httpx.Response(200, content=request.content).json()["tinker_path"])
-            said = {"base_model": "m", "is_lora": True, "lora_rank": self.rank.get(where, 8)}
-            return httpx.Response(200, json=said)
-        if request.method == "DELETE":
-            where = f"tinker://{parts[1]}/{parts[3]}/{parts[4]}"
-            self.deletions.append(where)
-            if (status := self.on_delete(where)) < 300:
-                self.stored.pop(where, None)
-            return httpx.Response(status, json={})
-        if request.method == "PUT":
-            where = f"tinker://{parts[1]}/{parts[3]}/{parts[4]}"
-            ttl = httpx.Response(200, content=request.content).json()["ttl_seconds"]
-            self.lifetimes.append((where, ttl))
-            if (status := self.on_ttl(where)) < 300:
-                ends = None if ttl is None else NOW + timedelta(seconds=self.now_s - START_S + ttl)
-                self.stored[where]["expires_at"] = None if ends is None else ends.isoformat()
-            return httpx.Response(status, json={})
-        if parts[-1] != "checkpoints":
-            return httpx.Response(200, json={})
-        mine = [each for where, each in self.stored.items() if f"//{parts[1]}/" in where]
-        return httpx.Response(200, json={"checkpoints": mine})
-
-    @asynccontextmanager
-    async def collector(self, **more: Any) -> AsyncIterator[Collector]:
-        clock = Clock(
-            monotonic=lambda: self.now_s - START_S, wall=lambda: self.now_s, sleep=self._sleep
-        )
-        async with (
-            StatusReader(
-                Endpoint(URL, SecretStr("tml-x")),
-                transport=httpx.MockTransport(self._answer),
-                wall=lambda: self.now_s,
-            ) as reader,
-            Notebook(Journal(None, service=URL)) as self.notebook,
-        ):
-            collaborators = Collaborators(
-                RecoveryPolicy(checkpoints=self.policy),
-                TinkerBackend(),
-                reader,
-                self.notebook,
-                EventSink(self.events.append),
-                clock,
-            )
-            yield Collector(collaborators, **more)
-
-    async def collect(self, **more: Any) -> CollectionResult:
-        async with self.collector(**more) as collector:
-            return await collector.collect(self)
-
-    def steps(self) -> list[int]:
-        return sorted(int(where.rpartition("/")[2]) for where in self.stored)
-
-    def said(self, name: str) -> list[RecoveryEvent]:
-        return [event for event in self.events if event.name == name]
 
 
 async def test_each_deletion_is_counted_with_its_size_and_told() -> None:
@@ -172,6 +37,19 @@ async def test_each_deletion_is_counted_with_its_size_and_told() -> None:
     told = world.said(names.EVENT_CHECKPOINT_DELETED)
     assert [event.fields[names.CHECKPOINT_PATH] for event in told] == list(done.deleted)
     assert {event.run for event in told} == {"r"}
+
+
+async def test_what_is_left_is_counted_in_tinker_runs_that_nothing_relies_on_any_more() -> None:
+    world = World(1, 2)
+    for step, run, parent in ((3, "b", path("a", 2)), (4, "c", path("b", 3))):
+        world.save(step, run, parent=parent)
+        world.segments.append(segment(run, step - 1, parent))
+    async with world.collector() as collector:
+        for _ in range(2):  # what was listed twice alike is remembered
+            await collector.look(world)
+        done = await collector.collect(world)
+    assert world.deletions == [path("a", 1), path("a", 2)]
+    assert (world.steps(), done.kept) == ([3, 4], 2)
 
 
 async def test_a_deletion_that_fails_again_and_again_is_told_once_and_tried_when_it_is_due() -> (
@@ -305,6 +183,66 @@ async def test_each_line_and_each_request_has_the_claim_asked_for_before(checks:
     assert states == expected[checks]
 
 
+class _TakenOver(_LosesIt):
+    """No claim, and a lease that another process takes after so many times of asking."""
+
+    def __init__(self, after: int, world: World) -> None:
+        super().__init__(after)
+        self._world = world
+
+    async def check(self, *, for_certain: bool = False) -> None:
+        try:
+            await super().check(for_certain=for_certain)
+        except StatusError:
+            await hold(self._world, "another")
+
+
+async def hold(world: World, by: str) -> int:
+    """Have the run held by somebody; returns the token."""
+    here = Holder("host", "machine", 1, "1", 0.0, 0.0)
+
+    def hold_now() -> int | HeldLease:
+        with world.journal.database.transaction() as database:
+            return take(database, 1, holder=by, here=here, seen=None, now=0.0, rob=True)
+
+    token = await anyio.to_thread.run_sync(hold_now)
+    assert isinstance(token, int)
+    return token
+
+
+@pytest.mark.parametrize("checks", range(7))
+async def test_each_line_and_each_request_needs_the_lease_in_the_journal(checks: int) -> None:
+    """The same where there is no claim that could be asked."""
+    world = World(1, 2, 3)
+    async with world.collector() as collector:
+        world.lease = 1, await hold(world, "us")
+        guard = _TakenOver(checks, world)
+        if checks < 6:
+            with pytest.raises(LeaseLost):
+                await collector.collect(world, guard=guard)
+        else:
+            await collector.collect(world, guard=guard)
+    assert len(world.deletions) == max(0, checks - 4)
+
+
+async def test_what_is_deleted_is_forgotten_once_it_is_settled_and_no_longer_listed() -> None:
+    world = World(1, 2, 3)
+    async with world.collector() as collector:
+        again = world.stored[path("a", 1)]
+        await collector.collect(world)
+        gone = {path("a", 1), path("a", 2)}
+        assert (await world.notebook.notes()).deletions.keys() == gone
+        world.now_s += SETTLE_S
+        await collector.collect(world)
+        assert (await world.notebook.notes()).deletions.keys() == gone, "it may be listed yet"
+        world.now_s += 1.0
+        world.stored[path("a", 1)] = again
+        world.protected = {path("a", 1): "it is being read"}
+        world.checkpoints.listings.forget("a")
+        await collector.collect(world)
+        assert (await world.notebook.notes()).deletions.keys() == {path("a", 1)}
+
+
 async def test_no_lifetime_is_renewed_of_a_run_that_may_be_lost() -> None:
     world = World(ttl_s=7200.0)
     world.save(1, lives_s=100.0 * 60)
@@ -421,6 +359,34 @@ async def test_what_something_speaks_against_is_not_relied_on(against: str) -> N
         assert found.needed == {path("a", 2): "the newest one known to be sound"}
         await collector.collect(world)
     assert 2 in world.steps()
+
+
+@pytest.mark.parametrize("status", [403, 404, 501])
+async def test_what_is_relied_on_has_to_be_vouched_for_by_the_service(status: int) -> None:
+    """A refusal to say what its weights are is no objection to a restore, and one to a deletion."""
+    world = World(1, 2, 3)
+    world.weights_status[path("a", 3)] = status
+    async with world.collector() as collector:
+        if status == 403:
+            with pytest.raises(StatusRefused):
+                await collector.look(world)
+            return
+        found = await collector.look(world)
+    assert found.needed.keys() == {path("a", 3 if status == 501 else 2)}
+
+
+@pytest.mark.parametrize("delete_user_saves", [False, True])
+async def test_of_what_a_fault_may_yet_cost_the_newest_and_what_it_leaves_are_both_relied_on(
+    *, delete_user_saves: bool
+) -> None:
+    world = World(1, 2, 3, 4, delete_user_saves=delete_user_saves)
+    world.checkpoints.watch(lambda _: math.inf, lambda _: 2, set)
+    async with world.collector() as collector:
+        found = await collector.look(world)
+    assert found.needed == {
+        path("a", 4): "the newest valid one",
+        path("a", 2): "the newest one known to be sound",
+    }
 
 
 @pytest.mark.parametrize("how", ["protected", "pending", "keeps"])

@@ -13,12 +13,12 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from inspection import internals_of, kept_in_memory
+from inspection import declare, internals_of, kept_in_memory, scope_of
 from loops import ADAM, MODEL, SEED, batch, policy, process
 from rollouts import Rollout, sampled, train
 from tinker import types
 
-from tinker_recovery import Attempt, CheckpointPolicy, StaleAttempt, Supervisor, UsageError
+from tinker_recovery import Attempt, CheckpointPolicy, Kind, StaleAttempt, Supervisor, UsageError
 from tinker_recovery.journal import STATE_FOLDER, StateFolder, default_path
 from tinker_recovery.journal.abandon import abandon
 from tinker_recovery.journal.reading import read_run, read_stored_run
@@ -221,6 +221,32 @@ async def test_what_cannot_be_kept_or_asked_is_said_by_key_and_type(local: Local
         await supervisor.run(body, **START)
     with pytest.raises(StaleAttempt, match="ask the newest attempt"):
         await attempts[0].recall("it", lambda: 1)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_an_attempt_at_fault_is_given_nothing_unless_it_is_only_observed(
+    local: LocalTinker, *, enabled: bool
+) -> None:
+    del local
+    given: list[object] = []
+
+    async def body(attempt: Attempt) -> None:
+        given.append(await attempt.recall("it", lambda: attempt.number))
+        if attempt.number > 1:
+            return
+        assert not scope_of(attempt).faulty
+        declare(attempt, Kind.CORRUPTED)
+        assert scope_of(attempt).faulty
+        if not enabled:
+            given.append(await attempt.recall("more", lambda: 7))
+            return
+        with pytest.raises(StaleAttempt, match="recall\\(\\) of attempt 1"):
+            await attempt.recall("more", lambda: 7)
+        await anyio.sleep_forever()
+
+    async with Supervisor(policy(enabled=enabled), journal=None) as supervisor:
+        await supervisor.run(body, **START)
+    assert given == ([1, 2] if enabled else [1, 7]), "the first is not trusted any more"
 
 
 async def test_beyond_its_limit_steps_are_made_again_and_the_run_is_exact_all_the_same(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from inspect import isawaitable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
@@ -21,6 +22,7 @@ from tinker_recovery import (
     Run,
     Supervisor,
 )
+from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.spares import Spares
 from tinker_recovery.testing import FaultRule, LocalTinker
 
@@ -231,3 +233,22 @@ async def test_without_a_canary_it_is_not_used(local: LocalTinker) -> None:
     run, took_over = await trained(local, canary=None)
     assert took_over == []
     assert local.run_state(run.segments[-1].run_id) == expected
+
+
+def test_what_is_asked_of_the_spares_reaches_them_where_there_are_any() -> None:
+    asked: list[tuple[str, ...]] = []
+    kept = SimpleNamespace(
+        load=lambda run, path: asked.append(("load", run, path)),
+        distrust=lambda run: asked.append(("distrust", run)),
+        drop=lambda run: asked.append(("drop", run)),
+    )
+    for spares in (None, kept):
+        nothing: Any = None
+        collaborators = Collaborators(
+            policy(), nothing, nothing, nothing, spares=cast("Spares | None", spares)
+        )
+        collaborators.load_spare("r", None)
+        collaborators.load_spare("r", "path")
+        collaborators.distrust_spare("r")
+        collaborators.drop_spare("r")
+    assert asked == [("load", "r", "path"), ("distrust", "r"), ("drop", "r")]
