@@ -124,6 +124,8 @@ class CanaryPrompt:
         """Of what it was made, if of the loop's first batch."""
         self.spent = 0
         """Tokens of asking it where no attempt was under way, for the next one to count."""
+        self.lost = 0
+        """Attempts in a row in which the service did not answer it, though it answered all else."""
         self.problem: str | None = None
         """Why none can be made, for people; None if one can, or is not wanted."""
         if canary is not None and not isinstance(canary, str):

@@ -154,7 +154,9 @@ class Restore:
 
             ahead.make(expected, taken, self._ask)
         else:
-            asks = self._run.checkpoints.prompt.batch is not None
+            known = self._run.checkpoints
+            at = known.stored.get(expected)
+            asks = self._asks(answered=at is not None and known.canaries.expects(*at))
             making = functools.partial(
                 self._backend.connect,
                 self._from(expected),
@@ -389,10 +391,10 @@ class Restore:
         answers: list[Answer] = []
         known = self._run.checkpoints
         objection: str | None = None
-        if known.prompt.batch is None:
+        record = None if chosen is None else chosen.record
+        if not self._asks(answered=known.expects(record)):
             return answers, None
         with phase(names.SPAN_VERIFY, as_attributes(chosen)) as span, self._waiting:
-            record = None if chosen is None else chosen.record
             while not answers or (objection is not None and len(answers) < ASKED):
                 answers.append(await ahead.answer_of(connection) or await self._ask(connection))
                 if len(answers) > 1:
@@ -401,6 +403,14 @@ class Restore:
             if objection is not None:
                 refuse(span, names.BAD_CHECKPOINT, objection)
         return answers, objection
+
+    def _asks(self, *, answered: bool) -> bool:
+        """Whether to ask the canary, where it is known what it answers, or not.
+
+        With nothing to compare with it is not asked again of a service that did not answer it.
+        """
+        prompt = self._run.checkpoints.prompt
+        return prompt.batch is not None and (answered or not prompt.lost)
 
     async def _ask(self, connection: Connection) -> Answer:
         prompt = self._run.checkpoints.prompt

@@ -54,7 +54,7 @@ class AttemptHooks:
         rule, elsewhere = judge_request(operation, error, self._run.policy.retryable_errors)
         if rule is None:
             return
-        if operation == CANARY and self._drops_canary(rule, error):
+        if operation == CANARY and self._scope.canary_loss.drops(rule, error):
             if rule.breaks_client:
                 # It was never sent, which leaves a gap in the client's requests.
                 self._scope.post(self._scope.declare_fault, RULES[Kind.CANCELLED], DetectedBy.CALL)
@@ -72,16 +72,6 @@ class AttemptHooks:
             self._scope.post(functools.partial(run.rollbacks.note_cut, asked=True), self._scope)
             self._scope.post(http.cut)  # the other runs, which share it
         return cut
-
-    def _drops_canary(self, rule: VerdictRule, error: BaseException) -> bool:
-        """Whether the service refuses the canary we have made: the run behaves as without one."""
-        prompt = self._run.checkpoints.prompt
-        if not prompt.auto or rule.kind not in {Kind.USER_ERROR, Kind.INVALID_REQUEST}:
-            return False
-        if prompt.batch is not None:
-            prompt.drop(f"the service refuses it: {in_words(error)}")
-            self.no_canary()
-        return True
 
     def no_canary(self) -> None:
         """Say once that no canary can be made, and why."""
@@ -266,6 +256,7 @@ class AttemptHooks:
 
     def canary_answered(self, step: int, output: types.ForwardBackwardOutput) -> None:
         """Remember the canary's answer."""
+        self._scope.canary_loss.answered()
         self._scope.post(self._note_canary, step, output)
 
     def _note_canary(self, step: int, output: types.ForwardBackwardOutput) -> None:

@@ -18,6 +18,7 @@ import anyio
 
 from tinker_recovery.errors import causes
 from tinker_recovery.faults import RULES, DetectedBy, Kind, SeenIn, Verdict, VerdictRule, judge
+from tinker_recovery.service.client import CANARY, SAVE
 from tinker_recovery.service.refusals import in_words, outlasts_tries, refuses_save
 from tinker_recovery.telemetry import names
 
@@ -103,8 +104,10 @@ class SaveRefusal:
         """
         if self._counted:
             return None if self.at_end else rule
-        step = self._scope.client.waits_for_save
-        if step is None or not self._answers_otherwise:
+        operation, step = self._scope.client.waits_for_ours or ("", -1)
+        if operation == CANARY:
+            self._scope.canary_loss.drops(rule, None)
+        if operation != SAVE or not self._answers_otherwise:
             return rule
         self._step, self.rule = step, rule
         self._count("although the service answers all else", final=False)

@@ -30,6 +30,7 @@ from tinker_recovery.faults import (
     VerdictRule,
 )
 from tinker_recovery.forks import HomeProcess
+from tinker_recovery.run.canary_loss import CanaryLoss
 from tinker_recovery.run.client_hooks import AttemptHooks
 from tinker_recovery.run.judging import judge_leaving
 from tinker_recovery.run.leaving import leave_body
@@ -134,6 +135,8 @@ class AttemptScope:
         """Its sampling clients and their requests."""
         self.refusal = SaveRefusal(self)
         """Whether the service refuses its saves, or their metadata."""
+        self.canary_loss = CanaryLoss(self)
+        """Whether the service refuses its canaries."""
         self._scope = anyio.CancelScope()
         run.collaborators.reader.metadata.know_attempt(self.id, self.segment.parent)
 

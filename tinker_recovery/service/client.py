@@ -90,7 +90,7 @@ class SupervisedClient(Iterating):
         self._trained_at = self._progress.begin()
         self._forwards_open: set[int] = set()
         self._own_saves: dict[Future[Any], str] = {}
-        self._scheduled: dict[Future[Any], int] = {}
+        self._ours: dict[Future[Any] | None, tuple[str, int]] = {}
         self._lost_saves: set[str] = set()
         self._passed_on = set()
         self._last_update: Future[Any] = Future()
@@ -145,10 +145,9 @@ class SupervisedClient(Iterating):
         return next((step for step in list(self._open.values()) if step is not None), None)
 
     @property
-    def waits_for_save(self) -> int | None:
-        """The step whose scheduled save all other open requests are behind; None if not a save."""
-        oldest = next(iter(list(self._open)), None)
-        return None if oldest is None else self._scheduled.get(oldest)
+    def waits_for_ours(self) -> tuple[str, int] | None:
+        """The request of ours that all open ones are behind, and its step; None if not ours."""
+        return self._ours.get(next(iter(list(self._open)), None))
 
     @property
     def first_doubtful_step(self) -> float:
@@ -246,7 +245,7 @@ class SupervisedClient(Iterating):
             request.name, ttl_seconds=request.ttl_s, user_metadata=request.metadata
         )
         self.meter.mark(self.step)
-        self._scheduled[saving.future()] = self.step
+        self._ours[saving.future()] = SAVE, self.step
         self._watch(SAVE, saving, None, functools.partial(self._save_ended, self.step))
         # Directly behind the save, so on exactly these weights.
         self._submit_canary(record=True)
@@ -285,15 +284,14 @@ class SupervisedClient(Iterating):
             return sum(step is not None for step in self._open.values())
 
     def _submit_canary(self, *, record: bool = False) -> tuple[Future[Any], int] | None:
-        if self._canary.batch is None:
-            return None
-        if record and self._iterations.inside:
-            return None  # there is no step that these weights are of
+        if self._canary.batch is None or (record and self._iterations.inside):
+            return None  # inside an iteration, there is no step that these weights are of
         running = self._training.forward(self._canary.batch, "cross_entropy")
         self.meter.add("checked", tokens_in(self._canary.batch))
         step = self._iterations.begun
         # A run that is to examine the weights must not define what they should answer.
         ended = functools.partial(self._canary_ended, step) if record else None
+        self._ours[running.future()] = CANARY, step
         self._watch(CANARY, running, None, ended)
         return running.future(), step
 
@@ -434,6 +432,7 @@ class SupervisedClient(Iterating):
             elif operation != CUSTOM_LOSS:
                 self.errors.note(operation, error)
             self._hooks.call_failed(operation, step, error)
+        self._ours.pop(future, None)
         self._open.pop(future, None)
 
     def _check_loss(self, step: int, future: Future[Any]) -> None:
@@ -452,7 +451,7 @@ class SupervisedClient(Iterating):
             self._hooks.step_done()
 
     def _save_ended(self, step: int | None, future: Future[Any]) -> None:
-        scheduled = self._scheduled.pop(future, None) is not None
+        scheduled = future in self._ours
         if succeeded(future):
             self._hooks.saved(step, future.result().path)
         elif not future.cancelled() and (error := future.exception()) is not None:
