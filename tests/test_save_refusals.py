@@ -17,6 +17,7 @@ from tinker_recovery.faults import RULES, DetectedBy, Kind, VerdictRule
 from tinker_recovery.recovery.budget import AttemptBudget
 from tinker_recovery.run.history import OFF_AFTER, RunHistory
 from tinker_recovery.run.save_refusal import SaveRefusal
+from tinker_recovery.service.client import CANARY, SAVE
 from tinker_recovery.service.metadata import ServiceMetadata
 from tinker_recovery.telemetry import EventSink, names
 
@@ -42,6 +43,7 @@ class World:
         self.events: list[RecoveryEvent] = []
         self.declared: list[tuple[VerdictRule, DetectedBy, BaseException | None]] = []
         self.closed: list[tuple[str, str]] = []
+        self.canaries: list[tuple[object, ...]] = []
         self.metadata = ServiceMetadata()
         self.metadata.keeps = facts.get("keeps", "kept")
         self.history = RunHistory(cast("Any", None))
@@ -50,7 +52,7 @@ class World:
         self.budget.spend()
         self.rollbacks = SimpleNamespace(sound_to=facts.get("sound_to", math.inf))
         self.client = SimpleNamespace(
-            step=facts.get("at", 4), waits_for_save=facts.get("waits_for"), drain=self._drain
+            step=facts.get("at", 4), waits_for_ours=facts.get("waits_for"), drain=self._drain
         )
         self.on_drain: Callable[[], object] = lambda: None
         self.on_deliver: Callable[[], object] = lambda: None
@@ -84,6 +86,7 @@ class World:
             declare_fault=lambda *given: self.declared.append(given),
             close=self._close,
             left=self.left,
+            canary_loss=SimpleNamespace(drops=lambda *given: self.canaries.append(given)),
         )
         self.refusal = SaveRefusal(cast("Any", self.scope))
 
@@ -243,7 +246,7 @@ def test_a_save_of_the_users_own_has_no_step_to_be_the_last() -> None:
 SILENT = RULES[Kind.SILENCE]
 
 
-@pytest.mark.parametrize("facts", [{}, {"waits_for": 4, "sound_to": 3}])
+@pytest.mark.parametrize("facts", [{}, {"waits_for": (SAVE, 4), "sound_to": 3}])
 def test_silence_is_a_saves_only_where_all_waits_for_one_and_the_service_answers_otherwise(
     facts: dict[str, Any],
 ) -> None:
@@ -252,15 +255,25 @@ def test_silence_is_a_saves_only_where_all_waits_for_one_and_the_service_answers
     assert world.history.refused_saves == 0
 
 
+def test_silence_where_all_waits_for_a_canary_is_no_saves_and_the_canary_is_looked_at() -> None:
+    world = World(waits_for=(CANARY, 4))
+    assert world.refusal.note_silence(SILENT) is SILENT
+    assert (world.canaries, world.history.refused_saves) == ([(SILENT, None)], 0)
+    for facts in ({}, {"waits_for": (SAVE, 4)}):
+        other = World(**facts)
+        other.refusal.note_silence(SILENT)
+        assert other.canaries == []
+
+
 def test_a_save_that_is_not_answered_is_counted_as_one_refused() -> None:
-    world = World(waits_for=3)
+    world = World(waits_for=(SAVE, 3))
     for _ in range(2):
         assert world.refusal.note_silence(SILENT) is SILENT
     assert world.history.refused_saves == 1
     (told,) = world.events
     assert told.message == "step 3 was not saved, although the service answers all else"
     assert told.fields == {names.CHECKPOINT_STEP: 3}
-    stops = World(waits_for=3, refused_before=OFF_AFTER - 1, on="stop")
+    stops = World(waits_for=(SAVE, 3), refused_before=OFF_AFTER - 1, on="stop")
     rule = stops.refusal.note_silence(SILENT)
     assert rule is not None
     assert rule.kind is Kind.SAVES_FAIL
@@ -268,14 +281,14 @@ def test_a_save_that_is_not_answered_is_counted_as_one_refused() -> None:
 
 def test_a_last_save_that_is_not_answered_ends_the_wait_for_it_once_no_more_is_asked_for() -> None:
     for before, ends in ((0, False), (OFF_AFTER - 1, True)):
-        world = World(waits_for=4, ending=True, refused_before=before)
+        world = World(waits_for=(SAVE, 4), ending=True, refused_before=before)
         cancelled: list[bool] = []
         scope: Any = SimpleNamespace(cancel=lambda seen=cancelled: seen.append(True))
         world.refusal.waiting = scope
         assert world.refusal.note_silence(SILENT) is (None if ends else SILENT)
         assert world.refusal.note_silence(SILENT) is (None if ends else SILENT)
         assert bool(cancelled) == ends
-    quiet = World(waits_for=4, ending=True, refused_before=OFF_AFTER - 1)
+    quiet = World(waits_for=(SAVE, 4), ending=True, refused_before=OFF_AFTER - 1)
     assert quiet.refusal.note_silence(SILENT) is None, "nobody waits"
 
 
