@@ -1,0 +1,92 @@
+"""When a run goes on without a canary: a decision, with an attempt made up here."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tinker_recovery.faults import RULES, Kind
+from tinker_recovery.run.canary_loss import OFF_AFTER, CanaryLoss
+
+REFUSED = {Kind.USER_ERROR, Kind.INVALID_REQUEST, Kind.FORBIDDEN}
+OF_ALL = {Kind.UNAUTHORIZED, Kind.UNPAID, Kind.GONE, Kind.CORRUPTED, Kind.SESSION_FAILED}
+
+
+class World:
+    """A run with a canary, and what became of it."""
+
+    def __init__(self, *, auto: bool = True, lost: int = 0, sound_to: float = math.inf) -> None:
+        self.dropped: list[str] = []
+        self.asked_no_more = 0
+        self.refunds = 0
+        self.prompt: Any = SimpleNamespace(batch=[1], auto=auto, lost=lost, drop=self._drop)
+        run = SimpleNamespace(
+            checkpoints=SimpleNamespace(prompt=self.prompt),
+            rollbacks=SimpleNamespace(sound_to=sound_to),
+            budget=SimpleNamespace(refund=self._refund),
+        )
+        scope: Any = SimpleNamespace(
+            run=run,
+            post=lambda work: work(),
+            hooks=SimpleNamespace(no_canary=self._no_canary),
+        )
+        self.loss = CanaryLoss(scope)
+
+    def _drop(self, why: str) -> None:
+        self.dropped.append(why)
+        self.prompt.batch = None
+
+    def _refund(self) -> None:
+        self.refunds += 1
+
+    def _no_canary(self) -> None:
+        self.asked_no_more += 1
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("auto", [True, False])
+def test_one_that_we_chose_and_the_service_refuses_is_dropped_at_once(
+    kind: Kind, *, auto: bool
+) -> None:
+    """One that the user chose is theirs to hear of."""
+    if (rule := RULES.get(kind)) is None:
+        return
+    world = World(auto=auto)
+    dropped = world.loss.drops(rule, ValueError("no such loss"))
+    assert dropped == (auto and kind in REFUSED)
+    assert world.dropped == (["the service refuses it: no such loss"] if dropped else [])
+    assert world.asked_no_more == dropped
+    counts = kind not in REFUSED | OF_ALL
+    assert (world.prompt.lost, world.refunds) == (counts, counts), "it costs no attempt"
+
+
+@pytest.mark.parametrize("error", [None, ValueError("too late")])
+def test_one_that_two_attempts_in_a_row_have_lost_is_dropped(error: Exception | None) -> None:
+    silent = RULES[Kind.SILENCE]
+    first = World()
+    assert not first.loss.drops(silent, error)
+    assert not first.loss.drops(silent, error), "it is counted once in an attempt"
+    assert (first.prompt.lost, first.refunds) == (1, 1)
+    second = World(auto=False, lost=OFF_AFTER - 1)
+    assert second.loss.drops(silent, error)
+    (why,) = second.dropped
+    assert why.startswith("twice in a row the service has not answered it")
+    assert ("too late" in why) == (error is not None)
+    assert second.loss.drops(silent, error), "of several, another was the first to fail"
+    assert len(second.dropped) == 1
+
+
+def test_one_that_is_answered_is_lost_no_more() -> None:
+    world = World(lost=OFF_AFTER - 1)
+    world.loss.answered()
+    assert not world.loss.drops(RULES[Kind.SILENCE], None)
+    assert world.prompt.lost == 1
+
+
+def test_in_an_outage_it_is_no_canary_that_is_to_blame() -> None:
+    world = World(lost=OFF_AFTER - 1, sound_to=3)
+    assert not world.loss.drops(RULES[Kind.SILENCE], None)
+    assert (world.prompt.lost, world.refunds) == (OFF_AFTER - 1, 0)
