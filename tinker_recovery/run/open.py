@@ -168,9 +168,23 @@ async def _opened(
                 found.step,
             )
         return OpenedRun(record, plan, snapshot.root, found.start_step, snapshot, guard)
-    except BaseException:
-        await record.end(None)
+    except BaseException as error:
+        await leave_unopened(record, error)
         raise
+
+
+async def leave_unopened(record: RunRecord, error: BaseException) -> None:
+    """Give a run free that was taken, and could not be opened.
+
+    One that has trained before is left in the state in which it was found: a later start may be
+    another. One that has not begins with what this start was refused for.
+    """
+    if record.stored is not None and record.stored.attempts:
+        await record.end(None)
+    elif isinstance(error, Exception):
+        await record.end("failed", f"{type(error).__name__}: {error}")
+    else:
+        await record.end("stopped", type(error).__name__)
 
 
 def _check_lineage(record: RunRecord, lineage: str | None, *, named: bool) -> None:

@@ -17,7 +17,7 @@ from tinker_recovery.run.claiming import Claiming, end_when_lost
 from tinker_recovery.run.group import MakeRun
 from tinker_recovery.run.mailbox import Mailbox
 from tinker_recovery.run.monitored import MonitoredRun
-from tinker_recovery.run.open import OpenedRun, open_run
+from tinker_recovery.run.open import OpenedRun, leave_unopened, open_run
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.run.signals import StopSignals
 from tinker_recovery.run.supervised import SupervisedRun
@@ -127,12 +127,12 @@ class RunRegister:
             run = self.by_name[name] = make(opened, shared, *self._parts)
             self.monitored[name] = MonitoredRun(run, shared.events)
             await run.checkpoints.read(shared)
-        except BaseException:
+        except BaseException as error:
             self.by_name.pop(name, None)
             self.monitored.pop(name, None)
             if opened is not None:
                 try:
-                    await opened.record.end(None)
+                    await leave_unopened(opened.record, error)
                 finally:
                     await opened.guard.release()
             raise
