@@ -184,16 +184,24 @@ class CheckpointState:
                 found.setdefault(step, []).append(path)
         return found
 
-    def newest_trusted(self, segments: Sequence[Segment]) -> str | None:
+    def newest_trusted(
+        self, segments: Sequence[Segment], *, newest_to: float = math.inf
+    ) -> str | None:
         """Path of the newest checkpoint that may be restored, as far as is known here.
 
         None if there is none, or another save may take the place of the one there is.
+
+        Args:
+            segments: Every one of the run, oldest first.
+            newest_to: The last step to consider of the newest.
         """
         left_out = {*self.unusable, *self.unsettled()}
         limits = {
             segment.attempt: min(limit, self.trusted_to(segment.attempt))
             for segment, limit in on_branch(segments)
         }
+        if segments:
+            limits[segments[-1].attempt] = min(limits[segments[-1].attempt], newest_to)
         trusted = (
             (step, path)
             for path, (attempt, step) in self.stored.items()

@@ -18,6 +18,7 @@ def end_of(run: SupervisedRun, error: BaseException | None) -> RunEnd:
     how = "finished" if error is None else "stopped"
     if isinstance(error, Exception):
         how = f"failed ({type(error).__name__})"
+    checkpoint, waiting = _newest(run)
     replayed = sum(each.replayed_steps for each in run.recoveries)
     recovering_s = sum(each.handed_over_at - each.fault.detected_at for each in run.recoveries)
     return RunEnd(
@@ -27,8 +28,28 @@ def end_of(run: SupervisedRun, error: BaseException | None) -> RunEnd:
         recoveries=len(run.recoveries),
         replayed=replayed,
         lost_s=recovering_s + replayed * (run.history.evidence.step_s or 0.0),
-        checkpoint=run.checkpoints.newest_trusted(run.segments),
+        checkpoint=checkpoint,
+        waiting=None if error is None else waiting,
     )
+
+
+def _newest(run: SupervisedRun) -> tuple[str | None, str | None]:
+    """The newest checkpoint that the next process restores, by what is known now.
+
+    And a newer one, if that depends on what the service says of the run when it is asked again:
+    see :func:`~tinker_recovery.recovery.resume.trusted_limit`.
+    """
+    current, checkpoints, segments = run.current, run.checkpoints, run.segments
+    if current is None or current.faulty:
+        return checkpoints.newest_trusted(segments), None
+    sound_to = run.journal.sound_step(current)
+    newest = checkpoints.newest_trusted(segments, newest_to=sound_to)
+    if not run.rollbacks.in_doubt:
+        return newest, None
+    # Found corrupted, it is trusted up to the last poll before.
+    polled_to = min(sound_to, run.rollbacks.polled_step)
+    sure = checkpoints.newest_trusted(segments, newest_to=polled_to)
+    return sure, None if newest == sure else newest
 
 
 async def say_the_end(attempt: AttemptScope, error: BaseException | None) -> None:

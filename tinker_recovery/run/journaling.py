@@ -30,6 +30,7 @@ class RunJournal:
         self._run = run
         self._record = record
         self._written: AttemptScope | None = None
+        self._sound: tuple[str, int] = ("", 0)
         record.attempts_left = lambda: run.budget.left
         record.on_lost = lambda error: run.mailbox.post(functools.partial(run.lease_lost, error))
 
@@ -67,6 +68,8 @@ class RunJournal:
     def stored(self, attempt: AttemptScope, step: int, path: str, *, sound: bool) -> None:
         """A checkpoint is stored."""
         sound = sound and step <= self._run.rollbacks.sound_to
+        if sound:
+            self._note_sound(attempt, step)
         self._record.saved(
             attempt.id,
             path,
@@ -90,12 +93,23 @@ class RunJournal:
         self._write_position(attempt)
         await self._record.submit(lambda _: None)  # behind it
 
+    def sound_step(self, attempt: AttemptScope) -> int:
+        """The step up to which a later process takes an attempt without a fault for sound."""
+        of, step = self._sound
+        return max(attempt.sound_step, step if of == attempt.id else attempt.start_step)
+
+    def _note_sound(self, attempt: AttemptScope, step: int) -> int:
+        # Never less than before, as the journal's own.
+        of, before = self._sound
+        self._sound = attempt.id, max(step, before) if of == attempt.id else step
+        return step
+
     def _write_position(self, attempt: AttemptScope) -> None:
         self._record.stepped(
             attempt.id,
             int(min(attempt.client.step, attempt.client.first_doubtful_step)),
             attempt.client.meter.read(),
-            sound=attempt.sound_step,
+            sound=self._note_sound(attempt, attempt.sound_step),
             polled=self._run.rollbacks.polled_step,
             plan=_plan(attempt),
         )

@@ -108,6 +108,11 @@ class RollbackDetector:
         return math.inf if self._outage is None else self._outage.since_step
 
     @property
+    def in_doubt(self) -> bool:
+        """Whether the service has yet to say if the newest attempt's weights are what they were."""
+        return self._outage is not None or self.corrupted is self._run.current is not None
+
+    @property
     def polled_step(self) -> int:
         """The newest step saved when the service was asked that last called the run sound."""
         return self._sound_step

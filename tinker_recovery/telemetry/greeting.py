@@ -37,6 +37,8 @@ class RunEnd:
         replayed: Steps done again.
         lost_s: Seconds that the recoveries took, and about what the replayed steps did.
         checkpoint: Path of the newest one that is trusted; None if it has none.
+        waiting: Path of a newer one that counts if the service still calls the run sound, which
+            could not be asked.
     """
 
     run: str
@@ -46,6 +48,14 @@ class RunEnd:
     replayed: int
     lost_s: float
     checkpoint: str | None
+    waiting: str | None = None
+
+    @property
+    def goes_on_from(self) -> str:
+        """Where the same command goes on, in words; empty if there is nothing to go on from."""
+        if self.waiting is None:
+            return "" if self.checkpoint is None else "goes on from it"
+        return "asks it, and goes on from there" + (" or starts over" * (self.checkpoint is None))
 
     def __str__(self) -> str:
         again = "recovery" if self.recoveries == 1 else "recoveries"
@@ -54,6 +64,8 @@ class RunEnd:
             steps = "step" if self.replayed == 1 else "steps"
             recovered += f", {self.replayed} {steps} replayed, {self.lost_s:.3g} s lost in all"
         saved = self.checkpoint or "none"
+        if self.waiting is not None:
+            saved += f", or {self.waiting} if the service still calls the run sound"
         return f"{self.run} {self.how} at step {self.step}: {recovered}; last checkpoint {saved}"
 
 
@@ -104,11 +116,11 @@ class Greeting:
             self._under_way.discard(end.run)
             self._ended[end.how.partition(" ")[0]] += 1
             said = str(end)
-            if end.checkpoint is not None and end.run in self._resumable:
+            if end.goes_on_from and end.run in self._resumable:
                 if end.how == "stopped":
-                    said += "; the same command goes on from it"
+                    said += f"; the same command {end.goes_on_from}"
                 elif end.how.startswith("failed"):
-                    said += "; once the reason is mended, the same command goes on from it"
+                    said += f"; once the reason is mended, the same command {end.goes_on_from}"
             self._resumable.discard(end.run)
             # In a notebook the cell's own output is behind it, and the run can be looked at.
             self._say(end.run, said, printed=not _in_notebook())
