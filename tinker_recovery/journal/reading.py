@@ -21,7 +21,14 @@ from tinker_recovery.costs import Prices, Tokens, table_from_json
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
-from tinker_recovery.journal.run_sql import GOING_ON, JOB, NEXT_SAVE, StoredRun, select_run
+from tinker_recovery.journal.run_sql import (
+    GOING_ON,
+    JOB,
+    NEXT_SAVE,
+    StoredRun,
+    select_run,
+    select_silences,
+)
 from tinker_recovery.journal.schema import ALL_TOKENS, WITH_DISCARDED, WITH_RUNS, WITH_TOKENS
 
 State = Literal["training", "recovering", "stopped", "finished", "failed", "abandoned"]
@@ -194,6 +201,7 @@ class RunView:
         progress: By step; thinned out to about two thousand.
         tokens: What was counted of each attempt, by its id.
         discarded: Losses of steps that were done again, in the order of their time.
+        silences: When it made no progress: before a fault, in an outage, without a process.
         newest_attempt: The step at which its newest attempt began, and when; None before the first.
     """
 
@@ -218,6 +226,7 @@ class RunView:
     progress: tuple[ProgressPoint, ...] = ()
     tokens: Mapping[str, TokensView] = field(default_factory=dict)
     discarded: tuple[ProgressPoint, ...] = ()
+    silences: tuple[tuple[float, float], ...] = ()
     newest_attempt: tuple[int, float] | None = None
 
     @property
@@ -456,6 +465,7 @@ def _history(database: sqlite3.Connection, run: int) -> dict[str, Any]:
         ),
         "discarded": _discarded(database, run),
         "tokens": _tokens(database, run),
+        "silences": select_silences(database, run),
     }
 
 

@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
@@ -233,6 +233,10 @@ class RunRecord:
         """The run and the token by which this process may delete checkpoints of it."""
         return self.id, self.token
 
+    def wall(self) -> float:
+        """Seconds since the epoch."""
+        return self._recorder.wall()
+
     def put(self, job: Job, *, soon: bool = False) -> None:
         """Queue a write; it is skipped if the lease is lost by then."""
         if self._over:
@@ -306,26 +310,9 @@ class RunRecord:
         """
         now = self._recorder.wall()
 
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "UPDATE runs SET lineage = ?, start_step = ?, step = ? WHERE id = ?",
-                (stored.lineage, stored.start_step, stored.step, self.id),
-            )
-            for number, each in enumerate(stored.attempts[known:], known + 1):
-                begun = (number, each.attempt, each.run_id, each.start_step, each.parent)
-                run_sql.insert_attempt(connection, self.id, begun, now)
-                connection.execute(
-                    "UPDATE attempts SET sound_step = ?, polled_step = ? WHERE run = ? "
-                    "AND number = ?",
-                    (each.sound_step, each.polled_step, self.id, number),
-                )
-            for path, step in stored.checkpoints:
-                connection.execute(
-                    "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, 1, 0)",
-                    (self.id, path, step, now),
-                )
-
-        await self.submit(write)
+        await self.submit(
+            lambda connection: run_sql.rebuild_run(connection, self.id, stored, now, known=known)
+        )
         self.lineage, self.stored = stored.lineage, stored
 
     async def attempt_begins(
@@ -355,18 +342,24 @@ class RunRecord:
         *,
         recovers: bool,
         orderly: bool = False,
+        silent_s: float = 0.0,
     ) -> None:
-        """Write a fault (kind, detected by, step), and up to which step it leaves trust."""
+        """Write a fault (kind, detected by, step), and up to which step it leaves trust.
+
+        It had made no progress for ``silent_s`` by then.
+        """
         limit = None
         if attempt is not None:
             limit = attempt, None if math.isinf(trusted_to) else trusted_to
         now = self._recorder.wall()
-        self.put(
-            lambda connection: run_sql.note_fault(
+
+        def write(connection: sqlite3.Connection) -> None:
+            run_sql.note_silences(connection, self.id, now, [(silent_s, 0.0)])
+            run_sql.note_fault(
                 connection, self.id, fault, limit, now, recovers=recovers, orderly=orderly
-            ),
-            soon=True,
-        )
+            )
+
+        self.put(write, soon=True)
 
     def saved(
         self,
@@ -422,11 +415,13 @@ class RunRecord:
         sound: int,
         polled: int,
         plan: Mapping[str, Any] = NO_PLAN,
+        pauses: Sequence[tuple[float, float]] = (),
     ) -> None:
         """Write how many steps are done, known to have succeeded, and confirmed by a poll.
 
         And ``tokens``, which the attempt has cost until now, and ``plan``, the ``step`` at which it
-        saves next and why in ``words``, where its policy alone does not say so.
+        saves next and why in ``words``, where its policy alone does not say so; ``pauses`` are the
+        times in which it made no progress, in seconds before now.
         """
         self._stepped_at = time.monotonic()
         now, left = self._recorder.wall(), self.attempts_left()
@@ -443,6 +438,7 @@ class RunRecord:
                 "UPDATE runs SET step = ?, attempts_left = ?, updated = ? WHERE id = ?",
                 (step, left, now, self.id),
             )
+            run_sql.note_silences(connection, self.id, now, pauses)
             run_sql.note_tokens(connection, self.id, attempt, ALL_TOKENS, tokens)
             run_sql.note_plan(connection, self.id, changed)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tinker_recovery.costs import Tokens
+from tinker_recovery.journal.schema import WITH_SILENCES
 from tinker_recovery.telemetry import RecoveryEvent, names
+from tinker_recovery.telemetry.lost_time import Stretch, length, without
 
 POINTS = 2_000
 """Most progress points kept of a run; beyond it, every second one is dropped."""
@@ -100,6 +102,10 @@ class StoredRun:
         attempts: Oldest first.
         leftovers: Tinker run ids of clients that a recovery created and did not hand over.
         checkpoints: Path and step of those that are sound and not deleted, by step.
+        last_progress: When its process last made progress, in seconds since the epoch, if it was
+            killed; None otherwise.
+        trained: The steps that its newest attempt began with and had done, and the seconds it
+            trained; None if that is not known.
         ended_at: When the last of those saved by schedule has come to the end of its lifetime, by
             our clock in seconds since the epoch; None if they have none, or it is not known.
     """
@@ -114,6 +120,8 @@ class StoredRun:
     leftovers: tuple[str, ...]
     checkpoints: tuple[tuple[str, int], ...]
     ended_at: float | None = None
+    last_progress: float | None = None
+    trained: tuple[int, int, float] | None = None
 
 
 def select_id(connection: sqlite3.Connection, request: RunRequest) -> int | None:
@@ -198,7 +206,40 @@ def select_run(connection: sqlite3.Connection, run: int) -> StoredRun:
         tuple(run_id for (run_id,) in created),
         tuple(checkpoints),
         _ended_at(connection, run, json.loads(policy).get("ttl_s")),
+        _last_progress(connection, run) if state in ("training", "recovering") else None,
+        _trained(connection, run, step),
     )
+
+
+def _last_progress(connection: sqlite3.Connection, run: int) -> float:
+    (last,) = connection.execute(
+        "SELECT max(updated, coalesce((SELECT max(time) FROM progress WHERE run = ?1), 0)) "
+        "FROM runs WHERE id = ?1",
+        (run,),
+    ).fetchone()
+    return float(last)
+
+
+def _trained(connection: sqlite3.Connection, run: int, step: int) -> tuple[int, int, float] | None:
+    row = connection.execute(
+        "SELECT start_step, started, ended FROM attempts WHERE run = ? "
+        "ORDER BY number DESC LIMIT 1",
+        (run,),
+    ).fetchone()
+    if row is None:
+        return None
+    start_step, started, ended = row
+    until = _last_progress(connection, run) if ended is None else ended
+    trained = without(started, until, select_silences(connection, run))
+    return start_step, max(0, step - start_step), length(trained)
+
+
+def select_silences(connection: sqlite3.Connection, run: int) -> tuple[Stretch, ...]:
+    """When a run made no progress, as far as this version of the journal holds it."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version < WITH_SILENCES:
+        return ()
+    return tuple(connection.execute("SELECT began, ended FROM silences WHERE run = ?", (run,)))
 
 
 def _ended_at(connection: sqlite3.Connection, run: int, ttl_s: float | None) -> float | None:
@@ -218,6 +259,7 @@ def resume_run(
 
     ``anew`` means that nothing was trained yet, so the way it starts is replaced too.
     """
+    last = _last_progress(connection, run)
     connection.execute(
         "UPDATE runs SET state = 'training', detail = '', policy = ?, updated = ? WHERE id = ?",
         (json.dumps(request.policy), now, run),
@@ -227,20 +269,29 @@ def resume_run(
             "UPDATE runs SET origin = ?, start_step = ?, step = ? WHERE id = ?",
             (json.dumps(request.origin), request.start_step, request.start_step, run),
         )
-    _close(connection, run, now, incidents="cut_off", attempts="process_lost")
+    (said,) = connection.execute("SELECT max(time) FROM events WHERE run = ?", (run,)).fetchone()
+    # Its process may have been dead for days.
+    recovered_to = min(now, max(last, said or 0.0))
+    _close(connection, run, last, recovered_to, incidents="cut_off", attempts="process_lost")
 
 
 def _close(
-    connection: sqlite3.Connection, run: int, now: float, *, incidents: str, attempts: str
+    connection: sqlite3.Connection,
+    run: int,
+    now: float,
+    recovered_to: float,
+    *,
+    incidents: str,
+    attempts: str,
 ) -> None:
-    """End the open incidents and attempts of a run, with these outcomes."""
+    """End the attempts of a run that are open ``now``, and incidents, with these outcomes."""
     _gone_on(connection, run)
     connection.execute(
-        "UPDATE incidents SET ended = ?, outcome = ? WHERE run = ? AND ended IS NULL",
-        (now, incidents, run),
+        "UPDATE incidents SET ended = max(started, ?), outcome = ? WHERE run = ? AND ended IS NULL",
+        (recovered_to, incidents, run),
     )
     connection.execute(
-        "UPDATE attempts SET ended = ?, outcome = coalesce(outcome, ?) "
+        "UPDATE attempts SET ended = max(started, ?), outcome = coalesce(outcome, ?) "
         "WHERE run = ? AND ended IS NULL",
         (now, attempts, run),
     )
@@ -305,6 +356,37 @@ def note_fault(
         )
 
 
+def note_silences(
+    connection: sqlite3.Connection, run: int, now: float, spans: Sequence[Stretch]
+) -> None:
+    """Write when a run made no progress: from and to so many seconds before ``now``."""
+    connection.executemany(
+        "INSERT OR REPLACE INTO silences VALUES (?, ?, ?)",
+        [(run, now - began_s, now - ended_s) for began_s, ended_s in spans if began_s > ended_s],
+    )
+
+
+def rebuild_run(
+    connection: sqlite3.Connection, run: int, stored: StoredRun, now: float, *, known: int
+) -> None:
+    """Write a run as it was put together, of whose attempts the first ``known`` are there."""
+    connection.execute(
+        "UPDATE runs SET lineage = ?, start_step = ?, step = ? WHERE id = ?",
+        (stored.lineage, stored.start_step, stored.step, run),
+    )
+    for number, each in enumerate(stored.attempts[known:], known + 1):
+        begun = (number, each.attempt, each.run_id, each.start_step, each.parent)
+        insert_attempt(connection, run, begun, now)
+        connection.execute(
+            "UPDATE attempts SET sound_step = ?, polled_step = ? WHERE run = ? AND number = ?",
+            (each.sound_step, each.polled_step, run, number),
+        )
+    for path, step in stored.checkpoints:
+        connection.execute(
+            "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, 1, 0)", (run, path, step, now)
+        )
+
+
 def note_event(connection: sqlite3.Connection, run: int | None, event: RecoveryEvent) -> None:
     """Insert an event, and update the incident or checkpoint that it is about."""
     connection.execute(
@@ -366,7 +448,7 @@ def end_run(connection: sqlite3.Connection, run: int, state: str, detail: str, n
         "UPDATE runs SET state = ?, detail = ?, updated = ? WHERE id = ?", (state, detail, now, run)
     )
     incidents = "given_up" if state == "failed" else "cut_off"
-    _close(connection, run, now, incidents=incidents, attempts=state)
+    _close(connection, run, now, now, incidents=incidents, attempts=state)
 
 
 def leave_run(connection: sqlite3.Connection, run: int, state: str, detail: str) -> None:

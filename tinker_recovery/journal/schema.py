@@ -136,10 +136,19 @@ CREATE TABLE discarded (
 ) WITHOUT ROWID
 """
 
+_SILENCES = """
+CREATE TABLE silences (
+    run INTEGER NOT NULL REFERENCES runs (id),
+    began REAL NOT NULL,
+    ended REAL NOT NULL,
+    PRIMARY KEY (run, began)
+) WITHOUT ROWID
+"""
+
 ALL_TOKENS: Final = -1
 """The step at which all tokens of an attempt stand; at any other, those before a save of it."""
 
-STEPS: Final = (_NOTES, _RUNS, _TOKENS, _DISCARDED)
+STEPS: Final = (_NOTES, _RUNS, _TOKENS, _DISCARDED, _SILENCES)
 """The migration from version n to n + 1, at index n."""
 
 SCHEMA: Final = len(STEPS)
@@ -154,6 +163,9 @@ WITH_TOKENS: Final = 3
 
 WITH_DISCARDED: Final = 4
 """The first version that holds the losses of steps that were done again."""
+
+WITH_SILENCES: Final = 5
+"""The first version that holds when a run made no progress."""
 
 
 def upgrade(database: sqlite3.Connection, version: int) -> None:

@@ -38,6 +38,7 @@ from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, say_no_finish
 from tinker_recovery.service.routes import route
 from tinker_recovery.service.status import session_id_of
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.figures import AttemptFigures
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -70,6 +71,7 @@ class RunSnapshot:
         origin: How to start over: that is for the program that trains it to say.
         lease: What this process trains it by: it does not.
         recovering: Whether a recovery is under way here: none is.
+        trained: Its newest attempt, for the time lost by what of it is done again.
         orderly: Whether its process was stopped, or had finished, and nothing of it was lost: every
             step is in a checkpoint that may be restored.
     """
@@ -89,6 +91,7 @@ class RunSnapshot:
     origin: None = None
     lease: None = None
     recovering: bool = False
+    trained: AttemptFigures | None = None
     orderly: bool = False
 
     def is_pending(self, record: CheckpointRecord) -> bool:
@@ -214,10 +217,18 @@ async def snapshot_of(
             *found.leftovers,
             *(each.run_id for each in found.attempts[-LATEST_SESSIONS:]),
         ),
+        trained=_figures(found),
         orderly=(found.state == "finished" or (found.state == "stopped" and last.orderly))
         and not status.corrupted
         and _is_whole(found, [each for each in own if each.step <= limit]),
     )
+
+
+def _figures(found: StoredRun) -> AttemptFigures | None:
+    if found.trained is None:
+        return None
+    start_step, done, trained_s = found.trained
+    return AttemptFigures(start_step, done, math.inf, trained_s)
 
 
 def _is_whole(found: StoredRun, usable: Sequence[CheckpointRecord]) -> bool:

@@ -10,6 +10,7 @@ from tinker_recovery.costs import Prices, Usage, bill, usage_of
 from tinker_recovery.journal.reading import IncidentView, RunView
 from tinker_recovery.report.lineage import TreeSegment, lineage
 from tinker_recovery.telemetry.figures import AttemptFigures, goodput
+from tinker_recovery.telemetry.lost_time import Stretch, length, lost, union, within, without
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,9 @@ class ReportFigures:
         elapsed_s: From its start to its newest sign of life.
         recovering_s: From the detection of each fault to the hand-over of a new client, in all.
         replaying_s: Spent on the steps that had to be done again.
-        lost_s: The part of ``elapsed_s`` that went into no step in the run's weights: recoveries,
-            steps done again, starts, and time in which no process trained the run.
-        goodput: The rest, as a share of ``elapsed_s``: 0 to 1.
+        lost_s: From the last progress before each fault until the loop had a client again, outages,
+            and the training of steps done again: see :mod:`tinker_recovery.telemetry.lost_time`.
+        goodput: The share of ``elapsed_s`` that went into steps in the run's weights: 0 to 1.
         time_spent_s: Each second of ``elapsed_s`` by what it went into: see :func:`time_spent`.
         handover_s: For each recovery, from the detection to the hand-over.
         checkpoints: Checkpoints stored, deleted ones included.
@@ -50,7 +51,7 @@ class ReportFigures:
     elapsed_s: float
     recovering_s: float
     replaying_s: float
-    lost_s: float | None
+    lost_s: float
     goodput: float | None
     time_spent_s: Mapping[str, float]
     handover_s: tuple[float, ...]
@@ -86,20 +87,22 @@ def time_spent(run: RunView, segments: Sequence[TreeSegment]) -> dict[str, float
     """Every second from a run's start to its newest sign of life, by what it went into.
 
     ``kept`` are the steps in the run's weights, ``again`` those that had to be done again,
-    ``no_step`` attempts that did none, ``recoveries`` from a fault to a new client, and
-    ``no_process`` what is left: no process trained the run, or it was starting.
+    ``no_step`` attempts that did none, and times in which one made no progress, before a fault or
+    in an outage, ``recoveries`` from the detection of a fault to a new client, and ``no_process``
+    what is left: no process trained the run, or it was starting.
 
     A moment at which a recovery is under way counts as that, whatever an attempt does meanwhile.
     """
     end = max(run.created, run.updated)
-    recovering = _union(
-        [(each.started, end if each.ended is None else each.ended) for each in run.incidents], end
-    )
+    recovering = union(_recoveries(run), end)
     busy = dict.fromkeys(("kept", "again", "no_step"), 0.0)
     covered = list(recovering)
     for each in segments:
-        trained_s = _length(_union([*covered, (each.started, each.ended)], end)) - _length(covered)
-        covered = _union([*covered, (each.started, each.ended)], end)
+        own = without(each.started, min(each.ended, end), covered)
+        covered = union([*covered, *own], end)
+        silent_s = sum(length(within(run.silences, *part)) for part in own)
+        trained_s = length(own) - silent_s
+        busy["no_step"] += silent_s
         done, kept = each.end_step - each.start_step, each.kept_to - each.start_step
         if not done:
             busy["no_step"] += trained_s
@@ -108,24 +111,19 @@ def time_spent(run: RunView, segments: Sequence[TreeSegment]) -> dict[str, float
         busy["again"] += trained_s * (done - kept) / done
     return {
         **busy,
-        "recoveries": _length(recovering),
-        "no_process": end - run.created - _length(covered),
+        "recoveries": length(recovering),
+        "no_process": end - run.created - length(covered),
     }
 
 
-def _union(spans: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
-    """The same times without overlaps, none after ``end``."""
-    joined: list[tuple[float, float]] = []
-    for began, ended in sorted((min(a, end), min(max(a, b), end)) for a, b in spans):
-        if joined and began <= joined[-1][1]:
-            joined[-1] = joined[-1][0], max(joined[-1][1], ended)
-        else:
-            joined.append((began, ended))
-    return joined
+def _recoveries(run: RunView) -> list[Stretch]:
+    end = max(run.created, run.updated)
+    return [(each.started, end if each.ended is None else each.ended) for each in run.incidents]
 
 
-def _length(spans: Sequence[tuple[float, float]]) -> float:
-    return sum(ended - began for began, ended in spans)
+def trained(run: RunView, segment: TreeSegment) -> list[Stretch]:
+    """When a segment trained: not while it made no progress."""
+    return without(segment.started, segment.ended, run.silences)
 
 
 def figures_of(
@@ -146,7 +144,7 @@ def figures_of(
             start_step=each.start_step,
             done=each.end_step - each.start_step,
             kept_to=math.inf if each.kept_to == each.end_step else each.kept_to,
-            busy_s=max(0.0, each.ended - each.started),
+            busy_s=length(trained(run, each)),
         )
         for each in segments
     ]
@@ -175,7 +173,7 @@ def figures_of(
             for each in run.incidents
         ),
         replaying_s=sum(each.busy_s - each.useful_s for each in stretches if each.done),
-        lost_s=None if good is None else (1 - good) * elapsed_s,
+        lost_s=lost([*_recoveries(run), *run.silences], stretches),
         goodput=good,
         time_spent_s=time_spent(run, segments),
         handover_s=handover_s,

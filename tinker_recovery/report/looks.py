@@ -69,6 +69,7 @@ figcaption { color: var(--soft); font-size: .85rem; }
 .mark text { fill: var(--card); text-anchor: middle; font-size: 10px; font-weight: 700; }
 .cursor { stroke: var(--text); stroke-width: 1; visibility: hidden; }
 rect.kept { fill: var(--kept); } rect.again { fill: var(--again); }
+rect.silent { fill: var(--lost); fill-opacity: .45; }
 rect.recovery { fill: var(--recovery); stroke: var(--recovery); stroke-width: 1.5; }
 .save { stroke: var(--kept); stroke-width: 2; } .save.gone { opacity: .3; }
 .branch { stroke-width: 3; } .branch.kept { stroke: var(--kept); }
@@ -85,6 +86,7 @@ rect.recovery { fill: var(--recovery); stroke: var(--recovery); stroke-width: 1.
 .swatch.before { height: 5px; background: var(--recovery); opacity: .38; vertical-align: middle; }
 .swatch.replay { background: var(--again); opacity: .45; }
 .swatch.again { background: var(--again); }
+.swatch.silent { background: var(--lost); opacity: .45; }
 .swatch.recovery { background: var(--recovery); }
 .swatch.fault { width: 0; border-left: 2px dashed var(--recovery); height: 12px; border-radius: 0; }
 .swatch.lost { background: none; border-top: 3px dashed var(--lost); height: 3px;

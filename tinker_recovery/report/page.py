@@ -147,7 +147,7 @@ def _median_and_longest(seconds: Sequence[float]) -> str:
 _SPENT = {
     "kept": "steps in the run's weights",
     "again": "steps done again",
-    "no_step": "attempts that did no step",
+    "no_step": "no progress before a fault or in an outage, attempts that did no step",
     "recoveries": "recoveries",
     "no_process": "no process, or its start",
 }
@@ -166,8 +166,8 @@ def _figures(figures: ReportFigures) -> Markup:
         ("steps done again", number(figures.replayed_steps)),
         ("time from the start to the newest sign of life", duration(figures.elapsed_s)),
         *((f"of it: {what}", duration(figures.time_spent_s[key])) for key, what in _SPENT.items()),
-        ("time lost: in no step of the run's weights", duration(figures.lost_s)),
-        ("goodput: the share of the time not lost", _share(figures.goodput)),
+        ("time lost: no progress, recoveries, steps done again", duration(figures.lost_s)),
+        ("goodput: the share of the time in steps of the run's weights", _share(figures.goodput)),
         ("tokens", tokens(figures.tokens)),
         ("tokens in steps done again", tokens(figures.tokens_replayed)),
         ("cost", usd(figures.usd, figures.unpriced)),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tinker_recovery.journal.reading import IncidentView, RunView
-from tinker_recovery.report.figures import replayed
+from tinker_recovery.report.figures import replayed, trained
 from tinker_recovery.report.html import Markup, joined, tag
 from tinker_recovery.report.lineage import TreeSegment
 from tinker_recovery.report.scales import Scale, time_ticks
 from tinker_recovery.report.svg import across, chart, key, marks, percent
 from tinker_recovery.report.tables import table
 from tinker_recovery.report.words import counted, duration, moment
+from tinker_recovery.telemetry.lost_time import length, within
 
 _TOP, _LANE, _BAR = 28, 30, 16
 _LANES = ("trains", "recovers", "saves")
@@ -51,7 +52,7 @@ def timeline_section(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
                 tag("text", name, x=-8, y=_middle(lane) + 4, class_="level")
                 for lane, name in enumerate(_LANES)
             ),
-            *(_trained(each, x) for each in segments),
+            *(_trained(run, each, x) for each in segments),
             _recovered(run, x),
             *(
                 tag(
@@ -68,6 +69,7 @@ def timeline_section(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
         key(
             ("kept", "steps in the run's weights"),
             ("again", "steps that had to be done again"),
+            ("silent", "no progress: before a fault, or in an outage"),
             ("recovery", "recovering"),
             ("save", "checkpoint stored"),
         ),
@@ -101,16 +103,26 @@ def _bar(x: Scale, begin: float, end: float, lane: int, kind: str, words: str) -
     )
 
 
-def _trained(segment: TreeSegment, x: Scale) -> Markup:
-    """A segment's bar; the part at its end that was done again has another colour."""
+def _trained(run: RunView, segment: TreeSegment, x: Scale) -> Markup:
+    """A segment's bars: the part of its training that was done again has another colour.
+
+    And so has the time in which it made no progress.
+    """
     done = segment.end_step - segment.start_step
     share = (segment.kept_to - segment.start_step) / done if done else 1.0
-    turn = segment.started + share * (segment.ended - segment.started)
+    parts = trained(run, segment)
+    kept_s = share * length(parts)
     words = f"attempt {segment.number}: steps {segment.start_step} to {segment.end_step}"
-    bars = [_bar(x, segment.started, turn, 0, "kept", words)] if share else []
-    if share < 1:
-        again = f"{words}; from {segment.kept_to} on done again"
-        bars.append(_bar(x, turn, segment.ended, 0, "again", again))
+    again = f"{words}; from {segment.kept_to} on done again"
+    bars = []
+    for began, ended in parts:
+        turn = began + min(max(kept_s, 0.0), ended - began)
+        kept_s -= ended - began
+        bars += [_bar(x, began, turn, 0, "kept", words)] if turn > began else []
+        bars += [_bar(x, turn, ended, 0, "again", again)] if ended > turn and share < 1 else []
+    for began, ended in within(run.silences, segment.started, segment.ended):
+        quiet = f"attempt {segment.number}: no progress for {duration(ended - began)}"
+        bars.append(_bar(x, began, ended, 0, "silent", quiet))
     return joined(*bars)
 
 

@@ -20,14 +20,13 @@ def end_of(run: SupervisedRun, error: BaseException | None) -> RunEnd:
         how = f"failed ({type(error).__name__})"
     checkpoint, waiting = _newest(run)
     replayed = sum(each.replayed_steps for each in run.recoveries)
-    recovering_s = sum(each.handed_over_at - each.fault.detected_at for each in run.recoveries)
     return RunEnd(
         run.name,
         how,
         step=run.start_step if run.current is None else run.current.client.step,
         recoveries=len(run.recoveries),
         replayed=replayed,
-        lost_s=recovering_s + replayed * (run.history.evidence.step_s or 0.0),
+        lost_s=run.telemetry.figures.read().lost_s,
         checkpoint=checkpoint,
         waiting=None if error is None else waiting,
     )

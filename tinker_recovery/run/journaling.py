@@ -31,6 +31,7 @@ class RunJournal:
         self._record = record
         self._written: AttemptScope | None = None
         self._sound: tuple[str, int] = ("", 0)
+        self._pauses: tuple[str, int] = ("", 0)
         record.attempts_left = lambda: run.budget.left
         record.on_lost = lambda error: run.mailbox.post(functools.partial(run.lease_lost, error))
 
@@ -63,7 +64,16 @@ class RunJournal:
             trusted_to,
             recovers=recovers,
             orderly=fault.orderly,
+            silent_s=fault.silent_s,
         )
+
+    @property
+    def dead_s(self) -> float:
+        """Seconds since the last progress of the process that trained it, if that was killed."""
+        stored = self._record.stored
+        if stored is None or stored.last_progress is None:
+            return 0.0
+        return max(0.0, self._record.wall() - stored.last_progress)
 
     def stored(self, attempt: AttemptScope, step: int, path: str, *, sound: bool) -> None:
         """A checkpoint is stored."""
@@ -112,7 +122,17 @@ class RunJournal:
             sound=self._note_sound(attempt, attempt.sound_step),
             polled=self._run.rollbacks.polled_step,
             plan=_plan(attempt),
+            pauses=self._new_pauses(attempt),
         )
+
+    def _new_pauses(self, attempt: AttemptScope) -> list[tuple[float, float]]:
+        """When it made no progress, in seconds before now, as far as that is not written yet."""
+        of, written = self._pauses
+        # The SDK's thread may add one meanwhile.
+        pauses = attempt.progress.pauses[written if of == attempt.id else 0 :]
+        self._pauses = attempt.id, (written if of == attempt.id else 0) + len(pauses)
+        now = self._run.clock.monotonic()
+        return [(now - began, now - ended) for began, ended in pauses]
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """What the loop reports of a step."""

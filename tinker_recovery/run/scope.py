@@ -115,6 +115,8 @@ class AttemptScope:
         trail = self.recall.trail
         self.saver = Saver(run, self.segment, checkpoint, lambda: self.sound_step, trail)
         """When its client saves."""
+        self.progress = Progress(run.clock.monotonic, run.history.waits)
+        """When its training requests made progress."""
         self.client = SupervisedClient(
             connection.training,
             self.hooks,
@@ -123,7 +125,7 @@ class AttemptScope:
             canary=run.checkpoints.prompt,
             guard_loss=run.policy.guard_loss,
             stopping=lambda: run.signals.requested,
-            progress=Progress(run.clock.monotonic, run.history.waits),
+            progress=self.progress,
         )
         self.sampling = Sampling(
             self.hooks,
@@ -344,12 +346,19 @@ class AttemptScope:
             step=self.client.step,
             error=error,
             failed_step=failed_step,
-            silent_s=self.client.silent_s() or 0.0,
+            silent_s=self._silent_s(),
         )
         if self.run.policy.enabled:
             self._retire(f"the attempt ended by a fault ({rule.kind.value})")
             self._scope.cancel()
         self.run.report_fault(self.fault)
+
+    def _silent_s(self) -> float:
+        """For how long nothing has made progress, of its training or of the samples it awaits."""
+        silent_s = self.client.silent_s()
+        if silent_s is None:
+            silent_s = min(self.progress.silent_s, self.sampling.silent_s() or 0.0)
+        return silent_s
 
     def _retire(self, reason: str) -> None:
         self.client.retire(reason)

@@ -275,7 +275,9 @@ class SupervisedRun:
         )
         rule, step = RULES[Kind.PROCESS_LOST], self.snapshot.step
         left = Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, step)
-        self.report_fault(replace(left, orderly=self.snapshot.orderly))
+        self.telemetry.figures.follows(self.snapshot.trained)
+        orderly = self.snapshot.orderly
+        self.report_fault(replace(left, orderly=orderly, silent_s=self.journal.dead_s))
 
     async def _journaled(self, attempt: AttemptScope) -> AttemptScope:
         """The attempt, once the journal has it: no attempt trains that a restart would not find.
@@ -298,8 +300,8 @@ class SupervisedRun:
 
     def _join(self, attempt: AttemptScope) -> None:
         self.attempts.add(attempt)
-        done, meter = attempt.saver.steps_done, attempt.client.meter
-        self.telemetry.segment_began(attempt.segment, attempt.number, done, meter)
+        done, meter, made = attempt.saver.steps_done, attempt.client.meter, attempt.progress
+        self.telemetry.segment_began(attempt.segment, attempt.number, done, meter, made.read_pauses)
 
     # What its attempts ask and report
 
@@ -360,7 +362,7 @@ class SupervisedRun:
         current = self.current
         if self.policy.enabled and fault.verdict is not Verdict.GIVE_UP:
             self.incident = fault
-            self.telemetry.stopped()
+            self.telemetry.faulted(fault.silent_s)
             self._next_ready = anyio.Event()
             step, times = self._faults_at
             again = fault.failed_step is not None and fault.failed_step == step
@@ -427,9 +429,9 @@ class SupervisedRun:
         if self._ready is None:
             raise UsageError("hold_ready() comes before hand_over()")
         attempt, self._ready = self._ready, None
+        self.recoveries += [] if recovery.continued else [recovery]
+        self.telemetry.figures.recovered(counts=not recovery.continued)
         self._join(attempt)
-        if not recovery.continued:
-            self.recoveries.append(recovery)
         self.incident = None
         self.rollbacks.note_resumed(attempt.start_step)
         self.checkpoints.note_recovered()

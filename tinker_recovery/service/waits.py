@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 MEMORY = 256
 """Roughly how many quicker waits it takes until a slow one counts no more."""
@@ -38,7 +38,7 @@ class Progress:
         waits: Takes note of how long each progress was waited for.
     """
 
-    __slots__ = ("_at", "_first_step_done", "_waits", "monotonic")
+    __slots__ = ("_at", "_away", "_first_step_done", "_waits", "monotonic", "pauses")
 
     def __init__(
         self, monotonic: Callable[[], float] = time.monotonic, waits: Waits | None = None
@@ -47,6 +47,17 @@ class Progress:
         self._waits = Waits() if waits is None else waits
         self._at = monotonic()
         self._first_step_done = False
+        self._away = False
+        self.pauses: list[tuple[float, float]] = []
+        """When it was waited for what was no progress: a failure, or the end of an outage."""
+
+    def read_pauses(self) -> Sequence[tuple[float, float]]:
+        """Those until now."""
+        return self.pauses
+
+    def away(self) -> None:
+        """The service is out of reach: the wait that is under way is not for its work."""
+        self._away = True
 
     def begin(self) -> float:
         """Count from now: there was nothing to wait for, or the service has said why. The time."""
@@ -57,6 +68,9 @@ class Progress:
         """A request has ended, as it should or not. The time."""
         before_s = self._at
         self._at = now_s = self.monotonic()
+        if self._away or not sound:
+            self._away = False
+            self.pauses.append((before_s, now_s))
         if sound and self._first_step_done:
             self._waits.note(now_s - before_s)
         return now_s

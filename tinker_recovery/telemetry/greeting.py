@@ -35,7 +35,7 @@ class RunEnd:
         step: The step it is at.
         recoveries: How many it had here.
         replayed: Steps done again.
-        lost_s: Seconds that the recoveries took, and about what the replayed steps did.
+        lost_s: See :func:`~tinker_recovery.telemetry.lost_time.lost`; of what this process saw.
         checkpoint: Path of the newest one that is trusted; None if it has none.
         waiting: Path of a newer one that counts if the service still calls the run sound, which
             could not be asked.

@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span, SpanContext
 from tinker_recovery.costs import Meter, PriceTable
 from tinker_recovery.telemetry import metrics, names
 from tinker_recovery.telemetry.figures import RunFigures
+from tinker_recovery.telemetry.lost_time import Stretch
 from tinker_recovery.telemetry.spans import Attributes, caller, mark, new_trace, open_root
 
 if TYPE_CHECKING:
@@ -58,13 +59,19 @@ class RunTelemetry:
         )
 
     def segment_began(
-        self, segment: Segment, number: int, done: Callable[[], int], meter: Meter | None = None
+        self,
+        segment: Segment,
+        number: int,
+        done: Callable[[], int],
+        meter: Meter | None = None,
+        pauses: Callable[[], Sequence[Stretch]] = tuple,
     ) -> None:
         """An attempt begins on a client of its own.
 
-        ``done`` returns its completed steps, and ``meter`` counts its tokens.
+        ``done`` returns its completed steps, ``meter`` counts its tokens, and ``pauses`` returns
+        when it made no progress.
         """
-        self.figures.segment_began(segment.start_step, done, meter)
+        self.figures.segment_began(segment.start_step, done, meter, pauses)
         self._close_segment()
         parent = {} if segment.parent is None else {names.CHECKPOINT_PATH: segment.parent}
         span = open_root(
@@ -89,8 +96,13 @@ class RunTelemetry:
             span.set_attribute(names.STEP, step())
             span.end()
 
+    def faulted(self, silent_s: float) -> None:
+        """A fault ended the attempt, or the start, which had made no progress for ``silent_s``."""
+        self.figures.faulted(silent_s)
+        self._close_segment()
+
     def stopped(self) -> None:
-        """A fault ended the attempt."""
+        """The attempt trains no more, and was to be no attempt."""
         self.figures.stopped()
         self._close_segment()
 
