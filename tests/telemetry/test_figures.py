@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from virtual import ManualClock
 
 from tinker_recovery.telemetry.figures import AttemptFigures, RunFigures, goodput
+from tinker_recovery.telemetry.lost_time import length, within, without
 
 
 def test_a_run_that_was_never_disturbed_has_full_goodput() -> None:
@@ -75,3 +76,62 @@ def test_what_is_kept_is_never_more_than_was_done_and_goodput_is_a_share(
     # Exactly the steps of the run's final branch are in its weights.
     assert read.done - read.replayed == top
     assert read.goodput is None or 0.0 <= read.goodput <= 1.0
+
+
+def test_the_silence_before_a_fault_is_lost_and_no_training() -> None:
+    """10 s for 10 steps, 20 s of silence, 5 s recovering to step 5, an outage of 3 s in 8 more."""
+    clock = ManualClock()
+    figures = RunFigures(clock)
+    figures.segment_began(0, lambda: 10)
+    clock.now += 30.0
+    figures.faulted(20.0)
+    clock.now += 5.0
+    figures.recovered(counts=True)
+    began = clock.now
+    figures.segment_began(5, lambda: 5, pauses=lambda: [(began + 1.0, began + 4.0)])
+    clock.now += 8.0
+    figures.ended()
+    clock.now += 100.0
+    read = figures.read()
+    assert read.lost_s == pytest.approx(20.0 + 5.0 + 5.0 + 3.0)
+    assert read.goodput == pytest.approx((5.0 + 5.0) / 43.0)
+
+
+def test_going_on_after_a_stop_loses_nothing() -> None:
+    clock = ManualClock()
+    figures = RunFigures(clock)
+    figures.follows(AttemptFigures(0, 10, math.inf, 10.0))
+    figures.faulted()
+    clock.now += 5.0
+    figures.recovered(counts=False)
+    figures.segment_began(10, lambda: 5)
+    clock.now += 5.0
+    assert figures.read().lost_s == 0.0
+
+
+def test_what_a_killed_process_trained_in_vain_is_lost() -> None:
+    clock = ManualClock()
+    figures = RunFigures(clock)
+    figures.follows(AttemptFigures(0, 10, math.inf, 10.0))
+    figures.faulted(60.0)
+    clock.now += 5.0
+    figures.recovered(counts=True)
+    figures.segment_began(7, lambda: 5)
+    clock.now += 5.0
+    read = figures.read()
+    assert read.lost_s == pytest.approx(60.0 + 5.0 + 3.0)
+    assert (read.done, read.replayed) == (5, 0)
+
+
+@given(
+    stretches=st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), max_size=6),
+    began=st.floats(0, 25),
+    lasts=st.floats(0, 25),
+)
+def test_a_time_is_what_is_inside_of_some_stretches_and_what_is_outside(
+    stretches: list[tuple[float, float]], began: float, lasts: float
+) -> None:
+    ended = began + lasts
+    inside, outside = within(stretches, began, ended), without(began, ended, stretches)
+    assert length(inside) + length(outside) == pytest.approx(lasts)
+    assert all(began <= a < b <= ended for a, b in [*inside, *outside])
