@@ -230,7 +230,7 @@ def _trained(connection: sqlite3.Connection, run: int, step: int) -> tuple[int, 
         return None
     start_step, started, ended = row
     until = _last_progress(connection, run) if ended is None else ended
-    # The loop reports the step it has just done, counted from 0, and oftener than steps are written.
+    # The loop reports the step it has just done, counted from 0; steps are written less often.
     (reported,) = connection.execute(
         "SELECT coalesce(max(step) + 1, 0) FROM progress WHERE run = ? AND time >= ?",
         (run, started),
