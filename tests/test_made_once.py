@@ -78,6 +78,11 @@ async def test_a_value_is_made_once_in_all_attempts_and_processes() -> None:
         later = World(kept, resumed=True)
         assert await later.get(6) == 3
         assert later.asked == [], "the journal has it"
+
+        def make() -> None:
+            raise AssertionError("it is made already")
+
+        assert await World(kept).once.get(later.attempt(), "key", make) == 3
         other = World(kept)
         other.run.lineage = "theirs"
         assert await other.get(7) == 7
