@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -61,6 +62,26 @@ async def test_a_loop_ends_well_where_every_save_is_refused(
     assert len(kinds) in ({0} if at_start else {1, 2})
     assert f"HTTP {status}: injected" in said[-1]
     assert "so none is asked for any more" in said[-1]
+
+
+@pytest.mark.parametrize(("step", "lost"), [(0, "1 to 14"), (10, "6 to 14"), (14, "11 to 14")])
+async def test_steps_that_are_in_no_checkpoint_at_the_end_are_named(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture, step: int, lost: str
+) -> None:
+    """The run ends well, as the loop has; its weights are gone all the same."""
+    times = FaultRule("status", step, request="save_weights", status=403, for_s=1e6)
+    local.inject(times if step else replace(times, at_step=None))
+    await a_run(local)
+    (said,) = [line for line in caplog.messages if "in no checkpoint" in line]
+    assert f"its steps {lost} are in no checkpoint" in said
+
+
+async def test_nothing_of_that_is_said_where_the_last_save_is_stored(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    local.inject(FaultRule("status", 10, request="save_weights", status=403))
+    await a_run(local)
+    assert "in no checkpoint" not in caplog.text
 
 
 @pytest.mark.parametrize("step", [0, 5, 10, 14])

@@ -50,6 +50,21 @@ async def finish_open(scope: AttemptScope) -> None:
     if scope.refusal.at_end:
         # What fails from here on is behind the save, and nothing of the loop's.
         scope.finished = True
+    _say_unsaved(scope)
+
+
+def _say_unsaved(scope: AttemptScope) -> None:
+    """A loop that has ended well, with saves that the service does not store, has lost its end."""
+    _, stored = scope.saver.failing
+    if scope.fault is None and scope.run.history.refused_saves and stored < scope.client.step:
+        logger.warning(
+            "run %s has come to its end, and its steps %d to %d are in no checkpoint, as the "
+            "service has stored none since: the weights are lost with this run, unless the loop "
+            "has saved them itself",
+            scope.run.name,
+            stored + 1,
+            scope.client.step,
+        )
 
 
 async def _drain(scope: AttemptScope) -> None:
