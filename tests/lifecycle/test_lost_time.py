@@ -54,7 +54,7 @@ async def test_the_silence_before_a_fault_is_lost_and_trained_nothing(
     assert _said(caplog.text) == pytest.approx(figures.lost_s, abs=0.4)
     assert figures.goodput is not None
     assert figures.goodput * figures.elapsed_s == pytest.approx(figures.time_spent_s["kept"])
-    assert "no progress for 2 s" in render(view, (), now=view.updated)
+    assert "no progress for 2" in render(view, (), now=view.updated)
 
 
 async def test_an_outage_that_a_loop_sits_out_is_lost(local: LocalTinker) -> None:

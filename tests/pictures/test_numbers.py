@@ -160,8 +160,7 @@ def test_the_figures_of_a_real_run_add_up(run: RunView) -> None:
     figures = figures_of(run)
     assert figures.replayed_steps == sum(replayed(each) for each in run.incidents) > 0
     assert figures.goodput is not None
-    assert figures.lost_s is not None
-    assert figures.lost_s == pytest.approx((1 - figures.goodput) * figures.elapsed_s)
+    assert 0 < figures.lost_s < (1 - figures.goodput) * figures.elapsed_s, "its start is not lost"
     assert figures.lost_s >= figures.replaying_s
     assert sum(figures.handover_s) == pytest.approx(figures.recovering_s)
     assert figures.checkpoints == len(run.checkpoints)
