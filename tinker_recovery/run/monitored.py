@@ -114,8 +114,11 @@ class MonitoredRun:
 
     def note_unreachable(self, how: Unreached, waited_s: float) -> None:
         """A request of ours could not reach the service, whatever it was about."""
-        if self.watched_run_id is not None:
-            self._run.rollbacks.note_unreachable(self._run.current, how, waited_s)
+        current = self._run.current
+        if current is not None and self.watched_run_id is not None:
+            if current.client.silent_s() is not None:
+                current.progress.away()
+            self._run.rollbacks.note_unreachable(current, how, waited_s)
 
     def note_cut(self, *, ours: bool = True) -> None:
         """A connection was closed by the service while it was idle: it may be a new one."""

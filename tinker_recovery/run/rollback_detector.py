@@ -178,8 +178,6 @@ class RollbackDetector:
             waited_s: How long a request had waited by then; the outage may have begun with it.
         """
         now = self._run.clock.monotonic()
-        if current is not None and current.client.silent_s() is not None:
-            current.progress.away()
         if self._outage is None or self._outage.seen is None:
             open_requests = 0 if current is None else current.client.run_canary_next()
             self._outage = _Outage(self._confirmed_step(now - waited_s), open_requests)
