@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from tinker_recovery import CheckpointPolicy, RecoveryPolicy, Supervisor, policy_from_settings
 from tinker_recovery.errors import UsageError
+from tinker_recovery.jobs import Jobs
 from tinker_recovery.policy_settings import SETTINGS, Resolved, Table, find_table, resolve
 
 FILE = Path("/project/pyproject.toml")
@@ -283,3 +286,27 @@ def test_a_script_gets_a_policy_of_the_settings_and_its_own_word_comes_first(
     twice: dict[str, Any] = {"checkpoints": whole, "checkpoints.keep_last": 1}
     with pytest.raises(UsageError, match="given twice"):
         policy_from_settings(**twice)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (
+            CheckpointPolicy(save_every=20),
+            "CheckpointPolicy, .* as RecoveryPolicy(checkpoints=CheckpointPolicy(...)), or None",
+        ),
+        ({"max_attempts": 5}, "dict, .* as RecoveryPolicy(**settings), or"),
+        (
+            RecoveryPolicy,
+            "ModelMetaclass, the class RecoveryPolicy, .* as RecoveryPolicy(...), or",
+        ),
+        (5, "int, .* as RecoveryPolicy(...), or"),
+    ],
+)
+@pytest.mark.parametrize("takes_it", [Supervisor, Jobs])
+def test_what_is_no_policy_is_refused_where_it_is_given(
+    takes_it: Callable[..., object], value: object, said: str
+) -> None:
+    words = f"policy is of type {said}"
+    with pytest.raises(UsageError, match=".*".join(map(re.escape, words.split(".*")))):
+        takes_it(policy=value)

@@ -38,7 +38,7 @@ from tinker_recovery.journal import (
 )
 from tinker_recovery.outlets import Notify, Outlets
 from tinker_recovery.policy import Callback, RecoveryPolicy
-from tinker_recovery.policy_settings import policy_from_settings
+from tinker_recovery.policy_settings import given_or_set
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.metadata_notes import recall_metadata
 from tinker_recovery.recovery.spares import Spares
@@ -136,7 +136,7 @@ class Supervisor:
     ) -> None:
         check_lease(lease)
         self._lease: Lease = lease
-        self.policy = policy_from_settings() if policy is None else policy
+        self.policy = given_or_set(policy)
         self._backend = TinkerBackend(
             service, standby=self.policy.enabled and self.policy.standby != "none"
         )
