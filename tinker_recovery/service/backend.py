@@ -150,7 +150,7 @@ class TinkerBackend:
         if pending is None:
             pending = PendingSession(self._factory)
         try:
-            with patiently(f"creating a client by {origin!r}", patience):
+            with patiently(f"creating a client ({origin})", patience):
                 if announce is None:
                     pending.submit(origin)
                 if not await _opens(pending):
