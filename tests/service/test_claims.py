@@ -312,7 +312,7 @@ async def test_a_service_that_does_not_answer_is_waited_for_no_longer_than_allow
         with anyio.fail_after(30), pytest.raises(StatusUnavailable):
             await claims.enter(RUN, on_held="wait")
     assert now.now == pytest.approx(100.0 + 300.0)
-    (said,) = [each.getMessage() for each in caplog.records if "trains run" in each.getMessage()]
+    (said,) = [each.getMessage() for each in caplog.records if "trains it" in each.getMessage()]
     assert f"run {RUN}" in said
 
 
