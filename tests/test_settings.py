@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -310,3 +310,12 @@ def test_what_is_no_policy_is_refused_where_it_is_given(
     words = f"policy is of type {said}"
     with pytest.raises(UsageError, match=".*".join(map(re.escape, words.split(".*")))):
         takes_it(policy=value)
+
+
+@pytest.mark.parametrize("value", ["https://user:secret@tinker.example", 5])
+def test_a_service_that_is_no_function_is_refused_by_its_type_alone(value: object) -> None:
+    """What was given may hold a credential."""
+    with pytest.raises(UsageError, match=f"service is of type {type(value).__name__}, ") as caught:
+        Supervisor(service=cast("Any", value))
+    assert "function that returns a fresh client" in str(caught.value)
+    assert "secret" not in str(caught.value)
