@@ -125,6 +125,11 @@ class RollbackDetector:
         return math.inf if self._outage is None else self._outage.since_step
 
     @property
+    def is_out_of_reach(self) -> bool:
+        """Whether requests of ours have met an outage that is not looked into yet."""
+        return self._outage is not None and self._outage.seen is not None
+
+    @property
     def polled_step(self) -> int:
         """The newest step saved when the service was asked that last called the run sound."""
         return self._sound_step
