@@ -36,6 +36,7 @@ class World:
     steps_done: int = 9
     canaries_asked: int = 0
     declared: list[tuple[Kind, DetectedBy]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
     spawned: list[object] = field(default_factory=list)
     posted: list[Any] = field(default_factory=list)
     collections: list[object] = field(default_factory=list)
@@ -88,8 +89,9 @@ class World:
         self.canaries_asked += 1
         return self.open_requests
 
-    def _declare(self, rule: Any, by: DetectedBy, *_: object) -> None:
+    def _declare(self, rule: Any, by: DetectedBy, error: object = None) -> None:
         self.declared.append((rule.kind, by))
+        self.reasons.append(str(error))
 
     def store(self, *steps: int) -> None:
         """Saves of these steps are known to be stored, now."""
@@ -346,6 +348,52 @@ def test_requests_that_were_under_way_may_have_been_applied_to_older_weights(
     assert world.unknown == []
 
 
+@pytest.mark.parametrize(
+    ("heard_s", "others", "goes_back"),
+    [
+        (None, [], False),
+        (-10.1, [], False),  # longer ago than a poll
+        (-10.0, [], True),
+        (0.0, [], True),
+        (0.5, [], True),
+        (None, ["down"], True),
+        (None, ["silent"], True),
+        (None, ["refused"], True),
+    ],
+)
+@pytest.mark.parametrize("lasted_s", [0.0, LONG_S])
+def test_http_503_to_a_request_of_ours_is_an_outage_if_the_sdk_meets_it_as_well(
+    heard_s: float | None, others: list[str], lasted_s: float, *, goes_back: bool
+) -> None:
+    """Otherwise it is that route alone: the canary is asked, and nothing is gone back from."""
+    world = World(open_requests=2)
+    world.store(5)
+    if heard_s is not None and heard_s <= 0:
+        world.detector.note_heard()
+        world.now_s -= heard_s
+    for how in ["unserved", *others]:
+        world.unreachable(how)
+    if heard_s is not None and heard_s > 0:
+        world.now_s += heard_s
+        world.detector.note_heard()
+    world.now_s += lasted_s
+    world.unreachable("unserved")
+    world.reachable()
+    assert world.declared == ([(Kind.ROLLED_BACK, DetectedBy.CANARY)] if goes_back else [])
+    assert len(world.spawned) == (not goes_back)
+    assert world.unknown == []
+
+
+def test_where_the_sdk_cannot_be_listened_to_any_http_503_may_be_an_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TINKER_RECOVERY_SDK_WORKAROUNDS", "0")
+    world = World(open_requests=1)
+    world.unreachable("unserved")
+    world.reachable()
+    assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+
+
 def test_who_only_wants_to_be_warned_has_the_canary_asked_all_the_same() -> None:
     world = World(open_requests=1, on_outage="warn")
     world.unreachable()
@@ -420,6 +468,8 @@ def test_what_was_down_once_was_down_though_the_last_request_met_a_silence() -> 
         world.unreachable(how)
     world.reachable()
     assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+    (why,) = world.reasons
+    assert why.endswith("so nothing can tell which weights it has kept")
 
 
 @pytest.mark.parametrize("requests", [0, 2])
@@ -578,6 +628,7 @@ async def test_weights_of_an_earlier_step_take_the_run_back(kept: int) -> None:
     world.store(7)
     await _looked(world, _answer(*AT[kept]))
     assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+    assert f"the canary answers as at step {kept}: the service lost" in world.reasons[0]
     # What the canary has answered otherwise at, before the outage, is sound: up to step 5.
     assert world.limit == 5
     assert world.unknown == []

@@ -116,9 +116,21 @@ class MonitoredRun:
         """A request of ours could not reach the service, whatever it was about."""
         current = self._run.current
         if current is not None and self.watched_run_id is not None:
-            if current.client.silent_s() is not None:
-                current.progress.away()
+            if how != "unserved":  # which may be met by our own requests alone
+                self._note_away(current)
             self._run.rollbacks.note_unreachable(current, how, waited_s)
+
+    def note_heard(self) -> None:
+        """A request of the SDK's could not reach the service."""
+        if self._run.current is not None:
+            self._note_away(self._run.current)
+        self._run.rollbacks.note_heard()
+
+    @staticmethod
+    def _note_away(current: AttemptScope) -> None:
+        """What is open now waits for the service to come back."""
+        if current.client.silent_s() is not None:
+            current.progress.away()
 
     def note_cut(self, *, ours: bool = True) -> None:
         """A connection was closed by the service while it was idle: it may be a new one."""
@@ -189,7 +201,7 @@ class MonitoredRun:
             if of_save is None:
                 return
             rule = of_save
-        current.declare_fault(rule, DetectedBy.SILENCE)
+        current.declare_fault(rule, DetectedBy.SILENCE, silent_s=lasts_s)
 
 
 @contextmanager
@@ -208,13 +220,18 @@ def listening(http: ServiceHttp, runs: Mapping[str, MonitoredRun]) -> Iterator[N
         for run in runs.values():
             run.note_cut(ours=ours)
 
+    def heard(how: Unreached) -> None:
+        for run in runs.values():
+            run.note_heard()
+        if how == "refused":
+            unreachable(how, 0.0)
+        elif how in {"down", "unserved"}:
+            cut(ours=False)
+
     def met(how: Unreached) -> None:
         # In the SDK's thread; a client that is closed late may outlive our loop.
         with suppress(RuntimeError):
-            if how == "refused":
-                loop.call_soon_threadsafe(unreachable, how, 0.0)
-            elif how == "down":
-                loop.call_soon_threadsafe(functools.partial(cut, ours=False))
+            loop.call_soon_threadsafe(heard, how)
 
     http.unreachable, http.cut = unreachable, cut
     with sdk_requests.listening(http.endpoint.base_url, met):
