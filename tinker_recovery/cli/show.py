@@ -75,7 +75,7 @@ def command(
         view = read_run(path, run, service=service)
         if view is None:
             no_such_run(path, run, service)
-        newest = read_events(path, run, limit=events) if events else []
+        newest = read_events(path, run=view.id, limit=events) if events else []
         known = RunSummary.of(view)
     except JournalError as error:
         refuse(str(error))

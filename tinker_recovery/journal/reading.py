@@ -323,11 +323,18 @@ def read_stored_run(path: Path, name: str, *, service: str) -> tuple[RunView, St
 
 
 def read_events(
-    path: Path, name: str | None = None, *, after: int = 0, limit: int = 1000
+    path: Path,
+    name: str | None = None,
+    *,
+    service: str | None = None,
+    run: int | None = None,
+    after: int = 0,
+    limit: int = 1000,
 ) -> list[EventView]:
-    """The newest ``limit`` events, oldest first; of the runs of one name, or of all.
+    """The newest ``limit`` events, oldest first; of the runs of one name or service, or of all.
 
-    ``after`` is the :attr:`EventView.id` of the last one already read.
+    ``run`` is the :attr:`RunView.id` of the one run whose events to read: several may have its
+    name. ``after`` is the :attr:`EventView.id` of the last one already read.
 
     Raises:
         JournalError: The file does not exist, or cannot be read.
@@ -335,15 +342,17 @@ def read_events(
     newest = "events.id > ? ORDER BY events.id DESC LIMIT ?"
     with open_to_read(path) as database:
         rows: list[tuple[Any, ...]] = []
-        if name is None:
+        if name is None and service is None and run is None:
             rows += database.execute(f"{EVENTS} WHERE {newest}", (after, limit))
         else:
             # Run by run, through the index: one with few events does not scan all of them.
-            for (run,) in database.execute(
-                "SELECT id FROM runs WHERE name = ?", (name,)
+            for (each,) in database.execute(
+                "SELECT id FROM runs WHERE (?1 IS NULL OR name = ?1) "
+                "AND (?2 IS NULL OR service = ?2) AND (?3 IS NULL OR id = ?3)",
+                (name, service, run),
             ).fetchall():
                 rows += database.execute(
-                    f"{EVENTS} WHERE events.run = ? AND {newest}", (run, after, limit)
+                    f"{EVENTS} WHERE events.run = ? AND {newest}", (each, after, limit)
                 )
     return [event_from(row) for row in sorted(rows)[-limit:]]
 
