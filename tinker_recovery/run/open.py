@@ -21,6 +21,7 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.costs import table_to_json
 from tinker_recovery.errors import RunFinished, StatusRefused, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
+from tinker_recovery.journal.elsewhere import select_elsewhere
 from tinker_recovery.journal.run_sql import JOB
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import (
@@ -315,6 +316,8 @@ async def _begun(
     clock: Clock,
 ) -> OpenedRun:
     """A run that begins here."""
+    if opening.named:
+        await _say_elsewhere(record, opening.service)
     root = None
     if plan.parent is not None and plan.start_step is None:
         find = functools.partial(find_checkpoint, reader, plan.parent)
@@ -323,6 +326,24 @@ async def _begun(
     if root is not None or record.stored is not None:
         await record.begin(replace(opening, start_step=start_step), anew=True)
     return OpenedRun(record, plan, root, start_step, None, guard)
+
+
+async def _say_elsewhere(record: RunRecord, service: str) -> None:
+    """Log that a run of this name is at another service: it may be the one that was meant."""
+    for other in (
+        await record.submit(lambda connection: select_elsewhere(connection, record.name, service))
+        or ()
+    ):
+        if other.named and other.state not in ("finished", "abandoned"):
+            logger.warning(
+                "run %s exists at %s, at step %d (%s); a new one begins here, at %s",
+                record.name,
+                other.service,
+                other.step,
+                other.display_state,
+                service,
+            )
+            return
 
 
 def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:
