@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinker_recovery.cli.common import echo, journal_file, journal_option, plain_console, refuse
+from tinker_recovery.cli.common import (
+    WithoutRun,
+    echo,
+    journal_file,
+    journal_option,
+    plain_console,
+    refuse,
+)
 from tinker_recovery.cli.records import Cell, Column, Record, show_records
 from tinker_recovery.cli.states import STYLES, named_option, state_option, trouble
 
@@ -29,7 +36,7 @@ _SORTS: dict[str, Callable[[RunSummary], Any]] = {
 }
 
 
-@click.command()
+@click.command(cls=WithoutRun)
 @state_option
 @click.option(
     "--sort",
