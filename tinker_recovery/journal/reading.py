@@ -21,6 +21,7 @@ from tinker_recovery.costs import Prices, Tokens, table_from_json
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
+from tinker_recovery.journal.journal import why_missing
 from tinker_recovery.journal.run_sql import GOING_ON, JOB, NEXT_SAVE, StoredRun, select_run
 from tinker_recovery.journal.schema import ALL_TOKENS, WITH_DISCARDED, WITH_RUNS, WITH_TOKENS
 
@@ -391,10 +392,7 @@ def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
         JournalError: The file does not exist, or cannot be read; also from the body.
     """
     if not path.exists():
-        raise JournalError(
-            f"there is no journal at {path}: nothing has been trained on this machine yet, or "
-            "TINKER_RECOVERY_STATE_DIR names another folder"
-        )
+        raise JournalError(f"there is no journal at {path}: {why_missing(path)}")
     with (
         journal_errors(path),
         closing(
