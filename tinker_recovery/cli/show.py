@@ -23,6 +23,7 @@ from tinker_recovery.cli.common import (
 )
 from tinker_recovery.cli.records import Cell, Column, show_records
 from tinker_recovery.cli.runs import summary
+from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -144,7 +145,9 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
     _show_history(console, view)
     kept = [each for each in view.checkpoints if not each.gone]
     if kept:
-        console.print(f"{len(kept)} checkpoints, the newest {kept[-1].path}", soft_wrap=True)
+        console.print(
+            f"{counted(len(kept), 'checkpoint')}, the newest {kept[-1].path}", soft_wrap=True
+        )
     if view.next_save and view.live:
         console.print(view.next_save, soft_wrap=True)
     console.print(f"tokens: {tokens(figures.tokens)}", soft_wrap=True)

@@ -51,7 +51,9 @@ def tree_section(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
             *(_branch(each, x, rows) for each in shown),
             *(_marks(each, x, rows[each.number], sources) for each in shown),
         ),
-        tag("p", f"The first {left_out} attempts are in the table only.") if left_out else "",
+        tag("p", f"In the table only: the first {counted(left_out, 'attempt')}.")
+        if left_out
+        else "",
         key(
             ("kept", "steps in the run's weights"),
             ("lost", "abandoned"),

@@ -39,6 +39,7 @@ from tinker_recovery.service import StatusReader
 from tinker_recovery.service.guard import Guard
 from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.text import counted
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -227,10 +228,10 @@ async def _look_at_service(
         waited_for = last  # and it was trained until then, perhaps to its end
     await record.rebuild(replace(found, origin=found.origin or dict(plan.described)))
     logger.warning(
-        "run %s is not in this journal, and has checkpoints at the service: %d attempts were put "
+        "run %s is not in this journal, and has checkpoints at the service: %s put "
         "together from what those say, the newest of them at step %d",
         record.name,
-        len(found.attempts),
+        counted(len(found.attempts), "attempt") + (" was" if len(found.attempts) == 1 else " were"),
         found.step,
     )
 
@@ -278,10 +279,10 @@ async def _look_for_others(
         waited_for = last
     await record.rebuild(whole, known=len(stored.attempts))
     logger.warning(
-        "run %s was trained on by a process with another journal: %d attempts that this one lacks, "
+        "run %s was trained on by a process with another journal: %s that this one lacks, "
         "the newest of them at step %d",
         record.name,
-        len(whole.attempts) - len(stored.attempts),
+        counted(len(whole.attempts) - len(stored.attempts), "attempt"),
         whole.step,
     )
 

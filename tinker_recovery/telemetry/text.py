@@ -27,6 +27,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def is_are(count: int) -> str:
+    """The verb behind a number with its noun."""
+    return "is" if count == 1 else "are"
+
+
 def _escape(character: str) -> str:
     if unicodedata.category(character) == "Zs":
         return " "  # one of the wider spaces

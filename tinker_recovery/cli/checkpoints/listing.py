@@ -22,6 +22,7 @@ from tinker_recovery.cli.checkpoints.scope import (
 from tinker_recovery.cli.common import echo, plain_console
 from tinker_recovery.cli.records import Cell, Column, Record, show_records
 from tinker_recovery.report.words import iso, moment
+from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Listed
@@ -122,7 +123,7 @@ def _print_list(listed: Sequence[Listed], notes: Notes, count: int, size: int) -
     show_records(console, _COLUMNS, [_record(each, notes) for each in listed])
     if console.is_terminal:
         shown = "" if len(listed) == count else f", the newest {len(listed)} are shown"
-        console.print(f"\n{count} checkpoints, {size_text(size)}{shown}")
+        console.print(f"\n{counted(count, 'checkpoint')}, {size_text(size)}{shown}")
 
 
 def _record(each: Listed, notes: Notes) -> Record:

@@ -22,7 +22,7 @@ from tinker_recovery.cli.checkpoints.scope import (
 )
 from tinker_recovery.cli.common import echo, plain_console
 from tinker_recovery.cli.records import Cell, Column, Record, show_records
-from tinker_recovery.telemetry.text import as_text
+from tinker_recovery.telemetry.text import as_text, counted
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.holder import Holder
@@ -174,7 +174,9 @@ async def _prune(
         }
         if dry_run or not to_delete:
             return report
-        if ask and not click.confirm(f"Delete these {len(to_delete)} checkpoints?", err=True):
+        these = "this" if len(to_delete) == 1 else "these"
+        question = f"Delete {these} {counted(len(to_delete), 'checkpoint')}?"
+        if ask and not click.confirm(question, err=True):
             return report
         await _carry_out(collector, [run for run, _ in looks], len(to_delete), report)
         return report

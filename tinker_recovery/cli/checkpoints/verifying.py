@@ -14,6 +14,7 @@ import click
 
 from tinker_recovery.cli.checkpoints.scope import Scope, as_json_option, scope_of, scope_options
 from tinker_recovery.cli.common import echo, indented, plain_console
+from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Finding
@@ -134,4 +135,4 @@ def _print_verdicts(found: dict[str, Sequence[Finding]]) -> None:
     bad = sum(not _ok(verdicts) for verdicts in found.values())
     unseen = sum(not all(verdict.looked for verdict in verdicts) for verdicts in found.values())
     also = f", {unseen} not looked at in full" if unseen else ""
-    console.print(f"\n{len(found)} checkpoints, {bad} bad{also}")
+    console.print(f"\n{counted(len(found), 'checkpoint')}, {bad} bad{also}")
