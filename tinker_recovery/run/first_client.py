@@ -43,6 +43,7 @@ async def first_client(run: SupervisedRun, origin: Origin, patience: Patience) -
         raise NoUsableCheckpoint(
             f"{run.parent} was written again while run {run.name!r} was started from it, so it is "
             f"not known whether its weights have {counted(run.start_step, 'step')}: run it again, "
-            "which starts from what is there by then, or start from a checkpoint that nothing overwrites"
+            "which starts from what is there by then, or start from a checkpoint that nothing "
+            "overwrites"
         )
     return connection
