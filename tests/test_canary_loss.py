@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,14 +17,14 @@ OF_ALL = {Kind.UNAUTHORIZED, Kind.UNPAID, Kind.GONE, Kind.CORRUPTED, Kind.SESSIO
 class World:
     """A run with a canary, and what became of it."""
 
-    def __init__(self, *, auto: bool = True, lost: int = 0, sound_to: float = math.inf) -> None:
+    def __init__(self, *, auto: bool = True, lost: int = 0, out_of_reach: bool = False) -> None:
         self.dropped: list[str] = []
         self.asked_no_more = 0
         self.refunds = 0
         self.prompt: Any = SimpleNamespace(batch=[1], auto=auto, lost=lost, drop=self._drop)
         run = SimpleNamespace(
             checkpoints=SimpleNamespace(prompt=self.prompt),
-            rollbacks=SimpleNamespace(sound_to=sound_to),
+            rollbacks=SimpleNamespace(is_out_of_reach=out_of_reach),
             budget=SimpleNamespace(refund=self._refund),
         )
         scope: Any = SimpleNamespace(
@@ -87,6 +86,6 @@ def test_one_that_is_answered_is_lost_no_more() -> None:
 
 
 def test_in_an_outage_it_is_no_canary_that_is_to_blame() -> None:
-    world = World(lost=OFF_AFTER - 1, sound_to=3)
+    world = World(lost=OFF_AFTER - 1, out_of_reach=True)
     assert not world.loss.drops(RULES[Kind.SILENCE], None)
     assert (world.prompt.lost, world.refunds) == (OFF_AFTER - 1, 0)

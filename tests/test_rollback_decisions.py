@@ -346,6 +346,52 @@ def test_requests_that_were_under_way_may_have_been_applied_to_older_weights(
     assert world.unknown == []
 
 
+@pytest.mark.parametrize(
+    ("heard_s", "others", "goes_back"),
+    [
+        (None, [], False),
+        (-10.1, [], False),  # longer ago than a poll
+        (-10.0, [], True),
+        (0.0, [], True),
+        (0.5, [], True),
+        (None, ["down"], True),
+        (None, ["silent"], True),
+        (None, ["refused"], True),
+    ],
+)
+@pytest.mark.parametrize("lasted_s", [0.0, LONG_S])
+def test_http_503_to_a_request_of_ours_is_an_outage_if_the_sdk_meets_it_as_well(
+    heard_s: float | None, others: list[str], lasted_s: float, *, goes_back: bool
+) -> None:
+    """Otherwise it is that route alone: the canary is asked, and nothing is gone back from."""
+    world = World(open_requests=2)
+    world.store(5)
+    if heard_s is not None and heard_s <= 0:
+        world.detector.note_heard()
+        world.now_s -= heard_s
+    for how in ["unserved", *others]:
+        world.unreachable(how)
+    if heard_s is not None and heard_s > 0:
+        world.now_s += heard_s
+        world.detector.note_heard()
+    world.now_s += lasted_s
+    world.unreachable("unserved")
+    world.reachable()
+    assert world.declared == ([(Kind.ROLLED_BACK, DetectedBy.CANARY)] if goes_back else [])
+    assert len(world.spawned) == (not goes_back)
+    assert world.unknown == []
+
+
+def test_where_the_sdk_cannot_be_listened_to_any_http_503_may_be_an_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TINKER_RECOVERY_SDK_WORKAROUNDS", "0")
+    world = World(open_requests=1)
+    world.unreachable("unserved")
+    world.reachable()
+    assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+
+
 def test_who_only_wants_to_be_warned_has_the_canary_asked_all_the_same() -> None:
     world = World(open_requests=1, on_outage="warn")
     world.unreachable()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -50,7 +49,7 @@ class World:
         self.history.refused_saves = facts.get("refused_before", 0)
         self.budget = AttemptBudget(3)
         self.budget.spend()
-        self.rollbacks = SimpleNamespace(sound_to=facts.get("sound_to", math.inf))
+        self.rollbacks = SimpleNamespace(is_out_of_reach=facts.get("out_of_reach", False))
         self.client = SimpleNamespace(
             step=facts.get("at", 4), waits_for_ours=facts.get("waits_for"), drain=self._drain
         )
@@ -139,13 +138,13 @@ def test_what_any_request_may_be_answered_has_not(error: BaseException) -> None:
 @pytest.mark.parametrize(
     "error", [status(503), caused(status(429)), tinker.APITimeoutError(REQUEST)]
 )
-@pytest.mark.parametrize("sound_to", [math.inf, 3])
+@pytest.mark.parametrize("out_of_reach", [False, True])
 def test_what_the_sdk_has_tried_for_long_has_unless_all_is_out_of_reach(
-    error: BaseException, sound_to: float
+    error: BaseException, *, out_of_reach: bool
 ) -> None:
-    world = World(sound_to=sound_to)
-    assert world.fail(error) == (sound_to == math.inf)
-    assert not World(sound_to=sound_to).fail(error, scheduled=False)
+    world = World(out_of_reach=out_of_reach)
+    assert world.fail(error) == (not out_of_reach)
+    assert not World(out_of_reach=out_of_reach).fail(error, scheduled=False)
 
 
 @pytest.mark.parametrize("scheduled", [False, True])
@@ -246,7 +245,7 @@ def test_a_save_of_the_users_own_has_no_step_to_be_the_last() -> None:
 SILENT = RULES[Kind.SILENCE]
 
 
-@pytest.mark.parametrize("facts", [{}, {"waits_for": (SAVE, 4), "sound_to": 3}])
+@pytest.mark.parametrize("facts", [{}, {"waits_for": (SAVE, 4), "out_of_reach": True}])
 def test_silence_is_a_saves_only_where_all_waits_for_one_and_the_service_answers_otherwise(
     facts: dict[str, Any],
 ) -> None:

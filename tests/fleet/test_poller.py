@@ -170,7 +170,7 @@ async def test_a_page_that_cannot_be_read_ends_the_poll_and_is_reported_once(fle
     assert await fleet.poll(runs) == {"training_runs": 3}, "one page, three tries"
     assert fleet.poller.out_of_reach
     assert not any(run.statuses or run.failed for run in runs)
-    assert fleet.unreachable == ["down"] * 3
+    assert fleet.unreachable == ["unserved"] * 3
     (event,) = fleet.events
     assert (event.name, event.fields[names.RUNS]) == (names.EVENT_POLL_ERROR, 250)
     fleet.server.release()

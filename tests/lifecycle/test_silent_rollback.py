@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 import pytest_asyncio
 from inspection import confirmed_step, in_an_outage, run_id_of, scope_of
@@ -27,6 +28,7 @@ from tinker_recovery.checkpoints.canary import CanaryBook, Match
 from tinker_recovery.errors import StatusUnavailable
 from tinker_recovery.run.rollback_detector import LONG_S, MOMENT_S, RollbackDetector
 from tinker_recovery.run.scope import IDLE_S
+from tinker_recovery.service import sdk_requests
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.http import Unreached
 from tinker_recovery.service.status import StatusReader
@@ -233,20 +235,33 @@ async def test_a_restart_that_only_the_sdks_own_requests_meet_costs_no_bit(
     tmp_path: Path, local: LocalTinker, *, saving: bool
 ) -> None:
     expected = await undisturbed_state(local, steps=STEPS)
+    met: list[Unreached] = []
     async with LocalTinker(tmp_path, restart="rollback") as server:
+
+        async def come_back() -> None:
+            await until(lambda: "refused" in met)
+            await anyio.to_thread.run_sync(server.end_outage)
+
+        async def strike(attempt: Attempt) -> None:
+            await attempt.client.drain()
+            server.begin_outage()
+            async with anyio.create_task_group() as group:
+                group.start_soon(come_back)
+                # Sent again by the SDK until it is carried out, by older weights.
+                if saving:
+                    await attempt.client.save_state("by-hand")
+                await one_step(attempt, 8)
 
         async def loop(attempt: Attempt) -> None:
             for step in range(attempt.start_step, STEPS):
                 if step == 8 and attempt.number == 1:
-                    await attempt.client.drain()
-                    server.crash(0.3)
-                    if saving:
-                        # Sent again by the SDK until it is carried out, by older weights.
-                        await attempt.client.save_state("by-hand")
-                await one_step(attempt, step)
+                    await strike(attempt)
+                else:
+                    await one_step(attempt, step)
 
         async with Supervisor(default(), service=server.service) as supervisor:
-            await supervisor.run(loop, **START)
+            with sdk_requests.listening(server.base_url, met.append):
+                await supervisor.run(loop, **START)
         (run,) = supervisor.runs
         assert [recovery.fault.kind for recovery in run.recoveries] == [Kind.ROLLED_BACK]
         assert server.run_state(run.segments[-1].run_id) == expected

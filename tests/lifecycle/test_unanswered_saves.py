@@ -44,12 +44,13 @@ async def a_run(
 
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("canary", ["auto", None])
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 501, 503])
 async def test_a_loop_ends_well_where_no_save_is_answered_for_as_long_as_the_sdk_tries(
-    local: LocalTinker, status: int, depth: int
+    local: LocalTinker, status: int, canary: str | None, depth: int
 ) -> None:
     local.inject(vain(status, for_s=FOR_EVER))
-    kinds, said, stored = await a_run(local, depth=depth)
+    kinds, said, stored = await a_run(local, depth=depth, policy={"canary": canary})
     assert stored == []
     assert len(kinds) == 2
     assert len(said) == 2
@@ -97,7 +98,8 @@ async def test_the_save_of_the_last_step_is_tried_once_more_and_then_given_up(
     """The final weights are worth another try; with them trained, nothing more is."""
     local.inject(rule)
     saves = CheckpointPolicy(save_every=50, save_at_start=False)
-    kinds, said, stored = await a_run(local, steps=6, policy={"checkpoints": saves})
+    given = {"checkpoints": saves, "canary": "auto"}
+    kinds, said, stored = await a_run(local, steps=6, policy=given)
     assert len(kinds) == 1
     assert len(said) == 2
     assert stored == []

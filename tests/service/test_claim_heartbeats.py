@@ -76,7 +76,7 @@ async def test_a_service_that_one_of_them_does_not_reach_is_heard_of_and_ends_no
         session = await _opened(server)
         heartbeats.start(session, lambda: ended.append(True))
         server.begin_outage(status=503)
-        await until(lambda: "down" in heard)
+        await until(lambda: "unserved" in heard)
         server.end_outage()
         arrived = _arrived(server)
         await until(lambda: _arrived(server) > arrived + 1)

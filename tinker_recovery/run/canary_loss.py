@@ -9,7 +9,6 @@ be met by a fault of the backend.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from tinker_recovery.faults import Kind, VerdictRule
@@ -48,7 +47,7 @@ class CanaryLoss:
             return True  # of several, another was the first to fail
         if rule.kind in _REFUSED:
             return prompt.auto and self._drop("the service refuses it", error)
-        if rule.kind in _OF_ALL or self._counted or run.rollbacks.sound_to < math.inf:
+        if rule.kind in _OF_ALL or self._counted or run.rollbacks.is_out_of_reach:
             return False
         self._counted = True
         prompt.lost += 1

@@ -118,6 +118,10 @@ class MonitoredRun:
         if self.watched_run_id is not None:
             self._run.rollbacks.note_unreachable(self._run.current, how, waited_s)
 
+    def note_heard(self) -> None:
+        """A request of the SDK's could not reach the service."""
+        self._run.rollbacks.note_heard()
+
     def note_cut(self, *, ours: bool = True) -> None:
         """A connection was closed by the service while it was idle: it may be a new one."""
         # Of the many connections of the SDK, proxies end some every day: worth a look, no warning.
@@ -206,13 +210,18 @@ def listening(http: ServiceHttp, runs: Mapping[str, MonitoredRun]) -> Iterator[N
         for run in runs.values():
             run.note_cut(ours=ours)
 
+    def heard(how: Unreached) -> None:
+        for run in runs.values():
+            run.note_heard()
+        if how == "refused":
+            unreachable(how, 0.0)
+        elif how in {"down", "unserved"}:
+            cut(ours=False)
+
     def met(how: Unreached) -> None:
         # In the SDK's thread; a client that is closed late may outlive our loop.
         with suppress(RuntimeError):
-            if how == "refused":
-                loop.call_soon_threadsafe(unreachable, how, 0.0)
-            elif how == "down":
-                loop.call_soon_threadsafe(functools.partial(cut, ours=False))
+            loop.call_soon_threadsafe(heard, how)
 
     http.unreachable, http.cut = unreachable, cut
     with sdk_requests.listening(http.endpoint.base_url, met):

@@ -21,6 +21,7 @@ from tinker_recovery.checkpoints import on_branch
 from tinker_recovery.checkpoints.canary import Match, answer_of
 from tinker_recovery.errors import FaultError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
+from tinker_recovery.service import sdk_requests
 from tinker_recovery.service.http import Unreached
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import names
@@ -50,6 +51,8 @@ class _Outage:
         seen: When requests of ours met it, the first and the last time; None for a mere hint.
         refused: The same of those whose connections were refused.
         down: Whether any of them was more than an answer that did not come in time.
+        unserved: Whether all that was met is answers of HTTP 502, 503 or 504.
+        heard: Whether requests of the SDK's may have met it as well.
     """
 
     since_step: int
@@ -57,10 +60,13 @@ class _Outage:
     seen: tuple[float, float] | None = None
     refused: tuple[float, float] | None = None
     down: bool = False
+    unserved: bool = True
+    heard: bool = False
 
     def note(self, now: float, how: Unreached) -> None:
         """A request of ours met it."""
         self.down = self.down or how != "silent"
+        self.unserved = self.unserved and how == "unserved"
         self.seen = (now if self.seen is None else self.seen[0], now)
         if how == "refused":
             self.refused = (now if self.refused is None else self.refused[0], now)
@@ -71,9 +77,18 @@ class _Outage:
         return 0.0 if self.seen is None else self.seen[1] - self.seen[0]
 
     @property
+    def met_open(self) -> bool:
+        """Whether it may have been met by requests of the loop's.
+
+        The SDK polls all the time for what is open, and hears of a proxy at once that the service
+        is gone. Where only requests of ours were answered so, it was their route alone.
+        """
+        return self.open_requests > 0 and (self.heard or not self.unserved)
+
+    @property
     def met_down(self) -> bool:
         """Whether requests were under way while a proxy or a broken connection said it was down."""
-        return bool(self.open_requests and self.down)
+        return self.met_open and self.down
 
     @property
     def met_requests(self) -> bool:
@@ -81,7 +96,7 @@ class _Outage:
 
         Then the canary answers as it never did before.
         """
-        return bool(self.open_requests and (self.refused or self.lasted_s >= LONG_S))
+        return self.met_open and (self.refused is not None or self.lasted_s >= LONG_S)
 
     @property
     def refused_s(self) -> float:
@@ -101,12 +116,19 @@ class RollbackDetector:
         self._next_hint_at = -math.inf
         self.corrupted: AttemptScope | None = None
         """The attempt that a poll has found corrupted, be it declared or not."""
+        # Where the SDK's requests cannot be listened to, they may have met anything.
+        self._heard_at = -math.inf if sdk_requests.is_possible() else math.inf
         self._known_at: dict[int, float] = {}  # by step; only of the newest saves
 
     @property
     def sound_to(self) -> float:
         """The last step before an outage not looked into yet; infinite where there is none."""
         return math.inf if self._outage is None else self._outage.since_step
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether requests of ours have met an outage that is not looked into yet."""
+        return self._outage is not None and self._outage.seen is not None
 
     @property
     def polled_step(self) -> int:
@@ -178,7 +200,16 @@ class RollbackDetector:
             open_requests = 0 if current is None else current.client.run_canary_next()
             self._outage = _Outage(self._confirmed_step(now - waited_s), open_requests)
             self._drop_spare()
+            # Whoever met it first, it is the same.
+            lately_s = waited_s + max(LONG_S, self._run.policy.poll_interval_s)
+            self._outage.heard = self._heard_at >= now - lately_s
         self._outage.note(now, how)
+
+    def note_heard(self) -> None:
+        """A request of the SDK's could not reach the service."""
+        self._heard_at = max(self._heard_at, self._run.clock.monotonic())
+        if self._outage is not None:
+            self._outage.heard = True
 
     def note_cut(self, current: AttemptScope | None, *, asked: bool = False) -> None:
         """An idle connection of ours was closed: worth one look at the weights of an idle loop.
@@ -338,7 +369,7 @@ class RollbackDetector:
         match, back_to = self._run.checkpoints.canaries.older(answer, step, branch)
         if match is Match.DIFFERENT:
             self._outage = None
-            if outage.open_requests:
+            if outage.met_open:
                 self._warn(outage, _met(outage))
         elif back_to is None:
             self._cannot_tell(attempt, outage)

@@ -11,7 +11,6 @@ is lost.
 from __future__ import annotations
 
 import contextlib
-import math
 from typing import TYPE_CHECKING
 
 import anyio
@@ -117,7 +116,7 @@ class SaveRefusal:
 
     @property
     def _answers_otherwise(self) -> bool:
-        return self._scope.run.rollbacks.sound_to == math.inf
+        return not self._scope.run.rollbacks.is_out_of_reach
 
     def _count(self, why: str, *, final: bool) -> bool:
         """One more save has cost its client; whether the policy has the run stop for it.

@@ -47,11 +47,12 @@ def tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-Unreached = Literal["refused", "down", "silent"]
+Unreached = Literal["refused", "down", "unserved", "silent"]
 """How the service could not be reached:
 
 - ``refused``: nothing listens where it is, as while it is restarted.
-- ``down``: a proxy says so, or a connection broke off.
+- ``down``: a connection broke off, or could not be made.
+- ``unserved``: HTTP 502, 503 or 504, as of a proxy that does not reach it. It may be this route.
 - ``silent``: no answer in time, as from one that is busy, or that the network does not reach.
 """
 
@@ -196,7 +197,7 @@ class ServiceHttp:
             self.unreachable(unreached(error), time.monotonic() - began)
 
     def _note_down(self, began: float) -> None:
-        self.unreachable("down", time.monotonic() - began)
+        self.unreachable("unserved", time.monotonic() - began)
 
     async def ask(
         self,

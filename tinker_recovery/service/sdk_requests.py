@@ -24,6 +24,9 @@ from tinker_recovery.service.sdk_workarounds import OFF
 _CLIENT: Any = getattr(_base_client, "AsyncHttpxClientWrapper", None)
 ORIGINAL: Any = getattr(_CLIENT, "send", None)
 
+_PROXYS = frozenset({502, 503, 504})
+"""What a proxy answers for a service that it does not reach."""
+
 _listeners: list[tuple[str, Callable[[Unreached], object]]] = []
 
 
@@ -44,9 +47,14 @@ def listening(base_url: str, met: Callable[[Unreached], object]) -> Iterator[Non
         _listeners.remove(listener)
 
 
+def is_possible() -> bool:
+    """Whether this SDK has what is wrapped, and that is not turned off."""
+    return os.environ.get(OFF, "1") != "0" and inspect.iscoroutinefunction(ORIGINAL)
+
+
 @functools.cache
 def _apply() -> None:
-    if os.environ.get(OFF, "1") != "0" and inspect.iscoroutinefunction(ORIGINAL):
+    if is_possible():
         _CLIENT.send = _send_and_report
 
 
@@ -54,9 +62,15 @@ async def _send_and_report(self: Any, request: httpx.Request, **given: Any) -> h
     try:
         reply: httpx.Response = await ORIGINAL(self, request, **given)
     except httpx.TransportError as error:
-        how, url = unreached(error), str(request.url)
-        for base_url, met in _listeners:
-            if url.startswith(base_url):
-                met(how)
+        _report(request, unreached(error))
         raise
+    if reply.status_code in _PROXYS:
+        _report(request, "unserved")
     return reply
+
+
+def _report(request: httpx.Request, how: Unreached) -> None:
+    url = str(request.url)
+    for base_url, met in _listeners:
+        if url.startswith(base_url):
+            met(how)
