@@ -34,6 +34,7 @@ ROOMS = [
     "policy",
     "costs",
     "checkpoint_policy",
+    "fields",
     "forks",
     "shielding",
     "errors",

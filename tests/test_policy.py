@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from tinker import types
 
 from tinker_recovery import CheckpointPolicy, RecoveryPolicy
+from tinker_recovery.jobs import RetryPolicy
 from tinker_recovery.policy import CANARY_TOKENS
 
 
@@ -66,9 +67,89 @@ def test_a_bad_checkpoint_policy_is_refused_with_the_field_and_the_value(
     assert str(value) in str(caught.value)
 
 
-def test_an_unknown_field_is_refused_instead_of_ignored() -> None:
-    with pytest.raises(ValidationError, match="max_atempts"):
-        RecoveryPolicy.model_validate({"max_atempts": 5})
+_WITHIN = "RecoveryPolicy(checkpoints=CheckpointPolicy(save_every={}))"
+_AROUND = "RecoveryPolicy(max_attempts=5, checkpoints=CheckpointPolicy(...))"
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "meant"),
+    [
+        (RecoveryPolicy, {"max_atempts": 5}, ": did you mean max_attempts?"),
+        (RecoveryPolicy, {"stall_after": 5}, ": did you mean stall_after_s?"),
+        (RecoveryPolicy, {"checkpoint": CheckpointPolicy()}, ": did you mean checkpoints?"),
+        (
+            RecoveryPolicy,
+            {"save_every": 20},
+            f", but of CheckpointPolicy: {_WITHIN.format(20)}.",
+        ),
+        (
+            RecoveryPolicy,
+            {"save_evry": "x" * 99},
+            f": did you mean save_every of CheckpointPolicy, {_WITHIN.format('...')}?",
+        ),
+        (
+            CheckpointPolicy,
+            {"max_attempts": 5},
+            f", but of RecoveryPolicy: {_AROUND}.",
+        ),
+        (CheckpointPolicy, {"save_evry": "{said}"}, ": did you mean save_every?"),
+        (RetryPolicy, {"max_attempt": 5}, ": did you mean max_attempts?"),
+        (RecoveryPolicy, {"colour": 5}, "."),
+    ],
+)
+def test_an_unknown_field_is_refused_with_what_may_have_been_meant_and_all_that_is_allowed(
+    model: type[BaseModel], values: dict[str, object], meant: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(values)
+    (name,) = values
+    allowed = ", ".join(model.model_fields)
+    (error,) = caught.value.errors()
+    assert error["loc"] == (name,)
+    assert error["msg"] == f"{name} is no field of {model.__name__}{meant} Allowed are {allowed}"
+    assert "https://" not in str(caught.value)
+
+
+def test_all_that_is_wrong_with_a_policy_is_said_at_once() -> None:
+    with pytest.raises(ValidationError) as caught:
+        RecoveryPolicy.model_validate(
+            {"max_attempts": 0, "colour": 1, "stall_after_s": -1, "checkpoints": {"save_evry": 2}}
+        )
+    assert [each["loc"] for each in caught.value.errors()] == [
+        ("max_attempts",),
+        ("checkpoints", "save_evry"),
+        ("colour",),
+        ("stall_after_s",),
+    ]
+    assert "greater than or equal to 1" in str(caught.value)
+    assert "did you mean save_every?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("stall_after_s", -1, "greater than 0, or 'off', or None"),
+        ("stall_after_s", "never", "a valid number, or 'off', or None"),
+        ("canary", "on", "a valid tuple, or 'auto', or None"),
+        ("canary", [3], "an instance of Datum, or 'auto', or None"),
+    ],
+)
+def test_a_field_of_several_kinds_of_values_is_refused_in_one_error(
+    field: str, value: object, said: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        RecoveryPolicy.model_validate({field: value})
+    (error,) = caught.value.errors()
+    assert (error["loc"], error["input"]) == ((field,), value)
+    assert error["msg"] == f"Input should be {said}"
+
+
+@pytest.mark.parametrize("model", [RecoveryPolicy, CheckpointPolicy])
+def test_no_field_has_more_than_one_error(model: type[BaseModel]) -> None:
+    for name in model.model_fields:
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate({name: object()})
+        assert len(caught.value.errors()) == 1, name
 
 
 @pytest.mark.parametrize("model", [RecoveryPolicy, CheckpointPolicy])

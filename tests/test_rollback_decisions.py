@@ -36,6 +36,7 @@ class World:
     steps_done: int = 9
     canaries_asked: int = 0
     declared: list[tuple[Kind, DetectedBy]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
     spawned: list[object] = field(default_factory=list)
     posted: list[Any] = field(default_factory=list)
     collections: list[object] = field(default_factory=list)
@@ -88,8 +89,9 @@ class World:
         self.canaries_asked += 1
         return self.open_requests
 
-    def _declare(self, rule: Any, by: DetectedBy, *_: object) -> None:
+    def _declare(self, rule: Any, by: DetectedBy, error: object = None) -> None:
         self.declared.append((rule.kind, by))
+        self.reasons.append(str(error))
 
     def store(self, *steps: int) -> None:
         """Saves of these steps are known to be stored, now."""
@@ -466,6 +468,8 @@ def test_what_was_down_once_was_down_though_the_last_request_met_a_silence() -> 
         world.unreachable(how)
     world.reachable()
     assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+    (why,) = world.reasons
+    assert why.endswith("so nothing can tell which weights it has kept")
 
 
 @pytest.mark.parametrize("requests", [0, 2])
@@ -624,6 +628,7 @@ async def test_weights_of_an_earlier_step_take_the_run_back(kept: int) -> None:
     world.store(7)
     await _looked(world, _answer(*AT[kept]))
     assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+    assert f"the canary answers as at step {kept}: the service lost" in world.reasons[0]
     # What the canary has answered otherwise at, before the outage, is sound: up to step 5.
     assert world.limit == 5
     assert world.unknown == []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from tinker_recovery import CheckpointPolicy, RecoveryPolicy, Supervisor, policy_from_settings
 from tinker_recovery.errors import UsageError
+from tinker_recovery.jobs import Jobs
 from tinker_recovery.policy_settings import SETTINGS, Resolved, Table, find_table, resolve
 
 FILE = Path("/project/pyproject.toml")
@@ -283,3 +286,36 @@ def test_a_script_gets_a_policy_of_the_settings_and_its_own_word_comes_first(
     twice: dict[str, Any] = {"checkpoints": whole, "checkpoints.keep_last": 1}
     with pytest.raises(UsageError, match="given twice"):
         policy_from_settings(**twice)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (
+            CheckpointPolicy(save_every=20),
+            "CheckpointPolicy, .* as RecoveryPolicy(checkpoints=CheckpointPolicy(...)), or None",
+        ),
+        ({"max_attempts": 5}, "dict, .* as RecoveryPolicy(**settings), or"),
+        (
+            RecoveryPolicy,
+            "ModelMetaclass, the class RecoveryPolicy, .* as RecoveryPolicy(...), or",
+        ),
+        (5, "int, .* as RecoveryPolicy(...), or"),
+    ],
+)
+@pytest.mark.parametrize("takes_it", [Supervisor, Jobs])
+def test_what_is_no_policy_is_refused_where_it_is_given(
+    takes_it: Callable[..., object], value: object, said: str
+) -> None:
+    words = f"policy is of type {said}"
+    with pytest.raises(UsageError, match=".*".join(map(re.escape, words.split(".*")))):
+        takes_it(policy=value)
+
+
+@pytest.mark.parametrize("value", ["https://user:secret@tinker.example", 5])
+def test_a_service_that_is_no_function_is_refused_by_its_type_alone(value: object) -> None:
+    """What was given may hold a credential."""
+    with pytest.raises(UsageError, match=f"service is of type {type(value).__name__}, ") as caught:
+        Supervisor(service=cast("Any", value))
+    assert "function that returns a fresh client" in str(caught.value)
+    assert "secret" not in str(caught.value)

@@ -135,7 +135,11 @@ def test_a_start_that_has_no_seed_is_the_same_with_any(way: str) -> None:
     [
         ({}, "exactly one way, and none was given"),
         ({"base_model": None}, "exactly one way, and none was given"),
-        ({"base_model": "m", "start": _start}, "base_model and start was given"),
+        ({"base_model": "m", "start": _start}, "base_model and start were given: choose one of"),
+        (
+            {"base_model": "m", "from_checkpoint": CHECKPOINT, "start": _start},
+            "base_model, from_checkpoint and start were given: choose one of",
+        ),
         ({"base_model": "m", "ranks": 8}, "unknown argument 'ranks'"),
         ({"base_model": "m", "zz": 1, "aa": 1}, "unknown argument 'aa'"),
         ({"start": _start, "seed": 3}, "seed=3 does not go with start="),

@@ -1,4 +1,4 @@
-"""The user's decisions about checkpoints: when to save, and what to keep; and the kinds of values.
+"""The user's decisions about checkpoints: when to save, and what to keep.
 
 Frozen pydantic models. Durations are floats in seconds and named ``*_s``. A bad value is refused
 at construction with a ``pydantic.ValidationError`` naming the field, the value and what is allowed.
@@ -6,15 +6,11 @@ at construction with a ``pydantic.ValidationError`` naming the field, the value 
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     InstanceOf,
     SerializerFunctionWrapHandler,
@@ -24,28 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-
-def _whole(value: object) -> object:
-    # numpy's whole numbers count as such; True, which Python would count with, does not.
-    if isinstance(value, bool):
-        return value
-    try:
-        return operator.index(value)  # type: ignore[arg-type]  # what has none is refused below
-    except TypeError:
-        return value
-
-
-Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
-"""A whole number: neither true or false, nor text, nor a float."""
-
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-"""A finite number: neither true or false, nor text."""
-
-Switch = Annotated[bool, Field(strict=True)]
-"""True or False: neither a number nor text."""
-
-Seconds = Annotated[Number, Field(gt=0)]
-"""A duration in seconds: finite and above zero."""
+from tinker_recovery.fields import Frozen, Number, Seconds, Switch, Whole
 
 
 @runtime_checkable
@@ -88,13 +63,6 @@ _USED_BY: dict[str, tuple[Strategy, ...]] = {
     "auto_max_s": ("auto",),
 }
 """The strategies that use a setting; what is not named here is used by all of them."""
-
-
-class Frozen(BaseModel):
-    """A model that cannot be changed, and takes no field that it does not know."""
-
-    # Defaults are validated too, so that one that breaks its own rule is found in tests.
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class CheckpointPolicy(Frozen):

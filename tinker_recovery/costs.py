@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from tinker_recovery.checkpoint_policy import Frozen, Number
+from tinker_recovery.fields import Frozen, Number
 
 Kind = Literal["trained", "checked", "prompt", "cached", "sampled"]
 """``trained``: forward and backward passes of the loop, and forward passes; each with a loss of the

@@ -168,7 +168,15 @@ class NoUsableCheckpoint(CheckpointError):
 
 
 class JournalError(TinkerRecoveryError):
-    """The journal cannot be opened, read or written; the message says why and what to do."""
+    """The journal cannot be opened, read or written; the message says why and what to do.
+
+    Attributes:
+        details: What it was raised from, with its traceback, as text.
+    """
+
+    def __init__(self, message: str, *, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class OtherWeights(TinkerRecoveryError):

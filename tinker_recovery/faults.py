@@ -116,6 +116,7 @@ class SeenIn(StrEnum):
 
 
 _ANYWHERE = frozenset(SeenIn)
+_UNREACHED = (tinker.APIConnectionError, tinker.InternalServerError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +223,8 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.ROLLED_BACK,
         Verdict.RECOVER,
-        "the weights are, or may be, those of an earlier checkpoint: the service lost later steps "
-        "in an outage without reporting it",
+        "after an outage the weights are those of an earlier step, or nothing can tell whether "
+        "they are",
         "after an outage the canary answers as at an older checkpoint, or requests were open then",
     ),
     VerdictRule(
@@ -236,13 +237,15 @@ TABLE: tuple[VerdictRule, ...] = (
     VerdictRule(
         Kind.METADATA_REFUSED,
         Verdict.RECOVER,
-        "the service refuses the metadata of a save: from now on saves carry none",
+        "the service refuses the metadata of a save, and the SDK's client cannot be used after "
+        "that, so another is made from the newest checkpoint; from now on saves carry none",
         "HTTP 422 or 400 to a save, until one with metadata was listed with it",
     ),
     VerdictRule(
         Kind.SAVE_REFUSED,
         Verdict.RECOVER,
-        "the service refuses a save; after two in a row the run saves no more, and trains on",
+        "the service refuses a save, and the SDK's client cannot be used after that, so another is "
+        "made from the newest checkpoint",
         "HTTP 4xx to a save of ours, but for 401, 402, 408, 409, 410 and 429",
     ),
     VerdictRule(
@@ -342,10 +345,7 @@ TABLE: tuple[VerdictRule, ...] = (
         Verdict.RECOVER,
         "the service could not be reached for as long as the SDK retries",
         "connection errors, HTTP 408 and 5xx, after the SDK's own retries",
-        lambda error: (
-            isinstance(error, (tinker.APIConnectionError, tinker.InternalServerError))
-            or _status(408)(error)
-        ),
+        lambda error: isinstance(error, _UNREACHED) or _status(408)(error),
     ),
     VerdictRule(
         Kind.INVALID_REQUEST,

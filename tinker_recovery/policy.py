@@ -13,15 +13,9 @@ from typing import Annotated, Literal, Self, assert_never
 from pydantic import Field, InstanceOf, field_validator, model_validator
 from tinker import types
 
-from tinker_recovery.checkpoint_policy import (
-    CheckpointPolicy,
-    Frozen,
-    Number,
-    Seconds,
-    Switch,
-    Whole,
-)
+from tinker_recovery.checkpoint_policy import CheckpointPolicy
 from tinker_recovery.costs import PriceTable
+from tinker_recovery.fields import Frozen, Number, Seconds, Switch, Whole
 
 BackoffType = Literal["exponential", "linear", "constant"]
 """How a delay grows with each try."""

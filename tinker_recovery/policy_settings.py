@@ -369,6 +369,29 @@ def find_table(env: Mapping[str, str], *, config: Path | str | None = None) -> T
     return Table(path, "tool.tinker_recovery", content) if content else None
 
 
+def given_or_set(policy: object) -> RecoveryPolicy:
+    """The policy that was given, or without one what the user's settings say.
+
+    Raises:
+        UsageError: What was given is no policy; or a setting is not allowed.
+    """
+    if policy is None:
+        return policy_from_settings()
+    if isinstance(policy, RecoveryPolicy):
+        return policy
+    given, instead = type(policy).__name__, "RecoveryPolicy(...)"
+    if isinstance(policy, type):
+        given = f"{given}, the class {policy.__name__}"
+    elif isinstance(policy, CheckpointPolicy):
+        instead = "RecoveryPolicy(checkpoints=CheckpointPolicy(...))"
+    elif isinstance(policy, Mapping):
+        instead = "RecoveryPolicy(**settings)"
+    raise UsageError(
+        f"policy is of type {given}, which is not allowed: give a RecoveryPolicy, as {instead}, "
+        "or None for the user's settings"
+    )
+
+
 def policy_from_settings(*, config: Path | str | None = None, **overrides: Any) -> RecoveryPolicy:
     """A policy from the user's settings, where the program does not give a value itself.
 

@@ -7,11 +7,13 @@ import functools
 import http.server
 import itertools
 import os
+import pickle
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -30,11 +32,13 @@ from tinker.types import RequestErrorCategory
 from tinker_recovery import (
     Attempt,
     Clock,
+    JournalError,
     RecoveryExhausted,
     ServiceUnusable,
     StartOptions,
     StatusUnavailable,
     Supervisor,
+    UsageError,
 )
 from tinker_recovery.service import Endpoint, claims, contact
 from tinker_recovery.service.contact import unusable_by
@@ -454,3 +458,42 @@ async def test_a_command_says_it_in_one_line_and_with_v_shows_the_chain(
     assert done.returncode == 3
     assert ("Traceback" in printed) is verbose
     assert WRONG not in printed
+
+
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize("wrong", ["journal", "credential"])
+async def test_what_is_wrong_on_entry_is_said_without_the_frames_of_what_is_below(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+    *,
+    blocking: bool,
+) -> None:
+    if wrong == "credential":
+        monkeypatch.delenv("TINKER_API_KEY")
+
+    async def enter() -> None:
+        # A folder is no file that can be opened.
+        supervisor = Supervisor(journal=tmp_path if wrong == "journal" else None)
+        if not blocking:
+            async with supervisor:
+                pass
+        else:
+
+            def block() -> None:
+                with supervisor:
+                    pass
+
+            await anyio.to_thread.run_sync(block)
+
+    kind = JournalError if wrong == "journal" else UsageError
+    with pytest.raises(kind) as caught:
+        await enter()
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert len([each for each in frames if "/tinker_recovery/" in each.filename]) == 1
+    cause = caught.value.__cause__
+    assert cause is None or cause.__traceback__ is None
+    if isinstance(caught.value, JournalError):
+        assert "in _open" in caught.value.details, "what is left out can be looked at"
+        assert pickle.loads(pickle.dumps(caught.value)).details == caught.value.details  # noqa: S301 - our own

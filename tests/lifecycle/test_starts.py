@@ -190,7 +190,7 @@ async def test_a_path_in_the_policy_that_does_not_exist_is_refused_before_traini
     ("given", "said"),
     [
         ({}, "exactly one way, and none was given"),
-        ({"base_model": "m", "start": print}, "base_model and start was given"),
+        ({"base_model": "m", "start": print}, "base_model and start were given"),
         ({"base_model": "m", "lr": 3}, "unknown argument 'lr'"),
         ({"from_checkpoint": "tinker://r/weights/c", "rank": 8}, "rank=8 does not go with"),
         ({"from_checkpoint": "r/weights/c"}, "tinker://RUN/weights/NAME"),

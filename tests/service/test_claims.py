@@ -312,7 +312,7 @@ async def test_a_service_that_does_not_answer_is_waited_for_no_longer_than_allow
         with anyio.fail_after(30), pytest.raises(StatusUnavailable):
             await claims.enter(RUN, on_held="wait")
     assert now.now == pytest.approx(100.0 + 300.0)
-    (said,) = [each.getMessage() for each in caplog.records if "trains run" in each.getMessage()]
+    (said,) = [each.getMessage() for each in caplog.records if "trains it" in each.getMessage()]
     assert f"run {RUN}" in said
 
 
@@ -348,3 +348,26 @@ async def test_an_outage_says_nothing_about_a_claim(local: LocalTinker) -> None:
         assert await claim.still_held()
         assert not claim.lost.is_set()
         await claim.release()
+
+
+async def test_a_run_whose_claim_cannot_be_asked_for_says_so_after_seconds_and_what_it_waits_for(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At growing intervals: 5 s are what other outages are said after."""
+    now_s = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += 1.0
+        await anyio.sleep(seconds)
+
+    local.inject(FaultRule("status", request="session_heartbeat", status=503, times=40))
+    clock = Clock(sleep=sleep, random=lambda: 0.0, monotonic=lambda: now_s)
+    async with a_machine(local, beat_s=60.0, clock=clock, max_wait_s=600.0) as machine:
+        await (await taken(machine)).release()
+    said = [each.message for each in caplog.records if "waits" in each.message]
+    assert said[0] == (
+        f"run {RUN} waits: the service does not say whether another process trains it (HTTP 503 "
+        f"to a heartbeat of the claim on run '{RUN}'); tried for up to 600 s (max_wait_s)"
+    )
+    assert len(said) == len({5.0, 15.0, 35.0}), "at growing intervals"

@@ -8,7 +8,13 @@ import anyio
 import pytest
 from virtual import World, states
 
-from tinker_recovery.supervision import Backoff, Child, ChildSpec, RestartLimitReached
+from tinker_recovery.supervision import (
+    Backoff,
+    Child,
+    ChildSpec,
+    RestartLimitReached,
+    SupervisionTree,
+)
 
 
 async def test_a_cancelled_error_of_its_own_is_a_crash_and_is_restarted(
@@ -226,3 +232,58 @@ async def test_a_supervisors_own_trouble_ends_it_and_is_not_hidden(world: World)
         async with world.tree([kid], sleep=broken_sleep, backoff=Backoff(1, 1, jitter=0)):
             kid.crash()
             await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["root", "nested"])
+@pytest.mark.parametrize("initial_s", [0.0, 1.0], ids=["at-once", "backoff"])
+def test_an_event_loop_that_cancels_all_its_tasks_has_no_child_logged_as_crashed(
+    caplog: pytest.LogCaptureFixture, *, nested: bool, initial_s: float
+) -> None:
+    """As asyncio.run() does after a second Ctrl-C: an interrupt out of the loop itself."""
+    starts: list[str] = []
+    ended: list[str] = []
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    async def serve(child: Child) -> None:
+        starts.append(child.id)
+        child.started()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(child.id)
+
+    async def main() -> None:
+        backoff = Backoff(initial_s=initial_s, max_s=initial_s)
+        specs = [ChildSpec(id=each, start=serve) for each in ("a", "b")]
+        tree = SupervisionTree(specs, name="inner", backoff=backoff, max_seconds=60)
+        if nested:
+            tree = SupervisionTree([tree.as_child()], name="outer", backoff=backoff, max_seconds=60)
+        async with tree:
+            asyncio.get_running_loop().call_soon(interrupt)
+            await anyio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert sorted(ended) == sorted(starts)
+    assert not [each.getMessage() for each in caplog.records if each.name != "asyncio"]
+
+
+def test_a_start_that_is_cancelled_with_the_whole_event_loop_is_not_logged_as_failed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    async def start(_: Child) -> None:
+        asyncio.get_running_loop().call_soon(interrupt)
+        await anyio.sleep_forever()
+
+    async def main() -> None:
+        async with SupervisionTree([ChildSpec(id="a", start=start)]):
+            pass
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert not [each.getMessage() for each in caplog.records if each.name != "asyncio"]

@@ -25,7 +25,7 @@ from tinker_recovery.jobs.spec import job_spec
 from tinker_recovery.jobs.worker import Worker
 from tinker_recovery.journal import STATE_FOLDER, StateFolder
 from tinker_recovery.policy import RecoveryPolicy
-from tinker_recovery.policy_settings import policy_from_settings
+from tinker_recovery.policy_settings import given_or_set
 from tinker_recovery.service.base import ServiceFactory
 from tinker_recovery.shielding import to_the_end
 from tinker_recovery.supervisor import Supervisor
@@ -96,7 +96,7 @@ class Jobs(AsyncContextManagerMixin):
         if not version or not isinstance(version, str):
             raise UsageError(f"version={version!r} is not allowed: a text that is not empty")
         self._url = database_url(database)
-        self._policy = policy_from_settings() if policy is None else policy
+        self._policy = given_or_set(policy)
         self._service = service
         self._journal = journal
         self._work = work

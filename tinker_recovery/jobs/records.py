@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from tinker_recovery.checkpoint_policy import Frozen
+from tinker_recovery.fields import Frozen
 
 State = Literal["queued", "running", "finished", "failed", "cancelled"]
 

@@ -13,7 +13,6 @@ from typing import Annotated, Self
 import tinker
 from pydantic import Field, field_validator, model_validator
 
-from tinker_recovery.checkpoint_policy import Frozen, Whole
 from tinker_recovery.errors import (
     FaultError,
     LeaseLost,
@@ -23,6 +22,7 @@ from tinker_recovery.errors import (
     causes,
 )
 from tinker_recovery.faults import Kind, SeenIn, judge
+from tinker_recovery.fields import Frozen, Whole
 from tinker_recovery.policy import BackoffType, backoff_growth
 
 TIMEOUT = "timeout"

@@ -16,8 +16,8 @@ import pydantic
 from pydantic import BaseModel, TypeAdapter
 from tinker import types
 
-from tinker_recovery.checkpoint_policy import Frozen
 from tinker_recovery.errors import UsageError
+from tinker_recovery.fields import Frozen
 from tinker_recovery.jobs.retry import RetryPolicy
 from tinker_recovery.run.options import plan_start
 

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from tinker_recovery.errors import JournalError
 from tinker_recovery.forks import HomeProcess, keep_to_the_end
 from tinker_recovery.journal.private_files import check_folder, create_private
 from tinker_recovery.journal.schema import SCHEMA, upgrade
+from tinker_recovery.telemetry.redaction import redact
 
 BUSY_S = 10.0
 """How long to wait for another process's write lock."""
@@ -146,16 +148,21 @@ def journal_errors(path: Path | None) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
+        details = redact("".join(traceback.format_exception(error)))
+        error.__traceback__ = None  # what is below is the library's; not of what was handled before
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
             raise JournalError(
                 f"the journal {path} cannot be used: the file is damaged ({error}) and was left "
                 f"unchanged. Move it away (mv {path} {path}.damaged) and a new journal is created: "
                 "runs are found again by name from the metadata of their checkpoints, but pins and "
-                "bad marks have to be set again. Or set TINKER_RECOVERY_STATE_DIR to another folder"
+                "bad marks have to be set again. Or set TINKER_RECOVERY_STATE_DIR to another "
+                "folder",
+                details=details,
             ) from error
         raise JournalError(
             f"the journal {path or 'in memory'} cannot be used: {error}; check the folder and the "
-            "disk, or set TINKER_RECOVERY_STATE_DIR to another folder"
+            "disk, or set TINKER_RECOVERY_STATE_DIR to another folder",
+            details=details,
         ) from error
 
 

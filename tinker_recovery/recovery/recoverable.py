@@ -8,6 +8,7 @@ from typing import Protocol
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.faults import Fault
 from tinker_recovery.policy import Callback
+from tinker_recovery.recovery import words
 from tinker_recovery.recovery.budget import AttemptBudget
 from tinker_recovery.recovery.restore import Restore, Restored
 from tinker_recovery.recovery.selection import ServiceTime
@@ -43,7 +44,7 @@ class Recovery:
             f"Recovery of run {fault.run}",
             (),
             [
-                ("fault", f"{fault.kind.value} at step {fault.step}: {fault.rule.reason}"),
+                ("fault", words.detected(fault)),
                 ("detected by", fault.detected_by.value),
                 ("error", None if fault.error is None else repr(fault.error)),
                 ("checkpoint", path or "none: the run started over"),

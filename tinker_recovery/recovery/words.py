@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tinker_recovery.errors import FaultError
 from tinker_recovery.faults import Fault, Kind, VerdictRule
 from tinker_recovery.telemetry import names
+
+_SAID_BY_ERROR = frozenset({Kind.ROLLED_BACK, Kind.GROUP_REWOUND})
+"""What is decided here, for one of several reasons, which the error names."""
+
+_SILENCES = frozenset({Kind.SILENCE, Kind.SAMPLING_SILENCE})
 
 
 def attributes_of(fault: Fault) -> dict[str, str | int]:
@@ -23,7 +29,16 @@ def attributes_of(fault: Fault) -> dict[str, str | int]:
 
 def detected(fault: Fault) -> str:
     """A fault is detected."""
-    return f"{fault.kind.value} at step {fault.step}: {fault.rule.reason}"
+    return f"{fault.kind.value} at step {fault.step}: {_why(fault)}"
+
+
+def _why(fault: Fault) -> str:
+    """Why it is one: what is known of this one, else what the table says of its kind."""
+    if fault.kind in _SAID_BY_ERROR and isinstance(fault.error, FaultError):
+        return str(fault.error)
+    if fault.kind in _SILENCES and fault.silent_s:
+        return f"{fault.rule.reason} (silent for {fault.silent_s:.1f} s)"
+    return fault.rule.reason
 
 
 MOST_NAMED = 5

@@ -205,7 +205,7 @@ def plan_group(
         UsageError: As :func:`plan_start`, or they do not go together.
     """
     if len(given) < 2:  # noqa: PLR2004 - two belong together
-        raise UsageError(f"group() takes two runs or more, and {len(given)} was given")
+        raise UsageError(f"group() takes two runs or more, and {len(given) or 'none'} was given")
     if policy.checkpoint_strategy != "latest":
         raise UsageError(
             f"checkpoint_strategy={policy.checkpoint_strategy!r} is not allowed with group(): "

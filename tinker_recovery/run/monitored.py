@@ -191,7 +191,7 @@ class MonitoredRun:
             if of_save is None:
                 return
             rule = of_save
-        current.declare_fault(rule, DetectedBy.SILENCE)
+        current.declare_fault(rule, DetectedBy.SILENCE, silent_s=lasts_s)
 
 
 @contextmanager

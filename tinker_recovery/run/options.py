@@ -154,9 +154,11 @@ def plan_start(given: StartOptions, *, restore_optimizer: bool) -> StartPlan:
         )
     ways = [way for way in _WAYS if options.get(way) is not None]
     if len(ways) != 1:
+        *others, last = ways or ["none"]
+        given_ways = f"{', '.join(others)} and {last} were" if others else f"{last} was"
         raise UsageError(
-            f"a run starts in exactly one way, and {' and '.join(ways) or 'none'} was given: "
-            f"choose one of {', '.join(_WAYS)}"
+            f"a run starts in exactly one way, and {given_ways} given: choose one of "
+            f"{', '.join(_WAYS)}"
         )
     way = ways[0]
     stray = [

@@ -385,7 +385,15 @@ class RollbackDetector:
             # before the outage was noticed. Not one on which the canary has answered otherwise.
             otherwise = self._run.checkpoints.canaries.others(answer, attempt.id, branch)
             self._run.checkpoints.distrust(attempt.id, max([back_to, *otherwise]))
-            attempt.declare_fault(RULES[Kind.ROLLED_BACK], DetectedBy.CANARY)
+            attempt.declare_fault(
+                RULES[Kind.ROLLED_BACK],
+                DetectedBy.CANARY,
+                FaultError(
+                    f"the canary answers as at step {back_to}: the service lost later steps in an "
+                    "outage without reporting it",
+                    kind=Kind.ROLLED_BACK.value,
+                ),
+            )
 
     def _known_on_branch(self) -> list[tuple[str, int]]:
         segments = [attempt.segment for attempt in self._run.attempts]

@@ -328,6 +328,7 @@ class AttemptScope:
         error: BaseException | None = None,
         *,
         failed_step: int | None = None,
+        silent_s: float | None = None,
     ) -> None:
         """Something went wrong: end the body, and report it to the run.
 
@@ -346,7 +347,7 @@ class AttemptScope:
             step=self.client.step,
             error=error,
             failed_step=failed_step,
-            silent_s=self.client.silent_s() or 0.0,
+            silent_s=(self.client.silent_s() if silent_s is None else silent_s) or 0.0,
         )
         if self.run.policy.enabled:
             self._retire(f"the attempt ended by a fault ({rule.kind.value})")

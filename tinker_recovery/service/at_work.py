@@ -75,12 +75,12 @@ def patiently(what: str, patience: Patience) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     began = loop.time()
     silence_s, ends = patience.silence_s, began + max(patience.silence_s, patience.limit_s)
-    said = "nothing"
+    said = "has not said anything of it, and may be out of reach or short of capacity"
     allowed_s = silence_s
 
     def note(state: str) -> None:
         nonlocal said, allowed_s
-        said = f"{state!r}"
+        said = f"is at work on it, and answered last: {state}"
         # Once it is cancelled, a later deadline would make the end look like a success.
         if not scope.cancel_called:
             scope.deadline = min(loop.time() + silence_s, ends)
@@ -94,11 +94,8 @@ def patiently(what: str, patience: Patience) -> Iterator[None]:
     def report() -> None:
         taken_s = loop.time() - began
         left_s = scope.deadline - loop.time()
-        end = "" if left_s == math.inf else f", and the try ends in {left_s:.0f} s without a word"
-        patience.report(
-            f"{what} has taken {taken_s:.0f} s so far: the service may be out of reach or short of "
-            f"capacity; it says {said} of it{end}"
-        )
+        end = "" if left_s == math.inf else f"; without an answer this try ends in {left_s:.0f} s"
+        patience.report(f"{what} has taken {taken_s:.0f} s so far: the service {said}{end}")
         notices.append(loop.call_later(next(intervals), report))
 
     intervals = growing_intervals(NOTICE_S)

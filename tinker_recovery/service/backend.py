@@ -85,6 +85,11 @@ class TinkerBackend:
     def __init__(
         self, factory: ServiceFactory = tinker.ServiceClient, *, standby: bool = False
     ) -> None:
+        if not callable(factory):
+            raise UsageError(
+                f"service is of type {type(factory).__name__}, which is not allowed: give a "
+                "function that returns a fresh client, as service=lambda: tinker.ServiceClient(...)"
+            )
         sdk_workarounds.apply()
         at_work.apply()
         self._factory = factory
@@ -150,7 +155,7 @@ class TinkerBackend:
         if pending is None:
             pending = PendingSession(self._factory)
         try:
-            with patiently(f"creating a client by {origin!r}", patience):
+            with patiently(f"creating a client ({origin})", patience):
                 if announce is None:
                     pending.submit(origin)
                 if not await _opens(pending):

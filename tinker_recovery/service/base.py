@@ -32,6 +32,9 @@ class FromBaseModel:
     base_model: str
     options: Mapping[str, Any]
 
+    def __str__(self) -> str:
+        return f"base model {self.base_model}"
+
 
 @dataclass(frozen=True, slots=True)
 class FromCheckpoint:
@@ -45,6 +48,9 @@ class FromCheckpoint:
     path: str
     optimizer: bool
 
+    def __str__(self) -> str:
+        return f"checkpoint {self.path}"
+
 
 @dataclass(frozen=True, slots=True)
 class FromCallable:
@@ -56,6 +62,10 @@ class FromCallable:
     """
 
     start: Callable[[tinker.ServiceClient], Any]
+
+    def __str__(self) -> str:
+        name = getattr(self.start, "__qualname__", type(self.start).__qualname__)
+        return f"start={name}"
 
 
 Origin = FromBaseModel | FromCheckpoint | FromCallable

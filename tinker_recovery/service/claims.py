@@ -86,6 +86,9 @@ LOOK_S = 2.0
 MAX_WAIT_S = 86_400.0
 """Seconds that a service which does not answer is asked again, where no other limit is set."""
 
+_SAY_AFTER_S = 5.0
+"""A run that waits for an answer says so after this time, and again at growing intervals."""
+
 UNSHOWN_S = 60.0
 """A service that does not show our claim as active for this long never will."""
 
@@ -159,14 +162,11 @@ class Claim:
         if status in GONE:
             self.lost.set()
             return False
+        said = f"{_said(status)} to a heartbeat of the claim on run {self.name!r}"
         if may_pass(status):
-            raise StatusUnavailable(
-                f"asking for the claim on run {self.name!r}: {_said(status)}", status_code=status
-            )
+            raise StatusUnavailable(said, status_code=status)
         if status is None or status >= 400:  # noqa: PLR2004 - HTTP's errors begin there
-            raise StatusRefused(
-                f"asking for the claim on run {self.name!r}: {_said(status)}", status_code=status
-            )
+            raise StatusRefused(said, status_code=status)
         return True
 
     async def holder_now(self) -> Claimant | None:
@@ -463,7 +463,7 @@ class Claims:
             StatusRefused: It refuses.
             StatusUnavailable: It has not answered by then.
         """
-        reminder = Reminder()
+        reminder = Reminder(_SAY_AFTER_S)
         began = self._clock.monotonic()
         while True:
             try:
@@ -474,9 +474,11 @@ class Claims:
                     raise
                 if reminder.is_due(waited_s):
                     logger.warning(
-                        "the service cannot be asked who trains run %s, which waits for that: %s",
+                        "run %s waits: the service does not say whether another process trains it "
+                        "(%s); tried for up to %g s (max_wait_s)",
                         name,
                         error,
+                        self.max_wait_s,
                     )
             await self._clock.sleep(self._look_s)
 

@@ -21,7 +21,7 @@ from tinker_recovery.supervision.errors import (
     SupervisorStopped,
     UnexpectedExit,
 )
-from tinker_recovery.supervision.events import Outcome
+from tinker_recovery.supervision.events import Context, Outcome
 from tinker_recovery.supervision.group import GroupRestart
 from tinker_recovery.supervision.heartbeat import until_silent
 from tinker_recovery.supervision.intensity import RestartLedger
@@ -54,6 +54,7 @@ class Engine:
         self.reporter = Reporter(settings)
         self.stopper = Stopper(self)
         self._on_over = on_over
+        self._host = asyncio.current_task()
         self._tasks = Tasks(settings.name, self._broken)
         self.background = self._tasks.background
         self._ledger = RestartLedger(settings.max_restarts, settings.max_seconds)
@@ -231,9 +232,19 @@ class Engine:
         else:
             self._ended(record)
 
+    def _report_crash(self, life: Life, context: Context, error: BaseException) -> None:
+        """Report a failure, unless it is the end of the whole event loop.
+
+        ``asyncio.run`` cancels all tasks at once when an interrupt left its loop, as after a second
+        Ctrl-C: the children beside their supervisor, which could not stop them before.
+        """
+        cancelled = isinstance(error, asyncio.CancelledError) and life.task.cancelling() > 0
+        if not (cancelled and self._host is not None and self._host.cancelling() > 0):
+            self.reporter.crash(life, context, error)
+
     def _after_crash(self, life: Life, error: BaseException) -> None:
         record = life.record
-        self.reporter.crash(life, "child_terminated", error)
+        self._report_crash(life, "child_terminated", error)
         if is_restarted(record.spec.restart, normal=False):
             self._restart(record, error)
         else:
@@ -254,7 +265,7 @@ class Engine:
 
     def _start_failed(self, life: Life, failure: BaseException) -> None:
         record = life.record
-        self.reporter.crash(life, "start_error", failure)
+        self._report_crash(life, "start_error", failure)
         if record.restarting:
             self._restart(record, failure)
         else:

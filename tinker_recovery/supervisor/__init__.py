@@ -24,7 +24,7 @@ from typing_extensions import Unpack
 
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.cookbook.runner import run_cookbook
-from tinker_recovery.errors import UsageError
+from tinker_recovery.errors import JournalError, UsageError
 from tinker_recovery.forks import LeftAtHome
 from tinker_recovery.journal import (
     STATE_FOLDER,
@@ -38,7 +38,7 @@ from tinker_recovery.journal import (
 )
 from tinker_recovery.outlets import Notify, Outlets
 from tinker_recovery.policy import Callback, RecoveryPolicy
-from tinker_recovery.policy_settings import policy_from_settings
+from tinker_recovery.policy_settings import given_or_set
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.metadata_notes import recall_metadata
 from tinker_recovery.recovery.spares import Spares
@@ -70,6 +70,9 @@ from tinker_recovery.watched.watch import Watch
 logger = logging.getLogger(names.SCOPE)
 
 _T = TypeVar("_T")
+
+_SAY_WHAT_TO_DO = (UsageError, JournalError)
+"""Errors of an entry whose message is all that helps: what is ours below them is left out."""
 
 
 class Supervisor:
@@ -136,7 +139,7 @@ class Supervisor:
     ) -> None:
         check_lease(lease)
         self._lease: Lease = lease
-        self.policy = policy_from_settings() if policy is None else policy
+        self.policy = given_or_set(policy)
         self._backend = TinkerBackend(
             service, standby=self.policy.enabled and self.policy.standby != "none"
         )
@@ -178,7 +181,10 @@ class Supervisor:
     async def __aenter__(self) -> Self:
         entry = LeftByItsTask(self._while_entered(self._signals.listen_in_task), self._close)
         at_home = LeftAtHome(entry)
-        await at_home.__aenter__()
+        try:
+            await at_home.__aenter__()
+        except _SAY_WHAT_TO_DO as error:
+            raise error.with_traceback(None)  # noqa: B904 - it is the same error
         self._entry = at_home
         return self
 
@@ -439,7 +445,10 @@ class Supervisor:
 
     def __enter__(self) -> BlockingSupervisor[Supervisor]:
         context = self._while_entered(contextlib.nullcontext)
-        self._blocking = BlockingSupervisor(self, context, self._run_with, self._signals)
+        try:
+            self._blocking = BlockingSupervisor(self, context, self._run_with, self._signals)
+        except _SAY_WHAT_TO_DO as error:
+            raise error.with_traceback(None)  # noqa: B904 - it is the same error
         return self._blocking
 
     def __exit__(self, *exc_info: object) -> bool | None:
