@@ -177,7 +177,7 @@ def test_a_step_that_is_due_while_too_many_saves_are_under_way_is_left_out_and_t
     world.saver.stored(2)
     assert world.steps(3, 7, store=False) == [4]
     (said,) = caplog.messages
-    assert "step 6 is due and not saved, as 1 saves are under way; the last one took 5.0 s" in said
+    assert "step 6 is due and not saved, as 1 save is under way; the last one took 5.0 s" in said
     assert (
         "left out so far: 1. Save less often, or allow more at once: max_saves_in_flight=1" in said
     )
@@ -192,7 +192,7 @@ def test_before_the_first_save_has_ended_its_time_is_not_said(
 ) -> None:
     world = begun(max_saves_in_flight=1)
     world.steps(1, 4, store=False)
-    assert "as 1 saves are under way. Steps" in caplog.text
+    assert "as 1 save is under way. Steps" in caplog.text
 
 
 @pytest.mark.parametrize("keeps", ["unknown", "kept", "forgotten", "refused"])

@@ -6,7 +6,7 @@ import functools
 import json
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,11 @@ async def test_options_that_contradict_are_refused() -> None:
     assert "--run and --all do not go together" in both.output
     none = await _call("prune", "--yes")
     assert none.exit_code == 2
-    assert "choose checkpoints with --run, --lineage, or --all" in none.output
+    assert "choose checkpoints with RUN, --lineage, or --all" in none.output
+    for scope in (("--run", "x"), ("--all",), ("--lineage", "l")):
+        twice = await _call("list", "sft-42", *scope)
+        assert twice.exit_code == 2
+        assert f"RUN and {scope[0]} do not go together" in twice.output
 
 
 async def test_verify_gives_the_reason_for_each_bad_one_and_exits_1(local: LocalTinker) -> None:
@@ -267,3 +271,30 @@ async def test_a_run_that_only_the_service_knows_is_found_by_its_name_and_an_unk
     assert missing.exit_code == 3
     assert "there is no journal at" in missing.stderr
     assert not (tmp_path / "no").exists()
+
+
+async def test_a_run_is_an_argument_as_for_the_other_commands(local: LocalTinker) -> None:
+    del local
+    await _trained("sft-42")
+    steps = [row["step"] for row in await _json("list", "sft-42")]
+    assert steps == [row["step"] for row in await _json("list", "--run", "sft-42")]
+    assert len(steps) == len(await _json("verify", "sft-42")) == 5
+    assert len((await _json("prune", "sft-42", "--keep-last", "2", "--dry-run"))["to_delete"]) > 0
+    for command in (["list"], ["verify"], ["prune", "--dry-run"]):
+        unknown = await _call(*command, "sft-43")
+        assert unknown.exit_code == 1
+        assert "there is no run 'sft-43'" in unknown.stderr
+
+
+async def test_a_run_at_another_service_is_said_to_be_there(
+    serving: Callable[..., Any],
+) -> None:
+    async with serving() as first:
+        await _trained("outs")
+    async with serving() as second:
+        for kind in ((), ("--kind", "sampler")):
+            done = await _call("list", "outs", *kind)
+            assert done.exit_code == 1
+            assert f"there is no run 'outs' at {second.base_url}" in done.stderr
+            assert f"the run of that name is at {first.base_url}" in done.stderr
+            assert "did you mean outs" not in done.stderr

@@ -228,8 +228,8 @@ async def test_what_is_wrong_is_status_2_and_what_cannot_be_read_is_status_3(
             await supervisor.run(loop_, base_model=MODEL, rank=8, name=name)
     path = local.checkpoints(supervisor.runs[0].segments[0].run_id)[0].path
     for arguments, status, said in (
-        (["unknown"], 2, "there is no run 'unknown'"),
-        (["unknown:train:0"], 2, "does not know a Tinker run"),
+        (["unknown"], 1, "there is no run 'unknown'"),
+        (["unknown:train:0"], 1, "does not know a Tinker run"),
         (["one", "--checkpoint", "step-1"], 2, "is not of the form"),
         (["other", "--checkpoint", path], 2, "is no checkpoint of run 'other'"),
         (["one", "--journal", "nowhere.sqlite"], 3, "there is no journal at nowhere.sqlite"),

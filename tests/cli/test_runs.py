@@ -53,6 +53,7 @@ async def test_a_run_is_listed_shown_and_forgotten_and_its_name_starts_over(
     assert all(attempt["run_id"] in text for attempt in shown["attempts"])
     assert json.loads(_cli("abandon", "sft-42", "--json").stdout) == {
         "run": "sft-42",
+        "service": local.base_url,
         "was": "finished",
         "checkpoints_kept": 3,
     }

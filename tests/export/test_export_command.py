@@ -67,7 +67,7 @@ async def test_what_cannot_be_exported_is_said_with_its_own_exit_status(
     to = str(tmp_path / "a")
     assert (await _export("sft-42")).exit_code == 2
     assert (await _export("sft-42", "--push", "a name")).exit_code == 2
-    assert (await _export("nobody", "--to", to)).exit_code == 2
+    assert (await _export("nobody", "--to", to)).exit_code == 1
     assert (await _export("tinker://x/sampler_weights/y", "--to", to)).exit_code == 2
     gone = await _json(f"{path}-gone", "--to", to, expect=1)
     assert gone["exported"] is False

@@ -92,7 +92,7 @@ async def test_verify_deep_gives_its_shallow_results_and_says_that_bytes_were_no
     status, shown = await anyio.to_thread.run_sync(verified)
     assert status == 0
     assert "bytes     not looked at: this service has no export" in shown
-    assert "1 checkpoints, 0 bad, 1 not looked at in full" in shown
+    assert "1 checkpoint, 0 bad, 1 not looked at in full" in shown
 
 
 async def test_where_bytes_cannot_be_looked_at_nothing_is_deleted_or_rejected_and_that_is_said_once(

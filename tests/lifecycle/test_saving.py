@@ -170,7 +170,8 @@ async def test_as_many_saves_as_allowed_are_under_way_and_what_is_left_out_is_sa
         steps, _ = await _saves(train, policy)
     assert steps == [1, *range(2, 2 + most), STEPS]
     (said,) = (each.getMessage() for each in caplog.records if "not saved" in each.getMessage())
-    assert f"step {2 + most} is due and not saved, as {most} saves are under way" in said
+    saves = "1 save is" if most == 1 else f"{most} saves are"
+    assert f"step {2 + most} is due and not saved, as {saves} under way" in said
     assert said.endswith(
         "Steps left out so far: 1. Save less often, or allow more at once: "
         f"max_saves_in_flight={most}"

@@ -19,7 +19,7 @@ from tinker_recovery.retention.verifier import (
 )
 
 PATH = "tinker://a/weights/1"
-WHOLE = Finding("bytes", ok=True, reason="7 bytes in 1 files are whole")
+WHOLE = Finding("bytes", ok=True, reason="7 bytes in 1 file are whole")
 BROKEN = Finding("bytes", ok=False, reason="a zero tail")
 ONE, OTHER = {"x": FileFacts(7, "aa")}, {"x": FileFacts(7, "bb")}
 

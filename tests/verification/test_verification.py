@@ -139,7 +139,7 @@ async def test_a_whole_checkpoint_passes_every_level_and_nothing_is_left(
         assert len(local.sessions()) == 1, "the cheap levels open no session"
         deep = await desk.verify(path, deep=True, progress=seen.append)
         assert [(each.level, each.ok) for each in deep] == [(one, True) for one in ALL]
-        assert "bytes in 1 files are whole" in deep[-1].reason
+        assert "bytes in 1 file are whole" in deep[-1].reason
         phases = list(dict.fromkeys(each.phase for each in seen))
         assert phases == ["loading", "exporting", "downloading", "checking"]
         assert seen[-1].done_bytes == seen[-1].total_bytes

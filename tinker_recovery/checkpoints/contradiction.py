@@ -23,6 +23,7 @@ from datetime import timedelta
 
 from tinker_recovery.checkpoints.naming import SaveName, mark_of
 from tinker_recovery.checkpoints.record import CheckpointRecord
+from tinker_recovery.telemetry.text import counted
 
 OUT_OF_ORDER = timedelta(minutes=1)
 """Two saves this near to each other may be stored, or dated, in another order than submitted."""
@@ -121,7 +122,8 @@ def contradicts_itself(record: CheckpointRecord) -> str | None:
     if record.sound_step is None:
         return None
     if record.sound_step > record.step:
-        return f"its metadata has step {record.step}, and {record.sound_step} steps that succeeded"
+        done = counted(record.sound_step, "step")
+        return f"its metadata has step {record.step}, and {done} that succeeded"
     return _named_otherwise(record) if record.saved_by == "schedule" else None
 
 

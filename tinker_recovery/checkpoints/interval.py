@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from tinker_recovery.checkpoints.evidence import Evidence
 from tinker_recovery.checkpoints.schedule import Decision, Moment, check_positive, check_whole
 from tinker_recovery.errors import UsageError
+from tinker_recovery.telemetry.text import counted
 
 
 def young_daly_s(save_s: float, mtbf_s: float) -> float:
@@ -122,7 +123,8 @@ class AutoInterval:
             if passed_s >= limit_s:
                 reason = f"{passed_s:.0f} s since the last save, due after {limit_s:.0f} s"
                 return Decision(due=True, reason=reason)
-        return Decision(passed >= steps, f"{passed} steps since the last save, due after {steps}")
+        reason = f"{counted(passed, 'step')} since the last save, due after {steps}"
+        return Decision(passed >= steps, reason)
 
     def plan(self, moment: Moment) -> Plan:
         """When it saves next, and why then."""

@@ -23,6 +23,7 @@ from tinker_recovery.checkpoints.files import FileFacts, inspect_file
 from tinker_recovery.checkpoints.record import CheckpointRecord, Listed
 from tinker_recovery.checkpoints.safetensors_header import DamagedFile
 from tinker_recovery.errors import UsageError
+from tinker_recovery.telemetry.text import counted
 
 EXPIRY_MARGIN = timedelta(minutes=5)
 """A checkpoint this close to its expiry may be gone before the service has loaded it."""
@@ -214,4 +215,5 @@ def check_bytes(files: Iterable[Path]) -> tuple[Finding, dict[Path, FileFacts]]:
     if not facts:
         return Finding("bytes", ok=False, reason="it has no files"), facts
     total = sum(each.size_bytes for each in facts.values())
-    return Finding("bytes", ok=True, reason=f"{total} bytes in {len(facts)} files are whole"), facts
+    reason = f"{total} bytes in {counted(len(facts), 'file')} are whole"
+    return Finding("bytes", ok=True, reason=reason), facts

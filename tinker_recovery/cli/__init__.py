@@ -22,7 +22,7 @@ _COMMANDS = {
     "demo": "Watch a training loop get poisoned, recover, and end with the same weights.",
     "doctor": "Find out what a service does: above all, whether it really restores the optimizer.",
     "export": "Export a checkpoint as an adapter that others can load, or publish it on a hub.",
-    "faults": "Show every fault of a run, and what is done about it.",
+    "faults": "Show every fault that a run can meet, and what is done about each.",
     "inject": "Strike a run at a local server with a fault, while it trains.",
     "jobs": "List, show, cancel and retry jobs, and work on them.",
     "prices": "Write what each model's tokens were billed at, in USD for a million tokens.",

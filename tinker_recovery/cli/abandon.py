@@ -9,6 +9,7 @@ import click
 
 from tinker_recovery.cli.common import (
     NO_SUCH_RUN,
+    at_others,
     echo,
     journal_file,
     journal_option,
@@ -16,6 +17,7 @@ from tinker_recovery.cli.common import (
     run_argument,
     service_option,
 )
+from tinker_recovery.telemetry.text import counted
 
 HELD = 4
 
@@ -39,20 +41,30 @@ def command(
     """
     from tinker_recovery.errors import JournalError, RunHeld
     from tinker_recovery.journal.abandon import abandon
+    from tinker_recovery.journal.reading import read_runs
 
+    path = journal_file(journal)
     try:
-        forgotten = abandon(journal_file(journal), run, service=service, even_if_held=force)
+        forgotten = abandon(path, run, service=service, even_if_held=force)
     except JournalError as error:
         refuse(str(error))
     except RunHeld as error:
         refuse(str(error), HELD)
     if forgotten is None:
-        refuse(f"there is no run {run!r} to forget: see `tinker-recovery runs`", NO_SUCH_RUN)
-    kept = sum(not each.gone for each in forgotten.checkpoints)
+        at = "" if service is None else f" at {service}"
+        runs = [each for each in read_runs(path) if each.state != "abandoned"]
+        elsewhere = "" if service is None else at_others(runs, run, service)
+        refuse(
+            f"there is no run {run!r}{at} to forget{elsewhere}: see `tinker-recovery runs`",
+            NO_SUCH_RUN,
+        )
+    was, kept = forgotten.display_state, sum(not each.gone for each in forgotten.checkpoints)
     if as_json:
-        echo(json.dumps({"run": run, "was": forgotten.state, "checkpoints_kept": kept}))
+        said = {"run": run, "service": forgotten.service, "was": was, "checkpoints_kept": kept}
+        echo(json.dumps(said))
         return
+    stay = "stays" if kept == 1 else "stay"
     echo(
-        f"run {run!r} is forgotten (it was {forgotten.state}, at step {forgotten.step}); its "
-        f"{kept} checkpoints stay at the service"
+        f"run {run!r} at {forgotten.service} is forgotten (it was {was}, at step "
+        f"{forgotten.step}); its {counted(kept, 'checkpoint')} {stay} at the service"
     )

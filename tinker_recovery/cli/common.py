@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tinker_recovery.costs import Prices
     from tinker_recovery.errors import ServiceUnusable
+    from tinker_recovery.journal.reading import RunView
 
 NO_SUCH_RUN, UNREADABLE = 1, 3
 """Exit statuses."""
@@ -39,7 +40,7 @@ def _without_userinfo(_: click.Context, __: click.Parameter, url: str | None) ->
         return None
     from tinker_recovery.telemetry.redaction import split_userinfo
 
-    return split_userinfo(url)[0]
+    return split_userinfo(url)[0].rstrip("/")
 
 
 service_option = click.option(
@@ -172,15 +173,23 @@ def no_such_run(journal: Path, name: str, service: str | None = None) -> NoRetur
     from tinker_recovery.report import plain
 
     runs = read_runs(journal)
-    elsewhere = dict.fromkeys(plain(each.service) for each in runs if each.name == name)
-    if service is not None and elsewhere:
+    if service is not None and (elsewhere := at_others(runs, name, service)):
         refuse(
-            f"there is no run '{plain(name)}' at {plain(service)} in {journal}; the run of that "
-            f"name is at {', '.join(elsewhere)}",
+            f"there is no run '{plain(name)}' at {plain(service)} in {journal}{elsewhere}",
             NO_SUCH_RUN,
         )
     names = [each.name for each in runs]
     refuse(f"there is no run '{plain(name)}' in {journal}{instead_of(name, names)}", NO_SUCH_RUN)
+
+
+def at_others(runs: Sequence[RunView], name: str, service: str) -> str:
+    """What to say after "there is no run of this name here": at which other services one is."""
+    from tinker_recovery.report import plain
+
+    others = dict.fromkeys(
+        plain(each.service) for each in runs if each.name == name and each.service != service
+    )
+    return f"; the run of that name is at {', '.join(others)}" if others else ""
 
 
 def instead_of(name: str, names: Sequence[str]) -> str:
@@ -221,3 +230,18 @@ _PLAIN = re.compile(r"[\w.:@%+=/-]+").fullmatch
 def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add RUN, whose names a shell completes."""
     return click.argument("run", shell_complete=complete_run)(command)
+
+
+class WithoutRun(click.Command):
+    """A command about no single run, which names the one that shows a run to who gives it one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what it is called with."""
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            ctx.fail(
+                f"Got unexpected extra argument ({' '.join(rest)}): `tinker-recovery "
+                f"{ctx.info_name}` takes no run: see `tinker-recovery show RUN`"
+            )
+        return rest

@@ -20,6 +20,7 @@ import click
 from tinker_recovery.cli.common import demo_server, echo
 from tinker_recovery.cli.kept_demos import note_demo
 from tinker_recovery.cli.plot import Mark, axis, curve, replays
+from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -247,7 +248,8 @@ class _Demo:
                 )
                 faults = " and ".join(map(str, self.poisonings))
                 self.console.print(
-                    f"Local Tinker server at {server.base_url}. Training {self.steps} steps twice; "
+                    f"Local Tinker server at {server.base_url}. "
+                    f"Training {counted(self.steps, 'step')} twice; "
                     f"the second run is poisoned after step {faults}."
                 )
                 with _live(self.console, [calm, poisoned], self.steps) as refresh:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tinker_recovery.cli.common import echo, indented, leave, show_below
-from tinker_recovery.telemetry.text import as_text
+from tinker_recovery.telemetry.text import as_text, counted
 
 if TYPE_CHECKING:
     from tinker_recovery.doctor import ExamPlan, Fact, Report
@@ -139,7 +139,7 @@ def _as_text(report: Report) -> str:
     lines = [f"  {name:<48}{value:.3g}" for name, value in rows.items()]
     about = (
         f"{report.base_url}, tinker {report.sdk}, {as_text(report.base_model)}, "
-        f"rank {report.rank}, {report.steps} steps at {report.learning_rate:g}"
+        f"rank {report.rank}, {counted(report.steps, 'step')} at {report.learning_rate:g}"
     )
     return "\n".join([found.words, "", f"Logprobs at {about}:", *lines, *_table(report.facts)])
 

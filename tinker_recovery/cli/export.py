@@ -19,6 +19,7 @@ import anyio.to_thread
 import click
 
 from tinker_recovery.cli.common import (
+    NO_SUCH_RUN,
     demo_server,
     echo,
     journal_file,
@@ -122,9 +123,9 @@ def command(  # noqa: PLR0913 - one argument for each option
     holds another run is refused.
 
     \b
-    Exit status: 0 if the folder is whole; 1 if it cannot be exported, with the reason; 2 for a
-    wrong option, or if there is no such run; 3 if it may work later: the service cannot be read,
-    the disk is full, the download broke off.
+    Exit status: 0 if the folder is whole; 1 if it cannot be exported, with the reason, or if there
+    is no such run; 2 for a wrong option; 3 if it may work later: the service cannot be read, the
+    disk is full, the download broke off.
     """
     _check_where(folder, push)
     from tinker_recovery.errors import (
@@ -136,6 +137,7 @@ def command(  # noqa: PLR0913 - one argument for each option
         StatusError,
         UsageError,
     )
+    from tinker_recovery.recovery.dry_run import NoSuchRun
     from tinker_recovery.telemetry import redact
 
     def failed(error: Exception, status: int, how: str = "not exported: ") -> None:
@@ -152,6 +154,8 @@ def command(  # noqa: PLR0913 - one argument for each option
         with folder_or_temporary(folder) as place:
             order = _Order(target, place, push, form, strategy, base, merged, path)
             facts, manifest, published = _export_or_demo(order, kept)
+    except NoSuchRun as error:
+        refuse(redact(str(error)), NO_SUCH_RUN)
     except UsageError as error:
         refuse(redact(str(error)), WRONG)
     except ServiceUnusable as error:

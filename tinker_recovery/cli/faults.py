@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.common import echo, plain_console
+from tinker_recovery.cli.common import WithoutRun, echo, plain_console
 from tinker_recovery.cli.records import Column, show_records
 
 if TYPE_CHECKING:
     from tinker_recovery.faults import VerdictRule
 
 
-@click.command()
+@click.command(cls=WithoutRun)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
 def command(*, as_json: bool) -> None:
-    r"""Show every fault of a run, and what is done about it.
+    r"""Show every fault that a run can meet, and what is done about each.
+
+    It is the same table for all runs: those that one run has met are in `tinker-recovery show RUN`.
 
     \b
     recover   go back to a checkpoint at once

@@ -111,16 +111,23 @@ def _tinker_run(run: str, journal: Path | None, url: str) -> str:
     """The Tinker run that a run of this name lives in, or the one of this id."""
     from tinker_recovery.errors import JournalError
     from tinker_recovery.journal.reading import read_run
+    from tinker_recovery.telemetry.redaction import split_userinfo
 
     if ":" in run:
         return run
-    path = journal_file(journal)
+    path, service = journal_file(journal), split_userinfo(url)[0].rstrip("/")
     try:
-        view = read_run(path, run, service=url.rstrip("/"))
-        if view is None or not view.attempts:
-            no_such_run(path, run, url.rstrip("/"))
+        view = read_run(path, run, service=service)
+        if view is None:
+            no_such_run(path, run, service)
     except JournalError as error:
         refuse(str(error))
+    if not view.attempts:
+        refuse(
+            f"run {run!r} at {service} has no Tinker run yet (it is {view.display_state}): strike "
+            "it once it trains, which `tinker-recovery show` then says, or leave RUN out",
+            FAILED,
+        )
     return view.attempts[-1].run_id
 
 

@@ -13,6 +13,7 @@ import click
 
 from tinker_recovery.cli.common import UNREADABLE, echo, leave, refuse, say_error
 from tinker_recovery.cli.output import write_whole
+from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from tinker.types import BillingUsageEvent
@@ -83,7 +84,7 @@ def command(*, days: int, output: Path | None, timeout_s: float, as_json: bool) 
     if as_json:
         echo(json.dumps(table))
     else:
-        echo(text.rstrip() if output is None else f"wrote {output}: {len(table)} models")
+        echo(text.rstrip() if output is None else f"wrote {output}: {counted(len(table), 'model')}")
     leave(0)
 
 

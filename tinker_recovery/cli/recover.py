@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinker_recovery.cli.common import (
+    NO_SUCH_RUN,
     echo,
     journal_file,
     journal_option,
@@ -68,8 +69,8 @@ def command(
     Deadlines are settings, see `tinker-recovery config show`.
 
     \b
-    Exit status: 0 if it was restored; 1 if it could not be, with the reason; 2 for a wrong option,
-    or if there is no such run; 3 if the service or the journal could not be read.
+    Exit status: 0 if it was restored; 1 if it could not be, with the reason, or if there is no such
+    run; 2 for a wrong option; 3 if the service or the journal could not be read.
     """
     from tinker import TinkerError
 
@@ -83,7 +84,7 @@ def command(
         UsageError,
     )
     from tinker_recovery.policy_settings import policy_from_settings
-    from tinker_recovery.recovery.dry_run import prove
+    from tinker_recovery.recovery.dry_run import NoSuchRun, prove
     from tinker_recovery.telemetry import redact
 
     try:
@@ -96,6 +97,8 @@ def command(
         proof = asyncio.run(
             prove(run, journal=path, policy=policy, checkpoint=checkpoint, lineage=lineage)
         )
+    except NoSuchRun as error:
+        refuse(redact(str(error)), NO_SUCH_RUN)
     except UsageError as error:
         refuse(redact(str(error)), WRONG)
     except ServiceUnusable as error:

@@ -115,11 +115,7 @@ def write_report(
         run = read_run(journal, name, service=service)
         if run is None:
             no_such_run(journal, name, service)
-        events = [
-            each
-            for each in read_events(journal, name, limit=_EVENTS)
-            if run.created - 1 <= each.time
-        ]
+        events = read_events(journal, run=run.id, limit=_EVENTS)
     except JournalError as error:
         refuse(str(error))
     if output is not None:

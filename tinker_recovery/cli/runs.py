@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinker_recovery.cli.common import echo, journal_file, journal_option, plain_console, refuse
+from tinker_recovery.cli.common import (
+    WithoutRun,
+    echo,
+    journal_file,
+    journal_option,
+    plain_console,
+    refuse,
+)
 from tinker_recovery.cli.records import Cell, Column, Record, show_records
 from tinker_recovery.cli.states import STYLES, named_option, state_option, trouble
+from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.summary import RunSummary
@@ -29,7 +37,7 @@ _SORTS: dict[str, Callable[[RunSummary], Any]] = {
 }
 
 
-@click.command()
+@click.command(cls=WithoutRun)
 @state_option
 @click.option(
     "--sort",
@@ -94,7 +102,7 @@ def command(
     console = plain_console()
     show_records(console, _COLUMNS, [_record(each, now) for each in runs])
     if console.is_terminal and (len(runs) < len(found) or not found):
-        echo(f"{len(runs)} of {len(found)} runs" if found else "no runs yet")
+        echo(f"{len(runs)} of {counted(len(found), 'run')}" if found else "no runs yet")
 
 
 _COLUMNS = (

@@ -23,6 +23,7 @@ from tinker_recovery.cli.common import (
 )
 from tinker_recovery.cli.records import Cell, Column, show_records
 from tinker_recovery.cli.runs import summary
+from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +76,7 @@ def command(
         view = read_run(path, run, service=service)
         if view is None:
             no_such_run(path, run, service)
-        newest = read_events(path, run, limit=events) if events else []
+        newest = read_events(path, run=view.id, limit=events) if events else []
         known = RunSummary.of(view)
     except JournalError as error:
         refuse(str(error))
@@ -144,7 +145,9 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
     _show_history(console, view)
     kept = [each for each in view.checkpoints if not each.gone]
     if kept:
-        console.print(f"{len(kept)} checkpoints, the newest {kept[-1].path}", soft_wrap=True)
+        console.print(
+            f"{counted(len(kept), 'checkpoint')}, the newest {kept[-1].path}", soft_wrap=True
+        )
     if view.next_save and view.live:
         console.print(view.next_save, soft_wrap=True)
     console.print(f"tokens: {tokens(figures.tokens)}", soft_wrap=True)

@@ -21,6 +21,7 @@ from tinker_recovery.service import Asked, RunStatus, StatusReader
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, say_no_search
 from tinker_recovery.service.status import PAGE, session_id_of
 from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.telemetry.text import counted
 
 _NO_SUCH_QUERY = NO_SUCH_ROUTE | {400, 422}
 
@@ -249,7 +250,7 @@ class Poller:
                 if spread_s:
                     await self._clock.sleep(spread_s / pages.planned)
         if errors:
-            self._read_failed(f"{len(watched)} runs", errors[0], {names.RUNS: len(watched)})
+            self._read_failed(counted(len(watched), "run"), errors[0], {names.RUNS: len(watched)})
         return not errors
 
     async def _one_by_one(self, missing: Mapping[str, PolledRun]) -> bool:
@@ -278,7 +279,7 @@ class Poller:
                     await self._clock.sleep(self._interval_s * SPREAD_SINGLE / len(missing))
         if errors:
             # One event for all: a run that the service does not list yet fails in every poll.
-            self._read_failed(f"{len(errors)} runs", errors[-1], {names.RUNS: len(errors)})
+            self._read_failed(counted(len(errors), "run"), errors[-1], {names.RUNS: len(errors)})
         return reached()
 
     async def _failed_sessions(self, watched: Mapping[str, PolledRun]) -> None:

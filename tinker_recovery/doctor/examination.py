@@ -33,6 +33,7 @@ from tinker_recovery.service import (
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.temporary import TTL_S, opened, stored
 from tinker_recovery.service.waiting import result_of
+from tinker_recovery.telemetry.text import counted
 
 ROUNDS = 3
 """Rounds before it is inconclusive; each trains twice as long at four times the rate."""
@@ -196,7 +197,7 @@ class _Experiment:
             done = 0
             steps, rate = plan.steps, plan.learning_rate
             for round_ in range(1, ROUNDS + 1):
-                self.progress(f"training {steps} steps at learning rate {rate:g}")
+                self.progress(f"training {counted(steps, 'step')} at learning rate {rate:g}")
                 for step in range(done, done + steps):
                     await results(one_step(live.training, step, rate))
                 done += steps

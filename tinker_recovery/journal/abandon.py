@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tinker_recovery.journal.database import Database
-from tinker_recovery.journal.reading import RunView, read_run
+from tinker_recovery.journal.reading import RunView, read_run, read_runs
 from tinker_recovery.journal.recalled import forget_recalled
 
 
@@ -15,6 +15,8 @@ def abandon(
 ) -> RunView | None:
     """Abandon a run; returns its last state, or None if there is no such run.
 
+    Of several with that name, at several services, it is the newest that is not abandoned yet.
+
     The next run of that name starts from scratch. A process that still trains the old one loses
     its lease: its attempt ends with :class:`LeaseLost`; that needs ``even_if_held``.
 
@@ -22,9 +24,17 @@ def abandon(
         RunHeld: A live process holds the run, or one whose state cannot be seen from here.
         JournalError: The journal does not exist, or cannot be written.
     """
-    run = read_run(path, name, service=service)
-    if run is None or run.state == "abandoned":
+    left = [
+        each
+        for each in read_runs(path)
+        if each.name == name and service in (None, each.service) and each.state != "abandoned"
+    ]
+    if not left:
         return None
+    newest = max(left, key=lambda each: each.id)
+    run = read_run(path, name, service=newest.service)
+    if run is None or run.state == "abandoned":
+        return None  # another process has abandoned it meanwhile
     if run.holder is not None and run.live and not even_if_held:
         raise run.holder.held(
             name,

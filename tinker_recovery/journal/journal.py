@@ -38,6 +38,16 @@ def default_path() -> Path:
     return Path(state) / "tinker_recovery" / JOURNAL_FILE
 
 
+def why_missing(path: Path) -> str:
+    """What to say of a journal that does not exist: by what it was named."""
+    if path == default_path():
+        return (
+            "nothing has been trained on this machine yet, or TINKER_RECOVERY_STATE_DIR names "
+            "another folder"
+        )
+    return "nothing has been trained with it yet, or it is another file or folder"
+
+
 def option_for(path: Path | None) -> str:
     """What a command has to be given to read this journal, if it is not the default one."""
     if path is None or path == default_path():

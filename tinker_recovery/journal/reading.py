@@ -19,16 +19,11 @@ from urllib.parse import quote
 
 from tinker_recovery.costs import Prices, Tokens, table_from_json
 from tinker_recovery.errors import JournalError
+from tinker_recovery.journal import run_sql
 from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
-from tinker_recovery.journal.run_sql import (
-    GOING_ON,
-    JOB,
-    NEXT_SAVE,
-    StoredRun,
-    select_run,
-    select_silences,
-)
+from tinker_recovery.journal.journal import why_missing
+from tinker_recovery.journal.run_sql import GOING_ON, JOB, NEXT_SAVE, StoredRun, select_run
 from tinker_recovery.journal.schema import ALL_TOKENS, WITH_DISCARDED, WITH_RUNS, WITH_TOKENS
 
 State = Literal["training", "recovering", "stopped", "finished", "failed", "abandoned"]
@@ -332,11 +327,18 @@ def read_stored_run(path: Path, name: str, *, service: str) -> tuple[RunView, St
 
 
 def read_events(
-    path: Path, name: str | None = None, *, after: int = 0, limit: int = 1000
+    path: Path,
+    name: str | None = None,
+    *,
+    service: str | None = None,
+    run: int | None = None,
+    after: int = 0,
+    limit: int = 1000,
 ) -> list[EventView]:
-    """The newest ``limit`` events, oldest first; of the runs of one name, or of all.
+    """The newest ``limit`` events, oldest first; of the runs of one name or service, or of all.
 
-    ``after`` is the :attr:`EventView.id` of the last one already read.
+    ``run`` is the :attr:`RunView.id` of the one run whose events to read: several may have its
+    name. ``after`` is the :attr:`EventView.id` of the last one already read.
 
     Raises:
         JournalError: The file does not exist, or cannot be read.
@@ -344,15 +346,17 @@ def read_events(
     newest = "events.id > ? ORDER BY events.id DESC LIMIT ?"
     with open_to_read(path) as database:
         rows: list[tuple[Any, ...]] = []
-        if name is None:
+        if name is None and service is None and run is None:
             rows += database.execute(f"{EVENTS} WHERE {newest}", (after, limit))
         else:
             # Run by run, through the index: one with few events does not scan all of them.
-            for (run,) in database.execute(
-                "SELECT id FROM runs WHERE name = ?", (name,)
+            for (each,) in database.execute(
+                "SELECT id FROM runs WHERE (?1 IS NULL OR name = ?1) "
+                "AND (?2 IS NULL OR service = ?2) AND (?3 IS NULL OR id = ?3)",
+                (name, service, run),
             ).fetchall():
                 rows += database.execute(
-                    f"{EVENTS} WHERE events.run = ? AND {newest}", (run, after, limit)
+                    f"{EVENTS} WHERE events.run = ? AND {newest}", (each, after, limit)
                 )
     return [event_from(row) for row in sorted(rows)[-limit:]]
 
@@ -391,10 +395,7 @@ def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
         JournalError: The file does not exist, or cannot be read; also from the body.
     """
     if not path.exists():
-        raise JournalError(
-            f"there is no journal at {path}: nothing has been trained on this machine yet, or "
-            "TINKER_RECOVERY_STATE_DIR names another folder"
-        )
+        raise JournalError(f"there is no journal at {path}: {why_missing(path)}")
     with (
         journal_errors(path),
         closing(
@@ -465,7 +466,7 @@ def _history(database: sqlite3.Connection, run: int) -> dict[str, Any]:
         ),
         "discarded": _discarded(database, run),
         "tokens": _tokens(database, run),
-        "silences": select_silences(database, run),
+        "silences": run_sql.select_silences(database, run),
     }
 
 

@@ -228,11 +228,11 @@ class Writer:
         if last:
             self._dropped += len(rest)
             logger.error(
-                "the journal %s was closed with %d entries that could not be written: `runs` may "
+                "the journal %s was closed with %s that could not be written: `runs` may "
                 "show as dead what has ended. The checkpoints are safe at the service, where the "
                 "same command reads how far the run is",
                 self._database.path,
-                self._dropped,
+                _entries(self._dropped),
             )
             return
         with self._wake:
@@ -243,13 +243,13 @@ class Writer:
     def _succeeded(self) -> None:
         if self._retry_s:
             logger.warning(
-                "the journal %s can be written again; %d entries were lost",
+                "the journal %s can be written again; %s lost",
                 self._database.path,
-                self._dropped,
+                _entries_were(self._dropped),
             )
         elif self._dropped:
             logger.error(
-                "%d journal entries were dropped because the disk is too slow", self._dropped
+                "the disk is too slow for the journal: %s dropped", _entries_were(self._dropped)
             )
         self._retry_s = self._retry_at = 0.0
         self._dropped = 0
@@ -270,3 +270,11 @@ def _do(connection: sqlite3.Connection, job: Job) -> tuple[Any, BaseException | 
         return None, error
     connection.execute("RELEASE job")
     return result, None
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count:,} entries"
+
+
+def _entries_were(count: int) -> str:
+    return f"{_entries(count)} {'was' if count == 1 else 'were'}"

@@ -20,6 +20,7 @@ from tinker_recovery.checkpoints import CheckpointRecord, WeightsFacts, check_we
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, UsageError
 from tinker_recovery.journal import Journal, Notebook, StoredRun
+from tinker_recovery.journal.elsewhere import read_elsewhere
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.reading import read_stored_run
 from tinker_recovery.policy import RecoveryPolicy
@@ -127,9 +128,18 @@ async def find_left(
         return LeftRun(name, await _of_tinker_run(reader, name))
     at_service = await find_at_service(reader, name, known=(), lineage=lineage)
     if at_service is None:
+        others = (
+            ()
+            if journal is None
+            else await anyio.to_thread.run_sync(
+                lambda: read_elsewhere(journal, name, service=service)
+            )
+        )
+        at = ", ".join(dict.fromkeys(each.service for each in others))
+        elsewhere = f"; the run of that name is at {at}" if at else ""
         raise NoSuchRun(
-            f"there is no run {name!r}: not in the journal (see `tinker-recovery runs --all`), and "
-            f"no checkpoint at {service} bears that name"
+            f"there is no run {name!r} at {service}: not in the journal (see `tinker-recovery "
+            f"runs`), and no checkpoint there bears that name{elsewhere}"
         )
     return LeftRun(name, at_service.stored, resumes=at_service.stored.state != "finished")
 

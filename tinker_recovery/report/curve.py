@@ -17,7 +17,8 @@ from tinker_recovery.report.html import Markup, joined, tag
 from tinker_recovery.report.scales import Point, Scale, clip_at, log_ticks, spread, thin, ticks
 from tinker_recovery.report.svg import across, chart, key, marks, percent
 from tinker_recovery.report.tables import folded, table
-from tinker_recovery.report.words import counted, number
+from tinker_recovery.report.words import number
+from tinker_recovery.telemetry.text import counted
 
 _HEIGHT, _TOP, _WIDE = 280, 24, 1000
 _COLUMNS, _ROWS = 400, 60

@@ -11,8 +11,9 @@ from tinker_recovery.report.lineage import TreeSegment
 from tinker_recovery.report.scales import Scale, time_ticks
 from tinker_recovery.report.svg import across, chart, key, marks, percent
 from tinker_recovery.report.tables import table
-from tinker_recovery.report.words import counted, duration, moment
+from tinker_recovery.report.words import duration, moment
 from tinker_recovery.telemetry.lost_time import length, within
+from tinker_recovery.telemetry.text import counted
 
 _TOP, _LANE, _BAR = 28, 30, 16
 _LANES = ("trains", "recovers", "saves")

@@ -10,7 +10,8 @@ from tinker_recovery.report.lineage import TreeSegment
 from tinker_recovery.report.scales import Scale, ticks
 from tinker_recovery.report.svg import across, chart, key, percent
 from tinker_recovery.report.tables import folded, table
-from tinker_recovery.report.words import checkpoint_name, counted, moment, number
+from tinker_recovery.report.words import checkpoint_name, moment, number
+from tinker_recovery.telemetry.text import counted
 
 _TOP, _ROW, _LOW_ROW = 8, 28, 20
 _FEW_ROWS, _MOST_ROWS = 12, 60
@@ -50,7 +51,9 @@ def tree_section(run: RunView, segments: Sequence[TreeSegment]) -> Markup:
             *(_branch(each, x, rows) for each in shown),
             *(_marks(each, x, rows[each.number], sources) for each in shown),
         ),
-        tag("p", f"The first {left_out} attempts are in the table only.") if left_out else "",
+        tag("p", f"In the table only: the first {counted(left_out, 'attempt')}.")
+        if left_out
+        else "",
         key(
             ("kept", "steps in the run's weights"),
             ("lost", "abandoned"),

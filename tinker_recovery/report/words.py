@@ -86,11 +86,6 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if value == int(value) and abs(value) < 1e12 else f"{value:.4g}"  # noqa: PLR2004 - as many digits as fit
 
 
-def counted(count: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
 _BRIEFLY: Mapping[str, str] = {
     names.EVENT_CHECKPOINT_SAVED: "saved at step {step}",
     names.EVENT_CHECKPOINT_SELECTED: "restores the checkpoint at step {step}",

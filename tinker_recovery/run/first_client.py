@@ -8,6 +8,7 @@ from tinker_recovery.checkpoints import Listed
 from tinker_recovery.errors import NoUsableCheckpoint
 from tinker_recovery.service import Connection, Origin, Patience
 from tinker_recovery.service.listing import is_as_listed
+from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from tinker_recovery.run.supervised import SupervisedRun
@@ -41,7 +42,8 @@ async def first_client(run: SupervisedRun, origin: Origin, patience: Patience) -
     if not good:
         raise NoUsableCheckpoint(
             f"{run.parent} was written again while run {run.name!r} was started from it, so it is "
-            f"not known whether its weights have {run.start_step} steps: run it again, which "
-            "starts from what is there by then, or start from a checkpoint that nothing overwrites"
+            f"not known whether its weights have {counted(run.start_step, 'step')}: run it again, "
+            "which starts from what is there by then, or start from a checkpoint that nothing "
+            "overwrites"
         )
     return connection

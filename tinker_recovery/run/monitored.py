@@ -17,6 +17,7 @@ from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.service import Asked, RunStatus, sdk_requests
 from tinker_recovery.service.http import ServiceHttp, Unreached
 from tinker_recovery.telemetry import EventSink, names
+from tinker_recovery.telemetry.text import counted, is_are
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
@@ -159,13 +160,13 @@ class MonitoredRun:
             _Silence(
                 Kind.SILENCE,
                 client.silent_s() or 0.0,
-                f"{client.open_requests} requests",
+                f"{counted(client.open_requests, 'request')} {is_are(client.open_requests)}",
                 client.slow_s,
             ),
             _Silence(
                 Kind.SAMPLING_SILENCE,
                 sampling.silent_s() or 0.0,
-                f"{sampling.open_requests} samples",
+                f"{counted(sampling.open_requests, 'sample')} {is_are(sampling.open_requests)}",
                 sampling.slow_s,
             ),
         ]
@@ -188,7 +189,7 @@ class MonitoredRun:
             self._events.emit(
                 names.EVENT_STALL_WARNING,
                 self.name,
-                f"{silence.of} are open and none has finished for {lasts_s:.1f} s{limit}",
+                f"{silence.of} open and none has finished for {lasts_s:.1f} s{limit}",
                 {names.RUN_ID: current.run_id, names.SILENT_S: lasts_s},
             )
         if limit_s is None or lasts_s < limit_s:

@@ -21,6 +21,7 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.costs import table_to_json
 from tinker_recovery.errors import RunFinished, StatusRefused, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
+from tinker_recovery.journal.elsewhere import select_elsewhere
 from tinker_recovery.journal.run_sql import JOB
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.discovery import (
@@ -38,6 +39,7 @@ from tinker_recovery.service import StatusReader
 from tinker_recovery.service.guard import Guard
 from tinker_recovery.service.listing import find_checkpoint
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.text import counted
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -240,10 +242,10 @@ async def _look_at_service(
         waited_for = last  # and it was trained until then, perhaps to its end
     await record.rebuild(replace(found, origin=found.origin or dict(plan.described)))
     logger.warning(
-        "run %s is not in this journal, and has checkpoints at the service: %d attempts were put "
+        "run %s is not in this journal, and has checkpoints at the service: %s put "
         "together from what those say, the newest of them at step %d",
         record.name,
-        len(found.attempts),
+        counted(len(found.attempts), "attempt") + (" was" if len(found.attempts) == 1 else " were"),
         found.step,
     )
 
@@ -291,10 +293,10 @@ async def _look_for_others(
         waited_for = last
     await record.rebuild(whole, known=len(stored.attempts))
     logger.warning(
-        "run %s was trained on by a process with another journal: %d attempts that this one lacks, "
+        "run %s was trained on by a process with another journal: %s that this one lacks, "
         "the newest of them at step %d",
         record.name,
-        len(whole.attempts) - len(stored.attempts),
+        counted(len(whole.attempts) - len(stored.attempts), "attempt"),
         whole.step,
     )
 
@@ -329,6 +331,8 @@ async def _begun(
     clock: Clock,
 ) -> OpenedRun:
     """A run that begins here."""
+    if opening.named:
+        await _say_elsewhere(record, opening.service)
     root = None
     if plan.parent is not None and plan.start_step is None:
         find = functools.partial(find_checkpoint, reader, plan.parent)
@@ -337,6 +341,24 @@ async def _begun(
     if root is not None or record.stored is not None:
         await record.begin(replace(opening, start_step=start_step), anew=True)
     return OpenedRun(record, plan, root, start_step, None, guard)
+
+
+async def _say_elsewhere(record: RunRecord, service: str) -> None:
+    """Log that a run of this name is at another service: it may be the one that was meant."""
+    for other in (
+        await record.submit(lambda connection: select_elsewhere(connection, record.name, service))
+        or ()
+    ):
+        if other.named and other.state not in ("finished", "abandoned"):
+            logger.warning(
+                "run %s exists at %s, at step %d (%s); a new one begins here, at %s",
+                record.name,
+                other.service,
+                other.step,
+                other.display_state,
+                service,
+            )
+            return
 
 
 def _in_part(policy: RecoveryPolicy) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tinker_recovery.service import sdk_requests
 from tinker_recovery.service.http import Unreached
 from tinker_recovery.service.waiting import result_of
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.text import counted, is_are
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
@@ -379,9 +380,10 @@ class RollbackDetector:
             self._cannot_tell(attempt, outage)
         else:
             logger.warning(
-                "run %s: %d steps are submitted, and the weights are those of step %d",
+                "run %s: %s %s submitted, and the weights are those of step %d",
                 self._run.name,
-                step,
+                counted(step, "step"),
+                is_are(step),
                 back_to,
             )
             # A save that was under way may have been carried out on the older weights, and stored
@@ -409,4 +411,4 @@ class RollbackDetector:
 
 
 def _met(outage: _Outage) -> str:
-    return f"the service was out of reach with {outage.open_requests} requests under way"
+    return f"the service was out of reach with {counted(outage.open_requests, 'request')} under way"

@@ -37,6 +37,7 @@ from tinker_recovery.errors import UsageError
 from tinker_recovery.run.boundary import Asked, Boundary
 from tinker_recovery.service import SaveRequest
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.text import counted, is_are
 
 if TYPE_CHECKING:
     from tinker_recovery.run.supervised import SupervisedRun
@@ -321,11 +322,12 @@ class Saver:
         if not is_reported(self._history.left_out):
             return
         logger.warning(
-            "run %s: step %d is due and not saved, as %d saves are under way%s. Steps left out so "
+            "run %s: step %d is due and not saved, as %s %s under way%s. Steps left out so "
             "far: %d. Save less often, or allow more at once: max_saves_in_flight=%d",
             self.run_name,
             step,
-            len(self._ledger.in_flight),
+            counted(len(self._ledger.in_flight), "save"),
+            is_are(len(self._ledger.in_flight)),
             "" if self._save_s is None else f"; the last one took {self._save_s:.1f} s",
             self._history.left_out,
             self._most_in_flight,

@@ -48,6 +48,7 @@ from tinker_recovery.service.waiting import end_all
 from tinker_recovery.service.waits import Progress
 from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.text import counted, is_are
 
 if TYPE_CHECKING:
     from tinker_recovery.run.supervised import SupervisedRun
@@ -229,7 +230,8 @@ class AttemptScope:
             return False
         if self.client.step != step:
             raise UsageError(
-                f"skip({step}) was asked while {self.client.step} steps are submitted: ask it "
+                f"skip({step}) was asked while {counted(self.client.step, 'step')} "
+                f"{is_are(self.client.step)} submitted: ask it "
                 "right before submitting that step"
             )
         self.client.skip_step()

@@ -10,6 +10,7 @@ import anyio
 
 from tinker_recovery.service.refusals import in_words
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.text import counted, is_are
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
@@ -33,9 +34,10 @@ async def finish_open(scope: AttemptScope) -> None:
                 break
             if not scope.refusal.at_end:
                 logger.warning(
-                    "run %s: the loop has ended, and %d requests are still open at the service",
+                    "run %s: the loop has ended, and %s %s still open at the service",
                     scope.run.name,
-                    scope.client.open_requests,
+                    counted(scope.client.open_requests, "request"),
+                    is_are(scope.client.open_requests),
                 )
     # A failure is posted before its request counts as ended, so none is missed here.
     scope.run.mailbox.deliver()

@@ -22,6 +22,16 @@ def as_text(text: str, *, lines: bool = False) -> str:
     )
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def is_are(count: int) -> str:
+    """The verb behind a number with its noun."""
+    return "is" if count == 1 else "are"
+
+
 def _escape(character: str) -> str:
     if unicodedata.category(character) == "Zs":
         return " "  # one of the wider spaces

@@ -15,6 +15,7 @@ from tinker_recovery.checkpoints import CheckpointRecord, Listed, run_id_uncheck
 from tinker_recovery.cli.checkpoints.scope import Scope
 from tinker_recovery.cli.common import (
     NO_SUCH_RUN,
+    at_others,
     instead_of,
     journal_file,
     refuse,
@@ -95,10 +96,10 @@ class Context:
         ]
         if not chosen and not await self._has_tinker_run(scope.run):
             names = [each.record.run_name for each in found if each.record is not None]
-            near = instead_of(scope.run, [*filter(None, names), *await self._names()])
+            near = await self._instead_of(scope.run, list(filter(None, names)))
             refuse(
-                f"there is no run {scope.run!r} in this machine's journal, nor a checkpoint of it "
-                f"at the service{near}",
+                f"there is no run {scope.run!r} at {self._service} in this machine's journal, nor "
+                f"a checkpoint of it at that service{near}",
                 NO_SUCH_RUN,
             )
         return chosen
@@ -118,12 +119,12 @@ class Context:
                 continue
             if scope.lineage is None or (lineage and lineage.startswith(scope.lineage)):
                 of.setdefault(name, []).append(Listed.read(each))
-        known = wanted is None or of or wanted in await self._names()
+        known = wanted is None or of or await self._read(wanted) is not None
         if not known and not await self._has_tinker_run(str(wanted)):
-            near = instead_of(str(wanted), await self._names())
+            near = await self._instead_of(str(wanted))
             refuse(
-                f"there is no run {wanted!r} in this machine's journal, nor a Tinker run of that "
-                f"id (of sampler weights the service keeps no name){near}",
+                f"there is no run {wanted!r} at {self._service} in this machine's journal, nor a "
+                f"Tinker run of that id (of sampler weights the service keeps no name){near}",
                 NO_SUCH_RUN,
             )
         for found in of.values():
@@ -153,12 +154,18 @@ class Context:
             return False
         return True
 
-    async def _names(self) -> list[str]:
+    async def _instead_of(self, name: str, at_service: Sequence[str] = ()) -> str:
+        """What to say after "there is no run of this name here"."""
+        runs = await self._runs()
+        here = [each.name for each in runs if each.service == self._service]
+        return at_others(runs, name, self._service) or instead_of(name, [*at_service, *here])
+
+    async def _runs(self) -> list[RunView]:
         path = self.journal
         if path is None or not path.exists():
             return []
         try:
-            return [each.name for each in await anyio.to_thread.run_sync(lambda: read_runs(path))]
+            return await anyio.to_thread.run_sync(lambda: read_runs(path))
         except JournalError:
             return []
 
@@ -194,16 +201,8 @@ class Context:
         ]
 
     async def _known_lineages(self) -> dict[str, tuple[RunView, StoredRun]]:
-        path = self.journal
-        if path is None or not path.exists():
-            return {}
-
-        try:
-            views = await anyio.to_thread.run_sync(lambda: read_runs(path))
-        except JournalError:
-            return {}
         found: dict[str, tuple[RunView, StoredRun]] = {}
-        for view in views:
+        for view in await self._runs():
             if view.service == self._service:
                 left = await self._read(view.name)
                 if left is not None and left[1].lineage == view.lineage and left[1].attempts:

@@ -14,6 +14,7 @@ from tinker_recovery.cli.checkpoints.scope import (
     Scope,
     as_json_option,
     kind_option,
+    run_argument,
     scope_of,
     scope_options,
     size_text,
@@ -21,6 +22,7 @@ from tinker_recovery.cli.checkpoints.scope import (
 from tinker_recovery.cli.common import echo, plain_console
 from tinker_recovery.cli.records import Cell, Column, Record, show_records
 from tinker_recovery.report.words import iso, moment
+from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Listed
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 
 @click.command("list")
+@run_argument
 @scope_options
 @click.option(
     "--limit", type=click.IntRange(0), default=0, help="At most so many; 0, the default, for all."
@@ -38,21 +41,23 @@ def list_(
     run: str | None,
     lineage: str | None,
     journal: Path | None,
-    kind: str,
     *,
+    named: str | None,
+    kind: str,
     limit: int,
     everything: bool,
     as_json: bool,
 ) -> None:
     """List checkpoints, the newest first: those that training resumes from, or sampler weights.
 
-    Without an option, all checkpoints of the account. In a terminal the last line is their number
-    and total size. Piped, each is one line, with nothing left out.
+    RUN is the name of a run or a Tinker run id; without it, all checkpoints of the account. In a
+    terminal the last line is their number and total size. Piped, each is one line, with nothing
+    left out.
 
     Exit status: 0; 1 if there is no such run; 2 for a wrong option; 3 if the service or the journal
     could not be read.
     """
-    scope = scope_of(run, lineage, everything=everything, needed=False)
+    scope = scope_of(run, lineage, everything=everything, needed=False, named=named)
     if kind == "sampler":
         from tinker_recovery.cli.checkpoints.samplers import list_samplers
 
@@ -118,7 +123,7 @@ def _print_list(listed: Sequence[Listed], notes: Notes, count: int, size: int) -
     show_records(console, _COLUMNS, [_record(each, notes) for each in listed])
     if console.is_terminal:
         shown = "" if len(listed) == count else f", the newest {len(listed)} are shown"
-        console.print(f"\n{count} checkpoints, {size_text(size)}{shown}")
+        console.print(f"\n{counted(count, 'checkpoint')}, {size_text(size)}{shown}")
 
 
 def _record(each: Listed, notes: Notes) -> Record:

@@ -15,13 +15,14 @@ from tinker_recovery.cli.checkpoints.scope import (
     Scope,
     as_json_option,
     kind_option,
+    run_argument,
     scope_of,
     scope_options,
     size_text,
 )
 from tinker_recovery.cli.common import echo, plain_console
 from tinker_recovery.cli.records import Cell, Column, Record, show_records
-from tinker_recovery.telemetry.text import as_text
+from tinker_recovery.telemetry.text import as_text, counted
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.holder import Holder
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@run_argument
 @scope_options
 @kind_option
 @click.option(
@@ -77,6 +79,7 @@ def prune(  # noqa: PLR0913 - its options
     keep_every: int | None,
     journal: Path | None,
     *,
+    named: str | None,
     kind: str,
     everything: bool,
     delete_user_saves: bool,
@@ -85,6 +88,8 @@ def prune(  # noqa: PLR0913 - its options
     as_json: bool,
 ) -> None:
     """Delete checkpoints that no rule keeps, lineage by lineage.
+
+    RUN is the name of a run or a Tinker run id.
 
     Never deleted, whatever the options: the newest valid checkpoint of a lineage, the one its last
     attempt started from, pinned and published ones, those that tinker_recovery did not save, those
@@ -104,7 +109,7 @@ def prune(  # noqa: PLR0913 - its options
 
     from tinker_recovery.checkpoint_policy import CheckpointPolicy
 
-    scope = scope_of(run, lineage, everything=everything, needed=True)
+    scope = scope_of(run, lineage, everything=everything, needed=True, named=named)
     if not (dry_run or yes or sys.stdin.isatty()):
         raise click.UsageError("no terminal to confirm at: give --yes, or --dry-run")
     if kind == "sampler":
@@ -169,7 +174,9 @@ async def _prune(
         }
         if dry_run or not to_delete:
             return report
-        if ask and not click.confirm(f"Delete these {len(to_delete)} checkpoints?", err=True):
+        these = "this" if len(to_delete) == 1 else "these"
+        question = f"Delete {these} {counted(len(to_delete), 'checkpoint')}?"
+        if ask and not click.confirm(question, err=True):
             return report
         await _carry_out(collector, [run for run, _ in looks], len(to_delete), report)
         return report

@@ -36,7 +36,7 @@ def scope_options(command: _Command) -> _Command:
             "--run-id",
             "run",
             shell_complete=complete_run,
-            help="Those of one run, by its name or a Tinker run id.",
+            help="The same as RUN.",
         ),
         journal_option,
     ):
@@ -57,22 +57,38 @@ as_json_option = click.option(
 )
 
 
-def scope_of(run: str | None, lineage: str | None, *, everything: bool, needed: bool) -> Scope:
-    """The scope that the options choose.
+run_argument = click.argument("named", metavar="[RUN]", required=False, shell_complete=complete_run)
+"""The same as ``--run``, as the commands for one run take it."""
+
+
+def scope_of(
+    run: str | None,
+    lineage: str | None,
+    *,
+    everything: bool,
+    needed: bool,
+    named: str | None = None,
+) -> Scope:
+    """The scope that the options choose, or ``named``, the argument RUN.
 
     Raises:
         click.UsageError: More than one is given, or none although one is needed.
     """
     given = [
         name
-        for name, value in (("--run", run), ("--lineage", lineage), ("--all", everything))
+        for name, value in (
+            ("RUN", named),
+            ("--run", run),
+            ("--lineage", lineage),
+            ("--all", everything),
+        )
         if value
     ]
     if len(given) > 1:
         raise click.UsageError(f"{' and '.join(given)} do not go together: give one")
     if needed and not given:
-        raise click.UsageError("choose checkpoints with --run, --lineage, or --all")
-    return Scope(run, lineage)
+        raise click.UsageError("choose checkpoints with RUN, --lineage, or --all")
+    return Scope(named or run, lineage)
 
 
 def size_text(size: int | None) -> str:

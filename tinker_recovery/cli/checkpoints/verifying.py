@@ -14,13 +14,14 @@ import click
 
 from tinker_recovery.cli.checkpoints.scope import Scope, as_json_option, scope_of, scope_options
 from tinker_recovery.cli.common import echo, indented, plain_console
+from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from tinker_recovery.checkpoints import Finding
 
 
 @click.command()
-@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.argument("paths", nargs=-1, metavar="[RUN | PATH...]")
 @scope_options
 @click.option(
     "--deep",
@@ -46,18 +47,21 @@ def verify(
     weights    the service's description of the weights fits the run
     bytes      with --deep: the files are whole, by their headers, values and checksums
 
-    PATHs are tinker://RUN/weights/NAME. With --deep, each checkpoint costs a session and a
-    download; the export is deleted afterwards, and checksums are recorded in this machine's journal
-    at the first check. Nothing is marked as bad or deleted.
+    RUN is the name of a run or a Tinker run id; PATHs are tinker://RUN/weights/NAME. With --deep,
+    each checkpoint costs a session and a download; the export is deleted afterwards, and checksums
+    are recorded in this machine's journal at the first check. Nothing is marked as bad or deleted.
 
     Where the service has no export, bytes are not looked at, which is said, and does not count.
 
     Exit status: 0 if all are sound; 1 if one is not; 2 for a wrong option; 3 if the service or the
     journal could not be read.
     """
+    named = None
+    if len(paths) == 1 and not paths[0].startswith("tinker:"):
+        (named,), paths = paths, ()
     if paths and (run or lineage or everything):
-        raise click.UsageError("give PATHs, or one of --run, --lineage and --all")
-    scope = scope_of(run, lineage, everything=everything, needed=not paths)
+        raise click.UsageError("give PATHs, or one of RUN, --lineage and --all")
+    scope = scope_of(run, lineage, everything=everything, needed=not paths, named=named)
     found = asyncio.run(_verify(paths, scope, journal, deep=deep))
     if as_json:
         echo(
@@ -131,4 +135,4 @@ def _print_verdicts(found: dict[str, Sequence[Finding]]) -> None:
     bad = sum(not _ok(verdicts) for verdicts in found.values())
     unseen = sum(not all(verdict.looked for verdict in verdicts) for verdicts in found.values())
     also = f", {unseen} not looked at in full" if unseen else ""
-    console.print(f"\n{len(found)} checkpoints, {bad} bad{also}")
+    console.print(f"\n{counted(len(found), 'checkpoint')}, {bad} bad{also}")

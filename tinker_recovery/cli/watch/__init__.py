@@ -191,9 +191,13 @@ def _show(source: WatchSource, console: Console, run: str | None, interval_s: fl
     from rich.text import Text
 
     events: deque[EventText] = deque(maxlen=_SHOWN_EVENTS)
+    service = None
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             rows = source.rows()
+            if run is not None and rows and rows[0].service != service:
+                service = rows[0].service
+                events.clear()  # the newest run of that name is one at another service
             events.extend(source.news())
             height = console.height
             view = _render(source, rows, list(events), console, run, height=height)

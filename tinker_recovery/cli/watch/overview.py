@@ -23,6 +23,7 @@ from tinker_recovery.cli.runs import job_text
 from tinker_recovery.cli.states import STYLES, totals, trouble
 from tinker_recovery.cli.watch.rows import RunRow
 from tinker_recovery.report.words import age, iso
+from tinker_recovery.telemetry.text import counted
 
 _SPARK = 12
 _LEAST_EVENT = 24
@@ -93,8 +94,7 @@ def _totals(rows: Sequence[RunRow]) -> Text:
         Text.assemble(f"{number} ", (state, STYLES.get(state, "")))
         for state, number in totals([row.state for row in rows])
     ]
-    said = "1 run: " if len(rows) == 1 else f"{len(rows)} runs: "
-    return Text(said, "bold").append_text(Text(", ").join(parts))
+    return Text(f"{counted(len(rows), 'run')}: ", "bold").append_text(Text(", ").join(parts))
 
 
 def _lines(rows: Sequence[RunRow], now: float, width: int) -> list[Text]:

@@ -60,6 +60,7 @@ class JournalSource:
     def __init__(self, path: Path, chosen: Chosen) -> None:
         self._path, self._chosen = path, chosen
         self._run, self._service = chosen.run, chosen.service
+        self._id: int | None = None
         self._seen = 0
 
     def rows(self) -> list[RunRow]:
@@ -67,11 +68,19 @@ class JournalSource:
         summaries = read_summaries(self._path, self._run, service=self._service)
         if self._run is not None:
             summaries = sorted(summaries, key=lambda each: each.run.id)[-1:]
+            self._id = summaries[0].run.id if summaries else None
         return list(filter(self._chosen.shows, map(RunRow.of, summaries)))
 
     def news(self) -> list[EventText]:
-        """See :class:`WatchSource`."""
-        events = read_events(self._path, self._run, after=self._seen, limit=_EVENTS)
+        """See :class:`WatchSource`; of one run, those of the row that was read last."""
+        events = read_events(
+            self._path,
+            self._run,
+            service=self._service,
+            run=self._id,
+            after=self._seen,
+            limit=_EVENTS,
+        )
         if events:
             self._seen = events[-1].id
         return [event_text(each) for each in events]

@@ -37,7 +37,7 @@ def detail(
     """One run with its history, as far as there is room; ``plainly`` cuts no line."""
     parts = [*_head(row, now, width)]
     if run is not None:
-        # Without the events of an earlier run of that name.
+        # Without the events of an earlier run of that name, which was the newest until now.
         events = [each for each in events if each.time >= run.created - 1]
         drawn = _curve(run, min(width - _GUTTER, 120))
         parts += [Text(), *drawn, Text(), *_history(run, sys.maxsize if plainly else width)]
