@@ -287,7 +287,7 @@ async def test_a_journal_of_a_version_without_tokens_is_read_as_it_is(
     async with Supervisor(policy()) as supervisor:
         await supervisor.run(functools.partial(train, steps=2), **START, name="old")
     with closing(sqlite3.connect(default_path())) as database, database:
-        for later in ("tokens", "discarded"):
+        for later in ("tokens", "discarded", "silences"):
             database.execute(f"DROP TABLE {later}")
         database.execute("PRAGMA user_version = 2")
     assert shown("old")["tokens"] == {}

@@ -90,7 +90,8 @@ def test_a_process_that_was_killed_is_distinguished_from_one_that_trains(
     file = tmp_path / JOURNAL_FILE
     shutil.copy(written / JOURNAL_FILE, file)
     with closing(sqlite3.connect(file)) as database, database:
-        database.execute("UPDATE runs SET state = 'training'")
+        # Of this moment: it was written when the first test here began, for all of them.
+        database.execute("UPDATE runs SET state = 'training', updated = ?", (time.time(),))
         database.execute("UPDATE leases SET holder = 'dead', pid = 4194305")
     _, said, _ = _watch("--journal", str(file), "--once", "--json")
     assert json.loads(said)[0]["state"] == "dead"

@@ -207,7 +207,7 @@ async def test_a_slow_creation_is_logged_while_it_is_waited_for(
     local.inject(FaultRule("pause", request="create_model", for_s=0.5))
     async with Supervisor(policy()) as supervisor:
         await supervisor.run(functools.partial(train, steps=1), base_model=MODEL)
-    assert "the service may be out of reach or short of capacity" in caplog.text
+    assert "the service is at work on it, and answered last: paused_capacity" in caplog.text
 
 
 async def test_a_session_that_does_not_open_in_time_is_opened_again(
