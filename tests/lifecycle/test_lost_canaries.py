@@ -87,7 +87,7 @@ async def a_run(**changes: Any) -> list[Kind]:
 
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("attempts", [1, 3])
-@pytest.mark.parametrize("code", [400, 403, 405, 409, 422, 429, 500, 501, 503])
+@pytest.mark.parametrize("code", [400, 403, 404, 405, 409, 422, 429, 500, 501, 503])
 async def test_a_loop_ends_well_where_no_canary_is_accepted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int, attempts: int
 ) -> None:

@@ -284,10 +284,11 @@ class SupervisedClient(Iterating):
             return sum(step is not None for step in self._open.values())
 
     def _submit_canary(self, *, record: bool = False) -> tuple[Future[Any], int] | None:
-        if self._canary.batch is None or (record and self._iterations.inside):
+        batch = self._canary.batch  # read once: the SDK's thread may drop it meanwhile
+        if batch is None or (record and self._iterations.inside):
             return None  # inside an iteration, there is no step that these weights are of
-        running = self._training.forward(self._canary.batch, "cross_entropy")
-        self.meter.add("checked", tokens_in(self._canary.batch))
+        running = self._training.forward(batch, "cross_entropy")
+        self.meter.add("checked", tokens_in(batch))
         step = self._iterations.begun
         # A run that is to examine the weights must not define what they should answer.
         ended = functools.partial(self._canary_ended, step) if record else None
