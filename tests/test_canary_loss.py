@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from tinker_recovery.checkpoints.prompt import CanaryPrompt, prompt_of
 from tinker_recovery.faults import RULES, Kind
+from tinker_recovery.forks import HomeProcess
 from tinker_recovery.run.canary_loss import OFF_AFTER, CanaryLoss
+from tinker_recovery.service.client import SupervisedClient
+from tinker_recovery.service.future import SupervisedFuture
 
 REFUSED = {Kind.USER_ERROR, Kind.INVALID_REQUEST, Kind.FORBIDDEN}
 OF_ALL = {Kind.UNAUTHORIZED, Kind.UNPAID, Kind.GONE, Kind.CORRUPTED, Kind.SESSION_FAILED}
@@ -89,3 +94,35 @@ def test_in_an_outage_it_is_no_canary_that_is_to_blame() -> None:
     world = World(lost=OFF_AFTER - 1, out_of_reach=True)
     assert not world.loss.drops(RULES[Kind.SILENCE], None)
     assert (world.prompt.lost, world.refunds) == (OFF_AFTER - 1, 0)
+
+
+class _DroppedWhenSeen(CanaryPrompt):
+    """Whoever has looked at its batch once finds none any more."""
+
+    _given: list[Any] | None
+
+    @property
+    def batch(self) -> list[Any] | None:
+        given, self._given = self._given, None
+        return given
+
+    @batch.setter
+    def batch(self, given: list[Any] | None) -> None:
+        self._given = given
+
+
+def test_a_prompt_that_is_dropped_while_it_is_asked_is_asked_as_it_was() -> None:
+    """By the SDK's thread, in which another canary has failed."""
+    prompt, asked = _DroppedWhenSeen(None), list[object]()
+    prompt.batch = whole = list(prompt_of([1, 2]))
+
+    def forward(batch: object, _: str) -> SupervisedFuture[Any]:
+        asked.append(batch)
+        return SupervisedFuture(Future(), lambda: False, lambda _: None, HomeProcess())
+
+    logger = SimpleNamespace(on_queue_state_change=print)
+    training: Any = SimpleNamespace(model_id="r", forward=forward, _queue_state_logger=logger)
+    client = SupervisedClient(training, cast("Any", None), start_step=0, canary=prompt)
+    assert client.run_canary() is not None
+    assert asked == [whole]
+    assert client.run_canary() is None

@@ -414,8 +414,9 @@ class Restore:
 
     async def _ask(self, connection: Connection) -> Answer:
         prompt = self._run.checkpoints.prompt
-        asking = connection.training.forward(prompt.batch or [], "cross_entropy")
-        prompt.spent += tokens_in(prompt.batch or [])
+        batch = prompt.batch or []
+        asking = connection.training.forward(batch, "cross_entropy")
+        prompt.spent += tokens_in(batch)
         with patiently("running the canary on a restored client", self._patience):
             return answer_of(await result_of(asking.future()))
 
