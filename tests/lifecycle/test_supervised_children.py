@@ -26,14 +26,20 @@ from loops import (
 from sweeps import pairs
 
 from tinker_recovery import Clock, RecoveryEvent, RecoveryPolicy, Supervisor
+from tinker_recovery.checkpoints.canary import CanaryBook
 from tinker_recovery.faults import Fault
 from tinker_recovery.recovery import inspector, selection
 from tinker_recovery.recovery.queue import FaultQueue
+from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.monitored import MonitoredRun
+from tinker_recovery.run.rollback_detector import RollbackDetector
 from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import FromCheckpoint, Origin, StatusReader, TinkerBackend
+from tinker_recovery.service.client import SupervisedClient
 from tinker_recovery.supervision import RestartLimitReached
 from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.figures import RunFigures
+from tinker_recovery.telemetry.run_telemetry import RunTelemetry
 from tinker_recovery.testing import FaultRule, FiredFault, LocalTinker
 
 STEPS = 12
@@ -213,6 +219,44 @@ async def test_an_executor_that_crashes_in_any_phase_gets_the_fault_again_and_re
         assert len(taken) == 1
     elif phase != "after the loop runs again":  # by then the loop may be over before it is back
         assert taken == [taken[0]] * 2, "the fault in hand was delivered again"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        (SupervisedRun, "_new_attempt"),
+        (RunFigures, "recovered"),
+        (RunTelemetry, "segment_began"),
+        (RollbackDetector, "note_resumed"),
+        (SupervisedClient, "record_canary"),
+        (RetentionLoop, "ask"),
+    ],
+    ids=lambda what: f"{what[0].__name__}.{what[1]}",
+)
+async def test_an_exception_of_ours_in_a_hand_over_never_leaves_the_loop_waiting(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, what: tuple[type, str]
+) -> None:
+    usual, due, raised = getattr(*what), False, False
+
+    def arm(event: RecoveryEvent) -> None:
+        nonlocal due
+        due |= event.name == names.EVENT_CLIENT_CREATED
+
+    def raising(*args: Any, **options: Any) -> Any:
+        nonlocal raised
+        if due and not raised:
+            raised = True
+            raise TypeError("something of ours is None")
+        return usual(*args, **options)
+
+    monkeypatch.setattr(*what, raising)
+    monkeypatch.setattr(CanaryBook, "measured", False)  # so that it is asked in every hand-over
+    clock = InstantClock(poll_interval_s=POLL_S)
+    with anyio.fail_after(20):
+        _, events = await recover_once(local, clock=clock.clock, note=arm, canary="auto")
+    assert raised, "it was called in the hand-over"
+    failed = [event.message for event in events if event.name == names.EVENT_FAILED]
+    assert failed == ["recovery attempt 1 failed: something of ours is None"]
 
 
 @pytest.mark.parametrize("phase", PHASES[::3])

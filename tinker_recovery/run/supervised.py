@@ -240,7 +240,8 @@ class SupervisedRun:
     def _begin(self, connection: Connection) -> AttemptScope:
         """The first attempt, on a client made as the user said."""
         attempt = self._new_attempt(connection, self.root)
-        self._join(attempt)
+        self.attempts.add(attempt)
+        self._note_segment(attempt)
         self.checkpoints.began = attempt.segment.parent, attempt.id, attempt.start_step
         at_start = self.policy.checkpoints.save_at_start and self.parent is None
         if self.origin is None or at_start:
@@ -298,8 +299,7 @@ class SupervisedRun:
     ) -> AttemptScope:
         return AttemptScope(self, len(self.segments) + 1, connection, checkpoint)
 
-    def _join(self, attempt: AttemptScope) -> None:
-        self.attempts.add(attempt)
+    def _note_segment(self, attempt: AttemptScope) -> None:
         done, meter, made = attempt.saver.steps_done, attempt.client.meter, attempt.progress
         self.telemetry.segment_began(attempt.segment, attempt.number, done, meter, made.read_pauses)
 
@@ -430,14 +430,17 @@ class SupervisedRun:
             raise UsageError("hold_ready() comes before hand_over()")
         attempt, self._ready = self._ready, None
         self.recoveries += [] if recovery.continued else [recovery]
-        self.telemetry.figures.recovered(counts=not recovery.continued)
-        self._join(attempt)
+        self.attempts.add(attempt)
         self.incident = None
+        # The loop wakes when this returns, and also when this raises: the fault is dealt with, and
+        # nobody would look at the run again.
+        self._next_ready.set()
+        self.telemetry.figures.recovered(counts=not recovery.continued)
+        self._note_segment(attempt)
         self.rollbacks.note_resumed(attempt.start_step)
         self.checkpoints.note_recovered()
         if attempt.fault is None and not self.checkpoints.canaries.measured:
             attempt.client.record_canary()
-        self._next_ready.set()
         self.retention.ask(self)
         self.collaborators.load_spare(self.name, attempt.segment.parent)
         if attempt.fault is not None:
