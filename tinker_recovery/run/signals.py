@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurrentFuture
 
@@ -114,18 +114,19 @@ class StopSignals:
         comes out, the process ends by ``SystemExit`` with status 143. A second one does end it on
         the spot.
         """
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        task = cast("asyncio.Task[object]", asyncio.current_task())  # as a Supervisor has one
         inside = True
 
         def cancel() -> None:
-            if task is None or task.done():  # it was never left: nothing here would end
+            if task.done():  # it was never left: nothing here would end
                 signal.raise_signal(signal.SIGTERM)
             else:
                 loop.call_soon_threadsafe(task.cancel)
 
         def cancel_once() -> None:
             nonlocal inside
-            if inside and task is not None:
+            if inside:
                 inside = False
                 task.cancel(STOPPED)
 
@@ -137,7 +138,7 @@ class StopSignals:
             try:
                 yield
             except asyncio.CancelledError:
-                if not self.terminated or task is None:
+                if not self.terminated:
                     raise
                 task.uncancel()
             finally:
