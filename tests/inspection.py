@@ -35,7 +35,6 @@ from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.journal import Journal, Recorder, holder
 from tinker_recovery.journal.notebook import Notebook
 from tinker_recovery.journal.writer import Writer
-from tinker_recovery.recovery.admission import Admission
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.retention.verifier import Verifier
@@ -180,11 +179,6 @@ def service_of(attempt: Attempt) -> tinker.ServiceClient:
 def was_seen_well(watch: Watch) -> bool:
     """Whether a poll has found the watched run sound."""
     return watch._polled.last_good is not None
-
-
-def reverse_waiting(admission: Admission) -> None:
-    """Turn round the list of those who wait, which is in the order of asking."""
-    admission._waiting.reverse()
 
 
 @contextmanager

@@ -196,8 +196,10 @@ async def test_of_a_run_that_is_being_trained_only_a_checkpoint_that_is_named_is
     assert (await world.prove(checkpoint=CHECKPOINT)).checkpoint == CHECKPOINT
     assert ("restore", "r", "mine") in world.asked
     assert ("status", RUN) in world.asked
+    world.asked.clear()
     with pytest.raises(UsageError):
         await world.prove(checkpoint="no path")
+    assert world.asked == [], "that is seen without the service"
 
 
 @pytest.mark.parametrize("found", [None, SimpleNamespace(attempts=(), lineage="mine", origin={})])
@@ -208,10 +210,25 @@ async def test_where_nothing_says_how_many_steps_a_checkpoint_has_none_can_be_ch
     with pytest.raises(NoUsableCheckpoint, match="give one"):
         await world.prove()
     named = World(monkeypatch, found=found, name=RUN)
-    if found is None:
-        named.known = record(4, RUN, lineage="")
-    assert (await named.prove(checkpoint=CHECKPOINT)).step == 4
+    named.known = record(4, RUN, lineage="another")
+    assert (await named.prove(checkpoint=CHECKPOINT)).step == 4, "its path says whose it is"
     assert ("status", RUN) in named.asked
+    for named.known in (record(4, "c:train:0", lineage="another"), None):
+        with pytest.raises(UsageError, match="is no checkpoint of run"):
+            await named.prove(checkpoint=path("c:train:0", 4))
+
+
+async def test_what_any_attempt_of_a_run_began_with_may_be_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parent = path("c:train:0", 4)
+    found = SimpleNamespace(
+        attempts=(segment(RUN, 4, parent), segment("b:train:0")), lineage="mine", origin={}
+    )
+    world = World(monkeypatch, found=found)
+    world.known = record(4, "c:train:0", lineage="another")
+    assert (await world.prove(checkpoint=parent)).resumes is False
+    assert ("status", "b:train:0") in world.asked, "of the newest"
 
 
 @pytest.mark.parametrize("what", ["fails", "is another"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -247,14 +249,14 @@ def test_a_handler_that_was_installed_meanwhile_is_left() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("saves", [True, False])
+@pytest.mark.parametrize("given", [{"saves": True}, {"saves": False}, {}])
 def test_outside_the_main_thread_no_signal_is_heard_which_is_said_if_a_step_would_be_saved(
-    caplog: pytest.LogCaptureFixture, *, saves: bool
+    caplog: pytest.LogCaptureFixture, given: dict[str, bool]
 ) -> None:
     there: list[object] = []
 
     def work() -> None:
-        with StopSignals(saves=saves).listen_here():
+        with StopSignals(**given).listen_here():
             there.append(signal.getsignal(signal.SIGTERM))
 
     with caplog.at_level(logging.WARNING):
@@ -262,7 +264,16 @@ def test_outside_the_main_thread_no_signal_is_heard_which_is_said_if_a_step_woul
         thread.start()
         thread.join()
     assert there == [signal.SIG_DFL]
-    assert ("Ctrl-C and SIGTERM are not heard" in caplog.text) == saves
+    assert ("Ctrl-C and SIGTERM are not heard" in caplog.text) == given.get("saves", False)
+
+
+def test_nothing_is_kept_of_a_supervisor_that_was_left() -> None:
+    signals = StopSignals()
+    with signals.listen_here():
+        kept = weakref.ref(signals)
+    del signals
+    gc.collect()
+    assert kept() is None
 
 
 # -- forks ---------------------------------------------------------------------------------------

@@ -243,8 +243,9 @@ async def test_what_no_recovery_comes_back_to_is_dropped(
 # -- at once, and by an attempt that is over -----------------------------------------------------
 
 
-async def test_what_two_ask_for_at_once_is_made_once() -> None:
-    attempt = World().attempt()
+@pytest.mark.parametrize("limit", [0, 1000])
+async def test_what_two_ask_for_at_once_is_made_once(limit: int) -> None:
+    attempt = World(limit=limit).attempt()
     made, goes_on = list[int](), anyio.Event()
 
     async def make() -> int:

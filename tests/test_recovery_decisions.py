@@ -762,8 +762,9 @@ async def test_each_that_succeeds_lets_one_more_begin() -> None:
         under_way[0] += 1
         if under_way[0] == 3:
             three.set()
-        with anyio.move_on_after(2):
+        with anyio.move_on_after(1):
             await three.wait()
+        under_way[0] -= 1
         return 5
 
     first, *others = fleet([restores], [waits], [waits], [waits])

@@ -62,12 +62,12 @@ async def test_a_spare_is_of_its_runs_newest_checkpoint_and_is_taken_once(*, exa
     assert (world.take("q"), world.take("p", "other")) == (None, None)
     assert world.take("p") == "p1"
     assert world.take("p") is None
-    world.spares.drop("r")
-    await world.work()
-    assert world.closed == [], "it is the caller's"
     world.spares.load("r", "p")
     await world.work()
     assert world.take("p") == "p2"
+    world.spares.drop("r")
+    await world.work()
+    assert world.closed == [], "both are the caller's"
 
 
 async def test_it_is_loaded_once_from_a_checkpoint_and_the_older_one_is_closed() -> None:

@@ -36,6 +36,7 @@ from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.recovery.waits import Waits
 from tinker_recovery.service import Patience
 from tinker_recovery.service.refusals import in_words
+from tinker_recovery.shielding import is_being_cancelled
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import metrics, names, past_span, phase, refuse, trying
 
@@ -451,8 +452,7 @@ class Executor:
                 if inspect.isawaitable(result):
                     await result
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_being_cancelled():
                 raise
             # The callback waited for something that was cancelled, an old client's result perhaps.
             self._events.callback_failed(name, error)

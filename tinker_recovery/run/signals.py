@@ -172,8 +172,7 @@ class StopSignals:
     def _heard(self, on_sigterm: Callable[[], object]) -> Iterator[None]:
         home = HomeProcess()
 
-        def terminate(number: int, frame: FrameType | None) -> None:
-            del frame
+        def terminate(number: int, _: FrameType | None) -> None:
             signal.signal(number, signal.SIG_DFL)
             if not home.is_here:  # forked past Python, which has had no moment to remove it
                 signal.raise_signal(number)
@@ -183,7 +182,8 @@ class StopSignals:
 
         def before(handler: Handler) -> Handler:
             def note(number: int, frame: FrameType | None) -> object:
-                self.requested = self.requested or home.is_here
+                if home.is_here:
+                    self.requested = True
                 return handler(number, frame)
 
             return note
