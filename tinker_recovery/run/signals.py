@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurrentFuture
 
@@ -114,19 +114,18 @@ class StopSignals:
         comes out, the process ends by ``SystemExit`` with status 143. A second one does end it on
         the spot.
         """
-        loop = asyncio.get_running_loop()
-        task = cast("asyncio.Task[object]", asyncio.current_task())  # as a Supervisor has one
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
         inside = True
 
         def cancel() -> None:
-            if task.done():  # it was never left: nothing here would end
+            if task is None or task.done():  # it was never left: nothing here would end
                 signal.raise_signal(signal.SIGTERM)
             else:
                 loop.call_soon_threadsafe(task.cancel)
 
         def cancel_once() -> None:
             nonlocal inside
-            if inside:
+            if inside and task is not None:
                 inside = False
                 task.cancel(STOPPED)
 
@@ -138,7 +137,7 @@ class StopSignals:
             try:
                 yield
             except asyncio.CancelledError:
-                if not self.terminated:
+                if not self.terminated or task is None:
                     raise
                 task.uncancel()
             finally:
@@ -172,7 +171,8 @@ class StopSignals:
     def _heard(self, on_sigterm: Callable[[], object]) -> Iterator[None]:
         home = HomeProcess()
 
-        def terminate(number: int, _: FrameType | None) -> None:
+        def terminate(number: int, frame: FrameType | None) -> None:
+            del frame
             signal.signal(number, signal.SIG_DFL)
             if not home.is_here:  # forked past Python, which has had no moment to remove it
                 signal.raise_signal(number)
@@ -182,8 +182,7 @@ class StopSignals:
 
         def before(handler: Handler) -> Handler:
             def note(number: int, frame: FrameType | None) -> object:
-                if home.is_here:
-                    self.requested = True
+                self.requested = self.requested or home.is_here
                 return handler(number, frame)
 
             return note
