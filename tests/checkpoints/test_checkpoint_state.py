@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -21,7 +24,8 @@ from tinker_recovery.checkpoints.canary import fingerprint_of
 from tinker_recovery.checkpoints.deletion import SETTLE_S
 from tinker_recovery.checkpoints.prompt import PromptFacts, digest_of, prompt_of
 from tinker_recovery.clock import Clock
-from tinker_recovery.journal import Journal, Notebook
+from tinker_recovery.errors import JournalError
+from tinker_recovery.journal import Journal, Notebook, Notes
 from tinker_recovery.recovery.checkpoint_state import LOADS_TRIED, CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators, nothing_in_background
 from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
@@ -400,3 +404,27 @@ def test_outside_a_supervisor_nothing_is_started_in_the_background() -> None:
 
     with pytest.raises(RuntimeError, match="needs a Supervisor"):
         nothing_in_background(task)
+
+
+async def test_a_journal_that_cannot_be_used_is_said_once_until_it_can_be_again(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    known, full = CheckpointState("run"), JournalError("the disk is full")
+    said: list[int] = []
+
+    async def refresh(error: JournalError | None) -> None:
+        async def notes() -> Notes:
+            if error is not None:
+                raise error
+            return await collaborators.notebook.notes()
+
+        broken = replace(collaborators, notebook=cast("Any", SimpleNamespace(notes=notes)))
+        caplog.clear()
+        with caplog.at_level(logging.DEBUG):
+            await known.refresh(broken)
+        said.extend(each.levelno for each in caplog.records if "run run: " in each.getMessage())
+
+    async with _journal(tmp_path) as collaborators:
+        for error in (full, full, JournalError("another"), None, JournalError("another")):
+            await refresh(error)
+    assert said == [logging.ERROR, logging.DEBUG, logging.ERROR, logging.ERROR]

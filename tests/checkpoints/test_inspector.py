@@ -116,3 +116,25 @@ def test_what_is_known_to_be_unusable_costs_no_request(*, relied_on: bool) -> No
         assert reason in str(_objection(checkpoint, known, relied_on=relied_on))
     with pytest.raises(StatusUnavailable, match="asked all the same"):
         _objection(listed(6, expires_in_s=lasting_s + 1), known, relied_on=relied_on)
+
+
+def test_where_nothing_is_known_of_the_run_its_weights_are_asked_about_only_if_relied_on() -> None:
+    async def ask(**given: bool) -> Finding | None:
+        async with _inspector(StatusUnavailable("asked")) as inspector:
+            return await inspector.weights(path("a", 5), WeightsFacts(), **given)
+
+    assert anyio.run(ask) is None
+    with pytest.raises(StatusUnavailable, match="asked"):
+        anyio.run(lambda: ask(relied_on=True))
+
+
+def test_nothing_is_relied_on_unless_that_is_said() -> None:
+    async def ask() -> list[object]:
+        async with _inspector(StatusRefused("no", status_code=401)) as inspector:
+            known = CheckpointState("r")
+            return [
+                await inspector.weights(path("a", 5), RUN),
+                await inspector.objection(listed(5), known, RUN),
+            ]
+
+    assert anyio.run(ask) == [None, None]
