@@ -211,6 +211,7 @@ def test_an_answer_that_is_no_number_rejects_a_checkpoint_from_the_second_time_o
     assert not known.rejects(record(6), [(math.nan,)]), "each is counted for itself"
     assert known.rejects(record(5), [(math.nan,)])
     assert known.rejects(record(7), [OTHER]), "a number that is wrong rejects at once"
+    assert known.rejects(record(8), [(math.nan,), OTHER])
 
 
 def test_what_fails_to_load_twice_is_passed_over_until_the_incident_is_over() -> None:
@@ -428,3 +429,46 @@ async def test_a_journal_that_cannot_be_used_is_said_once_until_it_can_be_again(
         for error in (full, full, JournalError("another"), None, JournalError("another")):
             await refresh(error)
     assert said == [logging.ERROR, logging.DEBUG, logging.ERROR, logging.ERROR]
+
+
+def test_a_note_counts_where_no_answer_to_this_prompt_is_listed_of_a_save_of_the_schedule() -> None:
+    known = CheckpointState("run", canary=PROMPT)
+    own, noted = fingerprint_of(ANSWER), fingerprint_of(OTHER)
+    assert noted is not None
+    know_canaries(known, {path("a", step): noted for step in (1, 2, 3)}, prompt=ABOUT)
+    elsewhere = PromptFacts("another prompt", 0.0)
+    of_another = {"canary": own, "canary_about": elsewhere}
+    known.learn_canaries(
+        [
+            record(1).model_copy(update=of_another),
+            record(2, saved_by="user"),
+            record(3, saved_by="user").model_copy(update=of_another),
+            record(4).model_copy(update=of_another),
+        ]
+    )
+    assert known.canary_objection(record(1), [OTHER]) is None
+    assert known.canary_objection(record(1), [ANSWER]) is not None
+    for step in (2, 3, 4):
+        assert not known.expects(record(step)), "saved anew by the user, or asked otherwise"
+
+
+def test_the_prompt_of_a_run_that_makes_its_own_is_that_of_its_newest_checkpoint() -> None:
+    known = CheckpointState("run", canary="auto")
+    assert known.prompt_facts() is None
+
+    def asked(step: int, *tokens: int) -> CheckpointRecord:
+        about = PromptFacts(digest_of(prompt_of(tokens)), 0.5, tokens)
+        return record(step).model_copy(update={"canary": "x", "canary_prompt": about})
+
+    known.learn_canaries([asked(1, 7, 8), asked(3, 1, 2, 3), asked(2, 8, 9)])
+    facts = known.prompt_facts()
+    assert facts is not None
+    assert (facts.tokens, facts.noise) == ((1, 2, 3), 0.5)
+
+
+def test_where_something_of_no_step_was_saved_there_is_no_checkpoint_any_more() -> None:
+    known = CheckpointState("run")
+    known.stored = {path("a", 1): ("a", 1), path("a", 2): ("a", 2)}
+    known.note_replaced(path("a", 2))
+    known.note_replaced(path("a", 3))
+    assert (known.path_of("a", 2), known.path_of("a", 1)) == (None, path("a", 1))
