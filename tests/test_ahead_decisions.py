@@ -74,6 +74,7 @@ async def world() -> AsyncIterator[World]:
 
 async def test_a_client_is_taken_as_soon_as_it_is_made_and_its_answer_once_that_is_there() -> None:
     async with world() as of:
+        assert await of.ahead.answer_of(cast("Any", "another")) is None
         before = of.ahead.path
         of.begin()
         assert (before, of.ahead.path) == (None, PATH)
@@ -82,7 +83,7 @@ async def test_a_client_is_taken_as_soon_as_it_is_made_and_its_answer_once_that_
         assert not taking.done()
         of.made.set()
         client = await taking
-        assert (client, of.ahead.path, of.log) == ("client", None, [("asked", "client")])
+        assert (of.ahead.path, of.log) == (None, [("asked", client)])
         assert await of.ahead.answer_of(cast("Any", "another")) is None
         answering = asyncio.create_task(of.ahead.answer_of(client))
         await anyio.wait_all_tasks_blocked()
@@ -170,6 +171,28 @@ async def test_who_waits_for_one_that_is_given_up_is_not_left_waiting() -> None:
             await taking
 
 
+async def test_what_does_not_end_is_waited_for_once_and_closed_when_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tinker_recovery.recovery.ahead.END_S", 0.02)
+    async with world() as of:
+
+        async def stubborn() -> Any:
+            with anyio.CancelScope(shield=True):
+                await of.made.wait()
+            return "client"
+
+        of.ahead.make(PATH, stubborn, None)
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(2):
+            await of.ahead.discard()
+        assert caplog.text.count("still being made 0.02 s after that was ended") == 1
+        assert of.log == []
+        of.made.set()
+        await asyncio.wait(of.tasks)
+        assert of.log == [("closed", "client")]
+
+
 async def test_where_its_own_task_is_cancelled_that_is_no_error_of_making_it() -> None:
     async with world() as of:
         of.begin()
@@ -189,7 +212,7 @@ async def test_a_session_that_is_not_used_is_given_back_and_nothing_if_none_was_
         await of.ahead.discard()
         assert of.log == []
         of.ahead.open()
-        assert [of.ahead.session(), of.ahead.session()] == ["session", None]
+        assert list(map(str, (of.ahead.session(), of.ahead.session()))) == ["session", "None"]
         of.ahead.open()
         await of.ahead.discard()
         await of.ahead.discard()

@@ -11,18 +11,20 @@ from typing import Any, cast
 
 import anyio
 import pytest
-from made import LINEAGE, record, segment
+import tinker
+from made import LINEAGE, NOW, record, segment
 
 from tinker_recovery import LeaseLost, RecoveryEvent, RecoveryPolicy, RunFailed, UsageError
 from tinker_recovery.checkpoints import WeightsFacts
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import StatusUnavailable
+from tinker_recovery.errors import StatusRefused, StatusUnavailable
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind, Verdict
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.recoverable import Recovery
 from tinker_recovery.recovery.resume import RunSnapshot
-from tinker_recovery.run import supervised
+from tinker_recovery.run import member, supervised
+from tinker_recovery.run.member import GroupMember, RunGroup
 from tinker_recovery.run.options import plan_start
 from tinker_recovery.run.retiring import finish, retire
 from tinker_recovery.run.supervised import SupervisedRun
@@ -92,12 +94,13 @@ class World:
         for name in ("end_and_give_free", "claim_lost", "say_the_end", "first_client", "Restore"):
             monkeypatch.setattr(supervised, name, getattr(self, f"_{name.lower()}"))
         monkeypatch.setattr(supervised, "AttemptScope", self._attempt)
+        monkeypatch.setattr(member, "Restore", self._restore)
         start: Any = facts.get("start", {"base_model": "m", "rank": 8})
         plan = plan_start(start, restore_optimizer=True)
         if facts.get("adopted"):
             plan = replace(plan, adopted=facts["adopted"], origin=None)
         stored: Any = SimpleNamespace(
-            name="r",
+            name=facts.get("name", "r"),
             given_name="r",
             lineage=LINEAGE,
             lease=None,
@@ -137,14 +140,19 @@ class World:
             SimpleNamespace(requested=False),
             SimpleNamespace(ask=lambda run: self.log.append(("retention", run.name))),
         )
-        self.run = SupervisedRun(opened, collaborators, *parts)
+        group = facts.get("group")
+        self.run: Any = (
+            SupervisedRun(opened, collaborators, *parts)
+            if group is None
+            else GroupMember(group, opened, collaborators, *parts)
+        )
+        self.run.checkpoints.confirmed_to = lambda _: math.inf
         self.run.rollbacks = cast(
             "Any",
             SimpleNamespace(
                 distrust_since=lambda of, _: self.log.append(("distrust", of)),
                 note_resumed=lambda step: self.log.append(("resumed", step)),
                 in_doubt=False,
-                confirmed_to=lambda _: math.inf,
             ),
         )
         self.run.journal = cast(
@@ -209,7 +217,17 @@ class World:
     async def _status(self, run_id: str) -> Any:
         if isinstance(self.corrupted, Exception):
             raise self.corrupted
-        return SimpleNamespace(corrupted=self.corrupted, run_id=run_id)
+        self.log.append(("asked", run_id))
+        info = {
+            "training_run_id": run_id,
+            "base_model": "m",
+            "model_owner": "us",
+            "is_lora": True,
+            "lora_rank": 8,
+            "last_request_time": NOW,
+            "corrupted": self.corrupted,
+        }
+        return tinker.types.TrainingRun.model_validate(info)
 
     # What is done with it
 
@@ -707,3 +725,141 @@ async def test_a_fault_that_came_to_light_after_its_loop_was_left_is_lost(
     world.run.give_up(error := RunFailed("before", run="r", errors=[]))
     await world.run.abandon()
     assert world.run.failure is error, "that says what happened"
+
+
+# -- of a group ----------------------------------------------------------------------------------
+
+
+def _members(monkeypatch: pytest.MonkeyPatch, *names: str, **facts: Any) -> list[World]:
+    group = RunGroup()
+    return [World(monkeypatch, group=group, name=name, **facts) for name in names]
+
+
+REWOUND = Kind.GROUP_REWOUND
+
+
+def test_in_a_group_the_others_go_back_with_a_run_that_has_a_fault_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, two, three = _members(monkeypatch, "one", "two", "three")
+    for world in (one, two):
+        world.trains(world.run.name)
+    one.run.group.in_body = True
+    one.run.report_fault(first := fault())
+    (declared,) = [each for each in two.log if cast("Any", each)[0] == "declare"]
+    assert cast("Any", declared)[1:4] == ("two", REWOUND, DetectedBy.GROUP)
+    assert "run 'one' of the same group" in str(cast("Any", declared)[4])
+    assert three.log == [], "it has no attempt"
+    one.run.group.in_body = True
+    one.run.report_fault(fault())
+    assert len([each for each in two.log if cast("Any", each)[0] == "declare"]) == 1
+    assert one.run.incident is first
+
+
+def test_in_a_group_what_is_saved_and_left_out_is_of_all_and_who_is_given_up_takes_all_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, two = _members(monkeypatch, "one", "two")
+    assert one.run.history.saves is two.run.history.saves
+    assert one.run.skipped is two.run.skipped
+    one.run.give_up(error := ValueError("no"))
+    assert (one.run.failure, two.run.failure) == (error, error)
+
+
+async def test_a_run_of_a_group_waits_for_another_attempt_than_the_one_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (one,) = _members(monkeypatch, "one")
+    held = one.trains()
+    assert not one.run.waits(held)
+    assert one.run.waits(None)
+    one.run.incident = fault()
+    assert one.run.waits(held)
+    one.run.incident, one.run.failure = None, ValueError("no")
+    assert one.run.waits(held)
+    await one.run.end(ValueError("no"))
+    assert (one.run.ended, len(one.log)) == (True, 2)
+    await one.run.end(ValueError("no"))
+    assert len(one.log) == 2, "it is over already"
+
+
+@pytest.mark.parametrize(("kind", "skipped"), [(None, None), (REWOUND, None), (Kind.CORRUPTED, 4)])
+def test_in_a_group_the_run_with_the_fault_says_which_step_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind | None, skipped: int | None
+) -> None:
+    (one,) = _members(monkeypatch, "one", policy={"on_repeated_fault": "skip_step"})
+    for _ in range(2):
+        one.run.incident = None
+        one.run.report_fault(fault(failed_step=4))
+    one.run.incident = None if kind is None else fault(kind)
+    assert one.run.step_to_skip() == skipped
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "asked", "distrusted"),
+    [
+        (REWOUND, True, True, True),
+        (REWOUND, False, True, False),
+        (REWOUND, StatusRefused("no"), False, False),
+        (Kind.CORRUPTED, True, False, False),
+        (None, True, False, False),
+    ],
+)
+async def test_a_run_that_goes_back_with_others_is_looked_at_for_a_fault_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Kind | None,
+    *,
+    said: bool | Exception,
+    asked: bool,
+    distrusted: bool,
+) -> None:
+    one, two = _members(monkeypatch, "one", "two")
+    one.trains()
+    one.corrupted = said
+    one.run.incident = two.run.incident = None if kind is None else fault(kind)
+    await one.run.group.look_at_the_others()
+    assert (("asked", "a") in one.log) == asked
+    found = [cast("Any", each)[1] for each in one.log if cast("Any", each)[0] == "distrust"]
+    assert [each.kind for each in found] == [Kind.CORRUPTED] * distrusted
+    assert all((of.step, of.detected_by, of.run_id) == (7, DetectedBy.POLL, "a") for of in found)
+    assert two.log == [], "it has no client"
+
+
+async def test_in_a_group_no_answer_is_raised_as_what_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (one,) = _members(monkeypatch, "one")
+    one.trains()
+    one.corrupted = StatusUnavailable("no answer")
+    one.run.incident = fault(REWOUND)
+    with pytest.raises(StatusUnavailable):
+        await one.run.look()
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_try_to_restore_holds_the_runs_claim_and_is_made_ahead_only_if_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, *, grouped: bool
+) -> None:
+    (world,) = _members(monkeypatch, "one") if grouped else [World(monkeypatch)]
+    waiting, patience = object(), object()
+    (run,), given = world.run.restoration(waiting)
+    assert (run, given["ahead"], given["patience"]) == (world.run, False, None)
+    assert (given["waiting"], given["guard"]) == (waiting, world.run.guard)
+    assert ("order" in given) == grouped
+    _, given = world.run.restoration(waiting, ahead=True, patience=patience)
+    assert (given["ahead"], given["patience"]) == (True, patience)
+
+
+def test_what_a_group_can_go_back_to_together_is_not_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, two = _members(monkeypatch, "one", "two")
+    assert one.run.protected == {}
+    for world, steps in ((one, (2, 4, 6)), (two, (2, 4))):
+        name = world.run.name
+        world.trains(name)
+        world.run.checkpoints.stored = {f"{name}/{step}": (name, step) for step in steps}
+    assert one.run.trusted == {2: ["one/2"], 4: ["one/4"], 6: ["one/6"]}
+    assert list(one.run.protected) == ["one/4"]
+    one.run.hold_ready(one.restored(2))
+    assert set(one.run.protected) == {"one/4", record(2).path}
