@@ -7,6 +7,7 @@ inside the package is then mended here, and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,14 @@ from tinker_recovery.telemetry import EventSink, events, metrics, redaction
 from tinker_recovery.telemetry.stream import Streams
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing._host import Host
+
+# The process
+
+
+def signal_handlers() -> list[object]:
+    """The handlers of SIGINT and SIGTERM, as they are."""
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
 
 # The SDK
 
