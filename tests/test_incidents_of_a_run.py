@@ -13,6 +13,7 @@ import anyio
 import pytest
 import tinker
 from made import LINEAGE, NOW, record, segment
+from tinker.types import RequestErrorCategory
 
 from tinker_recovery import LeaseLost, RecoveryEvent, RecoveryPolicy, RunFailed, UsageError
 from tinker_recovery.checkpoints import WeightsFacts
@@ -91,6 +92,8 @@ class World:
         self.claim: LeaseLost | None = None
         self.keeps = facts.get("keeps", "kept")
         self.made = 0
+        self.said: Any = None
+        """What the journal was given to say of the end."""
         for name in ("end_and_give_free", "claim_lost", "say_the_end", "first_client", "Restore"):
             monkeypatch.setattr(supervised, name, getattr(self, f"_{name.lower()}"))
         monkeypatch.setattr(supervised, "AttemptScope", self._attempt)
@@ -201,6 +204,7 @@ class World:
         self, said: Any, run: Any, attempts: Any, *, well: bool = False
     ) -> None:
         del run
+        self.said = said
         if asyncio.iscoroutine(said):
             await said
         self.log.append(("free", [each and each.id for each in attempts], well))
@@ -274,6 +278,8 @@ def test_a_fault_opens_one_incident_that_ends_the_attempt(
     assert world.in_background() == [*closes, (retire, "a")], "a service that is away is not asked"
     assert run.history.evidence.failures == 1
     assert "recovering" in repr(run)
+    run.ended = True
+    assert not run.awaits(first)
 
 
 def test_a_stop_that_is_gone_on_from_is_no_failure_and_looks_as_if_it_trained(
@@ -348,6 +354,7 @@ async def test_the_loop_goes_on_with_the_client_that_was_held_ready(
     assert handed.arguments[0] is old.client
     assert handed.arguments[2] == record(4)
     assert run.current is old
+    run.checkpoints.skipped["p"] = "it did not load"
     waiting = asyncio.create_task(run.next_attempt())
     await anyio.wait_all_tasks_blocked()
     assert not waiting.done()
@@ -355,6 +362,7 @@ async def test_the_loop_goes_on_with_the_client_that_was_held_ready(
     run.hand_over(recovery)
     assert (await waiting).id == "new 1"
     assert (run.recoveries, run.recovering) == ([recovery], False)
+    assert run.checkpoints.skipped == {}, "it may be tried again"
     assert world.log == [
         ("resumed", 4),
         ("canary", "new 1"),
@@ -505,6 +513,7 @@ async def test_a_start_that_fails_for_a_time_is_recovered_from(
     [
         (StatusUnavailable("no answer"), {"policy": {"enabled": False}}),
         (ValueError("their own"), {}),
+        (tinker.RequestFailedError("bad rank", "1", RequestErrorCategory.User), {}),
         (LeaseLost("taken over", run="r"), {}),
     ],
 )
@@ -516,6 +525,57 @@ async def test_a_start_that_fails_otherwise_is_the_callers_error_and_the_run_ove
     with pytest.raises(type(error)):
         await world.run.first_attempt()
     assert (world.run.ended, world.queued) == (True, [])
+    assert world.said == ("ends", error)
+
+
+async def test_a_start_that_is_cancelled_leaves_a_name_that_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(monkeypatch)
+    world.connects = [asyncio.CancelledError()]
+    with pytest.raises(asyncio.CancelledError):
+        await world.run.first_attempt()
+    assert world.run.ended
+    assert world.said is not None
+
+
+@pytest.mark.parametrize("when", ["begins", "is looked at"])
+async def test_an_attempt_that_another_process_forbids_is_not_trained(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    world, lost = World(monkeypatch), LeaseLost("taken over", run="r")
+
+    async def fail(*_: object) -> Any:
+        raise lost
+
+    if when == "begins":
+        world.run.guard.begins = fail
+    else:
+        monkeypatch.setattr(Attempt, "_is_absent", fail)
+    with pytest.raises(LeaseLost):
+        await world.run.first_attempt()
+    assert (world.run.ended, world.said) == (True, ("ends", lost))
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+async def test_after_a_save_that_was_refused_it_is_looked_what_becomes_of_the_next(
+    monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    world = World(monkeypatch)
+    world.run.history.refused_saves = refused
+    attempt: Any = await world.run.first_attempt()
+    assert attempt.saver.probes == bool(refused)
+
+
+async def test_a_run_that_starts_from_a_checkpoint_has_one_to_go_back_to_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(monkeypatch, start={"from_checkpoint": "tinker://x/weights/1"})
+    assert world.run.parent == "tinker://x/weights/1"
+    await world.run.first_attempt()
+    assert ("save", "new 1") not in world.log
+    assert ("canary", "new 1") in world.log
+    assert world.run.protected == {}
 
 
 def snapshot(**facts: Any) -> RunSnapshot:
@@ -698,6 +758,7 @@ async def test_a_supervisor_that_ends_closes_what_is_open_and_wakes_who_waits(
     assert attempt.left.is_set()
     assert ready.left.is_set()
     assert isinstance(world.run.failure, RunFailed)
+    assert world.said == ("ends", world.run.failure)
     with pytest.raises(RunFailed, match="while run 'r' was being recovered"):
         await waiting
     assert world.run.ended
@@ -709,6 +770,7 @@ async def test_a_supervisor_that_ends_before_a_run_began_has_nothing_against_it(
     world = World(monkeypatch)
     await world.run.abandon()
     assert (world.run.ended, world.run.failure, world.run.lost) == (True, None, None)
+    assert isinstance(world.said[1], asyncio.CancelledError)
 
 
 async def test_a_fault_that_came_to_light_after_its_loop_was_left_is_lost(

@@ -20,7 +20,7 @@ from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import HandOver, Recovery
 from tinker_recovery.recovery.restore import Restore, Restored
-from tinker_recovery.recovery.resume import finish_sessions
+from tinker_recovery.recovery.resume import RunSnapshot, finish_sessions
 from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.retention.loop import RetentionLoop
 from tinker_recovery.run.at_exit import failure_at_exit, unseen_fault
@@ -192,7 +192,7 @@ class SupervisedRun:
                     "the run continues from its checkpoint",
                     deadline_s=self.policy.close_timeout_s,
                 )
-            self._continue_from_snapshot()
+            self._continue_from(snapshot)
             return await self.next_attempt()
         if adopted is not None:
             return await self._journaled(self._begin(adopted))
@@ -266,19 +266,14 @@ class SupervisedRun:
         self.report_fault(Fault(self.name, 0, "", rule, DetectedBy.START, self.start_step, error))
         return True
 
-    def _continue_from_snapshot(self) -> None:
+    def _continue_from(self, snapshot: RunSnapshot) -> None:
         """Have the run restored that another process left: as from any fault, or to go on."""
-        if self.snapshot is None:
-            raise UsageError(f"run {self.name!r} begins here: there is nothing to continue")
-        last, number = self.snapshot.segments[-1], len(self.snapshot.segments)
-        self.spawn(
-            functools.partial(finish_sessions, self.collaborators.reader, self.snapshot.sessions)
-        )
-        rule, step = RULES[Kind.PROCESS_LOST], self.snapshot.step
+        last, number = snapshot.segments[-1], len(snapshot.segments)
+        self.spawn(functools.partial(finish_sessions, self.collaborators.reader, snapshot.sessions))
+        rule, step = RULES[Kind.PROCESS_LOST], snapshot.step
         left = Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, step)
-        self.telemetry.figures.follows(self.snapshot.trained)
-        orderly = self.snapshot.orderly
-        self.report_fault(replace(left, orderly=orderly, silent_s=self.journal.dead_s))
+        self.telemetry.figures.follows(snapshot.trained)
+        self.report_fault(replace(left, orderly=snapshot.orderly, silent_s=self.journal.dead_s))
 
     async def _journaled(self, attempt: AttemptScope) -> AttemptScope:
         """The attempt, once the journal has it: no attempt trains that a restart would not find.
