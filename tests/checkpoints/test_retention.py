@@ -223,6 +223,19 @@ def test_a_bad_one_fills_no_place_and_goes_once_a_valid_one_has_come_as_far() ->
     assert {each.step: each.reason for each in later.deletions}[3] == "bad: zero tail"
 
 
+def test_a_bad_one_goes_once_another_has_come_just_as_far_though_it_is_in_doubt_as_well() -> None:
+    bad = {path("a", 3): "zero tail"}
+    found = [listed(2), listed(3), listed(3, "b")]
+    valid = {path("a", 2), path("b", 3)}
+    for doubtful in ((), set(bad)):
+        plan = _plan(found, KeepLast(9), valid=(), bad=bad, doubtful=doubtful)
+        assert _steps(plan) == []
+        situation = Situation(LINEAGE, NOW, valid=valid, bad=bad, doubtful=doubtful)
+        assert [each.path for each in plan_deletions(found, KeepLast(9), situation).deletions] == [
+            path("a", 3)
+        ]
+
+
 def test_an_abandoned_branch_goes_once_the_run_has_passed_it_again() -> None:
     # a reached 1660; b went on from 1615.
     segments = [segment("a"), segment("b", 1615, path("a", 1615))]

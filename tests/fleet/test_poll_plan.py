@@ -99,6 +99,35 @@ def test_the_plan_never_costs_more_than_one_request_each_nor_than_all_pages(
         assert cost <= len(found) + unlisted + (new if not found else 0)
 
 
+def test_pages_that_have_as_many_as_they_cost_are_not_read() -> None:
+    assert pages_worth_reading(10, PageCounts([1] * 10, 0)) == 0
+    assert pages_worth_reading(11, PageCounts([1] * 10, 0)) == 1, "one is new, on the first"
+    assert pages_worth_reading(11, PageCounts([1] * 10, 1)) == 0, "it was on none"
+    assert pages_worth_reading(12, PageCounts([1, 1, 10], 0)) == 3
+
+
+def test_it_says_how_many_requests_it_takes_as_far_as_is_known() -> None:
+    assert PagePoll(map(str, range(FEW)), None, page=PAGE).planned == FEW
+    poll = PagePoll(map(str, range(20)), None, page=PAGE)
+    assert poll.planned == 20, "it is not known yet how long the list is"
+    poll.note_page(0, ["x"] * PAGE, 21)
+    assert poll.planned == 3
+    gone = PagePoll(map(str, range(20)), None, page=PAGE)
+    gone.note_page(0, [], 0)
+    assert gone.planned == 20
+    assert PagePoll([], None, page=PAGE).planned == 1
+
+
+def test_an_empty_page_ends_the_list_whatever_its_length_is_said_to_be() -> None:
+    poll = PagePoll(map(str, range(20)), None, page=PAGE)
+    assert poll.next_offset() == 0
+    poll.note_page(0, ["x"] * PAGE, 1000)
+    assert poll.next_offset() == PAGE
+    poll.note_page(PAGE, [], 1000)
+    assert poll.next_offset() is None
+    assert poll.planned == 1
+
+
 @st.composite
 def services(draw: st.DrawFn) -> tuple[list[str], list[str], list[list[tuple[str, int]]]]:
     """A list of runs, the watched among them, and what happens to it before each page."""

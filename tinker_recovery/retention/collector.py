@@ -411,7 +411,7 @@ class Collector:
     def _warn_of_metric(self, run: CollectedRun, records: Sequence[CheckpointRecord]) -> None:
         """Say once that nothing is deleted, as no checkpoint has the metric to choose by."""
         policy = self._policy
-        if policy.keep_last or not policy.save_best or policy.strategy in ("last", "all"):
+        if policy.keep_last or not policy.save_best:
             return
         lacks = not any(policy.best_metric in record.metrics for record in records)
         if lacks and len(records) > policy.keep_best and run.name not in self._warned:
