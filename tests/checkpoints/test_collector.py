@@ -635,6 +635,7 @@ async def test_without_verify_deep_no_bytes_are_looked_at() -> None:
         ({"keep_last": 0, "keep_best": 2}, 2, {}, False),
         ({"keep_last": 0, "keep_best": 2}, 3, {"loss": 1.0}, False),
         ({"keep_last": 0, "keep_best": 2}, 3, {"los": 1.0}, True),
+        ({"keep_last": 0, "keep_best": 2}, 3, {"loss": math.nan}, True),
         ({"keep_last": 1, "keep_best": 2}, 3, {}, False),
         ({"keep_last": 0, "keep_every": 2, "save_best": False}, 3, {}, False),
         ({"strategy": "last"}, 9, {}, False),
@@ -655,4 +656,4 @@ async def test_it_is_said_once_that_no_checkpoint_has_the_metric(
     async with world.collector() as collector:
         for _ in range(2):
             await collector.collect(world)
-    assert caplog.text.count("has the metric") == warns
+    assert caplog.text.count("finite value of the metric") == warns

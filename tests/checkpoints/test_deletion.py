@@ -88,6 +88,8 @@ def test_a_deletion_is_written_twice_before_it_is_done() -> None:
     [
         (200, "deleted", "why"),
         (204, "deleted", "why"),
+        (299, "deleted", "why"),
+        (300, "failed", "answered HTTP 300"),
         (404, "deleted", "gone already"),
         (500, "failed", "answered HTTP 500"),
         (429, "failed", "answered HTTP 429"),
@@ -152,6 +154,20 @@ def test_an_intent_withdrawn_before_any_request_is_not_being_deleted() -> None:
         ledger = ledger.applied(command.entry)
     assert ledger.entries[P].state == "withdrawn"
     assert not ledger.being_deleted(now_s=0)
+
+
+@pytest.mark.parametrize("state", ["deleting", "failed"])
+def test_a_request_whose_outcome_is_not_known_may_still_delete_however_long_ago_it_was(
+    state: str,
+) -> None:
+    entry = Deletion(P, state, "", 0.0, failures=1, sent=True)  # type: ignore[arg-type]  # the table's own words
+    assert DeletionLedger({P: entry}).being_deleted(now_s=1e9) == {P}
+
+
+def test_what_was_kept_meanwhile_begins_its_tries_afresh() -> None:
+    (withdrawn,) = _ledger("failed", failures=7).commands(KEPT, now_s=0)
+    (intended,) = DeletionLedger({P: withdrawn.entry}).commands(GONE, now_s=1)
+    assert (withdrawn.entry.failures, intended.entry.failures) == (0, 0)
 
 
 @given(

@@ -59,6 +59,26 @@ def test_each_rule_keeps_what_it_says(rule: Retention, kept: list[int]) -> None:
     assert all(reasons.values())
 
 
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [
+        ({1: None, 2: None, 3: None}, [3, 2, 1]),
+        ({1: NAN, 2: NAN, 3: math.inf}, [3, 2, 1]),
+        ({1: NAN, 2: 5.0, 3: None}, [2]),
+        ({1: 4.0, 2: 5.0, 3: 6.0}, [1]),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_with_nothing_to_choose_the_best_by_all_stay_unless_another_rule_keeps_some(
+    losses: dict[int, float | None], kept: list[int], *, alone: bool
+) -> None:
+    held = _held(losses)
+    reasons = KeepBest(1, alone=alone).keep(held)
+    if len(kept) == 3 and not alone:
+        kept = []
+    assert [each.record.step for each in held if each.record.path in reasons] == kept
+
+
 def test_what_does_not_count_fills_no_place_but_can_be_pinned() -> None:
     held = [Candidate(record(3), counts=False), Candidate(record(2)), Candidate(record(1))]
     assert list(KeepLast(1).keep(held)) == [path("a", 2)]
@@ -125,7 +145,14 @@ def test_every_rule_that_keeps_one_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: KeepLast(0), lambda: KeepBest(0), lambda: KeepEvery(0), KeepAny]
+    "build",
+    [
+        *(lambda: KeepLast(0), lambda: KeepBest(0), lambda: KeepEvery(0), KeepAny),
+        lambda: KeepLast(True),
+        lambda: KeepLast(1.5),  # type: ignore[arg-type]  # refused, as it should be
+        lambda: KeepBest(1, ""),
+        lambda: KeepBest(1, "loss", "least"),  # type: ignore[arg-type]  # the same
+    ],
 )
 def test_a_rule_that_would_keep_nothing_is_refused(build: Any) -> None:
     with pytest.raises(UsageError):

@@ -323,6 +323,15 @@ def test_a_service_out_of_reach_is_asked_thirty_times_sooner_whatever_was_planne
     assert schedule.wait_s(0.0, 0.9, out_of_reach=True) == 2.0
 
 
+def test_once_the_quick_polls_are_over_one_that_comes_early_is_of_every_run() -> None:
+    """As it does where the service is out of reach."""
+    schedule = PollSchedule(40.0)
+    assert schedule.begin(0.0, ["a"]) is None
+    for now in (10.0, 20.0, 30.0):
+        assert schedule.begin(now, ["a", "b"]) == {"a"}
+    assert schedule.begin(31.0, ["a", "b"]) is None
+
+
 def test_a_quick_poll_leaves_out_new_runs_that_have_ended_and_needs_one_that_has_not() -> None:
     schedule = PollSchedule(40.0)
     assert schedule.begin(0.0, ["a", "b"]) is None

@@ -174,7 +174,7 @@ class PagePoll:
             expected = self._planned + self._wanted - sum(known.found[: self._planned])
             # If they have moved, the next poll reads as far as it takes to find them again.
             return None if self._asked + missing > 1.5 * expected + FEW else known.older()
-        found = [self._found.get(page, 0) for page in range(self._asked)]
+        found = [self._found[page] for page in range(self._asked)]
         return PageCounts(found, missing)
 
 
