@@ -249,8 +249,9 @@ def test_only_what_is_needed_and_ends_is_renewed_the_most_urgent_first() -> None
         record(4),
         record(5, expires_in_s=DAY),
         record(6, expires_in_s=-1),
+        record(8, expires_in_s=0),
     ]
-    needed = {path("a", step): "the recovery point" for step in (1, 3, 4, 6, 7)}
+    needed = {path("a", step): "the recovery point" for step in (1, 3, 4, 6, 7, 8)}
     due = renewals(reversed(records), needed, ttl_s=7 * DAY, now=NOW)
     assert [(each.path, each.at - NOW, each.ttl_s) for each in due] == [
         (path("a", 3), timedelta(days=-0.5), 604_800),

@@ -148,7 +148,7 @@ def test_every_rule_that_keeps_one_is_named() -> None:
     "build",
     [
         *(lambda: KeepLast(0), lambda: KeepBest(0), lambda: KeepEvery(0), KeepAny),
-        lambda: KeepLast(True),
+        lambda: KeepLast(n=True),
         lambda: KeepLast(1.5),  # type: ignore[arg-type]  # refused, as it should be
         lambda: KeepBest(1, ""),
         lambda: KeepBest(1, "loss", "least"),  # type: ignore[arg-type]  # the same

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -212,6 +214,30 @@ async def test_a_run_that_has_ended_is_looked_at_no_more() -> None:
         run.now_s += RETRY_S
         await run.remind()
         assert run.gaps == []
+
+
+async def test_a_run_that_has_ended_takes_no_memory_any_more() -> None:
+    host, run = Run(), Run(name="ended")
+    async with host.loop() as loop:
+        for ended in (False, True):
+            run.ended = ended
+            asked(loop, run)
+            await loop.settle(5.0)
+        left = weakref.ref(run)
+        del run
+        gc.collect()
+        assert left() is None
+
+
+async def test_the_next_run_of_a_name_has_its_first_failure_said() -> None:
+    run = Run(1, 2)
+    run.guard.error = OSError("the disk is full")
+    async with run.loop() as loop:
+        for ended in (True, False):
+            run.ended = ended
+            asked(loop, run)
+            await loop.settle(5.0)
+    assert len(run.said(names.EVENT_RETENTION_FAILED)) == 2
 
 
 @pytest.mark.parametrize(
