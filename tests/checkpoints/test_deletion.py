@@ -260,6 +260,14 @@ def test_only_what_is_needed_and_ends_is_renewed_the_most_urgent_first() -> None
     assert due[0].reason == "the recovery point"
 
 
+def test_of_those_that_end_at_once_the_order_is_that_of_their_paths() -> None:
+    records = [record(step, expires_in_s=DAY) for step in (2, 1, 3)]
+    needed = {path("a", step): "x" for step in (1, 2, 3)}
+    for order in (records, records[::-1]):
+        found = [each.path for each in renewals(order, needed, ttl_s=None, now=NOW)]
+        assert found == [path("a", step) for step in (1, 2, 3)]
+
+
 def test_a_short_lifetime_is_renewed_at_its_half_and_none_is_for_ever() -> None:
     records = [record(1, expires_in_s=7200)]
     assert renewals(records, {P: "x"}, ttl_s=7200, now=NOW)[0].at == NOW + timedelta(hours=1)

@@ -295,6 +295,24 @@ async def test_a_lifetime_is_renewed_in_time_though_nobody_asks() -> None:
     assert run.lifetimes == [(newest, 7200)]
 
 
+async def test_what_is_due_stays_due_where_a_recovery_comes_between() -> None:
+    run = Run(ttl_s=7200.0)
+    newest = run.save(1, lives_s=7200.0)
+    async with run.served() as loop:
+        asked(loop, run)
+        await collected(run)
+        await run.end_gap()
+        run.recovering = True
+        asked(loop, run)
+        await collected(run)
+        await run.end_gap()
+        run.recovering = False
+        run.now_s = START_S + 3600.0
+        await run.remind()
+        await collected(run)
+    assert run.lifetimes == [(newest, 7200)]
+
+
 class _Publishing:
     """What publishes, and what it was asked for."""
 

@@ -44,6 +44,14 @@ def test_a_few_runs_are_asked_for_one_by_one() -> None:
     assert poll.missing() == ["a"]
 
 
+def test_a_poll_of_a_few_leaves_what_is_known_of_the_pages_as_it_is() -> None:
+    known = PageCounts([3], 0)
+    few = list(map(str, range(FEW)))
+    assert PagePoll(few, known, page=PAGE).counts() is known
+    assert PagePoll(few, None, page=PAGE).counts() is None
+    assert PagePoll([*few, "more"], None, page=PAGE).counts() == PageCounts([], FEW + 1)
+
+
 def test_pages_end_once_every_run_has_been_seen() -> None:
     listed = [str(number) for number in range(1000)]
     poll = PagePoll(listed[:15], None, page=PAGE)
