@@ -148,7 +148,7 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
         console.print(
             f"{counted(len(kept), 'checkpoint')}, the newest {kept[-1].path}", soft_wrap=True
         )
-    if view.next_save and view.live:
+    if view.next_save:
         console.print(view.next_save, soft_wrap=True)
     console.print(f"tokens: {tokens(figures.tokens)}", soft_wrap=True)
     if figures.tokens_replayed:

@@ -262,7 +262,9 @@ class RunView:
 
     @property
     def next_save_step(self) -> int | None:
-        """The step of the next save, as things stand; None if nothing fixes it."""
+        """The step of the next save, as things stand; None if nothing fixes it, or it is over."""
+        if not self.live:
+            return None
         if (step := self._plan.get("step")) is not None:
             return int(step)
         every = self.policy.get("save_every")
@@ -278,7 +280,7 @@ class RunView:
     @property
     def _plan(self) -> Mapping[str, Any]:
         plan: Mapping[str, Any] = self.policy.get(NEXT_SAVE) or {}
-        return plan if self.state in _ACTIVE else {}
+        return plan if self.live else {}
 
 
 def read_runs(path: Path) -> list[RunView]:

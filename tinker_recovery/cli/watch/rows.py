@@ -74,7 +74,6 @@ class RunRow:
         """The row of a run in a journal."""
         run, event, stored = summary.run, summary.event, summary.checkpoint
         state, fault = run.display_state, summary.incident
-        saves = state in ("training", "recovering", "stalled")
         return cls(
             run=run.name,
             state=state,
@@ -85,8 +84,8 @@ class RunRow:
             checkpoint=None if stored is None else stored.path,
             checkpoint_step=None if stored is None else stored.step,
             checkpoint_saved=None if stored is None else stored.saved,
-            next_save_step=run.next_save_step if saves else None,
-            next_save=run.next_save if saves else "",
+            next_save_step=run.next_save_step,
+            next_save=run.next_save,
             event=None if event is None else event_text(event),
             service=run.service,
             detail=run.detail,
