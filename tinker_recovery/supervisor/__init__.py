@@ -65,6 +65,7 @@ from tinker_recovery.shielding import to_the_end
 from tinker_recovery.supervisor.parts import Entered
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, environment, names
 from tinker_recovery.telemetry.greeting import Greeting
+from tinker_recovery.telemetry.last_resort import repeats_left_out
 from tinker_recovery.watched.watch import Watch
 
 logger = logging.getLogger(names.SCOPE)
@@ -207,7 +208,7 @@ class Supervisor:
             await anyio.to_thread.run_sync(environment.export_by_environment)
         endpoint = await self._backend.endpoint()
         try:
-            with listen():
+            with listen(), repeats_left_out():
                 async with self._enter(endpoint):
                     yield self
         finally:
