@@ -20,7 +20,7 @@ from tinker_recovery.cli.records import (
     widths_of,
 )
 from tinker_recovery.cli.runs import job_text
-from tinker_recovery.cli.states import STYLES, totals, trouble
+from tinker_recovery.cli.states import STYLES, totals, trouble, with_quiet
 from tinker_recovery.cli.watch.rows import RunRow
 from tinker_recovery.report.words import age, iso
 from tinker_recovery.telemetry.text import counted
@@ -145,7 +145,9 @@ def _cells(row: RunRow, now: float) -> list[Cell]:
     saved, left = row.checkpoint_saved, row.attempts_left
     return [
         Cell(row.run),
-        Cell(row.state, STYLES.get(row.state, "")),
+        Cell(
+            with_quiet(row.state, row.quiet_since, now), STYLES.get(row.state, ""), plain=row.state
+        ),
         _when(row.since, now),
         _count(row.step),
         Cell(f"{row.losses[-1]:.4g}") if row.losses else Cell("-", "dim"),

@@ -72,6 +72,8 @@ def _head(row: RunRow, now: float, width: int) -> list[Text]:
     state = Text.assemble((row.state, STYLES.get(row.state, "")))
     if row.since is not None:
         state.append(f" for {age(now - row.since)}", "dim")
+    if row.quiet_since is not None:
+        state.append(f", no step for {age(now - row.quiet_since)}", "yellow")
     saved = _known(row.checkpoint_step)
     if row.checkpoint_saved is not None:
         saved.append(f", {age(now - row.checkpoint_saved)} ago", "dim")
