@@ -22,6 +22,7 @@ from tinker_recovery.cli.records import (
 from tinker_recovery.cli.runs import job_text
 from tinker_recovery.cli.states import STYLES, totals, trouble, with_quiet
 from tinker_recovery.cli.watch.rows import RunRow
+from tinker_recovery.cli.words import cut
 from tinker_recovery.report.words import age, iso
 from tinker_recovery.telemetry.text import counted
 
@@ -123,7 +124,7 @@ def _lines(rows: Sequence[RunRow], now: float, width: int) -> list[Text]:
         for line, event in zip(lines, ["newest event", *events], strict=True):
             line.truncate(used, pad=True)
             said = Text(f"  {event}", "bold" if line is lines[0] else "dim")
-            said.truncate(room + 2, overflow="ellipsis")
+            cut(said, room + 2)
             line.append_text(said)
     for line in lines:
         line.overflow = "crop"
