@@ -10,7 +10,14 @@ from urllib.parse import urlsplit
 
 import click
 
-from tinker_recovery.cli.common import echo, journal_file, journal_option, no_such_run, refuse
+from tinker_recovery.cli.common import (
+    echo,
+    journal_file,
+    journal_option,
+    no_such_run,
+    refuse,
+    refuse_because,
+)
 
 if TYPE_CHECKING:
     from tinker_recovery.testing import FaultRule
@@ -123,7 +130,7 @@ def _first_run(run: str, journal: Path | None, url: str) -> str:
         if view is None:
             no_such_run(path, run, service)
     except JournalError as error:
-        refuse(str(error))
+        refuse_because(error)
     if not view.attempts:
         refuse(
             f"run {run!r} at {service} has no Tinker run yet (it is {view.display_state}): strike "

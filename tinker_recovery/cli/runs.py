@@ -17,7 +17,7 @@ from tinker_recovery.cli.common import (
     journal_file,
     journal_option,
     plain_console,
-    refuse,
+    refuse_because,
 )
 from tinker_recovery.cli.records import Cell, Column, Record, show_records
 from tinker_recovery.cli.states import STYLES, named_option, state_option, trouble, with_quiet
@@ -88,7 +88,7 @@ def command(
     try:
         found = read_summaries(journal_file(journal), losses=1)
     except JournalError as error:
-        refuse(str(error))
+        refuse_because(error)
     chosen = [
         each
         for each in found

@@ -18,7 +18,7 @@ from tinker_recovery.cli.common import (
     no_such_run,
     plain_console,
     prices_option,
-    refuse,
+    refuse_because,
     run_argument,
     service_option,
 )
@@ -82,7 +82,7 @@ def command(
         newest = read_events(path, run=view.id, limit=events) if events else []
         known = RunSummary.of(view)
     except JournalError as error:
-        refuse(str(error))
+        refuse_because(error)
     figures = figures_of(view, prices=prices)
     if as_json:
         whole = {

@@ -74,13 +74,14 @@ def journal_path(choice: Path | str | StateFolder | None) -> Path | None:
     """The file of a ``journal=`` argument; None for one in memory.
 
     Raises:
-        UsageError: The path is empty.
+        UsageError: It is no path, or an empty one.
     """
     if choice is None:
         return None
     if isinstance(choice, StateFolder):
         return default_path()
-    if not str(choice):
+    given: object = choice
+    if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
         raise UsageError(
             f"journal={choice!r} is not allowed: give the path of a file, or None for memory"
         )

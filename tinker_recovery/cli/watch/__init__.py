@@ -19,6 +19,7 @@ from tinker_recovery.cli.common import (
     no_such_run,
     plain_console,
     refuse,
+    refuse_because,
     service_option,
 )
 from tinker_recovery.cli.states import named_option, state_option
@@ -115,7 +116,7 @@ def command(  # noqa: PLR0913 - its options
     except KeyboardInterrupt:
         pass  # the normal way to quit
     except JournalError as error:
-        refuse(str(error))
+        refuse_because(error)
     except BrokenPipeError:
         raise  # click exits silently: the reader has closed the pipe
     except OSError as error:
