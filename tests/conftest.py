@@ -28,6 +28,7 @@ from inspection import (
     may_export_inside_its_lock,
     set_claim_s,
     set_tracer_provider,
+    signal_handlers,
 )
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -153,25 +154,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.fixturenames.insert(0, "no_task_is_left")
 
 
-_BEFORE = pytest.StashKey[tuple[int, int]]()
+_BEFORE = pytest.StashKey[tuple[int, int, list[object]]]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    item.stash[_BEFORE] = len(_threads()), len(sdk_tasks())
+    item.stash[_BEFORE] = len(_threads()), len(sdk_tasks()), signal_handlers()
     yield
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
-    """After each test: no thread, and no task on the SDK's loop, that was not there before.
+    """After each test: no thread, no task on the SDK's loop and no signal handler is left.
 
     A hook and not a fixture, so that it looks after the test's event loop is closed, and idle
     worker threads count as well.
     """
     yield
     forget_closed_rest_clients()
-    threads, tasks = item.stash[_BEFORE]
+    threads, tasks, handlers = item.stash[_BEFORE]
     if _is_async(item) or len(_threads()) > threads:
         # What survives this one need not be walked again after the next.
         gc.collect()
@@ -180,6 +181,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     assert left_threads <= threads, f"threads left: {_threads()}"
     left_tasks = _settled(lambda: len(sdk_tasks()), tasks)
     assert left_tasks <= tasks, f"tasks left on the SDK's loop: {sdk_tasks()}"
+    assert signal_handlers() == handlers, "signal handlers left"
 
 
 @pytest_asyncio.fixture
@@ -190,6 +192,15 @@ async def no_task_is_left() -> AsyncIterator[None]:
     left = {task for task in asyncio.all_tasks() if not task.done()} - before
     left -= {asyncio.current_task()}
     assert not left, f"tasks left: {left}"
+
+
+@pytest.fixture
+def handlers() -> Iterator[list[object]]:
+    """Those of signals, SIGINT's first, from before the test; they are there again after it."""
+    there = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield list(there.values())
+    for number, handler in there.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ inside the package is then mended here, and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,6 @@ from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.journal import Journal, Recorder, holder
 from tinker_recovery.journal.notebook import Notebook
 from tinker_recovery.journal.writer import Writer
-from tinker_recovery.recovery.admission import Admission
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.retention.verifier import Verifier
@@ -47,6 +47,14 @@ from tinker_recovery.telemetry import EventSink, events, metrics, redaction
 from tinker_recovery.telemetry.stream import Streams
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing._host import Host
+
+# The process
+
+
+def signal_handlers() -> list[object]:
+    """The handlers of SIGINT and SIGTERM, as they are."""
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
 
 # The SDK
 
@@ -180,11 +188,6 @@ def service_of(attempt: Attempt) -> tinker.ServiceClient:
 def was_seen_well(watch: Watch) -> bool:
     """Whether a poll has found the watched run sound."""
     return watch._polled.last_good is not None
-
-
-def reverse_waiting(admission: Admission) -> None:
-    """Turn round the list of those who wait, which is in the order of asking."""
-    admission._waiting.reverse()
 
 
 @contextmanager

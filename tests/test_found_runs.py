@@ -438,6 +438,37 @@ async def test_of_a_tinker_run_the_newest_of_its_runs_is_meant_with_what_its_par
         assert [each.start_step for each in left.found.attempts] == [0]
 
 
+async def test_of_two_that_a_tinker_run_saved_at_one_time_the_further_one_is_the_newest() -> None:
+    world = World()
+    world.save(3, A, "old")
+    world.save(4, A, "one")
+    for each in world.listed:
+        each["time"] = NOW.isoformat()
+    async with world.reader() as reader:
+        left = await dry_run.find_left(reader, A, None)
+    assert left.found is not None
+    assert left.found.lineage == "one"
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_run_that_is_at_another_service_is_said_to_be_there(
+    tmp_path: Path, *, there: bool
+) -> None:
+    file, other = tmp_path / "journal", "http://127.0.0.1:2"
+    with Journal(file, service=other) as journal:
+        async with Recorder(journal, service=other) as recorder:
+            request = replace(_request(), service=other, name="r" if there else "another")
+            record = await recorder.open_run(request)
+            assert isinstance(record, RunRecord)
+            await record.attempt_begins(1, "a1", A, 0, None)
+            await record.end("failed")
+    async with World().reader() as reader:
+        with pytest.raises(dry_run.NoSuchRun, match="there is no run 'r'") as raised:
+            await dry_run.find_left(reader, "r", file)
+    assert (f"the run of that name is at {other}" in str(raised.value)) == there
+    assert ("; the run of that name" in str(raised.value)) == there
+
+
 async def test_a_checkpoint_to_try_has_to_be_one_of_the_run() -> None:
     world = World()
     parent = world.save(7, B, "before")

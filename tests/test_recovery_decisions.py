@@ -11,10 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 import tinker
 from made import LINEAGE
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import SecretStr
 from tinker.types import RequestErrorCategory
 
@@ -33,13 +35,15 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.detection.outage import Outage
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind, Verdict
 from tinker_recovery.journal import Journal, Notebook
+from tinker_recovery.recovery.admission import MASS_RUNS
 from tinker_recovery.recovery.budget import AttemptBudget
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.executor import Executor
 from tinker_recovery.recovery.queue import FaultQueue
 from tinker_recovery.recovery.recoverable import HandOver, Recovery
+from tinker_recovery.recovery.waits import REMIND_S
 from tinker_recovery.service import Endpoint, Patience, StatusReader, TinkerBackend
-from tinker_recovery.telemetry import EventSink, RunTelemetry, names
+from tinker_recovery.telemetry import EventSink, RunTelemetry, metrics, names
 from tinker_recovery.telemetry.greeting import Greeting
 
 URL = "http://127.0.0.1:1"
@@ -70,13 +74,15 @@ class World:
         policy: Fields of the policy.
     """
 
-    name = "r"
-
-    def __init__(self, *tries: Any, of: Fault | None = None, **policy: Any) -> None:
+    def __init__(
+        self, *tries: Any, of: Fault | None = None, name: str = "r", **policy: Any
+    ) -> None:
+        self.name = name
         self.fault = of or fault()
         self.tries = list(tries)
         self.progress: list[Any] = []
         """What each look for something newer ends in."""
+        self.looks = 0
         self.aheads: list[bool] = []
         self.patiences: list[Patience] = []
         self.slept: list[float] = []
@@ -137,6 +143,7 @@ class World:
             self.discarded.append(connection)
 
         async def progress() -> int | None:
+            self.looks += 1
             found = self.progress.pop(0)
             if isinstance(found, Exception):
                 raise found
@@ -162,14 +169,20 @@ class World:
     # What is done with it
 
     async def recover(
-        self, *, known: bool = True, restarts: int = 0, until: anyio.Event | None = None
+        self,
+        *others: World,
+        known: bool = True,
+        restarts: int = 0,
+        until: anyio.Event | None = None,
     ) -> None:
         """Until the fault is acknowledged; a crash of the Executor restarts it so often.
 
-        With ``until``, the Executor is ended when that is set.
+        With ``until``, the Executor is ended when that is set. ``others`` are recovered with it.
         """
+        runs = {each.name: each for each in (self, *others)} if known else {}
         queue = FaultQueue()
-        queue.put(self.fault)
+        for each in (self, *others):
+            queue.put(each.fault)
         clock = Clock(
             monotonic=lambda: self.now_s,
             wall=lambda: self.now_s,
@@ -191,8 +204,8 @@ class World:
                     greeting=_Greeting(self.said),
                 ),
                 queue=queue,
-                find=lambda name: self if known and name == "r" else None,
-                watched=lambda: 1,
+                find=runs.get,
+                watched=lambda: len(runs),
                 outage=self.outage,
             )
             started: list[bool] = []
@@ -207,7 +220,10 @@ class World:
                         await executor.serve(child)
 
                     group.start_soon(serve)
-                    await (queue.settled(self.fault) if until is None else until.wait())
+                    for each in (self, *others) if until is None else ():
+                        await queue.settled(each.fault)
+                    if until is not None:
+                        await until.wait()
                     group.cancel_scope.cancel()
             assert len(started) == 1 + restarts
 
@@ -254,6 +270,10 @@ async def test_a_recovery_says_which_steps_are_done_again_before_the_loop_runs(
     assert (world.given_up, world.discarded, world.said, world.slept) == ([], [], [], [])
     assert world.budget.left == 2
     assert world.aheads == [True]
+    world.budget.note_saved(made or 0)
+    assert world.budget.left == 2, "only what is newer is progress"
+    world.budget.note_saved((made or 0) + 1)
+    assert world.budget.left == 3
 
 
 async def test_a_run_that_goes_on_after_a_stop_has_all_its_attempts_left_and_no_incident() -> None:
@@ -315,14 +335,17 @@ async def test_what_was_made_is_closed_if_it_cannot_be_held_ready_and_otherwise_
 # -- tries that fail -----------------------------------------------------------------------------
 
 
-async def test_tries_that_fail_are_counted_backed_off_from_and_all_that_went_wrong_is_said() -> (
-    None
-):
+async def test_tries_that_fail_are_counted_backed_off_from_and_all_that_went_wrong_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     errors = [ValueError("one"), ValueError("two"), ValueError("three")]
     world = World(*errors)
-    await world.recover()
+    with caplog.at_level(logging.INFO):
+        await world.recover()
     (error,) = world.given_up
     assert isinstance(error, RecoveryExhausted)
+    began = [each for each in caplog.records if "recovery attempt 3 of 3" in each.getMessage()]
+    assert [each.levelno for each in began] == [logging.INFO], "each attempt is"
     assert error.errors == (world.budget.errors[0], *errors)
     assert "after 3 recovery attempts without a newer checkpoint" in str(error)
     assert "corrupted at step 9" in str(error)
@@ -348,10 +371,14 @@ async def test_what_says_that_the_address_is_wrong_is_said_of_the_newest_error()
     assert "Next: once the cause is mended" in str(world.given_up[0])
 
 
-async def test_where_nothing_is_left_to_restore_the_run_is_given_up_at_once() -> None:
+async def test_where_nothing_is_left_to_restore_the_run_is_given_up_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     error = NoUsableCheckpoint("none is left")
     world = World(error)
     await world.recover()
+    (failed,) = [each for each in caplog.records if "failed: none is left" in each.getMessage()]
+    assert failed.levelno == logging.ERROR
     assert world.given_up == [error]
     assert world.called == [("on_failure", "a", error)]
     assert world.names() == ["detected", "started", "failed"]
@@ -417,6 +444,7 @@ async def test_a_service_that_does_not_answer_is_waited_for_and_costs_no_attempt
     failed = [level for level, message in said if "failed: no answer" in message]
     assert tried == [logging.INFO, logging.DEBUG], "the first wait is said"
     assert failed == [logging.ERROR, logging.DEBUG]
+    assert world.messages(names.EVENT_WAITING) == [], "there is no attempt to announce"
 
 
 async def test_a_fault_that_asks_for_patience_is_waited_for_from_its_beginning() -> None:
@@ -501,7 +529,7 @@ async def test_with_attempts_left_it_is_not_asked() -> None:
     world.budget.spend()
     world.progress = []
     await world.recover()
-    assert len(world.handed_over) == 1
+    assert (len(world.handed_over), world.looks) == (1, 0)
 
 
 @pytest.mark.parametrize("found", [None, 3])
@@ -520,16 +548,18 @@ async def test_a_list_that_cannot_be_read_is_asked_for_until_the_limit_only_wher
     None
 ):
     world = World(max_attempts=1, max_wait_s=7.0, max_backoff_s=4.0)
+    world.now_s = 50.0
     world.budget.spend()
     world.progress = [SILENT] * 9
     await world.recover()
     assert world.slept == [1.0, 2.0, 4.0, 4.0]
     assert SILENT in world.budget.errors
-    world = World(max_attempts=1)
-    world.budget.spend()
-    world.progress = [ValueError("unreadable")]
-    await world.recover()
-    assert world.slept == []
+    for error in (ValueError("unreadable"), REFUSED):
+        world = World(max_attempts=1)
+        world.budget.spend()
+        world.progress = [error]
+        await world.recover()
+        assert world.slept == []
 
 
 # -- what is not recovered -----------------------------------------------------------------------
@@ -614,5 +644,275 @@ async def test_a_service_that_is_back_is_said_in_the_outage_that_all_share() -> 
     world = World(SILENT, late)
     world.outage = Outage(EventSink(world.events.append), lambda: world.now_s)
     assert world.outage.begins()
+    world.now_s = 30.0
     await world.recover()
-    assert world.messages(names.EVENT_SERVICE_BACK) == ["the service is back after 61 s"]
+    assert world.messages(names.EVENT_SERVICE_BACK) == ["the service is back after 91 s"]
+
+
+async def test_an_executor_that_ends_in_a_callback_hands_nothing_over_and_says_nothing_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    under_way = anyio.Event()
+
+    async def callback(step: int) -> None:
+        del step
+        under_way.set()
+        await anyio.sleep_forever()
+
+    world = World(5)
+    held = world.hold_ready
+    world.hold_ready = lambda restored: HandOver(callback, (5,), held(restored).step, 5)  # type: ignore[method-assign]  # with this callback
+    await world.recover(until=under_way)
+    assert world.handed_over == []
+    assert "on_recovery" not in caplog.text
+
+
+async def test_a_long_wait_is_reported_when_it_is_time() -> None:
+    async def late() -> int:
+        world.now_s += REMIND_S
+        raise SILENT
+
+    world = World(late, 5, of=fault(silent_s=7.0), max_wait_s=1000.0)
+    await world.recover()
+    (said,) = world.messages(names.EVENT_WAITING)
+    assert said.startswith(f"no step for {REMIND_S + 7.0:.0f} s; the service does not answer")
+
+
+async def test_what_a_try_may_be_answered_once_costs_an_attempt_though_it_is_a_known_fault() -> (
+    None
+):
+    world = World(httpx.RemoteProtocolError("broken"), KeyError(), 5, retryable_errors=(KeyError,))
+    await world.recover()
+    assert "recovery attempt 3 of 3" in world.messages(names.EVENT_STARTED)
+
+
+# -- many at once --------------------------------------------------------------------------------
+
+
+async def others_run() -> None:
+    for _ in range(20):
+        await anyio.lowlevel.checkpoint()
+
+
+async def restores() -> int:
+    await others_run()
+    return 5
+
+
+def fails(error: Exception) -> Callable[[], Any]:
+    async def fail() -> None:
+        await others_run()
+        raise error
+
+    return fail
+
+
+def fleet(*tries: list[Any], **policy: Any) -> list[World]:
+    """Runs with faults alike, at once."""
+    return [
+        World(*each, name=f"r{n}", of=replace(fault(), run=f"r{n}"), **policy)
+        for n, each in enumerate(tries)
+    ]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SILENT])
+async def test_where_many_fail_alike_what_fails_is_the_backends_and_costs_no_attempt(
+    error: Exception,
+) -> None:
+    fail = fails(error)
+    tries = [[fail, fail, restores], *[[fail, restores]] * (MASS_RUNS - 1)]
+    first, *others = fleet(*tries, max_backoff_s=2.0)
+    first.budget.spend()
+    await first.recover(*others)
+    assert [len(each.handed_over) for each in (first, *others)] == [1] * MASS_RUNS
+    assert [each.budget.left for each in (first, *others)] == [2, *[3] * (MASS_RUNS - 1)]
+    said = first.messages(names.EVENT_STARTED)
+    assert "recovery attempt 2 of 3" in said
+    assert said.count("trying again after a wait") == MASS_RUNS + 1
+    (mass,) = [each for each in first.events if each.name == names.EVENT_MASS_FAILURE]
+    assert mass.fields[names.RUNS] == MASS_RUNS
+    (over,) = [each for each in first.events if each.name == names.EVENT_MASS_OVER]
+    assert over.fields[names.RECOVERIES] == MASS_RUNS
+
+
+async def test_all_back_off_together_after_a_probe_that_failed_as_one_does_after_its_first() -> (
+    None
+):
+    tries = [[fails(ValueError("no")), restores]] * 2 + [[restores]] * (MASS_RUNS - 2)
+    first, *others = fleet(*tries)
+    await first.recover(*others)
+    assert set(first.slept) == {1.0}
+    assert len(first.slept) >= 3, "each of the two, and all together"
+    assert all(len(each.handed_over) == 1 for each in (first, *others))
+
+
+async def test_one_that_is_refused_for_good_says_nothing_of_the_backend() -> None:
+    first, *others = fleet([fails(REFUSED)], *[[restores]] * (MASS_RUNS - 1))
+    await first.recover(*others)
+    assert first.slept == []
+    assert len(first.given_up) == 1
+    (over,) = [each for each in first.events if each.name == names.EVENT_MASS_OVER]
+    assert over.fields[names.RECOVERIES] == MASS_RUNS - 1
+
+
+async def test_each_that_succeeds_lets_one_more_begin() -> None:
+    under_way, three = [0], anyio.Event()
+
+    async def waits() -> int:
+        under_way[0] += 1
+        if under_way[0] == 3:
+            three.set()
+        with anyio.move_on_after(1):
+            await three.wait()
+        under_way[0] -= 1
+        return 5
+
+    first, *others = fleet([restores], [waits], [waits], [waits])
+    await first.recover(*others)
+    assert [len(each.handed_over) for each in (first, *others)] == [1] * 4
+    assert three.is_set()
+
+
+# -- spans and metrics ---------------------------------------------------------------------------
+
+
+class Recorded:
+    """The spans of an incident, and what its metrics record."""
+
+    def __init__(self, spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._spans = spans
+        self.metrics: list[dict[str, Any]] = []
+        monkeypatch.setattr(metrics, "recovered", lambda **given: self.metrics.append(given))
+
+    def named(self, name: str) -> list[Any]:
+        return [span for span in self._spans.get_finished_spans() if span.name == name]
+
+
+@pytest.fixture
+def recorded(spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    return Recorded(spans, monkeypatch)
+
+
+@pytest.mark.parametrize("label", [True, False])
+async def test_an_incident_is_a_span_from_the_last_progress_on_and_is_counted(
+    recorded: Recorded, *, label: bool
+) -> None:
+    world = World(
+        5,
+        of=fault(silent_s=2.0, detected_ns=10 * 10**9, detected_at=40.0),
+        telemetry_run_label=label,
+    )
+    world.now_s = 47.0
+    await world.recover()
+    (root,) = recorded.named(names.SPAN_RECOVERY)
+    assert root.start_time == 8 * 10**9
+    assert root.attributes[names.OUTCOME] == names.RECOVERED
+    assert names.ERROR_TYPE not in root.attributes
+    (detect,) = recorded.named(names.SPAN_DETECT)
+    assert (detect.start_time, detect.end_time) == (8 * 10**9, 10 * 10**9)
+    assert detect.attributes[names.SILENT_S] == 2.0
+    (resume,) = recorded.named(names.SPAN_RESUME)
+    assert resume.attributes[names.CHECKPOINT_STEP] == 5
+    assert resume.attributes[names.REPLAYED_STEPS] == STEP - 5
+    assert resume.attributes[names.ATTEMPT] == 2
+    assert recorded.metrics == [
+        {
+            "kind": "corrupted",
+            "outcome": names.RECOVERED,
+            "duration_s": 7.0,
+            "error": None,
+            "run": "r" if label else None,
+        }
+    ]
+
+
+async def test_a_run_that_goes_on_after_a_stop_is_a_span_of_its_own_and_not_counted(
+    recorded: Recorded,
+) -> None:
+    await World(STEP, of=stopped()).recover()
+    assert [recorded.named(names.SPAN_RECOVERY), recorded.named(names.SPAN_DETECT)] == [[], []]
+    assert len(recorded.named(names.SPAN_CONTINUE)) == 1
+    assert recorded.metrics == []
+
+
+async def test_a_run_that_cannot_just_go_on_is_a_recovery_and_counted(recorded: Recorded) -> None:
+    await World(STEP - 1, of=stopped()).recover()
+    assert len(recorded.named(names.SPAN_RECOVERY)) == 1
+    assert recorded.named(names.SPAN_CONTINUE) == []
+    assert len(recorded.metrics) == 1
+
+
+LOST = LeaseLost("taken over", run="r")
+
+
+@pytest.mark.parametrize(
+    ("tries", "policy", "outcome"),
+    [
+        ([NoUsableCheckpoint("none")], {}, names.NO_CHECKPOINT),
+        ([LOST], {}, names.REFUSED),
+        ([REFUSED], {}, names.REFUSED),
+        ([ValueError("no")], {"max_attempts": 1}, names.EXHAUSTED),
+        ([5], {"enabled": False}, names.OBSERVED),
+    ],
+)
+async def test_how_an_incident_ended_is_on_its_span_with_the_error(
+    recorded: Recorded, tries: list[Any], policy: dict[str, Any], outcome: str
+) -> None:
+    world = World(*tries, **policy)
+    await world.recover()
+    (root,) = recorded.named(names.SPAN_RECOVERY)
+    assert root.attributes[names.OUTCOME] == outcome
+    assert root.attributes[names.ERROR_TYPE]
+    assert not root.status.is_ok
+    (counted,) = recorded.metrics
+    assert counted["outcome"] == outcome
+    assert isinstance(counted["error"], Exception)
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "waiting"])
+async def test_an_incident_of_a_run_that_its_user_ended_is_abandoned(
+    recorded: Recorded, when: str
+) -> None:
+    async def end() -> int:
+        world.is_over = True
+        if when == "before":
+            raise LOST
+        if when == "waiting":
+            raise ValueError("no")
+        return 5
+
+    world = World(end)
+    await world.recover()
+    (root,) = recorded.named(names.SPAN_RECOVERY)
+    assert root.attributes[names.OUTCOME] == names.ABANDONED
+    assert root.status.is_unset
+    assert recorded.metrics[0]["error"] is None
+
+
+async def test_an_incident_of_a_run_that_ended_while_it_waited_for_a_slot_is_abandoned(
+    recorded: Recorded,
+) -> None:
+    async def end() -> int:
+        await others_run()
+        third.is_over = True
+        return 5
+
+    first, second, third = fleet([fails(REFUSED)], [end], [5])
+    await first.recover(second, third)
+    assert third.aheads == []
+    outcomes = [span.attributes[names.OUTCOME] for span in recorded.named(names.SPAN_RECOVERY)]
+    assert sorted(outcomes) == sorted([names.REFUSED, names.RECOVERED, names.ABANDONED])
+
+
+async def test_an_incident_that_an_ending_executor_leaves_is_interrupted(
+    recorded: Recorded,
+) -> None:
+    under_way = anyio.Event()
+
+    async def hang() -> None:
+        under_way.set()
+        await anyio.sleep_forever()
+
+    await World(hang).recover(until=under_way)
+    (root,) = recorded.named(names.SPAN_RECOVERY)
+    assert root.attributes[names.OUTCOME] == names.INTERRUPTED

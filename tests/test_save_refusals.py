@@ -306,9 +306,10 @@ def test_a_last_save_that_is_not_answered_ends_the_wait_for_it_once_no_more_is_a
 async def test_a_refused_save_ahead_of_the_loop_has_another_client_made(
     facts: dict[str, Any], *, fails: bool, absent: bool
 ) -> None:
-    world = World(entered=False, **facts)
+    world, answered = World(entered=False, **facts), list[int]()
+    world.on_drain = lambda: answered.append(1)
     if fails:
-        world.on_deliver = lambda: world.fail(status(422))
+        world.on_deliver = lambda: answered and world.fail(status(422))
     assert await world.refusal.is_absent() == absent
     assert world.closed == (
         [] if absent else [("left", ""), ("interrupted", "the service refuses the save")]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anyio
 
@@ -22,6 +22,11 @@ _T = TypeVar("_T")
 
 SAY_S = 30.0
 """What takes longer than this is reported, and again at growing intervals: it holds up Ctrl-C."""
+
+
+def is_being_cancelled() -> bool:
+    """Whether what a task has caught is its own cancellation, and not one of what it waited for."""
+    return cast("asyncio.Task[object]", asyncio.current_task()).cancelling() > 0
 
 
 async def to_the_end(

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-DEMO = [sys.executable, "-m", "tinker_recovery.cli", "demo", "--steps", "200", "--save-every", "5"]
+DEMO = [sys.executable, "-m", "tinker_recovery.cli", "demo", "--steps", "60", "--save-every", "5"]
 ENDS_WITHIN_S = 8.0
 
 

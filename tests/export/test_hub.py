@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 import pytest_asyncio
+from sweeps import pairs
 
 from tinker_recovery.errors import ExportRefused, ExportUnavailable
 from tinker_recovery.export.card import model_card
@@ -148,18 +149,32 @@ async def test_what_the_hub_refuses_is_said_clearly(
     await publish(tmp_path / "a", exported(tmp_path / "a"), "me/sft")
 
 
-@pytest.mark.parametrize("at", ["repos/create", "preupload", "objects/batch", "/lfs/", "/commit/"])
 @pytest.mark.parametrize(
-    ("status", "said", "error", "why"),
-    [
-        (507, "Insufficient Storage", ExportUnavailable, "no room for me/sft (HTTP 507, quota)"),
-        (403, "storage quota exceeded", ExportUnavailable, "no room for me/sft (HTTP 403, quota)"),
-        (401, "token expired", ExportRefused, "refuses the token (HTTP 401)"),
-    ],
+    ("at", "refusal"),
+    pairs(
+        ["repos/create", "preupload", "objects/batch", "/lfs/", "/commit/"],
+        [
+            (
+                507,
+                "Insufficient Storage",
+                ExportUnavailable,
+                "no room for me/sft (HTTP 507, quota)",
+            ),
+            (
+                403,
+                "storage quota exceeded",
+                ExportUnavailable,
+                "no room for me/sft (HTTP 403, quota)",
+            ),
+            (401, "token expired", ExportRefused, "refuses the token (HTTP 401)"),
+        ],
+        8,
+    ),
 )
 async def test_a_hub_that_fails_within_an_upload_is_said_to_and_holds_nothing_half(
-    hub: LocalHub, tmp_path: Path, at: str, status: int, said: str, error: Any, why: str
+    hub: LocalHub, tmp_path: Path, at: str, refusal: tuple[int, str, Any, str]
 ) -> None:
+    status, said, error, why = refusal
     hub.fail(status, said, times=99, path=at)
     with pytest.raises(error) as raised:
         await publish(tmp_path / "a", exported(tmp_path / "a"), "me/sft")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inspection import reverse_waiting
 from pydantic import ValidationError
 
 from tinker_recovery import RecoveryPolicy
@@ -251,12 +250,10 @@ def test_the_bound_is_checked(value: float) -> None:
 def test_equals_are_served_first_come_first_served() -> None:
     admission = Admission(1)
     (current,) = asked(admission, Ticket(2, 0.0, 1))
-    first, second = Ticket(2, 1.0, 1), Ticket(2, 1.0, 1)
-    for ticket in (first, second):
+    first, second, third = (Ticket(2, 1.0, 1) for _ in range(3))
+    for ticket in (first, second, third):
         admission.ask(ticket)
-    # As after a crash of what keeps the order of asking.
-    reverse_waiting(admission)
-    for expected in (first, second):
+    for expected in (first, second, third):
         admission.leave(current)
         (current,) = admission.admit()
         assert current is expected
@@ -286,3 +283,93 @@ def test_a_success_between_two_failures_makes_the_backoff_short_again() -> None:
         admission.leave(probe)
         admission.reopen()
     assert counted == [1, 2, 1]
+
+
+def test_another_mass_incident_beside_the_first_takes_back_nothing_that_its_probes_have_shown() -> (
+    None
+):
+    admission = Admission(5)
+    admission.be_careful(careful=True)
+    admission.succeeded()
+    admission.be_careful(careful=True)
+    assert admission.limit == 2
+
+
+def test_that_there_is_no_mass_incident_takes_back_nothing_either() -> None:
+    admission = Admission(5)
+    for _ in range(2):
+        admission.succeeded()
+    admission.be_careful(careful=False)
+    assert admission.limit == 4
+
+
+@pytest.mark.parametrize("left", ["under way", "waiting", "nobody"])
+def test_what_the_service_can_take_counts_while_anyone_is_left(left: str) -> None:
+    admission = Admission(5)
+    (first,) = asked(admission, Ticket(3, 0.0, 1))
+    if left == "under way":
+        asked(admission, Ticket(3, 1.0, 1))
+    if left == "waiting":
+        admission.ask(Ticket(3, 1.0, 1))
+    admission.succeeded()
+    admission.leave(first)
+    assert admission.limit == (2 if left == "nobody" else 3)
+
+
+def test_once_a_probe_has_succeeded_those_with_the_fewest_attempts_left_go_first_again() -> None:
+    admission = Admission(5)
+    admission.be_careful(careful=True)
+    (probe,) = asked(admission, Ticket(3, 0.0, 1))
+    fresh, tired = Ticket(3, 1.0, 1), Ticket(1, 2.0, 4)
+    asked(admission, fresh, tired)
+    admission.succeeded()
+    assert admission.admit() == [tired]
+    admission.leave(probe)
+
+
+def test_among_probes_equally_often_tried_the_first_to_ask_goes_first() -> None:
+    admission = Admission(5)
+    admission.be_careful(careful=True)
+    (probe,) = asked(admission, Ticket(3, 0.0, 1))
+    first, urgent, tried = Ticket(3, 2.0, 1), Ticket(1, 1.0, 1), Ticket(1, 0.0, 2)
+    asked(admission, tried, first, urgent)
+    for expected in (first, urgent, tried):
+        admission.leave(probe)
+        (probe,) = admission.admit()
+        assert probe is expected
+
+
+def test_a_success_after_one_was_admitted_shows_that_its_failure_is_its_own() -> None:
+    admission = Admission(5)
+    _, second = asked(admission, Ticket(3, 0.0, 1), Ticket(3, 1.0, 1))
+    admission.succeeded()
+    admission.be_careful(careful=True)
+    assert admission.failed(second) == 0
+
+
+@pytest.mark.parametrize(("last", "alike"), [(10.0, True), (10.1, False)])
+def test_runs_have_failed_together_up_to_the_end_of_the_window(
+    last: float,
+    alike: bool,  # noqa: FBT001 - pytest's parameter
+) -> None:
+    failures = MassIncidents(10.0)
+    for number in range(MASS_RUNS - 1):
+        failures.began(f"r{number}", "corrupted", now=0.0, watched=20)
+    found = failures.began("last", "corrupted", now=last, watched=20)
+    assert (found is not None) == alike
+
+
+def test_a_run_that_failed_long_before_is_no_part_of_a_mass_incident() -> None:
+    failures = MassIncidents(10.0)
+    failures.began("before", "corrupted", now=0.0, watched=20)
+    runs = [f"r{number}" for number in range(MASS_RUNS)]
+    for run in runs:
+        failures.began(run, "corrupted", now=100.0, watched=20)
+    assert not failures.has("before", "corrupted")
+    assert failures.ended("before", "corrupted", recovered=True) is None
+    mass = [failures.ended(run, "corrupted", recovered=True) for run in runs][-1]
+    assert mass is not None
+    assert (mass.count, mass.recovered) == (MASS_RUNS, MASS_RUNS)
+    again = [failures.began(run, "corrupted", now=200.0, watched=20) for run in runs]
+    assert again[-1] is not None
+    assert again[-1] is not mass, "it is over, and the next one is another"

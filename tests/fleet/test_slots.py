@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -258,6 +260,7 @@ async def test_while_another_mass_incident_lasts_recoveries_stay_careful() -> No
         told.reporter.ended(_fault(number, Kind.CORRUPTED), recovered=True)
     assert await told.free() == 1
     for number in range(MASS_RUNS):
+        assert await told.free() == 1
         told.reporter.ended(_fault(number, Kind.SILENCE), recovered=True)
     assert await told.free() == 2
 
@@ -273,3 +276,75 @@ async def test_runs_that_one_poll_apart_have_failed_together(
             told.now += 2 * WINDOW_S
         told.reporter.began(_fault(number))
     assert bool(told.events) == alike
+
+
+async def test_a_mass_incident_with_one_run_left_is_not_over_with_another() -> None:
+    told = Told()
+    for kind in (Kind.CORRUPTED, Kind.SILENCE):
+        for number in range(MASS_RUNS):
+            told.reporter.began(_fault(number, kind))
+    for number in range(MASS_RUNS - 1):
+        told.reporter.ended(_fault(number, Kind.SILENCE), recovered=True)
+    for number in range(MASS_RUNS):
+        told.reporter.ended(_fault(number, Kind.CORRUPTED), recovered=True)
+    assert await told.free() == 1
+
+
+@pytest.mark.parametrize(("apart_s", "alike"), [(10.0, True), (10.5, False)])
+async def test_runs_that_fail_within_ten_seconds_have_failed_together(
+    apart_s: float,
+    alike: bool,  # noqa: FBT001 - pytest's parameter
+) -> None:
+    told = Told()
+    for number in range(MASS_RUNS):
+        told.now += apart_s * (number == MASS_RUNS - 1)
+        told.reporter.began(_fault(number))
+    assert bool(told.events) == alike
+
+
+async def test_the_end_of_a_mass_incident_lets_in_who_waits() -> None:
+    async with served(4) as (slots, _, group):
+        slots.be_careful(careful=True)
+        entered: list[int] = []
+
+        async def other() -> None:
+            async with _slot(slots):
+                entered.append(1)
+
+        async with _slot(slots):
+            group.start_soon(other)
+            await settle()
+            assert entered == []
+            slots.be_careful(careful=False)
+            await settle()
+            assert entered == [1]
+
+
+async def test_a_common_backoff_is_followed_by_no_other_unless_a_probe_fails() -> None:
+    async with served(4) as (slots, backoffs, _):
+        slots.be_careful(careful=True)
+        async with _slot(slots) as slot:
+            slot.failed()
+        await settle()
+        await backoffs.end()
+        assert backoffs.asked == [10.0]
+
+
+async def test_nothing_is_kept_of_a_wait_that_was_cancelled() -> None:
+    async with served(1) as (slots, _, group), _slot(slots):
+        kept: list[weakref.ref[Slot]] = []
+        patience = anyio.CancelScope()
+
+        async def wait() -> None:
+            slot = _slot(slots)
+            kept.append(weakref.ref(slot))
+            with patience:
+                async with slot:
+                    raise AssertionError("there is no room")
+
+        group.start_soon(wait)
+        await settle()
+        patience.cancel()
+        await settle()
+        gc.collect()
+        assert [each() for each in kept] == [None]

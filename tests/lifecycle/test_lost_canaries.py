@@ -12,6 +12,7 @@ import tinker
 from loops import MODEL, SEED, batch, quick, train, undisturbed_state
 from starlette.requests import Request
 from starlette.responses import Response
+from sweeps import pairs
 
 from tinker_recovery import CheckpointPolicy, Supervisor
 from tinker_recovery.faults import Kind
@@ -86,8 +87,9 @@ async def a_run(**changes: Any) -> list[Kind]:
 
 
 @pytest.mark.usefixtures("hurried")
-@pytest.mark.parametrize("attempts", [1, 3])
-@pytest.mark.parametrize("code", [400, 403, 404, 405, 409, 422, 429, 500, 501, 503])
+@pytest.mark.parametrize(
+    ("code", "attempts"), pairs([400, 403, 404, 405, 409, 422, 429, 500, 501, 503], [1, 3], 11)
+)
 async def test_a_loop_ends_well_where_no_canary_is_accepted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int, attempts: int
 ) -> None:

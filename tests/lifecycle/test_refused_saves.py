@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 import tinker
 from inspection import run_id_of
 from loops import MODEL, SEED, batch, quick, train, undisturbed_state
+from sweeps import sweep
 from tinker.types import RequestErrorCategory
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryEvent, Supervisor
@@ -48,9 +50,9 @@ async def a_run(
     return kinds, said, sorted(each.steps for each in local.checkpoints(run_id))
 
 
-@pytest.mark.parametrize("depth", [0, 2])
-@pytest.mark.parametrize("at_start", [True, False])
-@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize(
+    ("status", "at_start", "depth"), sweep(itertools.product(REFUSALS, [True, False], [0, 2]), 10)
+)
 async def test_a_loop_ends_well_where_every_save_is_refused(
     local: LocalTinker, status: int, *, at_start: bool, depth: int
 ) -> None:

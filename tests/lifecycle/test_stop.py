@@ -361,7 +361,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalTinker]:
 
 
 @pytest.fixture
-def notebook() -> Iterator[Notebook]:
+def notebook(handlers: list[object]) -> Iterator[Notebook]:
+    del handlers  # those of a Supervisor that is never left stay
     notebook = Notebook()
     yield notebook
     notebook.close()

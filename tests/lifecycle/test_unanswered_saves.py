@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import anyio
 import pytest
 from loops import MODEL, SEED, quick, train, undisturbed_state
+from sweeps import sweep
 
 from tinker_recovery import CheckpointPolicy, RecoveryEvent, RecoveryExhausted, Supervisor
 from tinker_recovery.faults import Kind
@@ -43,9 +45,10 @@ async def a_run(
 
 
 @pytest.mark.usefixtures("hurried")
-@pytest.mark.parametrize("depth", [0, 2])
-@pytest.mark.parametrize("canary", ["auto", None])
-@pytest.mark.parametrize("status", [408, 409, 429, 500, 501, 503])
+@pytest.mark.parametrize(
+    ("status", "canary", "depth"),
+    sweep(itertools.product([408, 409, 429, 500, 501, 503], ["auto", None], [0, 2]), 13),
+)
 async def test_a_loop_ends_well_where_no_save_is_answered_for_as_long_as_the_sdk_tries(
     local: LocalTinker, status: int, canary: str | None, depth: int
 ) -> None:

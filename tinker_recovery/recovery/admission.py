@@ -12,7 +12,6 @@ wait for their turn, and :class:`MassReporter` reports a mass incident once inst
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -138,14 +137,12 @@ class Ticket:
         left: Attempts its run has left.
         detected_at: When its fault was noticed.
         tries: How often it has been tried before.
-        order: Its position in the order of asking.
         admitted: Counts admissions; 0 while it waits.
     """
 
     left: int
     detected_at: float
     tries: int
-    order: int = 0
     admitted: int = 0
 
 
@@ -165,8 +162,8 @@ class Admission:
         self._careful = False
         self._closed = False
         self._waiting: list[Ticket] = []
+        """In the order of asking, so that of equals the first to ask is the first found."""
         self._in_flight: set[Ticket] = set()
-        self._asked = itertools.count()
         self._admitted = 0
         self._failures = 0
         self._last_success = 0
@@ -191,7 +188,6 @@ class Admission:
 
     def ask(self, ticket: Ticket) -> None:
         """A recovery wants a slot."""
-        ticket.order = next(self._asked)
         self._waiting.append(ticket)
 
     def leave(self, ticket: Ticket) -> None:
@@ -206,7 +202,7 @@ class Admission:
         """Admit whoever fits now; returns them."""
         admitted = []
         while self._waiting and self.in_flight < self.limit:
-            ticket = min(self._waiting, key=self._rank())
+            ticket = self._next()
             self._waiting.remove(ticket)
             self._admitted += 1
             ticket.admitted = self._admitted
@@ -214,13 +210,13 @@ class Admission:
             admitted.append(ticket)
         return admitted
 
-    def _rank(self) -> Callable[[Ticket], tuple[float, ...]]:
+    def _next(self) -> Ticket:
         if self._careful and self._limit == 1:
             # The next probe is one that has not tried: what failed may be that run's own trouble.
-            return lambda ticket: (ticket.tries, ticket.order)
+            return min(self._waiting, key=lambda ticket: ticket.tries)
         if self._admitted % OLDEST_EVERY == OLDEST_EVERY - 1:
-            return lambda ticket: (ticket.order,)
-        return lambda ticket: (ticket.left, ticket.detected_at, ticket.order)
+            return self._waiting[0]
+        return min(self._waiting, key=lambda ticket: (ticket.left, ticket.detected_at))
 
     def succeeded(self) -> None:
         """A recovery went well: the service can do it, so one more may try."""
@@ -381,7 +377,7 @@ class MassReporter:
 
     def began(self, fault: Fault) -> None:
         """A recovery from a fault begins."""
-        if fault.kind in _NOT_THE_BACKENDS or fault.orderly:
+        if fault.kind in _NOT_THE_BACKENDS:
             return
         kind, now, watched = fault.kind.value, self._clock.monotonic(), self._watched()
         mass = self._failures.began(fault.run, kind, now=now, watched=watched)

@@ -18,7 +18,7 @@ from tinker_recovery.checkpoints.canary import Answer
 from tinker_recovery.recovery.spares import Spawn
 from tinker_recovery.service import Connection, TinkerBackend
 from tinker_recovery.service.pending_session import PendingSession
-from tinker_recovery.shielding import to_the_end
+from tinker_recovery.shielding import is_being_cancelled, to_the_end
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -80,8 +80,7 @@ class Ahead:
             except Exception as error:  # noqa: BLE001 - raised to who waits for the client
                 self._error = error
             except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+                if is_being_cancelled():
                     raise
                 self._error = error  # by something underneath, without our asking
             finally:

@@ -7,6 +7,7 @@ Nothing is written to the journal, and nothing of the run is touched at the serv
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,10 +157,8 @@ async def _of_tinker_run(reader: StatusReader, run_id: str) -> StoredRun | None:
     parents = {record.parent for record in own if record.parent}
     steps = {record.path: record.step for record in own}
     for parent in parents:
-        try:
+        with contextlib.suppress(NoUsableCheckpoint):  # gone: nothing older is relied on
             steps[parent] = (await find_checkpoint(reader, parent)).step
-        except NoUsableCheckpoint:
-            continue  # gone: nothing older is relied on
     return put_together([each for each in own if each.lineage == newest.lineage], steps)
 
 

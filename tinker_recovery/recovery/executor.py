@@ -36,6 +36,7 @@ from tinker_recovery.recovery.selection import ServiceTime
 from tinker_recovery.recovery.waits import Waits
 from tinker_recovery.service import Patience
 from tinker_recovery.service.refusals import in_words
+from tinker_recovery.shielding import is_being_cancelled
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import metrics, names, past_span, phase, refuse, trying
 
@@ -207,7 +208,8 @@ class Executor:
                 left=run.budget.left, detected_at=fault.detected_at, tries=tries
             )
             try:
-                await self._back_off(tries, waits.grace_left_s(), run=run, number=number)
+                counted = (run.name, number) if number else None
+                await self._back_off(tries, waits.grace_left_s(), counted)
                 return await self._try(
                     run, fault, slot, number, self._patience(run, tries, waits, waited_s)
                 )
@@ -334,16 +336,15 @@ class Executor:
         self,
         attempt: int,
         most_s: float = math.inf,
-        *,
-        run: Recoverable | None = None,
-        number: int = 0,
+        counted: tuple[str, int] | None = None,
     ) -> None:
-        """Wait before a try; said of a run whose attempts are counted, with ``number`` the next."""
+        """Wait before a try; said where attempts are counted, of which run and with the next."""
         delay_s = min(self._policy.backoff_before(attempt, self._clock.random()), most_s)
         if delay_s > 0:
-            if run is not None and number:
+            if counted is not None:
+                run, number = counted
                 message = f"attempt {number} of {self._policy.max_attempts} in {delay_s:.3g} s"
-                self._events.emit(names.EVENT_WAITING, run.name, message, {names.TRY: attempt})
+                self._events.emit(names.EVENT_WAITING, run, message, {names.TRY: attempt})
             with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.TRY: attempt}):
                 await self._clock.sleep(delay_s)
 
@@ -451,8 +452,7 @@ class Executor:
                 if inspect.isawaitable(result):
                     await result
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_being_cancelled():
                 raise
             # The callback waited for something that was cancelled, an old client's result perhaps.
             self._events.callback_failed(name, error)

@@ -116,7 +116,6 @@ class Spares:
 
     async def _work(self, spare: _Spare) -> None:
         """Load it from what is wanted, again until nothing newer is; or close it."""
-        spare.busy = True
         try:
             while (path := spare.wanted) is not None and spare.loaded != path:
                 try:

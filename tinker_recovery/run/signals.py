@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurrentFuture
 
@@ -28,23 +28,57 @@ from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
 
-Handler = Callable[[int, FrameType | None], object]
-
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that SIGTERM ended, as the shell tells it."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class _Installed(NamedTuple):
-    number: signal.Signals
-    ours: Handler
-    there: Any
+class _Installed:
+    """A handler of ours, and what is called in its place once it is removed.
+
+    Two Supervisors of one process may be left in any order, and others install handlers over ours
+    and keep what they found there. So one that is removed while it is not the newest is taken out
+    from under the next of ours, and under one of others' it calls on to what was there before it.
+    """
+
+    def __init__(
+        self,
+        number: signal.Signals,
+        there: Any,
+        heard: Callable[[], object],
+        end: Callable[[], object],
+    ) -> None:
+        self.number = number
+        self._there = there
+        self._heard = heard
+        self._end = end
+        self._home = HomeProcess()
+        self._removed = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> object:
+        # Forked past Python, a process has had no moment to remove it.
+        inert = self._removed or not self._home.is_here
+        if not inert:
+            self._heard()
+        if callable(self._there):
+            return self._there(number, frame)
+        signal.signal(number, signal.SIG_DFL)
+        if inert:
+            signal.raise_signal(number)
+        else:
+            self._end()
+        return None
 
     def remove(self) -> None:
         """Put back what was there, unless another has been installed since."""
-        if signal.getsignal(self.number) is self.ours:
-            signal.signal(self.number, self.there)
+        self._removed = True
+        newest: object = signal.getsignal(self.number)
+        if newest is self:
+            signal.signal(self.number, self._there)
+        for each in _installed:
+            if each._there is self:  # noqa: SLF001 - another of this class
+                each._there = self._there  # noqa: SLF001 - likewise
 
 
 _installed: list[_Installed] = []
@@ -169,42 +203,27 @@ class StopSignals:
 
     @contextmanager
     def _heard(self, on_sigterm: Callable[[], object]) -> Iterator[None]:
-        home = HomeProcess()
+        def note() -> None:
+            self.requested = True
 
-        def terminate(number: int, frame: FrameType | None) -> None:
-            del frame
-            signal.signal(number, signal.SIG_DFL)
-            if not home.is_here:  # forked past Python, which has had no moment to remove it
-                signal.raise_signal(number)
-                return
-            self.requested = self.terminated = True
+        def terminate() -> None:
+            self.terminated = True
             on_sigterm()
-
-        def before(handler: Handler) -> Handler:
-            def note(number: int, frame: FrameType | None) -> object:
-                self.requested = self.requested or home.is_here
-                return handler(number, frame)
-
-            return note
 
         mine: list[_Installed] = []
         for number in _SIGNALS:
             there = signal.getsignal(number)
-            if callable(there):
-                ours: Handler = before(there)
-            elif number == signal.SIGTERM and there is signal.SIG_DFL:
-                ours = terminate
-            else:
-                continue  # ignored, or not Python's
-            mine.append(_Installed(number, ours, there))
-            _installed.append(mine[-1])
-            signal.signal(number, ours)
+            ends = number == signal.SIGTERM and there is signal.SIG_DFL
+            if callable(there) or ends:  # neither ignored, nor another language's
+                mine.append(_Installed(number, there, note, terminate))
+                _installed.append(mine[-1])
+                signal.signal(number, mine[-1])
         try:
             yield
         finally:
             for each in mine:
-                each.remove()
                 _installed.remove(each)
+                each.remove()
 
 
 class _Fork(threading.local):
