@@ -3,8 +3,9 @@
 
 Each change (a comparison flipped or moved by its boundary, a number by one, a condition inverted,
 `and` for `or`, a statement, an operand or an item of a sort key dropped, `+` for `-`, None
-returned) is tried on a copy of the tree, with some of the tests that reach its line: those that
-together reach the most of its file in the least time first, and no more after the first that fails.
+returned) is tried on a copy of the tree, with some of the tests that reach its line: half of them
+those that reach little else, then those that together reach the most of its file in the least time,
+and no more after the first that fails.
 Nothing in the tree itself is touched.
 
 First each test file is run once under coverage, to see which test reaches which line. That is kept
@@ -372,6 +373,7 @@ class _Index:
     by_line: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
     by_file: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     _chosen: dict[tuple[str, frozenset[str]], tuple[str, ...]] = field(default_factory=dict)
+    _lines: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for test, (_, files) in self.reach.items():
@@ -380,8 +382,16 @@ class _Index:
                 for line in lines:
                     self.by_line[file, line].append(test)
 
+    def _whole(self, test: str) -> int:
+        if test not in self._lines:
+            self._lines[test] = sum(len(lines) for lines in self.reach[test][1].values())
+        return self._lines[test]
+
     def tests(self, file: str, text: str, made: Mutation, most: int) -> tuple[str, ...]:
-        """The tests for a change to a file with this text, see :func:`spread_over`."""
+        """The tests for a change to a file with this text.
+
+        See :func:`nearest` and :func:`spread_over`.
+        """
         first, last = made.lines
         found = {test for line in range(first, last + 1) for test in self.by_line[file, line]}
         found = found or set(self.by_line[file, made.at])
@@ -394,8 +404,39 @@ class _Index:
         if key not in self._chosen:
             seconds = {test: self.reach[test][0] for test in key[1]}
             reached = {test: self.reach[test][1].get(file, ()) for test in key[1]}
-            self._chosen[key] = tuple(spread_over(reached, seconds, most))
+            whole = {test: self._whole(test) for test in key[1]}
+            near = nearest(reached, whole, seconds, most // 2)
+            others = {test: reached[test] for test in reached if test not in near}
+            self._chosen[key] = *near, *spread_over(others, seconds, most - len(near))
         return self._chosen[key]
+
+
+def nearest(
+    reached: Mapping[str, Sequence[int]],
+    whole: Mapping[str, int],
+    seconds: Mapping[str, float],
+    most: int,
+) -> list[str]:
+    """Those that reach little else: what is about a file is most likely to notice a change to it.
+
+    One case of each test comes before the second of any.
+
+    Args:
+        reached: The lines of the file that each test reaches.
+        whole: How many lines of the package each reaches.
+        seconds: How long each takes.
+        most: How many to choose.
+    """
+    by_share = sorted(
+        reached, key=lambda test: (-len(reached[test]) / max(1, whole[test]), seconds[test], test)
+    )
+    cases = Counter[str]()
+    turns = {}
+    for test in by_share:
+        name = test.partition("[")[0]
+        turns[test] = cases[name]
+        cases[name] += 1
+    return sorted(by_share, key=lambda test: turns[test])[:most]
 
 
 def spread_over(

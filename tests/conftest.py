@@ -26,6 +26,7 @@ from hypothesis import settings
 from inspection import (
     forget_closed_rest_clients,
     may_export_inside_its_lock,
+    meter_provider,
     set_claim_s,
     set_tracer_provider,
     signal_handlers,
@@ -154,25 +155,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.fixturenames.insert(0, "no_task_is_left")
 
 
-_BEFORE = pytest.StashKey[tuple[int, int, list[object]]]()
+_BEFORE = pytest.StashKey[tuple[int, int, list[object], object]]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    item.stash[_BEFORE] = len(_threads()), len(sdk_tasks()), signal_handlers()
+    meters = meter_provider()
+    item.stash[_BEFORE] = len(_threads()), len(sdk_tasks()), signal_handlers(), meters
     yield
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
-    """After each test: no thread, no task on the SDK's loop and no signal handler is left.
+    """After each test: no thread, task on the SDK's loop, signal handler or provider is left.
 
     A hook and not a fixture, so that it looks after the test's event loop is closed, and idle
     worker threads count as well.
     """
     yield
     forget_closed_rest_clients()
-    threads, tasks, handlers = item.stash[_BEFORE]
+    threads, tasks, handlers, meters = item.stash[_BEFORE]
     if _is_async(item) or len(_threads()) > threads:
         # What survives this one need not be walked again after the next.
         gc.collect()
@@ -182,6 +184,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     left_tasks = _settled(lambda: len(sdk_tasks()), tasks)
     assert left_tasks <= tasks, f"tasks left on the SDK's loop: {sdk_tasks()}"
     assert signal_handlers() == handlers, "signal handlers left"
+    assert meter_provider() is meters, "a MeterProvider left"
 
 
 @pytest_asyncio.fixture

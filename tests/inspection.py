@@ -296,6 +296,8 @@ def forget_providers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
     patch.setattr(meters, "_METER_PROVIDER", None)
     patch.setattr(meters, "_METER_PROVIDER_SET_ONCE", Once())
+    # It hands on to the provider that is set, for ever.
+    patch.setattr(meters, "_PROXY_METER_PROVIDER", meters._ProxyMeterProvider())
 
 
 def may_export_inside_its_lock(exporter: InMemorySpanExporter) -> None:

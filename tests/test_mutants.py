@@ -10,7 +10,7 @@ import pytest
 from _mutations import Mutation, mutations_of
 from hypothesis import given
 from hypothesis import strategies as st
-from mutants import Mutant, evenly, spread_over, uses, within
+from mutants import Mutant, evenly, nearest, spread_over, uses, within
 from sweeps import sweep
 
 PACKAGE = Path(__file__).parents[1] / "tinker_recovery"
@@ -146,6 +146,17 @@ def test_tests_that_reach_the_most_in_the_least_time_come_first_and_then_such_ag
     assert spread_over(reached, seconds, 9) == ["usual", "rare", "slow", "usual too", "none"]
     assert spread_over(reached, seconds, 2) == ["usual", "rare"]
     assert spread_over({"none": ()}, {"none": 1.0}, 2) == ["none"], "the file runs at import alone"
+
+
+def test_tests_that_reach_little_else_come_first_and_one_case_of_each_before_a_second_of_any() -> (
+    None
+):
+    reached = {"own[1]": [1, 2], "own[2]": [1, 2], "wide": [1, 2, 3], "near": [1], "none": ()}
+    whole = {"own[1]": 2, "own[2]": 2, "wide": 300, "near": 4, "none": 0}
+    seconds = {"own[1]": 0.2, "own[2]": 0.1, "wide": 0.0, "near": 9.0, "none": 0.0}
+    expected = ["own[2]", "near", "wide", "none", "own[1]"]
+    assert nearest(reached, whole, seconds, 9) == expected
+    assert nearest(reached, whole, seconds, 2) == expected[:2]
 
 
 def test_a_constant_is_tried_with_what_reaches_the_lines_that_read_it() -> None:

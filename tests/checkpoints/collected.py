@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import httpx
@@ -36,7 +37,7 @@ class World:
     name, lineage = "r", LINEAGE
     weights = WeightsFacts("m", 8)
 
-    def __init__(self, *steps: int, **policy: Any) -> None:
+    def __init__(self, *steps: int, policy: CheckpointPolicy | None = None, **changes: Any) -> None:
         self.now_s = START_S
         self.lease: tuple[int, int] | None = None
         self.slept: list[float] = []
@@ -45,6 +46,12 @@ class World:
         """The paths that were asked to be deleted."""
         self.lifetimes: list[tuple[str, int | None]] = []
         """The lifetimes that were asked for."""
+        self.listings: list[str] = []
+        """The Tinker runs that were listed, one for each request."""
+        self.ignores_lifetimes = False
+        self.ahead_s: int | None = None
+        """How far its clock is ahead of ours; None if it does not say."""
+        self.on_weights: Callable[[str], object] = lambda _: None
         self.rank: dict[str, int] = {}
         self.weights_status: dict[str, int] = {}
         """What is answered in place of what the weights are."""
@@ -56,8 +63,8 @@ class World:
         self.pending: set[str] = set()
         self.recovering = False
         self.events: list[RecoveryEvent] = []
-        self.policy = CheckpointPolicy(
-            **{"save_best": False, "keep_last": 1, "max_deletes_per_s": 1e6, **policy}
+        self.policy = policy or CheckpointPolicy(
+            **{"save_best": False, "keep_last": 1, "max_deletes_per_s": 1e6, **changes}
         )
         for step in steps:
             self.save(step)
@@ -103,6 +110,7 @@ class World:
         parts = request.url.path.removeprefix("/api/v1/").split("/")
         if parts[-1] == "weights_info":
             where = str(httpx.Response(200, content=request.content).json()["tinker_path"])
+            self.on_weights(where)
             said = {"base_model": "m", "is_lora": True, "lora_rank": self.rank.get(where, 8)}
             return httpx.Response(self.weights_status.get(where, 200), json=said)
         if request.method == "DELETE":
@@ -117,12 +125,23 @@ class World:
             self.lifetimes.append((where, ttl))
             if (status := self.on_ttl(where)) < 300:
                 ends = None if ttl is None else NOW + timedelta(seconds=self.now_s - START_S + ttl)
+                if self.ignores_lifetimes:
+                    return httpx.Response(status, json={})
                 self.stored[where]["expires_at"] = None if ends is None else ends.isoformat()
             return httpx.Response(status, json={})
         if parts[-1] != "checkpoints":
             return httpx.Response(200, json={})
+        self.listings.append(parts[1])
         mine = [each for where, each in self.stored.items() if f"//{parts[1]}/" in where]
-        return httpx.Response(200, json={"checkpoints": mine})
+        date = (
+            None
+            if self.ahead_s is None
+            else format_datetime(
+                datetime.fromtimestamp(self.now_s + self.ahead_s, UTC), usegmt=True
+            )
+        )
+        headers = {} if date is None else {"Date": date}
+        return httpx.Response(200, json={"checkpoints": mine}, headers=headers)
 
     @asynccontextmanager
     async def collaborators(self) -> AsyncIterator[Collaborators]:

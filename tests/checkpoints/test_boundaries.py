@@ -113,6 +113,10 @@ def test_the_newest_is_the_one_with_the_most_steps_whatever_was_stored_last() ->
     assert _deleted(_plan(found)) == [9, 10], "by number, not as texts"
     same = [listed(9, "a", time=early), listed(9, "b", time=late)]
     assert [each.path for each in _plan(same).deletions] == [path("a", 9)]
+    other = [listed(9, "a", time=late), listed(9, "b", time=early)]
+    assert [each.path for each in _plan(other).deletions] == [path("b", 9)]
+    for order in ([listed(9, "a", time=late), listed(9, "b", time=late)], [*other, listed(9, "c")]):
+        assert _plan(order) == _plan(order[::-1]), "and by path, whatever the order"
 
 
 def test_what_is_not_ours_says_what_is_wrong_with_it() -> None:

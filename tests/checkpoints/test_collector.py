@@ -7,11 +7,12 @@ import math
 from typing import Any
 
 import anyio.to_thread
+import httpx
 import pytest
 from collected import START_S, World
 from made import LINEAGE, path, segment
 
-from tinker_recovery import LeaseLost, StatusError, StatusRefused
+from tinker_recovery import CheckpointPolicy, LeaseLost, StatusError, StatusRefused
 from tinker_recovery.checkpoints import (
     Deletion,
     Finding,
@@ -52,6 +53,57 @@ async def test_what_is_left_is_counted_in_tinker_runs_that_nothing_relies_on_any
     assert (world.steps(), done.kept) == ([3, 4], 2)
 
 
+def _with_earlier_runs(by: str, **policy: Any) -> World:
+    """Steps 1 and 2 in a Tinker run that nothing relies on any more, and then 3, and 4 and 5."""
+    world = World(**policy)
+    for step in (1, 2):
+        world.save(step, by=by)
+    for step, run, parent in (
+        *((3, "b", path("a", 2)), (4, "c", path("b", 3)), (5, "c", path("b", 3))),
+    ):
+        world.save(step, run, parent=parent)
+    world.segments += [segment("b", 2, path("a", 2)), segment("c", 3, path("b", 3))]
+    return world
+
+
+@pytest.mark.parametrize("by", ["schedule", "user"])
+async def test_what_another_process_has_deleted_fills_no_place_though_it_is_remembered(
+    by: str,
+) -> None:
+    """Otherwise a fifth would go, and three would be left of the four that are to be kept."""
+    world = _with_earlier_runs(by, keep_last=4, delete_user_saves=by == "user")
+    async with world.collector() as collector:
+        world.protected = {path("a", 1): "it is being read"}
+        for _ in range(3):
+            await collector.collect(world)
+        world.protected = {}
+        del world.stored[path("a", 2)]
+        world.listings.clear()
+        done = await collector.collect(world)
+    assert (world.steps(), done.kept) == ([1, 3, 4, 5], 4)
+    assert sorted(world.listings) == ["a", "b", "c"], "each is listed again once"
+
+
+async def test_what_is_the_users_own_is_not_listed_again_to_delete_something_else() -> None:
+    world = _with_earlier_runs("user", keep_last=2)
+    async with world.collector() as collector:
+        world.protected = {path("b", 3): "it is being read"}
+        for _ in range(3):
+            await collector.collect(world)
+        world.save(6, "c", parent=path("b", 3))
+        world.listings.clear()
+        await collector.collect(world)
+    assert world.steps() == [1, 2, 3, 5, 6]
+    assert "a" not in world.listings
+
+
+async def test_a_run_that_has_no_tinker_run_yet_has_nothing_to_collect() -> None:
+    world = World(1, 2)
+    world.segments = []
+    done = await world.collect()
+    assert (world.steps(), done.kept, world.listings) == ([1, 2], 0, [])
+
+
 async def test_a_deletion_that_fails_again_and_again_is_told_once_and_tried_when_it_is_due() -> (
     None
 ):
@@ -63,6 +115,7 @@ async def test_a_deletion_that_fails_again_and_again_is_told_once_and_tried_when
         assert list(first.deleted) == [path("a", 2)]
         assert first.kept == 2
         assert first.next_at == START_S + 30.0
+        assert len(world.said(names.EVENT_CHECKPOINT_DELETE_FAILED)) == 1
         world.now_s += 29.0
         assert (await collector.collect(world)).failed == {}
         assert world.deletions.count(path("a", 1)) == 1, "it is not due"
@@ -243,6 +296,31 @@ async def test_what_is_deleted_is_forgotten_once_it_is_settled_and_no_longer_lis
         assert (await world.notebook.notes()).deletions.keys() == {path("a", 1)}
 
 
+async def test_what_is_found_gone_is_kept_in_mind_though_a_recovery_begins_meanwhile() -> None:
+    """It may be listed again for a while, and nothing may rely on it then."""
+    gone = path("a", 1)
+
+    class Begins(Guard):
+        async def check(self, *, for_certain: bool = False) -> None:
+            del for_certain
+            world.recovering = True
+
+    world = World(2)
+    async with world.collector() as collector:
+        entry = Deletion(gone, "deleting", "x", START_S - 2 * SETTLE_S, sent=True)
+        await world.notebook.write_deletion(gone, entry.to_line(), LINEAGE, None)
+        await collector.collect(world, guard=Begins())
+        assert (await world.notebook.notes()).deletions.keys() == {gone}
+    assert world.checkpoints.being_deleted.keys() == {gone}
+
+
+async def test_no_process_goes_back_to_what_it_has_stored_and_deleted() -> None:
+    world = World(1, 2, 3)
+    world.checkpoints.stored = {path("a", step): ("a", step) for step in (1, 2, 3)}
+    await world.collect()
+    assert world.checkpoints.settled_on(world.segments) == {3: [path("a", 3)]}
+
+
 async def test_no_lifetime_is_renewed_of_a_run_that_may_be_lost() -> None:
     world = World(ttl_s=7200.0)
     world.save(1, lives_s=100.0 * 60)
@@ -280,6 +358,44 @@ async def test_a_lifetime_is_renewed_when_it_is_due_and_the_answer_is_told(
     assert ("lives for 7200 s more" in told.message) == renewed
     assert (f"the service answered {status}" in told.message) == (not renewed)
     assert len(world.events) == 1
+
+
+async def test_a_lifetime_is_asked_for_once_in_a_collection_though_the_service_ignores_it() -> None:
+    world = World(1, 2, ttl_s=7200.0)
+    newest = world.save(5, lives_s=3500.0)
+    world.ignores_lifetimes = True
+    done = await world.collect()
+    assert world.deletions == [path("a", 1), path("a", 2)]
+    assert (world.lifetimes, done.renewed) == ([(newest, 7200)], [newest])
+
+
+@pytest.mark.usefixtures("no_waiting_between_tries")
+async def test_a_renewal_without_an_answer_is_said_to_have_had_none() -> None:
+    def nothing(_: str) -> int:
+        raise httpx.ConnectError("refused")
+
+    world = World(ttl_s=7200.0)
+    world.save(5, lives_s=3500.0)
+    world.on_ttl = nothing
+    done = await world.collect()
+    (event,) = world.said(names.EVENT_CHECKPOINT_RENEWAL_FAILED)
+    assert event.message.endswith("could not be renewed: no answer came")
+    assert done.renewed == []
+
+
+@pytest.mark.parametrize("ahead_s", [600, -600])
+async def test_what_is_due_by_the_services_clock_is_said_by_ours(ahead_s: int) -> None:
+    world = World(ttl_s=7200.0)
+    world.save(5, lives_s=7200.0)
+    world.ahead_s = ahead_s
+    assert (await world.collect()).next_at == pytest.approx(START_S + 3600.0 - ahead_s, abs=1.0)
+
+
+async def test_the_next_thing_due_is_the_earliest_of_all() -> None:
+    world = World(1, 2, ttl_s=7200.0)
+    world.save(5, lives_s=7200.0)
+    world.on_delete = lambda _: 500
+    assert (await world.collect()).next_at == START_S + 30.0
 
 
 async def test_a_lifetime_that_the_policy_does_not_want_is_taken_away() -> None:
@@ -473,6 +589,16 @@ async def test_what_is_not_whole_is_rejected_and_the_one_before_is_relied_on() -
     assert verdicts.asked == [path("a", 3), path("a", 2)]
 
 
+async def test_what_is_gone_by_the_time_its_bytes_are_looked_at_is_not_relied_on() -> None:
+    """Asked of the verifier itself, which lists it again."""
+    world = World(3, verify_deep=True)
+    world.on_weights = lambda where: world.stored.pop(where, None)
+    async with world.collector() as collector:
+        found = await collector.look(world)
+    assert found.needed == {}
+    assert "does not list it" in world.checkpoints.bad[path("a", 3)]
+
+
 async def test_where_there_is_no_export_nothing_is_deleted_and_that_is_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -482,6 +608,7 @@ async def test_where_there_is_no_export_nothing_is_deleted_and_that_is_said_once
     with caplog.at_level(logging.WARNING):
         async with world.collector() as collector:
             collector._verifier = verdicts
+            assert (await collector.look(world)).needed == {}
             for _ in range(2):
                 await collector.collect(world)
     assert world.steps() == [1, 2, 3]
@@ -508,7 +635,11 @@ async def test_without_verify_deep_no_bytes_are_looked_at() -> None:
         ({"keep_last": 0, "keep_best": 2}, 2, {}, False),
         ({"keep_last": 0, "keep_best": 2}, 3, {"loss": 1.0}, False),
         ({"keep_last": 0, "keep_best": 2}, 3, {"los": 1.0}, True),
+        ({"keep_last": 0, "keep_best": 2}, 3, {"loss": math.nan}, True),
         ({"keep_last": 1, "keep_best": 2}, 3, {}, False),
+        ({"keep_last": 0, "keep_every": 2, "save_best": False}, 3, {}, False),
+        ({"strategy": "last"}, 9, {}, False),
+        ({"strategy": "all"}, 9, {}, False),
     ],
 )
 async def test_it_is_said_once_that_no_checkpoint_has_the_metric(
@@ -519,10 +650,10 @@ async def test_it_is_said_once_that_no_checkpoint_has_the_metric(
     *,
     warns: bool,
 ) -> None:
-    world = World(save_best=True, **policy)
+    world = World(policy=CheckpointPolicy(**policy))
     for step in range(1, saves + 1):
-        world.save(step, metrics=metrics)
+        world.save(step, metrics=metrics if step != 1 else {})
     async with world.collector() as collector:
         for _ in range(2):
             await collector.collect(world)
-    assert caplog.text.count("has the metric") == warns
+    assert caplog.text.count("finite value of the metric") == warns

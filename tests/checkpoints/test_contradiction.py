@@ -209,7 +209,9 @@ def test_saves_a_minute_apart_may_be_dated_in_either_order() -> None:
     second = _saved(7, 0, NOW + timedelta(seconds=60), name="mine")
     assert contradiction([first, second]) is None
     later = second.model_copy(update={"time": second.time + timedelta(seconds=1)})
-    assert contradiction([later, first]) is not None
+    found = contradiction([later, first])
+    assert found is not None
+    assert found.paths == (first.path, later.path)
 
 
 def test_a_path_that_is_written_again_may_be_dated_by_its_first_save() -> None:

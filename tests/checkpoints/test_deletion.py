@@ -88,6 +88,8 @@ def test_a_deletion_is_written_twice_before_it_is_done() -> None:
     [
         (200, "deleted", "why"),
         (204, "deleted", "why"),
+        (299, "deleted", "why"),
+        (300, "failed", "answered HTTP 300"),
         (404, "deleted", "gone already"),
         (500, "failed", "answered HTTP 500"),
         (429, "failed", "answered HTTP 429"),
@@ -152,6 +154,20 @@ def test_an_intent_withdrawn_before_any_request_is_not_being_deleted() -> None:
         ledger = ledger.applied(command.entry)
     assert ledger.entries[P].state == "withdrawn"
     assert not ledger.being_deleted(now_s=0)
+
+
+@pytest.mark.parametrize("state", ["deleting", "failed"])
+def test_a_request_whose_outcome_is_not_known_may_still_delete_however_long_ago_it_was(
+    state: str,
+) -> None:
+    entry = Deletion(P, state, "", 0.0, failures=1, sent=True)  # type: ignore[arg-type]  # the table's own words
+    assert DeletionLedger({P: entry}).being_deleted(now_s=1e9) == {P}
+
+
+def test_what_was_kept_meanwhile_begins_its_tries_afresh() -> None:
+    (withdrawn,) = _ledger("failed", failures=7).commands(KEPT, now_s=0)
+    (intended,) = DeletionLedger({P: withdrawn.entry}).commands(GONE, now_s=1)
+    assert (withdrawn.entry.failures, intended.entry.failures) == (0, 0)
 
 
 @given(
@@ -233,14 +249,23 @@ def test_only_what_is_needed_and_ends_is_renewed_the_most_urgent_first() -> None
         record(4),
         record(5, expires_in_s=DAY),
         record(6, expires_in_s=-1),
+        record(8, expires_in_s=0),
     ]
-    needed = {path("a", step): "the recovery point" for step in (1, 3, 4, 6, 7)}
+    needed = {path("a", step): "the recovery point" for step in (1, 3, 4, 6, 7, 8)}
     due = renewals(reversed(records), needed, ttl_s=7 * DAY, now=NOW)
     assert [(each.path, each.at - NOW, each.ttl_s) for each in due] == [
         (path("a", 3), timedelta(days=-0.5), 604_800),
         (path("a", 1), timedelta(days=8), 604_800),
     ]
     assert due[0].reason == "the recovery point"
+
+
+def test_of_those_that_end_at_once_the_order_is_that_of_their_paths() -> None:
+    records = [record(step, expires_in_s=DAY) for step in (2, 1, 3)]
+    needed = {path("a", step): "x" for step in (1, 2, 3)}
+    for order in (records, records[::-1]):
+        found = [each.path for each in renewals(order, needed, ttl_s=None, now=NOW)]
+        assert found == [path("a", step) for step in (1, 2, 3)]
 
 
 def test_a_short_lifetime_is_renewed_at_its_half_and_none_is_for_ever() -> None:

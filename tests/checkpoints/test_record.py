@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -150,3 +150,43 @@ def test_an_entry_is_of_the_same_save_until_another_has_taken_its_place() -> Non
         record(3, saved_by="user", metrics={"loss": float("nan")}, size_bytes=11),
     ):
         assert not Listed.of(changed).has_content_of(before)
+
+
+def test_entries_that_are_not_ours_are_of_the_same_save_if_all_but_their_lifetime_is_the_same() -> (
+    None
+):
+    theirs = Listed.read(stored({"note": "x"}))
+    assert theirs.rewritable, "nothing says that its name is used once"
+    assert Listed.read(stored({"note": "x"}, expires_at=NOW)).has_content_of(theirs)
+    assert not Listed.read(stored({"note": "y"})).has_content_of(theirs)
+    assert not Listed.read(stored(None)).has_content_of(theirs)
+
+
+def test_a_date_without_a_time_zone_is_of_utc() -> None:
+    plain = datetime(2026, 1, 2, 3, 4, 5)  # noqa: DTZ001 - as a service may say it
+    utc = plain.replace(tzinfo=UTC)
+    ours = CheckpointRecord.from_listing(stored(_metadata(), expires_at=plain))
+    assert ours is not None
+    assert ours.expires_at == utc
+    assert Listed.read(stored({}, expires_at=plain)).expires_at == utc
+
+
+def test_the_fingerprint_of_an_earlier_save_is_stored_as_a_text_and_read_back() -> None:
+    metadata = checkpoint_metadata(
+        step=7,
+        lineage="l",
+        attempt="a",
+        parent=None,
+        saved_by="schedule",
+        previous_canary=(4, "said:it"),
+    )
+    assert metadata["tinker_recovery.previous_canary"] == "4:said:it"
+    read = CheckpointRecord.from_listing(stored(metadata))
+    assert read is not None
+    assert read.previous_canary == (4, "said:it")
+
+
+def test_a_loop_state_that_the_service_has_lost_is_not_taken_for_none() -> None:
+    lost = {**_metadata(), "tinker_recovery.state_missing": "yes"}
+    with pytest.raises(InvalidMetadata, match="which the service did not keep"):
+        CheckpointRecord.from_listing(stored(lost))

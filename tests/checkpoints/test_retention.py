@@ -59,6 +59,26 @@ def test_each_rule_keeps_what_it_says(rule: Retention, kept: list[int]) -> None:
     assert all(reasons.values())
 
 
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [
+        ({1: None, 2: None, 3: None}, [3, 2, 1]),
+        ({1: NAN, 2: NAN, 3: math.inf}, [3, 2, 1]),
+        ({1: NAN, 2: 5.0, 3: None}, [2]),
+        ({1: 4.0, 2: 5.0, 3: 6.0}, [1]),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_with_nothing_to_choose_the_best_by_all_stay_unless_another_rule_keeps_some(
+    losses: dict[int, float | None], kept: list[int], *, alone: bool
+) -> None:
+    held = _held(losses)
+    reasons = KeepBest(1, alone=alone).keep(held)
+    if len(kept) == 3 and not alone:
+        kept = []
+    assert [each.record.step for each in held if each.record.path in reasons] == kept
+
+
 def test_what_does_not_count_fills_no_place_but_can_be_pinned() -> None:
     held = [Candidate(record(3), counts=False), Candidate(record(2)), Candidate(record(1))]
     assert list(KeepLast(1).keep(held)) == [path("a", 2)]
@@ -125,7 +145,14 @@ def test_every_rule_that_keeps_one_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: KeepLast(0), lambda: KeepBest(0), lambda: KeepEvery(0), KeepAny]
+    "build",
+    [
+        *(lambda: KeepLast(0), lambda: KeepBest(0), lambda: KeepEvery(0), KeepAny),
+        lambda: KeepLast(n=True),
+        lambda: KeepLast(1.5),  # type: ignore[arg-type]  # refused, as it should be
+        lambda: KeepBest(1, ""),
+        lambda: KeepBest(1, "loss", "least"),  # type: ignore[arg-type]  # the same
+    ],
 )
 def test_a_rule_that_would_keep_nothing_is_refused(build: Any) -> None:
     with pytest.raises(UsageError):
@@ -221,6 +248,19 @@ def test_a_bad_one_fills_no_place_and_goes_once_a_valid_one_has_come_as_far() ->
     assert "no valid checkpoint has reached step 3 yet" in early.checkpoints[0].reason
     later = _plan([listed(2), listed(3), listed(4)], valid=[2, 4], bad=bad)
     assert {each.step: each.reason for each in later.deletions}[3] == "bad: zero tail"
+
+
+def test_a_bad_one_goes_once_another_has_come_just_as_far_though_it_is_in_doubt_as_well() -> None:
+    bad = {path("a", 3): "zero tail"}
+    found = [listed(2), listed(3), listed(3, "b")]
+    valid = {path("a", 2), path("b", 3)}
+    for doubtful in ((), set(bad)):
+        plan = _plan(found, KeepLast(9), valid=(), bad=bad, doubtful=doubtful)
+        assert _steps(plan) == []
+        situation = Situation(LINEAGE, NOW, valid=valid, bad=bad, doubtful=doubtful)
+        assert [each.path for each in plan_deletions(found, KeepLast(9), situation).deletions] == [
+            path("a", 3)
+        ]
 
 
 def test_an_abandoned_branch_goes_once_the_run_has_passed_it_again() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -214,6 +216,30 @@ async def test_a_run_that_has_ended_is_looked_at_no_more() -> None:
         assert run.gaps == []
 
 
+async def test_a_run_that_has_ended_takes_no_memory_any_more() -> None:
+    host, run = Run(), Run(name="ended")
+    async with host.loop() as loop:
+        for ended in (False, True):
+            run.ended = ended
+            asked(loop, run)
+            await loop.settle(5.0)
+        left = weakref.ref(run)
+        del run
+        gc.collect()
+        assert left() is None
+
+
+async def test_the_next_run_of_a_name_has_its_first_failure_said() -> None:
+    run = Run(1, 2)
+    run.guard.error = OSError("the disk is full")
+    async with run.loop() as loop:
+        for ended in (True, False):
+            run.ended = ended
+            asked(loop, run)
+            await loop.settle(5.0)
+    assert len(run.said(names.EVENT_RETENTION_FAILED)) == 2
+
+
 @pytest.mark.parametrize(
     ("ended", "held", "told"),
     [
@@ -264,6 +290,24 @@ async def test_a_lifetime_is_renewed_in_time_though_nobody_asks() -> None:
         await run.remind()
         assert run.lifetimes == []
         run.now_s += 1.0
+        await run.remind()
+        await collected(run)
+    assert run.lifetimes == [(newest, 7200)]
+
+
+async def test_what_is_due_stays_due_where_a_recovery_comes_between() -> None:
+    run = Run(ttl_s=7200.0)
+    newest = run.save(1, lives_s=7200.0)
+    async with run.served() as loop:
+        asked(loop, run)
+        await collected(run)
+        await run.end_gap()
+        run.recovering = True
+        asked(loop, run)
+        await collected(run)
+        await run.end_gap()
+        run.recovering = False
+        run.now_s = START_S + 3600.0
         await run.remind()
         await collected(run)
     assert run.lifetimes == [(newest, 7200)]

@@ -110,6 +110,17 @@ async def test_a_canary_is_asked_only_of_what_has_one_stored() -> None:
     assert levels(await service.verify(sound, canary=CanaryBatch([]))) == SOUND
 
 
+async def test_where_no_canary_is_given_or_the_metadata_is_not_ours_none_is_asked() -> None:
+    service = Service()
+    asked = service.save(3)
+    service.save(4)
+    service.listed["a"][1]["user_metadata"]["tinker_recovery.previous_canary"] = "3:AAAAAA=="
+    assert levels(await service.verify(asked)) == SOUND
+    theirs = service.save(5, user_metadata={})
+    found = levels(await service.verify(theirs, canary=CanaryBatch([])))
+    assert found == {**SOUND, "metadata": False}
+
+
 async def test_what_is_not_listed_has_nothing_said_of_it_but_that() -> None:
     service = Service()
     service.save(3)

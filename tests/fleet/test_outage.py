@@ -24,8 +24,10 @@ def _outage() -> tuple[Outage, Hours, list[RecoveryEvent]]:
 
 def test_it_is_reported_at_growing_intervals_with_what_is_waited_for() -> None:
     outage, clock, said = _outage()
-    assert outage.begins()
-    assert not outage.begins()
+    outage.lasts("sft", 700.0)
+    assert said == [], "it has answered so far"
+    assert outage.begins() is True
+    assert outage.begins() is False
     for _ in range(700):
         clock.now += 1
         outage.lasts("sft", clock.now - 1000 + 3)

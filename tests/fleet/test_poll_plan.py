@@ -44,6 +44,14 @@ def test_a_few_runs_are_asked_for_one_by_one() -> None:
     assert poll.missing() == ["a"]
 
 
+def test_a_poll_of_a_few_leaves_what_is_known_of_the_pages_as_it_is() -> None:
+    known = PageCounts([3], 0)
+    few = list(map(str, range(FEW)))
+    assert PagePoll(few, known, page=PAGE).counts() is known
+    assert PagePoll(few, None, page=PAGE).counts() is None
+    assert PagePoll([*few, "more"], None, page=PAGE).counts() == PageCounts([], FEW + 1)
+
+
 def test_pages_end_once_every_run_has_been_seen() -> None:
     listed = [str(number) for number in range(1000)]
     poll = PagePoll(listed[:15], None, page=PAGE)
@@ -97,6 +105,35 @@ def test_the_plan_never_costs_more_than_one_request_each_nor_than_all_pages(
     assert cost <= wanted
     if wanted > FEW:
         assert cost <= len(found) + unlisted + (new if not found else 0)
+
+
+def test_pages_that_have_as_many_as_they_cost_are_not_read() -> None:
+    assert pages_worth_reading(10, PageCounts([1] * 10, 0)) == 0
+    assert pages_worth_reading(11, PageCounts([1] * 10, 0)) == 1, "one is new, on the first"
+    assert pages_worth_reading(11, PageCounts([1] * 10, 1)) == 0, "it was on none"
+    assert pages_worth_reading(12, PageCounts([1, 1, 10], 0)) == 3
+
+
+def test_it_says_how_many_requests_it_takes_as_far_as_is_known() -> None:
+    assert PagePoll(map(str, range(FEW)), None, page=PAGE).planned == FEW
+    poll = PagePoll(map(str, range(20)), None, page=PAGE)
+    assert poll.planned == 20, "it is not known yet how long the list is"
+    poll.note_page(0, ["x"] * PAGE, 21)
+    assert poll.planned == 3
+    gone = PagePoll(map(str, range(20)), None, page=PAGE)
+    gone.note_page(0, [], 0)
+    assert gone.planned == 20
+    assert PagePoll([], None, page=PAGE).planned == 1
+
+
+def test_an_empty_page_ends_the_list_whatever_its_length_is_said_to_be() -> None:
+    poll = PagePoll(map(str, range(20)), None, page=PAGE)
+    assert poll.next_offset() == 0
+    poll.note_page(0, ["x"] * PAGE, 1000)
+    assert poll.next_offset() == PAGE
+    poll.note_page(PAGE, [], 1000)
+    assert poll.next_offset() is None
+    assert poll.planned == 1
 
 
 @st.composite
@@ -292,6 +329,15 @@ def test_a_service_out_of_reach_is_asked_thirty_times_sooner_whatever_was_planne
     schedule.begin(0.0, ["a"])
     schedule.end(faults=int(incident))
     assert schedule.wait_s(0.0, 0.9, out_of_reach=True) == 2.0
+
+
+def test_once_the_quick_polls_are_over_one_that_comes_early_is_of_every_run() -> None:
+    """As it does where the service is out of reach."""
+    schedule = PollSchedule(40.0)
+    assert schedule.begin(0.0, ["a"]) is None
+    for now in (10.0, 20.0, 30.0):
+        assert schedule.begin(now, ["a", "b"]) == {"a"}
+    assert schedule.begin(31.0, ["a", "b"]) is None
 
 
 def test_a_quick_poll_leaves_out_new_runs_that_have_ended_and_needs_one_that_has_not() -> None:

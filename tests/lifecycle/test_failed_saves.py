@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import pytest
@@ -107,9 +107,11 @@ def test_two_saves_that_fail_at_once_are_said_to_be_two() -> None:
     """The first is reported by what is known as the event loop comes to it."""
     posted: list[tuple[Any, ...]] = []
     said: list[str] = []
-    saver = SimpleNamespace(failed=lambda _: True, failing=(2, 4), gives_up=False)
+    saver: Any = SimpleNamespace(
+        failed=lambda _: True, failing=(2, 4), gives_up=False, training_continues=None
+    )
     events = SimpleNamespace(emit=lambda _name, _run, message, _fields: said.append(message))
-    scope = SimpleNamespace(
+    scope: Any = SimpleNamespace(
         run=SimpleNamespace(name="r", collaborators=SimpleNamespace(events=events)),
         refusal=SimpleNamespace(is_it=lambda *_, **__: False),
         post=lambda *given: posted.append(given),
@@ -117,7 +119,8 @@ def test_two_saves_that_fail_at_once_are_said_to_be_two() -> None:
         faulty=False,
         closed=False,
     )
-    AttemptHooks(cast("Any", scope)).save_failed(5, RuntimeError("no room"))
+    trail: Any = SimpleNamespace(passed=None)
+    AttemptHooks(scope, saver, trail).save_failed(5, RuntimeError("no room"))
     ((report, *given),) = posted
     report(*given)
     (message,) = said

@@ -375,7 +375,7 @@ async def test_with_no_checkpoint_that_has_the_metric_none_is_deleted_and_that_i
         )
     )
     assert _steps(local, supervisor.runs[0].segments[0].run_id) == [2, 4, 6, 8, 10, 12]
-    assert caplog.text.count("has the metric 'los', so none is deleted") == 1
+    assert caplog.text.count("of the metric 'los', so none is deleted") == 1
 
 
 async def test_a_predicate_that_raises_deletes_nothing(local: LocalTinker) -> None:

@@ -175,7 +175,7 @@ async def test_what_the_sdks_requests_meet_is_reported_of_the_service_listened_t
         service = local.service()
         future = service.create_lora_training_client(MODEL, rank=8)
         client = future.result()
-        local.crash(0.3)
+        local.crash(1.5)  # longer than the SDK waits before it sends the request again
         with contextlib.suppress(tinker.TinkerError):
             client.save_state("x").result(timeout=20)
         service.close("success").result()

@@ -90,8 +90,8 @@ class KeepBest:
         n: How many.
         metric: What they are compared by.
         mode: Whether a smaller or a larger value of it is better.
-        alone: Whether no other rule keeps any: then all stay while none has the metric, which may
-            be misspelt.
+        alone: Whether no other rule keeps any: then all stay while none has a finite value of the
+            metric, which may be misspelt.
     """
 
     n: int = 1
@@ -106,9 +106,10 @@ class KeepBest:
     def keep(self, newest_first: Sequence[Candidate]) -> Mapping[str, str]:
         """See :class:`Retention`."""
         found = counted(newest_first)
-        if self.alone and not any(self.metric in record.metrics for record in found):
-            return {record.path: f"none has the metric {self.metric!r} yet" for record in found}
         ranked = best_first(found, self.metric, self.mode)
+        if self.alone and not ranked:
+            why = f"none has a finite value of the metric {self.metric!r} yet"
+            return {record.path: why for record in found}
         return {
             record.path: f"among the best {self.n}: {self.metric}={record.metrics[self.metric]:g}"
             for record in ranked[: self.n]
@@ -119,9 +120,8 @@ def best_first(
     newest_first: Sequence[CheckpointRecord], metric: str, mode: Mode
 ) -> list[CheckpointRecord]:
     """Those whose metric is finite, the best first; equals stay in order."""
-    sign = 1 if mode == "min" else -1
     known = [r for r in newest_first if math.isfinite(r.metrics.get(metric, math.nan))]
-    return sorted(known, key=lambda record: sign * record.metrics[metric])
+    return sorted(known, key=lambda record: record.metrics[metric], reverse=mode == "max")
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,8 @@ def plan_sampler_deletions(
     """
     dated = sorted(
         {each.path: each for each in listed}.values(),
-        key=lambda each: (each.stored_at is None, each.stored_at or now, each.path),
+        # What has no date fills no place: it stays anyway.
+        key=lambda each: (each.stored_at is not None, each.stored_at or now, each.path),
         reverse=True,
     )
     kept = {each.path for each in dated[: max(1, keep_last)]}
@@ -69,10 +70,10 @@ def plan_sampler_deletions(
             keep = f"pinned: {pinned[each.path]}"
         elif each.path in exported:
             keep = exported[each.path]
-        elif source is None or source.public:
-            keep = "published"
-        elif stored is None:
+        elif stored is None or source is None:
             keep = "nobody says when it was stored"
+        elif source.public:
+            keep = "published"
         elif each.path in kept:
             keep = "one of the newest"
         elif run_id_of_any(each.path) not in known and stored > now - least_age:

@@ -47,7 +47,9 @@ class Outage:
             run: The run that was asked about; empty if there were several.
             silent_s: For how long its work has made no progress; None if none is open.
         """
-        lasted_s = 0.0 if self._began is None else self._monotonic() - self._began
+        if self._began is None:
+            return
+        lasted_s = self._monotonic() - self._began
         if self._reminder.is_due(lasted_s):
             self._events.emit(names.EVENT_WAITING, run, self.waiting(lasted_s, silent_s=silent_s))
 

@@ -78,7 +78,7 @@ def pages_worth_reading(wanted: int, counts: PageCounts | None) -> int:
     new = max(0, wanted - sum(counts.found) - counts.unlisted)
     found = [counts.found[0] + new, *counts.found[1:]] if counts.found else [new]
     seen = [0, *itertools.accumulate(found)]
-    return min(range(len(seen)), key=lambda pages: pages + wanted - seen[pages])
+    return min(range(len(seen)), key=lambda pages: pages - seen[pages])
 
 
 class UrgentPolls:
@@ -138,7 +138,7 @@ class PagePoll:
     @property
     def planned(self) -> int:
         """How many requests it is going to take, as far as is known."""
-        pages = min(self._planned, math.ceil(min(self._total, 1e9) / self._page))
+        pages = math.ceil(min(self._planned, self._total / self._page))
         return max(1, pages or self._wanted)
 
     def next_offset(self) -> int | None:
@@ -174,7 +174,7 @@ class PagePoll:
             expected = self._planned + self._wanted - sum(known.found[: self._planned])
             # If they have moved, the next poll reads as far as it takes to find them again.
             return None if self._asked + missing > 1.5 * expected + FEW else known.older()
-        found = [self._found.get(page, 0) for page in range(self._asked)]
+        found = [self._found[page] for page in range(self._asked)]
         return PageCounts(found, missing)
 
 

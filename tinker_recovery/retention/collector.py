@@ -37,6 +37,7 @@ from tinker_recovery.checkpoints import (
     select,
 )
 from tinker_recovery.checkpoints.deletion import SETTLE_S
+from tinker_recovery.checkpoints.retention import best_first
 from tinker_recovery.journal.publication import kept_for_export
 from tinker_recovery.recovery.checkpoint_state import CheckpointState, KnownRun
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -409,16 +410,17 @@ class Collector:
         return valid
 
     def _warn_of_metric(self, run: CollectedRun, records: Sequence[CheckpointRecord]) -> None:
-        """Say once that nothing is deleted, as no checkpoint has the metric to choose by."""
+        """Say once that nothing is deleted, as no checkpoint has a metric to choose by."""
         policy = self._policy
-        if policy.keep_last or not policy.save_best or policy.strategy in ("last", "all"):
+        if policy.keep_last or not policy.save_best:
             return
-        lacks = not any(policy.best_metric in record.metrics for record in records)
+        lacks = not best_first(records, policy.best_metric, policy.best_mode)
         if lacks and len(records) > policy.keep_best and run.name not in self._warned:
             self._warned.add(run.name)
             logger.warning(
-                "run %s: none of its %d checkpoints has the metric %r, so none is deleted: report "
-                "it with attempt.report(), or set best_metric to one that is reported",
+                "run %s: none of its %d checkpoints has a finite value of the metric %r, so none "
+                "is deleted: report it with attempt.report(), or set best_metric to one that is "
+                "reported",
                 run.name,
                 len(records),
                 policy.best_metric,

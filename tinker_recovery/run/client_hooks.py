@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import tinker
@@ -22,6 +22,8 @@ from tinker_recovery.service.sampler import Source, SupervisedSamplerFuture
 from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
+    from tinker_recovery.checkpoints.trail import Trail
+    from tinker_recovery.run.saver import Saver
     from tinker_recovery.run.scope import AttemptScope
     from tinker_recovery.service.sampling import Renew
 
@@ -35,10 +37,15 @@ class AttemptHooks:
     lock.
     """
 
-    def __init__(self, scope: AttemptScope) -> None:
+    def __init__(self, scope: AttemptScope, saver: Saver, trail: Trail) -> None:
         self._scope = scope
         self._run = scope.run
         self._said_left = False
+        # Called for each training request, so without a call of ours around them.
+        self.save_due: Callable[[int], SaveRequest | None] = saver.training_continues
+        """Ask the schedule, before a training request."""
+        self.training_submitted: Callable[..., None] = trail.passed
+        """Note what goes into the weights."""
 
     def call_failed(self, operation: str, step: int | None, error: BaseException) -> None:
         """Judge a failed request, and declare or suspect a fault.
@@ -113,10 +120,6 @@ class AttemptHooks:
         self._scope.saver.step_done()
         self._run.journal.step_done(self._scope)
 
-    def training_submitted(self, operation: str, *arguments: object) -> None:
-        """Note what goes into the weights."""
-        self._scope.recall.trail.passed(operation, *arguments)
-
     def update_submitted(self) -> None:
         """Note an optimizer step with which no iteration ends."""
         self._scope.recall.trail.stepped(skipped=False, ends=False)
@@ -135,10 +138,6 @@ class AttemptHooks:
         """Have a save that is due sent if the loop goes idle."""
         if self._scope.saver.step_submitted(step, passes):
             self._scope.post(self._scope.save_when_idle, step)
-
-    def save_due(self, step: int) -> SaveRequest | None:
-        """Ask the schedule, before a training request."""
-        return self._scope.saver.training_continues(step)
 
     def save_while_idle(self, step: int) -> SaveRequest | None:
         """Ask the schedule, while the loop waits for everything it has submitted."""

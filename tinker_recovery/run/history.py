@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from tinker_recovery.checkpoints import Evidence, Segment, on_branch
+from tinker_recovery.checkpoints.metadata import fitting
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.run.once import Once
 from tinker_recovery.run.recall import RunRecall
 from tinker_recovery.run.saves_together import SavesTogether
 from tinker_recovery.service.waits import Waits
+from tinker_recovery.telemetry import names
 
 if TYPE_CHECKING:
     from tinker_recovery.run.open import OpenedRun
 
+
+logger = logging.getLogger(names.SCOPE)
 
 OFF_AFTER = 2
 """Saves in a row that each cost a client, after which a run asks for none any more."""
@@ -82,6 +87,21 @@ class RunHistory:
             ),
             key=lambda each: each[0],
         )
+
+    def fitting(self, run: str, metrics: Mapping[str, float], best: str) -> Mapping[str, float]:
+        """The metrics that a checkpoint of this run holds; the others are named once."""
+        kept, left_out = fitting(metrics, best)
+        if left_out and not self.metrics_cut:
+            self.metrics_cut = True
+            logger.warning(
+                "run %s: %d metrics are too many for a checkpoint, which is stored without the "
+                "last %d (%s, ...); the journal has all",
+                run,
+                len(metrics),
+                len(left_out),
+                left_out[0],
+            )
+        return kept
 
     @property
     def saves_off(self) -> bool:

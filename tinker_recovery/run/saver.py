@@ -29,7 +29,7 @@ from tinker_recovery.checkpoints import (
 )
 from tinker_recovery.checkpoints.interval import Plan
 from tinker_recovery.checkpoints.ledger import is_reported
-from tinker_recovery.checkpoints.metadata import encode_loop_state, fitting
+from tinker_recovery.checkpoints.metadata import encode_loop_state
 from tinker_recovery.checkpoints.naming import SaveName, mark_of
 from tinker_recovery.checkpoints.policies import plan_of
 from tinker_recovery.checkpoints.trail import Trail
@@ -124,7 +124,7 @@ class Saver:
                 step
             )
         self._ledger = ledger
-        self._closed = self._now()
+        self._closed = Boundary(self.epoch, self._seen_state, self._metrics)
 
     # What the loop sets
 
@@ -178,6 +178,12 @@ class Saver:
 
     def _now(self) -> Boundary:
         metrics = self._step_metrics if self._reports_ahead else self._metrics
+        last = self._closed
+        if last.metrics is metrics and (last.epoch, last.loop_state) == (
+            self.epoch,
+            self._seen_state,
+        ):
+            return last  # as at most steps, and making one takes longer
         return Boundary(self.epoch, self._seen_state, metrics)
 
     def _standing(self) -> Boundary:
@@ -226,14 +232,19 @@ class Saver:
         if not self._at_boundary and self._seen_state is None:
             return None  # most often: inside a step there is nothing to see or to decide
         with self._lock:
-            self._see()
+            if self.loop_state is not None or self._seen_state is not None:
+                self._see()
             if not self._at_boundary:
                 return None
-            request = self.due(step) or self._save_again(step)
+            alone = not self._history.saves.together
+            request = None if alone and self._is_quiet(step) else self.due(step)
+            if request is None and self._saved_as is not None and self._saved_as[0] == step:
+                request = self._save_again(step)
             if request is None and self._held_back:
                 self._note_left_out(step)
             self._held_back = False  # a group may not ask this run at every step
-            self._history.saves.passed(step)
+            if not alone:
+                self._history.saves.passed(step)
             self._closed, self._at_boundary, self._began = self._now(), False, True
             self._declares, self._declared = self._declared, False
             return request
@@ -281,12 +292,15 @@ class Saver:
             moment = self._ledger.moment(step=0, now_s=0.0, evidence=self._history.evidence)
         return plan_of(self._schedule, moment)
 
+    def _is_quiet(self, step: int) -> bool:
+        """Whether the schedule has said that nothing is due before a later step."""
+        quiet = self._quiet
+        return quiet is not None and step < quiet[1] and quiet[0] is self._ledger
+
     def decides(self, step: int, *, end: bool = False) -> bool:
         """Whether the run's own schedule has this step saved."""
-        if self._quiet is not None and not end:
-            ledger, not_before = self._quiet
-            if step < not_before and ledger is self._ledger:
-                return False
+        if not end and self._is_quiet(step):
+            return False
         if self._history.saves_off:
             return False
         standing, now_s = self._standing(), self._monotonic()
@@ -416,7 +430,7 @@ class Saver:
                 self._see()
             standing = self._standing()
             self._saved_as = step, standing
-            metrics = self._fitting(standing.metrics)
+            metrics = self._history.fitting(self.run_name, standing.metrics, self._best_metric)
         sound_step = self._sound_step()
         return checkpoint_metadata(
             step=step,
@@ -437,20 +451,6 @@ class Saver:
             trail=self._trail.followed,
             job=self._history.job,
         )
-
-    def _fitting(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        kept, left_out = fitting(metrics, self._best_metric)
-        if left_out and not self._history.metrics_cut:
-            self._history.metrics_cut = True
-            logger.warning(
-                "run %s: %d metrics are too many for a checkpoint, which is stored without the "
-                "last %d (%s, ...); the journal has all",
-                self.run_name,
-                len(metrics),
-                len(left_out),
-                left_out[0],
-            )
-        return kept
 
     def steps_done(self) -> int:
         """Steps complete."""

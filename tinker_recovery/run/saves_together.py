@@ -26,6 +26,8 @@ class SavesTogether:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         """Held by each saver of the group while it decides."""
+        self.together = False
+        """Whether there is more than one run."""
         self._savers: Sequence[Saver] = ()
         self._agreed: set[int] = set()
         self._owed: set[Saver] = set()
@@ -35,13 +37,8 @@ class SavesTogether:
     def begin(self, savers: Sequence[Saver]) -> None:
         """Attempts of all runs of a group begin, at the same step."""
         with self.lock:
-            self._savers = savers
+            self._savers, self.together = savers, len(savers) > 1
             self._agreed, self._owed, self._passed = set(), set(), -1
-
-    @property
-    def together(self) -> bool:
-        """Whether there is more than one run."""
-        return len(self._savers) > 1
 
     def passed(self, step: int) -> None:
         """A run trains past the end of this step."""

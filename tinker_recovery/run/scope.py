@@ -108,7 +108,6 @@ class AttemptScope:
         self._idle_step: int | None = None
         self.blocking = False
         """Whether the body runs in a thread, which only its client can end."""
-        self.hooks = AttemptHooks(self)
         self.made_once: dict[str, object] = {}
         """What it was given of what its run has made once, by key."""
         self.recall = AttemptRecall(self)
@@ -116,6 +115,7 @@ class AttemptScope:
         trail = self.recall.trail
         self.saver = Saver(run, self.segment, checkpoint, lambda: self.sound_step, trail)
         """When its client saves."""
+        self.hooks = AttemptHooks(self, self.saver, trail)
         self.progress = Progress(run.clock.monotonic, run.history.waits)
         """When its training requests made progress."""
         self.client = SupervisedClient(

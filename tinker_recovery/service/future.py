@@ -50,7 +50,8 @@ class SupervisedFuture(APIFuture[_T]):
 
     def result(self, timeout: float | None = None) -> _T:
         """Block for the result; raises the request's error, or TimeoutError."""
-        self._check_arrives()
+        if not self._home.is_here:
+            self._check_arrives()
         return self._result(timeout)
 
     def _result(self, timeout: float | None = None) -> _T:
@@ -86,7 +87,7 @@ class SupervisedFuture(APIFuture[_T]):
 
     def _check_arrives(self) -> None:
         # In a forked child there is no thread that would bring it.
-        if not self._home.is_here and not self._future.done():
+        if not self._future.done():
             self._home.check(self)
 
 
