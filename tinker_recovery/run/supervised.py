@@ -270,7 +270,7 @@ class SupervisedRun:
         """Have the run restored that another process left: as from any fault, or to go on."""
         last, number = snapshot.segments[-1], len(snapshot.segments)
         self.spawn(functools.partial(finish_sessions, self.collaborators.reader, snapshot.sessions))
-        rule, step = RULES[Kind.PROCESS_LOST], snapshot.step
+        rule, step = RULES[snapshot.left_by], snapshot.step
         left = Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, step)
         self.telemetry.figures.follows(snapshot.trained)
         self.report_fault(replace(left, orderly=snapshot.orderly, silent_s=self.journal.dead_s))
