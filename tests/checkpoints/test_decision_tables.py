@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any, Literal
 
 import pytest
 from made import record, segment
 
-from tinker_recovery import UsageError
+from tinker_recovery import CheckpointPolicy, UsageError
 from tinker_recovery.checkpoints.ledger import SaveLedger
-from tinker_recovery.checkpoints.metadata import check_format
+from tinker_recovery.checkpoints.metadata import JSON_LIMIT, check_format, fitting, number_of
+from tinker_recovery.checkpoints.policies import counts_epochs
 from tinker_recovery.checkpoints.publishing import (
     MOST_WAITING,
     Candidate,
@@ -20,6 +22,7 @@ from tinker_recovery.checkpoints.publishing import (
     next_of,
 )
 from tinker_recovery.checkpoints.schedule import (
+    AnyOf,
     AtSteps,
     EveryEpochs,
     EverySteps,
@@ -112,6 +115,61 @@ def test_only_a_newer_format_asks_for_an_update(version: str, says: str) -> None
     with pytest.raises(ValueError, match=says) as caught:
         check_format(version)
     assert ("update" in str(caught.value)) == (says == "update")
+
+
+@pytest.mark.parametrize(
+    ("policy", "counts"),
+    [
+        ({"strategy": "epoch"}, True),
+        ({}, False),
+        ({"schedule": EveryEpochs(2)}, True),
+        ({"schedule": Meanwhile(EveryEpochs(), 5)}, True),
+        ({"schedule": AnyOf(AtSteps([3]), EveryEpochs())}, True),
+        ({"schedule": AnyOf(AtSteps([3]), EverySteps(2))}, False),
+        ({"schedule": LOSS}, False),
+    ],
+)
+def test_a_policy_counts_epochs_if_any_part_of_its_schedule_does(
+    policy: dict[str, Any], *, counts: bool
+) -> None:
+    assert counts_epochs(CheckpointPolicy(**policy)) is counts
+
+
+# -- what metrics are stored ---------------------------------------------------------------------
+
+
+class _Scalar:
+    def item(self) -> float:
+        return 2.5
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (1, 1.0),
+        (Decimal("0.5"), 0.5),
+        (True, 1.0),
+        (_Scalar(), 2.5),
+        ("1", None),
+        (b"1", None),
+        (bytearray(b"1"), None),
+        (None, None),
+        ([1.0], None),
+        (10**400, None),
+    ],
+)
+def test_a_number_of_any_kind_is_taken_and_a_text_is_none(
+    value: object, number: float | None
+) -> None:
+    assert number_of(value) == number
+
+
+def test_as_many_metrics_are_stored_as_fit_and_the_one_to_choose_by_first() -> None:
+    fits, too_long = "b" * (JSON_LIMIT - 17), "b" * (JSON_LIMIT - 16)
+    assert fitting({fits: 1.0, "a": 1.0}, "a") == ({"a": 1.0, fits: 1.0}, [])
+    kept, left_out = fitting({too_long: 1.0, "z": 3.0, "a": 1.0}, "a")
+    assert (list(kept), left_out) == (["a"], [too_long, "z"]), "nothing behind what does not fit"
+    assert fitting({"y": 1.0, "x": 2.0}, "none") == ({"y": 1.0, "x": 2.0}, [])
 
 
 # -- what is published ---------------------------------------------------------------------------
@@ -222,8 +280,8 @@ def test_a_save_at_the_very_beginning_of_a_first_attempt_has_its_trail_and_no_ot
 
 
 def test_what_is_followed_late_is_like_no_other_if_anything_went_before() -> None:
+    assert Trail("x", step=0, follows=False).followed is None
     early = Trail("x", step=0, follows=False)
-    assert early.followed is None
     early.follow()
     assert early.followed == "x", "nothing went before"
     for go in (lambda each: each.passed("forward"), lambda each: each.stepped(skipped=False)):
