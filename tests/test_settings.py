@@ -319,3 +319,24 @@ def test_a_service_that_is_no_function_is_refused_by_its_type_alone(value: objec
         Supervisor(service=cast("Any", value))
     assert "function that returns a fresh client" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"journal": 3}, "journal=3 is not allowed: give the path of a file, or None for memory"),
+        ({"journal": ""}, "journal='' is not allowed: give the path of a file"),
+        ({"journal": b"runs"}, "journal=b'runs' is not allowed: give the path of a file"),
+        ({"notify": 3}, "notify is of type int, which is not allowed: a list of URLs, or a Notify"),
+        ({"on_event": 3}, "on_event=3 is not allowed: a function that is called with each "),
+        ({"clock": 3}, "clock=3 is not allowed: a Clock, "),
+        ({"quiet": "no"}, "quiet='no' is not allowed: True or False"),
+    ],
+    ids=str,
+)
+def test_an_argument_of_another_kind_is_refused_where_it_is_given(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        Supervisor(**given)
+    assert str(caught.value).startswith(said)

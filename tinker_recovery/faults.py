@@ -67,6 +67,7 @@ class Kind(StrEnum):
     METADATA_REFUSED = "metadata_refused"
     SAVE_REFUSED = "save_refused"
     PROCESS_LOST = "process_lost"
+    STOPPED = "stopped"
     LEASE_LOST = "lease_lost"
     SAVES_FAIL = "saves_fail"
     GROUP_REWOUND = "group_rewound"
@@ -145,27 +146,19 @@ class VerdictRule:
     breaks_client: bool = True
 
 
-def _failed(*categories: RequestErrorCategory) -> Callable[[BaseException], bool]:
-    def matches(error: BaseException) -> bool:
-        return isinstance(error, tinker.RequestFailedError) and error.category in categories
-
-    return matches
+def _failed(*among: RequestErrorCategory) -> Callable[[BaseException], bool]:
+    return lambda error: isinstance(error, tinker.RequestFailedError) and error.category in among
 
 
 def _status(*codes: int) -> Callable[[BaseException], bool]:
-    def matches(error: BaseException) -> bool:
-        return getattr(error, "status_code", None) in codes and isinstance(
-            error, (tinker.APIStatusError, StatusError)
-        )
-
-    return matches
+    return lambda error: (
+        isinstance(error, (tinker.APIStatusError, StatusError))
+        and getattr(error, "status_code", None) in codes
+    )
 
 
 def _says(*words: str) -> Callable[[BaseException], bool]:
-    def matches(error: BaseException) -> bool:
-        return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-    return matches
+    return lambda error: isinstance(error, RuntimeError) and any(map(str(error).count, words))
 
 
 def _model_missing(error: BaseException) -> bool:
@@ -253,6 +246,12 @@ TABLE: tuple[VerdictRule, ...] = (
         Verdict.RECOVER,
         "the process that trained the run ended before the run did",
         "an unfinished run of this name in the journal",
+    ),
+    VerdictRule(
+        Kind.STOPPED,
+        Verdict.RECOVER,
+        "the run was stopped, and its last steps are in no checkpoint that can be used",
+        "a run of this name in the journal that was stopped, or had finished (extend=True)",
     ),
     VerdictRule(
         Kind.GROUP_REWOUND,

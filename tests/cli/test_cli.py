@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import anyio.to_thread
 import click
@@ -234,3 +235,16 @@ def test_a_recovery_is_an_arrow_from_where_it_struck_back_to_where_the_loop_went
     assert line.index("✗") == 20
     (spot,) = replays([Mark(at=10, back_to=10)], 40, width=41)
     assert spot.index("✗") == 10
+
+
+@pytest.mark.parametrize("command", [["runs"], ["show", "sft-42"], ["watch", "--once"]])
+@pytest.mark.parametrize("verbose", [False, True])
+def test_with_v_a_command_shows_what_an_error_of_the_journal_came_of(
+    tmp_path: Path, command: list[str], *, verbose: bool
+) -> None:
+    journal = tmp_path / "journal.sqlite3"
+    journal.write_bytes(b"no database " * 1000)
+    done = CliRunner().invoke(main, [*["-v"][: int(verbose)], *command, "--journal", str(journal)])
+    assert done.exit_code == 3
+    assert f"Error: the journal {journal}" in done.stderr
+    assert ("sqlite3.DatabaseError" in done.stderr) is verbose

@@ -87,7 +87,7 @@ async def test_one_is_injected_into_a_run_by_its_name(local: LocalTinker) -> Non
     (run,) = supervisor.runs
     assert [each.fault.kind for each in run.recoveries] == ["request_failed"]
     (fired,) = local.fired
-    assert fired.rule == FaultRule("poison", run=run.segments[0].run_id)
+    assert fired.rule == FaultRule("poison", run=run.segments[0].run_id, follow=True)
     status, unknown = await anyio.to_thread.run_sync(
         lambda: _inject(local.base_url, "poison", "nobody")
     )
@@ -99,7 +99,37 @@ async def test_one_is_injected_into_a_run_by_its_name(local: LocalTinker) -> Non
     assert status == 1
     assert "there is no run 'sft-42' at http://127.0.0.1:1 in " in elsewhere
     assert f"the run of that name is at {local.base_url}" in elsewhere
-    assert said == [f"poison strikes the next request of {run.segments[0].run_id}\n"]
+    where = "in whichever Tinker run it is by then"
+    assert said == [f"poison strikes the next request of sft-42, {where}\n"]
+
+
+async def test_one_for_a_later_step_strikes_the_run_after_its_recoveries(
+    local: LocalTinker,
+) -> None:
+    """The first of them goes back to a checkpoint of an earlier Tinker run than the newest."""
+
+    async def struck(attempt: Attempt) -> None:
+        await train(attempt, steps=7)
+        if attempt.number == 2:
+            rules = [
+                ["poison:optim_step@18", "sft-42"],
+                ["poison:optim_step@20", str(attempt.client.model_id)],  # not it by then
+                ["poison:optim_step@8"],
+            ]
+            for rule in rules:
+                arguments = [local.base_url, *rule, "--api-key", local.api_key]
+                await anyio.to_thread.run_sync(functools.partial(_inject, *arguments))
+        await train(attempt, steps=22)
+
+    local.inject(FaultRule("poison", 6, "optim_step"))
+    async with Supervisor(quick()) as supervisor:
+        await supervisor.run(struck, base_model=MODEL, rank=8, name="sft-42")
+    (run,) = supervisor.runs
+    assert [(each.step, each.run) for each in local.fired] == [
+        (6, run.segments[0].run_id),
+        (8, run.segments[1].run_id),
+        (18, run.segments[2].run_id),
+    ]
 
 
 def _inject(*arguments: str) -> tuple[int, str]:

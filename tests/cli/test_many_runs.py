@@ -163,6 +163,25 @@ def test_a_run_that_does_no_step_is_stalled_by_its_own_pace(
     wanted = {1: "training", 2: "stalled", 3: "training", 4: "stalled", 5: "training"}
     assert {run: states[run] for run in wanted} == wanted
     assert (states[6], states[7]) == ("training", "stalled")
+    quiet_since = {run.id: run.quiet_since for run in read_runs(file)}
+    assert quiet_since[1] == now - 290, (
+        "of steps of 2 s none for longer than three of them, and 30 s"
+    )
+    assert quiet_since[3] == now - 4900
+    assert [quiet_since[each] for each in (2, 5, 6)] == [None] * 3, (
+        "stalled, at its pace, before a first step"
+    )
+    listed = _terminal(80)
+    monkeypatch.setattr("tinker_recovery.cli.runs.plain_console", lambda: listed)
+    named = {run.id: run.name for run in read_runs(file)}
+    with monkeypatch.context() as patched:
+        patched.setattr("tinker_recovery.cli.runs.time", SimpleNamespace(time=lambda: now))
+        assert _cli("runs", "--journal", str(file)).exit_code == 0
+    (line,) = (each for each in _printed(listed) if each.startswith(named[1]))
+    assert "training (no step for 4 min)" in line
+    (row,) = (each for each in _json("watch", named[1], "--once", "--journal", str(file)))
+    assert row["quiet_since"] == now - 290
+    assert row["quiet_since_at"]
 
 
 def test_two_hundred_runs_are_read_in_one_opening_of_the_journal(

@@ -44,6 +44,7 @@ async def test_a_run_is_listed_shown_and_forgotten_and_its_name_starts_over(
     assert [run["run"] for run in json.loads(_cli("runs", "--all", "--json").stdout)] == both
     assert "sft-42" in _cli("runs").stdout
     shown = json.loads(_cli("show", "sft-42", "--json").stdout)
+    assert (run["next_save_step"], shown["next_save_step"]) == (None, None), "it saves no more"
     assert [each["outcome"] for each in shown["attempts"]] == ["request_failed", "finished"]
     assert [(each["step"], each["to_step"]) for each in shown["incidents"]] == [(8, 5)]
     assert [each["step"] for each in shown["checkpoints"]] == [5, 10, 12]

@@ -237,7 +237,7 @@ async def test_a_mass_incident_is_reported_once_quiets_its_runs_and_ends_with_th
     assert await told.free() == 2
 
 
-@pytest.mark.parametrize("kind", [Kind.PROCESS_LOST, Kind.GROUP_REWOUND])
+@pytest.mark.parametrize("kind", [Kind.PROCESS_LOST, Kind.STOPPED, Kind.GROUP_REWOUND])
 async def test_runs_that_were_lost_with_their_process_say_nothing_of_the_backend(
     kind: Kind,
 ) -> None:

@@ -152,8 +152,8 @@ async def test_a_stop_whose_save_failed_is_a_recovery_because_steps_are_done_aga
     supervisor, events = await _gone_on()
     (run,) = supervisor.runs
     assert begun_at(supervisor) == [10]
-    assert [each.fault.kind for each in run.recoveries] == ["process_lost"]
-    assert _detected(events) == ["process_lost"]
+    assert [each.fault.kind for each in run.recoveries] == ["stopped"]
+    assert _detected(events) == ["stopped"]
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
@@ -166,11 +166,11 @@ async def test_a_checkpoint_that_is_gone_by_then_makes_it_a_recovery(local: Loca
     (run,) = supervisor.runs
     assert begun_at(supervisor) == [10]
     assert [each.replayed_steps for each in run.recoveries] == [2]
-    assert _detected(events) == ["process_lost"]
+    assert _detected(events) == ["stopped"]
     view = read_run(default_path(), "sft-42")
     assert view is not None
     assert [(each.kind, each.step, each.to_step) for each in view.incidents] == [
-        ("process_lost", 12, 10)
+        ("stopped", 12, 10)
     ]
 
 
@@ -179,16 +179,48 @@ async def test_a_run_the_service_has_corrupted_meanwhile_is_recovered(local: Loc
     local.corrupt([first.runs[0].segments[-1].run_id])
     supervisor, events = await _gone_on()
     assert len(supervisor.runs[0].recoveries) == 1
-    assert _detected(events) == ["process_lost"]
+    assert _detected(events) == ["corrupted"]
 
 
 async def test_a_process_killed_after_it_had_gone_on_is_a_recovery(local: LocalTinker) -> None:
-    del local
-    await _stopped_at(12)
-    await left_at(17, by=Killed)
+    file = str(EXAMPLES / "minimal.py")
+    with process([file, "--steps", "100000"]) as training:
+        await until(lambda: most_steps(local) >= 3, STARTED_WITHIN_S)
+        training.send_signal(signal.SIGTERM)
+        await anyio.to_thread.run_sync(lambda: training.communicate(timeout=15))
+    stopped_at = most_steps(local)
+    with process([file, "--steps", "100000"]) as training:
+        await until(lambda: most_steps(local) >= stopped_at + 3, STARTED_WITHIN_S)
+    with process([file, "--steps", str(most_steps(local) + 3)]) as training:
+        _, said = await anyio.to_thread.run_sync(lambda: training.communicate(timeout=30))
+    assert training.returncode == 0, said
+    view = read_run(default_path(), "minimal")
+    assert view is not None
+    assert [each.kind for each in view.incidents] == ["process_lost"]
+
+
+async def test_stopped_while_it_waits_for_the_service_it_is_named_as_stopped(
+    local: LocalTinker,
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    supervisor = Supervisor(policy())
+    local.inject(FaultRule("fail", 7, "forward_backward"))
+    local.inject(FaultRule("slow", request="load_weights", delay_s=1.0))
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(_train_in(supervisor))
+        await until(lambda: any(each.rule.action == "slow" for each in local.fired))
+        supervisor.stop()
+        assert await task
     supervisor, events = await _gone_on()
-    assert begun_at(supervisor) == [15]
-    assert _detected(events) == ["process_lost"]
+    assert _detected(events) == ["stopped"]
+    assert local.run_state(supervisor.runs[0].segments[-1].run_id) == expected
+
+
+async def _train_in(supervisor: Supervisor) -> bool:
+    with pytest.raises(asyncio.CancelledError):
+        async with supervisor:
+            await supervisor.run(functools.partial(train, steps=STEPS), **NAMED)
+    return True
 
 
 async def test_a_given_up_one_is_an_incident(local: LocalTinker) -> None:
@@ -198,7 +230,7 @@ async def test_a_given_up_one_is_an_incident(local: LocalTinker) -> None:
         await _gone_on()
     view = read_run(default_path(), "sft-42")
     assert view is not None
-    assert [(each.kind, each.outcome) for each in view.incidents] == [("process_lost", "given_up")]
+    assert [(each.kind, each.outcome) for each in view.incidents] == [("stopped", "given_up")]
 
 
 async def test_one_whose_attempts_are_spent_is_an_incident(local: LocalTinker) -> None:
@@ -208,7 +240,7 @@ async def test_one_whose_attempts_are_spent_is_an_incident(local: LocalTinker) -
         await _gone_on(policy(max_attempts=1))
     view = read_run(default_path(), "sft-42")
     assert view is not None
-    assert [(each.kind, each.outcome) for each in view.incidents] == [("process_lost", "given_up")]
+    assert [(each.kind, each.outcome) for each in view.incidents] == [("stopped", "given_up")]
 
 
 async def test_a_group_goes_on_together(local: LocalTinker) -> None:

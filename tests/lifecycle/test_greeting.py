@@ -14,7 +14,7 @@ import pytest
 from loops import MODEL, policy, script, train
 
 from tinker_recovery import Supervisor
-from tinker_recovery.journal import default_path
+from tinker_recovery.journal import default_path, option_for
 from tinker_recovery.telemetry import greeting
 from tinker_recovery.telemetry.greeting import Greeting, RunEnd
 from tinker_recovery.testing import LocalTinker
@@ -57,8 +57,9 @@ async def test_it_says_where_to_look_and_how_it_ended(local: LocalTinker, tmp_pa
     local.poison(at_step=7)
     start, fault, recovered, end = await _said(tmp_path)
     assert start == (
-        f"supervised as sft-42; journal {default_path()}; look: tinker-recovery watch sft-42"
-    )
+        f"supervised as sft-42; journal {default_path()}; look: tinker-recovery watch sft-42 "
+        f"--journal {default_path()}"
+    ), "the other terminal may not have the variable that names the folder"
     assert "request_failed at step" in fault
     assert "recovered: the loop runs again from step 5" in recovered
     path = local.checkpoints(local.runs()[0])[-1].path
@@ -136,6 +137,14 @@ async def test_it_promises_nothing_that_is_turned_off(
     del local
     lines = await _said(tmp_path, **given)
     assert any(each == said or (said[-1] == " " and each.startswith(said)) for each in lines)
+
+
+def test_the_journal_that_commands_read_anyway_is_not_in_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TINKER_RECOVERY_STATE_DIR")
+    assert option_for(default_path()) == ""
+    assert option_for(None) == ""
 
 
 async def test_a_journal_elsewhere_is_in_the_command(local: LocalTinker, tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ async def test_a_process_killed_between_two_saves_is_continued_at_the_newest_com
     assert ends(local, supervisor) == expected
     assert [starts(run) for run in supervisor.runs] == [[5], [5]]
     assert [each.fault.kind for run in supervisor.runs for each in run.recoveries] == [
-        "process_lost"
+        "stopped"  # by an exception of the loop, which it could write down
     ] * 2
     with pytest.raises(RunFinished):
         await together()

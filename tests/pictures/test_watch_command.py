@@ -229,3 +229,40 @@ def test_a_row_from_events_counts_recoveries_and_has_the_newest(
     assert row.event.time == history[-1].time
     if history[-1].name == names.EVENT_EXHAUSTED:
         assert row.state == "failed"
+
+
+def _event(name: str, run: str, message: str, **fields: str) -> str:
+    return json_line(RecoveryEvent(name, run, message, dict(fields)))
+
+
+def test_piped_a_watch_of_some_states_prints_the_events_of_runs_in_them_alone(
+    tmp_path: Path,
+) -> None:
+    events = tmp_path / "events.jsonl"
+    events.write_text(
+        f"{_event(names.EVENT_DETECTED, 'bad', 'poisoned')}\n"
+        f"{_event(names.EVENT_CHECKPOINT_SAVED, 'good', 'saved')}\n"
+    )
+    command = [*COMMAND, "--events", str(events), "--state", "recovering", "--interval", "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:  # noqa: S603 - our own command
+        assert watching.stdout is not None
+        assert "bad: recovering" in watching.stdout.readline()
+        with events.open("a") as file:
+            for name, run, message in (
+                (names.EVENT_CHECKPOINT_SAVED, "good", "saved again"),
+                ("", "", "of no single run"),
+                (names.EVENT_STARTED, "bad", "recovery attempt 1"),
+            ):
+                file.write(f"{_event(name or names.EVENT_MASS_OVER, run, message)}\n")
+        assert "bad: recovery attempt 1" in watching.stdout.readline()
+        with events.open("a") as file:
+            file.write(f"{_event(names.EVENT_COMPLETED, 'bad', 'recovered')}\n")
+        assert "bad: recovered" in watching.stdout.readline(), "the end of it, too"
+        with events.open("a") as file:
+            file.write(f"{_event(names.EVENT_STARTED, 'bad', 'once more')}\n")
+            file.write(f"{_event(names.EVENT_DETECTED, 'good', 'poisoned too')}\n")
+        said = [watching.stdout.readline() for _ in range(4)]
+        watching.terminate()
+    assert any("good: poisoned too" in each for each in said)
+    assert any("good: recovering" in each for each in said)
+    assert not any("saved" in each or "no single" in each for each in said)

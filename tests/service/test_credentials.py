@@ -116,6 +116,9 @@ async def test_entering_without_any_credential_is_refused_with_every_place_for_o
     with pytest.raises(UsageError) as caught:
         async with Supervisor():
             pytest.fail("it was entered")
+    said = str(caught.value)
+    assert said.startswith("there is no API key for the service: set TINKER_API_KEY to your key ")
+    assert len(said) <= 180, "the first thing to do is not lost in it"
     for place in ("TINKER_API_KEY", COMMAND, "tinker auth login", "api_key="):
         assert place in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1

@@ -129,7 +129,12 @@ Completion, also of the names of runs (zsh_source, fish_source elsewhere):
 
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
-@click.option("-v", "--verbose", is_flag=True, help="Show what lies below an error of the service.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Show what lies below an error of the service or the journal.",
+)
 @click.version_option(__version__)
 def main(*, verbose: bool) -> None:
     """Supervision and exact, automatic recovery for training loops over the Tinker API."""

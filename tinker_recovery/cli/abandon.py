@@ -14,6 +14,7 @@ from tinker_recovery.cli.common import (
     journal_file,
     journal_option,
     refuse,
+    refuse_because,
     run_argument,
     service_option,
 )
@@ -47,7 +48,7 @@ def command(
     try:
         forgotten = abandon(path, run, service=service, even_if_held=force)
     except JournalError as error:
-        refuse(str(error))
+        refuse_because(error)
     except RunHeld as error:
         refuse(str(error), HELD)
     if forgotten is None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from tinker_recovery.costs import Prices
-    from tinker_recovery.errors import ServiceUnusable
     from tinker_recovery.journal.reading import RunView
 
 NO_SUCH_RUN, UNREADABLE = 1, 3
@@ -149,16 +148,18 @@ def leave(status: int) -> NoReturn:
 
 
 def show_below(error: BaseException) -> None:
-    """With ``-v``, print the chain below an error of the service."""
+    """With ``-v``, print the chain below an error of the service or the journal."""
     details = getattr(error, "details", "")
     if details and click.get_current_context().find_root().params.get("verbose"):
         echo(details, err=True)
 
 
-def refuse_service(error: ServiceUnusable, status: int = UNREADABLE) -> NoReturn:
-    """Exit because the service cannot be used: in one line, and with ``-v`` the chain before it."""
+def refuse_because(error: Exception, status: int = UNREADABLE) -> NoReturn:
+    """Exit because of an error: in one line, and with ``-v`` the chain before it."""
+    from tinker_recovery.telemetry.redaction import redact
+
     show_below(error)
-    refuse(str(error), status)
+    refuse(redact(str(error)), status)
 
 
 def no_such_run(journal: Path, name: str, service: str | None = None) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tinker_recovery.cli.common import echo, refuse, refuse_service
+from tinker_recovery.cli.common import echo, refuse, refuse_because
 
 USAGE, FAILED = 2, 1
 """Exit statuses."""
@@ -91,7 +91,7 @@ def command(
         refuse(str(error), USAGE)
     except ServiceUnusable as error:
         end("failed", error=str(error))
-        refuse_service(error, FAILED)
+        refuse_because(error, FAILED)
     except Exception as error:  # whatever the script raises: shown as by itself, below the JSON
         end("failed", error=f"{type(error).__name__}: {error}")
         raise

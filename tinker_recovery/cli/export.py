@@ -26,7 +26,7 @@ from tinker_recovery.cli.common import (
     journal_option,
     plain_console,
     refuse,
-    refuse_service,
+    refuse_because,
 )
 from tinker_recovery.cli.kept_demos import demo_with, is_local
 
@@ -159,7 +159,7 @@ def command(  # noqa: PLR0913 - one argument for each option
     except UsageError as error:
         refuse(redact(str(error)), WRONG)
     except ServiceUnusable as error:
-        refuse_service(error, AGAIN)
+        refuse_because(error, AGAIN)
     except (StatusError, JournalError, ExportUnavailable) as error:
         failed(error, AGAIN)
     except (CheckpointError, ExportRefused) as error:

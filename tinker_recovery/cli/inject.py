@@ -10,7 +10,14 @@ from urllib.parse import urlsplit
 
 import click
 
-from tinker_recovery.cli.common import echo, journal_file, journal_option, no_such_run, refuse
+from tinker_recovery.cli.common import (
+    echo,
+    journal_file,
+    journal_option,
+    no_such_run,
+    refuse,
+    refuse_because,
+)
 
 if TYPE_CHECKING:
     from tinker_recovery.testing import FaultRule
@@ -58,7 +65,8 @@ def command(
 
     URL is that of `tinker-recovery serve`, on this machine. FAULT is an action, with the request it
     strikes, the step, and further fields: ACTION[:REQUEST][@STEP][,FIELD=VALUE]. RUN is a name in
-    the journal or a Tinker run id; without one it strikes whichever comes first.
+    the journal, and the fault strikes it wherever it is by then, also after a recovery; or a Tinker
+    run id, for that one alone. Without RUN it strikes whichever comes first.
 
     \b
         tinker-recovery inject http://127.0.0.1:8010 poison sft-42
@@ -81,21 +89,24 @@ def command(
         )
     rule = fault_of(fault, "FAULT")
     if run is not None:
-        rule = replace(rule, run=_tinker_run(run, journal, url))
+        by_id = ":" in run
+        rule = replace(rule, run=run if by_id else _first_run(run, journal, url), follow=not by_id)
     _send(url, rule, api_key)
     if as_json:
         echo(json.dumps({"rule": asdict(rule)}))
         return
-    echo(in_words(rule))
+    echo(in_words(rule, run))
 
 
-def in_words(rule: FaultRule) -> str:
-    """What will strike, and when."""
+def in_words(rule: FaultRule, run: str | None = None) -> str:
+    """What will strike, and when; ``run`` is what its user called the run."""
     request = "request" if rule.request is None else rule.request
     article = "an" if request[0] in "aeiou" else "a"
     at = f"{article} {request} at step {rule.at_step}"
     when = f"the next {request}" if rule.at_step is None else at
-    of_which = f" of {rule.run}" if rule.run else ", of whichever run gets there first"
+    of_which = f" of {run or rule.run}" if rule.run else ", of whichever run gets there first"
+    if rule.follow:
+        of_which += ", in whichever Tinker run it is by then"
     return f"{rule.action} strikes {when}{of_which}"
 
 
@@ -107,28 +118,34 @@ def _is_local(url: str) -> bool:
         return False
 
 
-def _tinker_run(run: str, journal: Path | None, url: str) -> str:
-    """The Tinker run that a run of this name lives in, or the one of this id."""
+def _first_run(run: str, journal: Path | None, url: str) -> str:
+    """The Tinker run that the one in which a run of this name lives now goes back to."""
     from tinker_recovery.errors import JournalError
     from tinker_recovery.journal.reading import read_run
     from tinker_recovery.telemetry.redaction import split_userinfo
 
-    if ":" in run:
-        return run
     path, service = journal_file(journal), split_userinfo(url)[0].rstrip("/")
     try:
         view = read_run(path, run, service=service)
         if view is None:
             no_such_run(path, run, service)
     except JournalError as error:
-        refuse(str(error))
+        refuse_because(error)
     if not view.attempts:
         refuse(
             f"run {run!r} at {service} has no Tinker run yet (it is {view.display_state}): strike "
             "it once it trains, which `tinker-recovery show` then says, or leave RUN out",
             FAILED,
         )
-    return view.attempts[-1].run_id
+    attempts = {each.run_id: each for each in view.attempts}
+    first = view.attempts[-1]
+    while first.parent is not None and (before := attempts.get(_run_of(first.parent))) is not None:
+        first = before
+    return first.run_id
+
+
+def _run_of(path: str) -> str:
+    return path.removeprefix("tinker://").partition("/")[0]
 
 
 def _send(url: str, rule: FaultRule, api_key: str) -> None:

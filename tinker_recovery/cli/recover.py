@@ -16,7 +16,7 @@ from tinker_recovery.cli.common import (
     journal_file,
     journal_option,
     refuse,
-    refuse_service,
+    refuse_because,
     run_argument,
 )
 
@@ -102,9 +102,9 @@ def command(
     except UsageError as error:
         refuse(redact(str(error)), WRONG)
     except ServiceUnusable as error:
-        refuse_service(error)
+        refuse_because(error)
     except (StatusError, JournalError) as error:
-        refuse(redact(str(error)))
+        refuse_because(error)
     except (CheckpointError, DeadlineExceeded, RunHeld, TinkerError) as error:
         reason = redact(str(error) or repr(error))
         if as_json:

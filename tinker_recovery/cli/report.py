@@ -18,6 +18,7 @@ from tinker_recovery.cli.common import (
     no_such_run,
     prices_option,
     refuse,
+    refuse_because,
     run_argument,
     service_option,
 )
@@ -117,7 +118,7 @@ def write_report(
             no_such_run(journal, name, service)
         events = read_events(journal, run=run.id, limit=_EVENTS)
     except JournalError as error:
-        refuse(str(error))
+        refuse_because(error)
     if output is not None:
         page = render(run, events, now=time.time(), prices=prices)
         try:

@@ -17,10 +17,10 @@ from tinker_recovery.cli.common import (
     journal_file,
     journal_option,
     plain_console,
-    refuse,
+    refuse_because,
 )
 from tinker_recovery.cli.records import Cell, Column, Record, show_records
-from tinker_recovery.cli.states import STYLES, named_option, state_option, trouble
+from tinker_recovery.cli.states import STYLES, named_option, state_option, trouble, with_quiet
 from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def command(
         tinker-recovery runs --sort loss --limit 10
         tinker-recovery runs | grep seed023
 
+    "training (no step for 2 min)" is a run that takes longer than usual for its next step, and
     "stalled" is a run whose process lives, and that has done no step for five minutes, or for five
     times as long as its steps take if that is longer. "dead" is a run whose process was killed; run
     the same command again to resume it. "since" is since when it is in its state, "recov." how
@@ -87,7 +88,7 @@ def command(
     try:
         found = read_summaries(journal_file(journal), losses=1)
     except JournalError as error:
-        refuse(str(error))
+        refuse_because(error)
     chosen = [
         each
         for each in found
@@ -126,7 +127,7 @@ def _record(each: RunSummary, now: float) -> Record:
     run, fault, state = each.run, each.incident, each.run.display_state
     return (
         run.name,
-        Cell(state, STYLES.get(state, "")),
+        Cell(with_quiet(state, run.quiet_since, now), STYLES.get(state, ""), plain=state),
         Cell(age(now - each.since), plain=iso(each.since)),
         str(run.step),
         f"{each.losses[-1]:.4g}" if each.losses else "-",
@@ -158,6 +159,7 @@ def summary(each: RunSummary) -> dict[str, Any]:
             "named": run.named,
             "state": run.display_state,
             "since": each.since,
+            "quiet_since": run.quiet_since,
             "detail": run.detail,
             "step": run.step,
             "loss": each.losses[-1] if each.losses else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +18,14 @@ from tinker_recovery.cli.common import (
     no_such_run,
     plain_console,
     prices_option,
-    refuse,
+    refuse_because,
     run_argument,
     service_option,
 )
 from tinker_recovery.cli.records import Cell, Column, show_records
 from tinker_recovery.cli.runs import summary
+from tinker_recovery.cli.states import with_quiet
+from tinker_recovery.cli.words import say
 from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
@@ -79,7 +82,7 @@ def command(
         newest = read_events(path, run=view.id, limit=events) if events else []
         known = RunSummary.of(view)
     except JournalError as error:
-        refuse(str(error))
+        refuse_because(error)
     figures = figures_of(view, prices=prices)
     if as_json:
         whole = {
@@ -127,37 +130,31 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
     # That a blocking loop was cancelled is how it was stopped, and says nothing more.
     known = view.detail and (view.state, view.detail) != ("stopped", "CancelledError")
     detail = f": {indented(view.detail)}" if known else ""
-    console.print(
-        f"run {indented(view.name)}: {view.display_state}{detail}, at step {view.step}",
-        soft_wrap=True,
-    )
-    console.print(
-        f"lineage {view.lineage} at {view.service}, begun {moment(view.created)}", soft_wrap=True
-    )
+    state = with_quiet(view.display_state, view.quiet_since, time.time())
+    say(console, f"run {indented(view.name)}: {state}{detail}, at step {view.step}")
+    say(console, f"lineage {view.lineage} at {view.service}, begun {moment(view.created)}")
     if (by := view.holder) is not None and view.live:
-        console.print(
+        say(
+            console,
             f"held by process {by.pid} on {by.host} since {moment(by.since)} (its lease ends at "
             f"{moment(by.expires, by.since)}, and is renewed while the process is alive)",
-            soft_wrap=True,
         )
     if view.job is not None:
-        console.print(f"job {indented(view.job)}", soft_wrap=True)
+        say(console, f"job {indented(view.job)}")
     _show_history(console, view)
     kept = [each for each in view.checkpoints if not each.gone]
     if kept:
-        console.print(
-            f"{counted(len(kept), 'checkpoint')}, the newest {kept[-1].path}", soft_wrap=True
-        )
-    if view.next_save and view.live:
-        console.print(view.next_save, soft_wrap=True)
-    console.print(f"tokens: {tokens(figures.tokens)}", soft_wrap=True)
+        say(console, f"{counted(len(kept), 'checkpoint')}, the newest {kept[-1].path}")
+    if view.next_save:
+        say(console, view.next_save)
+    say(console, f"tokens: {tokens(figures.tokens)}")
     if figures.tokens_replayed:
-        console.print(f"of steps done again: {tokens(figures.tokens_replayed)}", soft_wrap=True)
+        say(console, f"of steps done again: {tokens(figures.tokens_replayed)}")
     if figures.usd is not None:
-        console.print(
+        say(
+            console,
             f"cost: {usd(figures.usd, figures.unpriced)}; of steps done again "
             f"{usd(figures.usd_replayed)}, of the canary {usd(figures.usd_checks)}",
-            soft_wrap=True,
         )
     for event in events:
         if console.is_terminal:
@@ -165,7 +162,7 @@ def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> Non
             said = event_in_words(event.name, event.message, event.fields)
         else:
             when, said = iso(event.time), indented(event.message)
-        console.print(f"{when}  {event.name}  {said}", soft_wrap=True)
+        say(console, f"{when}  {event.name}  {said}")
 
 
 def _show_history(console: Console, view: RunView) -> None:

@@ -30,6 +30,13 @@ state_option = click.option(
 named_option = click.option("--named", is_flag=True, help="Only runs with a name of their own.")
 
 
+def with_quiet(state: str, quiet_since: float | None, now: float) -> str:
+    """A state, with how long the run has done no step if that is more than usual for it."""
+    from tinker_recovery.report.words import age
+
+    return state if quiet_since is None else f"{state} (no step for {age(now - quiet_since)})"
+
+
 def trouble(state: str) -> int:
     """Where a state comes in the order: the most urgent has 0."""
     return _PLACES.get(state, len(_PLACES))

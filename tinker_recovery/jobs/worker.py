@@ -308,7 +308,7 @@ class Worker:
 
 def _recoveries(run: Run) -> int:
     # That a pass resumes where an earlier one left the run is none of its faults.
-    return sum(each.fault.kind is not Kind.PROCESS_LOST for each in run.recoveries)
+    return sum(each.fault.kind not in (Kind.PROCESS_LOST, Kind.STOPPED) for each in run.recoveries)
 
 
 def _result(spec: JobSpec, asked: Try, *, value: Any, kept: bool) -> JobResult:

@@ -32,8 +32,10 @@ JOURNAL_FILE = "journal.sqlite3"
 def default_path() -> Path:
     """``$TINKER_RECOVERY_STATE_DIR``, or ``tinker_recovery`` in the user's state folder."""
     own = os.environ.get("TINKER_RECOVERY_STATE_DIR")
-    if own:
-        return Path(own) / JOURNAL_FILE
+    return Path(own) / JOURNAL_FILE if own else _usual_path()
+
+
+def _usual_path() -> Path:
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "tinker_recovery" / JOURNAL_FILE
 
@@ -49,10 +51,13 @@ def why_missing(path: Path) -> str:
 
 
 def option_for(path: Path | None) -> str:
-    """What a command has to be given to read this journal, if it is not the default one."""
-    if path is None or path == default_path():
+    """What a command in another terminal has to be given to read this journal, if anything.
+
+    TINKER_RECOVERY_STATE_DIR may be set for this process alone, and the folder be another there.
+    """
+    if path is None or path == _usual_path():
         return ""
-    return f" --journal {shlex.quote(str(path))}"
+    return f" --journal {shlex.quote(str(path.absolute()))}"
 
 
 class StateFolder(enum.Enum):
@@ -69,13 +74,14 @@ def journal_path(choice: Path | str | StateFolder | None) -> Path | None:
     """The file of a ``journal=`` argument; None for one in memory.
 
     Raises:
-        UsageError: The path is empty.
+        UsageError: It is no path, or an empty one.
     """
     if choice is None:
         return None
     if isinstance(choice, StateFolder):
         return default_path()
-    if not str(choice):
+    given: object = choice
+    if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
         raise UsageError(
             f"journal={choice!r} is not allowed: give the path of a file, or None for memory"
         )

@@ -23,6 +23,7 @@ from tinker_recovery.journal import run_sql
 from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.journal import why_missing
+from tinker_recovery.journal.pace import quiet_after_s, stalled_after_s, usual_step_s
 from tinker_recovery.journal.run_sql import GOING_ON, JOB, NEXT_SAVE, StoredRun, select_run
 from tinker_recovery.journal.schema import ALL_TOKENS, WITH_DISCARDED, WITH_RUNS, WITH_TOKENS
 
@@ -32,11 +33,6 @@ killed is still ``training`` or ``recovering`` here; its :attr:`RunView.live` is
 """
 
 _ACTIVE = ("training", "recovering")
-
-STALLED_S, FIRST_STEP_S, USUAL_STEPS = 300.0, 1800.0, 5
-"""A run is shown as stalled after so long without a step, or so many of its usual steps if that is
-longer; before an attempt's first step, whose length nobody knows, after the second one.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,20 +235,22 @@ class RunView:
     def display_state(self) -> str:
         """Its state for display: ``dead`` if its process died without writing how it ended.
 
-        And ``stalled`` if it trains and has done no step for long; see :data:`STALLED_S`.
+        And ``stalled`` if it trains and has done no step for long; see :mod:`.pace`.
         """
         if self.state in _ACTIVE and not self.live:
             return "dead"
-        quiet_s = time.time() - self.updated
-        return "stalled" if self.state == "training" and quiet_s > self._quiet_s else self.state
+        is_late = time.time() - self.updated > stalled_after_s(self._step_s)
+        return "stalled" if is_late and self.state == "training" else self.state
 
     @property
-    def _quiet_s(self) -> float:
-        """How long nothing may be heard of it before that is remarkable."""
-        start_step, started = self.newest_attempt or (self.step, self.updated)
-        if self.step <= start_step:
-            return FIRST_STEP_S
-        return max(STALLED_S, USUAL_STEPS * (self.updated - started) / (self.step - start_step))
+    def quiet_since(self) -> float | None:
+        """When it did its last step, if it trains and that is longer ago than is usual for it."""
+        is_quiet = time.time() - self.updated > quiet_after_s(self._step_s)
+        return self.updated if is_quiet and self.display_state == "training" else None
+
+    @property
+    def _step_s(self) -> float | None:
+        return usual_step_s(self.step, self.updated, self.newest_attempt)
 
     @property
     def job(self) -> str | None:
@@ -262,7 +260,9 @@ class RunView:
 
     @property
     def next_save_step(self) -> int | None:
-        """The step of the next save, as things stand; None if nothing fixes it."""
+        """The step of the next save, as things stand; None if nothing fixes it, or it is over."""
+        if not self.live:
+            return None
         if (step := self._plan.get("step")) is not None:
             return int(step)
         every = self.policy.get("save_every")
@@ -278,7 +278,7 @@ class RunView:
     @property
     def _plan(self) -> Mapping[str, Any]:
         plan: Mapping[str, Any] = self.policy.get(NEXT_SAVE) or {}
-        return plan if self.state in _ACTIVE else {}
+        return plan if self.live else {}
 
 
 def read_runs(path: Path) -> list[RunView]:

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
@@ -127,6 +127,11 @@ def notify_by(given: Sequence[str] | Notify | None) -> Notify:
         raise UsageError("notify is not allowed as a text: a list of URLs, or a Notify")
     if given is None:
         given = os.environ.get(VARIABLE, "").split()
+    if not isinstance(given, Iterable):
+        raise UsageError(
+            f"notify is of type {type(given).__name__}, which is not allowed: a list of URLs, or a "
+            "Notify"
+        )
     return Notify(*given)
 
 

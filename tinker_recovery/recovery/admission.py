@@ -41,7 +41,7 @@ OLDEST_EVERY = 4
 """Every fourth slot goes to the oldest waiter, however urgent the others are."""
 
 
-_NOT_THE_BACKENDS = frozenset({Kind.GROUP_REWOUND, Kind.PROCESS_LOST})
+_NOT_THE_BACKENDS = frozenset({Kind.GROUP_REWOUND, Kind.PROCESS_LOST, Kind.STOPPED})
 """By the fault of another run, which is counted; and by the end of a process that had many runs."""
 
 

@@ -26,6 +26,7 @@ from tinker_recovery.checkpoints import (
 )
 from tinker_recovery.clock import Clock, Reminder
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, StatusUnavailable
+from tinker_recovery.faults import Kind
 from tinker_recovery.journal import StoredAttempt, StoredRun
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.reading import AttemptView
@@ -74,6 +75,8 @@ class RunSnapshot:
         trained: Its newest attempt, for the time lost by what of it is done again.
         orderly: Whether its process was stopped, or had finished, and nothing of it was lost: every
             step is in a checkpoint that may be restored.
+        left_by: How its last process left it, as the kind of fault that it is if steps are done
+            again.
     """
 
     name: str
@@ -93,6 +96,7 @@ class RunSnapshot:
     recovering: bool = False
     trained: AttemptFigures | None = None
     orderly: bool = False
+    left_by: Kind = Kind.PROCESS_LOST
 
     def is_pending(self, record: CheckpointRecord) -> bool:
         """Whether the metric that a checkpoint is judged by is still to come: none is."""
@@ -199,6 +203,10 @@ async def snapshot_of(
                 record.path,
                 record.step,
             )
+    stopped = found.state in ("stopped", "finished")
+    left_by = Kind.STOPPED if stopped else Kind.PROCESS_LOST
+    if stopped and status.corrupted:
+        left_by = Kind.CORRUPTED
     return RunSnapshot(
         name,
         found.lineage,
@@ -218,9 +226,10 @@ async def snapshot_of(
             *(each.run_id for each in found.attempts[-LATEST_SESSIONS:]),
         ),
         trained=_figures(found),
-        orderly=(found.state == "finished" or (found.state == "stopped" and last.orderly))
+        orderly=(found.state == "finished" or (stopped and last.orderly))
         and not status.corrupted
         and _is_whole(found, [each for each in own if each.step <= limit]),
+        left_by=left_by,
     )
 
 

@@ -57,7 +57,7 @@ def moment(seconds: float, beside: float | None = None) -> str:
 
 _CLOCK = len("23:59:59")
 _EPOCH_KEYS = (
-    *("created", "updated", "since", "held_since", "started", "ended", "saved"),
+    *("created", "updated", "since", "quiet_since", "held_since", "started", "ended", "saved"),
     *("checkpoint_saved", "last_fault_time", "time"),
 )
 

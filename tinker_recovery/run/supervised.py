@@ -274,7 +274,7 @@ class SupervisedRun:
         self.spawn(
             functools.partial(finish_sessions, self.collaborators.reader, self.snapshot.sessions)
         )
-        rule, step = RULES[Kind.PROCESS_LOST], self.snapshot.step
+        rule, step = RULES[self.snapshot.left_by], self.snapshot.step
         left = Fault(self.name, number, last.run_id, rule, DetectedBy.JOURNAL, step)
         self.telemetry.figures.follows(self.snapshot.trained)
         orderly = self.snapshot.orderly

@@ -34,9 +34,8 @@ Longer than any request: a sign-in may take its time, and what it ends with serv
 UNAUTHORIZED: Final = 401
 
 PLACES = (
-    f"set TINKER_API_KEY to a key (tml-...), or {COMMAND} to a command that prints a credential, "
-    "store a key with `tinker auth login`, or pass api_key= to the ServiceClient that service= "
-    "returns"
+    "set TINKER_API_KEY to your key (tml-...), or run `tinker auth login` "
+    f"(or use {COMMAND}, or api_key= of the ServiceClient)"
 )
 
 
@@ -123,7 +122,7 @@ async def plain_key(key: SecretStr | None) -> str:
     if key is None and os.environ.get(COMMAND):
         raise _refused(f"the service takes API keys alone, and {COMMAND} is all there is")
     if key is None:
-        raise _refused("there is no credential for the service")
+        raise _refused("there is no API key for the service")
     try:
         return await _of_key(ApiKeyAuthProvider(key.get_secret_value()))
     except (tinker.TinkerError, ValueError):
@@ -137,7 +136,7 @@ def _provider(key: SecretStr | None, *, by_command: bool) -> object:
     given = None if key is None else key.get_secret_value()
     command = os.environ.get(COMMAND)
     if not given and not command and not by_command and not os.environ.get("TINKER_API_KEY"):
-        raise _refused("there is no credential for the service")
+        raise _refused("there is no API key for the service")
     if by_command and not command and not (given or "").startswith("eyJ"):
         raise _refused(f"the service wants short-lived credentials, and {COMMAND} is not set")
     try:

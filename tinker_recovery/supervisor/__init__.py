@@ -62,9 +62,10 @@ from tinker_recovery.run.view import Run, runs_table
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import Endpoint, ServiceFactory
 from tinker_recovery.shielding import to_the_end
-from tinker_recovery.supervisor.parts import Entered
+from tinker_recovery.supervisor.parts import Entered, check_arguments
 from tinker_recovery.telemetry import EventSink, EventStream, RecoveryEvent, environment, names
 from tinker_recovery.telemetry.greeting import Greeting
+from tinker_recovery.telemetry.last_resort import repeats_left_out
 from tinker_recovery.watched.watch import Watch
 
 logger = logging.getLogger(names.SCOPE)
@@ -138,6 +139,7 @@ class Supervisor:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         check_lease(lease)
+        check_arguments(on_event, clock, quiet)
         self._lease: Lease = lease
         self.policy = given_or_set(policy)
         self._backend = TinkerBackend(
@@ -207,7 +209,7 @@ class Supervisor:
             await anyio.to_thread.run_sync(environment.export_by_environment)
         endpoint = await self._backend.endpoint()
         try:
-            with listen():
+            with listen(), repeats_left_out():
                 async with self._enter(endpoint):
                     yield self
         finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from tinker_recovery.clock import Clock
 from tinker_recovery.detection.monitor import Monitor, silence_check_s
 from tinker_recovery.detection.outage import Outage
+from tinker_recovery.errors import UsageError
 from tinker_recovery.forks import HomeProcess
 from tinker_recovery.journal import Recorder
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -21,6 +23,23 @@ from tinker_recovery.watched.watch import Watches
 
 SHUTDOWN_MARGIN_S = 5.0
 """How much longer the Executor has for stopping than the longest thing it does then."""
+
+
+def check_arguments(on_event: object, clock: object, quiet: object) -> None:
+    """Refuse arguments of a Supervisor that would be missed only once it trains.
+
+    Raises:
+        UsageError: One of them is of another kind; names it, its value and what is allowed.
+    """
+    if on_event is not None and not callable(on_event):
+        raise UsageError(
+            f"on_event={on_event!r} is not allowed: a function that is called with each "
+            "RecoveryEvent, or None"
+        )
+    if not isinstance(clock, Clock):
+        raise UsageError(f"clock={clock!r} is not allowed: a Clock, as Clock(sleep=...)")
+    if not isinstance(quiet, bool):
+        raise UsageError(f"quiet={quiet!r} is not allowed: True or False")
 
 
 class Entered:

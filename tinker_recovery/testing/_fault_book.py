@@ -89,6 +89,8 @@ class FaultBook:
         self._entries: list[Entry] = []
         self._spent: list[Entry] = []
         self._fired: list[FiredFault] = []
+        self.parent_of: Callable[[str], str | None] = lambda _: None
+        """The Tinker run whose checkpoint another was begun from; its host knows."""
 
     def add(self, rule: FaultRule) -> None:
         """Add a rule; earlier rules are asked first."""
@@ -135,6 +137,7 @@ class FaultBook:
             polled: For a poll, the kind of request that is polled.
             but_not: Entries that have struck this request already.
         """
+        before = self._before(run)
         with self._lock:
             now = self.clock()
             self._entries = [
@@ -149,7 +152,7 @@ class FaultBook:
                     and entry not in but_not
                     and now >= entry.from_
                     and at_step
-                    and rule.matches(request, run, polled)
+                    and rule.matches(request, run, polled, before)
                 ):
                     fired = FiredFault(rule, run or "", step or 0, request=request)
                     first, entry.struck = not entry.struck, True
@@ -161,6 +164,12 @@ class FaultBook:
         if first:
             self._struck(fired)
         return Strike(entry, now)
+
+    def _before(self, run: str | None) -> list[str]:
+        before: list[str] = []
+        while run is not None and (run := self.parent_of(run)) is not None and run not in before:
+            before.append(run)
+        return before
 
     def _use(self, entry: Entry, now: float) -> None:
         if entry.until is None and entry.rule.for_s is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
@@ -37,6 +38,8 @@ class FaultRule:
         request: The kind of request. None for any; but engine faults strike ``create_model``,
             ``load_weights`` and ``asample`` only if named here.
         run: The Tinker run id, or, of a sampling request, the sampler's; None for any.
+        follow: With ``run``: also any Tinker run that was begun from a checkpoint of that one, or
+            of one that was: those that a recovery makes, and forks.
         times: How often it strikes. None: once, or, with ``for_s``, every time.
         category: For ``poison``, ``fail`` and ``fail_session``.
         message: For ``poison``, ``fail``, ``fail_session`` and ``status``.
@@ -76,6 +79,7 @@ class FaultRule:
     queue_state: QueueState = field(default="paused_capacity", kw_only=True)
     loss: Literal["nan", "inf"] = field(default="nan", kw_only=True)
     sticky: bool = field(default=False, kw_only=True)
+    follow: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         self._one_of("action", tuple(SPECS))
@@ -84,7 +88,7 @@ class FaultRule:
         self._one_of("queue_state", get_args(QueueState))
         self._one_of("loss", ("nan", "inf"))
         self._one_of("status", STATUSES)
-        for name in ("quiet", "silent", "sticky"):
+        for name in ("quiet", "silent", "sticky", "follow"):
             self._one_of(name, (False, True))
         if self.request is not None:
             self._one_of("request", self._spec.requests)
@@ -163,6 +167,8 @@ class FaultRule:
                 f"polled={self.polled!r} does not go with request={self.request!r}: only "
                 "'retrieve_future'"
             )
+        if self.follow and self.run is None:
+            self._refuse("follow", "True only with run=, the Tinker run that is followed")
         for name in ("at_step", "run"):
             if getattr(self, name) is not None and self.request in RUNLESS:
                 raise ValueError(
@@ -170,10 +176,13 @@ class FaultRule:
                     "which belongs to no run: only None"
                 )
 
-    def matches(self, request: str, run: str | None, polled: str | None) -> bool:
-        """Whether it is for such a request, at some step."""
+    def matches(
+        self, request: str, run: str | None, polled: str | None, before: Sequence[str] = ()
+    ) -> bool:
+        """Whether it is for such a request, at some step; the run was begun from those before."""
         wanted = (self.request,) if self.request is not None else self._spec.default
-        return request in wanted and self.run in (None, run) and self.polled in (None, polled)
+        of_run = self.run in (None, run) or (self.follow and self.run in before)
+        return request in wanted and of_run and self.polled in (None, polled)
 
     def __repr__(self) -> str:
         given = [

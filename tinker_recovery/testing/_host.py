@@ -129,6 +129,7 @@ class Host:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.state = ServiceState(Store(root), book, options, wall)
+        book.parent_of = self.state.parent_of
         self._restart = options.restart
         self._address: tuple[str, int] = listener.getsockname()
         self._listener = listener

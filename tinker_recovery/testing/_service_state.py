@@ -108,6 +108,12 @@ class ServiceState:
             raise ServiceError(404, f"no training run {run_id!r}")
         return self._runs[run_id]
 
+    def parent_of(self, run_id: str) -> str | None:
+        """The run whose checkpoint another was begun from; None if there is none."""
+        run = self._runs.get(run_id)
+        path = None if run is None else run.facts.get("parent")
+        return None if path is None else str(path).removeprefix("tinker://").partition("/")[0]
+
     def runs(self) -> list[ServiceRun]:
         """All runs, newest first."""
         return list(reversed(self._runs.values()))

@@ -19,7 +19,7 @@ from tinker_recovery.cli.common import (
     instead_of,
     journal_file,
     refuse,
-    refuse_service,
+    refuse_because,
 )
 from tinker_recovery.errors import (
     JournalError,
@@ -294,8 +294,8 @@ async def open_context(
             with FirstContact(endpoint):
                 yield Context(collaborators, path)
     except ServiceUnusable as error:
-        refuse_service(error)
+        refuse_because(error)
     except UsageError as error:
         refuse(str(error))
     except (StatusError, JournalError) as error:
-        refuse(str(error))
+        refuse_because(error)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.common import echo, indented, plain_console, refuse
+from tinker_recovery.cli.common import echo, indented, plain_console, refuse, refuse_because
 from tinker_recovery.cli.records import Cell, Column, show_records
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def opened(database: str | None) -> Iterator[JobDatabase]:
     try:
         jobs = JobDatabase(url, create=False)
     except (JournalError, UsageError) as error:
-        refuse(str(error))
+        refuse_because(error)
     with contextlib.closing(jobs):
         try:
             yield jobs

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from tinker_recovery.cli.common import refuse, refuse_service
+from tinker_recovery.cli.common import refuse, refuse_because
 from tinker_recovery.cli.jobs.looking import database_option
 
 INTERRUPTED = 130
@@ -106,6 +106,6 @@ def work(
     except UsageError as error:
         raise click.UsageError(str(error)) from None
     except ServiceUnusable as error:
-        refuse_service(error)
+        refuse_because(error)
     except JournalError as error:
-        refuse(str(error))
+        refuse_because(error)

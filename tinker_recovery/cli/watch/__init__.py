@@ -19,6 +19,7 @@ from tinker_recovery.cli.common import (
     no_such_run,
     plain_console,
     refuse,
+    refuse_because,
     service_option,
 )
 from tinker_recovery.cli.states import named_option, state_option
@@ -83,7 +84,8 @@ def command(  # noqa: PLR0913 - its options
 
     States: failed; dead (killed) and stopped (interrupted), which the same command resumes; stalled
     (no step for five minutes, or for five times as long as its steps take if that is longer);
-    recovering, training, finished, abandoned.
+    recovering, training (with the time since its last step if that is longer than usual), finished,
+    abandoned.
 
     \b
     Try it:
@@ -110,11 +112,11 @@ def command(  # noqa: PLR0913 - its options
         elif console.is_terminal and not as_json:
             _show(source, console, run, interval_s)
         else:
-            _print_changes(source, interval_s, as_json=as_json)
+            _print_changes(source, chosen, interval_s, as_json=as_json)
     except KeyboardInterrupt:
         pass  # the normal way to quit
     except JournalError as error:
-        refuse(str(error))
+        refuse_because(error)
     except BrokenPipeError:
         raise  # click exits silently: the reader has closed the pipe
     except OSError as error:
@@ -207,15 +209,24 @@ def _show(source: WatchSource, console: Console, run: str | None, interval_s: fl
             time.sleep(interval_s)
 
 
-def _print_changes(source: WatchSource, interval_s: float, *, as_json: bool) -> None:
+def _print_changes(
+    source: WatchSource, chosen: Chosen, interval_s: float, *, as_json: bool
+) -> None:
     """Print a line for each run, and then for each event and change."""
     from tinker_recovery.cli.watch.view import change, event_line
 
     before: dict[tuple[str | None, str], RunRow] | None = None
+    held_back: list[EventText] = []
     while True:
         rows, news = source.rows(), source.news()
         now = {(row.service, row.run): row for row in reversed(rows)}
         known = before or {}
+        if chosen.only_some:
+            # Of a run that is shown, or was until now. The event that brings a run into a state may
+            # be read a moment before the state.
+            shown = {name for _, name in (*now, *known)}
+            read, news = news, [each for each in [*held_back, *news] if each.run in shown]
+            held_back = [each for each in read if each.run not in shown]
         if as_json:
             lines = [json.dumps(row.as_json()) for key, row in now.items() if known.get(key) != row]
         else:

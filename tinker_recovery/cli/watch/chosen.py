@@ -25,6 +25,11 @@ class Chosen:
     states: frozenset[str] = frozenset()
     named: bool = False
 
+    @property
+    def only_some(self) -> bool:
+        """Whether some runs of the source may not be among them."""
+        return bool(self.states) or self.named
+
     def shows(self, row: RunRow) -> bool:
         """Whether a run of the source is among them, now."""
         return (row.named or not self.named) and (not self.states or row.state in self.states)

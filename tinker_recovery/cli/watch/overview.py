@@ -20,8 +20,9 @@ from tinker_recovery.cli.records import (
     widths_of,
 )
 from tinker_recovery.cli.runs import job_text
-from tinker_recovery.cli.states import STYLES, totals, trouble
+from tinker_recovery.cli.states import STYLES, totals, trouble, with_quiet
 from tinker_recovery.cli.watch.rows import RunRow
+from tinker_recovery.cli.words import cut
 from tinker_recovery.report.words import age, iso
 from tinker_recovery.telemetry.text import counted
 
@@ -123,7 +124,7 @@ def _lines(rows: Sequence[RunRow], now: float, width: int) -> list[Text]:
         for line, event in zip(lines, ["newest event", *events], strict=True):
             line.truncate(used, pad=True)
             said = Text(f"  {event}", "bold" if line is lines[0] else "dim")
-            said.truncate(room + 2, overflow="ellipsis")
+            cut(said, room + 2)
             line.append_text(said)
     for line in lines:
         line.overflow = "crop"
@@ -145,7 +146,9 @@ def _cells(row: RunRow, now: float) -> list[Cell]:
     saved, left = row.checkpoint_saved, row.attempts_left
     return [
         Cell(row.run),
-        Cell(row.state, STYLES.get(row.state, "")),
+        Cell(
+            with_quiet(row.state, row.quiet_since, now), STYLES.get(row.state, ""), plain=row.state
+        ),
         _when(row.since, now),
         _count(row.step),
         Cell(f"{row.losses[-1]:.4g}") if row.losses else Cell("-", "dim"),

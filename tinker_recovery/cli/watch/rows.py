@@ -44,6 +44,7 @@ class RunRow:
         detail: Why it failed or stopped.
         named: Whether it has a name of its own.
         since: Since when it is in its state, in seconds since the epoch.
+        quiet_since: When it did its last step, if that is longer ago than usual for it.
         last_fault: The kind of its newest fault.
         last_fault_time: When that was, in seconds since the epoch.
         job: The job and the try that trains it.
@@ -65,6 +66,7 @@ class RunRow:
     detail: str = ""
     named: bool = True
     since: float | None = None
+    quiet_since: float | None = None
     last_fault: str | None = None
     last_fault_time: float | None = None
     job: str | None = None
@@ -74,7 +76,6 @@ class RunRow:
         """The row of a run in a journal."""
         run, event, stored = summary.run, summary.event, summary.checkpoint
         state, fault = run.display_state, summary.incident
-        saves = state in ("training", "recovering", "stalled")
         return cls(
             run=run.name,
             state=state,
@@ -85,13 +86,14 @@ class RunRow:
             checkpoint=None if stored is None else stored.path,
             checkpoint_step=None if stored is None else stored.step,
             checkpoint_saved=None if stored is None else stored.saved,
-            next_save_step=run.next_save_step if saves else None,
-            next_save=run.next_save if saves else "",
+            next_save_step=run.next_save_step,
+            next_save=run.next_save,
             event=None if event is None else event_text(event),
             service=run.service,
             detail=run.detail,
             named=run.named,
             since=summary.since,
+            quiet_since=run.quiet_since,
             last_fault=None if fault is None else fault.kind,
             last_fault_time=None if fault is None else fault.started,
             job=run.job,

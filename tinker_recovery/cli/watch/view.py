@@ -13,6 +13,7 @@ from tinker_recovery.cli.plot import Mark, axis, curve, replays
 from tinker_recovery.cli.records import Cell, Column, cells_of, fitting, lines_of, widths_of
 from tinker_recovery.cli.states import STYLES
 from tinker_recovery.cli.watch.rows import EventText, RunRow
+from tinker_recovery.cli.words import cut, wrapped
 from tinker_recovery.journal.reading import RunView
 from tinker_recovery.report import duration, plain
 from tinker_recovery.report.scales import clip_at
@@ -35,17 +36,18 @@ def detail(
     plainly: bool = False,
 ) -> RenderableType:
     """One run with its history, as far as there is room; ``plainly`` cuts no line."""
-    parts = [*_head(row, now, width)]
+    wrap = sys.maxsize if plainly else width
+    parts = [*_head(row, now, width, wrap)]
     if run is not None:
         # Without the events of an earlier run of that name, which was the newest until now.
         events = [each for each in events if each.time >= run.created - 1]
         drawn = _curve(run, min(width - _GUTTER, 120))
-        parts += [Text(), *drawn, Text(), *_history(run, sys.maxsize if plainly else width)]
+        parts += [Text(), *drawn, Text(), *_history(run, wrap)]
     room = max(3, height - len(parts) - 5)
     parts += [Text(), Text("events", "bold"), *(_event(each) for each in events[-room:])]
     for line in [] if plainly else parts:
         line.no_wrap = True
-        line.truncate(width, overflow="ellipsis")
+        cut(line, width)
     return Group(*parts)
 
 
@@ -67,11 +69,13 @@ def _line(seconds: float, run: str, text: str) -> str:
     return f"{iso(seconds)} {plain(run) or '-'}: {text}"
 
 
-def _head(row: RunRow, now: float, width: int) -> list[Text]:
+def _head(row: RunRow, now: float, width: int, wrap: int) -> list[Text]:
     """What is known of it now, on as many lines as it takes."""
     state = Text.assemble((row.state, STYLES.get(row.state, "")))
     if row.since is not None:
         state.append(f" for {age(now - row.since)}", "dim")
+    if row.quiet_since is not None:
+        state.append(f", no step for {age(now - row.quiet_since)}", "yellow")
     saved = _known(row.checkpoint_step)
     if row.checkpoint_saved is not None:
         saved.append(f", {age(now - row.checkpoint_saved)} ago", "dim")
@@ -100,8 +104,8 @@ def _head(row: RunRow, now: float, width: int) -> list[Text]:
         else:
             # Of a new one: what is appended to a text has the style of its beginning.
             lines.append(Text().append_text(item))
-    lines += [Text(plain(row.next_save))] if row.next_save else []
-    return [*lines, *([Text(plain(row.detail), "red")] if row.detail else [])]
+    lines += [Text(each) for each in wrapped(plain(row.next_save), wrap) if each]
+    return [*lines, *(Text(each, "red") for each in wrapped(plain(row.detail), wrap) if each)]
 
 
 def _known(value: int | None) -> Text:
