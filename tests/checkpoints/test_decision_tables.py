@@ -284,7 +284,14 @@ def test_what_is_followed_late_is_like_no_other_if_anything_went_before() -> Non
     early = Trail("x", step=0, follows=False)
     early.follow()
     assert early.followed == "x", "nothing went before"
-    for go in (lambda each: each.passed("forward"), lambda each: each.stepped(skipped=False)):
+
+    def passes(trail: Trail) -> None:
+        trail.passed("forward")
+
+    def steps(trail: Trail) -> None:
+        trail.stepped(skipped=False)
+
+    for go in (passes, steps):
         late = Trail("x", step=0, follows=False)
         go(late)
         late.follow()
