@@ -180,3 +180,14 @@ def test_how_far_the_steps_have_led_is_as_far_as_to_the_nearest_step_known() -> 
     slow = _book({10: (0.0,), 11: (-5.0,), 12: (0.0,)}, noise=0.0)
     slow.know_noise(1.0)
     assert _older(slow, (0.5,), 13) == (Match.UNCLEAR, None), "two are as near"
+
+
+def test_the_steps_of_an_attempt_that_an_answer_is_certainly_not_of() -> None:
+    book = _book({1: (0.0,), 5: (4.0,), 9: (4.5,)})
+    book.record("b", 7, (100.0,))
+    branch = [("a", 1), ("a", 5), ("a", 9), ("a", 11), ("b", 7)]
+    assert book.others((0.0,), "a", branch) == [5, 9]
+    assert book.others((0.0,), "b", branch) == [7]
+    assert book.others((0.3,), "a", branch[:1]) == [1], "without noise any difference counts"
+    book.know_noise(1.0)
+    assert book.others((0.0,), "a", branch) == [9], "beyond four times the noise"
