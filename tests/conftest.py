@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import gc
 import inspect
+import logging
 import os
 import signal
 import tempfile
@@ -195,6 +196,16 @@ async def no_task_is_left() -> AsyncIterator[None]:
     left = {task for task in asyncio.all_tasks() if not task.done()} - before
     left -= {asyncio.current_task()}
     assert not left, f"tasks left: {left}"
+
+
+@pytest.fixture(autouse=True)
+def _log_levels() -> Iterator[None]:
+    """As before: commands set them for their process, and some run in this one."""
+    loggers = [logging.getLogger(name) for name in ("tinker", "tinker_recovery")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture
