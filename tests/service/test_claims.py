@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -163,6 +164,10 @@ async def test_a_process_that_was_paused_past_the_limit_is_fenced_by_its_success
         await mine.release()
 
 
+def _at(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 async def reader_beats(local: LocalTinker, session: str) -> None:
     """A heartbeat of a session."""
     async with StatusReader(Endpoint(local.base_url, SecretStr(local.api_key))) as reader:
@@ -305,15 +310,19 @@ async def test_a_service_that_does_not_answer_is_waited_for_no_longer_than_allow
             claimant("here"),
             is_dead=lambda _: False,
             heartbeats=None,  # type: ignore[arg-type]  # none is ever begun
-            clock=Clock(monotonic=now, sleep=sleep),
+            clock=Clock(monotonic=now, sleep=sleep, wall=lambda: now.now + 900.0),
             look_s=150.0,
         )
         claims.max_wait_s = 250.0
         with anyio.fail_after(30), pytest.raises(StatusUnavailable):
             await claims.enter(RUN, on_held="wait")
     assert now.now == pytest.approx(100.0 + 300.0)
-    (said,) = [each.getMessage() for each in caplog.records if "trains it" in each.getMessage()]
-    assert f"run {RUN}" in said
+    (said,) = [each.getMessage() for each in caplog.records if "waits" in each.getMessage()]
+    assert said == (
+        f"run {RUN} waits: the service still cannot be reached: nothing listens there (connection "
+        f"refused); so for 2 min 30 s, since {_at(1000.0)}; waiting up to 1 min 40 s more "
+        "(max_wait_s=250); Ctrl-C stops it"
+    )
 
 
 async def test_what_is_not_finished_is_asked_for_no_longer_than_allowed(
@@ -362,12 +371,16 @@ async def test_a_run_whose_claim_cannot_be_asked_for_says_so_after_seconds_and_w
         await anyio.sleep(seconds)
 
     local.inject(FaultRule("status", request="session_heartbeat", status=503, times=40))
-    clock = Clock(sleep=sleep, random=lambda: 0.0, monotonic=lambda: now_s)
+    clock = Clock(
+        sleep=sleep, random=lambda: 0.0, monotonic=lambda: now_s, wall=lambda: 99.0 + now_s
+    )
     async with a_machine(local, beat_s=60.0, clock=clock, max_wait_s=600.0) as machine:
         await (await taken(machine)).release()
     said = [each.message for each in caplog.records if "waits" in each.message]
     assert said[0] == (
-        f"run {RUN} waits: the service does not say whether another process trains it (HTTP 503 "
-        f"to a heartbeat of the claim on run '{RUN}'); tried for up to 600 s (max_wait_s)"
+        f"run {RUN} waits: the service still does not say whether another process trains it (HTTP "
+        f"503 to a heartbeat of the claim on run '{RUN}'); so for 5 s, since {_at(100.0)}; waiting "
+        "up to 9 min 55 s more (max_wait_s=600); Ctrl-C stops it"
     )
+    assert f"; so for 15 s, since {_at(100.0)}; waiting up to 9 min 45 s more" in said[1]
     assert len(said) == len({5.0, 15.0, 35.0}), "at growing intervals"

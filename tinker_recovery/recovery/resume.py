@@ -36,6 +36,7 @@ from tinker_recovery.service import RunStatus, StatusReader
 from tinker_recovery.service.base import CloseStatus
 from tinker_recovery.service.listing import find_checkpoint, list_checkpoints
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE, say_no_finish
+from tinker_recovery.service.patient import still_waiting
 from tinker_recovery.service.routes import route
 from tinker_recovery.service.status import session_id_of
 from tinker_recovery.telemetry import names
@@ -306,7 +307,14 @@ async def until_read(ask: Callable[[], Awaitable[_T]], policy: RecoveryPolicy, c
             if waited_s > policy.max_wait_s:
                 raise
             level = logging.WARNING if reminder.is_due(waited_s) else logging.DEBUG
-            logger.log(level, "looking where the run stood: %s; trying again", error)
+            said = still_waiting(
+                error,
+                "where the run stood",
+                waited_s=waited_s,
+                max_wait_s=policy.max_wait_s,
+                now_s=clock.wall(),
+            )
+            logger.log(level, "looking where the run stood, trying again: %s", said)
             await clock.sleep(policy.backoff_before(tries, clock.random()))
     raise AssertionError("count() does not end")  # pragma: no cover
 

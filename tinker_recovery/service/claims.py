@@ -67,6 +67,7 @@ from tinker_recovery.service.claim_sessions import GONE, NOT_FOUND, ClaimSession
 from tinker_recovery.service.credentials import UNAUTHORIZED
 from tinker_recovery.service.heartbeats import Heartbeats
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE
+from tinker_recovery.service.patient import until_answered
 from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry.names import SCOPE
 
@@ -85,9 +86,6 @@ LOOK_S = 2.0
 
 MAX_WAIT_S = 86_400.0
 """Seconds that a service which does not answer is asked again, where no other limit is set."""
-
-_SAY_AFTER_S = 5.0
-"""A run that waits for an answer says so after this time, and again at growing intervals."""
 
 UNSHOWN_S = 60.0
 """A service that does not show our claim as active for this long never will."""
@@ -236,6 +234,7 @@ class Claims:
         settle_s: How long the service may take to show a new session in a search, in seconds.
         beat_s: Seconds between two heartbeats, for which a claim may be seen late.
         look_s: Seconds between two looks while waiting.
+        hint: What people are to know of whoever has a run that is waited for, by its name.
     """
 
     def __init__(
@@ -249,6 +248,7 @@ class Claims:
         settle_s: float = SETTLE_S,
         beat_s: float = BEAT_S,
         look_s: float = LOOK_S,
+        hint: Callable[[str, Claimant], str] = lambda *_: "",
     ) -> None:
         self.sessions = ClaimSessions(http)
         self._is_dead = is_dead
@@ -258,6 +258,7 @@ class Claims:
         self._settle_s = settle_s
         self._beat_s = beat_s
         self._look_s = look_s
+        self._hint = hint
         self.max_wait_s = MAX_WAIT_S
         """How long one question is asked again of a service that does not answer, in seconds."""
         self._unguarded: Unguarded | None = None
@@ -313,9 +314,10 @@ class Claims:
                     raise self._held(name, held_by)
                 if held_by is not None and reminder.is_due(self._clock.monotonic() - began):
                     logger.warning(
-                        "run %s is claimed by %s; this process waits until that is over",
+                        "run %s is claimed by %s; this process waits until that is over%s",
                         name,
                         held_by.claimant,
+                        self._hint(name, held_by.claimant),
                     )
                 await self._clock.sleep(self._look_s)
         except _NoClaims as error:
@@ -463,24 +465,14 @@ class Claims:
             StatusRefused: It refuses.
             StatusUnavailable: It has not answered by then.
         """
-        reminder = Reminder(_SAY_AFTER_S)
-        began = self._clock.monotonic()
-        while True:
-            try:
-                return await ask()
-            except StatusUnavailable as error:
-                waited_s = self._clock.monotonic() - began
-                if waited_s > self.max_wait_s:
-                    raise
-                if reminder.is_due(waited_s):
-                    logger.warning(
-                        "run %s waits: the service does not say whether another process trains it "
-                        "(%s); tried for up to %g s (max_wait_s)",
-                        name,
-                        error,
-                        self.max_wait_s,
-                    )
-            await self._clock.sleep(self._look_s)
+        return await until_answered(
+            name,
+            ask,
+            asked="whether another process trains it",
+            clock=self._clock,
+            look_s=self._look_s,
+            max_wait_s=self.max_wait_s,
+        )
 
     def _held(self, name: str, by: SeenClaim) -> RunHeld:
         return RunHeld(

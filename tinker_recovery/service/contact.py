@@ -155,7 +155,8 @@ def _refused(error: BaseException, endpoint: Endpoint) -> str | None:
     return None
 
 
-def _unreachable(error: BaseException, endpoint: Endpoint) -> str | None:
+def how_unreachable(error: BaseException) -> str | None:
+    """How the service was out of reach, in words; None if it has answered."""
     chain = list(_chain(error))
     if not any(
         isinstance(each, tinker.APIConnectionError | httpx.TransportError)
@@ -174,7 +175,12 @@ def _unreachable(error: BaseException, endpoint: Endpoint) -> str | None:
         how = "nothing answers in time"
     else:
         how = "the connection broke off"
-    return (
+    return how
+
+
+def _unreachable(error: BaseException, endpoint: Endpoint) -> str | None:
+    how = how_unreachable(error)
+    return how and (
         f"the service at {_at(endpoint)} cannot be reached: {how}. If that is not its address, "
         f"{_ADDRESS}"
     )
