@@ -13,6 +13,7 @@ from tinker_recovery.clock import SYSTEM_CLOCK, growing_intervals
 from tinker_recovery.errors import LeaseLost, StatusUnavailable, UsageError
 from tinker_recovery.faults import DetectedBy
 from tinker_recovery.journal.holder import Holder
+from tinker_recovery.run.held_words import while_held
 from tinker_recovery.service import StatusReader, claims
 from tinker_recovery.service.claim_line import Claimant
 from tinker_recovery.service.claims import Claims, Unguarded
@@ -70,6 +71,17 @@ def is_dead(claimant: Claimant) -> bool:
     return holder.lives() is False
 
 
+def _how_to_look(name: str, claimant: Claimant) -> str:
+    machine, journal = Holder.here(now=0.0, lease_s=0.0).machine, claimant.journal
+    return while_held(
+        name,
+        pid=claimant.pid,
+        host=claimant.host,
+        here=bool(machine) and claimant.machine == machine,
+        journal=Path(journal) if journal else None,
+    )
+
+
 class Claiming:
     """Claims the named runs of one Supervisor.
 
@@ -89,7 +101,13 @@ class Claiming:
         self._heartbeats = ThreadHeartbeats(reader.http.endpoint, claims.BEAT_S, self._not_reached)
         self._claims = Claims(
             reader.http,
-            Claimant(here.host, here.pid, here.born, here.machine, str(journal or "")),
+            Claimant(
+                here.host,
+                here.pid,
+                here.born,
+                here.machine,
+                "" if journal is None else str(journal.absolute()),
+            ),
             is_dead=is_dead,
             heartbeats=self._heartbeats,
             # How long a service keeps a session that is silent is counted by no clock of a test's.
@@ -97,6 +115,7 @@ class Claiming:
             settle_s=claims.SETTLE_S,
             beat_s=claims.BEAT_S,
             look_s=claims.LOOK_S,
+            hint=_how_to_look,
         )
         self._claims.max_wait_s = max_wait_s
         self._guards: dict[str, Guard] = {}

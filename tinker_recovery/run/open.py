@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
-import os
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import anyio
@@ -19,7 +15,7 @@ import anyio
 from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
 from tinker_recovery.costs import table_to_json
-from tinker_recovery.errors import RunFinished, StatusRefused, UsageError
+from tinker_recovery.errors import StatusRefused, UsageError
 from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
 from tinker_recovery.journal.elsewhere import select_elsewhere
 from tinker_recovery.journal.run_sql import JOB
@@ -34,7 +30,15 @@ from tinker_recovery.recovery.discovery import (
 )
 from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of, until_read
 from tinker_recovery.run.claiming import Claiming
-from tinker_recovery.run.options import UPDATES_PER_STEP, StartPlan
+from tinker_recovery.run.held_words import while_held
+from tinker_recovery.run.options import StartPlan
+from tinker_recovery.run.same_start import (
+    check_not_finished,
+    check_same_as_recorded,
+    check_same_start,
+    refuse_early,
+    with_its_seed,
+)
 from tinker_recovery.service import StatusReader
 from tinker_recovery.service.guard import Guard
 from tinker_recovery.service.listing import find_checkpoint
@@ -111,6 +115,7 @@ async def open_run(
     )
     guard = Guard()
     if opening.named:
+        await refuse_early(recorder, plan, name)
         guard = await claiming.enter(name, on_held=plan.on_lease, job=plan.job)
     try:
         rob = claiming.robs_journal(guard)
@@ -147,16 +152,10 @@ async def _opened(
             return await _begun(record, opening, guard, reader, plan, policy, clock)
         if not plan.extend:
             check_not_finished(name, found)
-        if plan.seed_is_drawn and "seed" in found.origin:
-            plan = plan.with_seed(found.origin["seed"])
+        plan = with_its_seed(plan, found)
         if not found.attempts:
             return await _begun(record, opening, guard, reader, plan, policy, clock)
-        start_step = found.start_step if plan.start_step is None else plan.start_step
-        check_same_start(
-            name,
-            {**found.origin, "start_step": found.start_step},
-            {**plan.described, "start_step": start_step},
-        )
+        check_same_as_recorded(name, found, plan)
         parent = plan.parent if plan.start_step is None else None
         snapshot = await snapshot_of(
             name, found, parent=parent, reader=reader, policy=policy, clock=clock
@@ -307,14 +306,10 @@ def _check_found(name: str, rediscovered: FoundRun, plan: StartPlan) -> None:
     Raises:
         UsageError: An argument is not the one that run was begun with.
     """
-    origin, start_step = rediscovered.stored.origin, rediscovered.stored.start_step
-    if plan.seed_is_drawn and "seed" in origin:
-        plan = plan.with_seed(origin["seed"])
-    if origin:
-        given = start_step if plan.start_step is None else plan.start_step
-        check_same_start(
-            name, {**origin, "start_step": start_step}, {**plan.described, "start_step": given}
-        )
+    found = rediscovered.stored
+    plan = with_its_seed(plan, found)
+    if found.origin:
+        check_same_as_recorded(name, found, plan)
     else:
         # An earlier version saved its checkpoints, or their metadata was not kept.
         said = {key: value for key, value in rediscovered.said.items() if key in plan.described}
@@ -407,64 +402,18 @@ async def take_run(
             )
         if time.monotonic() - reminded_at >= REMIND_S:
             reminded_at = time.monotonic()
+            by = taken.by
             logger.warning(
-                "run %s is being trained by %s; this process waits until that is over",
+                "run %s is being trained by %s; this process waits until that is over%s",
                 opening.name,
-                taken.by,
+                by,
+                while_held(
+                    opening.name,
+                    pid=by.pid,
+                    host=by.host,
+                    here=by.lives() is not None,
+                    journal=recorder.path,
+                ),
             )
         seen = taken
         await anyio.sleep(LOOK_S)
-
-
-def check_not_finished(name: str, found: StoredRun, *, or_else: str = "") -> None:
-    """Refuse a run that has come to its end.
-
-    Args:
-        name: Its name.
-        found: The run.
-        or_else: How to train anew under the same name, if not by forgetting the run.
-
-    Raises:
-        RunFinished: It has.
-    """
-    if found.state != "finished":
-        return
-    path = found.checkpoints[-1][0] if found.checkpoints else None
-    or_else = or_else or f"forget this run (tinker-recovery abandon {name})"
-    runner = os.environ.get("TINKER_RECOVERY_FINISHED_FILE")
-    if runner:
-        # `tinker-recovery run` would take the error for a crash, and restart the script.
-        with contextlib.suppress(OSError):
-            Path(runner).touch()
-    raise RunFinished(
-        f"run {name!r} has come to its end before, at step {found.step}; its newest checkpoint is "
-        f"{path or 'none: it saved nothing'}. To train on from there, say extend=True where it is "
-        f"started (more steps for the same run); to train anew choose another name, or {or_else}",
-        run=name,
-        checkpoint=path,
-        step=found.step,
-    )
-
-
-def check_same_start(name: str, recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with other arguments than it was begun with.
-
-    Raises:
-        UsageError: An argument is not the one the run was begun with; names it and both values.
-    """
-    for key in sorted({*recorded, *given}, key=lambda key: (key != "way", key)):
-        default = 1 if key == UPDATES_PER_STEP else None
-        before, now = recorded.get(key, default), given.get(key, default)
-        # A lambda of the same code may have another name today.
-        if key != "start" and before != now:
-            raise _other(name, key, before, now)
-
-
-def _other(name: str, key: str, before: object, now: object) -> UsageError:
-    given = f"a start by {now}=" if key == "way" else f"{key}={now!r}"
-    begun = f"{before}=" if key == "way" else f"{key}={before!r}"
-    return UsageError(
-        f"{given} is not how run {name!r} was begun, which is {begun}: go on with the same "
-        "arguments, choose another name, or forget that run "
-        f"(tinker-recovery abandon {name})"
-    )
