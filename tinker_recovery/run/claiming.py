@@ -115,9 +115,8 @@ class Claiming:
             settle_s=claims.SETTLE_S,
             beat_s=claims.BEAT_S,
             look_s=claims.LOOK_S,
-            hint=_how_to_look,
         )
-        self._claims.max_wait_s = max_wait_s
+        self._claims.max_wait_s, self._claims.hint = max_wait_s, _how_to_look
         self._guards: dict[str, Guard] = {}
         self._said = False
 

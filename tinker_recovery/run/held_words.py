@@ -1,4 +1,4 @@
-"""What is said of a process that trains a run which another wants to train: how to look, and stop."""
+"""What is said of a process that trains a run which another waits for: how to look, and stop."""
 
 from __future__ import annotations
 

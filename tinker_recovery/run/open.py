@@ -16,7 +16,7 @@ from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
 from tinker_recovery.costs import table_to_json
 from tinker_recovery.errors import StatusRefused, UsageError
-from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
+from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest
 from tinker_recovery.journal.elsewhere import select_elsewhere
 from tinker_recovery.journal.run_sql import JOB
 from tinker_recovery.policy import RecoveryPolicy

@@ -1,4 +1,4 @@
-"""Whether a start under a run's name is that of the run: refused else, before it waits and after."""
+"""Whether a start under a run's name is that of the run: refused if not, now and after a wait."""
 
 from __future__ import annotations
 

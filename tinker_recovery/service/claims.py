@@ -234,7 +234,6 @@ class Claims:
         settle_s: How long the service may take to show a new session in a search, in seconds.
         beat_s: Seconds between two heartbeats, for which a claim may be seen late.
         look_s: Seconds between two looks while waiting.
-        hint: What people are to know of whoever has a run that is waited for, by its name.
     """
 
     def __init__(
@@ -248,7 +247,6 @@ class Claims:
         settle_s: float = SETTLE_S,
         beat_s: float = BEAT_S,
         look_s: float = LOOK_S,
-        hint: Callable[[str, Claimant], str] = lambda *_: "",
     ) -> None:
         self.sessions = ClaimSessions(http)
         self._is_dead = is_dead
@@ -258,9 +256,10 @@ class Claims:
         self._settle_s = settle_s
         self._beat_s = beat_s
         self._look_s = look_s
-        self._hint = hint
         self.max_wait_s = MAX_WAIT_S
         """How long one question is asked again of a service that does not answer, in seconds."""
+        self.hint: Callable[[str, Claimant], str] = lambda *_: ""
+        """What is said beside whoever has a run, by its name, while that is waited for."""
         self._unguarded: Unguarded | None = None
 
     async def enter(
@@ -317,7 +316,7 @@ class Claims:
                         "run %s is claimed by %s; this process waits until that is over%s",
                         name,
                         held_by.claimant,
-                        self._hint(name, held_by.claimant),
+                        self.hint(name, held_by.claimant),
                     )
                 await self._clock.sleep(self._look_s)
         except _NoClaims as error:
