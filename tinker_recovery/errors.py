@@ -123,6 +123,10 @@ class StatusError(TinkerRecoveryError):
         self.status_code = status_code
 
 
+ANSWERED = 200
+"""The status of a StatusUnavailable where the service answers, and lacks what it has stored."""
+
+
 class StatusUnavailable(StatusError):
     """No answer, or one that says "later": trying again may help."""
 
@@ -323,7 +327,7 @@ class LeaseLost(RunFailed):
     It happens where this one gave no sign of life for as long as its lease in the journal, or its
     claim at the service, lasts without one: it was paused, or cut off. It recovers, saves and
     deletes nothing of the run any more; the message names the process that has it now, if that is
-    known.
+    known. Raised as well where the service knows nothing of the run any more, with what to do.
     """
 
 

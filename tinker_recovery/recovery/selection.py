@@ -30,12 +30,13 @@ from tinker_recovery.checkpoints import (
     with_canaries,
 )
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import NoUsableCheckpoint, StatusUnavailable, folded
+from tinker_recovery.errors import ANSWERED, NoUsableCheckpoint, StatusUnavailable, folded
 from tinker_recovery.recovery import words
 from tinker_recovery.recovery.checkpoint_state import KnownRun
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.inspector import Inspector
 from tinker_recovery.service import Origin, StatusReader
+from tinker_recovery.service.contact import unknown_there
 from tinker_recovery.service.listing import Listings, find_checkpoint, list_checkpoints
 from tinker_recovery.telemetry import names, phase, refuse
 
@@ -351,7 +352,7 @@ class BranchOrder:
             await self._notes_read()
             trusted = min(limit, known.trusted_to(segment.attempt))
             if not listed:
-                refused |= self._ended(segment, trusted)
+                refused |= await self._ended(segment, trusted)
             if unread := {each.path: str(each.problem) for each in listed if each.record is None}:
                 stored = set(known.stored_on(segment, trusted))
                 refused |= {path: problem for path, problem in unread.items() if path in stored}
@@ -365,7 +366,7 @@ class BranchOrder:
             span.set_attribute(names.CHECKPOINTS_FOUND, len(found))
             return found
 
-    def _ended(self, segment: Segment, trusted: float) -> dict[str, str]:
+    async def _ended(self, segment: Segment, trusted: float) -> dict[str, str]:
         """What a segment that the service lists nothing of has lost, as its time was over.
 
         Raises:
@@ -378,10 +379,16 @@ class BranchOrder:
         if ended:
             logger.warning("run %s: %s", self._run.name, folded(ended.values()))
         if len(stored) > len(ended):
-            raise StatusUnavailable(
+            said = (
                 f"the service lists no checkpoint of Tinker run {segment.run_id}, and has stored "
                 f"{len(stored)}, {stored[-1]} for one"
             )
+            with self._waiting:
+                run_ids = [each.run_id for each in self._run.segments]
+                if await self._reader.knows_nothing_of(run_ids):
+                    said = unknown_there(self._reader.http.endpoint, self._run.name)
+            # It has answered, so it is not out of reach.
+            raise StatusUnavailable(said, status_code=ANSWERED)
         return ended
 
 

@@ -89,7 +89,8 @@ class Waits:
 
     def remind(self, rule: VerdictRule | None, *, waits: bool) -> None:
         """A try has failed: say what is waited for, if the service is, and when it is time."""
-        if rule is not None and rule.kind in words.UNANSWERED:
+        unanswered = rule is not None and rule.kind in words.UNANSWERED
+        if unanswered and not words.lacks(self.last):
             self._outage.begins()
         if waits and self._reminder.is_due(self.lasted_s):
             silent_s, most_s = self.lasted_s + self._fault.silent_s, self._policy.max_wait_s

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tinker_recovery.errors import FaultError
+from tinker_recovery.errors import ANSWERED, FaultError, LeaseLost, StatusUnavailable
 from tinker_recovery.faults import Fault, Kind, VerdictRule
 from tinker_recovery.telemetry import names
 
-_SAID_BY_ERROR = frozenset({Kind.ROLLED_BACK, Kind.GROUP_REWOUND})
+_SAID_BY_ERROR = frozenset({Kind.ROLLED_BACK, Kind.GROUP_REWOUND, Kind.LEASE_LOST})
 """What is decided here, for one of several reasons, which the error names."""
 
 _SILENCES = frozenset({Kind.SILENCE, Kind.SAMPLING_SILENCE})
@@ -34,7 +34,7 @@ def detected(fault: Fault) -> str:
 
 def _why(fault: Fault) -> str:
     """Why it is one: what is known of this one, else what the table says of its kind."""
-    if fault.kind in _SAID_BY_ERROR and isinstance(fault.error, FaultError):
+    if fault.kind in _SAID_BY_ERROR and isinstance(fault.error, FaultError | LeaseLost):
         return str(fault.error)
     if fault.kind in _SILENCES and fault.silent_s:
         return f"{fault.rule.reason} (silent for {fault.silent_s:.1f} s)"
@@ -46,6 +46,11 @@ MOST_NAMED = 5
 
 UNANSWERED = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.STATUS_UNREAD})
 """What the service is said not to answer for; of anything else it has said something."""
+
+
+def lacks(error: BaseException | None) -> bool:
+    """Whether the service has answered, and did not list what it had stored."""
+    return isinstance(error, StatusUnavailable) and error.status_code == ANSWERED
 
 
 def waiting(
@@ -61,7 +66,9 @@ def waiting(
     """
     kind = None if rule is None else rule.kind
     said = "the service asks to wait"
-    if kind in UNANSWERED:
+    if lacks(last):
+        said = "the service answers, and lacks what this run has stored"
+    elif kind in UNANSWERED:
         said = "the service does not answer"
     elif kind is Kind.UNAUTHORIZED:
         said = "the credential is refused"

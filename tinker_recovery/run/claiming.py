@@ -147,7 +147,7 @@ class Claiming:
         if isinstance(claim, Unguarded):
             self._say(name, claim)
             return Guard()
-        guard = self._guards[name] = ClaimGuard(claim, self._claims)
+        guard = self._guards[name] = ClaimGuard(claim, self._claims, self._reader)
         return guard
 
     def robs_journal(self, guard: Guard) -> bool:

@@ -23,7 +23,7 @@ def end_of(run: SupervisedRun, error: BaseException | None) -> RunEnd:
     return RunEnd(
         run.name,
         how,
-        step=run.start_step if run.current is None else run.current.client.step,
+        step=run.step,
         recoveries=len(run.recoveries),
         replayed=replayed,
         lost_s=run.telemetry.figures.read().lost_s,

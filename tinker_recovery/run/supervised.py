@@ -150,6 +150,12 @@ class SupervisedRun:
         return self.attempts[-1] if self.attempts else None
 
     @property
+    def step(self) -> int:
+        """Optimizer steps it has done; before an attempt begins here, as the last process said."""
+        begun = self.start_step if self.snapshot is None else self.snapshot.step
+        return begun if self.current is None else self.current.client.step
+
+    @property
     def segments(self) -> Sequence[Segment]:
         """Every Tinker run it has lived in, oldest first."""
         earlier = () if self.snapshot is None else self.snapshot.segments
@@ -457,8 +463,7 @@ class SupervisedRun:
     def _end(self, error: BaseException | None) -> None:
         self.ended = True
         self.collaborators.drop_spare(self.name)
-        step = self.start_step if self.current is None else self.current.client.step
-        if self.telemetry.ended(step=step, recoveries=len(self.recoveries), error=error):
+        if self.telemetry.ended(step=self.step, recoveries=len(self.recoveries), error=error):
             self.collaborators.outlets.run_ended(self.name, error)
         self.collaborators.greeting.ended(end_of(self, error))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import socket
 import ssl
 import traceback
@@ -118,6 +119,16 @@ def _error(said: str, cause: BaseException) -> ServiceUnusable:
     details = redact("".join(traceback.format_exception(cause)))
     drop_frames([cause])
     return ServiceUnusable(said, details=details)
+
+
+def unknown_there(endpoint: Endpoint, run: str) -> str:
+    """What to say of a service that answers, and has nothing of a run that has saved there."""
+    return (
+        f"the service at {_at(endpoint)} knows nothing of run {run!r}: none of its Tinker runs, "
+        "sessions or checkpoints. It is another service, was emptied, or the API key is another "
+        "account's: set TINKER_BASE_URL and TINKER_API_KEY to where the run is; or, to begin it "
+        f"anew, `tinker-recovery abandon {shlex.quote(run)}` and the same command again"
+    )
 
 
 def unusable_by(error: BaseException, endpoint: Endpoint) -> str | None:

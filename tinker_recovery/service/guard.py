@@ -10,7 +10,8 @@ import anyio
 
 from tinker_recovery.errors import LeaseLost, StatusError, StatusRefused
 from tinker_recovery.service.claims import Claim, Claims
-from tinker_recovery.service.status import session_id_of
+from tinker_recovery.service.contact import unknown_there
+from tinker_recovery.service.status import StatusReader, session_id_of
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -75,10 +76,13 @@ class ClaimGuard(Guard):
     Args:
         claim: The claim.
         claims: What it was made by.
+        reader: The service, to ask what it knows of the run once the claim is gone.
     """
 
-    def __init__(self, claim: Claim, claims: Claims) -> None:
+    def __init__(self, claim: Claim, claims: Claims, reader: StatusReader | None = None) -> None:
         super().__init__()
+        self._reader = reader
+        self._run_ids: list[str] = []
         self._claim = claim
         self._claims = claims
         self._announced: set[str] = set()
@@ -97,6 +101,11 @@ class ClaimGuard(Guard):
         and StatusUnavailable if that cannot be asked.
         """
         return self._announce
+
+    async def begins(self, run_id: str) -> None:
+        """As :meth:`Guard.begins` says."""
+        await super().begins(run_id)
+        self._run_ids.append(run_id)
 
     async def announce_run(self, run_id: str) -> None:
         """The same for the session of a Tinker run; does nothing if that was announced before."""
@@ -131,16 +140,20 @@ class ClaimGuard(Guard):
             raise await self.loss()
 
     async def loss(self) -> LeaseLost:
-        """The error of a claim that is gone, which says who has the run now."""
-        holder = None
+        """The error of a claim that is gone, which says who has the run now, or why it is gone."""
+        holder, emptied = None, ""
         with anyio.move_on_after(ASK_HOLDER_S):
             try:
                 holder = await self._claim.holder_now()
+                if holder is None:
+                    emptied = await self._if_unknown()
             except StatusError as error:
                 logger.debug("asking who claims run %s: %s", self._claim.name, error)
         name = self._claim.name
         gone = f"the service has ended the claim of this process (session {self._claim.session_id})"
-        if holder is None:
+        if emptied:
+            said = f"run {name!r} is not held by this process any more: {emptied}"
+        elif holder is None:
             said = (
                 f"run {name!r} is not held by this process any more: {gone}, which gave no sign of "
                 "life for too long. No other process is known to have it: run the same command "
@@ -152,6 +165,12 @@ class ClaimGuard(Guard):
                 "process must stop training it, and saves and deletes nothing of it any more"
             )
         return LeaseLost(said, run=name)
+
+    async def _if_unknown(self) -> str:
+        """What to say if the service knows nothing of the run any more; else empty."""
+        if self._reader is None or not await self._reader.knows_nothing_of(self._run_ids):
+            return ""
+        return unknown_there(self._reader.http.endpoint, self._claim.name)
 
     async def release(self) -> None:
         """As :meth:`Guard.release` says."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
@@ -32,6 +32,9 @@ PAGE = 100
 
 FAILED_PAGE = 200
 """Sessions in a page of the search: its maximum."""
+
+MOST_MISSED = 3
+"""How many Tinker runs of a run are asked for to find that the service knows nothing of it."""
 
 _NOT_FOUND = 404
 
@@ -168,6 +171,29 @@ class StatusReader:
             route("training_runs", run_id),
             _training_run,
         )
+
+    async def knows_nothing_of(self, run_ids: Sequence[str]) -> bool:
+        """Whether the service certainly has none of these Tinker runs, nor their sessions.
+
+        Asks for the newest few, each by its id and not in a list, which may lag. No answer counts
+        as no, and so does a service without the search for sessions.
+        """
+        try:
+            for run_id in run_ids[-MOST_MISSED:]:
+                if await self._session(run_id) is not None or await self._has_run(run_id):
+                    return False
+        except StatusError:
+            return False
+        return bool(run_ids)
+
+    async def _has_run(self, run_id: str) -> bool:
+        try:
+            await self.run(run_id)
+        except StatusRefused as error:
+            if error.status_code == _NOT_FOUND:
+                return False
+            raise
+        return True
 
     async def run_page(self, offset: int) -> RunPage:
         """One page of the list of runs, from an offset on."""
