@@ -72,7 +72,8 @@ def command(
     "training (no step for 2 min)" is a run that takes longer than usual for its next step, and
     "stalled" is a run whose process lives, and that has done no step for five minutes, or for five
     times as long as its steps take if that is longer. "dead" is a run whose process was killed; run
-    the same command again to resume it. "since" is since when it is in its state, "recov." how
+    the same command again to resume it. "resuming" is one that the same command has by now, and
+    does not train yet. "since" is since when it is in its state, "recov." how
     often it has recovered, "job" the job and the try that trains it, and "host" the machine whose
     process does. Piped, times are in ISO 8601.
 

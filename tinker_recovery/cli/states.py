@@ -11,6 +11,7 @@ STYLES = {
     "dead": "bold red",
     "stalled": "bold magenta",
     "recovering": "bold yellow",
+    "resuming": "yellow",
     "training": "green",
     "stopped": "yellow",
     "finished": "cyan",

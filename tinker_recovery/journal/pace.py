@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 STALLED_S, FIRST_STEP_S, USUAL_STEPS = 300.0, 1800.0, 5
 """A run is shown as stalled after so long without a step, or so many of its usual steps if that is
@@ -28,6 +29,31 @@ def usual_step_s(step: int, updated: float, newest: tuple[int, float] | None) ->
 def stalled_after_s(step_s: float | None) -> float:
     """How long a run with steps of this length does none before it counts as stalled."""
     return FIRST_STEP_S if step_s is None else max(STALLED_S, USUAL_STEPS * step_s)
+
+
+def state_of_training(
+    step: int,
+    updated: float,
+    newest: tuple[int, float] | None,
+    *,
+    held_since: float,
+    now: float,
+) -> Literal["training", "resuming", "stalled"]:
+    """How a run is shown that is in training, and whose process lives.
+
+    Args:
+        step: As for :func:`usual_step_s`, like the next two.
+        updated: When the last was.
+        newest: The newest attempt.
+        held_since: When its process took the run.
+        now: The time; all of them in seconds since the epoch.
+    """
+    # An attempt of the last process says nothing of what this one does.
+    resuming = newest is not None and newest[1] < held_since
+    step_s = None if resuming else usual_step_s(step, updated, newest)
+    if now - max(updated, held_since) > stalled_after_s(step_s):
+        return "stalled"
+    return "resuming" if resuming else "training"
 
 
 def quiet_after_s(step_s: float | None) -> float:

@@ -23,7 +23,7 @@ from tinker_recovery.journal import run_sql
 from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.journal import why_missing
-from tinker_recovery.journal.pace import quiet_after_s, stalled_after_s, usual_step_s
+from tinker_recovery.journal.pace import quiet_after_s, state_of_training, usual_step_s
 from tinker_recovery.journal.run_sql import GOING_ON, JOB, NEXT_SAVE, StoredRun, select_run
 from tinker_recovery.journal.schema import ALL_TOKENS, WITH_DISCARDED, WITH_RUNS, WITH_TOKENS
 
@@ -235,22 +235,21 @@ class RunView:
     def display_state(self) -> str:
         """Its state for display: ``dead`` if its process died without writing how it ended.
 
-        And ``stalled`` if it trains and has done no step for long; see :mod:`.pace`.
+        And ``resuming`` until its process trains, ``stalled`` without a step; see :mod:`.pace`.
         """
         if self.state in _ACTIVE and not self.live:
             return "dead"
-        is_late = time.time() - self.updated > stalled_after_s(self._step_s)
-        return "stalled" if is_late and self.state == "training" else self.state
+        if self.state != "training" or self.holder is None:
+            return self.state
+        at = self.step, self.updated, self.newest_attempt
+        return state_of_training(*at, held_since=self.holder.since, now=time.time())
 
     @property
     def quiet_since(self) -> float | None:
         """When it did its last step, if it trains and that is longer ago than is usual for it."""
-        is_quiet = time.time() - self.updated > quiet_after_s(self._step_s)
+        step_s = usual_step_s(self.step, self.updated, self.newest_attempt)
+        is_quiet = time.time() - self.updated > quiet_after_s(step_s)
         return self.updated if is_quiet and self.display_state == "training" else None
-
-    @property
-    def _step_s(self) -> float | None:
-        return usual_step_s(self.step, self.updated, self.newest_attempt)
 
     @property
     def job(self) -> str | None:

@@ -68,6 +68,8 @@ class RunSummary:
             return self.incident.started
         if self.run.display_state == "training" and self.run.newest_attempt is not None:
             return self.run.newest_attempt[1]
+        if self.run.display_state == "resuming" and self.run.holder is not None:
+            return self.run.holder.since
         return self.run.updated
 
 

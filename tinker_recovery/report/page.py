@@ -27,6 +27,7 @@ _TONES = {
     "training": "good",
     "stalled": "wait",
     "recovering": "wait",
+    "resuming": "wait",
     "stopped": "wait",
     "abandoned": "wait",
 }

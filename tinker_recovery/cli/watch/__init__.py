@@ -84,8 +84,8 @@ def command(  # noqa: PLR0913 - its options
 
     States: failed; dead (killed) and stopped (interrupted), which the same command resumes; stalled
     (no step for five minutes, or for five times as long as its steps take if that is longer);
-    recovering, training (with the time since its last step if that is longer than usual), finished,
-    abandoned.
+    recovering, resuming (the same command has it, and does not train yet), training (with the time
+    since its last step if that is longer than usual), finished, abandoned.
 
     \b
     Try it:

@@ -28,8 +28,8 @@ class RunRow:
 
     Attributes:
         run: The run's name.
-        state: ``training``, ``recovering``, ``stalled``, ``stopped``, ``dead``, ``finished``,
-            ``failed``, ``abandoned``.
+        state: ``training``, ``resuming``, ``recovering``, ``stalled``, ``stopped``, ``dead``,
+            ``finished``, ``failed``, ``abandoned``.
         step: Optimizer steps done.
         losses: The newest reported losses.
         recoveries: Completed recoveries.
