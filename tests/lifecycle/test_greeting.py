@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
 import pytest
@@ -240,6 +241,32 @@ def test_an_end_that_is_not_the_last_says_how_to_go_on(
     greeting_.ended(RunEnd("sft-42", how, 9, 0, 0, 0.0, "tinker://run/weights/nine"))
     end = capsys.readouterr().err.splitlines()[-1]
     assert end.endswith(f"last checkpoint tinker://run/weights/nine{hint if named else ''}")
+
+
+NO_STEP = "; the loop did no step in this process"
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_loop_that_ends_at_once_says_that_nothing_was_trained_and_how_to_train_on(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture, *, named: bool
+) -> None:
+    del local
+    start: Any = {"name": "sft-42"} if named else {}
+
+    async def to(steps: int, **more: Any) -> str:
+        caplog.clear()
+        async with Supervisor(policy()) as supervisor:
+            loop = functools.partial(train, steps=steps)
+            await supervisor.run(loop, base_model=MODEL, rank=8, seed=7, **start, **more)
+        (end,) = [each.getMessage() for each in caplog.records if " finished at" in each.message]
+        return end
+
+    with caplog.at_level(logging.INFO, "tinker_recovery"):
+        assert NO_STEP not in await to(6)
+        end = await to(4, **({"extend": True} if named else {"start_step": 6}))
+    assert " finished at step 6: 0 recoveries; last checkpoint " in end
+    hint = "; to train it further, say extend=True where it is started" if named else ""
+    assert end.endswith(f"{NO_STEP}{hint}")
 
 
 def test_nothing_a_name_contains_reaches_the_terminal_as_it_is(

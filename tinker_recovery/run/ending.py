@@ -29,6 +29,7 @@ def end_of(run: SupervisedRun, error: BaseException | None) -> RunEnd:
         lost_s=run.telemetry.figures.read().lost_s,
         checkpoint=checkpoint,
         waiting=None if error is None else waiting,
+        trained=any(each.client.step > each.start_step for each in run.attempts),
     )
 
 

@@ -39,6 +39,7 @@ class RunEnd:
         checkpoint: Path of the newest one that is trusted; None if it has none.
         waiting: Path of a newer one that counts if the service still calls the run sound, which
             could not be asked.
+        trained: Whether its loop has done a step here.
     """
 
     run: str
@@ -49,6 +50,7 @@ class RunEnd:
     lost_s: float
     checkpoint: str | None
     waiting: str | None = None
+    trained: bool = True
 
     @property
     def goes_on_from(self) -> str:
@@ -116,6 +118,10 @@ class Greeting:
             self._under_way.discard(end.run)
             self._ended[end.how.partition(" ")[0]] += 1
             said = str(end)
+            if end.how == "finished" and not end.trained:
+                said += "; the loop did no step in this process"
+                if end.run in self._resumable:
+                    said += "; to train it further, say extend=True where it is started"
             if end.goes_on_from and end.run in self._resumable:
                 if end.how == "stopped":
                     said += f"; the same command {end.goes_on_from}"
