@@ -92,7 +92,7 @@ def _head(row: RunRow, now: float, width: int, wrap: int) -> list[Text]:
             else [Text(f"next save {row.next_save_step}")]
         ),
         Text.assemble(
-            "attempts left ",
+            "recovery attempts left ",
             Text("0", "bold red") if row.attempts_left == 0 else _known(row.attempts_left),
         ),
         *([] if row.job is None else [Text(f"job {plain(row.job)}")]),
