@@ -156,7 +156,10 @@ def test_in_a_terminal_it_shows_changes_as_they_are_written_and_ctrl_c_leaves_wi
         return os.read(ours, 65536).decode(errors="replace") if ready else ""
 
     try:
-        _read_until(read, "finished")
+        first = _read_until(read, "finished")
+        assert re.match(r"reading the journal \.\.\.\r\x1b\[2K(?!.*reading)", first, re.DOTALL), (
+            first
+        )
         with closing(sqlite3.connect(file)) as database, database:
             database.execute("UPDATE runs SET state = 'failed', step = 777")
         assert "failed" in _read_until(read, "777")
