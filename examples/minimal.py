@@ -2,7 +2,7 @@
 
 Run it against a local server, in two terminals:
 
-    tinker-recovery serve --port 8010 --fault poison@20
+    tinker-recovery serve --port 8010 --fault poison@30
     TINKER_BASE_URL=http://127.0.0.1:8010 TINKER_API_KEY=tml-local-key python examples/minimal.py
 
 or against the real service, with your own TINKER_API_KEY (and --model one it offers).
