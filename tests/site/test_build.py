@@ -69,9 +69,9 @@ def test_the_site_builds_strictly_and_nothing_on_it_is_loaded_from_elsewhere(
         assert "mermaid" not in loaded.classes, page
         assert "Content-Security-Policy" in text, page
     found = json.loads((built / "search" / "search_index.json").read_text())["docs"]
-    for word, page in SOUGHT.items():
+    for word, place in SOUGHT.items():
         places = {each["location"] for each in found if word in each["text"] + each["title"]}
-        assert any(each.startswith(page) for each in places), (word, places)
+        assert any(each.startswith(place) for each in places), (word, places)
         assert "<!-- generated" not in text, page
         assert "<em>On the site" not in text, page
         assert not re.search(r":(class|func|meth|mod|data|attr|exc):`", text), page
