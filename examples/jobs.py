@@ -1,6 +1,6 @@
 """Twenty supervised runs as jobs, in one script: no worker, no database server, nothing to set up.
 
-    python examples/jobs.py
+    pip install 'tinker-recovery[jobs,local]' && python examples/jobs.py
 
 trains at a local server of its own, which poisons a tenth of the runs. With TINKER_API_KEY set it
 trains at the real service (choose --model), and the jobs are kept beside the journal: interrupt it
@@ -71,10 +71,10 @@ async def main(runs: int, steps: int, model: str) -> None:
             result = await handle.result()
             recoveries += result.recoveries
             print(
-                f"{result.name}: loss {result.value:.3f} at step {result.step}, "
-                f"{result.recoveries} recoveries, {result.retries} retries"
+                f"{result.name}: loss {result.value:.3f} at step {result.step}; "
+                f"recoveries: {result.recoveries}, retries: {result.retries}"
             )
-        print(f"done: {len(handles)} jobs, {recoveries} recoveries")
+        print(f"done: {len(handles)} jobs, recoveries: {recoveries}")
 
 
 @asynccontextmanager

@@ -218,7 +218,6 @@ async def test_a_table_of_prices_in_the_policy_gives_the_cost_everywhere(
     assert sum(spent.values()) == pytest.approx(report["elapsed_s"])
     alone = json.loads(cli("report", "priced", "--json").stdout)
     assert alone == {**report, "report": None}
-    assert "such as -o priced.html" in cli("report", "priced").stderr
 
 
 async def test_the_rates_of_the_organization_price_a_run_that_had_no_table(

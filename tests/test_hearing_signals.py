@@ -17,6 +17,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from tinker_recovery.run.ending import stop_in_words
 from tinker_recovery.run.signals import STOPPED, StopSignals
 
 
@@ -198,6 +199,40 @@ def test_without_asyncio_sigterm_raises_the_same_and_the_next_one_is_not_held_ba
     assert exited.value.code == 143
     assert (signals.requested, signals.terminated) == (True, True)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# -- what stopped a run, in words ----------------------------------------------------------------
+
+
+def test_a_run_is_said_to_be_stopped_by_what_asked_first() -> None:
+    signals = StopSignals()
+    cancelled = asyncio.CancelledError()
+    assert stop_in_words(cancelled, signals) == "cancelled", "by the program itself"
+    with signals.listen_here(), contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    signals.stop()
+    assert stop_in_words(cancelled, signals) == "stopped by Ctrl-C"
+    terminated = StopSignals()
+    with contextlib.suppress(SystemExit), terminated.listen_here():
+        signal.raise_signal(signal.SIGTERM)
+    assert stop_in_words(cancelled, terminated) == "stopped by SIGTERM"
+    stopped = StopSignals()
+    stopped.stop()
+    assert stop_in_words(cancelled, stopped) == "stopped by stop()"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "stopped by Ctrl-C"),
+        (SystemExit(3), "stopped by SystemExit"),
+        (asyncio.CancelledError("CancelledError"), "cancelled"),
+    ],
+)
+def test_where_no_signal_was_heard_the_error_says_what_stopped_a_run(
+    error: BaseException, said: str
+) -> None:
+    assert stop_in_words(error, StopSignals()) == stop_in_words(error) == said
 
 
 # -- handlers that are there already -------------------------------------------------------------

@@ -344,14 +344,19 @@ async def test_tries_that_fail_are_counted_backed_off_from_and_all_that_went_wro
         await world.recover()
     (error,) = world.given_up
     assert isinstance(error, RecoveryExhausted)
-    began = [each for each in caplog.records if "recovery attempt 3 of 3" in each.getMessage()]
+    began = [
+        each for each in caplog.records if each.getMessage().endswith("recovery attempt 3 of 3")
+    ]
     assert [each.levelno for each in began] == [logging.INFO], "each attempt is"
     assert error.errors == (world.budget.errors[0], *errors)
     assert "after 3 recovery attempts without a newer checkpoint" in str(error)
     assert "corrupted at step 9" in str(error)
     assert "max_attempts" in str(error)
     assert world.slept == [1.0, 2.0]
-    assert world.messages(names.EVENT_WAITING) == ["attempt 2 of 3 in 1 s", "attempt 3 of 3 in 2 s"]
+    assert world.messages(names.EVENT_WAITING) == [
+        "recovery attempt 2 of 3 in 1 s",
+        "recovery attempt 3 of 3 in 2 s",
+    ]
     assert world.messages(names.EVENT_STARTED) == [f"recovery attempt {n} of 3" for n in (1, 2, 3)]
     assert world.messages(names.EVENT_FAILED) == [
         f"recovery attempt {n} failed: {word}" for n, word in ((1, "one"), (2, "two"), (3, "three"))

@@ -92,7 +92,7 @@ class _Run:
         limit = (f"a{self._attempts}", None)
         note_fault(self.connection, self.id, found, limit, now, recovers=True)
         self.event(names.EVENT_DETECTED, f"{kind} at step {step}", now)
-        self.event(names.EVENT_STARTED, "attempt 1 of 3 at a recovery", now)
+        self.event(names.EVENT_STARTED, "recovery attempt 1 of 3", now)
 
     def recovered(self, path: str, step: int, now: float) -> None:
         """It goes on from a checkpoint."""

@@ -193,10 +193,12 @@ def test_serve_on_a_port_that_is_taken_says_so_and_what_to_do() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_commands_list_their_help_without_importing_the_sdk() -> None:
+@pytest.mark.parametrize("command", [[], ["watch"], ["runs"], ["report"]])
+def test_the_commands_list_their_help_without_importing_the_sdk(command: list[str]) -> None:
     code = (
         "import sys; from click.testing import CliRunner; from tinker_recovery.cli import main; "
-        "CliRunner().invoke(main, ['--help']); print('uvicorn' in sys.modules)"
+        f"CliRunner().invoke(main, {[*command, '--help']}); "
+        "print(bool({'uvicorn', 'tinker', 'pydantic'} & set(sys.modules)))"
     )
     done = subprocess.run(  # noqa: S603 - our own command
         [sys.executable, "-c", code],

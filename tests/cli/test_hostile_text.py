@@ -248,6 +248,7 @@ async def test_what_arguments_and_the_service_say_is_shown_as_text(
 ) -> None:
     monkeypatch.setenv("TINKER_API_KEY", "tml-key")
     monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)  # for what is written into the current folder
     journal = tmp_path / "journal.sqlite3"
     await _write(journal, HOSTILE)
     async with hostile(_answers) as server:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import anyio.to_thread
 import httpx
@@ -40,12 +41,12 @@ def _serving(*arguments: str, said: list[str] | None = None) -> Iterator[str]:
             (said if said is not None else []).extend(server.stdout.read().splitlines())
 
 
-async def _kinds(monkeypatch: pytest.MonkeyPatch, url: str) -> list[str]:
+async def _kinds(monkeypatch: pytest.MonkeyPatch, url: str, **start: Any) -> list[str]:
     """The faults that a run there recovers from."""
     monkeypatch.setenv("TINKER_BASE_URL", url)
     monkeypatch.setenv("TINKER_API_KEY", KEY)
     async with Supervisor(quick()) as supervisor:
-        await supervisor.run(functools.partial(train, steps=22), base_model=MODEL, rank=8)
+        await supervisor.run(functools.partial(train, steps=22), base_model=MODEL, rank=8, **start)
     return [each.fault.kind.value for each in supervisor.runs[0].recoveries]
 
 
@@ -56,6 +57,18 @@ async def test_a_server_is_started_with_its_faults(monkeypatch: pytest.MonkeyPat
     poison, gone = (line.partition(" ")[2] for line in said if " strikes " in line and ":" in line)
     assert re.fullmatch(r"poison strikes \w+ at step 7 of session-\w+:train:0", poison)
     assert re.fullmatch(r"gone strikes \w+ at step 12 of session-\w+:train:0", gone)
+
+
+async def test_the_server_names_the_run_that_a_fault_strikes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    with _serving("--fault", "poison@7", "--fault", "gone:forward_backward@12", said=said) as url:
+        await _kinds(monkeypatch, url, name="sft-42")
+    strikes = [line for line in said if " strikes " in line and ":" in line]
+    assert len(strikes) == 2
+    for line in strikes:
+        assert re.search(r" at step (7|12) of sft-42, session-\w+:train:0$", line)
 
 
 async def test_a_fault_that_lasts_is_said_once_by_the_server(

@@ -48,6 +48,18 @@ async def _left_run() -> str:
     return supervisor.runs[0].segments[0].run_id
 
 
+async def test_without_a_key_it_says_what_it_asks_the_service_for(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    del local
+    monkeypatch.delenv("TINKER_API_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = await _recover("sft-42")
+    assert done.exit_code == 2
+    assert "recover has the service load the checkpoint, so it needs what training " in done.stderr
+    assert "there is no API key for the service: set TINKER_API_KEY" in done.stderr
+
+
 def _paths(local: LocalTinker, run_id: str) -> dict[int, str]:
     return {each.steps: each.path for each in local.checkpoints(run_id)}
 

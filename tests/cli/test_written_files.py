@@ -122,6 +122,27 @@ def test_a_page_that_was_there_keeps_the_rights_its_owner_gave_it(
     assert page.stat().st_mode & 0o777 == 0o644
 
 
+def test_without_a_place_the_page_is_written_here_by_the_runs_name_and_replaces_nothing(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    arguments = ["report", NAME, "--journal", str(written)]
+    done = CliRunner().invoke(main, [*arguments, "--json"])
+    assert (done.exit_code, list(here.iterdir())) == (0, []), "the figures alone"
+    done = CliRunner().invoke(main, arguments)
+    (page,) = here.iterdir()
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == f"wrote {page.name}: open it in a browser"
+    assert page.suffix == ".html"
+    page.write_text("mine")
+    done = CliRunner().invoke(main, arguments)
+    assert (done.exit_code, page.read_text()) == (3, "mine")
+    assert f"there is a {page.name} already: -o {page.name} replaces it" in done.stderr
+    assert list(here.iterdir()) == [page]
+
+
 @as_root
 def test_nothing_is_written_into_the_folder_of_somebody_else(written: Path, tmp_path: Path) -> None:
     folder = tmp_path / "theirs"

@@ -31,7 +31,7 @@ async def test_one_script_trains_jobs_without_any_server_and_survives_poisoned_b
     await example.run(6, 12, "Qwen/Qwen3-8B")
     monkeypatch.delitem(sys.modules, "jobs")
     said = capsys.readouterr().out.splitlines()
-    assert said[-1] == "done: 6 jobs, 2 recoveries"
+    assert said[-1] == "done: 6 jobs, recoveries: 2"
     assert [line.partition(":")[0] for line in said[:-1]] == [f"sweep-{n:02}" for n in range(6)]
     assert all("at step 12" in line for line in said[:-1])
 

@@ -326,13 +326,13 @@ async def test_a_run_that_was_only_opened_is_left_as_it_was_found(
 ) -> None:
     first = await _open(recorder)
     await first.attempt_begins(1, "a1", "session:train:0", 0, None)
-    await first.end("stopped", "CancelledError")
+    await first.end("stopped", "cancelled")
     second = await _open(recorder)
     await second.begin(request(), anew=False)
     await second.end(None)
     view = read_run(file, "sft")
     assert view is not None
-    assert (view.state, view.detail) == ("stopped", "CancelledError")
+    assert (view.state, view.detail) == ("stopped", "cancelled")
 
 
 @pytest.mark.parametrize("ticks", range(6))

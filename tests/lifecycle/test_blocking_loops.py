@@ -67,6 +67,33 @@ async def test_a_plain_function_is_recovered_wherever_it_blocks(
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("attempts", r"supervisor\.run\(train, name=\.\.\., base_model=\.\.\.\) with def train"),
+        ("group", r"supervisor\.run\(train, "),
+        ("events", r"async with Supervisor\(\).*on_event="),
+        ("watch", r"async with Supervisor\(\)"),
+        ("run_cookbook", r"async with Supervisor\(\)"),
+        ("runs", r"supervisor\.supervisor\.runs"),
+        ("stop", r"supervisor\.supervisor\.stop"),
+        ("nothing", r"has no attribute 'nothing'$"),
+    ],
+)
+async def test_what_only_asyncio_has_says_what_to_use_after_with(
+    local: LocalTinker, name: str, said: str
+) -> None:
+    del local
+
+    def use() -> None:
+        with Supervisor(policy()) as supervisor:
+            assert not hasattr(supervisor, "__deepcopy__")
+            with pytest.raises(AttributeError, match=said):
+                getattr(supervisor, name)
+
+    await anyio.to_thread.run_sync(use)
+
+
 async def test_a_plain_function_runs_beside_the_event_loop_not_in_it(local: LocalTinker) -> None:
     where: list[threading.Thread] = []
 

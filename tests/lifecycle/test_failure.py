@@ -135,7 +135,7 @@ async def test_the_last_look_for_progress_does_not_wait_for_a_listing_that_is_re
                 local.inject(FaultRule("status", request="run_checkpoints", status=422, times=9))
 
     clock = InstantClock(poll_interval_s=POLL_S)
-    with pytest.raises(RecoveryExhausted, match="1 recovery attempts without a newer checkpoint"):
+    with pytest.raises(RecoveryExhausted, match="1 recovery attempt without a newer checkpoint"):
         async with Supervisor(
             policy(poll_interval_s=POLL_S, max_attempts=1),
             clock=clock.clock,

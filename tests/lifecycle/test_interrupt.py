@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from inspection import sessions_of_runs
 from loops import STARTED_WITHIN_S, interrupted, most_steps, process, until
 
+from tinker_recovery.cli import main
+from tinker_recovery.journal import default_path
+from tinker_recovery.journal.reading import read_runs
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing.actions import Request
 
@@ -32,6 +36,13 @@ async def test_ctrl_c_in_the_middle_of_a_step_ends_the_process_as_an_interrupt(
         errors = await interrupted(training)
     assert _is_only_the_interrupt(errors), errors
     assert list(sessions_of_runs(local).values()) == ["interrupted"]
+    assert [(run.state, run.detail) for run in read_runs(default_path())] == [
+        ("stopped", "stopped by Ctrl-C")
+    ]
+    for command in ("show", "watch --once"):
+        shown = CliRunner().invoke(main, [*command.split(), "minimal"]).stdout
+        assert shown.count("stopped by Ctrl-C") == 1, shown
+        assert "stopped: " not in shown
 
 
 @pytest.mark.parametrize("asked", ["load_weights", "create_model"])

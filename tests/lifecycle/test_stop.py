@@ -25,6 +25,7 @@ from tinker_recovery.testing import FaultRule, LocalTinker
 
 SAVES: Any = {"save_every": 100_000, "save_at_start": False, "save_at_end": False}
 START: Any = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "stopped"}
+BY_STOP = ("stopped", "stopped by stop()")
 NOT_HEARD = "Ctrl-C and SIGTERM are not heard"
 
 
@@ -137,7 +138,7 @@ async def test_a_job_in_a_thread_is_stopped_from_another_with_its_last_step_save
     for saved, steps in _saved_last(local):
         assert saved == steps > 0
     assert set(training_sessions(local).values()) == {"interrupted"}
-    assert {run.state for run in read_runs(journal)} == {"stopped"}
+    assert {(run.state, run.detail) for run in read_runs(journal)} == {BY_STOP}
 
 
 async def test_a_script_without_asyncio_is_stopped_from_another_thread(
@@ -156,7 +157,7 @@ async def test_a_script_without_asyncio_is_stopped_from_another_thread(
     assert isinstance(job.ended_with, asyncio.CancelledError), repr(job.ended_with)
     ((saved, steps),) = _saved_last(local)
     assert saved == steps
-    assert [run.state for run in read_runs(journal)] == ["stopped"]
+    assert [(run.state, run.detail) for run in read_runs(journal)] == [BY_STOP]
 
 
 async def test_a_stop_ends_what_the_loop_was_submitting_and_not_after_its_limit(

@@ -42,7 +42,7 @@ async def test_a_backoff_says_which_attempt_comes_when(local: LocalTinker) -> No
         max_backoff_s=60.0,
     )
     said = [each.message for each in events if each.name == names.EVENT_WAITING]
-    assert said == ["attempt 2 of 3 in 5 s"]
+    assert said == ["recovery attempt 2 of 3 in 5 s"]
 
 
 async def test_the_checkpoints_passed_over_are_named_with_the_reason(local: LocalTinker) -> None:

@@ -43,6 +43,15 @@ def test_once_shows_the_state_of_each_run(written: Path) -> None:
     assert f"saved at step {STEPS}" in shown
 
 
+def test_tries_at_a_recovery_are_called_recovery_attempts_on_every_screen(written: Path) -> None:
+    _, many, _ = _watch("--journal", str(written), "--once")
+    _, one, _ = _watch(NAME, "--journal", str(written), "--once")
+    page = CliRunner().invoke(main, ["report", NAME, "--journal", str(written), "-o", "-"]).stdout
+    for shown in (many, one, page):
+        assert "recovery attempts left" in shown
+        assert not re.search(r"(?<!recovery )attempts left|\btries\b", shown)
+
+
 def test_one_run_is_shown_with_its_curve_its_attempts_incidents_and_events(written: Path) -> None:
     status, shown, _ = _watch(NAME, "--journal", str(written), "--once")
     assert status == 0
@@ -147,7 +156,10 @@ def test_in_a_terminal_it_shows_changes_as_they_are_written_and_ctrl_c_leaves_wi
         return os.read(ours, 65536).decode(errors="replace") if ready else ""
 
     try:
-        _read_until(read, "finished")
+        first = _read_until(read, "finished")
+        assert re.match(r"reading the journal \.\.\.\r\x1b\[2K(?!.*reading)", first, re.DOTALL), (
+            first
+        )
         with closing(sqlite3.connect(file)) as database, database:
             database.execute("UPDATE runs SET state = 'failed', step = 777")
         assert "failed" in _read_until(read, "777")

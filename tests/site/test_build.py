@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,15 @@ from documents import ROOT
 
 LOADS = {"src", "srcset", "data", "poster"}
 """Attributes that have a browser load something; ``href`` does of a link element alone."""
+
+SOUGHT = {
+    "lag": "checkpoints/#",
+    "Duplicate": "scripts/#",
+    "lineage": "glossary/",
+    "Hyperparameters": "scripts/#where-a-run-starts",
+    "get_tokenizer": "testing/",
+}
+"""What people have looked for, and the page that answers it."""
 
 
 class _Loaded(HTMLParser):
@@ -58,6 +68,10 @@ def test_the_site_builds_strictly_and_nothing_on_it_is_loaded_from_elsewhere(
         # The theme's script would load these from a CDN; the policy keeps a browser from it.
         assert "mermaid" not in loaded.classes, page
         assert "Content-Security-Policy" in text, page
+    found = json.loads((built / "search" / "search_index.json").read_text())["docs"]
+    for word, place in SOUGHT.items():
+        places = {each["location"] for each in found if word in each["text"] + each["title"]}
+        assert any(each.startswith(place) for each in places), (word, places)
         assert "<!-- generated" not in text, page
         assert "<em>On the site" not in text, page
         assert not re.search(r":(class|func|meth|mod|data|attr|exc):`", text), page

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from tinker_recovery.telemetry.text import as_text
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -101,6 +99,8 @@ def plain_console(*, stderr: bool = False) -> Console:
     """
     from rich.console import Console
 
+    from tinker_recovery.telemetry.text import as_text
+
     class TextConsole(Console):
         def render_str(self, text: str, **how: Any) -> Text:
             # Before rich makes a Text of it, which would leave some control characters out.
@@ -111,6 +111,8 @@ def plain_console(*, stderr: bool = False) -> Console:
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print lines, with what comes from elsewhere in them as the text it is."""
+    from tinker_recovery.telemetry.text import as_text
+
     click.echo(as_text(text, lines=True), err=err)
 
 

@@ -23,7 +23,7 @@ def command(*, as_json: bool) -> None:
 
     \b
     recover   go back to a checkpoint at once
-    wait      back off first, for up to the policy's max_wait_s; costs no attempt
+    wait      back off first, for up to the policy's max_wait_s; costs no recovery attempt
     give_up   the error reaches your loop unchanged, because trying again cannot help
 
     The policy's retryable_errors are checked first; after that, the first row that matches applies.

@@ -21,6 +21,7 @@ from tinker_recovery.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from tinker_recovery.errors import UsageError
     from tinker_recovery.recovery.dry_run import Proof
 
 NOT_RESTORED, WRONG = 1, 2
@@ -62,8 +63,8 @@ def command(
     is finished, because no session can be handed to another process. The run, its checkpoints and
     the journal stay unchanged.
 
-    This costs one session and no tokens. Whether the service really restores the optimizer is not
-    checked here: see `tinker-recovery doctor`.
+    This asks the service, so it needs an API key. It costs one session and no tokens. Whether the
+    service really restores the optimizer is not checked here: see `tinker-recovery doctor`.
 
     A run that is being trained recovers by itself and is refused here, except with --checkpoint.
     Deadlines are settings, see `tinker-recovery config show`.
@@ -100,7 +101,7 @@ def command(
     except NoSuchRun as error:
         refuse(redact(str(error)), NO_SUCH_RUN)
     except UsageError as error:
-        refuse(redact(str(error)), WRONG)
+        refuse(redact(f"{_asked_for(error)}{error}"), WRONG)
     except ServiceUnusable as error:
         refuse_because(error)
     except (StatusError, JournalError) as error:
@@ -114,6 +115,15 @@ def command(
         echo(json.dumps(_as_json(proof)))
         return
     _show(proof)
+
+
+def _asked_for(error: UsageError) -> str:
+    """Why a key is asked for, if it is: commands that only look at the journal need none."""
+    from tinker_recovery.errors import StatusError
+
+    if isinstance(error.__context__, StatusError):
+        return "recover has the service load the checkpoint, so it needs what training needs: "
+    return ""
 
 
 def _as_json(proof: Proof) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -40,8 +41,8 @@ _EVENTS = 2000
     "--output",
     metavar="FILE.html",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="Where to write the page; an existing file is replaced, a pipe or - is written to. May be "
-    "left out with --json.",
+    help="Where to write the page; an existing file is replaced, a pipe or - is written to. "
+    "Default: RUN.html in this folder, if there is no such file yet; nowhere with --json.",
 )
 @journal_option
 @service_option
@@ -74,14 +75,13 @@ def command(
         tinker-recovery report poisoned --journal demo -o poisoned.html
 
     Exit status: 0; 1 if there is no such run; 2 for a wrong option; 3 if the journal cannot be read
-    or the page cannot be written.
+    or the page cannot be written, or, without -o, would replace a file.
     """
-    if output is None and not as_json:
-        raise click.UsageError(
-            f"-o is missing: where the page goes, such as -o {_file_name(run)}, or - for standard "
-            "output (or --json, for the figures alone)"
-        )
     path = journal_file(journal)
+    if output is None and not as_json:
+        output = Path(_file_name(run))
+        if os.path.lexists(output):
+            refuse(f"there is a {output} already: -o {output} replaces it, or choose another -o")
     figures = write_report(path, run, output, service=service, prices=prices)
     to_stdout = output is not None and goes_to_stdout(output)
     if as_json:

@@ -21,7 +21,6 @@ from tinker_recovery.cli.common import (
 )
 from tinker_recovery.cli.records import Cell, Column, Record, show_records
 from tinker_recovery.cli.states import STYLES, named_option, state_option, trouble, with_quiet
-from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from tinker_recovery.journal.summary import RunSummary
@@ -104,6 +103,8 @@ def command(
     console = plain_console()
     show_records(console, _COLUMNS, [_record(each, now) for each in runs])
     if console.is_terminal and (len(runs) < len(found) or not found):
+        from tinker_recovery.telemetry.text import counted
+
         echo(f"{len(runs)} of {counted(len(found), 'run')}" if found else "no runs yet")
 
 

@@ -113,7 +113,8 @@ def command(  # noqa: PLR0913 - one for each option
         )
 
     def struck(fault: FiredFault) -> None:
-        where = f" at step {fault.step} of {fault.run}" if fault.run else ""
+        named = f"{fault.name}, " if fault.name else ""
+        where = f" at step {fault.step} of {named}{fault.run}" if fault.run else ""
         with contextlib.suppress(OSError):  # a closed pipe is no fault of the service's
             echo(f"{time.strftime('%H:%M:%S')} {fault.rule.action} strikes {fault.request}{where}")
 

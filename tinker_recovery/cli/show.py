@@ -122,16 +122,19 @@ _INCIDENTS = (
 )
 
 
+def _state(view: RunView) -> str:
+    state = with_quiet(view.display_state, view.quiet_since, time.time())
+    if view.detail.startswith(f"{state} "):
+        return indented(view.detail)  # "stopped by Ctrl-C" says both
+    return f"{state}: {indented(view.detail)}" if view.detail else state
+
+
 def _show(view: RunView, figures: ReportFigures, events: list[EventView]) -> None:
     from tinker_recovery.report import event_in_words
     from tinker_recovery.report.words import iso, moment, tokens, usd
 
     console = plain_console()
-    # That a blocking loop was cancelled is how it was stopped, and says nothing more.
-    known = view.detail and (view.state, view.detail) != ("stopped", "CancelledError")
-    detail = f": {indented(view.detail)}" if known else ""
-    state = with_quiet(view.display_state, view.quiet_since, time.time())
-    say(console, f"run {indented(view.name)}: {state}{detail}, at step {view.step}")
+    say(console, f"run {indented(view.name)}: {_state(view)}, at step {view.step}")
     say(console, f"lineage {view.lineage} at {view.service}, begun {moment(view.created)}")
     if (by := view.holder) is not None and view.live:
         say(

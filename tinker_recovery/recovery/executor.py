@@ -343,7 +343,8 @@ class Executor:
         if delay_s > 0:
             if counted is not None:
                 run, number = counted
-                message = f"attempt {number} of {self._policy.max_attempts} in {delay_s:.3g} s"
+                of = self._policy.max_attempts
+                message = f"recovery attempt {number} of {of} in {delay_s:.3g} s"
                 self._events.emit(names.EVENT_WAITING, run, message, {names.TRY: attempt})
             with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.TRY: attempt}):
                 await self._clock.sleep(delay_s)

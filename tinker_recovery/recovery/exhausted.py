@@ -8,6 +8,7 @@ from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.recoverable import Recoverable
 from tinker_recovery.service.base import Endpoint
 from tinker_recovery.service.contact import unusable_by
+from tinker_recovery.telemetry.text import counted
 
 
 def exhausted(
@@ -28,10 +29,11 @@ def exhausted(
         patience: Whether it was the waiting for the service that came to its limit.
     """
     errors = run.budget.errors
+    attempts = counted(policy.max_attempts, "recovery attempt")
     spent = (
         f"{policy.max_wait_s:g} s of waiting for the service"
         if patience
-        else f"{policy.max_attempts} recovery attempts without a newer checkpoint in between"
+        else f"{attempts} without a newer checkpoint in between"
     )
     step = fault.step if fault.failed_step is None else fault.failed_step
     setting = "max_wait_s" if patience else "max_attempts"
@@ -42,7 +44,7 @@ def exhausted(
         f"{fault.kind.value} at step {step}; what went wrong, in order: "
         f"{folded(repr(error) for error in errors)}. {why} run the same command again, which "
         "resumes a run with a name= from its newest checkpoint, or raise "
-        f"{setting}; `tinker-recovery show {run.name}` has each try",
+        f"{setting}; `tinker-recovery show {run.name}` has each of them",
         run=run.name,
         errors=errors,
     )

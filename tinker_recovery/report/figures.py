@@ -20,7 +20,7 @@ class ReportFigures:
     Attributes:
         steps: Optimizer steps in its weights.
         attempts: Attempts at the loop.
-        attempts_left: Recoveries it may still try.
+        attempts_left: Recovery attempts left.
         incidents: Faults.
         recoveries: Faults it recovered from.
         replayed_steps: Steps that had to be done again.

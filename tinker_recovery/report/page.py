@@ -160,7 +160,7 @@ def _figures(figures: ReportFigures) -> Markup:
     rows = [
         ("optimizer steps in the weights", number(figures.steps)),
         ("attempts at the loop", number(figures.attempts)),
-        ("recoveries it may still try", number(figures.attempts_left)),
+        ("recovery attempts left", number(figures.attempts_left)),
         ("faults", number(figures.incidents)),
         ("recoveries", number(figures.recoveries)),
         ("from detection to hand-over", _median_and_longest(figures.handover_s)),

@@ -19,6 +19,19 @@ _TOP, _LANE, _BAR = 28, 30, 16
 _LANES = ("trains", "recovers", "saves")
 _BOTTOM = _TOP + _LANE * len(_LANES)
 
+_HEADS = (
+    "no.",
+    "detected",
+    "fault",
+    "detected by",
+    "at step",
+    "back to",
+    "done again",
+    "recovery attempts",
+    "time to hand-over",
+    "outcome",
+)
+
 _OUTCOMES = {
     "recovered": "recovered",
     "given_up": "given up",
@@ -155,10 +168,9 @@ def _incidents(run: RunView) -> Markup:
         )
         for index, each in enumerate(run.incidents, 1)
     ]
-    heads = ("no.", "detected", "fault", "detected by", "at step", "back to", "done again", "tries")
     return table(
         "Incidents",
-        (*heads, "time to hand-over", "outcome"),
+        _HEADS,
         rows,
         numeric=(0, 4, 5, 6, 7, 8),
         name="incident",

@@ -16,7 +16,7 @@ import queue
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -190,6 +190,16 @@ class BlockingSupervisor(Generic[_S]):
             self._opening.__exit__(None, None, None)
             self._signals.__exit__(None, None, None)
 
+    if not TYPE_CHECKING:  # with it, every name would be taken for one that there is
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}"
+                + _instead(name, vars(self).get("supervisor")),
+                name=name,
+                obj=self,
+            )
+
     def run(self, train: Callable[[Attempt], _T], **start: Unpack[StartOptions]) -> _T:
         """Run ``train(attempt)`` until one attempt comes to its end; returns what that returned.
 
@@ -251,6 +261,23 @@ class BlockingSupervisor(Generic[_S]):
                 if not done.cancelled():
                     done.set_result(outcome)
         return None
+
+
+def _instead(name: str, supervisor: object) -> str:
+    """What to use, in a script without asyncio, in place of what only the Supervisor has."""
+    if name in {"attempts", "group"}:
+        return (
+            f": {name}() is for `async with Supervisor()`. After `with`, the loop is a function: "
+            "supervisor.run(train, name=..., base_model=...) with def train(attempt), called again "
+            "from attempt.start_step after a fault"
+        )
+    if name in {"events", "watch", "run_cookbook"}:
+        return f": {name}() is for `async with Supervisor()`" + (
+            "; Supervisor(on_event=...) is called with each event" if name == "events" else ""
+        )
+    if not name.startswith("_") and hasattr(type(supervisor), name):
+        return f": it is the Supervisor's own, supervisor.supervisor.{name}"
+    return ""
 
 
 def _carry_out(function: Callable[[], Any]) -> _Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from tinker_recovery.service.base import RUN_FINISHED
@@ -9,6 +10,7 @@ from tinker_recovery.telemetry.greeting import RunEnd
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
+    from tinker_recovery.run.signals import StopSignals
     from tinker_recovery.run.supervised import SupervisedRun
     from tinker_recovery.service.base import CloseStatus
 
@@ -31,6 +33,22 @@ def end_of(run: SupervisedRun, error: BaseException | None) -> RunEnd:
         waiting=None if error is None else waiting,
         trained=any(each.client.step > each.start_step for each in run.attempts),
     )
+
+
+def stop_in_words(error: BaseException, signals: StopSignals | None = None) -> str:
+    """What stopped a run, as far as is known.
+
+    Args:
+        error: What its loop was left by.
+        signals: What its process was asked to stop by; None where that is not known.
+    """
+    if signals is not None and signals.by is not None:
+        return f"stopped by {signals.by}"
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C"
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return f"stopped by {type(error).__name__}"
 
 
 def _newest(run: SupervisedRun) -> tuple[str | None, str | None]:

@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from tinker_recovery.faults import Fault
 from tinker_recovery.journal import RunRecord
+from tinker_recovery.run.ending import stop_in_words
 from tinker_recovery.shielding import to_the_end
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class RunJournal:
         elif isinstance(error, Exception):
             await self._record.end("failed", f"{type(error).__name__}: {error}")
         else:
-            await self._record.end("stopped", type(error).__name__)
+            await self._record.end("stopped", stop_in_words(error, self._run.signals))
 
 
 def _plan(attempt: AttemptScope) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from tinker_recovery.recovery.discovery import (
 )
 from tinker_recovery.recovery.resume import RunSnapshot, snapshot_of, until_read
 from tinker_recovery.run.claiming import Claiming
+from tinker_recovery.run.ending import stop_in_words
 from tinker_recovery.run.held_words import while_held
 from tinker_recovery.run.options import StartPlan
 from tinker_recovery.run.same_start import (
@@ -185,7 +186,7 @@ async def leave_unopened(record: RunRecord, error: BaseException) -> None:
     elif isinstance(error, Exception):
         await record.end("failed", f"{type(error).__name__}: {error}")
     else:
-        await record.end("stopped", type(error).__name__)
+        await record.end("stopped", stop_in_words(error))
 
 
 def _check_lineage(record: RunRecord, lineage: str | None, *, named: bool) -> None:

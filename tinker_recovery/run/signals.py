@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -31,7 +32,8 @@ logger = logging.getLogger(SCOPE)
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that SIGTERM ended, as the shell tells it."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+"""What is heard, as people call it."""
 
 
 class _Installed:
@@ -101,6 +103,8 @@ class StopSignals:
         """By Ctrl-C, SIGTERM or ``stop()``, or by whoever sets it."""
         self.terminated = False
         """By SIGTERM."""
+        self.by: str | None = None
+        """What asked first: ``Ctrl-C``, ``SIGTERM`` or ``stop()``; None as long as nothing has."""
         self._stopped = False
         self._saves = saves
         self._ends: list[Callable[[], object]] = []
@@ -111,10 +115,15 @@ class StopSignals:
     def stop(self) -> APIFuture[None]:
         """See :meth:`Supervisor.stop`; from any thread, and from a signal handler."""
         if not self.over:
-            self._stopped = self.requested = True
+            self._stopped = True
+            self._note("stop()")
             for end in list(self._ends):
                 end()
         return AwaitableConcurrentFuture(self._left)
+
+    def _note(self, by: str) -> None:
+        self.by = self.by or by
+        self.requested = True
 
     def note_left(self) -> None:
         """The Supervisor has been left."""
@@ -203,18 +212,16 @@ class StopSignals:
 
     @contextmanager
     def _heard(self, on_sigterm: Callable[[], object]) -> Iterator[None]:
-        def note() -> None:
-            self.requested = True
-
         def terminate() -> None:
             self.terminated = True
             on_sigterm()
 
         mine: list[_Installed] = []
-        for number in _SIGNALS:
+        for number, called in _SIGNALS.items():
             there = signal.getsignal(number)
             ends = number == signal.SIGTERM and there is signal.SIG_DFL
             if callable(there) or ends:  # neither ignored, nor another language's
+                note = functools.partial(self._note, called)
                 mine.append(_Installed(number, there, note, terminate))
                 _installed.append(mine[-1])
                 signal.signal(number, mine[-1])

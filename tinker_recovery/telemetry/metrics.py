@@ -170,7 +170,7 @@ class _Instruments:
         self.lag = seconds(DETECTION_LAG, "How long a fault can have gone unseen.")
         self.save = seconds(SAVE_DURATION, "What a save takes once its turn has come.")
         self.attempt = meter.create_counter(
-            RECOVERY_ATTEMPT, unit="{attempt}", description="Tries at recovering, by outcome."
+            RECOVERY_ATTEMPT, unit="{attempt}", description="Recovery attempts, by outcome."
         )
         self.poll_error = meter.create_counter(
             POLL_ERROR, unit="{error}", description="Status reads that failed."

@@ -157,6 +157,16 @@ class Checkpoints:
                 found.append(facts)
         return found
 
+    def name_of(self, run_id: str) -> str:
+        """What tinker_recovery's user calls a run, by the metadata of its checkpoints; or empty."""
+        for facts in self._store.checkpoints(run_id, "weights"):
+            metadata = facts["user_metadata"] or {}
+            name = str(metadata.get("tinker_recovery.run_name", ""))
+            # A run without a name of its own has its lineage there.
+            if name and name != metadata.get("tinker_recovery.lineage"):
+                return name
+        return ""
+
     def every(self, run_id: str) -> list[Facts]:
         """A run's checkpoints of every kind, oldest first."""
         found = [facts for kind in KINDS for facts in self.of(run_id, kind)]

@@ -25,6 +25,8 @@ class FiredFault:
         at: Seconds since the epoch.
         monotonic: Seconds of the monotonic clock.
         request: The kind of request that was struck.
+        name: What tinker_recovery's user calls the run, by the metadata of its checkpoints; empty
+            if they have none.
     """
 
     rule: FaultRule
@@ -33,6 +35,7 @@ class FiredFault:
     at: float = field(default_factory=time.time)
     monotonic: float = field(default_factory=time.monotonic)
     request: str = ""
+    name: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +94,9 @@ class FaultBook:
         self._fired: list[FiredFault] = []
         self.parent_of: Callable[[str], str | None] = lambda _: None
         """The Tinker run whose checkpoint another was begun from; its host knows."""
+        self.name_of: Callable[[str], str] = lambda _: ""
+        """What a Tinker run's user calls it, if its own checkpoints say; its host knows."""
+        self._names: dict[str, str] = {}
 
     def add(self, rule: FaultRule) -> None:
         """Add a rule; earlier rules are asked first."""
@@ -154,7 +160,8 @@ class FaultBook:
                     and at_step
                     and rule.matches(request, run, polled, before)
                 ):
-                    fired = FiredFault(rule, run or "", step or 0, request=request)
+                    name = self._name(run, before)
+                    fired = FiredFault(rule, run or "", step or 0, request=request, name=name)
                     first, entry.struck = not entry.struck, True
                     self._use(entry, now)
                     self._fired.append(fired)
@@ -164,6 +171,16 @@ class FaultBook:
         if first:
             self._struck(fired)
         return Strike(entry, now)
+
+    def _name(self, run: str | None, before: list[str]) -> str:
+        if run is None:
+            return ""
+        if run not in self._names:
+            known = next(filter(None, map(self.name_of, [run, *before])), "")
+            if not known:
+                return ""
+            self._names[run] = known
+        return self._names[run]
 
     def _before(self, run: str | None) -> list[str]:
         before: list[str] = []

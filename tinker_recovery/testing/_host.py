@@ -130,6 +130,7 @@ class Host:
     ) -> None:
         self.state = ServiceState(Store(root), book, options, wall)
         book.parent_of = self.state.parent_of
+        book.name_of = self.state.checkpoints.name_of
         self._restart = options.restart
         self._address: tuple[str, int] = listener.getsockname()
         self._listener = listener

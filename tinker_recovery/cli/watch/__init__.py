@@ -23,6 +23,7 @@ from tinker_recovery.cli.common import (
     service_option,
 )
 from tinker_recovery.cli.states import named_option, state_option
+from tinker_recovery.cli.watch.beginning import Beginning
 from tinker_recovery.cli.watch.chosen import Chosen
 
 if TYPE_CHECKING:
@@ -99,27 +100,47 @@ def command(  # noqa: PLR0913 - its options
     Exit status: 0, also after Ctrl-C; 1 if there is no such run; 2 for a wrong option; 3 if the
     journal or the file cannot be read.
     """
-    from tinker_recovery.errors import JournalError
-
     if events is not None and journal is not None:
         raise click.UsageError("--events and --journal do not go together: give one")
-    console = plain_console()
+    chosen = Chosen(run, service, frozenset(states), named=named)
+    # What reads takes seconds to import on a slow machine.
+    begun = Beginning(events=events is not None, shown=not as_json)
     try:
-        chosen = Chosen(run, service, frozenset(states), named=named)
-        source = _source(chosen, journal, events, once=once)
-        if once:
-            _print_once(source, console, run, as_json=as_json)
-        elif console.is_terminal and not as_json:
-            _show(source, console, run, interval_s)
-        else:
-            _print_changes(source, chosen, interval_s, as_json=as_json)
+        _watch(chosen, journal, events, interval_s, begun, once=once, as_json=as_json)
     except KeyboardInterrupt:
         pass  # the normal way to quit
+    finally:
+        begun.over()
+
+
+def _watch(
+    chosen: Chosen,
+    journal: Path | None,
+    events: str | None,
+    interval_s: float,
+    begun: Beginning,
+    *,
+    once: bool,
+    as_json: bool,
+) -> None:
+    from tinker_recovery.errors import JournalError
+
+    console, run = plain_console(), chosen.run
+    try:
+        source = _source(chosen, journal, events, once=once)
+        if once:
+            _print_once(source, console, run, begun, as_json=as_json)
+        elif console.is_terminal and not as_json:
+            _show(source, console, run, interval_s, begun)
+        else:
+            _print_changes(source, chosen, interval_s, as_json=as_json)
     except JournalError as error:
+        begun.over()
         refuse_because(error)
     except BrokenPipeError:
         raise  # click exits silently: the reader has closed the pipe
     except OSError as error:
+        begun.over()
         refuse(f"{events}: {error.strerror or error}")
 
 
@@ -135,7 +156,9 @@ def _source(chosen: Chosen, journal: Path | None, events: str | None, *, once: b
     return JournalSource(path, chosen)
 
 
-def _print_once(source: WatchSource, console: Console, run: str | None, *, as_json: bool) -> None:
+def _print_once(
+    source: WatchSource, console: Console, run: str | None, begun: Beginning, *, as_json: bool
+) -> None:
     from tinker_recovery.cli.watch.overview import print_plainly
 
     rows = source.rows()
@@ -144,7 +167,9 @@ def _print_once(source: WatchSource, console: Console, run: str | None, *, as_js
         return
     if console.is_terminal or not rows:
         # All of them: it is not cut to the height of the screen, which scrolls.
-        console.print(_render(source, rows, source.news(), console, run, height=sys.maxsize))
+        whole = _render(source, rows, source.news(), console, run, height=sys.maxsize)
+        begun.over()
+        console.print(whole)
     elif run is None:
         print_plainly(console, rows)
     else:
@@ -186,7 +211,9 @@ def _render(
     )
 
 
-def _show(source: WatchSource, console: Console, run: str | None, interval_s: float) -> None:
+def _show(
+    source: WatchSource, console: Console, run: str | None, interval_s: float, begun: Beginning
+) -> None:
     """A live view, which stays on the screen afterwards."""
     from rich.console import Group
     from rich.live import Live
@@ -194,19 +221,24 @@ def _show(source: WatchSource, console: Console, run: str | None, interval_s: fl
 
     events: deque[EventText] = deque(maxlen=_SHOWN_EVENTS)
     service = None
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
-            rows = source.rows()
-            if run is not None and rows and rows[0].service != service:
-                service = rows[0].service
-                events.clear()  # the newest run of that name is one at another service
-            events.extend(source.news())
-            height = console.height
-            view = _render(source, rows, list(events), console, run, height=height)
-            live.update(Group(view, Text(), Text("Ctrl-C to quit", "dim")), refresh=True)
-            if source.ended:
-                return
+
+    def view() -> RenderableType:
+        nonlocal service
+        rows = source.rows()
+        if run is not None and rows and rows[0].service != service:
+            service = rows[0].service
+            events.clear()  # the newest run of that name is one at another service
+        events.extend(source.news())
+        height = console.height
+        seen = _render(source, rows, list(events), console, run, height=height)
+        return Group(seen, Text(), Text("Ctrl-C to quit", "dim"))
+
+    first = view()
+    begun.over()
+    with Live(first, console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while not source.ended:
             time.sleep(interval_s)
+            live.update(view(), refresh=True)
 
 
 def _print_changes(

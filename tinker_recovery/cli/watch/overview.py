@@ -43,7 +43,7 @@ _COLUMNS = (
     Column("last fault", 4),
     Column("last save", 6),
     Column("next save", 8, right=True),
-    Column("tries left", 9, right=True),
+    Column("recovery attempts left", 9, right=True),
     Column("job", 8, sparse=True),
 )
 

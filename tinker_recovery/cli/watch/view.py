@@ -92,7 +92,7 @@ def _head(row: RunRow, now: float, width: int, wrap: int) -> list[Text]:
             else [Text(f"next save {row.next_save_step}")]
         ),
         Text.assemble(
-            "attempts left ",
+            "recovery attempts left ",
             Text("0", "bold red") if row.attempts_left == 0 else _known(row.attempts_left),
         ),
         *([] if row.job is None else [Text(f"job {plain(row.job)}")]),
@@ -105,7 +105,8 @@ def _head(row: RunRow, now: float, width: int, wrap: int) -> list[Text]:
             # Of a new one: what is appended to a text has the style of its beginning.
             lines.append(Text().append_text(item))
     lines += [Text(each) for each in wrapped(plain(row.next_save), wrap) if each]
-    return [*lines, *(Text(each, "red") for each in wrapped(plain(row.detail), wrap) if each)]
+    style = "" if row.state == "stopped" else "red"
+    return [*lines, *(Text(each, style) for each in wrapped(plain(row.detail), wrap) if each)]
 
 
 def _known(value: int | None) -> Text:
