@@ -125,7 +125,7 @@ async def test_an_examination_that_cannot_finish_is_an_error_and_nothing_is_left
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="the examination took longer"):
         await found(local, timeout_s=0.5, close_s=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     async with reading(local) as reader:
         await nothing_is_left(local, reader)
     with pytest.raises(StatusRefused, match="HTTP 401"):
@@ -213,10 +213,10 @@ async def test_a_check_that_fails_is_logged_and_training_continues(
 
 
 async def test_a_run_that_ends_first_ends_the_check_and_leaves_nothing(local: LocalTinker) -> None:
-    local.inject(FaultRule("pause", request="load_weights", for_s=5.0))
+    local.inject(FaultRule("pause", request="load_weights", for_s=30.0))
     began = time.monotonic()
     assert await _supervised(local, None) == []
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
     async with reading(local) as reader:
         left = [each async for each in reader.every_checkpoint()]
         assert [each.tinker_path for each in left if "doctor" in each.tinker_path] == []

@@ -193,7 +193,7 @@ async def test_a_service_that_takes_keys_alone_is_not_sent_what_a_command_prints
 async def test_a_slow_command_holds_up_no_event_loop_and_serves_the_next_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(COMMAND, "sleep 0.6; echo tml-from-the-command")
+    monkeypatch.setenv(COMMAND, "sleep 2; echo tml-from-the-command")
     service = Service()
     async with service.reader(None, timeout_s=0.2) as reader:
         unreachable: list[str] = []
@@ -201,7 +201,7 @@ async def test_a_slow_command_holds_up_no_event_loop_and_serves_the_next_request
         began = time.monotonic()
         with pytest.raises(StatusUnavailable, match=r"0\.2 s"):
             await reader.run_page(0)
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 1.8
         with anyio.fail_after(5):
             while not service.sent:  # noqa: ASYNC110 - the transport of httpx cannot set an event
                 await anyio.sleep(0.05)
