@@ -25,6 +25,7 @@ import tinker
 from hurrying import hurry
 from hypothesis import settings
 from inspection import (
+    count_runs_anew,
     forget_closed_rest_clients,
     may_export_inside_its_lock,
     meter_provider,
@@ -196,6 +197,12 @@ async def no_task_is_left() -> AsyncIterator[None]:
     left = {task for task in asyncio.all_tasks() if not task.done()} - before
     left -= {asyncio.current_task()}
     assert not left, f"tasks left: {left}"
+
+
+@pytest.fixture(autouse=True)
+def _own_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics report what is under way in this test, and not what another has made up."""
+    count_runs_anew(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -270,6 +270,11 @@ def logged_events() -> set[str]:
     return set(events._LEVELS)
 
 
+def count_runs_anew(patch: pytest.MonkeyPatch) -> None:
+    """For one test, metrics of its own runs alone: a process reports all that it has had."""
+    patch.setattr(metrics, "RUNS", type(metrics.RUNS)())
+
+
 def provider_of_instruments() -> MeterProvider:
     """The provider that our metrics are recorded with."""
     return metrics._instruments().provider
