@@ -28,7 +28,7 @@ from tinker_recovery.service.retrying import retried
 from tinker_recovery.service.service_clock import ServiceClock
 
 _T = TypeVar("_T")
-_OUT_OF_REACH = frozenset({502, 503, 504})
+UNSERVED = frozenset({502, 503, 504})
 """What a proxy answers for a service that is down; other codes come from the service itself."""
 
 KEEP_ALIVE_S = 300.0
@@ -162,13 +162,13 @@ class ServiceHttp:
         except ReplyTooLarge as error:
             return error.status_code  # what else it says is not needed
         except StatusUnavailable as error:  # there is no credential to show just now
-            if error.status_code in _OUT_OF_REACH:
+            if error.status_code in UNSERVED:
                 self._note_down(began)
             return error.status_code
         except (TimeoutError, httpx.HTTPError) as error:
             self._note_unreached(error, began)
             return None
-        if reply.status_code in _OUT_OF_REACH:
+        if reply.status_code in UNSERVED:
             self._note_down(began)
         return reply.status_code
 
@@ -250,12 +250,12 @@ class ServiceHttp:
             self._note_unreached(error, began)
             raise StatusUnavailable(f"reading {path}: {error!r}") from error
         except StatusUnavailable as error:
-            if error.status_code in _OUT_OF_REACH:
+            if error.status_code in UNSERVED:
                 self._note_down(began)
             raise
         code = reply.status_code
         if is_transient(code):
-            if code in _OUT_OF_REACH:
+            if code in UNSERVED:
                 self._note_down(began)
             raise StatusUnavailable(f"reading {path}: HTTP {code}", status_code=code)
         if not reply.is_success:

@@ -18,14 +18,11 @@ from typing import Any
 import httpx
 from tinker import _base_client
 
-from tinker_recovery.service.http import Unreached, unreached
+from tinker_recovery.service.http import UNSERVED, Unreached, unreached
 from tinker_recovery.service.sdk_workarounds import OFF
 
 _CLIENT: Any = getattr(_base_client, "AsyncHttpxClientWrapper", None)
 ORIGINAL: Any = getattr(_CLIENT, "send", None)
-
-_PROXYS = frozenset({502, 503, 504})
-"""What a proxy answers for a service that it does not reach."""
 
 _listeners: list[tuple[str, Callable[[Unreached], object]]] = []
 
@@ -64,7 +61,7 @@ async def _send_and_report(self: Any, request: httpx.Request, **given: Any) -> h
     except httpx.TransportError as error:
         _report(request, unreached(error))
         raise
-    if reply.status_code in _PROXYS:
+    if reply.status_code in UNSERVED:
         _report(request, "unserved")
     return reply
 
