@@ -143,7 +143,6 @@ class FaultBook:
             polled: For a poll, the kind of request that is polled.
             but_not: Entries that have struck this request already.
         """
-        before = self._before(run)
         with self._lock:
             now = self.clock()
             self._entries = [
@@ -158,9 +157,9 @@ class FaultBook:
                     and entry not in but_not
                     and now >= entry.from_
                     and at_step
-                    and rule.matches(request, run, polled, before)
+                    and rule.matches(request, run, polled, self._before)
                 ):
-                    name = self._name(run, before)
+                    name = self._name(run)
                     fired = FiredFault(rule, run or "", step or 0, request=request, name=name)
                     first, entry.struck = not entry.struck, True
                     self._use(entry, now)
@@ -172,20 +171,23 @@ class FaultBook:
             self._struck(fired)
         return Strike(entry, now)
 
-    def _name(self, run: str | None, before: list[str]) -> str:
+    def _name(self, run: str | None) -> str:
         if run is None:
             return ""
         if run not in self._names:
-            known = next(filter(None, map(self.name_of, [run, *before])), "")
+            known = next(filter(None, map(self.name_of, [run, *self._before(run)])), "")
             if not known:
                 return ""
             self._names[run] = known
         return self._names[run]
 
-    def _before(self, run: str | None) -> list[str]:
-        before: list[str] = []
-        while run is not None and (run := self.parent_of(run)) is not None and run not in before:
-            before.append(run)
+    def _before(self, run: str) -> dict[str, None]:
+        """The Tinker runs that one was begun from, the newest first; one for each recovery."""
+        before: dict[str, None] = {}
+        parent = self.parent_of(run)
+        while parent is not None and parent not in before:
+            before[parent] = None
+            parent = self.parent_of(parent)
         return before
 
     def _use(self, entry: Entry, now: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
@@ -177,11 +177,17 @@ class FaultRule:
                 )
 
     def matches(
-        self, request: str, run: str | None, polled: str | None, before: Sequence[str] = ()
+        self,
+        request: str,
+        run: str | None,
+        polled: str | None,
+        before: Callable[[str], Container[str]],
     ) -> bool:
-        """Whether it is for such a request, at some step; the run was begun from those before."""
+        """Whether it is for such a request, at some step; ``before`` says what a run began from."""
         wanted = (self.request,) if self.request is not None else self._spec.default
-        of_run = self.run in (None, run) or (self.follow and self.run in before)
+        of_run = self.run in (None, run) or (
+            self.follow and run is not None and self.run in before(run)
+        )
         return request in wanted and of_run and self.polled in (None, polled)
 
     def __repr__(self) -> str:
