@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from typing import Any
 
 import pytest
 from inspection import in_an_outage, scope_of
@@ -12,6 +13,7 @@ from loops import loop, policy, train, until
 from named_runs import NAMED, begun_at
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, Supervisor
+from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.testing import LocalTinker
 
 SAVES = CheckpointPolicy(save_every=5, save_at_start=False, save_on_stop_s=None)
@@ -78,6 +80,23 @@ async def test_a_save_that_no_poll_has_confirmed_waits_for_the_services_word(
 async def test_a_save_that_a_poll_has_confirmed_is_named_as_ever(
     local: LocalTinker, caplog: pytest.LogCaptureFixture
 ) -> None:
+    line = await _stopped(local, caplog, polled=True)
+    newest = local.checkpoints(local.runs()[0])[-1]
+    assert line.endswith(f"; last checkpoint {newest.path}; the same command goes on from it")
+    assert await _goes_on(local, corrupted=True) == newest.steps == 10
+
+
+async def test_a_request_that_fails_as_its_client_is_closed_takes_nothing_of_that_back(
+    local: LocalTinker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that the SDK was about to send again; no fault of the service's."""
+    close = AttemptScope.close
+
+    async def closing(scope: AttemptScope, *how: Any) -> None:
+        scope.hooks.call_failed("forward_backward", 12, RuntimeError("ServiceClient is closed"))
+        await close(scope, *how)
+
+    monkeypatch.setattr(AttemptScope, "close", closing)
     line = await _stopped(local, caplog, polled=True)
     newest = local.checkpoints(local.runs()[0])[-1]
     assert line.endswith(f"; last checkpoint {newest.path}; the same command goes on from it")

@@ -334,9 +334,10 @@ class AttemptScope:
     ) -> None:
         """Something went wrong: end the body, and report it to the run.
 
-        Idempotent: later errors of the same incident are ignored.
+        Idempotent: later errors of the same incident are ignored, and so is what fails of a run
+        that is over, as its client is closed.
         """
-        if self.fault is not None or self.finished:
+        if self.fault is not None or self.finished or self.run.ended:
             return
         if failed_step is None:
             failed_step = self.client.oldest_open_step
