@@ -211,6 +211,14 @@ def test_before_the_loop_has_begun_it_is_no_fault() -> None:
     assert (world.declared, world.scope.finished) == ([], True)
 
 
+def test_before_the_loop_has_begun_it_is_one_where_nobody_waits_for_the_save() -> None:
+    """The loop would begin on a client that is of no use, and nothing of it would be a fault."""
+    world = World(entered=False, probes=False)
+    world.fail(status(422))
+    assert [each[0].kind for each in world.declared] == [Kind.SAVE_REFUSED]
+    assert world.scope.finished is None
+
+
 @pytest.mark.parametrize("stopping", [False, True])
 @pytest.mark.parametrize(
     ("error", "facts", "at_end"),

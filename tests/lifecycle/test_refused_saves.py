@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import replace
+from typing import Any
 
+import anyio
 import httpx
 import pytest
 import tinker
 from inspection import run_id_of
-from loops import MODEL, SEED, batch, quick, train, undisturbed_state
+from loops import MODEL, SEED, batch, quick, train, undisturbed_state, until
 from sweeps import sweep
 from tinker.types import RequestErrorCategory
 
@@ -21,6 +23,7 @@ from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 14
+SILENT_S = 2.0
 REFUSALS = [400, 403, 404, 405, 413, 422]
 
 
@@ -105,6 +108,32 @@ async def test_a_save_stored_in_between_makes_a_refusal_the_first_again(local: L
     assert kinds == [Kind.SAVE_REFUSED, Kind.SAVE_REFUSED]
     assert len(said) == 2
     assert stored == [10, 14]
+
+
+async def test_a_save_refused_before_the_loop_begins_that_nobody_waited_for_costs_no_more_than_later(
+    local: LocalTinker,
+) -> None:
+    """The service is known to keep metadata, so the loop begins while the save is under way."""
+    events: list[RecoveryEvent] = []
+    policy = quick(
+        checkpoints=CheckpointPolicy(save_every=5, save_at_start=True), stall_after_s=SILENT_S
+    )
+    given: Any = {"base_model": MODEL, "rank": 8, "seed": SEED}
+    async with Supervisor(policy, service=local.service, on_event=events.append) as supervisor:
+        await supervisor.run(functools.partial(train, steps=1), name="first", **given)
+        local.inject(FaultRule("status", request="save_weights", status=403, times=1))
+        with anyio.fail_after(10 * SILENT_S):
+            async for attempt in supervisor.attempts(name="second", **given):
+                if attempt.number == 1:
+                    await until(
+                        lambda: any(e.name == names.EVENT_CHECKPOINT_SAVE_FAILED for e in events)
+                    )
+                async with attempt:
+                    await train(attempt, steps=STEPS)
+        run = supervisor.runs[-1]
+        assert [each.fault.kind for each in run.recoveries] == [Kind.SAVE_REFUSED]
+        run_id = run.segments[-1].run_id
+    assert local.run_state(run_id) == await undisturbed_state(local, steps=STEPS)
 
 
 @pytest.mark.parametrize("at_start", [True, False])

@@ -90,10 +90,11 @@ class SaveRefusal:
         if self.at_end:
             # A stop does not wait for what is behind the save; a loop that has ended does.
             scope.finished = scope.run.signals.requested
-        elif scope.entered or stops:
+        elif scope.entered or stops or not scope.saver.probes:
             scope.declare_fault(self.rule, DetectedBy.CALL, error)
         else:
-            # What fails behind the save is no fault of the run: another client is made anyway.
+            # It is waited for, and another client made then: what fails behind the save is no fault
+            # of the run. Without that wait, the loop would begin on this client.
             scope.finished = True
 
     def note_silence(self, rule: VerdictRule) -> VerdictRule | None:
@@ -168,8 +169,8 @@ class SaveRefusal:
             return True
         with anyio.move_on_after(REFUSED_WITHIN_S), contextlib.suppress(Exception):
             await scope.client.drain()
-        scope.saver.probes = False
         scope.run.mailbox.deliver()
+        scope.saver.probes = False
         if not self._seen.is_set() or scope.faulty:
             return True
         scope.left.set()
