@@ -365,6 +365,25 @@ async def test_what_a_runs_end_needs_is_carried_out_before_the_run_is_given_free
     assert held.log == ["ending", "settle", ("a", False), "release"]
 
 
+async def test_what_no_body_has_entered_of_a_run_without_a_claim_is_closed_in_the_background() -> (
+    None
+):
+    held = Held(claim=False)
+    spawned: list[Any] = []
+    held.run.spawn = spawned.append
+    ready, left = held.attempt("ready"), held.attempt("left")
+    ready.entered, left.entered = False, True
+
+    async def ending() -> None:
+        held.log.append("ending")
+
+    await end_and_give_free(ending(), held.run, [left, ready, None])
+    assert held.log == ["ending"]
+    for each in spawned:
+        await each()
+    assert held.log == ["ending", ("ready", False)]
+
+
 # -- a claim that is lost ------------------------------------------------------------------------
 
 

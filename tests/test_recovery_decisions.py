@@ -616,6 +616,21 @@ async def test_a_callback_may_raise_hang_or_be_cancelled_and_the_run_is_recovere
     assert ("on_recovery" in caplog.text) == (how != "is awaited")
 
 
+async def test_what_is_held_ready_for_a_run_that_ends_in_its_callback_is_not_handed_over() -> None:
+    world = World(5)
+    held = world.hold_ready
+
+    def end(_: object) -> None:
+        world.is_over = True
+
+    world.hold_ready = lambda restored: HandOver(  # type: ignore[method-assign]  # with this callback
+        end, (5,), held(restored).step, 5, is_wanted=lambda: not world.is_over
+    )
+    await world.recover()
+    assert (world.handed_over, world.given_up, world.discarded) == ([], [], [])
+    assert world.names() == ["detected", "started"]
+
+
 async def test_an_executor_that_crashes_has_the_fault_again_with_the_attempt_in_full() -> None:
     async def cancelled() -> None:
         raise anyio.get_cancelled_exc_class()

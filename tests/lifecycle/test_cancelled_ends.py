@@ -171,3 +171,32 @@ async def test_a_process_that_only_opened_a_stopped_run_leaves_it_stopped(
 def _state() -> str:
     view = read_run(default_path(), "sft-42")
     return "" if view is None else view.state
+
+
+@pytest.mark.parametrize("name", [None, "sft-42"])
+async def test_a_run_that_is_left_while_on_recovery_is_called_is_not_said_to_be_recovered(
+    local: LocalTinker, name: str | None
+) -> None:
+    called, over = asyncio.Event(), asyncio.Event()
+    events: list[RecoveryEvent] = []
+
+    async def on_recovery(*_: object) -> None:
+        called.set()
+        await over.wait()
+
+    local.inject(FaultRule("poison", 2, "optim_step"))
+    given = policy(on_recovery=on_recovery)
+    async with Supervisor(given, on_event=events.append) as supervisor:
+        running = asyncio.create_task(
+            supervisor.run(functools.partial(train, steps=STEPS), **{**NAMED, "name": name})
+        )
+        await called.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        over.set()
+        # Its new client as well, though this Supervisor may live on for weeks.
+        await until(lambda: "active" not in local.sessions().values())
+        (run,) = supervisor.runs
+        assert (run.state, len(run.attempts), list(run.recoveries)) == ("over", 1, [])
+    assert events[-1].name == names.EVENT_CLIENT_CREATED

@@ -239,3 +239,29 @@ async def test_a_last_save_that_takes_too_long_is_given_up_and_said(
     with caplog.at_level(logging.WARNING, "tinker_recovery"):
         await _stopped(local, save_on_stop_s=0.3)
     assert "step 3 was not saved within 0.3 s" in caplog.text
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["in the loop", "behind it"])
+async def test_a_loop_that_outlives_its_supervisor_has_not_ended_well(
+    local: LocalTinker, *, ends: bool
+) -> None:
+    """Its Supervisor has stopped the run, and cancelled what it waits for."""
+    waiting = asyncio.Event()
+
+    async def body(attempt: Attempt) -> str:
+        await steps(attempt, 2)
+        attempt.client.forward_backward(batch(2), "cross_entropy")
+        update = attempt.client.optim_step(ADAM)
+        waiting.set()
+        if not ends:
+            await update
+        return "well"
+
+    local.inject(FaultRule("hang", 2, "optim_step"))
+    async with Supervisor(quick(checkpoints=SAVES)) as supervisor:
+        running = asyncio.create_task(supervisor.run(body, **START))
+        await waiting.wait()
+        await asyncio.sleep(0.1)  # until what it waits for is at the service
+    with anyio.fail_after(20), pytest.raises(StaleAttempt):
+        await running
+    local.release()

@@ -110,7 +110,7 @@ async def test_a_save_stored_in_between_makes_a_refusal_the_first_again(local: L
     assert stored == [10, 14]
 
 
-async def test_a_save_refused_before_the_loop_begins_that_nobody_waited_for_costs_no_more_than_later(
+async def test_a_save_refused_before_the_loop_that_nobody_waited_for_costs_no_more_than_later(
     local: LocalTinker,
 ) -> None:
     """The service is known to keep metadata, so the loop begins while the save is under way."""

@@ -423,6 +423,8 @@ class Executor:
                 self._detected_after_all(run, fault)
                 await self._skip_what_faults_again(run, fault)
                 await self._call(new.callback, "on_recovery", *new.arguments)
+                if not new.is_wanted():
+                    return Ended(names.ABANDONED)
                 event, message = names.EVENT_COMPLETED, words.recovered(new.step, replayed)
                 at = {**at, names.REPLAYED_STEPS: replayed}
             self._events.emit(event, run.name, message, at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,12 +70,15 @@ class HandOver:
         arguments: What it is called with.
         step: Optimizer steps in its weights; None if its checkpoint does not say.
         progress: A number that is larger for a newer checkpoint of the same run.
+        is_wanted: Whether it is still to be handed over once the callback has been called: its run
+            may have ended meanwhile, which closes it.
     """
 
     callback: Callback | None
     arguments: tuple[object, ...]
     step: int | None
     progress: int
+    is_wanted: Callable[[], bool] = lambda: True
 
 
 class Recoverable(Protocol):

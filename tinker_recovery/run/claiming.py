@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -209,13 +210,14 @@ async def claim_lost(run: SupervisedRun) -> LeaseLost | None:
 async def end_and_give_free(
     ending: Coroutine[Any, Any, None],
     run: SupervisedRun,
-    attempts: Iterable[AttemptScope | None],
+    attempts: Sequence[AttemptScope | None],
     *,
     well: bool = False,
 ) -> None:
     """Carry out what a run's end needs, and release its guard then; both whoever cancels this.
 
-    The next run of that name in this process waits for the guard.
+    The next run of that name in this process waits for the guard. What no body has entered is
+    closed in the background, where nobody waits for the guard.
 
     Args:
         ending: Has a deadline of its own.
@@ -226,6 +228,9 @@ async def end_and_give_free(
     try:
         await to_the_end(ending)
     finally:
+        for attempt in attempts if run.guard.claim is None else ():
+            if attempt is not None and not attempt.entered:
+                run.spawn(functools.partial(attempt.close, "interrupted", "the run is over"))
         await give_free(run, attempts, well=well)
 
 

@@ -269,7 +269,8 @@ class AttemptScope:
             await self.run.rollbacks.settle(self)
         except BaseException as failure:  # noqa: BLE001 - raised again by leave_body, once the scope is closed
             return failure
-        return None
+        # What was open as the Supervisor ended was cancelled.
+        return StaleAttempt(self._outlived) if self.run.ended else None
 
     def close_body(self, seen: BaseException | None) -> bool:
         """The body has been left, with this error; whether a fault has cancelled it."""
@@ -279,8 +280,14 @@ class AttemptScope:
     # Detecting
 
     async def belongs_to_incident(self, error: BaseException) -> bool:
-        """Whether what left the body is a fault to recover from; declares it if it is new."""
-        if not self.run.policy.enabled:
+        """Whether what left the body is a fault to recover from; declares it if it is new.
+
+        Raises:
+            StaleAttempt: A request was cancelled as the Supervisor ended: there is no next attempt.
+        """
+        if self.run.ended and isinstance(error, asyncio.CancelledError) and _no_outside_cancel():
+            raise StaleAttempt(self._outlived) from error
+        if not self.run.policy.enabled or self.run.ended:
             return False
         if self._follows_from_fault(error):
             return True
@@ -293,6 +300,13 @@ class AttemptScope:
         rule = await self._unless_corrupted(rule)
         self.declare_fault(rule, DetectedBy.CALL, error)
         return rule.verdict is not Verdict.GIVE_UP
+
+    @property
+    def _outlived(self) -> str:
+        return (
+            f"run {self.run.name!r} was stopped at step {self.client.step}: its Supervisor has "
+            "ended while its loop was under way. Wait for the loop inside `async with Supervisor()`"
+        )
 
     def _follows_from_fault(self, error: BaseException) -> bool:
         """Whether the fault already declared left this error behind in the body.

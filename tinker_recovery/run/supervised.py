@@ -407,12 +407,12 @@ class SupervisedRun:
         if restored.answer is not None:
             self.checkpoints.canaries.record(ready.id, ready.start_step, restored.answer)
             self.checkpoints.write_prompt(self.collaborators)
-        old = self.current.client if self.current else None
         return HandOver(
             callback=self.policy.on_recovery,
-            arguments=(old, ready.client, restored.checkpoint),
+            arguments=(self.current and self.current.client, ready.client, restored.checkpoint),
             step=ready.client.step,
             progress=ready.client.step,
+            is_wanted=lambda: not self.ended,
         )
 
     def step_to_skip(self) -> int | None:
