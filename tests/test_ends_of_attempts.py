@@ -371,13 +371,14 @@ async def test_what_no_body_has_entered_of_a_run_without_a_claim_is_closed_in_th
     held = Held(claim=False)
     spawned: list[Any] = []
     held.run.spawn = spawned.append
-    ready, left = held.attempt("ready"), held.attempt("left")
-    ready.entered, left.entered = False, True
+    ready, left, closed = map(held.attempt, ("ready", "left", "closed"))
+    ready.entered, left.entered, closed.entered = False, True, False
+    ready.closed, closed.closed = False, True
 
     async def ending() -> None:
         held.log.append("ending")
 
-    await end_and_give_free(ending(), held.run, [left, ready, None])
+    await end_and_give_free(ending(), held.run, [left, ready, closed, None])
     assert held.log == ["ending"]
     for each in spawned:
         await each()

@@ -55,6 +55,28 @@ async def test_a_run_cancelled_twice_in_its_recovery_can_be_asked_for_again(
             await supervisor.run(looping, **NAMED)
 
 
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_run_cancelled_while_an_error_of_its_loop_is_looked_into_is_over(
+    local: LocalTinker, *, named: bool
+) -> None:
+    """The service is asked whether it has marked the run, which may be why it refuses a request."""
+    local.inject(FaultRule("fail", 2, "optim_step", category="user"))
+    local.inject(FaultRule("slow", request="training_run", delay_s=SOON_S))
+    start = NAMED if named else {**NAMED, "name": None}
+    async with Supervisor(policy()) as supervisor:
+        ending = asyncio.create_task(supervisor.run(lambda each: train(each, steps=4), **start))
+        await until(lambda: any(each.request == "training_run" for each in local.fired))
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        assert supervisor.runs[0].state == "over"
+        assert "active" not in local.sessions().values()
+        local.release()
+        if named:
+            with anyio.fail_after(SOON_S):
+                await supervisor.run(lambda each: train(each, steps=4), **start)
+
+
 async def test_a_run_cancelled_while_it_asks_at_its_end_whether_it_is_still_its_own_is_over(
     local: LocalTinker,
 ) -> None:

@@ -229,7 +229,7 @@ async def end_and_give_free(
         await to_the_end(ending)
     finally:
         for attempt in attempts if run.guard.claim is None else ():
-            if attempt is not None and not attempt.entered:
+            if attempt is not None and not (attempt.entered or attempt.closed):
                 run.spawn(functools.partial(attempt.close, "interrupted", "the run is over"))
         await give_free(run, attempts, well=well)
 

@@ -41,10 +41,7 @@ async def leave_body(scopes: Sequence[AttemptScope], error: BaseException | None
             break
     seen = error or drained
     ours = scopes[0].close_body(seen)
-    if seen is not None and not ours:
-        for scope in scopes:
-            await save_before_leaving(scope)
-    swallow = ours or seen is None or await _owner(scopes, seen, owner).belongs_to_incident(seen)
+    swallow = ours or seen is None or await _is_recovered_from(scopes, seen, owner)
     enabled = owner.run.policy.enabled
     faults = [scope.fault for scope in scopes if scope.fault is not None and enabled]
     final = next((fault for fault in faults if fault.verdict is Verdict.GIVE_UP), None)
@@ -59,6 +56,22 @@ async def leave_body(scopes: Sequence[AttemptScope], error: BaseException | None
     if drained is not None and not swallow:
         raise drained
     return swallow
+
+
+async def _is_recovered_from(
+    scopes: Sequence[AttemptScope], error: BaseException, owner: AttemptScope
+) -> bool:
+    """Save the last step in a stop, and see whether the error belongs to an incident."""
+    try:
+        for scope in scopes:
+            await save_before_leaving(scope)
+        return await _owner(scopes, error, owner).belongs_to_incident(error)
+    except BaseException as other:
+        # Cancelled: no other attempt is asked for, so the runs are over all the same.
+        for scope in scopes:
+            scope.left.set()
+        await _over(scopes, other)
+        raise
 
 
 async def _over(scopes: Sequence[AttemptScope], error: BaseException | None) -> None:
