@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
@@ -30,7 +30,7 @@ class Service:
         asked: When the run was last asked something; None where there is no answer.
     """
 
-    def __init__(self, over: list[bool | None], asked: list[int | None]) -> None:
+    def __init__(self, over: Sequence[bool | None], asked: Sequence[int | None]) -> None:
         self.looks = -1
         self._over, self._asked = _then_the_last(over), _then_the_last(asked)
 
@@ -58,7 +58,7 @@ class Service:
         )
 
 
-def _then_the_last(given: list[_T]) -> Iterator[_T]:
+def _then_the_last(given: Sequence[_T]) -> Iterator[_T]:
     yield from given
     while True:
         yield given[-1]

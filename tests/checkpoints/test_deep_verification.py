@@ -227,6 +227,13 @@ async def test_the_bytes_of_first_sight_at_the_second_look_are_in_order() -> Non
     assert NOT_THE_SAME not in found.reason
 
 
+async def test_what_is_damaged_is_said_to_be_so_and_not_that_its_checksum_differs() -> None:
+    found = await look(await noted(TORN))
+    assert not found.ok
+    assert "it is cut short" in found.reason
+    assert "at first sight" not in found.reason
+
+
 @pytest.mark.parametrize("exports", [(TORN, BETTER), (BETTER, TORN)])
 async def test_of_a_damaged_export_and_another_one_neither_excuses_the_other(
     exports: tuple[Files, Files],

@@ -185,6 +185,7 @@ async def test_one_failure_is_told_once_and_tried_again_when_it_is_due() -> None
         await run.end_gap()
         assert len(run.said(names.EVENT_RETENTION_FAILED)) == 2
         run.guard.error = None
+        assert RETRY_S == 60.0
         run.now_s += RETRY_S - 1.0
         await run.remind()
         assert run.gaps == [], "it is not due"

@@ -75,8 +75,8 @@ def test_an_improvement_is_saved_by_its_metric_and_by_steps_until_there_is_one()
     upwards = {"best_metric": "reward", "best_mode": "max"}
     assert [improves(value, **upwards) for value in (1.0, 3.0)] == [False, True]
     assert [due(at(step), **policy) for step in (99, 100)] == [False, True]
-    other = {"metrics": {"other": 1.0}}
-    assert [due(at(step, **other), **policy) for step in (99, 100)] == [False, True]
+    other = {"other": 1.0}
+    assert [due(at(step, metrics=other), **policy) for step in (99, 100)] == [False, True]
 
 
 def test_a_schedule_of_the_users_own_takes_the_place_of_a_strategy() -> None:
