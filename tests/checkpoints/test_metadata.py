@@ -133,6 +133,11 @@ def test_a_loop_state_above_the_limit_is_refused_with_its_size_and_the_limit() -
         _metadata(loop_state=fits + "x")
 
 
+def test_a_loop_state_of_all_that_json_has_is_read_back() -> None:
+    state = {"seed": 3, "rate": 0.5, "seen": [True, "a", None, []], "last": None, "more": {}}
+    assert _read(_metadata(loop_state=state)).loop_state == state
+
+
 @pytest.mark.parametrize(
     ("state", "where"),
     [

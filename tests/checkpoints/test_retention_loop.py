@@ -18,7 +18,7 @@ from loops import until
 from tinker_recovery import LeaseLost
 from tinker_recovery.retention.loop import GAP_S, RETRY_S, RetentionLoop
 from tinker_recovery.service.guard import Guard
-from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry import metrics, names
 
 
 class _Guard(Guard):
@@ -359,3 +359,19 @@ async def test_where_nothing_is_published_there_is_this_loop_alone() -> None:
         assert [each.id for each in loop.children()] == ["retention"]
         await loop.settle(5.0)
         await loop.aclose()
+
+
+async def test_how_many_checkpoints_are_kept_is_a_metric_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[tuple[str, int]] = []
+    monkeypatch.setattr(metrics, "kept", lambda *said: kept.append(said))
+    run = Run(1, 2, 3)
+    async with run.loop() as loop:
+        asked(loop, run)
+        await loop.settle(5.0)
+        run.guard.error = OSError("the disk is full")
+        run.save(4)
+        asked(loop, run)
+        await loop.settle(5.0)
+    assert kept == [("r", 1)], "and nothing is said of a collection that failed"
