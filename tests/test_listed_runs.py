@@ -56,7 +56,7 @@ class Service:
         assert run_id
         return SimpleNamespace(base_model="m", lora_rank=8)
 
-    async def run_finished(self, run_id: str) -> bool | None:
+    async def run_finished(self, run_id: str) -> None:
         assert run_id
 
     async def choices(self) -> list[str]:

@@ -94,5 +94,5 @@ def test_what_says_of_its_prompt_alone_has_no_answer() -> None:
     known = CheckpointState("run", canary=PROMPT)
     about = {"canary": None, "canary_about": PromptFacts(ABOUT, 0.0)}
     for by in ("user", "schedule"):
-        known.learn_canaries([record(5, saved_by=by).model_copy(update=about)])  # type: ignore[arg-type]  # one of the two
+        known.learn_canaries([record(5, saved_by=by).model_copy(update=about)])
         assert not known.expects(record(5))
