@@ -135,3 +135,7 @@ def test_what_the_service_no_longer_has_is_forgotten_with_its_answer_and_nothing
     unknown = replace(gone, path=saved("x", 7))
     known.note_deletion(unknown, now_s=NOW_S)
     assert known.fingerprints.keys() == {("a", 4)}
+
+
+def test_what_is_listed_of_a_run_is_remembered_of_it_alone() -> None:
+    assert CheckpointState("run").listings is not CheckpointState("another").listings
