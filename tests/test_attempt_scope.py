@@ -15,13 +15,15 @@ from made import record
 from made_attempts import Attempt, World
 from tinker.types import RequestErrorCategory
 
-from tinker_recovery import StaleAttempt, UsageError
+from tinker_recovery import CheckpointPolicy, StaleAttempt, UsageError
 from tinker_recovery.checkpoints import Segment
 from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.run import scope as module
+from tinker_recovery.service.client import CANARY
 from tinker_recovery.service.sampler import SupervisedService
 
 FAILED = tinker.RequestFailedError("lost", "1", RequestErrorCategory.Server)
+INVALID = tinker.RequestFailedError("no", "1", RequestErrorCategory.User)
 OWN = ZeroDivisionError("the loop's own")
 LOST = RULES[Kind.CORRUPTED]
 
@@ -152,15 +154,23 @@ async def test_a_bad_loss_is_of_the_step_of_which_the_loop_has_just_seen_the_res
 
 
 async def test_an_epoch_counts_and_is_saved_though_the_loop_goes_idle_behind_it() -> None:
-    world = World()
+    world = World(checkpoints=CheckpointPolicy(strategy="epoch", save_best=False))
     attempt = world.attempt()
     attempt.steps()
+    world.deliver()
+    assert world.tasks == [], "no step of it is due"
     attempt.end_epoch()
     assert attempt.saver.epoch == 1
     world.deliver()
     assert len(world.tasks) == 1, "who looks whether it goes idle"
-    attempt.left.set()
-    world.tasks.pop().cancel()
+    await world.end()
+
+
+async def test_a_canary_that_fails_once_the_run_has_none_any_more_is_no_fault() -> None:
+    world = World()
+    world.attempt().hooks.call_failed(CANARY, 1, INVALID)
+    world.deliver()
+    assert world.faults == []
 
 
 async def test_a_forked_child_may_not_use_it() -> None:
