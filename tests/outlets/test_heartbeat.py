@@ -109,7 +109,8 @@ async def test_one_run_that_is_stuck_stops_the_heartbeats_however_well_another_t
         freed.set()
         await trains_until(lambda: len(hook.paths) > sent)
         done.set()
-        await trains_until(lambda: supervisor.runs[0].state == "over")
+        (stuck,) = (run for run in supervisor.runs if run.name == "sticks")
+        await trains_until(lambda: stuck.state == "over")
         sent = len(hook.paths)
         await trains_until(lambda: len(hook.paths) > sent + 1)  # what is over no longer counts
 

@@ -106,8 +106,7 @@ class Engine:
         life = Life(record, self)
         life.began_at = self.now()
         record.life = life
-        life.task = self._tasks.make(self._live(life), f"{life.id}#{life.incarnation}")
-        life.task.add_done_callback(life.over)
+        life.task = self._tasks.of_child(life, self._live(life))
         self.reporter.started(life)
         self._tasks.soon(self._watch_start, life)
         return life
@@ -298,7 +297,7 @@ class Engine:
         if self.closing is not None:
             self.down(record)
             return
-        if not record.ledger.spend(self.now()):
+        if not record.ledger.spend(record.down_at):
             max_restarts, max_seconds = self.settings.budget(record.spec)
             error = RestartLimitReached(
                 supervisor=self.settings.name,
@@ -317,7 +316,7 @@ class Engine:
         if backoff.initial_s:
             delay_s = backoff.delay_s(record.failures, self.settings.random())
         record.failures += 1
-        self.reporter.scheduled(record, delay_s, functools.partial(self._restarts, record))
+        self.reporter.scheduled(record, delay_s, self._restarts)
         if self._group is not None:
             self._group.crashed(record, delay_s)
             if not self._starting:

@@ -205,9 +205,10 @@ class Life(Child):
     def mark_gone(self) -> None:
         """Record its end, cancel the tasks that watched it, and wake whoever waited for it."""
         self.gone = True
-        for watcher in (self.enforcer, self.watch):
-            if watcher is not None:
-                watcher.cancel()
+        if self.enforcer is not None:
+            self.enforcer.cancel()
+        if self.watch is not None:
+            self.watch.cancel()
         self.enforcer = self.watch = None
         if self._gone_event is not None:
             self._gone_event.set()

@@ -125,7 +125,7 @@ class Reporter:
         )
         self._emit(report)
 
-    def scheduled(self, record: Record, delay_s: float, restarts: Callable[[], int]) -> None:
+    def scheduled(self, record: Record, delay_s: float, restarts: Callable[[Record], int]) -> None:
         """A child will be started again."""
         if self._listener is not None:
             self._emit(
@@ -133,7 +133,7 @@ class Reporter:
                     **self._subject(record.spec.id, record.incarnations),
                     delay_s=delay_s,
                     failures=record.failures,
-                    restarts=restarts(),
+                    restarts=restarts(record),
                 )
             )
 

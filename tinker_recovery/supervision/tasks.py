@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinker_recovery.supervision.life import Life
 
 
 class Tasks:
@@ -15,7 +20,7 @@ class Tasks:
         on_broken: Called with the exception that a task of the supervisor's own raised.
     """
 
-    __slots__ = ("_context", "_loop", "_name", "_on_broken", "_own")
+    __slots__ = ("_context", "_loop", "_name", "_on_broken", "_own", "soon")
 
     def __init__(self, name: str, on_broken: Callable[[BaseException], None]) -> None:
         self._name = name
@@ -23,6 +28,8 @@ class Tasks:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._own: set[asyncio.Task[None]] = set()
+        self.soon = functools.partial(self._loop.call_soon, context=self._context)
+        """Have a call made once every task made before has had its first turn."""
 
     def make(self, work: Coroutine[object, object, None], what: str) -> asyncio.Task[None]:
         """A new task, made without the loop's task factory and with its own copy of the context.
@@ -34,16 +41,23 @@ class Tasks:
             work, loop=self._loop, name=f"{self._name}/{what}", context=self._context.copy()
         )
 
+    def of_child(self, life: Life, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """The task of one incarnation, made as by :meth:`make`.
+
+        A restart takes hardly more than this, so it makes as few calls as it can. The callback
+        runs in the supervisor's context, of which it needs no copy.
+        """
+        name = f"{self._name}/{life.id}#{life.incarnation}"
+        task = asyncio.Task(work, loop=self._loop, name=name, context=self._context.copy())
+        task.add_done_callback(life.over, context=self._context)
+        return task
+
     def background(self, work: Coroutine[object, object, None], what: str) -> asyncio.Task[None]:
         """A task of the supervisor's own."""
         task = self.make(work, what)
         self._own.add(task)
         task.add_done_callback(self._over)
         return task
-
-    def soon(self, call: Callable[..., object], *args: object) -> None:
-        """Have a call made once every task made before has had its first turn."""
-        self._loop.call_soon(call, *args, context=self._context)
 
     def waiter(self) -> asyncio.Future[None]:
         """A future of the supervisor's loop."""
