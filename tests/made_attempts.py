@@ -87,7 +87,7 @@ class World:
             self.known.append((id_, parent))
             know(id_, parent)
 
-        self.metadata.know_attempt = know_attempt  # type: ignore[method-assign]  # to be seen
+        self.metadata.know_attempt = know_attempt  # type: ignore[method-assign, assignment]  # to be seen
         saving = CheckpointPolicy(strategy="steps", save_every=1, save_best=False)
         self.policy = RecoveryPolicy(**{"checkpoints": saving, "canary": None, **policy})
         kept: Any = SimpleNamespace(

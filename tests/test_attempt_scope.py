@@ -212,7 +212,7 @@ class Idle:
         self.client: Any = SimpleNamespace(
             step=1, oldest_open_step=None, save_while_idle=self._save
         )
-        self.attempt.client = self.client
+        self.attempt.client = cast("Any", self.client)
         self.may_save = True
         saver = SimpleNamespace(may_save_at=lambda _: self.may_save)
         self.attempt.saver = cast("Any", saver)

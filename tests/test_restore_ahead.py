@@ -112,6 +112,7 @@ async def test_where_nothing_can_be_chosen_what_was_made_ahead_is_closed() -> No
 async def test_who_cancels_a_restore_has_no_client_asked_that_is_being_closed() -> None:
     world = World(2, stored=True)
     world.answers_late = True
+    world.guard = claim = Claim()
     asking: list[bool] = []
 
     async def look(_: Client) -> None:
@@ -120,9 +121,8 @@ async def test_who_cancels_a_restore_has_no_client_asked_that_is_being_closed() 
 
     world.on_close = look
     restoring = asyncio.create_task(world.restore(ahead=True))
-    while not world.made or not world.made[0].asked:
-        await anyio.lowlevel.checkpoint()
-    await anyio.sleep(0.01)
+    await claim.announced.wait()
+    await anyio.wait_all_tasks_blocked()
     before = list(world.tasks)
     restoring.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -189,10 +189,12 @@ class Claim(Guard):
     def __init__(self, *, lost: bool = False) -> None:
         super().__init__()
         self.noted: list[str] = []
+        self.announced = anyio.Event()
         self._lost = lost
 
     async def announce_run(self, run_id: str) -> None:
         self.noted.append(run_id)
+        self.announced.set()
         if self._lost:
             raise LeaseLost("it is another's", run="r")
 
@@ -217,12 +219,16 @@ async def test_a_spare_of_the_checkpoint_chosen_takes_over_once_the_canary_agree
     assert span.attributes[names.RUN_ID] == "new-100"
 
 
-@pytest.mark.parametrize("why", ["no canary", "no answer", "another", "not ahead"])
+@pytest.mark.parametrize(
+    "why", ["no canary", "no canary any more", "no answer", "another", "not ahead"]
+)
 async def test_a_spare_whose_weights_nothing_could_be_compared_with_is_left_alone(
     why: str,
 ) -> None:
     steps = (2,) if why == "no answer" else (1, 2)
     world = World(*steps, canary=why != "no canary", stored=True)
+    if why == "no canary any more":
+        world.known.prompt.drop("the service refuses it")
     spare = Spare(world, 1 if why == "another" else 2)
     if why == "no answer":
         world.known.canaries.forget("a", 2)
