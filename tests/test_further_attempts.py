@@ -1,14 +1,20 @@
-"""What other processes did of a run since this journal was last written: a pure decision."""
+"""What other processes did of a run since this journal was last written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
+from made import NOW
+from tinker import types
 
+from tinker_recovery.checkpoints.naming import SaveName, mark_of
 from tinker_recovery.journal import StoredAttempt, StoredRun
-from tinker_recovery.recovery.discovery import with_further
+from tinker_recovery.recovery.discovery import find_further, with_further
+from tinker_recovery.service.metadata import ServiceMetadata
 
 
 def _run(attempts: Sequence[str], *, state: str = "lost") -> StoredRun:
@@ -73,3 +79,61 @@ def test_nothing_known_is_lost_moved_or_doubled(
     assert len(set(whole)) == len(whole)
     further = whole[len(known) :]
     assert further == (_names(found)[-len(further) :] if further else [])
+
+
+def test_what_the_run_began_with_is_by_the_journal_and_how_far_it_is_by_the_service() -> None:
+    stored = replace(_run(["a"]), origin={"seed": 3}, start_step=7)
+    found = replace(_run(["a", "b"], state="finished"), origin={"seed": 4}, start_step=1)
+    whole = with_further(stored, found)
+    assert (whole.origin, whole.start_step) == ({"seed": 3}, 7)
+    assert (whole.leftovers, whole.attempts[0]) == (stored.leftovers, stored.attempts[0])
+    assert (whole.state, whole.step, whole.checkpoints) == ("finished", 20, found.checkpoints)
+
+
+class Forgetful:
+    """A service that has forgotten the metadata of these saves: lists them by their names alone."""
+
+    def __init__(self, *saves: tuple[str, SaveName]) -> None:
+        self.metadata = ServiceMetadata()
+        self.metadata.keeps = "forgotten"
+        self._saves = saves
+
+    def listed(self) -> list[types.Checkpoint]:
+        entries = [
+            types.Checkpoint(
+                checkpoint_id=f"weights/{name}",
+                checkpoint_type="training",
+                time=NOW,
+                tinker_path=f"tinker://{run}/weights/{name}",
+                size_bytes=10,
+            )
+            for run, name in self._saves
+        ]
+        return self.metadata.filled(entries)
+
+    async def every_checkpoint(self) -> AsyncIterator[types.Checkpoint]:
+        for each in self.listed():
+            yield each
+
+    async def run_finished(self, run_id: str) -> None:
+        assert run_id
+
+
+async def test_where_metadata_is_forgotten_the_saves_of_a_known_run_are_known_by_their_names() -> (
+    None
+):
+    first, second = "0" * 8, "1" * 8
+    stored = _run([first])
+    root = "tinker://before:train:0/weights/x"
+    stored = replace(stored, attempts=(replace(stored.attempts[0], parent=root),))
+    marks = mark_of("r"), mark_of(stored.lineage)
+    service: Any = Forgetful(
+        (f"{first}:train:0", SaveName(10, first, *marks)),
+        (f"{second}:train:0", SaveName(12, second, *marks)),
+        ("other:train:0", SaveName(99, "2" * 8, mark_of("r"), mark_of("another lineage"))),
+    )
+    whole = await find_further(cast("Any", service), stored, "r")
+    assert (_names(whole), whole.step) == ([first, second], 12)
+    known = [entry.user_metadata or {} for entry in service.listed()]
+    assert [each.get("tinker_recovery.parent") for each in known] == [root, None, None]
+    assert [each.get("tinker_recovery.lineage") for each in known[:2]] == [stored.lineage] * 2

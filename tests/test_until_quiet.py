@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import anyio
 import pytest
 
-from tinker_recovery.errors import DeadlineExceeded, StatusUnavailable
+from tinker_recovery.errors import DeadlineExceeded, StatusRefused, StatusUnavailable
 from tinker_recovery.recovery.discovery import until_quiet
 from tinker_recovery.service import StatusReader
 
@@ -29,7 +30,7 @@ class Service:
         asked: When the run was last asked something; None where there is no answer.
     """
 
-    def __init__(self, over: list[bool | None], asked: list[int | None]) -> None:
+    def __init__(self, over: Sequence[bool | None], asked: Sequence[int | None]) -> None:
         self.looks = -1
         self._over, self._asked = _then_the_last(over), _then_the_last(asked)
 
@@ -57,7 +58,7 @@ class Service:
         )
 
 
-def _then_the_last(given: list[_T]) -> Iterator[_T]:
+def _then_the_last(given: Sequence[_T]) -> Iterator[_T]:
     yield from given
     while True:
         yield given[-1]
@@ -124,3 +125,72 @@ async def test_what_is_not_answered_is_no_quiet_and_is_waited_for_as_long() -> N
     with pytest.raises(StatusUnavailable):
         await silent.until_quiet()
     assert silent.looks == 21
+
+
+def paced(
+    monkeypatch: pytest.MonkeyPatch, service: Service
+) -> tuple[list[float], Callable[[float | None], Awaitable[bool]]]:
+    """The pauses between its looks, and how to wait by a clock that they alone move on."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def wait(quiet_s: float | None) -> bool:
+        given = {} if quiet_s is None else {"quiet_s": quiet_s}
+        reader = cast("StatusReader", service)
+        return await until_quiet(
+            reader, "sft-42", "r:train:0", max_wait_s=99.0, monotonic=lambda: sum(slept), **given
+        )
+
+    monkeypatch.setattr(anyio, "sleep", sleep)
+    return slept, wait
+
+
+@pytest.mark.parametrize(("quiet_s", "pause_s"), [(2.5, 0.5), (50.0, 1.0)])
+async def test_a_short_quiet_is_looked_at_five_times(
+    monkeypatch: pytest.MonkeyPatch, quiet_s: float, pause_s: float
+) -> None:
+    slept, wait = paced(monkeypatch, Service(over=[None], asked=[3]))
+    assert await wait(quiet_s)
+    assert slept == [pause_s] * int(quiet_s / pause_s)
+
+
+async def test_a_process_counts_as_gone_once_it_has_asked_nothing_for_half_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slept, wait = paced(monkeypatch, Service(over=[None], asked=[3]))
+    assert await wait(None)
+    assert sum(slept) == 30.0
+    said = [each for each in caplog.records if each.levelno == logging.WARNING]
+    assert len(said) == 1, "that it waits is said at once, and again only after a minute"
+    assert "it continues here once" in said[0].getMessage()
+
+
+async def test_what_is_waited_for_is_said_again_at_growing_intervals(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slept, wait = paced(monkeypatch, Service(over=[False] * 90 + [True], asked=[3]))
+    assert await wait(None)
+    said = [each for each in caplog.records if each.levelno == logging.WARNING]
+    assert (sum(slept), len(said)) == (90.0, 2)
+
+
+@pytest.mark.parametrize(("status", "said"), [(404, True), (501, True), (400, False)])
+async def test_a_service_that_cannot_search_its_sessions_is_judged_by_the_runs_requests(
+    caplog: pytest.LogCaptureFixture, status: int, *, said: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    class Searchless(Service):
+        http = SimpleNamespace(endpoint=SimpleNamespace(base_url=f"http://searchless-{status}"))
+
+        async def session_over(self, run_id: str) -> bool | None:
+            await super().session_over(run_id)
+            raise StatusRefused("no", status_code=status)
+
+    service = Searchless(over=[None], asked=[1, 2, 2])
+    assert await service.until_quiet()
+    assert service.looks == 1 + 5
+    missing = [each for each in caplog.messages if "does not answer sessions/search" in each]
+    assert len(missing) == said, "once, and only where there is no such route"

@@ -207,7 +207,7 @@ def test_an_answer_that_is_no_number_is_not_noted() -> None:
 
 def test_an_answer_that_is_no_number_rejects_a_checkpoint_from_the_second_time_on() -> None:
     known = CheckpointState("run")
-    assert not known.rejects(record(5), [(math.nan,)])
+    assert known.rejects(record(5), [(math.nan,)]) is False
     assert not known.rejects(record(6), [(math.nan,)]), "each is counted for itself"
     assert known.rejects(record(5), [(math.nan,)])
     assert known.rejects(record(7), [OTHER]), "a number that is wrong rejects at once"

@@ -277,3 +277,51 @@ def test_the_names_of_earlier_versions_are_known() -> None:
     for name in ("step-00000010-00000000", "step-00000010-00000000-1"):
         path = f"tinker://{saved.run_id}/weights/{name}"
         assert contradiction([saved.model_copy(update={"path": path})]) is None
+
+
+def test_with_which_of_two_it_begins_does_not_depend_on_the_order_of_the_listing() -> None:
+    early, late = _saved(9, 0, NOW), _elsewhere(_saved(7, 0, NOW + HOUR))
+    more, fewer = _saved(9, 0, NOW), _elsewhere(_saved(7, 0, NOW))
+    same, again = _saved(7, 0, NOW), _elsewhere(_saved(7, 0, NOW))
+    for first, second in ((early, late), (fewer, more), (same, again)):
+        for listed in ([first, second], [second, first]):
+            found = contradiction(listed)
+            assert found is not None
+            assert found.paths == (first.path, second.path)
+            assert "one Tinker run" in found.reason
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0)])
+def test_a_later_save_with_fewer_steps_than_any_before_it_is_refused(
+    order: tuple[int, ...],
+) -> None:
+    earlier = [_saved(3, 0, NOW), _saved(10, 0, NOW + HOUR), _saved(10, 0, NOW + 2 * HOUR, again=1)]
+
+    def among(step: int) -> tuple[str, ...]:
+        later = _saved(step, 0, NOW + 3 * HOUR, name="mine")
+        records = [*earlier, later]
+        found = contradiction([records[index] for index in order])
+        assert found is None or later.path == found.paths[1]
+        return () if found is None else found.paths
+
+    assert among(10) == (), "the same step may be saved once more"
+    assert among(9)[0] == earlier[1].path
+    assert among(2)[0] == earlier[1].path
+
+
+def test_what_another_save_overtook_by_an_hour_is_refused_though_more_were_saved_since() -> None:
+    records = [
+        _saved(10, 0, NOW),
+        _saved(7, 0, NOW + HOUR, name="mine"),
+        _saved(20, 0, NOW + 2 * HOUR),
+    ]
+    found = contradiction(reversed(records))
+    assert found is not None
+    assert found.paths == (records[0].path, records[1].path)
+
+
+def test_a_checkpoint_is_not_its_own_parent() -> None:
+    saved = _saved(10, 0, NOW)
+    found = contradiction([saved.model_copy(update={"parent": saved.path})])
+    assert found is not None
+    assert (found.paths, found.reason) == ((saved.path,), "it names itself as its parent")

@@ -109,7 +109,8 @@ def test_a_save_whose_answer_comes_late_counts_towards_both_extremes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "says"), [("0", "the one this version knows"), ("x", "knows"), ("99", "update")]
+    ("version", "says"),
+    [("0", "the one this version knows"), ("01", "knows"), ("x", "knows"), ("99", "update")],
 )
 def test_only_a_newer_format_asks_for_an_update(version: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:

@@ -11,7 +11,7 @@ from made import stored
 
 from tinker_recovery import InvalidMetadata, UsageError
 from tinker_recovery.checkpoints import CheckpointRecord, Listed, checkpoint_metadata
-from tinker_recovery.checkpoints.metadata import JSON_LIMIT
+from tinker_recovery.checkpoints.metadata import JSON_LIMIT, decode_metrics, encode_metrics
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -133,6 +133,11 @@ def test_a_loop_state_above_the_limit_is_refused_with_its_size_and_the_limit() -
         _metadata(loop_state=fits + "x")
 
 
+def test_a_loop_state_of_all_that_json_has_is_read_back() -> None:
+    state = {"seed": 3, "rate": 0.5, "seen": [True, "a", None, []], "last": None, "more": {}}
+    assert _read(_metadata(loop_state=state)).loop_state == state
+
+
 @pytest.mark.parametrize(
     ("state", "where"),
     [
@@ -160,3 +165,29 @@ def test_a_listing_is_read_without_raising_and_says_why_there_is_no_record() -> 
     assert broken.record is None
     assert "cannot be read" in (broken.problem or "")
     assert "sampler" in (Listed.read(stored(_metadata(), kind="sampler")).problem or "")
+
+
+def test_the_same_metrics_are_stored_as_the_same_text_in_whatever_order_they_came() -> None:
+    assert encode_metrics({"b": 1.5, "a": 2.0}) == encode_metrics({"a": 2.0, "b": 1.5})
+
+
+def test_up_to_16_kib_of_metrics_are_stored_and_no_more() -> None:
+    assert JSON_LIMIT == 16 * 1024
+    name = "x" * (JSON_LIMIT - len('{"":1.0}'))
+    assert list(decode_metrics(encode_metrics({name: 1.0}))) == [name]
+    with pytest.raises(UsageError, match=rf"metrics takes {JSON_LIMIT + 1} bytes"):
+        encode_metrics({name + "x": 1.0})
+
+
+def test_a_loop_state_in_any_script_is_stored_as_it_is() -> None:
+    fits = "ж" * (JSON_LIMIT // 2 - 1)
+    assert _read(_metadata(loop_state=fits)).loop_state == fits
+    with pytest.raises(UsageError, match=rf"loop_state takes {JSON_LIMIT + 2} bytes"):
+        _metadata(loop_state=fits + "ж")
+
+
+def test_of_metrics_that_cannot_be_read_only_the_beginning_is_repeated() -> None:
+    with pytest.raises(ValueError, match="not a JSON object") as caught:
+        decode_metrics(json.dumps(["a" * 999]))
+    assert "a" * 78 in str(caught.value)
+    assert "a" * 79 not in str(caught.value)

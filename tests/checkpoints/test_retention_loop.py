@@ -18,7 +18,7 @@ from loops import until
 from tinker_recovery import LeaseLost
 from tinker_recovery.retention.loop import GAP_S, RETRY_S, RetentionLoop
 from tinker_recovery.service.guard import Guard
-from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry import metrics, names
 
 
 class _Guard(Guard):
@@ -185,6 +185,7 @@ async def test_one_failure_is_told_once_and_tried_again_when_it_is_due() -> None
         await run.end_gap()
         assert len(run.said(names.EVENT_RETENTION_FAILED)) == 2
         run.guard.error = None
+        assert RETRY_S == 60.0
         run.now_s += RETRY_S - 1.0
         await run.remind()
         assert run.gaps == [], "it is not due"
@@ -358,3 +359,19 @@ async def test_where_nothing_is_published_there_is_this_loop_alone() -> None:
         assert [each.id for each in loop.children()] == ["retention"]
         await loop.settle(5.0)
         await loop.aclose()
+
+
+async def test_how_many_checkpoints_are_kept_is_a_metric_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[tuple[str, int]] = []
+    monkeypatch.setattr(metrics, "kept", lambda *said: kept.append(said))
+    run = Run(1, 2, 3)
+    async with run.loop() as loop:
+        asked(loop, run)
+        await loop.settle(5.0)
+        run.guard.error = OSError("the disk is full")
+        run.save(4)
+        asked(loop, run)
+        await loop.settle(5.0)
+    assert kept == [("r", 1)], "and nothing is said of a collection that failed"

@@ -2,94 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import LINEAGE, NOW, path, record
-from pydantic import SecretStr
-from tinker import types
+from made import LINEAGE, path
+from verified import Service, levels
 
-from tinker_recovery import RecoveryPolicy, StatusRefused
-from tinker_recovery.checkpoints import FileFacts, Finding, checkpoint_metadata
-from tinker_recovery.journal import Journal, Notebook
-from tinker_recovery.recovery.collaborators import Collaborators
-from tinker_recovery.retention.verifier import (
-    CanaryBatch,
-    Verifier,
-    decode_files,
-    encode_files,
-)
-from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
-
-URL = "http://127.0.0.1:1"
-
-
-class Service:
-    """It lists what is put into it, and says what a run and its checkpoints are."""
-
-    def __init__(self) -> None:
-        self.listed: dict[str, list[dict[str, Any]]] = {}
-        self.rank = 8
-        self.status = 200
-        self.run_status = 200
-        self.sizes: dict[str, int] = {}
-        """What is noted of sizes before."""
-
-    def save(self, step: int, run: str = "a", **changes: Any) -> str:
-        made = record(step, run)
-        parent = changes.pop("parent", None)
-        entry = {
-            "checkpoint_id": f"weights/{step}",
-            "checkpoint_type": "training",
-            "time": NOW.isoformat(),
-            "tinker_path": made.path,
-            "size_bytes": 10,
-            "user_metadata": checkpoint_metadata(
-                step=step, lineage=LINEAGE, attempt=run, parent=parent, saved_by="schedule"
-            ),
-            **changes,
-        }
-        self.listed.setdefault(run, []).append(entry)
-        return made.path
-
-    def _answer(self, request: httpx.Request) -> httpx.Response:
-        parts = request.url.path.removeprefix("/api/v1/").split("/")
-        if parts[-1] == "weights_info":
-            said = {"base_model": "m", "is_lora": True, "lora_rank": self.rank}
-            return httpx.Response(self.status, json=said)
-        if parts[-1] == "checkpoints":
-            return httpx.Response(200, json={"checkpoints": self.listed.get(parts[1], [])})
-        run = types.TrainingRun(
-            training_run_id=parts[1],
-            base_model="m",
-            model_owner="me",
-            is_lora=True,
-            lora_rank=8,
-            last_request_time=NOW,
-        )
-        return httpx.Response(self.run_status, json=run.model_dump(mode="json"))
-
-    async def verify(self, path: str, *, noted: int | None = None, **asked: Any) -> list[Finding]:
-        endpoint = Endpoint(URL, SecretStr("tml-x"))
-        transport = httpx.MockTransport(self._answer)
-        async with (
-            StatusReader(endpoint, transport=transport, wall=NOW.timestamp) as reader,
-            Notebook(Journal(None, service=URL)) as notebook,
-        ):
-            if noted is not None:
-                await notebook.note_sizes({path: noted})
-            verifier = Verifier(Collaborators(RecoveryPolicy(), TinkerBackend(), reader, notebook))
-            found = await verifier.verify(path, **asked)
-            self.sizes = dict((await notebook.notes()).sizes)
-            return found
-
-
-def levels(found: list[Finding]) -> dict[str, bool]:
-    return {each.level: each.ok for each in found}
-
+from tinker_recovery import StatusRefused
+from tinker_recovery.checkpoints import FileFacts
+from tinker_recovery.retention.verifier import CanaryBatch, decode_files, encode_files
 
 SOUND = {"metadata": True, "listing": True, "weights": True}
 

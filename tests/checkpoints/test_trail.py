@@ -139,3 +139,23 @@ def test_recoveries_come_back_to_one_of_the_newest_two_confirmed_checkpoints() -
     assert floor_of([]) is None
     assert floor_of([5, 5]) is None
     assert floor_of([5, 15, 10, 10]) == 10
+
+
+def test_a_trail_that_an_earlier_version_has_stored_is_still_the_one_of_these_requests() -> None:
+    """A restored attempt goes on from what its checkpoint says."""
+    assert digest_of("attempt", "first") == "3f28aa33fc9171a1f1acf55bbe825a76"
+    trail = Trail(digest_of("attempt", "first"), step=0, follows=True)
+    trail.passed("forward_backward", [1, 2.5, "x"])
+    trail.passed("optim_step", 0.1)
+    trail.stepped(skipped=False)
+    assert trail.position() == (1, "f3d31a206f9429a9af786b5dc9dcab0d")
+    trail.stepped(skipped=True)
+    assert trail.position() == (2, "cea3d87134ebaeffc80b07aeb62af5d9")
+
+
+def test_the_end_of_an_iteration_changes_its_number_and_not_the_weights() -> None:
+    trail = Trail("start", step=3, follows=True)
+    trail.stepped(skipped=False, ends=False)
+    inside = trail.position()
+    trail.ended()
+    assert (inside[0], trail.position()) == (3, (4, inside[1]))

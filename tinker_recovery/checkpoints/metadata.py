@@ -58,7 +58,7 @@ def fitting(metrics: Mapping[str, float], first: str) -> tuple[dict[str, float],
         if size <= JSON_LIMIT:
             kept[name] = metrics[name]
         else:
-            size = JSON_LIMIT + 1
+            size = JSON_LIMIT  # so that nothing behind it is stored
             left_out.append(name)
     return kept, left_out
 

@@ -439,7 +439,7 @@ class CheckpointState:
     def write_prompt(self, collaborators: Collaborators) -> None:
         """Note in the background what is known of the prompt, if that has changed."""
         facts = str(self.prompt_facts() or "")
-        if facts and facts != self._facts_written:
+        if facts != self._facts_written:
             self._facts_written = facts
             collaborators.spawn(functools.partial(self._write_prompt, facts, collaborators))
 

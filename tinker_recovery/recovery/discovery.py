@@ -119,14 +119,13 @@ def with_further(stored: StoredRun, found: StoredRun) -> StoredRun:
     further = tuple(newest)[::-1]
     if not further:
         return stored
+    # Its checkpoints are those that were found: whoever went on may have deleted what was there.
     return replace(
         found,
         origin=stored.origin,
         start_step=stored.start_step,
         attempts=stored.attempts + further,
         leftovers=stored.leftovers,
-        # Whoever went on may have deleted what was there before.
-        checkpoints=found.checkpoints,
     )
 
 
@@ -139,7 +138,7 @@ async def _with_its_end(reader: StatusReader, stored: StoredRun) -> StoredRun:
 async def _listed(
     reader: StatusReader, name: str, known: Collection[str]
 ) -> tuple[dict[str, list[CheckpointRecord]], dict[str, int]]:
-    """The checkpoints of each lineage of a name, the oldest first; the step of every checkpoint."""
+    """The checkpoints of each lineage of a name, in no order; the step of every checkpoint."""
     # Where the service keeps no metadata, these are recognised in the names of saves.
     reader.metadata.know_name(name)
     for lineage in known:
@@ -160,7 +159,7 @@ async def _listed(
     # Of a save that was stored without its metadata no more than the lineage's mark may be known.
     whole = {lineage_by_mark(mark_of(each.lineage)): each.lineage for each in records}
     by_lineage: dict[str, list[CheckpointRecord]] = {}
-    for record in sorted(records, key=lambda record: (record.time, record.step)):
+    for record in records:
         by_lineage.setdefault(whole.get(record.lineage, record.lineage), []).append(record)
     return {
         lineage: own
@@ -176,7 +175,11 @@ async def _ambiguous(
     lineage: str | None,
 ) -> AmbiguousRun:
     """What to choose from, the newest first."""
-    newest = {each: max(own, key=lambda record: record.time) for each, own in named.items()}
+    # As where a run is put together: of two of one moment, the one with more steps is newer.
+    newest = {
+        lineage: max(own, key=lambda record: (record.time, record.step))
+        for lineage, own in named.items()
+    }
     order = sorted(named, key=lambda each: newest[each].time, reverse=True)
     lines = [
         await _described(reader, each, newest[each], max(record.step for record in named[each]))

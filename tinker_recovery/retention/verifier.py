@@ -153,8 +153,8 @@ class Verifier:
             verdicts.append(weights)
             if not weights.ok:
                 return verdicts
-        fingerprinted = record if canary is not None and record and record.canary else None
-        if not deep and fingerprinted is None:
+        asked = (record, canary) if canary is not None and record and record.canary else None
+        if not deep and asked is None:
             return verdicts
         look = _Look(self, path, notes.files.get(path), progress)
         async with AsyncExitStack() as stack:
@@ -162,8 +162,8 @@ class Verifier:
             if isinstance(connection, str):
                 level: Literal["bytes", "canary"] = "bytes" if deep else "canary"
                 return [*verdicts, Finding(level, ok=False, reason=connection)]
-            if canary is not None and fingerprinted is not None:
-                verdicts.append(await self._canary(connection, fingerprinted, canary))
+            if asked is not None:
+                verdicts.append(await self._canary(connection, *asked))
             if deep:
                 verdicts.append(await look.bytes(connection, stack))
         return verdicts

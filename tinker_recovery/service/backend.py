@@ -17,7 +17,7 @@ from tinker.lib.base_url import resolve_base_url
 from tinker.lib.public_interfaces.api_future import APIFuture
 
 from tinker_recovery.errors import StatusRefused, UsageError
-from tinker_recovery.service import at_work, closing, credentials, sdk_workarounds
+from tinker_recovery.service import at_work, closing, credentials, sdk_at_exit, sdk_workarounds
 from tinker_recovery.service.at_work import Patience, patiently
 from tinker_recovery.service.base import (
     CloseStatus,
@@ -92,6 +92,7 @@ class TinkerBackend:
             )
         sdk_workarounds.apply()
         at_work.apply()
+        sdk_at_exit.apply()
         self._factory = factory
         self._wants_standby = standby
         self._standby: PendingSession | None = None
