@@ -220,7 +220,7 @@ async def test_of_several_runs_of_a_name_each_is_listed_newest_first_and_one_can
     async with world.reader() as reader:
         for lineage, says in (
             (None, "the service has 3 runs of that name"),
-            ("one", "several runs of the name 'r' has the lineage 'one'"),
+            ("one", "several runs of the name 'r' have the lineage 'one'"),
             ("x", "no run of the name 'r' has the lineage 'x'"),
         ):
             with pytest.raises(AmbiguousRun) as raised:

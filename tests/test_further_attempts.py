@@ -83,7 +83,8 @@ def test_nothing_known_is_lost_moved_or_doubled(
 
 def test_what_the_run_began_with_is_by_the_journal_and_how_far_it_is_by_the_service() -> None:
     stored = replace(_run(["a"]), origin={"seed": 3}, start_step=7)
-    found = replace(_run(["a", "b"], state="finished"), origin={"seed": 4}, start_step=1)
+    found = _run(["a", "b"], state="finished")
+    found = replace(found, origin={"seed": 4}, start_step=1, leftovers=())
     whole = with_further(stored, found)
     assert (whole.origin, whole.start_step) == ({"seed": 3}, 7)
     assert (whole.leftovers, whole.attempts[0]) == (stored.leftovers, stored.attempts[0])

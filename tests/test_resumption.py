@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -74,6 +75,12 @@ def test_a_fault_that_was_noticed_says_itself_what_it_casts_doubt_on() -> None:
     assert trusted_limit(noticed, saved, corrupted=True) == 13
     harmless = _attempt(sound=10, polled=5, faulty=True)
     assert trusted_limit(harmless, saved, corrupted=False) == math.inf
+
+
+def test_an_attempt_that_ended_without_a_fault_is_trusted_as_far_as_is_known_of_it() -> None:
+    """One that was found at the service: nobody has written how it ended."""
+    found = dataclasses.replace(_attempt(sound=5), ended=True)
+    assert trusted_limit(found, _saved(5, 10, sound=7), corrupted=False) == 7
 
 
 def test_found_corrupted_after_a_harmless_fault_it_is_trusted_to_the_last_good_poll() -> None:

@@ -16,8 +16,10 @@ from tinker_recovery.service import StatusReader
 
 _T = TypeVar("_T")
 
-TICK_S = 0.001
+TICK_S = 2**-10
 """From one look to the next, by the clock of the test."""
+START_S = 512.0
+"""When a clock that counts from the start of its machine begins here."""
 QUIET_S = 5 * TICK_S
 MAX_WAIT_S = 20 * TICK_S
 
@@ -35,7 +37,7 @@ class Service:
         self._over, self._asked = _then_the_last(over), _then_the_last(asked)
 
     def now(self) -> float:
-        return self.looks * TICK_S
+        return START_S + self.looks * TICK_S
 
     async def session_over(self, run_id: str) -> bool | None:
         del run_id
@@ -66,7 +68,7 @@ def _then_the_last(given: Sequence[_T]) -> Iterator[_T]:
 
 async def test_a_session_that_is_over_is_not_waited_for() -> None:
     service = Service(over=[True], asked=[7])
-    assert not await service.until_quiet()
+    assert await service.until_quiet() is False
     assert service.looks == 0
 
 
@@ -112,7 +114,7 @@ async def test_a_run_goes_on_within_a_second_of_the_end_of_the_process_that_trai
         "sft-42",
         "other:train:0",
         max_wait_s=60.0,
-        monotonic=lambda: sum(slept),
+        monotonic=lambda: START_S + sum(slept),
     )
     assert slept == [1.0] * 4
 
@@ -140,7 +142,12 @@ def paced(
         given = {} if quiet_s is None else {"quiet_s": quiet_s}
         reader = cast("StatusReader", service)
         return await until_quiet(
-            reader, "sft-42", "r:train:0", max_wait_s=99.0, monotonic=lambda: sum(slept), **given
+            reader,
+            "sft-42",
+            "r:train:0",
+            max_wait_s=99.0,
+            monotonic=lambda: START_S + sum(slept),
+            **given,
         )
 
     monkeypatch.setattr(anyio, "sleep", sleep)

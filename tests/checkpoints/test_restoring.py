@@ -3,183 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Callable
-from concurrent.futures import Future
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any, cast
 
-import httpx
 import pytest
 import tinker
-from made import LINEAGE, NOW, listed_json, path, record, segment
-from pydantic import SecretStr
-from tinker.types import RequestErrorCategory
+from made import NOW, path
+from made_restores import FAILED, NAN, REFUSED, Client, World, answer_at
 
-from tinker_recovery import (
-    LeaseLost,
-    NoUsableCheckpoint,
-    RecoveryEvent,
-    RecoveryPolicy,
-    StatusUnavailable,
-)
-from tinker_recovery.checkpoints import WeightsFacts, checkpoint_metadata
+from tinker_recovery import LeaseLost, NoUsableCheckpoint, StatusUnavailable
 from tinker_recovery.checkpoints.canary import ASKED
-from tinker_recovery.checkpoints.prompt import prompt_of
-from tinker_recovery.clock import Clock
 from tinker_recovery.errors import OtherWeights
-from tinker_recovery.journal import Journal, Notebook
-from tinker_recovery.recovery.checkpoint_state import LOADS_TRIED, CheckpointState
-from tinker_recovery.recovery.collaborators import Collaborators
-from tinker_recovery.recovery.restore import Restore, Restored
-from tinker_recovery.recovery.selection import RestorableRun
-from tinker_recovery.service import FromBaseModel, FromCheckpoint, Patience, StatusReader
-from tinker_recovery.service.base import Endpoint
+from tinker_recovery.recovery.checkpoint_state import LOADS_TRIED
+from tinker_recovery.recovery.restore import Restored
 from tinker_recovery.service.guard import Guard
-from tinker_recovery.telemetry import EventSink, names
-
-ORIGIN = FromBaseModel("m", {})
-REFUSED = tinker.RequestFailedError("no such file", "1", RequestErrorCategory.User)
-FAILED = tinker.RequestFailedError("disk trouble", "1", RequestErrorCategory.Server)
-NAN = (math.nan,)
-
-
-def answer_at(step: int) -> tuple[float, ...]:
-    """What the canary answers on the weights of a step."""
-    return -1.0, -float(step)
-
-
-class Client:
-    """A client made from somewhere, which answers the canary."""
-
-    def __init__(self, world: World, number: int, source: str | None) -> None:
-        self.run_id, self.source, self.service = f"new-{number}", source, None
-        self.training = self
-        self._world = world
-        self.asked = 0
-
-    def forward(self, batch: Any, loss: str) -> Any:
-        assert loss == "cross_entropy"
-        assert batch == self._world.known.prompt.batch
-        answers = self._world.answers[self.source]
-        said = answers[min(self.asked, len(answers) - 1)]
-        self.asked += 1
-        future: Future[Any] = Future()
-        output = {"logprobs": SimpleNamespace(data=list(said))}
-        future.set_result(SimpleNamespace(loss_fn_outputs=[output]))
-        return SimpleNamespace(future=lambda: future)
-
-
-class World:
-    """A run, what is listed of it, and a service that makes clients."""
-
-    def __init__(self, *steps: int, canary: bool = True, origin: Any = ORIGIN) -> None:
-        self.policy = RecoveryPolicy(canary=prompt_of([1, 2, 3]) if canary else None)
-        self.known = CheckpointState.by(self.policy, "r", LINEAGE)
-        self.listed: list[dict[str, Any]] = []
-        self.answers: dict[str | None, list[tuple[float, ...]]] = {None: [answer_at(0)]}
-        self.errors: dict[str | None, list[BaseException]] = {}
-        """What making a client from there raises, the first times."""
-        self.on_made: Callable[[Client], object] = lambda _: None
-        self.made: list[Client] = []
-        self.closed: list[Client] = []
-        self.events: list[RecoveryEvent] = []
-        self.announced: list[str] = []
-        self.guard = Guard()
-        self.run: Any = SimpleNamespace(
-            name="r",
-            segments=[segment("a")],
-            weights=WeightsFacts(),
-            checkpoints=self.known,
-            root=None,
-            origin=origin,
-            start_step=0,
-        )
-        self.known.began = None, "begin", 0
-        if canary:
-            self.known.canaries.record("begin", 0, answer_at(0))
-        for step in steps:
-            self.save(step)
-
-    def save(self, step: int, *, by: Any = "schedule") -> None:
-        made = record(step)
-        metadata = checkpoint_metadata(
-            step=step, lineage=LINEAGE, attempt="a", parent=None, saved_by=by
-        )
-        self.listed.append(listed_json(made, metadata))
-        self.answers[made.path] = [answer_at(step)]
-        if self.policy.canary is not None:
-            self.known.canaries.record("a", step, answer_at(step))
-
-    # The backend
-
-    def open_ahead(self) -> None:
-        raise AssertionError("nothing is to be opened ahead")
-
-    async def connect(
-        self, origin: Any, *, patience: Patience, pending: object, announce: object
-    ) -> Client:
-        assert patience.limit_s > 0
-        assert (pending, announce) == (None, self.guard.announce)
-        source = origin.path if isinstance(origin, FromCheckpoint) else None
-        assert source is not None or origin is ORIGIN
-        if self.errors.get(source):
-            raise self.errors[source].pop(0)
-        client = Client(self, len(self.made), source)
-        self.made.append(client)
-        self.on_made(client)
-        return client
-
-    async def close(self, client: Client, status: str, reason: str, *, deadline_s: float) -> None:
-        assert status == "interrupted"
-        assert reason
-        assert deadline_s == self.policy.close_timeout_s
-        self.closed.append(client)
-
-    def _answer(self, request: httpx.Request) -> httpx.Response:
-        if not request.url.path.endswith("/checkpoints"):
-            return httpx.Response(404, json={})
-        return httpx.Response(200, json={"checkpoints": self.listed})
-
-    async def restore(self, **more: Any) -> Restored:
-        endpoint = Endpoint("http://127.0.0.1:1", SecretStr("tml-x"))
-        transport = httpx.MockTransport(self._answer)
-        later = NOW + timedelta(hours=1)
-        tasks: list[asyncio.Task[Any]] = []
-        async with (
-            StatusReader(endpoint, transport=transport, wall=later.timestamp) as reader,
-            Notebook(Journal(None, service=endpoint.base_url)) as notebook,
-        ):
-            collaborators = SimpleNamespace(
-                policy=self.policy,
-                backend=self,
-                reader=reader,
-                notebook=notebook,
-                events=EventSink(self.events.append),
-                clock=Clock(),
-                spawn=lambda work: tasks.append(asyncio.create_task(work())),
-                spares=None,
-            )
-            self.restoring = Restore(
-                cast("RestorableRun", self.run),
-                cast("Collaborators", collaborators),
-                guard=self.guard,
-                **more,
-            )
-            try:
-                return await self.restoring.restore()
-            finally:
-                if tasks:
-                    await asyncio.wait(tasks)
-                self.noted = dict((await notebook.notes()).bad)
-
-    def sources(self) -> list[str | None]:
-        """What clients were made from, in their order."""
-        return [client.source for client in self.made]
-
-    def left_open(self) -> list[Client]:
-        return [client for client in self.made if client not in self.closed]
+from tinker_recovery.telemetry import names
 
 
 async def test_the_newest_is_restored_with_the_canarys_answer_asked_once() -> None:

@@ -16,12 +16,19 @@ PROGRAM = """
 import asyncio, atexit, sys, threading, time
 
 import tinker
-from loops import MODEL, batch, train
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from tinker_recovery import Supervisor
 from tinker_recovery.service import sdk_at_exit
 
+MODEL = "Qwen/Qwen3-8B"
+TOKENS = tinker.TensorData(data=[1, 2, 3], dtype="int64")
+BATCH = [
+    tinker.Datum(
+        model_input=tinker.ModelInput.from_ints([0, 1, 2]),
+        loss_fn_inputs={"target_tokens": TOKENS},
+    )
+]
 ends, exports = threading.Event(), threading.Event()
 
 
@@ -39,9 +46,15 @@ def use_the_sdk():
     print("at exit:", client.get_info().model_id == client.model_id, flush=True)
 
 
+async def train(attempt):
+    forward = attempt.client.forward_backward(BATCH, "cross_entropy")
+    await attempt.client.optim_step(tinker.AdamParams(learning_rate=1e-3))
+    await forward
+
+
 async def main():
     async with Supervisor() as supervisor:
-        await supervisor.run(lambda attempt: train(attempt, steps=1), base_model=MODEL, name="run")
+        await supervisor.run(train, base_model=MODEL, name="run")
 
 
 provider = TracerProvider(shutdown_on_exit=False)
@@ -54,7 +67,7 @@ asyncio.run(main())
 client = tinker.ServiceClient().create_lora_training_client(base_model=MODEL, rank=8).result()
 if "earlier" not in sys.argv:
     ends.set()
-    client.forward_backward(batch(1), "cross_entropy")
+    client.forward_backward(BATCH, "cross_entropy")
     exports.wait()
 print("the last line", flush=True)
 """

@@ -193,10 +193,11 @@ async def _ambiguous(
             "name. Say which to resume"
         )
     else:
-        which = "several runs" if any(each.startswith(lineage) for each in order) else "no run"
+        several = any(each.startswith(lineage) for each in order)
+        which, has = ("several runs", "have") if several else ("no run", "has")
         said = (
-            f"{which} of the name {name!r} has the lineage {lineage!r} at the service, leaving out "
-            "those that this journal knows. Say which to resume"
+            f"{which} of the name {name!r} {has} the lineage {lineage!r} at the service, leaving "
+            "out those that this journal knows. Say which to resume"
         )
     hint = f'{said}, with lineage= as listed, or begin another with lineage="{NEW}"'
     return AmbiguousRun("\n".join([hint, *lines]), run=name, lineages=order)

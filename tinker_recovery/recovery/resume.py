@@ -122,9 +122,9 @@ def trusted_limit(
         saved: Its own checkpoints, in any order.
         corrupted: Whether the service calls its Tinker run corrupted.
     """
-    if attempt.faulty and attempt.trusted_to is not None:
+    if attempt.trusted_to is not None:
         limit = attempt.trusted_to
-    elif attempt.faulty and attempt.ended:
+    elif attempt.faulty:
         # The fault was none of the service's. What it says by now was not known then: a run of a
         # group that goes back with another is asked about, and its process may have died before.
         limit = float(attempt.polled_step) if corrupted else math.inf
