@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
+from loops import until
 from pydantic import SecretStr
 from sdk_loops import a_service, fresh, train
 from virtual import ManualClock
@@ -184,6 +185,27 @@ async def test_a_session_opened_after_the_claim_was_lost_is_not_to_be_used() -> 
         claim = await taken(paused)
         clock.now += 31.0
         assert not await claim.announce("session-new")
+
+
+async def test_a_session_being_noted_as_the_claim_is_released_is_not_to_be_used_and_left_in_no_note(
+    local: LocalTinker,
+) -> None:
+    """As of a client that is being made for a run which is cancelled."""
+    async with a_machine(local) as claims, anyio.create_task_group() as group:
+        claim = await taken(claims)
+        local.inject(FaultRule("slow", request="create_session", delay_s=20.0))
+        mays: list[bool] = []
+
+        async def announce() -> None:
+            mays.append(await claim.announce("session-new"))
+
+        group.start_soon(announce)
+        await until(lambda: any(each.request == "create_session" for each in local.fired))
+        await claim.release()
+        local.release()
+        await until(lambda: bool(mays))
+        assert mays == [False]
+        assert set(local.sessions().values()) <= {"success", "interrupted"}
 
 
 async def test_a_session_is_noted_before_the_claim_is_asked_for_and_not_after(

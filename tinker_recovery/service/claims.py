@@ -135,6 +135,7 @@ class Claim:
         self.lost = anyio.Event()
         """Set when a heartbeat or a question finds that the service has ended the claim."""
         self._notes: list[str] = []
+        self._released = False
         self._end_heartbeats: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
@@ -192,12 +193,14 @@ class Claim:
         Raises:
             StatusError: It could not be noted, or the claim not asked for: do not use the session.
         """
-        self._notes.append(
-            await self._claims.sessions.open(
-                f"session of run {self.name}",
-                {NOTE: self.name, PREFIX + "session": session_id, PREFIX + "entry": self.entry},
-            )
+        note = await self._claims.sessions.open(
+            f"session of run {self.name}",
+            {NOTE: self.name, PREFIX + "session": session_id, PREFIX + "entry": self.entry},
         )
+        if self._released:  # meanwhile, so it has not finished this one
+            await self._claims.sessions.finish(note, _RELEASED, "released")
+            return False
+        self._notes.append(note)
         # In this order: if it is still ours now, a successor is sure to find the note.
         return await self.still_held()
 
@@ -208,6 +211,7 @@ class Claim:
         the heartbeats stop. Completes even if cancelled, within a few seconds. Of a claim that is
         lost nothing is finished: that is up to the successor.
         """
+        self._released = True
         self._end_heartbeats()
         try:
             if not self.lost.is_set():
