@@ -265,7 +265,7 @@ async def test_a_loop_that_ends_at_once_says_that_nothing_was_trained_and_how_to
         assert NO_STEP not in await to(6)
         end = await to(4, **({"extend": True} if named else {"start_step": 6}))
     assert " finished at step 6: 0 recoveries; last checkpoint " in end
-    hint = "; to train it further, say extend=True where it is started" if named else ""
+    hint = "; to train it further, give its loop more steps, and say extend=True" if named else ""
     assert end.endswith(f"{NO_STEP}{hint}")
 
 

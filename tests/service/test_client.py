@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from typing import Any
 
 import anyio.to_thread
 import pytest
@@ -176,6 +177,42 @@ async def test_steps_submitted_from_many_threads_are_all_counted_and_saved_where
         inside = local.run_state(str((await pending).model_id)).steps
         assert str(inside) == one.user_metadata["tinker_recovery.step"]
     await service.close("success")
+
+
+@pytest.mark.parametrize("call", ["forward_backward", "save_state"])
+async def test_what_another_thread_submits_meanwhile_is_behind_it_at_the_service_as_in_the_count(
+    local: LocalTinker,  # noqa: ARG001 - its environment
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+) -> None:
+    """Else a pass that is counted before an update would be executed behind it."""
+    within = threading.Event()
+    submitted: list[str] = []
+    original = getattr(tinker.TrainingClient, call)
+
+    def slow(*args: Any, **more: Any) -> Any:
+        within.set()
+        other.join(0.3)  # as long as it would take if nothing kept it from overtaking
+        submitted.append(call)
+        return original(*args, **more)
+
+    def update() -> None:
+        within.wait()
+        client.optim_step(ADAM)
+        submitted.append("optim_step")
+
+    async with Supervisor(policy()) as supervisor:
+        async for attempt in supervisor.attempts(base_model=MODEL):
+            async with attempt:
+                client, other = attempt.client, threading.Thread(target=update)
+                await train(attempt, steps=1)
+                monkeypatch.setattr(tinker.TrainingClient, call, slow)
+                other.start()
+                given = ("mine",) if call == "save_state" else (batch(1), "cross_entropy")
+                await anyio.to_thread.run_sync(getattr(client, call), *given)
+                await anyio.to_thread.run_sync(other.join)
+                monkeypatch.undo()
+    assert submitted == [call, "optim_step"]
 
 
 async def test_the_client_of_an_attempt_that_is_over_refuses_every_call(

@@ -116,6 +116,13 @@ def test_a_line_that_lasts_is_printed_again_with_how_many_were_left_out() -> Non
     ]
 
 
+class Wordless(Exception):
+    """It cannot be put into words."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
 def test_errors_other_lines_and_those_of_others_are_printed_each_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -131,4 +138,7 @@ def test_errors_other_lines_and_those_of_others_are_printed_each_time(
     ], "the oldest of more than it remembers is forgotten"
     unfit = logging.LogRecord("tinker", logging.WARNING, __file__, 1, "%d", ("x",), None)
     assert once.filter(unfit), "logging reports it"
+    wordless = _record("failed")
+    wordless.exc_info = Wordless, Wordless(), None
+    assert once.filter(wordless), "the same"
     assert not logging.lastResort or not logging.lastResort.filters

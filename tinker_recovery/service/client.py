@@ -351,8 +351,8 @@ class SupervisedClient(Iterating):
             self._hooks.training_submitted(operation, *submit.args, submit.keywords)
             self._iterations.passed()
             step = self._iterations.step
-        ended = functools.partial(self._check_loss, step) if self._guard_loss else None
-        watched = self._watch(operation, submit(), step, ended)
+            ended = functools.partial(self._check_loss, step) if self._guard_loss else None
+            watched = self._watch(operation, submit(), step, ended)
         self.meter.add("trained", tokens_in(data))
         return watched
 
@@ -374,12 +374,12 @@ class SupervisedClient(Iterating):
             future = self._training.save_state(name, ttl_seconds, overwrite, metadata)
             if step is not None:
                 self.meter.mark(step)
-            open_saves = self._own_saves.items()
-            self._own_saves = {each: at for each, at in open_saves if not is_settled(each)}
+            self._own_saves = {f: at for f, at in self._own_saves.items() if not is_settled(f)}
             self._own_saves[future.future()] = name
+            watched = self._watch(SAVE, future, None, functools.partial(self._save_ended, step))
             # A service that loses weights goes back to its last checkpoint, whoever saved it.
             self._submit_canary(record=True)
-        return self._watch(SAVE, future, None, functools.partial(self._save_ended, step))
+        return watched
 
     def _sampler(self, made: Any, renew: Renew, source: Source) -> tinker.SamplingClient:
         return self._hooks.sampler(made, renew, source)

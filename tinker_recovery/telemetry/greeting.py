@@ -121,7 +121,7 @@ class Greeting:
             if end.how == "finished" and not end.trained:
                 said += "; the loop did no step in this process"
                 if end.run in self._resumable:
-                    said += "; to train it further, say extend=True where it is started"
+                    said += "; to train it further, give its loop more steps, and say extend=True"
             if end.goes_on_from and end.run in self._resumable:
                 if end.how == "stopped":
                     said += f"; the same command {end.goes_on_from}"

@@ -47,10 +47,10 @@ class SaidOnce(logging.Filter):
             return True
         try:
             message = record.getMessage()
-        except Exception:  # noqa: BLE001 - logging itself reports arguments that do not fit
+            if record.exc_info and (error := record.exc_info[1]) is not None:
+                message += f": {type(error).__name__}: {error}"
+        except Exception:  # noqa: BLE001 - logging itself reports what cannot be put into words
             return True
-        if record.exc_info and (error := record.exc_info[1]) is not None:
-            message += f": {type(error).__name__}: {error}"
         left_out = self._left_out(f"{record.name} {_VARYING.sub('#', message)}")
         if left_out is None:
             return False
