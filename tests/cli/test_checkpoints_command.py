@@ -154,6 +154,29 @@ async def test_prune_shows_first_and_deletes_only_what_no_rule_keeps(local: Loca
     assert sorted(_paths(local, supervisor)) == [8, 10]
 
 
+async def test_prune_of_one_tinker_run_keeps_what_the_next_one_was_recovered_from(
+    local: LocalTinker,
+) -> None:
+    """Also of a run that is not in this machine's journal: the listing has all of its lineage."""
+    given = policy(
+        checkpoints=CheckpointPolicy(
+            save_at_start=False, strategy="all", save_every=2, save_at_end=False
+        )
+    )
+    local.inject(FaultRule("poison", request="optim_step", at_step=9))
+    async with Supervisor(given, journal=None) as supervisor:
+        await supervisor.run(
+            functools.partial(train, steps=20), base_model=MODEL, rank=8, seed=SEED, name="sft-42"
+        )
+    first, last = supervisor.runs[0].segments
+    assert last.parent is not None
+    later = {each.path for each in local.checkpoints(last.run_id)}
+    done = await _json("prune", first.run_id, "--keep-last", "1", "--keep-best", "0", "--yes")
+    left = {each.path for each in local.checkpoints(first.run_id)}
+    print(last, done, left, later)
+    assert last.parent in left
+
+
 async def test_prune_leaves_alone_what_another_machine_may_still_be_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
