@@ -409,6 +409,18 @@ async def test_a_lifetime_that_the_policy_does_not_want_is_taken_away() -> None:
     assert "lives for ever" in world.events[0].message
 
 
+async def test_what_is_pinned_or_to_be_published_is_renewed_as_well() -> None:
+    world = World(ttl_s=7200.0)
+    pinned, published, other = (world.save(step, lives_s=1800.0) for step in (1, 2, 3))
+    newest = world.save(5, lives_s=7200.0)
+    async with world.collector(keeps=lambda _: {published: "it is to be published"}) as collector:
+        await world.notebook.pin(pinned, "the one of the paper")
+        done = await collector.collect(world)
+    assert sorted(done.renewed) == [pinned, published]
+    assert world.deletions == [other]
+    assert newest in world.stored
+
+
 async def test_a_collection_by_hand_renews_nothing() -> None:
     world = World()
     world.save(5, lives_s=3600.0)

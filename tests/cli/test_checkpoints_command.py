@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 import pytest_asyncio
@@ -274,6 +275,27 @@ async def test_a_deletion_that_fails_is_reported_with_exit_status_1_and_done_by_
     failed = await _json("prune", "--all", "--keep-last", "4", "--yes", expect=1)
     assert [each["path"] for each in failed["failed"]] == [_paths(local, supervisor)[2]]
     assert "500" in failed["failed"][0]["reason"]
+
+
+async def test_what_a_prune_has_deleted_before_the_service_went_away_is_said(
+    local: LocalTinker,
+) -> None:
+    supervisor = await _trained()
+    # A deletion that takes long: then all is listed again, and that is refused.
+    local.inject(FaultRule("slow", request="delete", delay_s=2.5, times=1))
+
+    async def cut() -> None:
+        while not local.stats.by_route.get("delete"):  # noqa: ASYNC110 - another thread's doing
+            await anyio.sleep(0.02)
+        local.inject(FaultRule("status", request="run_checkpoints", status=403, for_s=60.0))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(cut)
+        done = await _call("prune", "--all", "--keep-last", "1", "--keep-best", "0", "--yes")
+    left = len(_paths(local, supervisor))
+    assert left < 5
+    assert done.exit_code == 3
+    assert f"{5 - left} deleted" in done.stderr
 
 
 async def test_pins_of_what_is_not_there_are_refused_and_nothing_is_pinned(

@@ -19,8 +19,11 @@ from click.testing import CliRunner, Result
 from tinker_recovery.cli import main
 from tinker_recovery.cli.kept_demos import note_demo
 from tinker_recovery.export import merge as merging
+from tinker_recovery.export.manifest import CheckpointFacts
+from tinker_recovery.export.noting import noted
 from tinker_recovery.journal import Journal, default_path
-from tinker_recovery.journal.publication import kept_for_export
+from tinker_recovery.journal.holder import Holder
+from tinker_recovery.journal.publication import Publication, kept_for_export
 from tinker_recovery.testing import FaultRule, LocalHub, LocalTinker
 
 pytestmark = pytest.mark.usefixtures("no_waiting_between_tries")
@@ -105,7 +108,7 @@ async def test_what_is_exported_is_noted_while_it_is(local: LocalTinker, tmp_pat
     path = newest(local, await trained("sft-42"))
     local.inject(FaultRule("slow", request="download", delay_s=1.0, times=1))
 
-    def noted() -> dict[str, str]:
+    def notes() -> dict[str, str]:
         with Journal(default_path(), service=local.base_url) as journal:
             return kept_for_export(journal.notes().publications)
 
@@ -113,8 +116,28 @@ async def test_what_is_exported_is_noted_while_it_is(local: LocalTinker, tmp_pat
         group.start_soon(_export, "sft-42", "--to", str(tmp_path / "a"))
         while not local.stats.by_route.get("download"):  # noqa: ASYNC110 - another thread's doing
             await anyio.sleep(0.02)
-        assert noted() == {path: "it is being exported"}
-    assert noted() == {}
+        assert notes() == {path: "it is being exported"}
+    assert notes() == {}
+
+
+async def test_the_end_of_an_export_leaves_what_the_run_has_noted_of_its_checkpoint(
+    tmp_path: Path,
+) -> None:
+    """It is to be published: that was noted while the export was under way."""
+    file, url = tmp_path / "journal.sqlite3", "http://127.0.0.1:1"
+    facts = CheckpointFacts(path="tinker://a/weights/5", run="sft-42", lineage="1", step=5)
+    here = Holder.here(now=0.0, lease_s=0.0)
+    to_publish = Publication(
+        path=facts.path, run="sft-42", lineage="1", step=5, repository="me/sft", holder=here
+    )
+    with Journal(file, service=url) as journal:
+        async with noted(facts, file, service=url):
+            journal.write_publication(facts.path, to_publish.said())
+        assert journal.notes().publications == {facts.path: to_publish.said()}
+        journal.end_publication(facts.path)
+        async with noted(facts, file, service=url):
+            assert facts.path in journal.notes().publications
+        assert journal.notes().publications == {}
 
 
 async def test_a_merge_is_refused_without_the_cookbook_and_where_something_is(

@@ -47,8 +47,10 @@ async def noted(
             step=checkpoint.step,
             holder=Holder.here(now=time.time(), lease_s=0.0),
         )
-        await notebook.write_publication(checkpoint.path, publication.said())
+        said = publication.said()
+        await notebook.write_publication(checkpoint.path, said)
         try:
             yield
         finally:
-            await to_the_end(notebook.end_publication(checkpoint.path))
+            # Only this note: the run may have noted meanwhile that it is to be published.
+            await to_the_end(notebook.end_publication(checkpoint.path, instead_of=said))

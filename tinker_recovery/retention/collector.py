@@ -209,6 +209,7 @@ class Collector:
         records = [each.record for each in listed if each.record is not None]
         doubtful = {record.path for record in records if _is_doubtful(record, known)}
         valid = await self._valid(run, records, doubtful)
+        kept = {**kept_for_export(notes.publications), **self._keeps(run)}
         plan = plan_deletions(
             listed,
             retention_of(self._policy, pinned=notes.pinned),
@@ -218,11 +219,7 @@ class Collector:
                 segments=run.segments,
                 valid=valid,
                 bad=known.bad,
-                protected={
-                    **kept_for_export(notes.publications),
-                    **self._keeps(run),
-                    **run.protected,
-                },
+                protected={**kept, **run.protected},
                 pending={record.path for record in records if run.is_pending(record)},
                 being_deleted=known.being_deleted,
                 doubtful=doubtful,
@@ -231,7 +228,13 @@ class Collector:
             ),
         )
         self._warn_of_metric(run, records)
+        # What a person, or a publication, wants kept must not expire either.
         needed = {
+            record.path: why
+            for record in records
+            if (why := kept.get(record.path) or ("pinned" if record.path in notes.pinned else ""))
+        }
+        needed |= {
             path: "the newest valid one" if path in doubtful else "the newest one known to be sound"
             for path in valid
         }

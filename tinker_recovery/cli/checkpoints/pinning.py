@@ -35,7 +35,8 @@ def _check_paths(paths: Sequence[str]) -> None:
 def pin(paths: tuple[str, ...], reason: str, journal: Path | None, *, as_json: bool) -> None:
     """Protect checkpoints from deletion.
 
-    No retention rule and no prune on this machine deletes them.
+    No retention rule and no prune on this machine deletes them. One that has a lifetime (ttl_s) is
+    renewed while its run is trained; the service deletes it when that ends.
 
     Exit status: 0; 1 if one is not listed by the service (nothing is pinned then); 2 for a wrong
     option; 3 if the service or the journal could not be read.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tinker_recovery.cli.checkpoints.context import Context
     from tinker_recovery.journal.holder import Holder
     from tinker_recovery.recovery.resume import RunSnapshot
-    from tinker_recovery.retention.collector import CollectionPlan, Collector
+    from tinker_recovery.retention.collector import CollectionPlan, CollectionResult, Collector
 
 
 @click.command()
@@ -197,31 +197,39 @@ async def _carry_out(
     gone: dict[str, int | None] = {}
     failed: dict[str, str] = {}
     console = plain_console(stderr=True)
-    with Progress(console=console, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("deleting", total=total)
-        for run in runs:
-            # Whoever was asked may have taken an hour to answer.
-            if (holder := await context.claimed_by(run.name)) is not None:
-                failed[run.name] = f"{_process(holder)} has begun to train it"
-                continue
-            try:
-                done = await collector.collect(
-                    run,
-                    lambda done: bar.update(task, completed=len({**gone, **done.deleted})),
-                )
-            except LeaseLost as error:
-                # A process has begun to train it since it was looked at, and manages it from now.
-                failed[run.name] = str(error)
-                continue
-            gone.update(done.deleted)
-            failed.update(done.failed)
-    report["deleted"] = list(gone)
-    report["failed"] = [{"path": path, "reason": reason} for path, reason in failed.items()]
-    report["bytes_freed"] = sum(size or 0 for size in gone.values())
-    console.print(
-        f"{len(gone)} deleted, {size_text(report['bytes_freed'])} freed"
-        + (f"; {len(failed)} could not be deleted, the next prune tries again" if failed else "")
-    )
+    try:
+        with Progress(console=console, disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task("deleting", total=total)
+
+            def note(done: CollectionResult) -> None:
+                # At once: what ends this, the service or a signal, must not hide what was deleted.
+                gone.update(done.deleted)
+                bar.update(task, completed=len(gone))
+
+            for run in runs:
+                # Whoever was asked may have taken an hour to answer.
+                if (holder := await context.claimed_by(run.name)) is not None:
+                    failed[run.name] = f"{_process(holder)} has begun to train it"
+                    continue
+                try:
+                    done = await collector.collect(run, note)
+                except LeaseLost as error:
+                    # A process has begun to train it since it was looked at, and manages it.
+                    failed[run.name] = str(error)
+                    continue
+                failed.update(done.failed)
+    finally:
+        report["deleted"] = list(gone)
+        report["failed"] = [{"path": path, "reason": reason} for path, reason in failed.items()]
+        report["bytes_freed"] = sum(size or 0 for size in gone.values())
+        console.print(
+            f"{len(gone)} deleted, {size_text(report['bytes_freed'])} freed"
+            + (
+                f"; {len(failed)} could not be deleted, the next prune tries again"
+                if failed
+                else ""
+            )
+        )
 
 
 _COLUMNS = (
