@@ -519,3 +519,46 @@ async def test_of_a_run_that_somebody_trains_nothing_is_deleted_by_hand_and_of_a
             with closing(sqlite3.connect(file)) as database, database:
                 database.execute("UPDATE leases SET born = '1'")
             journal.write_deletion("tinker://r/weights/3", "a line", "line")
+
+
+async def test_what_another_run_of_the_journal_began_from_stays_until_that_has_finished(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    """It is all that the other can go back to before it has saved."""
+    begun, go, saved = anyio.Event(), anyio.Event(), anyio.Event()
+    roots: list[str] = []
+
+    async def first(attempt: Attempt) -> None:
+        await train(attempt, steps=3)
+        await until(lambda: bool(local.checkpoints(run_id_of(attempt))))
+        roots.append(local.checkpoints(run_id_of(attempt))[0].path)
+        saved.set()
+        await begun.wait()
+        await loop(attempt.client, 3, STEPS, 0)
+
+    async def second(attempt: Attempt) -> None:
+        begun.set()
+        await go.wait()
+        await loop(attempt.client, attempt.start_step, 8, 0)
+
+    async def branch() -> None:
+        given = quick(checkpoints=CheckpointPolicy(save_at_start=False, save_every=100))
+        async with Supervisor(given, journal=tmp_path / "journal") as supervisor:
+            await saved.wait()
+            await supervisor.run(second, name="branch", from_checkpoint=roots[0])
+            assert len(supervisor.runs[0].recoveries) == 1
+
+    keeping = CheckpointPolicy(save_at_start=False, save_every=2, keep_last=1, save_best=False)
+    async with anyio.create_task_group() as group:
+        group.start_soon(branch)
+        async with Supervisor(
+            quick(checkpoints=keeping), journal=tmp_path / "journal"
+        ) as supervisor:
+            await supervisor.run(first, name="trunk", base_model=MODEL, rank=8, seed=SEED)
+        trunk = supervisor.runs[0].segments[0].run_id
+        assert _steps(local, trunk) == [2, 12]
+        (other,) = set(local.runs()) - {trunk}
+        local.inject(FaultRule("poison", request="optim_step", run=other))
+        go.set()
+    with Journal(tmp_path / "journal", service=local.base_url) as journal:
+        assert journal.relied_on(roots, but="") == {}

@@ -9,6 +9,7 @@ training state.
 from __future__ import annotations
 
 import enum
+import json
 import os
 import shlex
 import sqlite3
@@ -197,6 +198,28 @@ class Journal:
                 (self._service, path),
             ).fetchall()
         return any(kind == "pinned" or kept_for_export({path: said}) for kind, said in found)
+
+    def relied_on(self, paths: Iterable[str], *, but: str) -> dict[str, str]:
+        """Those from which the newest attempt of another run began that may go back to it.
+
+        Args:
+            paths: Checkpoints.
+            but: The lineage whose own attempts do not count.
+
+        Returns:
+            Path to reason.
+        """
+        with self.database.transaction() as database:
+            found = database.execute(
+                "SELECT newest.parent, runs.name FROM attempts AS newest "
+                "JOIN runs ON runs.id = newest.run "
+                "WHERE newest.parent IN (SELECT value FROM json_each(?)) "
+                "AND runs.service = ? AND runs.lineage <> ? "
+                "AND runs.state NOT IN ('finished', 'abandoned') "
+                "AND newest.number = (SELECT max(number) FROM attempts WHERE run = newest.run)",
+                (json.dumps(list(paths)), self._service, but),
+            ).fetchall()
+        return {path: f"run {name} began from it" for path, name in found}
 
     def pin(self, path: str, reason: str = "pinned by the user") -> None:
         """Keep a checkpoint forever."""

@@ -50,6 +50,7 @@ class Notebook:
 
     notes = _threaded(Journal.notes)
     is_pinned = _threaded(Journal.is_pinned)
+    relied_on = _threaded(Journal.relied_on)
     pin = _threaded(Journal.pin)
     unpin = _threaded(Journal.unpin)
     mark_bad = _threaded(Journal.mark_bad)

@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -210,23 +210,25 @@ class Collector:
         doubtful = {record.path for record in records if _is_doubtful(record, known)}
         valid = await self._valid(run, records, doubtful)
         kept = {**kept_for_export(notes.publications), **self._keeps(run)}
-        plan = plan_deletions(
-            listed,
-            retention_of(self._policy, pinned=notes.pinned),
-            Situation(
-                lineage=run.lineage,
-                now=self._now(),
-                segments=run.segments,
-                valid=valid,
-                bad=known.bad,
-                protected={**kept, **run.protected},
-                pending={record.path for record in records if run.is_pending(record)},
-                being_deleted=known.being_deleted,
-                doubtful=doubtful,
-                delete_user_saves=self._policy.delete_user_saves,
-                lasting=self._lasting(),
-            ),
+        rules = retention_of(self._policy, pinned=notes.pinned)
+        situation = Situation(
+            lineage=run.lineage,
+            now=self._now(),
+            segments=run.segments,
+            valid=valid,
+            bad=known.bad,
+            protected={**kept, **run.protected},
+            pending={record.path for record in records if run.is_pending(record)},
+            being_deleted=known.being_deleted,
+            doubtful=doubtful,
+            delete_user_saves=self._policy.delete_user_saves,
+            lasting=self._lasting(),
         )
+        plan = plan_deletions(listed, rules, situation)
+        unneeded = [each.path for each in plan.deletions]
+        if unneeded and (relied := await self._notebook.relied_on(unneeded, but=run.lineage)):
+            situation = replace(situation, protected={**situation.protected, **relied})
+            plan = plan_deletions(listed, rules, situation)
         self._warn_of_metric(run, records)
         # What a person, or a publication, wants kept must not expire either.
         needed = {
