@@ -55,6 +55,16 @@ async def test_what_is_whole_is_looked_at_in_one_session_and_its_checksums_are_n
     assert service.checksums == noted
 
 
+async def test_a_save_of_the_users_is_not_compared_with_what_its_name_had_before() -> None:
+    service = a_service(GOOD)
+    (entry,) = service.listed["a"]
+    entry["user_metadata"]["tinker_recovery.saved_by"] = "user"
+    assert (await look(service)).ok
+    service.exports = [BETTER]
+    entry["size_bytes"] += 1
+    assert (await look(service)).ok
+
+
 @pytest.mark.parametrize("size", [300, None])
 async def test_how_far_a_look_has_come_is_said_with_what_the_service_says_of_its_size(
     size: int | None,

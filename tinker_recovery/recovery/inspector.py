@@ -22,6 +22,8 @@ No answer at all says nothing of any checkpoint and is raised as :class:`StatusU
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import TypeVar
 
 from tinker_recovery.checkpoints import (
     Finding,
@@ -40,11 +42,20 @@ from tinker_recovery.telemetry import names
 
 logger = logging.getLogger(names.SCOPE)
 
+_T = TypeVar("_T")
+
 NO_SUCH_CALL = frozenset({405, 501})
 """There is no such call: this service says of no checkpoint what its weights are."""
 
 ABOUT_THE_CALLER = frozenset({401, 402, 403})
 """Refusals that say who may not ask, and nothing of the checkpoint."""
+
+
+def recorded_of(listed: Listed | None, recorded: Mapping[str, _T]) -> _T | None:
+    """What was recorded of a checkpoint at first sight; None if another may have its place now."""
+    if listed is None or listed.rewritable:
+        return None
+    return recorded.get(listed.path)
 
 
 class Inspector:
@@ -81,7 +92,8 @@ class Inspector:
         """
         if listed.path in (unusable := known.unusable):
             return unusable[listed.path]
-        checks = [lambda: self.listing(listed.path, listed, known.sizes.get(listed.path))]
+        size = recorded_of(listed, known.sizes)
+        checks = [lambda: self.listing(listed.path, listed, size)]
         if listed.record is not None:
             checks.insert(0, lambda: check_metadata(listed, lineage=lineage))
         finding = first_objection(checks)

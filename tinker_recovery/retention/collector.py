@@ -150,7 +150,7 @@ class Collector:
         self._inspector = Inspector(self._reader)
         self._verifier = Verifier(collaborators)
         self._keeps_alive = keeps_alive
-        self._whole: set[str] = set()
+        self._whole: set[tuple[str, datetime]] = set()
         self._no_export = False
         self._warned: set[str] = set()
         rate = self._policy.max_deletes_per_s
@@ -433,7 +433,8 @@ class Collector:
 
     async def _is_whole(self, run: CollectedRun, record: CheckpointRecord) -> bool:
         """Whether its bytes were looked at and found whole, where the policy asks for that."""
-        if not self._policy.verify_deep or record.path in self._whole:
+        save = record.path, record.time  # the user may have saved another there
+        if not self._policy.verify_deep or save in self._whole:
             return True
         if self._no_export:
             return False
@@ -449,7 +450,7 @@ class Collector:
                 "none can be found whole; set verify_deep=False to delete by what is listed alone"
             )
             return False
-        self._whole.add(record.path)
+        self._whole.add(save)
         return True
 
     def _lasting(self) -> timedelta:

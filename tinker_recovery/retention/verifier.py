@@ -38,7 +38,7 @@ from tinker_recovery.errors import StatusError, StatusRefused, StatusUnavailable
 from tinker_recovery.faults import SeenIn, Verdict, judge
 from tinker_recovery.journal import Notes
 from tinker_recovery.recovery.collaborators import Collaborators
-from tinker_recovery.recovery.inspector import Inspector
+from tinker_recovery.recovery.inspector import Inspector, recorded_of
 from tinker_recovery.service import Connection, RunStatus
 from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.service.download import Download
@@ -121,7 +121,7 @@ class Verifier:
 
         An objection at ``bytes`` is found twice, in two sessions, before it counts: an export can
         be damaged on its way as well. Checksums are noted when a checkpoint is first found whole,
-        and compared ever after; a service whose exports are not the same twice is noticed, and its
+        and compared ever after, of what the schedule saved; a service whose exports are not the same twice is noticed, and its
         checksums say nothing. The optimizer's moments are in no export, so they are not checked.
 
         Cancelling it, like every other way out, deletes the export and finishes the session first,
@@ -156,7 +156,8 @@ class Verifier:
         asked = (record, canary) if canary is not None and record and record.canary else None
         if not deep and asked is None:
             return verdicts
-        look = _Look(self, path, notes.files.get(path), progress)
+        recorded = None if record is None else recorded_of(Listed.of(record), notes.files)
+        look = _Look(self, path, recorded, progress)
         async with AsyncExitStack() as stack:
             connection = await look.load(stack)
             if isinstance(connection, str):
@@ -186,7 +187,8 @@ class Verifier:
         """Metadata and listing; the listing is the last, and alone if it is not listed."""
         checkpoints = self.collaborators.reader.checkpoints
         listed = {each.tinker_path: Listed.read(each) for each in await checkpoints(run_id)}
-        listing = self._inspector.listing(path, listed.get(path), notes.sizes.get(path))
+        size = recorded_of(listed.get(path), notes.sizes)
+        listing = self._inspector.listing(path, listed.get(path), size)
         if path not in listed:
             return [listing], None
         record = listed[path].record
