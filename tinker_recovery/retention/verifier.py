@@ -120,9 +120,10 @@ class Verifier:
         at ``canary``. Where the service has no export, ``bytes`` is found not ``looked`` at.
 
         An objection at ``bytes`` is found twice, in two sessions, before it counts: an export can
-        be damaged on its way as well. Checksums are noted when a checkpoint is first found whole,
-        and compared ever after, of what the schedule saved; a service whose exports are not the same twice is noticed, and its
-        checksums say nothing. The optimizer's moments are in no export, so they are not checked.
+        be damaged on its way as well. Checksums are noted when a checkpoint is first found whole.
+        Those of what the schedule saved, whose names are used once, are compared ever after; a
+        service whose exports are not the same twice is noticed, and its checksums say nothing. The
+        optimizer's moments are in no export, so they are not checked.
 
         Cancelling it, like every other way out, deletes the export and finishes the session first,
         each within ``limits.close_s``.
