@@ -247,6 +247,8 @@ class Sampling:
             self._fail(request, refused)
             return
         self._add(request, sent)
+        if request.answer.done():  # meanwhile, so that nothing was known to be cancelled
+            self._answered(request, request.answer)
 
     def _fail(self, request: _Request, error: BaseException) -> None:
         self.failed.append(error)
