@@ -16,8 +16,9 @@ import pytest
 import pytest_asyncio
 from click.testing import CliRunner, Result
 from loops import MODEL, SEED, policy, train
+from named_runs import NAMED, Died
 
-from tinker_recovery import CheckpointPolicy, Supervisor
+from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, Supervisor
 from tinker_recovery.cli import main
 from tinker_recovery.journal import STATE_FOLDER, Journal, default_path, journal_path
 from tinker_recovery.testing import FaultRule, LocalTinker
@@ -30,6 +31,16 @@ async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalTinker]:
         monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
         monkeypatch.setenv("TINKER_API_KEY", server.api_key)
         yield server
+
+
+@pytest_asyncio.fixture
+async def aged(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[LocalTinker, list[float]]]:
+    """A server, and by how much its clock is behind: two days, until a test sets that to 0."""
+    behind_s = [2 * 86_400.0]
+    async with LocalTinker(wall=lambda: time.time() - behind_s[0]) as server:
+        monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", server.api_key)
+        yield server, behind_s
 
 
 async def _trained(
@@ -50,6 +61,25 @@ async def _trained(
             seed=SEED,
             **options,
         )
+    return supervisor
+
+
+def _from_step(step: int) -> RecoveryPolicy:
+    """A policy that keeps what it saves every two steps, and goes back to this one."""
+    keeping = CheckpointPolicy(save_at_start=False, strategy="all", save_every=2, save_at_end=False)
+    return policy(checkpoint_strategy=f"step:{step}", checkpoints=keeping)
+
+
+async def _left(given: RecoveryPolicy, step: int, *, journal: object = STATE_FOLDER) -> Supervisor:
+    """A process that ends at this step."""
+
+    async def dying(attempt: Attempt) -> None:
+        await train(attempt, steps=step)
+        raise Died
+
+    with pytest.raises(Died):
+        async with Supervisor(given, journal=journal) as supervisor:  # type: ignore[arg-type]  # passed through
+            await supervisor.run(dying, **NAMED)
     return supervisor
 
 
@@ -152,6 +182,58 @@ async def test_prune_shows_first_and_deletes_only_what_no_rule_keeps(local: Loca
     shown = await _call("prune", "--all", "--keep-last", "2", "--yes")
     assert "1 to delete" in shown.output
     assert sorted(_paths(local, supervisor)) == [8, 10]
+
+
+async def test_prune_of_one_tinker_run_keeps_what_the_next_one_was_recovered_from(
+    aged: tuple[LocalTinker, list[float]],
+) -> None:
+    """Also of a run that is not in this machine's journal: the service lists all of its lineage."""
+    server, behind_s = aged
+    server.inject(FaultRule("poison", request="optim_step", at_step=9))
+    async with Supervisor(_from_step(6), journal=None) as supervisor:
+        await supervisor.run(functools.partial(train, steps=12), **NAMED)
+    behind_s[0] = 0.0
+    first, last = supervisor.runs[0].segments
+    done = await _json("prune", first.run_id, "--keep-last", "1", "--yes")
+    assert done["deleted"]
+    assert last.parent in {each.path for each in server.checkpoints(first.run_id)}
+
+
+async def test_prune_knows_what_another_machine_has_trained_since(
+    aged: tuple[LocalTinker, list[float]], tmp_path: Path
+) -> None:
+    server, behind_s = aged
+    await _left(_from_step(6), 12)
+    second = await _left(_from_step(6), 11, journal=tmp_path / "another machine.sqlite3")
+    before, last = second.runs[0].segments
+    young = await _json("prune", NAMED["name"], "--keep-last", "1", "--yes")
+    assert young["deleted"] == [], "it may go on there"
+    behind_s[0] = 0.0
+    done = await _json("prune", NAMED["name"], "--keep-last", "1", "--keep-best", "0", "--yes")
+    assert done["deleted"]
+    assert [each.path for each in server.checkpoints(before.run_id)] == [last.parent]
+    assert 10 in [each.steps for each in server.checkpoints(last.run_id)]
+
+
+async def test_prune_leaves_alone_a_run_that_another_machine_trains_just_now(
+    aged: tuple[LocalTinker, list[float]], tmp_path: Path
+) -> None:
+    server, behind_s = aged
+    first = await _left(_from_step(6), 12)
+    behind_s[0] = 0.0
+    (segment,) = first.runs[0].segments
+    stored = len(server.checkpoints(segment.run_id))
+
+    async def training(attempt: Attempt) -> None:
+        assert attempt.start_step == 6
+        done = await _json("prune", NAMED["name"], "--keep-last", "1", "--yes")
+        assert done["deleted"] == []
+        (alone,) = done["left_alone"]
+        assert alone["name"] == NAMED["name"]
+
+    async with Supervisor(_from_step(6), journal=tmp_path / "another.sqlite3") as supervisor:
+        await supervisor.run(training, **NAMED)
+    assert len(server.checkpoints(segment.run_id)) == stored
 
 
 async def test_prune_leaves_alone_what_another_machine_may_still_be_training(

@@ -14,6 +14,7 @@ import pytest
 import tinker
 from click.testing import CliRunner, Result
 from loops import MODEL, SEED, loop, policy, train
+from named_runs import NAMED, left_at, trained_to
 
 from tinker_recovery import Attempt, CheckpointPolicy, Supervisor
 from tinker_recovery.cli import main
@@ -171,6 +172,21 @@ async def test_a_run_the_journal_does_not_know_is_found_at_the_service(
     assert by_name["checkpoint"] == by_id["checkpoint"] == _paths(local, run_id)[by_name["step"]]
     assert (by_name["resumes"], by_id["resumes"]) == (True, False)
     assert not (tmp_path / "another").exists()
+
+
+async def test_what_another_machine_has_trained_since_is_gone_back_to(
+    local: LocalTinker, tmp_path: Path
+) -> None:
+    del local
+    await left_at(7)
+    assert (await _json(NAMED["name"]))["step"] == 5
+    second = await left_at(12, journal=tmp_path / "another machine.sqlite3")
+    found = await _json(NAMED["name"])
+    assert (found["step"], found["resumes"]) == (10, True)
+    assert found["checkpoint"].startswith(f"tinker://{second.runs[0].segments[-1].run_id}/")
+    await trained_to(14, journal=tmp_path / "another machine.sqlite3")
+    ended = await _json(NAMED["name"])
+    assert (ended["step"], ended["resumes"]) == (14, False)
 
 
 async def test_of_several_runs_of_a_name_at_the_service_one_is_chosen_by_its_lineage(

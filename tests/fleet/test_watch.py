@@ -152,6 +152,36 @@ async def test_what_was_stored_after_the_run_was_last_well_is_not_gone_back_to(
         await service.close("success")
 
 
+async def test_what_was_stored_too_late_is_not_gone_back_to_by_a_later_recovery_either(
+    server: LocalTinker,
+) -> None:
+    """The run that replaced it has stored nothing of its own when it fails as well."""
+    service = server.service()
+    made = await anyio.to_thread.run_sync(
+        lambda: service.create_lora_training_client(MODEL, rank=8, seed=7)
+    )
+    client = await made
+    run_id = str(client.model_id)
+    try:
+        await (await anyio.to_thread.run_sync(client.save_state, "good"))
+        received = Received()
+        async with Supervisor(quick(), service=server.service) as supervisor:
+            watch = supervisor.watch(run_id, on_recovery=received)
+            await until(lambda: was_seen_well(watch))
+            server.inject(FaultRule("status", request="training_run", status=500, for_s=60.0))
+            await asyncio.sleep(0.1)
+            await (await anyio.to_thread.run_sync(client.save_state, "doubtful"))
+            server.corrupt([run_id])
+            server.release()
+            await until(lambda: watch.recoveries == 1)
+            server.corrupt([watch.run_id])
+            await until(lambda: watch.recoveries == 2)
+        chosen = [checkpoint.checkpoint_id for _, _, checkpoint in received.got]
+        assert chosen == ["weights/good", "weights/good"]
+    finally:
+        await service.close("success")
+
+
 async def test_a_run_that_was_never_seen_to_be_sound_comes_back_with_a_warning(
     server: LocalTinker,
 ) -> None:

@@ -108,6 +108,23 @@ async def find_further(reader: StatusReader, stored: StoredRun, name: str) -> St
     return await _with_its_end(reader, found)
 
 
+async def as_trained_since(reader: StatusReader, stored: StoredRun, name: str) -> StoredRun:
+    """The same where it can be seen: a list that the service refuses adds nothing.
+
+    Raises:
+        ContradictoryCheckpoints: Some of its checkpoints cannot be its own.
+        StatusUnavailable: The list could not be read.
+    """
+    if not stored.attempts:
+        return stored
+    try:
+        found = await find_further(reader, stored, name)
+    except StatusRefused as error:
+        logger.debug("what was trained of run %s since cannot be seen: %s", name, error)
+        return stored
+    return found if len(found.attempts) > len(stored.attempts) else stored
+
+
 def with_further(stored: StoredRun, found: StoredRun) -> StoredRun:
     """What the journal knows of a run, and behind it what the service alone knows: a pure decision.
 

@@ -27,7 +27,7 @@ from tinker_recovery.journal.reading import read_stored_run
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
-from tinker_recovery.recovery.discovery import find_at_service, put_together
+from tinker_recovery.recovery.discovery import as_trained_since, find_at_service, put_together
 from tinker_recovery.recovery.manual import recover_from_checkpoint
 from tinker_recovery.recovery.restore import Restore
 from tinker_recovery.recovery.resume import RunSnapshot, own_checkpoints, snapshot_of, status_of
@@ -111,6 +111,7 @@ async def find_left(
     Raises:
         NoSuchRun: Neither knows it.
         AmbiguousRun: The service has several, and none is chosen.
+        ContradictoryCheckpoints: Some of its checkpoints cannot be its own.
         JournalError: The journal cannot be read.
         StatusError: The service cannot be read.
     """
@@ -122,7 +123,13 @@ async def find_left(
         if known is not None and known[1].lineage.startswith(lineage or ""):
             view, found = known
             holder = view.holder if view.live else None
-            resumes = view.named and view.state not in ("finished", "abandoned")
+            state = view.state
+            if view.named and state != "abandoned" and holder is None:
+                further = await as_trained_since(reader, found, view.name)
+                if further is not found:
+                    # By a process with another journal.
+                    found, state = further, further.state
+            resumes = view.named and state not in ("finished", "abandoned")
             strategy = view.policy.get("checkpoint_strategy")
             return LeftRun(view.name, found, resumes, strategy, holder)
     if ":train:" in name:

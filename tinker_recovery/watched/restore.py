@@ -47,7 +47,7 @@ class NewestStored:
             with phase(names.SPAN_SELECT, {names.RUN_ID: run_id}) as span, self._waiting:
                 listed = await list_checkpoints(self._reader, run_id)
                 span.set_attribute(names.CHECKPOINTS_FOUND, len(listed))
-            until = self._run.trusted_until if run_id == self._run.run_ids[-1] else None
+            until = self._run.trusted_until(run_id)
             found, late = newest_stored(listed, until)
             if until is not None:
                 refused |= {each.path: _too_late(each, until) for each in late}

@@ -16,7 +16,7 @@ import anyio
 import tinker
 from tinker import types
 
-from tinker_recovery.checkpoints import WeightsFacts
+from tinker_recovery.checkpoints import WeightsFacts, run_id_unchecked
 from tinker_recovery.errors import UsageError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.policy import Callback
@@ -190,11 +190,12 @@ class WatchedRun:
         self.connection: Connection | None = None
         """The client handed over last."""
         self._ready: tuple[Connection, types.Checkpoint] | None = None
+        self._left_at: dict[str, float | None] = {}
+        """When each Tinker run it has left was last seen to be well."""
 
-    @property
-    def trusted_until(self) -> float | None:
-        """What was stored later may hold the fault's damage; None if that is not known."""
-        return self._watch.last_good
+    def trusted_until(self, run_id: str) -> float | None:
+        """What one of its Tinker runs stored later may hold the fault's damage; None: not known."""
+        return self._left_at.get(run_id, self._watch.last_good)
 
     def report_fault(self, fault: Fault) -> None:
         """A fault was found: open an incident, and queue it."""
@@ -222,7 +223,7 @@ class WatchedRun:
         if self._ready is not None:
             self._close_later(self._ready[0])
         self._ready = restored.connection, restored.listed
-        if self._watch.last_good is None:
+        if self.trusted_until(run_id_unchecked(restored.listed.tinker_path)) is None:
             self._say_never_seen_sound(restored.listed)
         return HandOver(
             callback=self._watch.on_recovery,
@@ -253,6 +254,7 @@ class WatchedRun:
             raise UsageError("hold_ready() comes before hand_over()")
         old, (self.connection, _) = self.connection, self._ready
         self._ready = None
+        self._left_at[self.run_ids[-1]] = self._watch.last_good
         self.run_ids.append(self.connection.run_id)
         self.incident = None
         self.checkpoints.note_recovered()

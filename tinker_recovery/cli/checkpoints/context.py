@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from tinker_recovery.cli.common import (
     refuse_because,
 )
 from tinker_recovery.errors import (
+    ContradictoryCheckpoints,
     JournalError,
     ServiceUnusable,
     StatusError,
@@ -35,11 +36,14 @@ from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.policy_settings import policy_from_settings
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
+from tinker_recovery.recovery.discovery import put_together, with_further
 from tinker_recovery.recovery.metadata_notes import recall_metadata
 from tinker_recovery.recovery.resume import RunSnapshot, segments_from, snapshot_of
 from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.bounded import ReplyLimits
+from tinker_recovery.service.claim_sessions import ClaimSessions
 from tinker_recovery.service.contact import FirstContact
+from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -59,10 +63,15 @@ class Context:
     collaborators: Collaborators
     journal: Path | None
 
-    async def listed(self, scope: Scope) -> list[Listed]:
+    async def listed(self, scope: Scope, *, whole_lineages: bool = False) -> list[Listed]:
         """Every training checkpoint in a scope, the newest first.
 
         Exits if there is no such run or lineage: that none is listed would look like an answer.
+
+        Args:
+            scope: Which to list.
+            whole_lineages: Add the others of the lineages that those belong to. What is needed of
+                a lineage cannot be seen in one of its Tinker runs alone.
         """
         if scope.run is not None:
             # A service that forgets metadata has of the name what the names of saves have.
@@ -73,6 +82,14 @@ class Context:
             if each.checkpoint_type == "training"
         ]
         chosen = await self._chosen(scope, found)
+        if whole_lineages:
+            wanted = {each.record.lineage for each in chosen if each.record is not None}
+            paths = {each.path for each in chosen}
+            chosen = [
+                each
+                for each in found
+                if each.path in paths or (each.record and each.record.lineage in wanted)
+            ]
         return sorted(chosen, key=_newest_first, reverse=True)
 
     async def _chosen(self, scope: Scope, found: Sequence[Listed]) -> Sequence[Listed]:
@@ -187,14 +204,18 @@ class Context:
         return self.collaborators.reader.http.endpoint.base_url
 
     async def lineages(self, listed: Sequence[Listed]) -> list[RunSnapshot]:
-        """The lineages that the readable ones among these belong to, each where it stands."""
+        """The lineages that the readable ones among these belong to, each where it stands.
+
+        Args:
+            listed: All that the service lists of those lineages.
+        """
         of: dict[str, list[CheckpointRecord]] = {}
         for each in listed:
             if each.record is not None:
                 of.setdefault(each.record.lineage, []).append(each.record)
         known, now = await self._known_lineages(), self.collaborators.reader.service_date()
         return [
-            await self._known(*known[lineage])
+            await self._known(*known[lineage], records, now)
             if lineage in known
             else _unknown(lineage, records, now)
             for lineage, records in of.items()
@@ -209,14 +230,25 @@ class Context:
                     found[view.lineage] = left
         return found
 
-    async def _known(self, view: RunView, found: StoredRun) -> RunSnapshot:
-        """A run of this machine's journal; what a restart would not trust is not relied on."""
-        parents = {
-            each.parent: "an attempt began from it" for each in found.attempts[-1:] if each.parent
-        }
-        if view.live:
+    async def _known(
+        self, view: RunView, stored: StoredRun, records: Sequence[CheckpointRecord], now: datetime
+    ) -> RunSnapshot:
+        """A run of this machine's journal; what a restart would not trust is not relied on.
+
+        What processes with other journals have done of it since counts as well.
+        """
+        found, protected = stored, dict[str, str]()
+        with suppress(ContradictoryCheckpoints):  # what the journal does not know stays then
+            steps = {record.path: record.step for record in records}
+            found = with_further(stored, put_together(records, steps))
+        if found is not stored:
+            protected = _young(records, now, "a process that does not write this machine's journal")
+        holder = view.holder if view.live else None
+        if holder is None and view.named:
+            holder = await self.claimed_by(view.name)
+        if holder is not None:
             segments, known = segments_from(found.attempts), CheckpointState(view.name)
-            return RunSnapshot(view.name, found.lineage, segments, known, holder=view.holder)
+            return RunSnapshot(view.name, found.lineage, segments, known, holder=holder)
         having = self.collaborators
         snapshot = await snapshot_of(
             view.name,
@@ -226,7 +258,29 @@ class Context:
             policy=having.policy,
             clock=having.clock,
         )
-        return replace(snapshot, protected=parents)
+        parents = {
+            each.parent: "an attempt began from it" for each in found.attempts[-1:] if each.parent
+        }
+        return replace(snapshot, protected=protected | parents)
+
+    async def claimed_by(self, name: str) -> Holder | None:
+        """The process that claims a run of this name at the service, on whichever machine.
+
+        Raises:
+            StatusUnavailable: The service did not answer.
+        """
+        try:
+            claims = await ClaimSessions(self.collaborators.reader.http).active_claims(name)
+        except StatusError as error:
+            if isinstance(error, StatusRefused) or error.status_code in NO_SUCH_ROUTE:
+                return None  # a service that finds no sessions, so it holds no claims either
+            raise
+        holders = (
+            Holder(by.host, by.machine, by.pid, by.born, each.created_s, each.created_s)
+            for each in claims
+            for by in (each.claimant,)
+        )
+        return next((each for each in holders if each.lives() is not False), None)
 
 
 def _of_lineage(lineage: str, found: Sequence[Listed]) -> list[Listed]:
@@ -242,14 +296,17 @@ def _unknown(lineage: str, records: Sequence[CheckpointRecord], now: datetime) -
 
     It may descend from any of the recent ones, and the listing does not say from which.
     """
-    recent = now - MIN_AGE
-    young = {
-        record.path: "saved less than a day ago by a run that is not in this machine's journal"
-        for record in records
-        if record.time > recent
-    }
+    young = _young(records, now, "a run that is not in this machine's journal")
     segments = tuple(segments_of(records))
     return RunSnapshot(lineage, lineage, segments, CheckpointState(lineage), protected=young)
+
+
+def _young(records: Sequence[CheckpointRecord], now: datetime, by: str) -> dict[str, str]:
+    return {
+        record.path: f"saved less than a day ago by {by}"
+        for record in records
+        if record.time > now - MIN_AGE
+    }
 
 
 def _newest_first(each: Listed) -> tuple[datetime, int, str]:

@@ -25,6 +25,7 @@ from tinker_recovery.cli.records import Cell, Column, Record, show_records
 from tinker_recovery.telemetry.text import as_text, counted
 
 if TYPE_CHECKING:
+    from tinker_recovery.cli.checkpoints.context import Context
     from tinker_recovery.journal.holder import Holder
     from tinker_recovery.recovery.resume import RunSnapshot
     from tinker_recovery.retention.collector import CollectionPlan, Collector
@@ -89,12 +90,12 @@ def prune(  # noqa: PLR0913 - its options
 ) -> None:
     """Delete checkpoints that no rule keeps, lineage by lineage.
 
-    RUN is the name of a run or a Tinker run id.
+    RUN is the name of a run or a Tinker run id, which stands for the whole lineage.
 
     Never deleted, whatever the options: the newest valid checkpoint of a lineage, the one its last
     attempt started from, pinned and published ones, those that tinker_recovery did not save, those
     of a run that is being trained (its own Supervisor manages them), and, of a run that is not in
-    this machine's journal, those less than a day old.
+    this machine's journal or was trained on with another, those less than a day old.
 
     Sampler weights (--kind sampler) say nothing of themselves: the newest --keep-last of each run
     stay, by date, and at least one, with the same protections.
@@ -146,7 +147,7 @@ async def _prune(
 
     async with open_context(journal, checkpoints=policy) as context:
         collector = Collector(context.collaborators, keeps_alive=False)
-        runs = await context.lineages(await context.listed(scope))
+        runs = await context.lineages(await context.listed(scope, whole_lineages=True))
         looks = [(run, await collector.look(run)) for run in runs if run.holder is None]
         busy = [(run, run.holder) for run in runs if run.holder is not None]
         if not quiet:
@@ -178,12 +179,16 @@ async def _prune(
         question = f"Delete {these} {counted(len(to_delete), 'checkpoint')}?"
         if ask and not click.confirm(question, err=True):
             return report
-        await _carry_out(collector, [run for run, _ in looks], len(to_delete), report)
+        await _carry_out(context, collector, [run for run, _ in looks], len(to_delete), report)
         return report
 
 
 async def _carry_out(
-    collector: Collector, runs: Sequence[RunSnapshot], total: int, report: dict[str, Any]
+    context: Context,
+    collector: Collector,
+    runs: Sequence[RunSnapshot],
+    total: int,
+    report: dict[str, Any],
 ) -> None:
     from rich.progress import Progress
 
@@ -195,6 +200,10 @@ async def _carry_out(
     with Progress(console=console, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("deleting", total=total)
         for run in runs:
+            # Whoever was asked may have taken an hour to answer.
+            if (holder := await context.claimed_by(run.name)) is not None:
+                failed[run.name] = f"{_process(holder)} has begun to train it"
+                continue
             try:
                 done = await collector.collect(
                     run,
