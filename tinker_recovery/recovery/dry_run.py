@@ -123,7 +123,7 @@ async def find_left(
         if known is not None and known[1].lineage.startswith(lineage or ""):
             view, found = known
             holder = view.holder if view.live else None
-            state = view.state
+            state: str = view.state
             if view.named and state != "abandoned" and holder is None:
                 further = await as_trained_since(reader, found, view.name)
                 if further is not found:
