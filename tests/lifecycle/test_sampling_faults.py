@@ -231,6 +231,30 @@ async def test_a_sampler_of_a_checkpoint_is_made_again_however_far_training_is(
     assert supervisor.runs[0].recoveries == []
 
 
+@pytest.mark.parametrize("maker", ["client", "service"])
+async def test_a_sampler_of_a_checkpoint_that_was_saved_over_is_not_made_again_of_other_weights(
+    local: LocalTinker, maker: str
+) -> None:
+    async def body(attempt: Attempt) -> None:
+        await train(attempt, steps=3)
+        saved = await attempt.client.save_state("latest", overwrite=True)
+        sampler = await getattr(attempt, maker).create_sampling_client(saved.path)
+        await loop(attempt.client, 3, 6, 0)
+        await attempt.client.save_state("latest", overwrite=True)
+        newer = await getattr(attempt, maker).create_sampling_client(saved.path)
+        before = await newer.sample(PROMPT, 1, PARAMS)
+        for each in local.samplers():
+            local.expire_sampler(each)
+        with pytest.raises(tinker.NotFoundError):
+            await sampler.sample(PROMPT, 1, PARAMS)
+        after = await newer.sample(PROMPT, 1, PARAMS)
+        assert after.sequences[0].tokens == before.sequences[0].tokens
+
+    async with Supervisor(policy()) as supervisor:
+        await supervisor.run(body, base_model=MODEL, rank=8, seed=SEED)
+    assert supervisor.runs[0].recoveries == []
+
+
 async def _base_sampler(attempt: Attempt) -> Any:
     return await attempt.service.create_sampling_client(base_model=MODEL)
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio
+import pytest
 from loops import until
 from pydantic import SecretStr
 
@@ -81,3 +82,26 @@ async def test_a_service_that_one_of_them_does_not_reach_is_heard_of_and_ends_no
         arrived = _arrived(server)
         await until(lambda: _arrived(server) > arrived + 1)
     assert not ended
+
+
+async def test_whatever_one_of_them_fails_with_the_next_is_sent(
+    local: LocalTinker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    beat = ClaimSessions.beat
+    errors = [OSError(24, "Too many open files"), RuntimeError("a mistake of ours")]
+
+    async def fails_first(self: ClaimSessions, session_id: str) -> int | None:
+        if errors:
+            raise errors.pop()
+        return await beat(self, session_id)
+
+    monkeypatch.setattr(ClaimSessions, "beat", fails_first)
+    ended: list[bool] = []
+    async with beating(local) as heartbeats:
+        session = await _opened(local)
+        heartbeats.start(session, lambda: ended.append(True))
+        await until(lambda: _arrived(local) >= 2)
+        assert ended == []
+        local.fail_session(session)
+        await until(lambda: ended == [True])
+    assert "failed; it is sent again" in caplog.text

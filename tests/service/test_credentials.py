@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import logging
 import shlex
+import subprocess
 import threading
 import time
 import traceback
@@ -239,6 +241,22 @@ async def test_a_command_that_prints_no_credential_is_tried_again_and_shown_nowh
     shown = "".join(traceback.format_exception(caught.value)) + caplog.text
     assert "secret-lines" not in shown
     assert "printf" not in shown, "a command line may hold a secret itself"
+
+
+async def test_a_command_that_cannot_be_started_just_now_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(COMMAND, "echo tml-secret-words")
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    async with Service().reader(None) as reader:
+        with monkeypatch.context() as short, pytest.raises(StatusUnavailable) as caught:
+            short.setattr(subprocess, "Popen", no_memory)
+            await reader.run_page(0)
+        assert "could not be started: Cannot allocate memory" in str(caught.value)
+        await reader.run_page(0)
 
 
 async def test_a_key_that_is_refused_is_asked_for_again_once_by_all_who_met_it(

@@ -8,7 +8,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinker_recovery.service.sampling import Sampling
+from tinker_recovery.service.sampling import SampleFuture, Sampling
 
 LIMIT_S = 100.0
 
@@ -92,3 +92,38 @@ def test_a_pause_for_lack_of_capacity_is_no_silence() -> None:
     sdk.passes(LIMIT_S)
     sdk.sampling.paused()
     assert sdk.silent_s() == 0.0
+
+
+class _Failing:
+    """A sampler whose first request fails, and what the renewal asks of the attempt."""
+
+    def __init__(self) -> None:
+        self.made: Future[Any] = Future()
+
+    def newest(self) -> tuple[Any, int]:
+        return None, 0
+
+    def fresh(self, used: int, reason: str) -> Future[Any]:
+        del used, reason
+        return self.made
+
+    def is_worth_renewing(self, error: BaseException) -> bool:
+        return isinstance(error, TimeoutError)
+
+
+def test_one_that_is_cancelled_just_as_it_is_sent_again_is_not_waited_for() -> None:
+    sampler, sent = _Failing(), list[Future[Any]]()
+    sampling = Sampling(cast("Any", sampler))
+
+    def send(client: Any) -> Any:
+        if client is not None:
+            answer.cancel()  # by the loop, while the SDK takes the request
+        future: SampleFuture[Any] = SampleFuture()
+        sent.append(future)
+        return future
+
+    answer = sampling.submit(cast("Any", sampler), send)
+    sent[0].set_exception(TimeoutError())
+    sampler.made.set_result("a fresh one")
+    assert (len(sent), answer.cancelled(), sent[1].cancelled()) == (2, True, True)
+    assert (sampling.open_requests, sampling.silent_s()) == (0, None)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import anyio
-import anyio.to_thread
 
 from tinker_recovery.errors import JobCancelled, JobFailed, UsageError
 from tinker_recovery.jobs.database import JobDatabase, shown
+from tinker_recovery.jobs.reach import in_thread, until_reached
 from tinker_recovery.jobs.records import ENDED, JobEvent, JobResult, JobStatus
 from tinker_recovery.shielding import to_the_end
 
@@ -19,11 +19,6 @@ _P = ParamSpec("_P")
 
 POLL_S = 0.25
 """Seconds between two looks at the jobs that are waited for; one query for all of them."""
-
-
-async def in_thread(function: Callable[..., _T], *given: Any) -> _T:
-    """What a blocking function returns, called in a worker thread."""
-    return await anyio.to_thread.run_sync(functools.partial(function, *given))
 
 
 def not_entered() -> UsageError:
@@ -51,9 +46,26 @@ class Opened:
         Raises:
             UsageError: Jobs has been left.
         """
+        return await in_thread(functools.partial(self._call, method, *given, **named))
+
+    async def ask_until_reached(
+        self,
+        method: Callable[Concatenate[JobDatabase, _P], _T],
+        *given: _P.args,
+        **named: _P.kwargs,
+    ) -> _T:
+        """The same, again while the database is out of reach: for what waits as it is."""
+        return await until_reached(functools.partial(self._call, method, *given, **named))
+
+    def _call(
+        self,
+        method: Callable[Concatenate[JobDatabase, _P], _T],
+        *given: _P.args,
+        **named: _P.kwargs,
+    ) -> _T:
         if self._closed:
             raise not_entered()
-        return await in_thread(functools.partial(method, self.database, *given, **named))
+        return method(self.database, *given, **named)
 
     async def ended(self, name: str) -> None:
         """Wait for the end of a job."""
@@ -65,7 +77,7 @@ class Opened:
         """Look for the ends of all jobs that are waited for."""
         while True:
             await self._asked.wait()
-            for name in await self.ask(JobDatabase.ended, list(self._awaited)):
+            for name in await self.ask_until_reached(JobDatabase.ended, list(self._awaited)):
                 self._awaited.pop(name).set()
             if not self._awaited:
                 self._asked = anyio.Event()
@@ -96,13 +108,14 @@ class JobHandle:
             JobCancelled: It was cancelled.
             UsageError: There is no such job.
         """
-        status = await self.status()
+        ask = self._opened.ask_until_reached
+        status = await ask(JobDatabase.status, self.name)
         if status.state not in ENDED:
             await self._opened.ended(self.name)
-        found = await self._opened.ask(JobDatabase.result, self.name)
+        found = await ask(JobDatabase.result, self.name)
         if isinstance(found, JobResult):
             return found
-        status = await self.status()
+        status = await ask(JobDatabase.status, self.name)
         if found is None:
             raise JobCancelled(
                 f"job {self.name!r} was cancelled; to have it tried anew: tinker-recovery jobs "
@@ -139,10 +152,10 @@ class JobHandle:
 
         What was written around a worker's death may come twice.
         """
-        seen = 0
+        seen, ask = 0, self._opened.ask_until_reached
         while True:
-            over = (await self.status()).state in ENDED
-            for event in await self._opened.ask(JobDatabase.events, self.name, seen):
+            over = (await ask(JobDatabase.status, self.name)).state in ENDED
+            for event in await ask(JobDatabase.events, self.name, seen):
                 seen += 1
                 yield event
             if over:

@@ -17,8 +17,9 @@ from anyio import AsyncContextManagerMixin
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import LeaseLost, UsageError
 from tinker_recovery.jobs.database import JobDatabase, database_url, shown
-from tinker_recovery.jobs.handle import JobHandle, Opened, in_thread, not_entered
+from tinker_recovery.jobs.handle import JobHandle, Opened, not_entered
 from tinker_recovery.jobs.presence import Presence, named, present
+from tinker_recovery.jobs.reach import in_thread, is_out_of_reach, reason, until_reached
 from tinker_recovery.jobs.records import JobStatus, Limits, State
 from tinker_recovery.jobs.retry import RetryPolicy
 from tinker_recovery.jobs.spec import job_spec
@@ -218,7 +219,7 @@ class Jobs(AsyncContextManagerMixin):
         here = str(presence.executor)
         while True:
             try:
-                others = await in_thread(database.running_elsewhere, here, self._version)
+                others = await until_reached(database.running_elsewhere, here, self._version)
                 for other in others:
                     if await presence.is_gone(other):
                         logger.warning("%s is gone: its jobs are taken over", named(other))
@@ -293,4 +294,13 @@ def _shut_down() -> None:
 
 
 def _give_back(database: JobDatabase, presence: Presence) -> None:
-    database.give_back(database.held_by(str(presence.executor)))
+    try:
+        database.give_back(database.held_by(str(presence.executor)))
+    except Exception as error:
+        if not is_out_of_reach(error):
+            raise
+        logger.warning(
+            "the jobs of this worker could not be queued again: their database cannot be reached "
+            "(%s): another worker takes them over once it sees that this one is gone",
+            reason(error),
+        )

@@ -23,6 +23,7 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.errors import RunFinished, TinkerRecoveryError
 from tinker_recovery.faults import Kind
 from tinker_recovery.jobs.database import JobDatabase
+from tinker_recovery.jobs.reach import in_thread, is_out_of_reach, reason, until_reached
 from tinker_recovery.jobs.records import (
     Failure,
     JobEvent,
@@ -242,7 +243,7 @@ class Worker:
         """One pass of the Supervisor over the run."""
         spec = asked.spec
         train = spec.loop()
-        before = await self._in_thread(self._database.progress, spec.name)
+        before = await until_reached(self._database.progress, spec.name)
         asked.progress = before.model_copy(
             update={"number": asked.number, "worker": f"{socket.gethostname()}/{os.getpid()}"}
         )
@@ -265,7 +266,8 @@ class Worker:
                 **spec.options(), name=spec.name, job=f"{spec.name} try {asked.number}"
             ):
                 async with attempt:
-                    await self._note(asked, before)
+                    self._take_note(asked, before)
+                    await self._write_now(asked)
                     value = await run_body(train, attempt, runner=runner, limit_s=limit_s)
         except RunFinished as error:
             # If this job had begun before, it was this job that came to its end, and the worker
@@ -275,14 +277,15 @@ class Worker:
             self._update(asked, before, step=error.step, checkpoint=error.checkpoint)
             await self._write(asked)
             return _result(spec, asked, value=None, kept=False)
-        await self._note(asked, before)
+        self._take_note(asked, before)
+        await self._write(asked)
         try:
             kept = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError):
             return _result(spec, asked, value=None, kept=False)
         return _result(spec, asked, value=kept, kept=True)
 
-    async def _note(self, asked: Try, before: Progress) -> None:
+    def _take_note(self, asked: Try, before: Progress) -> None:
         run = next(each for each in reversed(self._supervisor.runs) if each.name == asked.spec.name)
         here = [segment.run_id for segment in run.segments]
         self._update(
@@ -293,17 +296,28 @@ class Worker:
             step=run.step,
             recoveries=before.recoveries + _recoveries(run),
         )
-        await self._write(asked)
 
     def _update(self, asked: Try, before: Progress, **facts: Any) -> None:
         facts.setdefault("checkpoint", asked.progress.checkpoint or before.checkpoint)
         asked.progress = asked.progress.model_copy(update=facts)
 
     async def _write(self, asked: Try) -> None:
-        await self._in_thread(self._database.note, asked.spec.name, asked.progress)
+        """Write where a job stands, of which nothing trains now."""
+        await until_reached(self._database.note, asked.spec.name, asked.progress)
 
-    async def _in_thread(self, function: Any, *given: Any) -> Any:
-        return await anyio.to_thread.run_sync(functools.partial(function, *given))
+    async def _write_now(self, asked: Try) -> None:
+        """The same of one whose loop is about to go on: it does not wait for the database."""
+        try:
+            await in_thread(self._database.note, asked.spec.name, asked.progress)
+        except Exception as error:
+            if not is_out_of_reach(error):
+                raise
+            logger.warning(
+                "job %s: the database of jobs cannot be reached (%s), and so shows where the job "
+                "stood before; the run goes on",
+                asked.spec.name,
+                reason(error),
+            )
 
 
 def _recoveries(run: Run) -> int:

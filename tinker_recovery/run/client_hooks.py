@@ -97,6 +97,10 @@ class AttemptHooks:
         del operation
         self._scope.post(self._scope.suspect_fault, RULES[Kind.CANCELLED], None, step)
 
+    def saving(self, path: str) -> None:
+        """The loop is about to save to this path."""
+        self._scope.sampling.note_saving(path)
+
     def sampler(self, made: Any, renew: Renew, source: Source) -> SupervisedSamplerFuture:
         """What the loop gets for a future of a sampling client."""
         return SupervisedSamplerFuture(self._scope.sampling, made, renew, source)

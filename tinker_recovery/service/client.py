@@ -29,8 +29,6 @@ from tinker_recovery.service.waits import Progress
 
 if TYPE_CHECKING:
     from tinker_recovery.run.client_hooks import AttemptHooks
-    from tinker_recovery.service.sampler import Source
-    from tinker_recovery.service.sampling import Renew
 
 _T = TypeVar("_T")
 
@@ -371,6 +369,7 @@ class SupervisedClient(Iterating):
             self._check_live()
             step = None if self._iterations.inside else self.step
             metadata = self._hooks.user_metadata(step, user_metadata)
+            self._hooks.saving(f"tinker://{self._training.model_id}/weights/{name}")
             future = self._training.save_state(name, ttl_seconds, overwrite, metadata)
             if step is not None:
                 self.meter.mark(step)
@@ -380,9 +379,6 @@ class SupervisedClient(Iterating):
             # A service that loses weights goes back to its last checkpoint, whoever saved it.
             self._submit_canary(record=True)
         return watched
-
-    def _sampler(self, made: Any, renew: Renew, source: Source) -> tinker.SamplingClient:
-        return self._hooks.sampler(made, renew, source)
 
     def _watch(
         self,

@@ -189,14 +189,19 @@ class _Running:
         with self._lock:
             if self._ended:
                 return ""
-            self._shell = subprocess.Popen(  # noqa: S602 - the user's own command line
-                self._command,
-                shell=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            try:
+                self._shell = subprocess.Popen(  # noqa: S602 - the user's own command line
+                    self._command,
+                    shell=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:  # no memory, no file descriptors
+                raise StatusUnavailable(
+                    f"the command of {COMMAND} could not be started: {error.strerror}"
+                ) from None
         with self._shell as shell:
             try:
                 printed, _ = shell.communicate(timeout=COMMAND_S)

@@ -184,6 +184,10 @@ async def _is_gone(sessions: ClaimSessions, session_id: str) -> bool:
     except StatusError as error:
         logger.debug("heartbeat of the claim %s: %s", session_id, error)
         return False
+    except Exception:
+        # If it went further, no heartbeat of any claim would be sent any more.
+        logger.exception("heartbeat of the claim %s failed; it is sent again", session_id)
+        return False
     if status is None or status >= 400:  # noqa: PLR2004 - HTTP's errors begin there
         logger.debug("heartbeat of the claim %s: HTTP %s", session_id, status)
     return status in GONE

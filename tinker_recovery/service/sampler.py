@@ -216,7 +216,7 @@ class SupervisedSamplerFuture(APIFuture[SupervisedSampler], tinker.SamplingClien
         self._source = source
         self._sampling = sampling
         self._making = making
-        self._renew = renew
+        self._renew = sampling.unless_saved_over(source.path, renew)
         self._lock = threading.Lock()
         self._made: SupervisedSampler | None = None
         self._plain: Future[SupervisedSampler] | None = None

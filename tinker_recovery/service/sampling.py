@@ -13,6 +13,7 @@ import functools
 import itertools
 import threading
 import time
+import weakref
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -88,6 +89,14 @@ class _Request:
         self.sent: Future[Any] | None = None
 
 
+class _Reading:
+    """That a sampler is of the weights which a path holds."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.saved_over = False
+
+
 class Sampling:
     """All sampling of one attempt.
 
@@ -124,6 +133,7 @@ class Sampling:
         # Each time one ended that was sent later than any that had: its number, and when.
         self._latest: list[tuple[int, float]] = []
         self._retired: str | None = None
+        self._readings: weakref.WeakSet[_Reading] = weakref.WeakSet()
         self._left: list[Future[Any]] = []
         self.failed: deque[BaseException] = deque(maxlen=_ERRORS_KEPT)
         """Errors of the newest requests that failed at a fresh sampler too."""
@@ -136,6 +146,21 @@ class Sampling:
     def watch(self, future: Any) -> None:
         """Count a future of the loop's own among what must not be silent; it stays as it is."""
         self._add(_Request(None, None, future), future)
+
+    def note_saving(self, path: str) -> None:
+        """The loop is about to save to this path: later it may hold other weights."""
+        with self._lock:
+            for reading in self._readings:
+                reading.saved_over |= reading.path == path
+
+    def unless_saved_over(self, path: str | None, renew: Renew | None) -> Renew | None:
+        """The same, for as long as nothing is saved to the path that it reads from."""
+        if path is None or renew is None:
+            return renew
+        reading = _Reading(path)
+        with self._lock:
+            self._readings.add(reading)
+        return lambda: None if reading.saved_over else renew()
 
     def paused(self) -> None:
         """The service has reported that it has no capacity now, which is no silence."""
@@ -247,6 +272,8 @@ class Sampling:
             self._fail(request, refused)
             return
         self._add(request, sent)
+        if request.answer.done():  # meanwhile, so that nothing was known to be cancelled
+            self._answered(request, request.answer)
 
     def _fail(self, request: _Request, error: BaseException) -> None:
         self.failed.append(error)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from tinker_recovery.forks import HomeProcess
     from tinker_recovery.run.client_hooks import AttemptHooks
-    from tinker_recovery.service.sampling import Renew
 
 
 if TYPE_CHECKING:
@@ -79,8 +78,6 @@ class PassedOn(_Base):
             step: int | None,
             ended: Callable[[Future[Any]], None] | None = None,
         ) -> APIFuture[Any]: ...
-
-        def _sampler(self, made: Any, renew: Renew, source: Source) -> tinker.SamplingClient: ...
 
     else:
 
@@ -148,6 +145,9 @@ class PassedOn(_Base):
             # Without the lock: some of these block for seconds, but none changes the weights.
             self._check_live()
             step, weights = self._iterations.step, self._iterations.weights
+            if name == _SAMPLER and (saved_as := args[0] if args else kwargs.get("name")):
+                path = f"tinker://{self._training.model_id}/sampler_weights/{saved_as}"
+                self._hooks.saving(path)
             result = attribute(*args, **kwargs)
             if not isinstance(result, APIFuture):
                 return result
@@ -163,7 +163,7 @@ class PassedOn(_Base):
             # In flight, it is to sample from whatever the newest weights are.
             at = None if kwargs.get("kind") == "inflight" else source.weights
             renew = functools.partial(self._submit_again, name, again, at)
-            return self._sampler(watched, renew, source)
+            return self._hooks.sampler(watched, renew, source)
 
         # Later look-ups find it on the instance.
         self.__dict__[name] = submit

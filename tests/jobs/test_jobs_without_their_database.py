@@ -1,0 +1,101 @@
+"""Jobs while their database is out of reach, as when it is restarted: no run ends by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import sqlalchemy
+from dbos import DBOSClient
+from loops import MODEL, SEED, quick, undisturbed_state
+from loops_of_jobs import rests_at, train
+
+from tinker_recovery.jobs import Jobs, reach
+from tinker_recovery.testing import LocalTinker
+
+START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED}
+STEPS = 8
+SECRET = "of-the-Tests-0wn"  # noqa: S105 - a test's
+
+
+class _Restart:
+    """A database that cannot be reached, as our own client of it finds it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.down = False
+        self.refused = 0
+        for name in ("list_workflows", "update_workflow_attributes", "resume_workflows"):
+            monkeypatch.setattr(DBOSClient, name, self._unless_down(getattr(DBOSClient, name)))
+        monkeypatch.setattr(reach, "AGAIN_S", 0.05)
+
+    def _unless_down(self, call: Any) -> Any:
+        def called(*args: Any, **given: Any) -> Any:
+            if self.down:
+                self.refused += 1
+                lost = ConnectionError(f"postgresql://me:{SECRET}@host: Connection refused")
+                raise sqlalchemy.exc.OperationalError("SELECT 1", {}, lost)
+            return call(*args, **given)
+
+        return called
+
+    async def for_calls(self, count: int) -> None:
+        """Be out of reach for as many calls, and then be there again."""
+        self.down, self.refused = True, 0
+        with anyio.fail_after(60):
+            while self.refused < count:  # noqa: ASYNC110 - other threads ask it
+                await anyio.sleep(0.02)
+        self.down = False
+
+
+@pytest.mark.timeout(180)
+async def test_a_database_that_is_restarted_ends_no_run_and_no_wait_for_one(
+    local: LocalTinker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    restart = _Restart(monkeypatch)
+    args = {"steps": STEPS, "at": 3, "file": str(tmp_path / "go")}
+    async with Jobs(tmp_path / "jobs.db", policy=quick(), starts_per_s=50.0) as jobs:
+        handle = await jobs.submit(rests_at, name="one", args=args, **START)
+        # In turn while it begins, while it is waited for, and while it ends.
+        await restart.for_calls(3)
+        async with anyio.create_task_group() as group:
+
+            async def release() -> None:
+                with anyio.fail_after(60):
+                    while not any(local.run_state(run).steps == 3 for run in local.runs()):  # noqa: ASYNC110
+                        await anyio.sleep(0.05)
+                await restart.for_calls(5)
+                restart.down = True
+                (tmp_path / "go").touch()
+                await restart.for_calls(40)
+
+            group.start_soon(release)
+            result = await handle.result()
+        status = await handle.status()
+    assert (result.step, result.retries, result.recoveries) == (STEPS, 0, 0)
+    assert (status.state, status.step, status.run_ids) == ("finished", STEPS, result.run_ids)
+    assert local.run_state(result.run_ids[-1]) == expected
+    said = [each.getMessage() for each in caplog.records if each.name == "tinker_recovery"]
+    assert any("database of jobs cannot be reached" in each for each in said)
+    assert not any(SECRET in each for each in said)
+
+
+@pytest.mark.timeout(180)
+async def test_leaving_without_the_database_is_no_error_and_says_who_carries_on(
+    local: LocalTinker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    del local
+    restart = _Restart(monkeypatch)
+    async with Jobs(tmp_path / "jobs.db", policy=quick(), starts_per_s=50.0) as jobs:
+        first = await jobs.submit(train, name="first", args={"steps": 2}, **START)
+        assert (await first.result()).step == 2
+        restart.down = True
+    assert any("another worker takes them over" in each.getMessage() for each in caplog.records)
