@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -96,7 +97,8 @@ async def test_what_is_protected_since_the_plan_was_made_is_not_pruned(
     remove, deleted = CheckpointCalls.remove, list[str]()
     here = Holder.here(now=0.0, lease_s=0.0)
 
-    async def busy(_: Context) -> dict[str, Holder]:
+    async def busy(_: Context, names: Collection[str]) -> dict[str, Holder]:
+        assert "sft-42" in names
         return {"sft-42": here}
 
     async def protect(self: CheckpointCalls, path: str, *, deadline_s: float) -> str | None:
@@ -131,6 +133,25 @@ async def test_what_is_protected_since_the_plan_was_made_is_not_pruned(
         "trained": "a process trains it",
     }[meanwhile]
     assert all(word in row["reason"] for row in done["left_since"])
+
+
+@pytest.mark.usefixtures("local")
+async def test_sampler_weights_of_a_run_that_another_machine_trains_are_left_alone(
+    tmp_path: Path,
+) -> None:
+    await _trained()
+    seen: list[Any] = []
+
+    async def train(attempt: Attempt) -> None:
+        await run_loop(attempt.client, 4, 5, 0)
+        prune = ("prune", "--kind", "sampler", "--run", "sft-42", "--keep-last", "1", "--yes")
+        seen.append(await _json(*prune))
+
+    async with Supervisor(policy(), journal=tmp_path / "another machine.sqlite3") as supervisor:
+        start = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft-42"}
+        await supervisor.run(train, **start, extend=True)
+    (done,) = seen
+    assert (done["left_alone"], done["to_delete"], done["deleted"]) == (["sft-42"], [], [])
 
 
 @pytest.mark.usefixtures("local")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -157,10 +157,16 @@ class Context:
             for attempt in stored.attempts
         }
 
-    async def busy_runs(self) -> dict[str, Holder]:
-        """The names of the runs that a process trains just now."""
+    async def busy_runs(self, names: Collection[str]) -> dict[str, Holder]:
+        """Those of these runs that a process trains just now, on whichever machine; and by which.
+
+        Raises:
+            StatusUnavailable: The service did not answer.
+        """
         known = await self._known_lineages()
-        return {view.name: view.holder for view, _ in known.values() if view.live and view.holder}
+        here = {view.name: view.holder for view, _ in known.values() if view.live and view.holder}
+        held = {name: here.get(name) or await self.claimed_by(name) for name in names}
+        return {name: holder for name, holder in held.items() if holder is not None}
 
     async def _has_tinker_run(self, run_id: str) -> bool:
         if ":train:" not in run_id:

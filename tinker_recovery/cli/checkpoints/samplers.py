@@ -116,7 +116,8 @@ async def _prune(
     from tinker_recovery.cli.checkpoints.context import open_context
 
     async with open_context(journal) as context:
-        found, busy = await context.samplers(scope), await context.busy_runs()
+        found = await context.samplers(scope)
+        busy = await context.busy_runs(found)
         plans = {
             run: await _plan(context, listed, keep_last)
             for run, listed in found.items()
@@ -174,7 +175,7 @@ async def _kept_since(
     from tinker_recovery.checkpoints import Listed
     from tinker_recovery.checkpoints.sampler_plan import run_id_of_any
 
-    if run in await context.busy_runs():
+    if await context.busy_runs([run]):
         return "a process trains it"
     listed = [
         Listed.read(each)
