@@ -148,8 +148,7 @@ async def test_sampler_weights_of_a_run_that_another_machine_trains_are_left_alo
         seen.append(await _json(*prune))
 
     async with Supervisor(policy(), journal=tmp_path / "another machine.sqlite3") as supervisor:
-        start = {"base_model": MODEL, "rank": 8, "seed": SEED, "name": "sft-42"}
-        await supervisor.run(train, **start, extend=True)
+        await supervisor.run(train, base_model=MODEL, rank=8, seed=SEED, name="sft-42", extend=True)
     (done,) = seen
     assert (done["left_alone"], done["to_delete"], done["deleted"]) == (["sft-42"], [], [])
 
