@@ -7,7 +7,7 @@ import logging
 
 import anyio
 import pytest
-from loops import MODEL, InstantClock, policy, quick, train
+from loops import MODEL, InstantClock, policy, quick, train, until
 
 from tinker_recovery import Attempt, RecoveryEvent, Supervisor
 from tinker_recovery.detection import outage
@@ -31,6 +31,10 @@ async def _events_of(
     return events
 
 
+def _saved(local: LocalTinker) -> list[str]:
+    return [each.path for run in local.runs() for each in local.checkpoints(run)]
+
+
 async def test_a_backoff_says_which_attempt_comes_when(local: LocalTinker) -> None:
     events = await _events_of(
         local,
@@ -49,7 +53,18 @@ async def test_the_checkpoints_passed_over_are_named_with_the_reason(local: Loca
     """Only this request fails: what is saved behind it is there, and nothing to go back to."""
     events: list[RecoveryEvent] = []
     local.inject(FaultRule("fail", 9, "forward_backward"))
-    async with Supervisor(quick(), on_event=events.append) as supervisor:
+    # Its answer is late, or the run may be left before what is saved behind it is there.
+    local.inject(FaultRule("slow", 9, "retrieve_future", polled="forward_backward", delay_s=20.0))
+
+    async def answer() -> None:
+        await until(lambda: any("step-00000010" in each for each in _saved(local)))
+        local.release()
+
+    async with (
+        anyio.create_task_group() as group,
+        Supervisor(quick(), on_event=events.append) as supervisor,
+    ):
+        group.start_soon(answer)
         await supervisor.run(
             functools.partial(train, steps=STEPS, depth=3), base_model=MODEL, rank=8
         )
