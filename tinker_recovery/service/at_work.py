@@ -17,7 +17,6 @@ import functools
 import inspect
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from tinker.lib import api_future_impl
 
 from tinker_recovery.clock import growing_intervals
 from tinker_recovery.errors import DeadlineExceeded
-from tinker_recovery.service.sdk_workarounds import OFF
+from tinker_recovery.service.sdk_workarounds import OFF, is_on
 from tinker_recovery.telemetry.names import SCOPE
 
 logger = logging.getLogger(SCOPE)
@@ -114,7 +113,7 @@ def patiently(what: str, patience: Patience) -> Iterator[None]:
 def is_possible() -> bool:
     """Whether this SDK has what is wrapped, and that is not turned off."""
     return (
-        os.environ.get(OFF, "1") != "0"
+        is_on()
         and isinstance(_REPLY, type)
         and inspect.iscoroutinefunction(ORIGINAL)
         and list(inspect.signature(ORIGINAL).parameters) == ["self", "state", "iteration"]

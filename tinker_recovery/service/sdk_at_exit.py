@@ -14,14 +14,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import os
 import threading
 from asyncio import AbstractEventLoop
 from typing import Any
 
 from tinker.lib import internal_client_holder
 
-from tinker_recovery.service.sdk_workarounds import OFF
+from tinker_recovery.service.sdk_workarounds import is_on
 
 WAIT_S = 2.0
 """How long the end of a process waits for the SDK's thread to rest."""
@@ -35,7 +34,7 @@ _SDK: Any = getattr(internal_client_holder, "_internal_client_holder_thread_sing
 @functools.cache
 def apply() -> None:
     """Have the SDK's thread rest at exit; does nothing the second time, or if that is off."""
-    if os.environ.get(OFF, "1") != "0":
+    if is_on():
         atexit.register(rest)
 
 

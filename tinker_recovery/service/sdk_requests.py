@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +18,7 @@ import httpx
 from tinker import _base_client
 
 from tinker_recovery.service.http import UNSERVED, Unreached, unreached
-from tinker_recovery.service.sdk_workarounds import OFF
+from tinker_recovery.service.sdk_workarounds import is_on
 
 _CLIENT: Any = getattr(_base_client, "AsyncHttpxClientWrapper", None)
 ORIGINAL: Any = getattr(_CLIENT, "send", None)
@@ -46,7 +45,7 @@ def listening(base_url: str, met: Callable[[Unreached], object]) -> Iterator[Non
 
 def is_possible() -> bool:
     """Whether this SDK has what is wrapped, and that is not turned off."""
-    return os.environ.get(OFF, "1") != "0" and inspect.iscoroutinefunction(ORIGINAL)
+    return is_on() and inspect.iscoroutinefunction(ORIGINAL)
 
 
 @functools.cache

@@ -69,10 +69,15 @@ NOTE: Any = getattr(Telemetry, _NOTE, None)
 MAKE: Callable[[], httpx.AsyncBaseTransport] | None = getattr(_base_client, _MAKE, None)
 
 
+def is_on() -> bool:
+    """Whether the SDK may be changed in this process, as it may by default."""
+    return os.environ.get(OFF, "1") != "0"
+
+
 def is_wanted() -> bool:
     """Whether this is the SDK that it was written for, and it is not turned off."""
     return (
-        os.environ.get(OFF, "1") != "0"
+        is_on()
         and _WRITTEN_FOR.match(str(tinker.__version__)) is not None
         and inspect.iscoroutinefunction(ORIGINAL)
         and list(inspect.signature(ORIGINAL).parameters) == ["self", "auth"]
