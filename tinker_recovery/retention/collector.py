@@ -225,6 +225,7 @@ class Collector:
             lasting=self._lasting(),
         )
         plan = plan_deletions(listed, rules, situation)
+        # Most looks delete nothing, and then the journal is not asked.
         unneeded = [each.path for each in plan.deletions]
         if unneeded and (relied := await self._notebook.relied_on(unneeded, but=run.lineage)):
             situation = replace(situation, protected={**situation.protected, **relied})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -210,7 +210,7 @@ async def claim_lost(run: SupervisedRun) -> LeaseLost | None:
 async def end_and_give_free(
     ending: Coroutine[Any, Any, None],
     run: SupervisedRun,
-    attempts: Sequence[AttemptScope | None],
+    attempts: Iterable[AttemptScope | None],
     *,
     well: bool = False,
 ) -> None:
@@ -228,9 +228,10 @@ async def end_and_give_free(
     try:
         await to_the_end(ending)
     finally:
-        for attempt in attempts if run.guard.claim is None else ():
-            if attempt is not None and not (attempt.entered or attempt.closed):
-                run.spawn(functools.partial(attempt.close, "interrupted", "the run is over"))
+        if run.guard.claim is None:  # otherwise they are closed before it is given free
+            for attempt in filter(None, attempts):
+                if not (attempt.entered or attempt.closed):
+                    run.spawn(functools.partial(attempt.close, "interrupted", "the run is over"))
         await give_free(run, attempts, well=well)
 
 

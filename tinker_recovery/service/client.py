@@ -87,7 +87,7 @@ class SupervisedClient(Iterating):
         self._progress = Progress() if progress is None else progress
         self._trained_at = self._progress.begin()
         self._forwards_open: set[int] = set()
-        self._own_saves: dict[Future[Any], str] = {}
+        self._own_saves: dict[Future[Any], str] = {}  # the path of each
         self._ours: dict[Future[Any] | None, tuple[str, int]] = {}
         self._lost_saves: set[str] = set()
         self._passed_on = set()
@@ -166,9 +166,7 @@ class SupervisedClient(Iterating):
         Those of the schedule write to no path twice.
         """
         return self._lost_saves | {
-            f"tinker://{self._training.model_id}/weights/{name}"
-            for future, name in list(self._own_saves.items())
-            if not is_settled(future)
+            path for future, path in list(self._own_saves.items()) if not is_settled(future)
         }
 
     @property
@@ -369,12 +367,14 @@ class SupervisedClient(Iterating):
             self._check_live()
             step = None if self._iterations.inside else self.step
             metadata = self._hooks.user_metadata(step, user_metadata)
-            self._hooks.saving(f"tinker://{self._training.model_id}/weights/{name}")
+            path = f"tinker://{self._training.model_id}/weights/{name}"
+            self._hooks.saving(path)
             future = self._training.save_state(name, ttl_seconds, overwrite, metadata)
             if step is not None:
                 self.meter.mark(step)
-            self._own_saves = {f: at for f, at in self._own_saves.items() if not is_settled(f)}
-            self._own_saves[future.future()] = name
+            open_saves = self._own_saves.items()
+            self._own_saves = {each: at for each, at in open_saves if not is_settled(each)}
+            self._own_saves[future.future()] = path
             watched = self._watch(SAVE, future, None, functools.partial(self._save_ended, step))
             # A service that loses weights goes back to its last checkpoint, whoever saved it.
             self._submit_canary(record=True)
