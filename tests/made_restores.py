@@ -151,6 +151,8 @@ class World:
         self, origin: Any, *, patience: Patience, pending: object, announce: object
     ) -> Client:
         assert self.guard is None or announce == self.guard.announce
+        assert pending is None or pending in self.opened
+        assert patience.limit_s > 0
         self.pendings.append(pending)
         self.patiences.append(patience)
         source = origin.path if isinstance(origin, FromCheckpoint) else None

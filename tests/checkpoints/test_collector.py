@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio.to_thread
@@ -587,6 +588,20 @@ async def test_what_is_relied_on_is_looked_at_to_its_bytes_once() -> None:
             await collector.collect(world)
     assert verdicts.asked == [path("a", 3)]
     assert world.steps() == [3]
+
+
+async def test_a_save_written_to_the_same_path_since_is_looked_at_as_well() -> None:
+    """By the user, who may delete it at any time, so the one before is relied on as well."""
+    world, verdicts = World(1, 2, verify_deep=True), _Verdicts()
+    where = world.save(3, by="user")
+    async with world.collector() as collector:
+        collector._verifier = verdicts
+        await collector.look(world)
+        saved_again = datetime.fromisoformat(world.stored[where]["time"]) + timedelta(seconds=1)
+        world.stored[where]["time"] = saved_again.isoformat()
+        for _ in range(2):
+            await collector.look(world)
+    assert verdicts.asked == [where, path("a", 2), where]
 
 
 async def test_what_is_not_whole_is_rejected_and_the_one_before_is_relied_on() -> None:

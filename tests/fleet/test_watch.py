@@ -7,6 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,19 +122,28 @@ async def test_a_failed_session_counts_and_what_a_supervised_client_saved_says_i
     assert len(received.got) == 1
 
 
-@pytest.mark.parametrize("ours_is_ahead_s", [0.0, 2.0, -3600.0])
-async def test_what_was_stored_after_the_run_was_last_well_is_not_gone_back_to(
-    server: LocalTinker, ours_is_ahead_s: float
-) -> None:
-    clock = Clock(wall=lambda: time.time() + ours_is_ahead_s)
+@asynccontextmanager
+async def with_a_good_checkpoint(server: LocalTinker) -> AsyncIterator[tinker.TrainingClient]:
+    """A client of the bare SDK, by which one checkpoint is saved."""
     service = server.service()
     made = await anyio.to_thread.run_sync(
         lambda: service.create_lora_training_client(MODEL, rank=8, seed=7)
     )
     client = await made
-    run_id = str(client.model_id)
     try:
         await (await anyio.to_thread.run_sync(client.save_state, "good"))
+        yield client
+    finally:
+        await service.close("success")
+
+
+@pytest.mark.parametrize("ours_is_ahead_s", [0.0, 2.0, -3600.0])
+async def test_what_was_stored_after_the_run_was_last_well_is_not_gone_back_to(
+    server: LocalTinker, ours_is_ahead_s: float
+) -> None:
+    clock = Clock(wall=lambda: time.time() + ours_is_ahead_s)
+    async with with_a_good_checkpoint(server) as client:
+        run_id = str(client.model_id)
         received = Received()
         async with Supervisor(quick(), service=server.service, clock=clock) as supervisor:
             watch = supervisor.watch(run_id, on_recovery=received)
@@ -148,22 +158,14 @@ async def test_what_was_stored_after_the_run_was_last_well_is_not_gone_back_to(
             server.release()
             await until(lambda: watch.recoveries == 1)
         assert received.got[0][2].checkpoint_id == "weights/good"
-    finally:
-        await service.close("success")
 
 
 async def test_what_was_stored_too_late_is_not_gone_back_to_by_a_later_recovery_either(
     server: LocalTinker,
 ) -> None:
     """The run that replaced it has stored nothing of its own when it fails as well."""
-    service = server.service()
-    made = await anyio.to_thread.run_sync(
-        lambda: service.create_lora_training_client(MODEL, rank=8, seed=7)
-    )
-    client = await made
-    run_id = str(client.model_id)
-    try:
-        await (await anyio.to_thread.run_sync(client.save_state, "good"))
+    async with with_a_good_checkpoint(server) as client:
+        run_id = str(client.model_id)
         received = Received()
         async with Supervisor(quick(), service=server.service) as supervisor:
             watch = supervisor.watch(run_id, on_recovery=received)
@@ -178,8 +180,6 @@ async def test_what_was_stored_too_late_is_not_gone_back_to_by_a_later_recovery_
             await until(lambda: watch.recoveries == 2)
         chosen = [checkpoint.checkpoint_id for _, _, checkpoint in received.got]
         assert chosen == ["weights/good", "weights/good"]
-    finally:
-        await service.close("success")
 
 
 async def test_a_run_that_was_never_seen_to_be_sound_comes_back_with_a_warning(

@@ -67,7 +67,7 @@ async def test_a_database_that_is_restarted_ends_no_run_and_no_wait_for_one(
 
             async def release() -> None:
                 with anyio.fail_after(60):
-                    while not any(local.run_state(run).steps == 3 for run in local.runs()):  # noqa: ASYNC110
+                    while not any(local.run_state(run).steps == 3 for run in local.runs()):  # noqa: ASYNC110 - the worker's doing
                         await anyio.sleep(0.05)
                 await restart.for_calls(5)
                 restart.down = True
