@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 from pathlib import Path
 
 import anyio
@@ -79,3 +81,23 @@ def blocks(attempt: Attempt, *, steps: int) -> int:
         forward.result()
         update.result()
     return steps
+
+
+async def is_cancelled_inside(attempt: Attempt, *, steps: int) -> None:
+    """Train a little, and end by the cancellation of something that the loop itself has begun."""
+    await loop(attempt.client, attempt.start_step, steps, 0)
+    rollouts = asyncio.create_task(anyio.sleep(60))
+    rollouts.cancel()
+    await rollouts
+
+
+async def exits(attempt: Attempt, *, steps: int) -> None:
+    """Train a little, and end as a script does."""
+    await loop(attempt.client, attempt.start_step, steps, 0)
+    sys.exit("there is no data set")
+
+
+def exits_in_a_thread(attempt: Attempt) -> None:
+    """The same at once, as a plain function."""
+    del attempt
+    sys.exit(2)

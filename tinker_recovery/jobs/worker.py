@@ -201,13 +201,15 @@ class Worker:
         with trace.use_span(span):
             try:
                 result = await self._pass(asked)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the policy decides
+            except BaseException as error:  # whatever it is, the policy decides
+                if not _is_of_the_loop(error):
+                    raise
                 return await self._failed(asked, error)
         said = f"finished at step {result.step}"
         asked.say(JobEvent(event=FINISHED, message=said, at=self._clock.wall(), fields=facts))
         return TryOutcome(result=result)
 
-    async def _failed(self, asked: Try, error: Exception) -> TryOutcome:
+    async def _failed(self, asked: Try, error: BaseException) -> TryOutcome:
         spec, number = asked.spec, asked.number
         kind = type(error)
         failure = Failure(type=f"{kind.__module__}.{kind.__qualname__}", message=redact(str(error)))
@@ -318,6 +320,17 @@ class Worker:
                 asked.spec.name,
                 reason(error),
             )
+
+
+def _is_of_the_loop(error: BaseException) -> bool:
+    """Whether a try has failed with this, and not the worker's process ends by it.
+
+    A loop that calls ``sys.exit()`` would end this worker with all its jobs, and then each other
+    one that takes its job over.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_of_the_loop(each) for each in error.exceptions)
+    return isinstance(error, (Exception, SystemExit))
 
 
 def _recoveries(run: Run) -> int:
