@@ -175,7 +175,11 @@ class Jobs(AsyncContextManagerMixin):
                     worker = self._worker = Worker(
                         supervisor, database, group, self._clock, self._limits
                     )
-                    await in_thread(self._launch, worker, presence)
+                    # To its end: an engine that is left half started would never be stopped.
+                    await to_the_end(
+                        in_thread(self._launch, worker, presence),
+                        undo=lambda _: in_thread(_shut_down),
+                    )
                     launched = True
                     group.start_soon(watch)
                     group.start_soon(self._take_over, presence, database)
