@@ -173,7 +173,7 @@ class Jobs(AsyncContextManagerMixin):
             async with supervisor, anyio.create_task_group() as group:
                 try:
                     worker = self._worker = Worker(
-                        supervisor, database, group, self._clock, self._limits
+                        supervisor, database, group, self._clock, self._limits, presence.is_held
                     )
                     # To its end: an engine that is left half started would never be stopped.
                     await to_the_end(

@@ -26,6 +26,7 @@ from tinker_recovery.service import StatusReader, TinkerBackend
 from tinker_recovery.service.base import ServiceFactory
 from tinker_recovery.service.claim_line import Claimant, rivals
 from tinker_recovery.service.claim_sessions import ClaimSessions
+from tinker_recovery.service.guard import Guard
 from tinker_recovery.shielding import to_the_end
 from tinker_recovery.telemetry.names import SCOPE
 
@@ -88,23 +89,35 @@ class Presence:
     Args:
         executor: This worker.
         sessions: The service.
-        lost: Set if the service has ended the claim.
+        guard: Its claim, if the service holds any.
     """
 
-    def __init__(self, executor: Executor, sessions: ClaimSessions, lost: anyio.Event) -> None:
+    def __init__(self, executor: Executor, sessions: ClaimSessions, guard: Guard) -> None:
         self.executor = executor
         self._sessions = sessions
-        self._lost = lost
+        self._guard = guard
         self._said: set[str] = set()
 
     async def lost(self) -> LeaseLost:
         """Wait until the service has ended the claim: the error to leave with."""
-        await self._lost.wait()
+        claim = self._guard.claim
+        await (anyio.Event() if claim is None else claim.lost).wait()
         return LeaseLost(
             "the service has ended the claim of this worker, which gave no sign of life for too "
             "long: its jobs are taken over by others; start it again",
             run=self.executor.name,
         )
+
+    async def is_held(self) -> bool:
+        """Whether the claim is still there, by the service's word; no answer counts as yes.
+
+        If it is not, :meth:`lost` returns.
+        """
+        try:
+            await self._guard.check()
+        except LeaseLost:
+            return False
+        return True
 
     async def is_gone(self, text: str) -> bool:
         """Whether the worker that a row names is there no more; no answer counts as no."""
@@ -161,10 +174,9 @@ async def present(
         claiming = Claiming("service", reader, None, max_wait_s=policy.max_wait_s)
         try:
             guard = await claiming.enter(executor.name, on_held="refuse")
-            lost = anyio.Event() if guard.claim is None else guard.claim.lost
             if guard.claim is None:
                 executor = replace(executor, claimed=False)
-            yield Presence(executor, ClaimSessions(reader.http), lost)
+            yield Presence(executor, ClaimSessions(reader.http), guard)
         finally:
             await to_the_end(_leave(claiming, backend))
 

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 from opentelemetry import trace
 
 from tinker_recovery.clock import Clock
-from tinker_recovery.errors import RunFinished, TinkerRecoveryError
+from tinker_recovery.errors import LeaseLost, RunFinished, TinkerRecoveryError, causes
 from tinker_recovery.faults import Kind
 from tinker_recovery.jobs.database import JobDatabase
 from tinker_recovery.jobs.reach import in_thread, is_out_of_reach, reason, until_reached
@@ -85,6 +85,7 @@ class Worker:
         group: Where they run.
         clock: Time and chance.
         limits: How many loops may block in threads, and how fast jobs begin after each other.
+        is_held: Asks whether the claim of this worker itself is still there.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class Worker:
         group: TaskGroup,
         clock: Clock,
         limits: Limits,
+        is_held: Callable[[], Awaitable[bool]],
     ) -> None:
+        self._is_held = is_held
         self._supervisor = supervisor
         self._database = database
         self._group = group
@@ -211,6 +214,10 @@ class Worker:
 
     async def _failed(self, asked: Try, error: BaseException) -> TryOutcome:
         spec, number = asked.spec, asked.number
+        lost = any(isinstance(each, LeaseLost) for each in causes(error))
+        if lost and not await self._is_held():
+            # It was paused or cut off, and says so. Whoever takes the job over resumes this try.
+            await anyio.sleep_forever()
         kind = type(error)
         failure = Failure(type=f"{kind.__module__}.{kind.__qualname__}", message=redact(str(error)))
         again = spec.retry.retries(error, tried=number)
