@@ -20,6 +20,7 @@ from tinker_recovery.jobs import (
     Jobs,
     RetryPolicy,
 )
+from tinker_recovery.jobs.database import JobDatabase
 from tinker_recovery.testing import LocalTinker
 
 START: dict[str, Any] = {"base_model": MODEL, "rank": 8, "seed": SEED}
@@ -134,6 +135,28 @@ async def test_leaving_saves_the_last_step_and_the_next_to_enter_goes_on(
     assert local.run_state(result.run_ids[-1]) == expected
     saved = [each.steps for each in local.checkpoints(result.run_ids[0])]
     assert saved[-1] == 7, "nothing is done again"
+
+
+@pytest.mark.timeout(180)
+async def test_a_job_that_is_cancelled_just_as_its_worker_leaves_stays_cancelled(
+    local: LocalTinker, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = JobDatabase.held_by
+
+    def cancelled_behind_it(self: JobDatabase, executor: str) -> list[str]:
+        held = look(self, executor)
+        self.cancel("unwanted")
+        return held
+
+    monkeypatch.setattr(JobDatabase, "held_by", cancelled_behind_it)
+    async with jobs() as entered:
+        for name in ("unwanted", "wanted"):
+            args = {"steps": 6, "at": 3, "file": str(tmp_path / "go")}
+            handle = await entered.submit(rests_at, name=name, args=args, **START)
+            await _at(handle, local, 3)
+    async with jobs(work=False) as entered:
+        states = {each.name: each.state for each in await entered.list()}
+    assert states == {"unwanted": "cancelled", "wanted": "queued"}
 
 
 @pytest.mark.timeout(180)

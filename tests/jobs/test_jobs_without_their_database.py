@@ -8,10 +8,13 @@ from typing import Any
 import anyio
 import pytest
 import sqlalchemy
+from click.testing import CliRunner
 from dbos import DBOSClient
 from loops import MODEL, SEED, quick, undisturbed_state
 from loops_of_jobs import rests_at, train
 
+from tinker_recovery import JournalError
+from tinker_recovery.cli import main
 from tinker_recovery.jobs import Jobs, reach
 from tinker_recovery.testing import LocalTinker
 
@@ -26,7 +29,7 @@ class _Restart:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.down = False
         self.refused = 0
-        for name in ("list_workflows", "update_workflow_attributes", "resume_workflows"):
+        for name in ("list_workflows", "update_workflow_attributes", "enqueue"):
             monkeypatch.setattr(DBOSClient, name, self._unless_down(getattr(DBOSClient, name)))
         monkeypatch.setattr(reach, "AGAIN_S", 0.05)
 
@@ -99,3 +102,50 @@ async def test_leaving_without_the_database_is_no_error_and_says_who_carries_on(
         assert (await first.result()).step == 2
         restart.down = True
     assert any("another worker takes them over" in each.getMessage() for each in caplog.records)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("local")
+async def test_a_call_without_the_database_raises_one_named_error_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restart = _Restart(monkeypatch)
+    file = str(tmp_path / "jobs.db")
+    async with Jobs(file, work=False) as jobs:
+        handle = await jobs.submit(train, name="one", args={"steps": 2}, **START)
+        restart.down = True
+        for call in (
+            lambda: jobs.submit(train, name="two", args={"steps": 2}, **START),
+            jobs.list,
+            handle.status,
+            handle.cancel,
+            handle.retry,
+        ):
+            with pytest.raises(
+                JournalError, match=r"cannot be reached: .*refused.*do it again"
+            ) as no:
+                await call()
+            assert SECRET not in f"{no.value!r} {no.value.__cause__!r}"
+    for command in (["list"], ["show", "one"], ["cancel", "one"], ["retry", "one"]):
+        said = CliRunner().invoke(main, ["jobs", *command, "--database", file])
+        assert (said.exit_code, SECRET in said.output) == (3, False), said.output
+        assert "cannot be reached" in said.output
+
+
+async def test_a_database_that_is_a_standby_for_now_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reach, "AGAIN_S", 0.01)
+
+    class ReadOnly(Exception):
+        sqlstate = "25006"
+
+    asked = []
+
+    def ask() -> str:
+        asked.append(1)
+        if len(asked) < 3:
+            raise sqlalchemy.exc.InternalError("UPDATE", {}, ReadOnly("read-only transaction"))
+        return "written"
+
+    assert await reach.until_reached(ask) == "written"

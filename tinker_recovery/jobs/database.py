@@ -266,10 +266,14 @@ class JobDatabase:
         )
         return [row.workflow_id for row in rows]
 
-    def give_back(self, names: Sequence[str]) -> None:
-        """Queue these jobs again, which a process that is ending has held."""
-        if names:
-            self._client.resume_workflows(list(names), queue_name=QUEUE)
+    def give_back(self, executor: str) -> None:
+        """Queue the jobs again that an executor which is ending still runs, as the database says.
+
+        One that is cancelled at this moment, or that another has taken over, stays as it is.
+        """
+        for name in self.held_by(executor):
+            # Not public. What is would queue again also what was cancelled since the look.
+            self._client._sys_db.reenqueue_for_recovery(name, [executor], QUEUE)  # noqa: SLF001 - see above
 
     def _row(
         self, name: str, *, load_input: bool = False, load_output: bool = False

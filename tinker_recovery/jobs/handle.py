@@ -10,7 +10,7 @@ import anyio
 
 from tinker_recovery.errors import JobCancelled, JobFailed, UsageError
 from tinker_recovery.jobs.database import JobDatabase, shown
-from tinker_recovery.jobs.reach import in_thread, until_reached
+from tinker_recovery.jobs.reach import in_thread, named_outage, until_reached
 from tinker_recovery.jobs.records import ENDED, JobEvent, JobResult, JobStatus
 from tinker_recovery.shielding import to_the_end
 
@@ -45,8 +45,10 @@ class Opened:
 
         Raises:
             UsageError: Jobs has been left.
+            JournalError: The database cannot be reached now.
         """
-        return await in_thread(functools.partial(self._call, method, *given, **named))
+        with named_outage(self.database.url):
+            return await in_thread(functools.partial(self._call, method, *given, **named))
 
     async def ask_until_reached(
         self,
@@ -132,11 +134,19 @@ class JobHandle:
         )
 
     async def status(self) -> JobStatus:
-        """Where it stands; raises UsageError if there is no such job."""
+        """Where it stands.
+
+        Raises:
+            UsageError: There is no such job.
+            JournalError: The database cannot be reached now.
+        """
         return await self._opened.ask(JobDatabase.status, self.name)
 
     async def cancel(self) -> None:
-        """Have it end, if it has not ended; its worker notices within a second or two."""
+        """Have it end, if it has not ended; its worker notices within a second or two.
+
+        Raises as :meth:`status` does.
+        """
         await self._opened.ask(JobDatabase.cancel, self.name)
 
     async def retry(self) -> None:
@@ -144,6 +154,7 @@ class JobHandle:
 
         Raises:
             UsageError: It did neither, or there is no such job.
+            JournalError: The database cannot be reached now.
         """
         await self._opened.ask(JobDatabase.retry, self.name)
 

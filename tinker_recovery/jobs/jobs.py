@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -19,7 +18,7 @@ from tinker_recovery.errors import LeaseLost, UsageError
 from tinker_recovery.jobs.database import JobDatabase, database_url, shown
 from tinker_recovery.jobs.handle import JobHandle, Opened, not_entered
 from tinker_recovery.jobs.presence import Presence, named, present
-from tinker_recovery.jobs.reach import in_thread, is_out_of_reach, reason, until_reached
+from tinker_recovery.jobs.reach import in_thread, once_if_reached, until_reached
 from tinker_recovery.jobs.records import JobStatus, Limits, State
 from tinker_recovery.jobs.retry import RetryPolicy
 from tinker_recovery.jobs.spec import job_spec
@@ -144,7 +143,14 @@ class Jobs(AsyncContextManagerMixin):
                 async with self._supervised(database, presence):
                     yield
             finally:
-                await to_the_end(in_thread(_give_back, database, presence))
+                await to_the_end(
+                    once_if_reached(
+                        database.give_back,
+                        str(presence.executor),
+                        otherwise="the jobs of this worker could not be queued again: another "
+                        "worker takes them over once it sees that this one is gone",
+                    )
+                )
 
     @asynccontextmanager
     async def _supervised(self, database: JobDatabase, presence: Presence) -> AsyncGenerator[None]:
@@ -266,14 +272,12 @@ class Jobs(AsyncContextManagerMixin):
 
         Raises:
             UsageError: An argument is not allowed, or the job is there with other arguments.
+            JournalError: The database cannot be reached now.
         """
         if type(priority) is not int or not 0 <= priority < 2**31:
             raise UsageError(f"priority={priority!r} is not allowed: an int, 0 or more")
         spec = job_spec(train, name, retry or RetryPolicy(), args or {}, start)
-        submit = functools.partial(
-            self._inside.database.submit, spec, version=self._version, priority=priority
-        )
-        await in_thread(submit)
+        await self._inside.ask(JobDatabase.submit, spec, version=self._version, priority=priority)
         return JobHandle(self._inside, name)
 
     def handle(self, name: str) -> JobHandle:
@@ -281,8 +285,12 @@ class Jobs(AsyncContextManagerMixin):
         return JobHandle(self._inside, name)
 
     async def list(self, state: State | None = None) -> list[JobStatus]:
-        """Where every job stands, the newest first; those in one ``state`` if it is given."""
-        return await in_thread(self._inside.database.statuses, state)
+        """Where every job stands, the newest first; those in one ``state`` if it is given.
+
+        Raises:
+            JournalError: The database cannot be reached now.
+        """
+        return await self._inside.ask(JobDatabase.statuses, state)
 
     @property
     def _inside(self) -> Opened:
@@ -295,16 +303,3 @@ def _shut_down() -> None:
     from tinker_recovery.jobs import engine  # noqa: PLC0415 - it imports DBOS
 
     engine.shut_down()
-
-
-def _give_back(database: JobDatabase, presence: Presence) -> None:
-    try:
-        database.give_back(database.held_by(str(presence.executor)))
-    except Exception as error:
-        if not is_out_of_reach(error):
-            raise
-        logger.warning(
-            "the jobs of this worker could not be queued again: their database cannot be reached "
-            "(%s): another worker takes them over once it sees that this one is gone",
-            reason(error),
-        )

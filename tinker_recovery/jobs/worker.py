@@ -23,7 +23,7 @@ from tinker_recovery.clock import Clock
 from tinker_recovery.errors import LeaseLost, RunFinished, TinkerRecoveryError, causes
 from tinker_recovery.faults import Kind
 from tinker_recovery.jobs.database import JobDatabase
-from tinker_recovery.jobs.reach import in_thread, is_out_of_reach, reason, until_reached
+from tinker_recovery.jobs.reach import once_if_reached, until_reached
 from tinker_recovery.jobs.records import (
     Failure,
     JobEvent,
@@ -316,17 +316,12 @@ class Worker:
 
     async def _write_now(self, asked: Try) -> None:
         """The same of one whose loop is about to go on: it does not wait for the database."""
-        try:
-            await in_thread(self._database.note, asked.spec.name, asked.progress)
-        except Exception as error:
-            if not is_out_of_reach(error):
-                raise
-            logger.warning(
-                "job %s: the database of jobs cannot be reached (%s), and so shows where the job "
-                "stood before; the run goes on",
-                asked.spec.name,
-                reason(error),
-            )
+        await once_if_reached(
+            self._database.note,
+            asked.spec.name,
+            asked.progress,
+            otherwise=f"shows where job {asked.spec.name} stood before; its run goes on",
+        )
 
 
 def _is_of_the_loop(error: BaseException) -> bool:

@@ -33,6 +33,7 @@ def opened(database: str | None) -> Iterator[JobDatabase]:
     """The database of jobs; exits if it cannot be used, or there is no such job."""
     from tinker_recovery.errors import JournalError, UsageError
     from tinker_recovery.jobs.database import JobDatabase, database_url
+    from tinker_recovery.jobs.reach import named_outage
 
     try:
         url = database_url(database)
@@ -44,9 +45,12 @@ def opened(database: str | None) -> Iterator[JobDatabase]:
         refuse_because(error)
     with contextlib.closing(jobs):
         try:
-            yield jobs
+            with named_outage(url):
+                yield jobs
         except UsageError as error:
             refuse(str(error), NO_SUCH_JOB)
+        except JournalError as error:
+            refuse_because(error)
 
 
 @click.command("list")
