@@ -141,14 +141,15 @@ async def test_leaving_saves_the_last_step_and_the_next_to_enter_goes_on(
 async def test_a_job_that_is_cancelled_just_as_its_worker_leaves_stays_cancelled(
     local: LocalTinker, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = JobDatabase.held_by
+    look = JobDatabase.running
 
-    def cancelled_behind_it(self: JobDatabase, executor: str) -> list[str]:
-        held = look(self, executor)
-        self.cancel("unwanted")
-        return held
+    def cancelled_behind_it(self: JobDatabase, **which: Any) -> dict[str, str]:
+        running = look(self, **which)
+        if which.get("executor"):
+            self.cancel("unwanted")
+        return running
 
-    monkeypatch.setattr(JobDatabase, "held_by", cancelled_behind_it)
+    monkeypatch.setattr(JobDatabase, "running", cancelled_behind_it)
     async with jobs() as entered:
         for name in ("unwanted", "wanted"):
             args = {"steps": 6, "at": 3, "file": str(tmp_path / "go")}

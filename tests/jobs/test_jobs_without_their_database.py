@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy
 from click.testing import CliRunner
 from dbos import DBOSClient
-from loops import MODEL, SEED, quick, undisturbed_state
+from dbos._sys_db import SystemDatabase
+from loops import MODEL, SEED, quick, undisturbed_state, until
 from loops_of_jobs import rests_at, train
 
 from tinker_recovery import JournalError
@@ -149,3 +150,40 @@ async def test_a_database_that_is_a_standby_for_now_is_waited_for(
         return "written"
 
     assert await reach.until_reached(ask) == "written"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        ("write_stream_from_step", True),
+        ("record_operation_result", False),
+        ("update_workflow_outcome", True),
+    ],
+)
+async def test_a_disk_that_is_full_for_a_moment_fails_no_job_and_leaves_none_behind(
+    local: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, method: str, kept: bool
+) -> None:
+    full = {"left": 0}
+    write = getattr(SystemDatabase, method)
+
+    def refused(*given: Any, **named: Any) -> Any:
+        if full["left"]:
+            full["left"] -= 1
+            raise sqlalchemy.exc.OperationalError("INSERT", {}, Exception("disk is full"))
+        return write(*given, **named)
+
+    monkeypatch.setattr(SystemDatabase, method, refused)
+    monkeypatch.setattr("tinker_recovery.jobs.jobs.LOOK_S", 0.3)
+    monkeypatch.setattr("tinker_recovery.jobs.engine.AGAIN_S", 0.05)
+    args = {"steps": STEPS, "at": 3, "file": str(tmp_path / "go")}
+    async with Jobs(tmp_path / "jobs.db", policy=quick(), starts_per_s=50.0) as jobs:
+        handle = await jobs.submit(rests_at, name="one", args=args, **START)
+        await until(lambda: any(local.run_state(run).steps == 3 for run in local.runs()))
+        full["left"] = 2
+        (tmp_path / "go").touch()
+        with anyio.fail_after(60):
+            result = await handle.result()
+    assert full["left"] == 0
+    assert (result.step, result.retries) == (STEPS, 0)
+    assert result.value_kept == kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, urlsplit
@@ -244,36 +244,30 @@ class JobDatabase:
         )
         return self.status(name)
 
-    def running_elsewhere(self, executor: str, version: str) -> set[str]:
-        """The other executors that the database says run jobs."""
+    def running(self, *, version: str | None = None, executor: str | None = None) -> dict[str, str]:
+        """The jobs that the database says are run, and which executor runs each."""
         rows = self._client.list_workflows(
             name=WORKFLOW,
             status="PENDING",
             app_version=version,
-            load_input=False,
-            load_output=False,
-        )
-        return {row.executor_id for row in rows if row.executor_id} - {executor}
-
-    def held_by(self, executor: str) -> list[str]:
-        """The jobs that the database says this executor runs."""
-        rows = self._client.list_workflows(
-            name=WORKFLOW,
-            status="PENDING",
             executor_id=executor,
             load_input=False,
             load_output=False,
         )
-        return [row.workflow_id for row in rows]
+        return {row.workflow_id: row.executor_id or "" for row in rows}
 
-    def give_back(self, executor: str) -> None:
-        """Queue the jobs again that an executor which is ending still runs, as the database says.
+    def give_back(self, executor: str, names: Iterable[str]) -> None:
+        """Queue these jobs again, of those that this executor runs, as the database says.
 
         One that is cancelled at this moment, or that another has taken over, stays as it is.
         """
-        for name in self.held_by(executor):
+        for name in names:
             # Not public. What is would queue again also what was cancelled since the look.
             self._client._sys_db.reenqueue_for_recovery(name, [executor], QUEUE)  # noqa: SLF001 - see above
+
+    def give_all_back(self, executor: str) -> None:
+        """The same of all of an executor that is ending."""
+        self.give_back(executor, self.running(executor=executor))
 
     def _row(
         self, name: str, *, load_input: bool = False, load_output: bool = False

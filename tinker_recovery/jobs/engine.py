@@ -20,8 +20,12 @@ from dbos._queue import QueueRateLimit
 
 from tinker_recovery.errors import UsageError
 from tinker_recovery.jobs.database import APPLICATION, EVENTS, QUEUE, WORKFLOW
+from tinker_recovery.jobs.reach import AGAIN_S, why_out_of_reach
 from tinker_recovery.jobs.records import JobEvent, Limits, Say, TryOutcome
 from tinker_recovery.jobs.spec import JobSpec
+from tinker_recovery.telemetry.names import SCOPE
+
+logger = logging.getLogger(SCOPE)
 
 _CONSOLE: Final = "__dbos_console_log_handler__"
 _SILENT: Final = logging.NullHandler()
@@ -59,17 +63,20 @@ _runner: Runner | None = None
 @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None, serialization_type=_PORTABLE)
 async def _job(spec: dict[str, Any]) -> dict[str, Any]:
     """A job: tries, with their delays in between, until one of them is the last."""
-    number = 1
-    while True:
-        ended = TryOutcome.model_validate(
-            await DBOS.run_step_async(
-                {"name": f"try {number}", "preemptible": True}, _try, spec, number
-            )
+    try:
+        ended = await _last_try(spec)
+    except Exception as error:
+        why = why_out_of_reach(error)
+        if why is None:
+            raise
+        # No failure of the job, and not to be recorded as one: its row stays, and is queued again.
+        logger.warning(
+            "job %s: how it stands could not be written into the database of jobs (%s): it is "
+            "queued again, and goes on from there",
+            spec.get("name"),
+            why,
         )
-        if ended.retry_after_ms is None:
-            break
-        await DBOS.sleep_async(ended.retry_after_ms / 1000)
-        number += 1
+        raise asyncio.CancelledError from error
     if ended.result is None:
         failure = ended.failure
         raise PortableWorkflowError(
@@ -78,6 +85,20 @@ async def _job(spec: dict[str, Any]) -> dict[str, Any]:
             data=None if failure is None else failure.model_dump(),
         )
     return ended.result.model_dump(mode="json")
+
+
+async def _last_try(spec: dict[str, Any]) -> TryOutcome:
+    number = 1
+    while True:
+        ended = TryOutcome.model_validate(
+            await DBOS.run_step_async(
+                {"name": f"try {number}", "preemptible": True}, _try, spec, number
+            )
+        )
+        if ended.retry_after_ms is None:
+            return ended
+        await DBOS.sleep_async(ended.retry_after_ms / 1000)
+        number += 1
 
 
 _LAST: Final = None
@@ -99,15 +120,34 @@ async def _try(spec: dict[str, Any], number: int) -> dict[str, Any]:
     under_way.outcome.add_done_callback(lambda _: say(_LAST))
     try:
         while (event := await said.get()) is not None:
-            await DBOS.write_stream_async(
-                EVENTS, event.model_dump(mode="json"), serialization_type=_PORTABLE
-            )
+            await _write_down(event)
         return under_way.outcome.result().model_dump(mode="json")
-    except asyncio.CancelledError:
+    except BaseException:
         under_way.cancel()
         # Its run saves and gives its claim free before it is said that the job has ended.
         await asyncio.wrap_future(under_way.gone)
         raise
+
+
+async def _write_down(event: JobEvent) -> None:
+    """Write an event down, once the database can be reached: the run does not depend on it."""
+    while True:
+        try:
+            await DBOS.write_stream_async(
+                EVENTS, event.model_dump(mode="json"), serialization_type=_PORTABLE
+            )
+        except Exception as error:
+            if why_out_of_reach(error) is None:
+                raise
+        else:
+            return
+        await asyncio.sleep(AGAIN_S)
+
+
+def active() -> set[str]:
+    """The jobs that the engine of this process carries out."""
+    engine = instances._dbos_global_instance  # noqa: SLF001 - it has no public way to ask
+    return set() if engine is None else set(engine._active_workflows_set.activeList())  # noqa: SLF001 - as above
 
 
 def launch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -35,6 +36,9 @@ logger = logging.getLogger(names.SCOPE)
 
 LOOK_S = 2.0
 """Seconds between two looks for jobs of workers that are gone."""
+
+LOOKS = 3
+"""A job of this worker that its engine does not know in so many looks is queued again."""
 
 
 class Jobs(AsyncContextManagerMixin):
@@ -145,7 +149,7 @@ class Jobs(AsyncContextManagerMixin):
             finally:
                 await to_the_end(
                     once_if_reached(
-                        database.give_back,
+                        database.give_all_back,
                         str(presence.executor),
                         otherwise="the jobs of this worker could not be queued again: another "
                         "worker takes them over once it sees that this one is gone",
@@ -223,17 +227,28 @@ class Jobs(AsyncContextManagerMixin):
         )
 
     async def _take_over(self, presence: Presence, database: JobDatabase) -> None:
-        """Queue again, now and then, the jobs of workers that are gone."""
+        """Queue again, now and then, what no worker carries out any more.
+
+        That is the jobs of workers that are gone, and those of which the engine here could not
+        write how they stand: to it they are over.
+        """
         from tinker_recovery.jobs import engine  # noqa: PLC0415 - as above
 
         here = str(presence.executor)
+        missed: dict[str, int] = {}
         while True:
             try:
-                others = await until_reached(database.running_elsewhere, here, self._version)
-                for other in others:
+                running = await until_reached(
+                    functools.partial(database.running, version=self._version)
+                )
+                for other in set(running.values()) - {here, ""}:
                     if await presence.is_gone(other):
                         logger.warning("%s is gone: its jobs are taken over", named(other))
                         await in_thread(engine.take_over, other)
+                mine = {name for name, worker in running.items() if worker == here}
+                missed = {name: missed.get(name, 0) + 1 for name in mine - engine.active()}
+                left = [name for name, looks in missed.items() if looks >= LOOKS]
+                await in_thread(database.give_back, here, left)
             except Exception:
                 logger.exception("looking for jobs that were left failed; it is tried again")
             await self._clock.sleep(LOOK_S)

@@ -34,7 +34,7 @@ async def in_thread(function: Callable[..., _T], *given: object) -> _T:
     return await anyio.to_thread.run_sync(functools.partial(function, *given))
 
 
-def _why_out_of_reach(error: Exception) -> str | None:
+def why_out_of_reach(error: Exception) -> str | None:
     """Why the database does not answer now and may again, in one line without secrets.
 
     It is restarted, there is no network, a full disk, or it is the standby of one that has failed.
@@ -62,7 +62,7 @@ def named_outage(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        why = _why_out_of_reach(error)
+        why = why_out_of_reach(error)
         if why is None:
             raise
         raise JournalError(
@@ -76,7 +76,7 @@ async def once_if_reached(function: Callable[..., object], *given: object, other
     try:
         await in_thread(function, *given)
     except Exception as error:
-        why = _why_out_of_reach(error)
+        why = why_out_of_reach(error)
         if why is None:
             raise
         logger.warning("the database of jobs cannot be reached (%s), and so %s", why, otherwise)
@@ -93,7 +93,7 @@ async def until_reached(function: Callable[..., _T], *given: object) -> _T:
         try:
             return await in_thread(function, *given)
         except Exception as error:
-            why = _why_out_of_reach(error)
+            why = why_out_of_reach(error)
             if why is None:
                 raise
             lasted_s = time.monotonic() - began
