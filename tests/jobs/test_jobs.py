@@ -230,6 +230,8 @@ async def test_what_cannot_be_a_job_is_refused_before_anything_starts() -> None:
         for bad, said in (
             ({"train": inside}, "define it with `def` at the top of a module"),
             ({"train": train, "args": {"steps": object()}}, "has to be JSON"),
+            ({"train": train, "args": {"steps": [{0: 1e-4, 8: 1e-5}]}}, "key 0 .*a text"),
+            ({"train": train, "user_metadata": {1: "a"}}, "key 1 .*a text"),
             ({"train": train, "args": {"stops": 1}}, "does not take its arguments"),
             ({"train": train, "adopt": object()}, "cannot be stored as JSON"),
             ({"train": train, "rank": "high", "base": 1}, "unknown argument 'base'"),

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -176,6 +176,7 @@ def _found(path: str) -> Callable[..., Any]:
 
 
 def _as_json(value: Any, where: str) -> Any:
+    _check_keys(value, where)
     try:
         plain = pydantic.TypeAdapter(Any).dump_python(value, mode="json")
         return json.loads(json.dumps(plain, allow_nan=False))
@@ -183,6 +184,24 @@ def _as_json(value: Any, where: str) -> Any:
         raise UsageError(
             f"{where}={value!r} is not allowed: it has to be JSON, or a pydantic model ({error})"
         ) from error
+
+
+def _check_keys(value: Any, where: str) -> None:
+    """Refuse keys that JSON would make texts: the function would find nothing under its own."""
+    inner: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        inner = value.values()
+        for key in value:
+            if not isinstance(key, str):
+                raise UsageError(
+                    f"key {key!r} in {where} is not allowed: JSON has keys that are a text, so "
+                    f"{str(key)!r}, and make it what it was in the function; or give pairs, as "
+                    "[[0, 0.5], [100, 0.1]]"
+                )
+    elif isinstance(value, (list, tuple)):
+        inner = value
+    for each in inner:
+        _check_keys(each, where)
 
 
 def _as_hinted(train: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, Any]:
