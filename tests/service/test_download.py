@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -135,6 +136,49 @@ async def test_a_download_that_hangs_is_cancelled_at_once_and_keeps_what_arrived
             else:
                 assert (await place.stat()).st_size == MB
                 assert max(received, default=0) <= MB
+
+
+class SilentInTheSecond(Silent):
+    """A store that sends a whole file, and over the same connection a part of the next."""
+
+    def _serve(self) -> None:
+        connection, _ = self.socket.accept()
+        self._taken.append(connection)
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 8388608\r\n\r\n" + b"x" * MB)
+
+
+async def test_a_file_over_the_connection_of_another_is_cancelled_at_once_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SilentInTheSecond(accepts=True)
+    expires = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    urls = {"adapter_config.json": store.url, "adapter_model.safetensors": store.url}
+    ended: list[int] = []
+    stream = Download._stream
+
+    def watched(*given: Any) -> None:
+        try:
+            stream(*given)
+        finally:
+            ended.append(1)
+
+    monkeypatch.setattr(Download, "_stream", watched)
+    place = anyio.Path(tmp_path / "adapter_model.safetensors")
+    async with hostile(lambda _: ({}, text({"urls": urls, "expires": expires}))) as server:
+        endpoint = Endpoint(server.base_url, SecretStr("tml-x"))
+        async with StatusReader(endpoint, timeout_s=5.0) as reader:
+            task = asyncio.create_task(_download(reader, tmp_path, []).files())
+            while not await place.exists() or (await place.stat()).st_size < MB:  # noqa: ASYNC110 - a thread's doing
+                await anyio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            both = len(ended)
+    store.close()
+    assert both == len(urls)
 
 
 async def test_downloads_take_no_thread_that_others_wait_for(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,6 +118,7 @@ class Download:
         self._resume = resume
         self._done = 0
         self._threads = anyio.CapacityLimiter(1)
+        self._connection: socket.socket | None = None
         self._at: tuple[str, str, int | None] = ("", "", None)
         if listed_bytes:
             self._most = listed_bytes + listed_bytes // 10 + MARGIN
@@ -181,6 +183,7 @@ class Download:
             await interruptible(
                 lambda interruption: self._stream(http, name, url, place, interruption),
                 limiter=self._threads,
+                connection=self._connection,
             )
             return signed
 
@@ -242,6 +245,8 @@ class Download:
                     failure = f"{reply.num_bytes_downloaded} bytes arrived instead of {promised}"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             failure = type(error).__name__
+        finally:
+            self._connection = interruption.connection
         if failure:
             # Outside the handler: httpx's errors carry the request, with its URL.
             raise StatusUnavailable(f"downloading {name!r} of {self._path}: {failure}")

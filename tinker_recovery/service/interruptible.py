@@ -27,13 +27,22 @@ class _Interrupted(Exception):
 
 
 class Interruption:
-    """Ends the request of a thread from outside."""
+    """Ends the request of a thread from outside.
 
-    def __init__(self) -> None:
+    Args:
+        connection: What the last request of the same client was made over: this one may be, too.
+    """
+
+    def __init__(self, connection: socket.socket | None = None) -> None:
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
+        self._socket = connection
         self._stopped = False
-        self.ended = False
+        self.begun = self.ended = False
+
+    @property
+    def connection(self) -> socket.socket | None:
+        """What it was made over."""
+        return self._socket
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
         """The ``trace`` extension of the request, for httpx.
@@ -70,7 +79,7 @@ class Interruption:
         """End it; whether that is at once: a connection that is being made can only be left."""
         with self._lock:
             self._stopped = True
-            if self._socket is None:
+            if self._socket is None or not self.begun:
                 return False
             with contextlib.suppress(OSError):  # it was closed meanwhile
                 # Not by the method of a TLS socket, which is in use by its thread.
@@ -79,7 +88,10 @@ class Interruption:
 
 
 async def interruptible(
-    work: Callable[[Interruption], _T], *, limiter: anyio.CapacityLimiter
+    work: Callable[[Interruption], _T],
+    *,
+    limiter: anyio.CapacityLimiter,
+    connection: socket.socket | None = None,
 ) -> _T:
     """Call ``work`` in a thread; if this is cancelled, it has ended or does nothing any more.
 
@@ -87,10 +99,12 @@ async def interruptible(
         work: It passes :meth:`Interruption.trace` on with its request, and calls
             :meth:`Interruption.check` before it changes anything.
         limiter: For its threads: not the default one, where all else would wait for it.
+        connection: As of :class:`Interruption`.
     """
-    interruption = Interruption()
+    interruption = Interruption(connection)
 
     def in_thread() -> _T:
+        interruption.begun = True
         try:
             return work(interruption)
         finally:
