@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import subprocess
 import sys
@@ -135,6 +136,36 @@ async def test_leaving_saves_the_last_step_and_the_next_to_enter_goes_on(
     assert local.run_state(result.run_ids[-1]) == expected
     saved = [each.steps for each in local.checkpoints(result.run_ids[0])]
     assert saved[-1] == 7, "nothing is done again"
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError])
+async def test_leaving_by_an_error_or_a_cancellation_saves_the_last_step_as_well(
+    local: LocalTinker, tmp_path: Any, error: type[BaseException]
+) -> None:
+    args = {"steps": STEPS, "at": 7, "file": str(tmp_path / "go")}
+    inside, cancelled = anyio.Event(), error is asyncio.CancelledError
+
+    async def body() -> None:
+        async with jobs() as entered:
+            handle = await entered.submit(rests_at, name="long", args=args, **START)
+            await _at(handle, local, 7)
+            inside.set()
+            if not cancelled:
+                raise error("of the script")
+            await anyio.sleep_forever()
+
+    running = asyncio.create_task(body())
+    await inside.wait()
+    if cancelled:
+        running.cancel()
+    with pytest.raises(error):
+        await running
+    assert running.cancelling() == cancelled
+    async with jobs(work=False) as entered:
+        assert (await entered.handle("long").status()).state == "queued"
+    (run,) = local.runs()
+    assert [each.steps for each in local.checkpoints(run)][-1] == 7, "nothing is done again"
 
 
 @pytest.mark.timeout(180)

@@ -49,7 +49,9 @@ class Jobs(AsyncContextManagerMixin):
     step, as by ``Supervisor.stop()``, and is queued again: it goes on where Jobs is entered next.
     So wait for the results before you leave.
 
-    Cancelling the body, Ctrl-C and SIGTERM end it the same way. One a process at a time.
+    An error of the body, Ctrl-C, SIGTERM and cancelling its task end it the same way. A cancel scope
+    of anyio around it ends the jobs themselves: they go on from their newest checkpoints. One a
+    process at a time.
 
     Args:
         database: Where jobs are kept: the path of a SQLite file, or
@@ -199,6 +201,8 @@ class Jobs(AsyncContextManagerMixin):
                     await anyio.sleep_forever()
                 except BaseException as error:  # noqa: BLE001 - as above
                     failure = error
+                    if isinstance(error, (Exception, asyncio.CancelledError)):
+                        leave()  # as on the ordinary way out
                 if self._worker is not None:
                     self._worker.leave()
                 group.cancel_scope.cancel()
@@ -212,6 +216,8 @@ class Jobs(AsyncContextManagerMixin):
             self._worker = None
             if launched:
                 await to_the_end(in_thread(_shut_down))
+        if isinstance(failure, Exception):  # the body's, behind which this task was cancelled
+            raise failure
         if lost is not None:
             raise lost
 
