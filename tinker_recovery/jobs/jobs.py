@@ -49,9 +49,9 @@ class Jobs(AsyncContextManagerMixin):
     step, as by ``Supervisor.stop()``, and is queued again: it goes on where Jobs is entered next.
     So wait for the results before you leave.
 
-    An error of the body, Ctrl-C, SIGTERM and cancelling its task end it the same way. A cancel scope
-    of anyio around it ends the jobs themselves: they go on from their newest checkpoints. One a
-    process at a time.
+    An error of the body, Ctrl-C, SIGTERM and cancelling its task end it the same way. A cancel
+    scope of anyio around it ends the jobs themselves: they go on from their newest checkpoints.
+    One a process at a time.
 
     Args:
         database: Where jobs are kept: the path of a SQLite file, or
@@ -201,25 +201,23 @@ class Jobs(AsyncContextManagerMixin):
                     await anyio.sleep_forever()
                 except BaseException as error:  # noqa: BLE001 - as above
                     failure = error
-                    if isinstance(error, (Exception, asyncio.CancelledError)):
-                        leave()  # as on the ordinary way out
+                    leave()  # as on the ordinary way out
                 if self._worker is not None:
                     self._worker.leave()
                 group.cancel_scope.cancel()
             if failure is not None:
                 raise failure
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not asked_to or task is None or task.uncancel():
+            if not asked_to or _is_cancelled_by_others():
                 raise
         finally:
             self._worker = None
             if launched:
                 await to_the_end(in_thread(_shut_down))
-        if isinstance(failure, Exception):  # the body's, behind which this task was cancelled
-            raise failure
-        if lost is not None:
-            raise lost
+        # The body's, behind which this task was cancelled.
+        over = lost if isinstance(failure, asyncio.CancelledError) else failure
+        if over is not None:
+            raise over
 
     def _launch(self, worker: Worker, presence: Presence) -> None:
         from tinker_recovery.jobs import engine  # noqa: PLC0415 - it imports DBOS
@@ -318,6 +316,12 @@ class Jobs(AsyncContextManagerMixin):
         if self._opened is None:
             raise not_entered()
         return self._opened
+
+
+def _is_cancelled_by_others() -> bool:
+    """Whether this task is cancelled by more than the stop of its own Supervisor; forgets that."""
+    task = asyncio.current_task()
+    return task is None or task.uncancel() > 0
 
 
 def _shut_down() -> None:
