@@ -183,10 +183,10 @@ class Jobs(AsyncContextManagerMixin):
 
         try:
             async with supervisor, anyio.create_task_group() as group:
+                worker = self._worker = Worker(
+                    supervisor, database, group, self._clock, self._limits, presence.is_held
+                )
                 try:
-                    worker = self._worker = Worker(
-                        supervisor, database, group, self._clock, self._limits, presence.is_held
-                    )
                     # To its end: an engine that is left half started would never be stopped.
                     await to_the_end(
                         in_thread(self._launch, worker, presence),
@@ -201,9 +201,10 @@ class Jobs(AsyncContextManagerMixin):
                     await anyio.sleep_forever()
                 except BaseException as error:  # noqa: BLE001 - as above
                     failure = error
-                    leave()  # as on the ordinary way out
-                if self._worker is not None:
-                    self._worker.leave()
+                    # As on the ordinary way out. Whom a signal has stopped is not stopped twice.
+                    if not supervisor._signals.requested:  # noqa: SLF001 - of our own, and nobody else's to ask
+                        leave()
+                worker.leave()
                 group.cancel_scope.cancel()
             if failure is not None:
                 raise failure
