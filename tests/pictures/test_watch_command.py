@@ -77,6 +77,16 @@ def test_once_as_json_is_one_array(written: Path) -> None:
     assert row["event"]["name"] == names.EVENT_CHECKPOINT_SAVED
 
 
+def test_runs_that_are_not_in_the_state_asked_for_are_not_said_not_to_be(written: Path) -> None:
+    status, shown, _ = _watch("--journal", str(written), "--once", "--state", "failed")
+    assert (status, shown.strip()) == (0, "0 of 1 run chosen (see --state, --named)")
+    _, shown, _ = _watch(NAME, "--journal", str(written), "--once", "--state", "failed")
+    assert shown.strip() == "0 of 1 run chosen (see --state, --named)"
+    lines = (written / EVENTS).read_text()
+    _, shown, _ = _watch("--events", "-", "--once", "--state", "failed", given=lines)
+    assert shown.strip() == "0 of 1 run chosen (see --state, --named)"
+
+
 def test_an_unknown_run_or_file_is_reported_with_what_there_is(
     written: Path, tmp_path: Path
 ) -> None:

@@ -198,7 +198,7 @@ def _render(
 
     now, width = time.time(), console.width
     if run is None or not rows:
-        return overview(rows, now=now, width=width, height=height)
+        return overview(rows, now=now, width=width, height=height, known=source.known)
     height = min(height, max(console.height, _MIN_PRINTED_LINES))
     return detail(
         rows[0],

@@ -29,6 +29,8 @@ class WatchSource(Protocol):
     """Whether there will be no more news."""
     skipped_lines: int
     """Lines that were not events."""
+    known: int
+    """How many runs there were when the rows were last read, the ones not chosen included."""
 
     def rows(self) -> list[RunRow]:
         """The current state of every chosen run, the most recently active first."""
@@ -56,6 +58,7 @@ class JournalSource:
 
     ended = False
     skipped_lines = 0
+    known = 0
 
     def __init__(self, path: Path, chosen: Chosen) -> None:
         self._path, self._chosen = path, chosen
@@ -69,6 +72,7 @@ class JournalSource:
         if self._run is not None:
             summaries = sorted(summaries, key=lambda each: each.run.id)[-1:]
             self._id = summaries[0].run.id if summaries else None
+        self.known = len(summaries)
         return list(filter(self._chosen.shows, map(RunRow.of, summaries)))
 
     def news(self) -> list[EventText]:
@@ -107,12 +111,13 @@ class EventsSource:
         self._rows: dict[str, RunRow] = {}
         self._news: deque[EventText] = deque(maxlen=_EVENTS)
         self.ended = False
-        self.skipped_lines = 0
+        self.skipped_lines = self.known = 0
         self._lines: _File | _Input = _Input(wait=wait) if file == "-" else _File(Path(file))
 
     def rows(self) -> list[RunRow]:
         """See :class:`WatchSource`."""
         self._read()
+        self.known = len(self._rows)
         return sorted(
             filter(self._chosen.shows, self._rows.values()),
             key=lambda row: row.event.time if row.event else 0,
