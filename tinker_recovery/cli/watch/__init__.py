@@ -141,7 +141,7 @@ def _watch(
         raise  # click exits silently: the reader has closed the pipe
     except OSError as error:
         begun.over()
-        refuse(f"{events}: {error.strerror or error}")
+        refuse(f"{events or 'standard output'}: {error.strerror or error}")
 
 
 def _source(chosen: Chosen, journal: Path | None, events: str | None, *, once: bool) -> WatchSource:

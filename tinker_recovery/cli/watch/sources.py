@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tinker_recovery.cli.output import check_open
 from tinker_recovery.cli.watch.chosen import Chosen
 from tinker_recovery.cli.watch.rows import EventText, RunRow, after, event_text
 from tinker_recovery.journal.reading import RunView, read_events, read_run
@@ -173,8 +174,10 @@ class _Input:
     """The lines of standard input, read in a thread so that the view is never blocked."""
 
     def __init__(self, *, wait: bool) -> None:
+        check_open("stdin")
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._ended = False
+        self._error: OSError | None = None
         thread = threading.Thread(target=self._fill, name="events from standard input", daemon=True)
         thread.start()
         if wait:
@@ -185,10 +188,13 @@ class _Input:
         # thread that reads holds it.
         stdin = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
         rest = b""
-        while chunk := stdin.read(_CHUNK):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._lines.put(line.decode(errors="replace"))
+        try:
+            while chunk := stdin.read(_CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._lines.put(line.decode(errors="replace"))
+        except OSError as error:
+            self._error = error
         self._lines.put(rest.decode(errors="replace"))
         self._lines.put(None)
 
@@ -198,4 +204,6 @@ class _Input:
             line = self._lines.get()
             self._ended = self._ended or line is None
             lines += [] if line is None else [line]
+        if self._ended and self._error is not None:
+            raise self._error
         return lines, self._ended
