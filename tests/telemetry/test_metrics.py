@@ -155,6 +155,7 @@ async def test_every_metric_has_the_runs_name_where_the_policy_says_so(
     given = policy(telemetry_run_label=True)
     async with Supervisor(given) as supervisor:
         event_sink(supervisor).emit(names.EVENT_POLL_ERROR, "labelled", "")
+        event_sink(supervisor).lasts(names.EVENT_POLL_ERROR, "labelled", "", {})
         event_sink(supervisor).emit(names.EVENT_POLL_ERROR, "", "of all runs")
         event_sink(supervisor).emit(names.EVENT_CHECKPOINT_SAVE_FAILED, "labelled", "")
         await supervisor.run(
@@ -172,7 +173,8 @@ async def test_every_metric_has_the_runs_name_where_the_policy_says_so(
         (point,) = meter.points(name)
         assert point.attributes[names.RUN] == "labelled", name
     assert len(meter.points(metrics.POLL_ERROR)) == 2
-    assert len(meter.points(metrics.POLL_ERROR, run_name="labelled")) == 1
+    (of_run,) = meter.points(metrics.POLL_ERROR, run_name="labelled")
+    assert of_run.value == 2, "those of an outage that lasts as well"
 
 
 async def test_two_runs_of_one_name_are_one_series_that_never_goes_down(
