@@ -116,8 +116,13 @@ class _Registry:
 
 RUNS = _Registry()
 
+
+def _forked() -> None:
+    RUNS.forked()  # the one there is by then
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=RUNS.forked)
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _sum(pick: Callable[[Figures], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
