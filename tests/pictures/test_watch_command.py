@@ -288,3 +288,13 @@ def test_piped_a_watch_of_some_states_prints_the_events_of_runs_in_them_alone(
     assert any("good: poisoned too" in each for each in said)
     assert any("good: recovering" in each for each in said)
     assert not any("saved" in each or "no single" in each for each in said)
+
+
+@pytest.mark.parametrize("at", ["NaN", "1e300", "1e400", "-1e12", "1764270000000"])
+def test_a_line_whose_time_is_no_date_is_skipped_like_any_other_that_is_no_event(at: str) -> None:
+    line = f'{{"name": "x", "run": "r", "time": {at}, "message": "", "fields": {{}}}}'
+    with pytest.raises(ValueError, match="time is no date"):
+        from_json_line(line)
+    status, shown, said = _watch("--events", "-", "--once", given=f"{line}\n")
+    assert (status, shown.strip()) == (0, "no runs yet")
+    assert said.endswith("not events: 1\n")
