@@ -29,8 +29,11 @@ BYTES_A_VALUE = 16
 times its length in memory."""
 
 REST_S = 1.0
-"""Seconds that the end of a packed reply is waited for, once all that it holds is there. A reply that
-is left before its end costs its connection, which looks as if the service had closed it."""
+"""Seconds that the end of a packed reply is waited for, once all that it holds is there.
+
+A reply that is left before its end costs its connection, which then looks as if the service had
+closed it.
+"""
 
 _EMPTY_PAGES = 200
 _GROWTH = 1000
@@ -159,17 +162,20 @@ class _Bounded(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         raw = total = 0
         pieces = aiter(self._stream)
-        async for piece in pieces:
-            raw += len(piece)
-            out = self._unpacked(piece, self._limit - total + 1)
-            total += len(out)
-            if raw > self._limit or total > self._limit:
-                raise self._too_large()
-            if out:
-                yield out
-            if self._unpacker is not None and self._unpacker.eof:
-                await _pass_over(pieces, self._limit - raw)
-                return
+        try:
+            async for piece in pieces:
+                raw += len(piece)
+                out = self._unpacked(piece, self._limit - total + 1)
+                total += len(out)
+                if raw > self._limit or total > self._limit:
+                    raise self._too_large()
+                if out:
+                    yield out
+                if self._unpacker is not None and self._unpacker.eof:
+                    await _pass_over(pieces, self._limit - raw)
+                    return
+        finally:
+            del pieces  # the traceback of an error would keep it, and the connection with it
 
     def _unpacked(self, piece: bytes, most: int) -> bytes:
         if self._unpacker is None:
