@@ -172,10 +172,36 @@ async def test_what_hangs_at_the_service_is_given_up_at_its_deadline(
     async with an_exporter(local, Limits(export_s=0.2, close_s=2.0)) as exporter:
         with pytest.raises(ExportUnavailable, match="save_weights_external"):
             await exporter.export(facts(path), tmp_path)
-        local.inject(FaultRule("fail", request="load_weights"))
-        with pytest.raises(ExportRefused, match="injected backend failure"):
+        await exporter.export(facts(path), tmp_path)
+
+
+@pytest.mark.parametrize("request_", ["load_weights", "save_weights_external"])
+@pytest.mark.parametrize(
+    ("category", "raised"),
+    [("server", ExportUnavailable), ("unknown", ExportUnavailable), ("user", ExportRefused)],
+)
+async def test_what_the_service_blames_itself_for_may_be_tried_again(
+    local: LocalTinker, tmp_path: Path, request_: Any, category: Any, raised: type[Exception]
+) -> None:
+    path = newest(local, await trained())
+    local.inject(FaultRule("fail", request=request_, category=category))
+    async with an_exporter(local) as exporter:
+        with pytest.raises(raised, match="injected backend failure"):
             await exporter.export(facts(path), tmp_path)
         await exporter.export(facts(path), tmp_path)
+
+
+async def test_a_checkpoint_that_is_gone_is_named_where_the_service_blames_itself_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with LocalTinker(dialect="server_category") as local:
+        monkeypatch.setenv("TINKER_BASE_URL", local.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", local.api_key)
+        path = newest(local, await trained())
+        async with an_exporter(local) as exporter, StatusReader(endpoint_of(local)) as reader:
+            await CheckpointCalls(reader.http).delete(path)
+            with pytest.raises(NoUsableCheckpoint, match="was deleted, or has expired"):
+                await exporter.export(facts(path), tmp_path)
 
 
 async def test_a_service_without_exports_is_said_to_have_none(

@@ -259,6 +259,20 @@ async def test_a_full_disk_is_said_disturbs_no_training_and_is_gone_on_with_when
         assert local.stats.by_route["save_weights_external"] == 3
 
 
+@pytest.mark.parametrize("request_", ["load_weights", "save_weights_external"])
+async def test_an_export_that_a_backend_failed_under_is_tried_again(
+    local: LocalTinker, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, request_: Any
+) -> None:
+    monkeypatch.setattr(publisher, "FIRST_DELAY_S", 0.05)
+    local.inject(FaultRule("fail", request=request_))
+    events: list[RecoveryEvent] = []
+    loop = functools.partial(reporting, losses=[1.0] * 2, hub=hub)
+    await run(publishing("each"), events, loop)
+    (failed,) = told(events, "checkpoint.publish_failed")
+    assert "is tried again in" in failed
+    assert titles(hub) == ["step 2 of run sft"]
+
+
 @pytest.mark.usefixtures("hub")
 async def test_a_checkpoint_that_is_gone_is_given_up_with_a_word(local: LocalTinker) -> None:
     events: list[RecoveryEvent] = []
