@@ -267,29 +267,6 @@ async def test_a_full_disk_is_said_and_what_is_there_is_gone_on_with(
     make_loadable(tmp_path / "to")
 
 
-async def test_a_config_that_could_not_be_written_whole_is_there_as_it_was(
-    local: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half of it would be taken, at the next try, for what the service had exported."""
-    path = newest(local, await trained())
-    write = Path.write_text
-
-    def write_half(self: Path, data: str, *args: Any, **kwargs: Any) -> int:
-        if not self.name.startswith("adapter_config.json"):
-            return write(self, data, *args, **kwargs)
-        write(self, data[: len(data) // 2], *args, **kwargs)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    async with an_exporter(local) as exporter:
-        with monkeypatch.context() as patched:
-            patched.setattr(Path, "write_text", write_half)
-            with pytest.raises(ExportUnavailable, match="make room, and try again"):
-                await exporter.export(facts(path), tmp_path / "to")
-        manifest = await exporter.export(facts(path), tmp_path / "to")
-    assert local.stats.by_route["save_weights_external"] == 1
-    assert {each.name for each in (tmp_path / "to").iterdir()} == {*manifest.files, MANIFEST}
-
-
 async def test_what_says_that_all_is_there_is_on_the_disk_after_what_it_says_that_of(
     local: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +359,24 @@ def test_an_adapter_that_peft_would_load_wrongly_is_refused(
     folder = _folder(tmp_path / "export", config, tensors)
     with pytest.raises(ExportRefused, match=why):
         make_loadable(folder)
+
+
+def test_a_config_that_could_not_be_written_whole_is_there_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it would be taken, at the next try, for what the service had exported."""
+    folder = _folder(tmp_path / "export", _CONFIG, _TWO)
+    write = Path.write_text
+
+    def write_half(self: Path, data: str) -> int:
+        write(self, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", write_half)
+        with pytest.raises(OSError, match="No space left"):
+            make_loadable(folder)
+    assert make_loadable(folder).config["target_modules"] == ["q_proj"]
 
 
 def test_what_follows_from_the_rest_is_filled_in_and_the_unembedding_gets_its_name(
