@@ -28,6 +28,7 @@ from loops import loop as run_loop
 from tinker_recovery import (
     Attempt,
     CheckpointPolicy,
+    JournalError,
     RecoveryEvent,
     RecoveryPolicy,
     Supervisor,
@@ -38,7 +39,7 @@ from tinker_recovery.export import publisher
 from tinker_recovery.export.hub import publish
 from tinker_recovery.export.leaving import EXPORTS
 from tinker_recovery.export.waiting import Waiting
-from tinker_recovery.journal import Journal, default_path
+from tinker_recovery.journal import Journal, Notebook, default_path
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.publication import Publication, kept_for_export
 from tinker_recovery.run.publishing import PublishedView
@@ -406,6 +407,33 @@ async def test_what_was_left_is_gone_on_with_by_the_next_supervisor_of_the_same_
     async with Supervisor(publishing("each")):
         pass
     assert titles(hub)[-1] == "step 4 of run sft"
+    assert noted() == {}
+
+
+async def test_a_repository_goes_forward_also_where_it_was_not_noted_what_was_published(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal was busy just then, and a later checkpoint was published and noted since."""
+    end, failed = Notebook.end_publication, list[str]()
+
+    async def failing_first(self: Notebook, path: str, *args: Any, **kwargs: Any) -> bool:
+        if not failed:
+            failed.append(path)
+            raise JournalError("database is locked")
+        return await end(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(Notebook, "end_publication", failing_first)
+    await run(publishing("each"), [], functools.partial(train, steps=4))
+    assert titles(hub) == ["step 2 of run sft", "step 4 of run sft"]
+    assert list(noted()) == failed
+    with Journal(default_path(), service=os.environ["TINKER_BASE_URL"]) as journal:
+        left = Publication.read(noted()[failed[0]])
+        assert left is not None
+        dead = dataclasses.replace(left, holder=left.holder.gone())
+        journal.write_publication(left.path, dead.said())
+    async with Supervisor(publishing("each")):
+        pass
+    assert titles(hub) == ["step 2 of run sft", "step 4 of run sft"]
     assert noted() == {}
 
 
