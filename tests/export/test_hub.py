@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import httpx
 import huggingface_hub
 import pytest
 import pytest_asyncio
@@ -258,3 +259,19 @@ async def test_what_a_repository_holds_is_read_by_the_http_client_of_the_library
         assert await anyio.to_thread.run_sync(_held, api, "me/sft") == manifest
         assert await anyio.to_thread.run_sync(_held, api, "me/nothing") is None
         session.close()
+
+
+@pytest.mark.parametrize("said", [{"visibility": "private"}, {"private": True}])
+async def test_a_repository_of_the_test_kit_is_private_by_the_word_of_each_version_of_the_library(
+    hub: LocalHub, said: dict[str, Any]
+) -> None:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {hub.token}"}) as http:
+        url = f"{hub.endpoint}/api/repos/create"
+        (
+            await http.post(url, json={"name": "sft", "organization": "me", **said})
+        ).raise_for_status()
+        await http.post(url, json={"name": "open", "organization": "me"})
+    assert (hub.repositories["me/sft"].private, hub.repositories["me/open"].private) == (
+        True,
+        False,
+    )
