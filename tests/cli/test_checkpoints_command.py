@@ -151,6 +151,38 @@ async def test_verify_gives_the_reason_for_each_bad_one_and_exits_1(local: Local
     assert "2 checkpoints, 1 bad" in shown.output
 
 
+async def test_verify_shows_what_it_had_found_when_the_service_went_away(
+    local: LocalTinker,
+) -> None:
+    first, second = [_paths(local, await _trained()) for _ in range(2)]
+    local.damage(first[10], "no_metadata")
+    gone = second[8].removeprefix("tinker://").split("/")[0]
+    local.inject(FaultRule("status", request="run_checkpoints", run=gone, for_s=60.0))
+    wanted = first[10], second[8], first[6]
+    shown = await _call("verify", *wanted)
+    assert shown.exit_code == 3
+    assert "503" in shown.stderr
+    assert "1 of 3 checkpoints looked at, 1 bad" in shown.stdout
+    assert first[10] in shown.stdout
+    assert first[6] not in shown.stdout
+    (only,) = await _json("verify", *wanted, expect=3)
+    assert (only["path"], only["ok"]) == (first[10], False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sft-42", "sft-43"),
+        ("tinker://a:train:0/weights/b", "sft-42"),
+        ("sft-42", "tinker://a:train:0/weights/b"),
+    ],
+)
+async def test_verify_of_several_takes_paths_only(words: tuple[str, ...]) -> None:
+    refused = await _call("verify", *words)
+    assert refused.exit_code == 2
+    assert "one RUN, or PATHs" in refused.stderr
+
+
 async def test_verify_deep_reads_the_bytes_and_leaves_nothing_at_the_service(
     local: LocalTinker,
 ) -> None:

@@ -41,9 +41,10 @@ class JobResult(Frozen):
         step: Optimizer steps done.
         recoveries: Faults that a Supervisor recovered it from, over all tries.
         retries: Tries after the first.
-        value: What ``train`` returned, if that is JSON.
-        value_kept: Whether ``value`` is what ``train`` returned. False if that is no JSON, or if
-            the worker died after the run had finished, and before it could write the value.
+        value: What ``train`` returned, as JSON gives it back: a tuple as a list, the keys of a
+            dict as strings. None if it is no JSON.
+        value_kept: Whether ``value`` is of what ``train`` returned. False if that is no JSON, or
+            if the worker died after the run had finished, and before it could write the value.
     """
 
     name: str

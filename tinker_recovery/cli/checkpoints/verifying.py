@@ -54,27 +54,37 @@ def verify(
     Where the service has no export, bytes are not looked at, which is said, and does not count.
 
     Exit status: 0 if all are sound; 1 if one is not; 2 for a wrong option; 3 if the service or the
-    journal could not be read.
+    journal could not be read: what had been found by then is shown.
     """
     named = None
-    if len(paths) == 1 and not paths[0].startswith("tinker:"):
+    if any(not each.startswith("tinker:") for each in paths):
+        if len(paths) > 1:
+            raise click.UsageError(f"give one RUN, or PATHs (tinker://...): not {' '.join(paths)}")
         (named,), paths = paths, ()
     if paths and (run or lineage or everything):
         raise click.UsageError("give PATHs, or one of RUN, --lineage and --all")
     scope = scope_of(run, lineage, everything=everything, needed=not paths, named=named)
-    found = asyncio.run(_verify(paths, scope, journal, deep=deep))
-    if as_json:
-        echo(
-            json.dumps(
-                [
-                    {"path": path, "ok": _ok(each), "verdicts": [asdict(one) for one in each]}
-                    for path, each in found.items()
-                ]
-            )
-        )
-    else:
-        _print_verdicts(found)
+    found: dict[str, Sequence[Finding]] = {}
+    chosen: list[str] = []
+    try:
+        asyncio.run(_verify(paths, scope, journal, deep=deep, chosen=chosen, found=found))
+    except BaseException:
+        if found:  # at the end of hours, perhaps, and also at Ctrl-C
+            _show(found, len(chosen), as_json=as_json)
+        raise
+    _show(found, len(chosen), as_json=as_json)
     sys.exit(0 if all(map(_ok, found.values())) else 1)
+
+
+def _show(found: dict[str, Sequence[Finding]], of: int, *, as_json: bool) -> None:
+    if not as_json:
+        _print_verdicts(found, of)
+        return
+    rows = [
+        {"path": path, "ok": _ok(each), "verdicts": [asdict(one) for one in each]}
+        for path, each in found.items()
+    ]
+    echo(json.dumps(rows))
 
 
 def _ok(verdicts: Sequence[Finding]) -> bool:
@@ -82,8 +92,14 @@ def _ok(verdicts: Sequence[Finding]) -> bool:
 
 
 async def _verify(
-    paths: Sequence[str], scope: Scope, journal: Path | None, *, deep: bool
-) -> dict[str, Sequence[Finding]]:
+    paths: Sequence[str],
+    scope: Scope,
+    journal: Path | None,
+    *,
+    deep: bool,
+    chosen: list[str],
+    found: dict[str, Sequence[Finding]],
+) -> None:
     from rich.progress import BarColumn, DownloadColumn, TextColumn
     from rich.progress import Progress as Bars
 
@@ -98,10 +114,9 @@ async def _verify(
         transient=True,
         disable=not sys.stderr.isatty(),
     )
-    found: dict[str, Sequence[Finding]] = {}
     async with open_context(journal) as context:
         verifier = Verifier(context.collaborators)
-        chosen = paths or [each.path for each in await context.listed(scope)]
+        chosen += dict.fromkeys(paths) or [each.path for each in await context.listed(scope)]
         with bars:
             for number, path in enumerate(chosen, 1):
                 title = f"{number} of {len(chosen)}"
@@ -117,10 +132,9 @@ async def _verify(
 
                 found[path] = await verifier.verify(path, deep=deep, progress=update)
                 bars.remove_task(bar)
-    return found
 
 
-def _print_verdicts(found: dict[str, Sequence[Finding]]) -> None:
+def _print_verdicts(found: dict[str, Sequence[Finding]], of: int) -> None:
     from rich.text import Text
 
     console = plain_console()
@@ -135,4 +149,6 @@ def _print_verdicts(found: dict[str, Sequence[Finding]]) -> None:
     bad = sum(not _ok(verdicts) for verdicts in found.values())
     unseen = sum(not all(verdict.looked for verdict in verdicts) for verdicts in found.values())
     also = f", {unseen} not looked at in full" if unseen else ""
-    console.print(f"\n{counted(len(found), 'checkpoint')}, {bad} bad{also}")
+    number = counted(of, "checkpoint")
+    number = number if len(found) == of else f"{len(found)} of {number} looked at"
+    console.print(f"\n{number}, {bad} bad{also}")
