@@ -337,7 +337,7 @@ def _folder(to: Path, config: dict[str, object], tensors: dict[str, tuple[int, .
 
 _CONFIG: dict[str, object] = {"base_model_name_or_path": QWEN, "r": 2, "lora_alpha": 4}
 _Q = "base_model.model.model.layers.0.self_attn.q_proj"
-_TWO = {f"{_Q}.lora_A.weight": (2, 8), f"{_Q}.lora_B.weight": (6, 2)}
+_TWO: dict[str, tuple[int, ...]] = {f"{_Q}.lora_A.weight": (2, 8), f"{_Q}.lora_B.weight": (6, 2)}
 
 
 @pytest.mark.parametrize(
