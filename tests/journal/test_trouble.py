@@ -314,7 +314,7 @@ def test_a_process_whose_name_was_cut_within_a_letter_holds_runs_and_lives(tmp_p
     """The system keeps fifteen bytes of a name, and takes that of a script that is executable."""
     program = tmp_path / "обучение.py"
     program.write_text(
-        f"#!{sys.executable}\n"
+        f"#!{sys.executable}\nimport sys\nsys.path[:0] = {sys.path}\n"
         "from tinker_recovery.journal.holder import Holder\n"
         "print(Holder.here(now=0.0, lease_s=1.0).lives())\n"
     )
