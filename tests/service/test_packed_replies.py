@@ -60,7 +60,9 @@ async def _serving(reply: Callable[[], list[Piece]]) -> AsyncIterator[tuple[str,
         assert task is not None
         serving.add(task)
         connections.append(writer.get_extra_info("peername"))
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        with contextlib.suppress(
+            ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError
+        ):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 length = head.partition("content-length: ")[2].partition("\r")[0]
@@ -84,6 +86,8 @@ async def _serving(reply: Callable[[], list[Piece]]) -> AsyncIterator[tuple[str,
         for task in serving:
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
+    for _ in range(20):  # what httpx has left of a reply ends by itself, a moment later
+        await asyncio.sleep(0)
 
 
 def _client(base_url: str) -> ServiceHttp:
