@@ -9,6 +9,7 @@ import gc
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -397,6 +398,17 @@ async def left_unpublished(hub: LocalHub, name: str = "sft") -> None:
     hub.fail(503, "later", times=9999, path="repos/create")
     given = publishing("each", publish_timeout_s=1.0)
     await run(given, [], functools.partial(train, steps=4), name)
+
+
+async def test_of_what_is_not_published_it_is_said_who_goes_on_with_it_if_anybody_does(
+    hub: LocalHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.fail(503, "later", times=9999, path="repos/create")
+    given = publishing("each", publish_timeout_s=1.0)
+    await run(given, [], functools.partial(train, steps=2), journal=None)
+    assert "the next process on this journal" not in caplog.text
+    said = r"`tinker-recovery export tinker://\S+/weights/\S+ --push me/sft`"
+    assert re.search(rf"is not published, and the journal in memory is gone: {said}", caplog.text)
 
 
 async def test_what_was_left_is_gone_on_with_by_the_next_supervisor_of_the_same_process(

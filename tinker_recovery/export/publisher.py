@@ -162,12 +162,7 @@ class Publisher:
                 while (due := self._due(but=tried, now=math.inf)) is not None:
                     tried.add(due.path)
                     await self._attempt(due)
-        for each in self._waiting.all():
-            logger.warning(
-                "run %s: %s is not published yet: the next process on this journal goes on with it",
-                each.run,
-                each.path,
-            )
+        self._waiting.say_left(durable=self._notebook.path is not None)
 
     async def aclose(self) -> None:
         """After the tree has ended: leave what is still owed to whoever comes next."""
