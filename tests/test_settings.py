@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -340,3 +341,16 @@ def test_an_argument_of_another_kind_is_refused_where_it_is_given(
     with pytest.raises(UsageError) as caught:
         Supervisor(**given)
     assert str(caught.value).startswith(said)
+
+
+def test_an_async_listener_which_nobody_would_await_is_refused() -> None:
+    async def listen(event: object) -> None:
+        """Do something."""
+
+    class Listener:
+        async def __call__(self, event: object) -> None:
+            """Do something."""
+
+    for each in (listen, functools.partial(listen), Listener()):
+        with pytest.raises(UsageError, match="is not allowed: it is async, and what it returns"):
+            Supervisor(on_event=each)

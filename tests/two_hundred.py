@@ -26,6 +26,7 @@ from tinker_recovery.journal.run_sql import (
     insert_run,
     note_event,
     note_fault,
+    resume_run,
 )
 from tinker_recovery.telemetry import RecoveryEvent, names
 
@@ -196,6 +197,24 @@ def leave_a_long_run(folder: Path, steps: int = 5000, faults: int = 20) -> Path:
             now += 600 if upto == at[faults // 2] else 0  # no process trained it
         run.at(steps, now)
         end_run(connection, run.id, "finished", "", now)
+    database.close()
+    return folder / JOURNAL_FILE
+
+
+def leave_a_killed_run(folder: Path) -> Path:
+    """A journal of one run, ``killed`` at step 47, whose loop reports nothing; returns its file."""
+    database = Database(folder / JOURNAL_FILE)
+    with database.transaction() as connection:
+        run = _Run(connection, "killed", 1000.0)
+        saved = run.save(run.attempt(0, 1000.0), 40, 1040.0)
+        run.at(47, 1047.0)
+        again = RunRequest(SERVICE, "killed", True, "x", {}, {"strategy": "steps"}, 0)  # noqa: FBT003 - it has a name
+        resume_run(connection, run.id, again, 1100.0, anew=False)
+        run.fault("process_lost", 47, 1100.0)
+        run.recovered(saved, 40, 1101.0)
+        run.attempt(40, 1101.0, saved)
+        run.at(60, 1121.0)
+        end_run(connection, run.id, "finished", "", 1121.0)
     database.close()
     return folder / JOURNAL_FILE
 

@@ -78,6 +78,8 @@ def test_the_demo_sends_its_traces_to_a_collector_and_says_where_to_look() -> No
         (["serve", "--dialect", "klingon"], "'klingon' is not one of hosted, forgets_metadata"),
         (["serve", "--heartbeat-limit", "0"], "0.0 is not in the range x>0"),
         (["serve", "--pace", "-1"], "-1.0 is not in the range 0<=x<=60"),
+        (["serve", "--port", "65536"], "65536 is not in the range 0<=x<=65535"),
+        (["serve", "--root", "/dev/null/runs"], "cannot be used (Not a directory)"),
     ],
 )
 def test_a_wrong_option_is_refused_with_the_value_and_status_2(

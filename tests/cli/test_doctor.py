@@ -110,7 +110,9 @@ async def test_a_service_out_of_reach_is_status_3_within_seconds() -> None:
         pass
     done = await _run(local, "--json")
     assert done.returncode == 3, done.stderr
-    assert "cannot be reached: nothing listens" in json.loads(done.stdout)["error"]
+    error = json.loads(done.stderr.splitlines()[-1])  # as --help says of every command
+    assert (done.stdout, error["status"]) == (b"", 3)
+    assert "cannot be reached: nothing listens" in error["error"]
 
 
 @pytest.mark.parametrize(

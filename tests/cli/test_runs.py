@@ -146,3 +146,33 @@ async def test_a_run_shows_the_job_and_the_try_that_trains_it(local: LocalTinker
                         assert f"  try {number}  " in _cli("runs").stdout
                         assert f"job sft-42 try {number}" in _cli("show", "sft-42").stdout
                         raise ZeroDivisionError
+
+
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["runs"],
+        ["show", "sft"],
+        ["report", "sft"],
+        ["watch", "--once"],
+        ["abandon", "sft"],
+        ["recover", "sft"],
+        ["export", "sft", "--to", "to"],
+        ["checkpoints", "list"],
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_a_journal_that_may_not_be_looked_at_is_said_to_be_so(
+    monkeypatch: pytest.MonkeyPatch, command: list[str], way: str
+) -> None:
+    """As that of root; here by a name that no file can have, which stops root as well."""
+    folder = f"/{'x' * 300}"
+    given = ["--journal", f"{folder}/journal.sqlite3"] if way == "option" else []
+    if way == "variable":
+        monkeypatch.setenv("TINKER_RECOVERY_STATE_DIR", folder)
+    done = _cli(*command, *given)
+    assert done.exit_code == 3
+    assert "journal.sqlite3 cannot be used: [Errno " in done.stderr
+    assert isinstance(done.exception, SystemExit)

@@ -17,6 +17,7 @@ from tinker_recovery.doctor.comparison import (
     Stand,
     diagnose,
 )
+from tinker_recovery.doctor.facts import CANNOT_TELL, restores
 
 TOKENS = 64
 
@@ -193,3 +194,12 @@ def test_the_scale_of_the_answers_does_not_matter(
     for name in ("saved", "step", "moments"):
         setattr(scaled, name, tuple(each * scale for each in getattr(plain, name)))
     assert plain.observe(warm).finding is scaled.observe(warm).finding
+
+
+def test_answers_that_are_no_numbers_say_nothing_of_weights_or_optimizer() -> None:
+    broken = (math.nan,) * TOKENS
+    stand = Stand((broken, broken), (broken, broken))
+    found = diagnose(Observations(stand, (stand, stand), stand))
+    assert found.finding is OptimizerFinding.INCONCLUSIVE
+    assert [each.found for each in restores(found)] == [CANNOT_TELL, CANNOT_TELL]
+    assert all("as far as answers tell" not in each.promise for each in restores(found))

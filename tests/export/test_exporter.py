@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -172,10 +173,36 @@ async def test_what_hangs_at_the_service_is_given_up_at_its_deadline(
     async with an_exporter(local, Limits(export_s=0.2, close_s=2.0)) as exporter:
         with pytest.raises(ExportUnavailable, match="save_weights_external"):
             await exporter.export(facts(path), tmp_path)
-        local.inject(FaultRule("fail", request="load_weights"))
-        with pytest.raises(ExportRefused, match="injected backend failure"):
+        await exporter.export(facts(path), tmp_path)
+
+
+@pytest.mark.parametrize("request_", ["load_weights", "save_weights_external"])
+@pytest.mark.parametrize(
+    ("category", "raised"),
+    [("server", ExportUnavailable), ("unknown", ExportUnavailable), ("user", ExportRefused)],
+)
+async def test_what_the_service_blames_itself_for_may_be_tried_again(
+    local: LocalTinker, tmp_path: Path, request_: Any, category: Any, raised: type[Exception]
+) -> None:
+    path = newest(local, await trained())
+    local.inject(FaultRule("fail", request=request_, category=category))
+    async with an_exporter(local) as exporter:
+        with pytest.raises(raised, match="injected backend failure"):
             await exporter.export(facts(path), tmp_path)
         await exporter.export(facts(path), tmp_path)
+
+
+async def test_a_checkpoint_that_is_gone_is_named_where_the_service_blames_itself_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with LocalTinker(dialect="server_category") as local:
+        monkeypatch.setenv("TINKER_BASE_URL", local.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", local.api_key)
+        path = newest(local, await trained())
+        async with an_exporter(local) as exporter, StatusReader(endpoint_of(local)) as reader:
+            await CheckpointCalls(reader.http).delete(path)
+            with pytest.raises(NoUsableCheckpoint, match="was deleted, or has expired"):
+                await exporter.export(facts(path), tmp_path)
 
 
 async def test_a_service_without_exports_is_said_to_have_none(
@@ -310,7 +337,7 @@ def _folder(to: Path, config: dict[str, object], tensors: dict[str, tuple[int, .
 
 _CONFIG: dict[str, object] = {"base_model_name_or_path": QWEN, "r": 2, "lora_alpha": 4}
 _Q = "base_model.model.model.layers.0.self_attn.q_proj"
-_TWO = {f"{_Q}.lora_A.weight": (2, 8), f"{_Q}.lora_B.weight": (6, 2)}
+_TWO: dict[str, tuple[int, ...]] = {f"{_Q}.lora_A.weight": (2, 8), f"{_Q}.lora_B.weight": (6, 2)}
 
 
 @pytest.mark.parametrize(
@@ -332,6 +359,24 @@ def test_an_adapter_that_peft_would_load_wrongly_is_refused(
     folder = _folder(tmp_path / "export", config, tensors)
     with pytest.raises(ExportRefused, match=why):
         make_loadable(folder)
+
+
+def test_a_config_that_could_not_be_written_whole_is_there_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it would be taken, at the next try, for what the service had exported."""
+    folder = _folder(tmp_path / "export", _CONFIG, _TWO)
+    write = Path.write_text
+
+    def write_half(self: Path, data: str) -> int:
+        write(self, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", write_half)
+        with pytest.raises(OSError, match="No space left"):
+            make_loadable(folder)
+    assert make_loadable(folder).config["target_modules"] == ["q_proj"]
 
 
 def test_what_follows_from_the_rest_is_filled_in_and_the_unembedding_gets_its_name(

@@ -13,7 +13,7 @@ import safetensors.numpy
 from a_run import LLAMA, QWEN, an_exporter, facts, loaded, newest, trained
 from numpy.typing import NDArray
 
-from tinker_recovery.errors import ExportRefused
+from tinker_recovery.errors import ExportRefused, ExportUnavailable
 from tinker_recovery.export import formats
 from tinker_recovery.export.adapter import Adapter, make_loadable
 from tinker_recovery.export.gguf_file import LLAMA_CPP, write_gguf
@@ -128,6 +128,24 @@ async def test_what_may_need_more_than_names_is_refused(
     monkeypatch.delenv(LLAMA_CPP, raising=False)
     with pytest.raises(ExportRefused, match=why):
         await write_gguf(_adapter(tmp_path, module, base), tmp_path / "out.gguf", base=None)
+
+
+@pytest.mark.parametrize(
+    "died",
+    [
+        "raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))",
+        "raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+)
+async def test_a_converter_that_had_no_room_or_was_killed_may_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died: str
+) -> None:
+    script = tmp_path / "convert_lora_to_gguf.py"
+    script.write_text(f"import errno, os, signal\n{died}\n")
+    monkeypatch.setenv(LLAMA_CPP, str(tmp_path))
+    with pytest.raises(ExportUnavailable, match=r"ended with status -?[0-9]+: "):
+        await write_gguf(_adapter(tmp_path / "a", _Q, LLAMA), tmp_path / "out.gguf", base=None)
 
 
 async def test_the_base_models_config_says_the_architecture(

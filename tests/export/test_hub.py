@@ -6,9 +6,13 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.to_thread
+import httpx
+import huggingface_hub
 import pytest
 import pytest_asyncio
 from sweeps import pairs
@@ -17,6 +21,7 @@ from tinker_recovery.errors import ExportRefused, ExportUnavailable
 from tinker_recovery.export.card import model_card
 from tinker_recovery.export.hub import publish, repository_of
 from tinker_recovery.export.manifest import CheckpointFacts, Manifest
+from tinker_recovery.export.upload import _held
 from tinker_recovery.testing import LocalHub
 
 FACTS = CheckpointFacts(
@@ -239,3 +244,34 @@ async def test_a_readme_in_the_folder_stays_and_a_missing_file_is_not_left_out(
     with pytest.raises((ExportUnavailable, ExportRefused)):
         await publish(tmp_path / "a", manifest, "me/other")
     assert not hub.repositories["me/other"].commits
+
+
+async def test_what_a_repository_holds_is_read_by_the_http_client_of_the_library_whichever_it_has(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its version 1.0, which transformers 4 needs, that is requests."""
+    requests = pytest.importorskip("requests")
+    manifest = exported(tmp_path / "a")
+    await publish(tmp_path / "a", manifest, "me/sft")
+    api = SimpleNamespace(endpoint=hub.environment["HF_ENDPOINT"])
+    for session in (huggingface_hub.get_session(), requests.Session()):
+        monkeypatch.setattr(huggingface_hub, "get_session", lambda session=session: session)
+        assert await anyio.to_thread.run_sync(_held, api, "me/sft") == manifest
+        assert await anyio.to_thread.run_sync(_held, api, "me/nothing") is None
+        session.close()
+
+
+@pytest.mark.parametrize("said", [{"visibility": "private"}, {"private": True}])
+async def test_a_repository_of_the_test_kit_is_private_by_the_word_of_each_version_of_the_library(
+    hub: LocalHub, said: dict[str, Any]
+) -> None:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {hub.token}"}) as http:
+        url = f"{hub.endpoint}/api/repos/create"
+        (
+            await http.post(url, json={"name": "sft", "organization": "me", **said})
+        ).raise_for_status()
+        await http.post(url, json={"name": "open", "organization": "me"})
+    assert (hub.repositories["me/sft"].private, hub.repositories["me/open"].private) == (
+        True,
+        False,
+    )

@@ -9,6 +9,7 @@ import gc
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from loops import loop as run_loop
 from tinker_recovery import (
     Attempt,
     CheckpointPolicy,
+    JournalError,
     RecoveryEvent,
     RecoveryPolicy,
     Supervisor,
@@ -38,7 +40,7 @@ from tinker_recovery.export import publisher
 from tinker_recovery.export.hub import publish
 from tinker_recovery.export.leaving import EXPORTS
 from tinker_recovery.export.waiting import Waiting
-from tinker_recovery.journal import Journal, default_path
+from tinker_recovery.journal import Journal, Notebook, default_path
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.publication import Publication, kept_for_export
 from tinker_recovery.run.publishing import PublishedView
@@ -259,6 +261,20 @@ async def test_a_full_disk_is_said_disturbs_no_training_and_is_gone_on_with_when
         assert local.stats.by_route["save_weights_external"] == 3
 
 
+@pytest.mark.parametrize("request_", ["load_weights", "save_weights_external"])
+async def test_an_export_that_a_backend_failed_under_is_tried_again(
+    local: LocalTinker, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, request_: Any
+) -> None:
+    monkeypatch.setattr(publisher, "FIRST_DELAY_S", 0.05)
+    local.inject(FaultRule("fail", request=request_))
+    events: list[RecoveryEvent] = []
+    loop = functools.partial(reporting, losses=[1.0] * 2, hub=hub)
+    await run(publishing("each"), events, loop)
+    (failed,) = told(events, "checkpoint.publish_failed")
+    assert "is tried again in" in failed
+    assert titles(hub) == ["step 2 of run sft"]
+
+
 @pytest.mark.usefixtures("hub")
 async def test_a_checkpoint_that_is_gone_is_given_up_with_a_word(local: LocalTinker) -> None:
     events: list[RecoveryEvent] = []
@@ -384,6 +400,17 @@ async def left_unpublished(hub: LocalHub, name: str = "sft") -> None:
     await run(given, [], functools.partial(train, steps=4), name)
 
 
+async def test_of_what_is_not_published_it_is_said_who_goes_on_with_it_if_anybody_does(
+    hub: LocalHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.fail(503, "later", times=9999, path="repos/create")
+    given = publishing("each", publish_timeout_s=1.0)
+    await run(given, [], functools.partial(train, steps=2), journal=None)
+    assert "the next process on this journal" not in caplog.text
+    said = r"`tinker-recovery export tinker://\S+/weights/\S+ --push me/sft`"
+    assert re.search(rf"is not published, and the journal in memory is gone: {said}", caplog.text)
+
+
 async def test_what_was_left_is_gone_on_with_by_the_next_supervisor_of_the_same_process(
     hub: LocalHub,
 ) -> None:
@@ -392,6 +419,33 @@ async def test_what_was_left_is_gone_on_with_by_the_next_supervisor_of_the_same_
     async with Supervisor(publishing("each")):
         pass
     assert titles(hub)[-1] == "step 4 of run sft"
+    assert noted() == {}
+
+
+async def test_a_repository_goes_forward_also_where_it_was_not_noted_what_was_published(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal was busy just then, and a later checkpoint was published and noted since."""
+    end, failed = Notebook.end_publication, list[str]()
+
+    async def failing_first(self: Notebook, path: str, *args: Any, **kwargs: Any) -> bool:
+        if not failed:
+            failed.append(path)
+            raise JournalError("database is locked")
+        return await end(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(Notebook, "end_publication", failing_first)
+    await run(publishing("each"), [], functools.partial(train, steps=4))
+    assert titles(hub) == ["step 2 of run sft", "step 4 of run sft"]
+    assert list(noted()) == failed
+    with Journal(default_path(), service=os.environ["TINKER_BASE_URL"]) as journal:
+        left = Publication.read(noted()[failed[0]])
+        assert left is not None
+        dead = dataclasses.replace(left, holder=left.holder.gone())
+        journal.write_publication(left.path, dead.said())
+    async with Supervisor(publishing("each")):
+        pass
+    assert titles(hub) == ["step 2 of run sft", "step 4 of run sft"]
     assert noted() == {}
 
 

@@ -308,3 +308,16 @@ def test_many_threads_of_many_supervisors_take_each_run_once(file: Path) -> None
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(take, range(16)))
     assert [sum(column) for column in zip(*answers, strict=True)] == [1, 1, 1]
+
+
+def test_a_process_whose_name_was_cut_within_a_letter_holds_runs_and_lives(tmp_path: Path) -> None:
+    """The system keeps fifteen bytes of a name, and takes that of a script that is executable."""
+    program = tmp_path / "обучение.py"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path[:0] = {sys.path}\n"
+        "from tinker_recovery.journal.holder import Holder\n"
+        "print(Holder.here(now=0.0, lease_s=1.0).lives())\n"
+    )
+    program.chmod(0o755)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)  # noqa: S603 - our own
+    assert (done.stdout, done.stderr) == ("True\n", "")

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -29,6 +30,8 @@ from tinker_recovery import (
     UsageError,
 )
 from tinker_recovery.journal import default_path
+from tinker_recovery.journal.recalled import FOLDER
+from tinker_recovery.run import open as open_
 from tinker_recovery.run.claiming import Lease
 from tinker_recovery.service import FromBaseModel
 from tinker_recovery.testing import LocalTinker, StoredCheckpoint
@@ -362,3 +365,26 @@ async def test_a_save_past_our_client_with_copied_metadata_is_not_recovered_from
         await supervisor.run(passing_by, **NAMED)
     assert begun_at(supervisor) == [0, 5]
     assert local.run_state(supervisor.runs[0].segments[-1].run_id) == expected
+
+
+@pytest.mark.parametrize("lineage", ["{}/own", "../own"])
+async def test_what_the_service_calls_a_run_is_no_way_out_of_the_folder_beside_the_journal(
+    local: LocalTinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lineage: str
+) -> None:
+    """A run that is over drops what it kept to be recalled, with its folder."""
+    del local
+    own = (tmp_path if "{}" in lineage else default_path().parent) / "own"
+    own.mkdir(parents=True)
+    (own / "precious").write_text("mine")
+    (default_path().parent / FOLDER).mkdir(parents=True)  # of another run
+    named = SimpleNamespace(token_hex=lambda _: lineage.format(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(open_, "secrets", named)  # as whoever writes to the account may name it
+        await left_at(7)
+    for each in default_path().parent.iterdir():
+        if each.is_file():
+            each.unlink()
+    supervisor = await trained_to(STEPS)
+    assert begun_at(supervisor) == [5]
+    assert supervisor.runs[0].lineage == lineage.format(tmp_path)
+    assert (own / "precious").read_text() == "mine"

@@ -313,3 +313,12 @@ def test_a_journal_below_the_home_folder_is_shown_from_there(
     first, second = capsys.readouterr().err.splitlines()
     assert "; journal ~/runs/journal.sqlite3; " in first
     assert "; journal /home/adam/journal.sqlite3; " in second
+
+
+@pytest.mark.parametrize(
+    ("lost_s", "said"),
+    [(0.0421, "0.0421 s"), (99.96, "100 s"), (1234.5, "1,234 s"), (9e6, "9,000,000 s")],
+)
+def test_a_long_time_lost_is_said_in_full(lost_s: float, said: str) -> None:
+    end = RunEnd("sft-42", "finished", 9, 2, 1, lost_s, None)
+    assert f" 1 step replayed, {said} lost in all" in str(end)

@@ -282,6 +282,36 @@ async def test_a_tracker_that_cannot_rewind_gets_all_points_all_the_same() -> No
     assert {step: writer.written["loss", step] for step in range(STEPS)} == BRANCH
 
 
+async def test_a_run_that_goes_back_hides_no_steps_of_another_in_the_same_tensorboard() -> None:
+    pytest.importorskip("tensorboardX")
+
+    class Writer:
+        """Of tensorboardX by its module alone."""
+
+        def __init__(self) -> None:
+            self.hidden_from: list[int] = []
+
+        def add_scalar(self, *_: object) -> None:
+            """Written."""
+
+        def _get_file_writer(self) -> object:
+            return SimpleNamespace(add_event=lambda event: self.hidden_from.append(event.step))
+
+        def flush(self) -> None:
+            """Nothing."""
+
+    Writer.__module__ = "tensorboardX.writer"
+    alone, shared = Writer(), Writer()
+    other = [Point("other", step, {"loss": 0.0}, 1, 0, 0) for step in range(STEPS)]
+    for writer, given in ((alone, points()), (shared, [*points()[:7], *other, *points()[7:]])):
+        (worker,) = trackers_by([writer])
+        for point in given:
+            worker.put(point)
+        await worker.finish(30.0)
+    assert alone.hidden_from == [5]
+    assert shared.hidden_from == [], "TensorBoard hides what comes after a step of all its curves"
+
+
 async def test_where_no_thread_can_be_started_the_tracker_is_left_out_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from poisoned_run import STEPS, read_back
-from two_hundred import leave_a_long_run
+from two_hundred import leave_a_killed_run, leave_a_long_run
 
 from tinker_recovery.cli.plot import sparkline
 from tinker_recovery.journal.reading import RunView, read_run
@@ -206,6 +206,18 @@ def test_every_second_of_a_run_is_accounted_for(run: RunView, tmp_path: Path) ->
     assert spent["recoveries"] == pytest.approx(figures.recovering_s)
     assert spent["again"] == pytest.approx(figures.replaying_s, rel=0.01)
     assert spent["no_process"] == pytest.approx(600, rel=0.01)
+
+
+def test_steps_of_a_killed_process_that_reported_no_loss_are_counted_as_done_again(
+    tmp_path: Path,
+) -> None:
+    run = read_run(leave_a_killed_run(tmp_path), "killed")
+    assert run is not None
+    figures = figures_of(run)
+    assert figures.replayed_steps == sum(replayed(each) for each in run.incidents) == 7
+    assert lineage(run)[0].end_step == 47
+    assert figures.replaying_s == pytest.approx(7)
+    assert figures.time_spent_s["again"] == pytest.approx(7)
 
 
 def test_a_few_spikes_are_cut_off_and_a_falling_curve_is_not() -> None:

@@ -170,6 +170,19 @@ def test_a_run_whose_process_was_killed_says_what_to_do(run: RunView) -> None:
     assert "Run the same command again" in words
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_one_that_was_killed_before_its_first_save_is_not_said_to_continue_from_one(
+    run: RunView, *, named: bool
+) -> None:
+    gone = tuple(replace(each, gone=True) for each in run.checkpoints)
+    for stored in ((), gone):
+        dead = replace(run, state="training", checkpoints=stored, named=named)
+        words = " ".join(_Page(render(dead, [], now=0)).words)
+        assert "continues from the newest checkpoint" not in words
+        assert "the newest path below" not in words
+        assert "No checkpoint of it is known here" in words
+
+
 def test_report_writes_the_page_and_prints_the_figures(written: Path, tmp_path: Path) -> None:
     out = tmp_path / "a page.html"
     arguments = ["report", NAME, "--journal", str(written), "-o", str(out)]

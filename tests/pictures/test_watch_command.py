@@ -77,6 +77,16 @@ def test_once_as_json_is_one_array(written: Path) -> None:
     assert row["event"]["name"] == names.EVENT_CHECKPOINT_SAVED
 
 
+def test_runs_that_are_not_in_the_state_asked_for_are_not_said_not_to_be(written: Path) -> None:
+    status, shown, _ = _watch("--journal", str(written), "--once", "--state", "failed")
+    assert (status, shown.strip()) == (0, "0 of 1 run chosen (see --state, --named)")
+    _, shown, _ = _watch(NAME, "--journal", str(written), "--once", "--state", "failed")
+    assert shown.strip() == "0 of 1 run chosen (see --state, --named)"
+    lines = (written / EVENTS).read_text()
+    _, shown, _ = _watch("--events", "-", "--once", "--state", "failed", given=lines)
+    assert shown.strip() == "0 of 1 run chosen (see --state, --named)"
+
+
 def test_an_unknown_run_or_file_is_reported_with_what_there_is(
     written: Path, tmp_path: Path
 ) -> None:
@@ -278,3 +288,13 @@ def test_piped_a_watch_of_some_states_prints_the_events_of_runs_in_them_alone(
     assert any("good: poisoned too" in each for each in said)
     assert any("good: recovering" in each for each in said)
     assert not any("saved" in each or "no single" in each for each in said)
+
+
+@pytest.mark.parametrize("at", ["NaN", "1e300", "1e400", "-1e12", "1764270000000"])
+def test_a_line_whose_time_is_no_date_is_skipped_like_any_other_that_is_no_event(at: str) -> None:
+    line = f'{{"name": "x", "run": "r", "time": {at}, "message": "", "fields": {{}}}}'
+    with pytest.raises(ValueError, match="time is no date"):
+        from_json_line(line)
+    status, shown, said = _watch("--events", "-", "--once", given=f"{line}\n")
+    assert (status, shown.strip()) == (0, "no runs yet")
+    assert said.endswith("not events: 1\n")

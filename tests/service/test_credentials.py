@@ -26,6 +26,7 @@ from pydantic import SecretStr
 from tinker_recovery import StatusRefused, StatusUnavailable, Supervisor, UsageError
 from tinker_recovery.faults import Kind, SeenIn, judge
 from tinker_recovery.service import Endpoint, StatusReader, TinkerBackend
+from tinker_recovery.service.checkpoint_calls import CheckpointCalls
 from tinker_recovery.testing import LocalTinker
 
 pytestmark = pytest.mark.usefixtures("no_waiting_between_tries", "bare")
@@ -44,10 +45,10 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def _store(home: Path, text: str) -> None:
+def _store(home: Path, text: str, encoding: str = "utf-8") -> None:
     folder = home / ".tinker"
     folder.mkdir()
-    (folder / "credentials.json").write_text(text)
+    (folder / "credentials.json").write_text(text, encoding)
 
 
 def _jwt(**claims: float) -> str:
@@ -138,10 +139,12 @@ async def test_entering_with_a_key_that_the_sdk_never_sends_is_refused_without_s
     assert key not in repr(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 async def test_a_file_of_stored_credentials_that_cannot_be_read_is_refused_without_showing_it(
-    tmp_path: Path,
+    tmp_path: Path, encoding: str
 ) -> None:
-    _store(tmp_path, json.dumps({"default": "a", "keys": {"a": {"key": "some-secret-text"}}}))
+    stored = {"default": "a", "keys": {"a": {"key": "some-secret-text"}}}
+    _store(tmp_path, json.dumps(stored), encoding)
     with pytest.raises(UsageError, match=r"credentials\.json") as caught:
         async with Supervisor():
             pytest.fail("it was entered")
@@ -156,6 +159,16 @@ async def test_a_stored_key_is_the_credential_of_our_own_requests_too(
     monkeypatch.setenv("TINKER_BASE_URL", server.base_url)
     async with StatusReader(await TinkerBackend().endpoint()) as reader:
         assert [run async for run in reader.runs()] == []
+
+
+async def test_what_cannot_be_deleted_for_want_of_a_credential_is_said_and_raises_nothing(
+    server: LocalTinker,
+) -> None:
+    """It is done last, after all that it was for: what was made of it is as good as ever."""
+    async with StatusReader(Endpoint(server.base_url, None)) as reader:
+        why = await CheckpointCalls(reader.http).remove("tinker://r/weights/n", deadline_s=5.0)
+    assert why is not None
+    assert why.startswith("there is no API key for the service")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from wire import wired
 
 from tinker_recovery import StatusRefused, StatusUnavailable, Supervisor
 from tinker_recovery.service import Endpoint, StatusReader
+from tinker_recovery.service import status as status_module
 from tinker_recovery.testing import LocalTinker
 
 pytestmark = pytest.mark.usefixtures("no_waiting_between_tries")
@@ -215,3 +216,57 @@ async def test_one_odd_entry_is_passed_over_with_its_reason_and_costs_nothing_el
     assert len(said) == 3, "each once"
     assert any(paths[0] in message and "checkpoint_type" in message for message in said)
     assert any(paths[1] in message and "time" in message for message in said)
+
+
+async def test_a_list_that_counts_what_is_left_of_it_comes_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(status_module, "PAGE", 2)
+    asked = []
+
+    def page(request: httpx.Request) -> httpx.Response:
+        asked.append(offset := int(request.url.params["offset"]))
+        runs = [{**RUN, "training_run_id": f"r{number}"} for number in range(9)]
+        cursor = {"offset": offset, "limit": 2, "total_count": 9 - offset}
+        reply = {"training_runs": runs[offset : offset + 2], "cursor": cursor}
+        return httpx.Response(200, json=reply)
+
+    async with _answering(page) as reader:
+        found = [each.training_run_id async for each in reader.runs()]
+    assert found[:4] == ["r0", "r1", "r2", "r3"]
+    assert len(asked) < 8
+
+
+@pytest.mark.parametrize(
+    ("deleted", "added"), [([0], 0), ([0, 1], 0), ([0, 5], 0), ([5], 0), ([0, 1], 1), ([0], 1)]
+)
+async def test_what_is_deleted_while_a_list_is_read_hides_nothing_else_of_it(
+    monkeypatch: pytest.MonkeyPatch, deleted: list[int], added: int
+) -> None:
+    """The list has the newest first: what was behind the page that was read has moved up."""
+    monkeypatch.setattr(status_module, "PAGE", 2)
+
+    def entry(name: str) -> dict[str, object]:
+        return {
+            "checkpoint_id": f"weights/{name}",
+            "checkpoint_type": "training",
+            "time": "2026-01-01T00:00:00Z",
+            "tinker_path": f"tinker://r/weights/{name}",
+        }
+
+    there = [entry(str(number)) for number in range(6)]
+    gone = [there[number] for number in deleted]
+
+    def page(request: httpx.Request) -> httpx.Response:
+        offset, limit = (int(request.url.params[name]) for name in ("offset", "limit"))
+        cursor = {"offset": offset, "limit": limit, "total_count": len(there)}
+        reply = {"checkpoints": there[offset : offset + limit], "cursor": cursor}
+        there[:] = [entry(f"new-{number}") for number in range(added if offset == 0 else 0)] + [
+            each for each in there if each not in gone
+        ]
+        return httpx.Response(200, json=reply)
+
+    async with _answering(page) as reader:
+        found = [each.tinker_path async for each in reader.every_checkpoint()]
+    assert len(found) == len(set(found))
+    assert {each["tinker_path"] for each in there if "new" not in str(each)} <= set(found)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryExhausted, Supervisor
 from tinker_recovery.costs import Prices
 from tinker_recovery.telemetry import metrics, names
+from tinker_recovery.telemetry.figures import RunFigures
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 STEPS = 12
@@ -155,6 +158,7 @@ async def test_every_metric_has_the_runs_name_where_the_policy_says_so(
     given = policy(telemetry_run_label=True)
     async with Supervisor(given) as supervisor:
         event_sink(supervisor).emit(names.EVENT_POLL_ERROR, "labelled", "")
+        event_sink(supervisor).lasts(names.EVENT_POLL_ERROR, "labelled", "", {})
         event_sink(supervisor).emit(names.EVENT_POLL_ERROR, "", "of all runs")
         event_sink(supervisor).emit(names.EVENT_CHECKPOINT_SAVE_FAILED, "labelled", "")
         await supervisor.run(
@@ -172,7 +176,28 @@ async def test_every_metric_has_the_runs_name_where_the_policy_says_so(
         (point,) = meter.points(name)
         assert point.attributes[names.RUN] == "labelled", name
     assert len(meter.points(metrics.POLL_ERROR)) == 2
-    assert len(meter.points(metrics.POLL_ERROR, run_name="labelled")) == 1
+    (of_run,) = meter.points(metrics.POLL_ERROR, run_name="labelled")
+    assert of_run.value == 2, "those of an outage that lasts as well"
+
+
+def test_a_forked_child_such_as_a_loader_of_data_does_not_report_the_runs_of_its_parent(
+    meter: _Meter,
+) -> None:
+    run = RunFigures(lambda: 0.0)
+    run.segment_began(0, lambda: 5)
+    metrics.RUNS.add("forking", run)
+    try:
+        with metrics.RUNS._lock:  # as by a thread that reads them at that moment
+            child = os.fork()
+            if not child:
+                signal.alarm(10)
+                seen = meter.points(metrics.STEP_DONE, run_name="forking")
+                os._exit(len(seen) + metrics.RUNS.active())
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        (point,) = meter.points(metrics.STEP_DONE, run_name="forking")
+        assert point.value == 5
+    finally:
+        metrics.RUNS.end("forking", run)
 
 
 async def test_two_runs_of_one_name_are_one_series_that_never_goes_down(

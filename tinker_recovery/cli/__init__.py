@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import sys
 from typing import IO, Any
 
 import click
@@ -38,6 +40,13 @@ _COMMANDS = {
 
 class _Lazy(click.Group):
     """Knows its commands' names and one-line help without importing them."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Call it; a standard stream that is closed takes nothing, and has nothing to read."""
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            if getattr(sys, name) is None:  # of a process that was started with `>&-`
+                setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the process ends, as the streams are
+        return super().main(*args, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)

@@ -83,7 +83,9 @@ def journal_file(choice: Path | None) -> Path:
 
     if choice is None:
         return default_path()
-    return choice / JOURNAL_FILE if choice.is_dir() else choice
+    with contextlib.suppress(OSError):  # where it may not be looked, its opening says so
+        return choice / JOURNAL_FILE if choice.is_dir() else choice
+    return choice
 
 
 def demo_server(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.common import echo, indented, leave, show_below
+from tinker_recovery.cli.common import echo, indented, leave, say_error, show_below
 from tinker_recovery.telemetry.text import as_text, counted
 
 if TYPE_CHECKING:
@@ -85,19 +85,15 @@ def command(base_model: str, rank: int, steps: int, timeout_s: float, *, as_json
     try:
         report = asyncio.run(_examine(plan))
     except KeyboardInterrupt:
-        _leave(_INTERRUPTED, "Interrupted.", {"error": "interrupted"}, as_json)
+        say_error("interrupted", _INTERRUPTED)
+        leave(_INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - any error means that the question is still open
         show_below(error)
-        why = redact(str(error))
-        _leave(_UNKNOWN, f"No result: {indented(why)}", {"error": why}, as_json)
+        say_error(f"no result: {redact(str(error))}", _UNKNOWN)
+        leave(_UNKNOWN)
     else:
-        finding = report.diagnosis.finding
-        _leave(_STATUS[finding.real], _as_text(report), _as_json(report), as_json)
-
-
-def _leave(status: int, text: str, facts: dict[str, object], as_json: bool) -> None:  # noqa: FBT001 - the user's own switch
-    echo(json.dumps(facts) if as_json else text)
-    leave(status)
+        echo(json.dumps(_as_json(report)) if as_json else _as_text(report))
+        leave(_STATUS[report.diagnosis.finding.real])
 
 
 async def _examine(plan: ExamPlan) -> Report:

@@ -137,6 +137,7 @@ def command(  # noqa: PLR0913 - one argument for each option
         StatusError,
         UsageError,
     )
+    from tinker_recovery.journal.database import is_there
     from tinker_recovery.recovery.dry_run import NoSuchRun
     from tinker_recovery.telemetry import redact
 
@@ -148,7 +149,7 @@ def command(  # noqa: PLR0913 - one argument for each option
 
     try:
         path = journal_file(journal)
-        if journal is not None and not path.exists():
+        if journal is not None and not is_there(path):
             raise JournalError(f"there is no journal at {path}")  # noqa: TRY301 - like any other
         kept = demo_with(target) if journal is None and not _knows(path, target) else None
         with folder_or_temporary(folder) as place:
@@ -169,9 +170,10 @@ def command(  # noqa: PLR0913 - one argument for each option
 
 
 def _knows(journal: Path, run: str) -> bool:
+    from tinker_recovery.journal.database import is_there
     from tinker_recovery.journal.reading import read_run
 
-    return journal.exists() and read_run(journal, run) is not None
+    return is_there(journal) and read_run(journal, run) is not None
 
 
 def _check_where(folder: Path | None, push: str | None) -> None:
@@ -226,6 +228,7 @@ async def _export(order: _Order) -> tuple[CheckpointFacts, Manifest, Published |
     from tinker_recovery.export.hub import publish
     from tinker_recovery.export.merge import check_merge, merge
     from tinker_recovery.export.noting import noted
+    from tinker_recovery.journal.database import is_there
     from tinker_recovery.policy_settings import policy_from_settings
     from tinker_recovery.service import StatusReader, TinkerBackend
     from tinker_recovery.service.bounded import ReplyLimits
@@ -242,7 +245,7 @@ async def _export(order: _Order) -> tuple[CheckpointFacts, Manifest, Published |
         backend = TinkerBackend()
         endpoint = await backend.endpoint()
         limits = ReplyLimits.of(policy)
-        known = order.journal if await anyio.Path(order.journal).exists() else None
+        known = order.journal if await anyio.to_thread.run_sync(is_there, order.journal) else None
         async with StatusReader.by(policy, endpoint, time.time) as reader:
             with FirstContact(endpoint):
                 facts = await choose(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
 import sys
 from pathlib import Path
+from typing import Literal
 
 STANDARD_OUTPUT = Path("-")
 
@@ -21,6 +23,16 @@ def goes_to_stdout(output: Path) -> bool:
         return False
 
 
+def check_open(stream: Literal["stdin", "stdout"]) -> None:
+    """Refuse a standard stream that was closed when the process began.
+
+    Raises:
+        OSError: It was.
+    """
+    if getattr(sys, f"__{stream}__") is None:
+        raise OSError(errno.EBADF, "it is closed")
+
+
 def write_whole(output: Path, text: str) -> None:
     """Write a text: all or nothing to a regular file, and through to anything else.
 
@@ -30,6 +42,7 @@ def write_whole(output: Path, text: str) -> None:
         OSError: It cannot be written, or its folder is somebody else's.
     """
     if goes_to_stdout(output):
+        check_open("stdout")
         sys.stdout.write(text)
         sys.stdout.flush()
         return

@@ -84,6 +84,7 @@ def command(
         StatusError,
         UsageError,
     )
+    from tinker_recovery.journal.database import is_there
     from tinker_recovery.policy_settings import policy_from_settings
     from tinker_recovery.recovery.dry_run import NoSuchRun, prove
     from tinker_recovery.telemetry import redact
@@ -93,7 +94,7 @@ def command(
         if weights_only:
             policy = policy.model_copy(update={"restore_optimizer": False})
         path = journal_file(journal)
-        if journal is not None and not path.exists():
+        if journal is not None and not is_there(path):
             raise JournalError(f"there is no journal at {path}")  # noqa: TRY301 - like any other
         proof = asyncio.run(
             prove(run, journal=path, policy=policy, checkpoint=checkpoint, lineage=lineage)

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=0, show_default="a free one", help="Port to listen on.")
+@click.option(
+    "--port",
+    default=0,
+    show_default="a free one",
+    type=click.IntRange(0, 65535),
+    help="Port to listen on.",
+)
 @click.option(
     "--root",
     type=click.Path(file_okay=False, path_type=Path),
@@ -133,6 +139,11 @@ def command(  # noqa: PLR0913 - one for each option
             step_s=pace,
         )
     except OSError as error:
+        if error.filename is not None:  # a file's, and no address's
+            raise click.BadParameter(
+                f"{error.filename} cannot be used ({error.strerror}): choose another folder",
+                param_hint="--root",
+            ) from error
         raise click.ClickException(
             f"cannot listen on {host}:{port} ({error.strerror}): choose another --port"
         ) from error

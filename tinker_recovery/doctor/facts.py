@@ -23,6 +23,7 @@ _PROMISES: Mapping[str, Mapping[str, str]] = {
         "yes": "A recovered run has the weights that were saved.",
         "within noise": "A recovered run has the weights that were saved, as far as answers tell.",
         "no": "Recovery cannot be relied on here.",
+        CANNOT_TELL: "The answers are no numbers, so nothing is known of the weights.",
     },
     "optimizer restored": {
         "yes": "A recovered run takes the same next step as an undisturbed one.",
@@ -123,7 +124,9 @@ def restores(diagnosis: Diagnosis) -> tuple[Fact, Fact]:
         OptimizerFinding.INEXACT: "inexactly",
         OptimizerFinding.COLD: "no",
     }.get(diagnosis.finding, CANNOT_TELL)
-    if diagnosis.weights_off > ALLOWANCE * diagnosis.noise_before:
+    if not math.isfinite(diagnosis.noise_before):
+        weights = CANNOT_TELL
+    elif diagnosis.weights_off > ALLOWANCE * diagnosis.noise_before:
         weights = "no"
     return fact("weights restored", weights), fact("optimizer restored", optimizer)
 

@@ -100,7 +100,10 @@ def make_loadable(folder: Path, *, base_model: str | None = None) -> Adapter:
     if not complete["base_model_name_or_path"]:
         raise ExportRefused(f"{CONFIG} of the export does not say what the base model is")
     if complete != config:
-        (folder / CONFIG).write_text(json.dumps(complete, indent=2, sort_keys=True) + "\n")
+        # All or nothing: the next try would take half of it for what the service had exported.
+        temporary = folder / f"{CONFIG}.part"
+        temporary.write_text(json.dumps(complete, indent=2, sort_keys=True) + "\n")
+        temporary.replace(folder / CONFIG)
     return Adapter(folder, complete, modules)
 
 

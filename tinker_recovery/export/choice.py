@@ -17,6 +17,7 @@ from tinker_recovery.errors import (
 )
 from tinker_recovery.export.manifest import CheckpointFacts
 from tinker_recovery.journal import Journal, Notebook
+from tinker_recovery.journal.database import is_there
 from tinker_recovery.journal.reading import read_run
 from tinker_recovery.policy import RecoveryPolicy
 from tinker_recovery.recovery.collaborators import Collaborators
@@ -111,7 +112,7 @@ async def describe(
 
 
 def _recoveries(journal: Path | None, name: str, reader: StatusReader) -> int | None:
-    if journal is None or not journal.exists():
+    if journal is None or not is_there(journal):
         return None
     view = read_run(journal, name, service=reader.http.endpoint.base_url)
     return None if view is None else sum(each.outcome == "recovered" for each in view.incidents)

@@ -9,6 +9,7 @@ is.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from tinker_recovery.errors import ExportRefused
+from tinker_recovery.errors import ExportRefused, ExportUnavailable
 from tinker_recovery.export.adapter import Adapter
 from tinker_recovery.export.tensors import StoredTensor, TensorFile
 
@@ -28,6 +29,7 @@ GGUF = "adapter.gguf"
 LLAMA_CPP = "TINKER_RECOVERY_LLAMA_CPP"
 _SCRIPT = "convert_lora_to_gguf.py"
 _LAST_LINES = 5
+_NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 _REORDERED: dict[str, tuple[str, ...]] = {
     "qwen2": (),
@@ -185,6 +187,8 @@ async def _convert(checkout: Path, adapter: Adapter, to: Path, base: Path | None
     )
     if done.returncode:
         said = done.stdout.decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
-        raise ExportRefused(
+        # Killed, as by a system short of memory, or without room: that may pass.
+        passes = done.returncode < 0 or any(word in line for word in _NO_ROOM for line in said)
+        raise (ExportUnavailable if passes else ExportRefused)(
             f"{script} ended with status {done.returncode}: {' / '.join(said) or 'no word'}"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from tinker_recovery.checkpoints.publishing import read_done
 from tinker_recovery.journal import Notebook
 from tinker_recovery.journal.publication import Publication
 from tinker_recovery.telemetry import EventSink, names
@@ -39,6 +40,21 @@ async def hand_over(notebook: Notebook, waiting: Iterable[Publication]) -> None:
     for each in waiting:
         left = replace(each, holder=each.holder.gone())
         await notebook.write_publication(each.path, left.said(), instead_of=each.said())
+
+
+async def is_passed(notebook: Notebook, publication: Publication) -> bool:
+    """Whether one of as many steps, or more, was published of its run; it is let go of then.
+
+    By another process; or by this one or one before it, which could not note it then.
+
+    Raises:
+        JournalError: The journal cannot be used.
+    """
+    done = (await notebook.notes()).published.get(publication.lineage)
+    if done is None or read_done(done).step < (publication.step or 0):
+        return False
+    await notebook.end_publication(publication.path, instead_of=publication.said())
+    return True
 
 
 async def let_go(notebook: Notebook, events: EventSink, lineage: str) -> None:

@@ -42,7 +42,7 @@ from tinker_recovery.errors import (
 from tinker_recovery.export.exporter import Exporter, ExportProgress
 from tinker_recovery.export.formats import check_format
 from tinker_recovery.export.hub import Published, publish, repository_of
-from tinker_recovery.export.leaving import EXPORTS, hand_over, let_go, place_of, remove
+from tinker_recovery.export.leaving import EXPORTS, hand_over, is_passed, let_go, place_of, remove
 from tinker_recovery.export.manifest import CheckpointFacts, Manifest
 from tinker_recovery.export.published_run import PublishedRun
 from tinker_recovery.export.waiting import Waiting
@@ -162,12 +162,7 @@ class Publisher:
                 while (due := self._due(but=tried, now=math.inf)) is not None:
                     tried.add(due.path)
                     await self._attempt(due)
-        for each in self._waiting.all():
-            logger.warning(
-                "run %s: %s is not published yet: the next process on this journal goes on with it",
-                each.run,
-                each.path,
-            )
+        self._waiting.say_left(durable=self._notebook.path is not None)
 
     async def aclose(self) -> None:
         """After the tree has ended: leave what is still owed to whoever comes next."""
@@ -236,8 +231,8 @@ class Publisher:
             found = Publication.read(said)
             if found is None or found.holder.lives() is not False:
                 continue
-            if found.repository is None:
-                await self._notebook.end_publication(path)  # an export, which nobody goes on with
+            if found.repository is None:  # an export, which nobody goes on with
+                await self._notebook.end_publication(path, instead_of=said)
                 continue
             mine = replace(found, holder=self._here())
             if await self._notebook.write_publication(path, mine.said(), instead_of=said):
@@ -339,6 +334,10 @@ class Publisher:
     async def _attempt_it(self, publication: Publication) -> None:
         path = publication.path
         try:
+            if await is_passed(self._notebook, publication):
+                self._waiting.drop(path)
+                self._left.add(path)
+                return
             run = self._runs.get(publication.run)
             if run is not None and run.lineage == publication.lineage and not run.finished:
                 await run.guard.check()

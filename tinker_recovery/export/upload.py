@@ -106,10 +106,10 @@ def _held(api: Any, repo_id: str) -> Manifest | None:
     from huggingface_hub.utils._headers import build_hf_headers  # noqa: PLC0415 - only here
     from huggingface_hub.utils._http import hf_raise_for_status  # noqa: PLC0415 - only here
 
+    # Of httpx or of requests, by its version; both follow a repository that was renamed.
     reply = get_session().get(
         hf_hub_url(repo_id, MANIFEST, endpoint=api.endpoint),
         headers=build_hf_headers(library_name="tinker-recovery"),
-        follow_redirects=True,
     )
     if reply.status_code == 404:  # noqa: PLR2004 - HTTP's own number
         return None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from tinker_recovery.journal.publication import Publication
+from tinker_recovery.telemetry import names
+
+logger = logging.getLogger(names.SCOPE)
 
 
 @dataclass(slots=True)
@@ -39,6 +43,19 @@ class Waiting:
     def drop(self, path: str) -> None:
         """One is done with."""
         self._entries.pop(path, None)
+
+    def say_left(self, *, durable: bool) -> None:
+        """Warn of all of them, and say who goes on with them: nobody, if the journal is in memory.
+
+        Args:
+            durable: Whether it is not.
+        """
+        for each in self.all():
+            then = " yet: the next process on this journal goes on with it"
+            if not durable:
+                command = f"tinker-recovery export {each.path} --push {each.repository}"
+                then = f", and the journal in memory is gone: `{command}` publishes it"
+            logger.warning("run %s: %s is not published%s", each.run, each.path, then)
 
     def next_at(self, path: str) -> float:
         """When it may be tried, in seconds since the epoch."""

@@ -30,6 +30,7 @@ from tinker_recovery.policy_settings import given_or_set
 from tinker_recovery.service.base import ServiceFactory
 from tinker_recovery.shielding import to_the_end
 from tinker_recovery.supervisor import Supervisor
+from tinker_recovery.supervisor.parts import check_listener
 from tinker_recovery.telemetry import RecoveryEvent, names
 
 logger = logging.getLogger(names.SCOPE)
@@ -101,6 +102,7 @@ class Jobs(AsyncContextManagerMixin):
             raise UsageError(f"starts_per_s={starts_per_s!r} is not allowed: a number above 0")
         if not version or not isinstance(version, str):
             raise UsageError(f"version={version!r} is not allowed: a text that is not empty")
+        check_listener(on_event)
         self._url = database_url(database)
         self._policy = given_or_set(policy)
         self._service = service

@@ -166,6 +166,16 @@ def journal_errors(path: Path | None) -> Iterator[None]:
         ) from error
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a journal.
+
+    Raises:
+        JournalError: It cannot be said: its folder may not be looked into.
+    """
+    with journal_errors(path):
+        return path.exists()
+
+
 def _inherit() -> None:
     """In a forked child: keep the parent's connections as they are, to the very end.
 

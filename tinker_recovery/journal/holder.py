@@ -81,9 +81,10 @@ def _machine() -> str:
 def _born(pid: int) -> str:
     """Start time of a process in clock ticks; empty if there is none, or only a zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace")
     except OSError:
         return ""
-    # The name in brackets may itself contain brackets and blanks.
+    # The name in brackets may itself contain brackets and blanks, and ends within a letter where it
+    # was cut to fifteen bytes.
     fields = stat.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else fields[19]

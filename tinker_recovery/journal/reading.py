@@ -20,7 +20,7 @@ from urllib.parse import quote
 from tinker_recovery.costs import Prices, Tokens, table_from_json
 from tinker_recovery.errors import JournalError
 from tinker_recovery.journal import run_sql
-from tinker_recovery.journal.database import BUSY_S, check_version, journal_errors
+from tinker_recovery.journal.database import BUSY_S, check_version, is_there, journal_errors
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.journal import why_missing
 from tinker_recovery.journal.pace import quiet_after_s, state_of_training, usual_step_s
@@ -393,7 +393,7 @@ def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
     Raises:
         JournalError: The file does not exist, or cannot be read; also from the body.
     """
-    if not path.exists():
+    if not is_there(path):
         raise JournalError(f"there is no journal at {path}: {why_missing(path)}")
     with (
         journal_errors(path),

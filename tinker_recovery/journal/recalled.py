@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 from dataclasses import asdict, dataclass
@@ -26,6 +27,9 @@ FOLDER = "recalled"
 """Beside the journal's file, with a folder for each run's lineage."""
 
 _CHECK_BYTES = 16
+
+_PLAIN = re.compile(r"~?[0-9a-f]{8,64}")
+"""A lineage as it is made here, which may be the name of a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +186,17 @@ def _check(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=_CHECK_BYTES).digest()
 
 
+def folder_beside(journal: Path, lineage: str) -> Path:
+    """Where a run keeps its values beside this journal.
+
+    A lineage may be what the service lists: as a path it could lead anywhere, and what is there is
+    removed once the run is over.
+    """
+    if not _PLAIN.fullmatch(lineage):
+        lineage = hashlib.sha256(lineage.encode(errors="surrogatepass")).hexdigest()
+    return journal.parent / FOLDER / lineage
+
+
 def forget_recalled(journal: Path, lineage: str) -> None:
     """Remove what a run has kept beside this journal."""
-    shutil.rmtree(journal.parent / FOLDER / lineage, ignore_errors=True)
+    shutil.rmtree(folder_beside(journal, lineage), ignore_errors=True)

@@ -4,7 +4,8 @@ A recovery goes back to an earlier step, and what was reported from there on is 
 kind of tracker is used in the way in which that replaces what was abandoned:
 
 =============== =================================================================================
-TensorBoard     is sent its own mark of a restart, which hides what comes after that step
+TensorBoard     is sent its own mark of a restart, which hides what comes after that step; not
+                where several runs are written to it, whose steps it would hide as well
 wandb           refuses a step that goes back, so none is passed: the step is a metric, and the
                 axis of the others (``define_metric``)
 mlflow, trackio keep every value of a step, newest last
@@ -165,6 +166,7 @@ class _Tracker:
         self._to = to
         self._held = _Held() if when_saved else None
         self._only_run: str | None = None
+        self._several = False
         self._attempts: dict[str, int] = {}
 
     def take(self, things: Sequence[Item]) -> None:
@@ -205,6 +207,7 @@ class _Tracker:
     def _prefix(self, run: str) -> str:
         """The first run's metrics are named as they were reported, those of others by their run."""
         self._only_run = self._only_run or run
+        self._several |= run != self._only_run
         return "" if run == self._only_run else f"{run}/"
 
     def rewind(self, step: int, prefix: str) -> None:
@@ -278,7 +281,7 @@ class _TensorBoard(_Tracker):
     """A SummaryWriter, of torch or of tensorboardX."""
 
     def rewind(self, step: int, prefix: str) -> None:
-        if prefix:
+        if prefix or self._several:
             return  # the mark would hide the steps of the other runs as well
         home = _home_of(self._to)
         proto = "tensorboardX.proto" if home == "tensorboardX" else "tensorboard.compat.proto"

@@ -21,6 +21,7 @@ from tinker_recovery.checkpoints import CheckpointRecord, WeightsFacts, check_we
 from tinker_recovery.clock import SYSTEM_CLOCK, Clock
 from tinker_recovery.errors import NoUsableCheckpoint, StatusRefused, UsageError
 from tinker_recovery.journal import Journal, Notebook, StoredRun
+from tinker_recovery.journal.database import is_there
 from tinker_recovery.journal.elsewhere import read_elsewhere
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.reading import read_stored_run
@@ -208,7 +209,7 @@ async def prove(
     """
     if checkpoint is not None:
         run_id_of(checkpoint)  # refuses what is no checkpoint path
-    if journal is not None and not await anyio.Path(journal).exists():
+    if journal is not None and not await anyio.to_thread.run_sync(is_there, journal):
         journal = None
     backend = TinkerBackend(service)
     endpoint = await backend.endpoint()

@@ -39,6 +39,7 @@ from tinker_recovery.service.refusals import in_words
 from tinker_recovery.shielding import is_being_cancelled
 from tinker_recovery.supervision import Child
 from tinker_recovery.telemetry import metrics, names, past_span, phase, refuse, trying
+from tinker_recovery.telemetry.text import seconds
 
 
 class Ended(NamedTuple):
@@ -344,7 +345,7 @@ class Executor:
             if counted is not None:
                 run, number = counted
                 of = self._policy.max_attempts
-                message = f"recovery attempt {number} of {of} in {delay_s:.3g} s"
+                message = f"recovery attempt {number} of {of} in {seconds(delay_s)}"
                 self._events.emit(names.EVENT_WAITING, run, message, {names.TRY: attempt})
             with phase(names.SPAN_BACKOFF, {names.BACKOFF_S: delay_s, names.TRY: attempt}):
                 await self._clock.sleep(delay_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -108,7 +109,13 @@ def _end_step(
     # The loop reports the step it has just done, counted from 0.
     reported = (*run.progress, *run.discarded)
     reached += [each.step + 1 for each in reported if attempt.started <= each.time <= until]
+    # That a process was killed, its successor finds out after its attempt, and before the next.
+    after = (each.started for each in run.attempts if each.number > attempt.number)
+    following = min(after, default=math.inf)
     reached += [
-        each.step for each in run.incidents if attempt.started < each.started <= until + _SLACK_S
+        each.step
+        for each in run.incidents
+        if attempt.started < each.started
+        and (each.started <= until + _SLACK_S or each.started < following)
     ]
     return max(reached)

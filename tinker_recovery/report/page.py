@@ -33,6 +33,18 @@ _TONES = {
 }
 
 
+_ADVICE = {
+    (True, True): "Run the same command again: it continues from the newest checkpoint.",
+    (True, False): "No checkpoint of it is known here: the same command starts it over, unless the "
+    "service has one.",
+    (False, True): "It has no name=, so no command continues it: start another run with "
+    "from_checkpoint= and the newest path below.",
+    (False, False): "It has no name=, so no command continues it. No checkpoint of it is known "
+    "here to start another run from.",
+}
+"""What to do about a dead run, by whether it is named, and has a checkpoint."""
+
+
 def render(
     run: RunView,
     events: Sequence[EventView],
@@ -97,13 +109,8 @@ def _header(run: RunView) -> Markup:
     detail = run.detail
     if state == "dead":
         holder = f" ({run.holder})" if run.holder else ""
-        advice = (
-            "Run the same command again: it continues from the newest checkpoint."
-            if run.named
-            else "It has no name=, so no command continues it: start another run with "
-            "from_checkpoint= and the newest path below."
-        )
-        detail = f"The process that trained it has ended{holder}. {advice}"
+        stored = any(not each.gone for each in run.checkpoints)
+        detail = f"The process that trained it has ended{holder}. {_ADVICE[run.named, stored]}"
     model = run.origin.get("base_model")
     return tag(
         "header",

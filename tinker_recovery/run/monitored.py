@@ -17,7 +17,7 @@ from tinker_recovery.faults import RULES, DetectedBy, Kind
 from tinker_recovery.service import Asked, RunStatus, sdk_requests
 from tinker_recovery.service.http import ServiceHttp, Unreached
 from tinker_recovery.telemetry import EventSink, names
-from tinker_recovery.telemetry.text import counted, is_are
+from tinker_recovery.telemetry.text import counted, is_are, seconds
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
@@ -185,7 +185,7 @@ class MonitoredRun:
         if (current, kind) not in self._warned_of:
             self._warned_of = {one for one in self._warned_of if one[0] is current}
             self._warned_of.add((current, kind))
-            limit = "" if limit_s is None else f"; after {limit_s:.4g} s it counts as a fault"
+            limit = "" if limit_s is None else f"; after {seconds(limit_s)} it counts as a fault"
             self._events.emit(
                 names.EVENT_STALL_WARNING,
                 self.name,

@@ -18,7 +18,7 @@ import anyio.to_thread
 from tinker_recovery.checkpoints.trail import Trail, digest_of, trail_at_start
 from tinker_recovery.checkpoints.values import decode_value, encode_value
 from tinker_recovery.errors import StaleAttempt, UsageError
-from tinker_recovery.journal.recalled import FOLDER, Kept, Recalled
+from tinker_recovery.journal.recalled import Kept, Recalled, folder_beside
 from tinker_recovery.recovery.resume import trusted_limit
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class RunRecall:
         folder = None
         # Of a run that no other process resumes, nothing is left on disk.
         if record.given_name is not None and record.path is not None:
-            folder = record.path.parent / FOLDER / record.lineage
+            folder = folder_beside(record.path, record.lineage)
         self.values = Recalled(folder, limit=limit)
         self.durable = folder is not None
         """Whether a later process finds them."""

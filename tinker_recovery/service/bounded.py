@@ -7,6 +7,7 @@ how much it will send.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import zlib
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
+import anyio
 import httpx
 
 from tinker_recovery.errors import StatusRefused
@@ -25,6 +27,13 @@ ACCEPTED = "gzip"
 BYTES_A_VALUE = 16
 """A reply may have one value for so many of the bytes that are allowed: `[[],[],...]` takes twenty
 times its length in memory."""
+
+REST_S = 1.0
+"""Seconds that the end of a packed reply is waited for, once all that it holds is there.
+
+A reply that is left before its end costs its connection, which then looks as if the service had
+closed it.
+"""
 
 _EMPTY_PAGES = 200
 _GROWTH = 1000
@@ -152,16 +161,21 @@ class _Bounded(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         raw = total = 0
-        async for piece in self._stream:
-            raw += len(piece)
-            out = self._unpacked(piece, self._limit - total + 1)
-            total += len(out)
-            if raw > self._limit or total > self._limit:
-                raise self._too_large()
-            if out:
-                yield out
-            if self._unpacker is not None and self._unpacker.eof:
-                return  # what follows a packed body is not waited for
+        pieces = aiter(self._stream)
+        try:
+            async for piece in pieces:
+                raw += len(piece)
+                out = self._unpacked(piece, self._limit - total + 1)
+                total += len(out)
+                if raw > self._limit or total > self._limit:
+                    raise self._too_large()
+                if out:
+                    yield out
+                if self._unpacker is not None and self._unpacker.eof:
+                    await _pass_over(pieces, self._limit - raw)
+                    return
+        finally:
+            del pieces  # the traceback of an error would keep it, and the connection with it
 
     def _unpacked(self, piece: bytes, most: int) -> bytes:
         if self._unpacker is None:
@@ -173,6 +187,18 @@ class _Bounded(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+async def _pass_over(rest: AsyncIterator[bytes], most: int) -> None:
+    """Read what follows a packed body, which is nothing, to the end of the reply.
+
+    Only then its connection can be used again. What does not end is left, with its connection.
+    """
+    with anyio.move_on_after(REST_S), contextlib.suppress(httpx.TransportError):
+        async for piece in rest:
+            most -= len(piece)
+            if most < 0:
+                return
 
 
 def parsed(body: bytes, limit: int) -> object:

@@ -11,7 +11,7 @@ from typing import Final
 
 import anyio.to_thread
 import tinker
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 from tinker.lib._auth_token_provider import (
     ApiKeyAuthProvider,
     CredentialCmdAuthProvider,
@@ -52,8 +52,8 @@ def key_of(service: tinker.ServiceClient) -> SecretStr | None:
         path = default_credentials_path()
         try:
             stored = JsonCredentialStore(path).get_default_key()
-        except (OSError, ValidationError) as error:
-            # Pydantic's own text shows what is in the file.
+        except (OSError, ValueError) as error:
+            # The texts of these, pydantic's among them, show what is in the file.
             reason = error.strerror if isinstance(error, OSError) else "it is no list of keys"
             raise _refused(f"the stored keys in {path} cannot be read ({reason})") from None
         key = None if stored is None else stored.key

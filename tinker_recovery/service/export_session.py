@@ -38,6 +38,10 @@ PREFIX = "tinker-recovery-export-"
 """What the names of these exports begin with."""
 
 
+class _Failed(StatusUnavailable):
+    """The service has failed with a request, and does not blame the request for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exported:
     """An export at the service, with its files behind signed URLs, until it is deleted.
@@ -69,7 +73,7 @@ async def make_export(
     Raises:
         NoUsableCheckpoint: The service has no such checkpoint.
         StatusRefused: The service refuses, or has no exports.
-        StatusUnavailable: It is out of reach, or its session has ended.
+        StatusUnavailable: It is out of reach, has failed, or its session has ended.
         DeadlineExceeded: A part took longer than its limit.
     """
     sessions = ClaimSessions(http)
@@ -115,7 +119,7 @@ async def _export(
     body |= {"optimizer": False, "type": "load_weights"}
     try:
         await _result(http, "load_weights", body, model, limits.load_s)
-    except StatusRefused as error:
+    except (StatusRefused, _Failed) as error:
         if await _is_gone(http, path):
             raise NoUsableCheckpoint(
                 f"the service has no checkpoint {path} (any more): it was deleted, or has expired"
@@ -192,7 +196,9 @@ async def _answer(http: ServiceHttp, route: str, request_id: str, model: str) ->
         if reply.get("type") == "try_again":
             await anyio.sleep(0.05)  # where a service does not hold the request by itself
         elif "error" in reply:
-            raise StatusRefused(f"{route}: {reply['error']}")
+            # By the same rule as a run recovers from a failed request.
+            blamed = reply.get("category") == types.RequestErrorCategory.User.value
+            raise (StatusRefused if blamed else _Failed)(f"{route}: {reply['error']}")
         else:
             return reply
 

@@ -270,9 +270,13 @@ class StatusReader:
 
     async def runs(self) -> AsyncIterator[types.TrainingRun]:
         """All runs, page by page, newest first."""
+        seen = set[str]()
         async for page in self._pages("training_runs"):
             for entry in page:
-                yield _training_run(entry)
+                run = _training_run(entry)
+                if run.training_run_id not in seen:
+                    seen.add(run.training_run_id)
+                    yield run
 
     async def every_checkpoint(self) -> AsyncIterator[types.Checkpoint]:
         """The checkpoints of all runs; who asks at the same time shares the reading of the list."""
@@ -280,14 +284,18 @@ class StatusReader:
             yield entry
 
     async def _read_every_checkpoint(self) -> list[types.Checkpoint]:
-        found: list[types.Checkpoint] = []
+        found: dict[str, types.Checkpoint] = {}
         async for page in self._pages("checkpoints"):
-            found += _checkpoints({"checkpoints": page})
-        return found
+            found |= {each.tinker_path: each for each in _checkpoints({"checkpoints": page})}
+        return list(found.values())
 
     async def _pages(self, path: str) -> AsyncIterator[list[Any]]:
-        """Every page of a list, which has the key ``path`` in its reply."""
-        offset = 0
+        """Every page of a list, which has the key ``path`` in its reply.
+
+        An entry may come twice: where some are deleted meanwhile, as many are read again, as those
+        behind them have moved up past what was read.
+        """
+        offset, total_before, again, steady = 0, 0, False, True
         listing = Listing(path, self.http.limits)
         while True:
             entries, total = await self.http.ask(
@@ -297,6 +305,13 @@ class StatusReader:
                 params={"limit": PAGE, "offset": offset},
             )
             listing.note_page(len(entries), total)
+            gone, total_before = total_before - (total or 0), total or 0
+            if again and gone < 0:
+                steady = False  # it counts something else, such as those that are left to read
+            again = steady and gone > 0 and offset > 0 and total is not None
+            if again:
+                offset = max(0, offset - gone)
+                continue
             yield entries
             offset += len(entries)
             if not entries or total is None or offset >= total:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from tinker_recovery.clock import Clock
 from tinker_recovery.detection.monitor import Monitor, silence_check_s
 from tinker_recovery.detection.outage import Outage
@@ -25,17 +27,31 @@ SHUTDOWN_MARGIN_S = 5.0
 """How much longer the Executor has for stopping than the longest thing it does then."""
 
 
-def check_arguments(on_event: object, clock: object, quiet: object) -> None:
-    """Refuse arguments of a Supervisor that would be missed only once it trains.
+def check_listener(on_event: object) -> None:
+    """Refuse a listener that cannot be called, or whose call does nothing by itself.
 
     Raises:
-        UsageError: One of them is of another kind; names it, its value and what is allowed.
+        UsageError: It is such a one.
     """
     if on_event is not None and not callable(on_event):
         raise UsageError(
             f"on_event={on_event!r} is not allowed: a function that is called with each "
             "RecoveryEvent, or None"
         )
+    if any(map(inspect.iscoroutinefunction, (on_event, getattr(on_event, "__call__", None)))):  # noqa: B004 - whether that is async
+        raise UsageError(
+            f"on_event={on_event!r} is not allowed: it is async, and what it returns is not "
+            "awaited: a plain function, or `async for event in supervisor.events()`"
+        )
+
+
+def check_arguments(on_event: object, clock: object, quiet: object) -> None:
+    """Refuse arguments of a Supervisor that would be missed only once it trains.
+
+    Raises:
+        UsageError: One of them is of another kind; names it, its value and what is allowed.
+    """
+    check_listener(on_event)
     if not isinstance(clock, Clock):
         raise UsageError(f"clock={clock!r} is not allowed: a Clock, as Clock(sleep=...)")
     if not isinstance(quiet, bool):

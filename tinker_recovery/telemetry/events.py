@@ -143,7 +143,7 @@ class EventSink:
         """
         event = RecoveryEvent(name, run, redact(message), dict(redact_value(fields)))
         logger.debug("%s%s", of_run(run), event.message, extra=event.as_attributes())
-        metrics.count(event)
+        metrics.count(event, label_run=self._label_runs)
 
     def tree(self, event: SupervisionEvent) -> None:
         """Send an event of the supervision tree; to be given to it as ``on_event``."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from tinker_recovery.telemetry import names
 from tinker_recovery.telemetry.redaction import redact
-from tinker_recovery.telemetry.text import as_text
+from tinker_recovery.telemetry.text import as_text, seconds
 
 logger = logging.getLogger(names.SCOPE)
 
@@ -64,7 +64,7 @@ class RunEnd:
         recovered = f"{self.recoveries} {again}"
         if self.recoveries:
             steps = "step" if self.replayed == 1 else "steps"
-            recovered += f", {self.replayed} {steps} replayed, {self.lost_s:.3g} s lost in all"
+            recovered += f", {self.replayed} {steps} replayed, {seconds(self.lost_s)} lost in all"
         saved = self.checkpoint or "none"
         if self.waiting is not None:
             saved += f", or {self.waiting} if the service still calls the run sound"

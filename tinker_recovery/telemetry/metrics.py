@@ -30,6 +30,7 @@ failed).
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -91,6 +92,15 @@ class _Registry:
             if len(self._past) > _RUNS_REMEMBERED:
                 self._past.popitem(last=False)
 
+    def forked(self) -> None:
+        """In a forked child, whose parent reports its runs itself: there are none.
+
+        OpenTelemetry's SDK exports from a child as well, and by a series of its own, so that in a
+        sum over both each run would be there twice, and once more with every loader of data.
+        """
+        self._lock = threading.Lock()  # the thread that held it is not there to release it
+        self._active, self._past = {}, OrderedDict()
+
     def active(self) -> int:
         return len(self._active)
 
@@ -105,6 +115,14 @@ class _Registry:
 
 
 RUNS = _Registry()
+
+
+def _forked() -> None:
+    RUNS.forked()  # the one there is by then
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _sum(pick: Callable[[Figures], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:

@@ -11,6 +11,10 @@ from opentelemetry.util.types import AttributeValue
 
 from tinker_recovery.telemetry import names
 
+_NO_DATE = 60_000_000_000
+"""Seconds to a time that no event has, nearer than the last that Python makes a date of. Today's
+date is further away if it is in milliseconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecoveryEvent:
@@ -74,6 +78,8 @@ def from_json_line(line: str | bytes) -> RecoveryEvent:
     for name, kind in expected.items():
         if not isinstance(read.get(name), kind):
             raise ValueError(f"{name} is missing or of the wrong type")  # noqa: TRY004 - as above
+    if not abs(read["time"]) < _NO_DATE:  # NaN as well
+        raise ValueError("time is no date in seconds since the epoch")
     return RecoveryEvent(
         read["name"], read["run"], read["message"], read["fields"], float(read["time"])
     )

@@ -27,6 +27,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def seconds(value: float) -> str:
+    """Seconds in three digits, or all of them before the point."""
+    return f"{value:.3g} s" if value < 999.5 else f"{value:,.0f} s"  # noqa: PLR2004 - what three digits show as 1e+03
+
+
 def is_are(count: int) -> str:
     """The verb behind a number with its noun."""
     return "is" if count == 1 else "are"

@@ -224,7 +224,9 @@ class LocalHub:
         reply = {"url": f"{self.endpoint}/{name}", "name": name}
         if name in self.repositories:
             return JSONResponse({**reply, "error": "You already created this model repo"}, 409)
-        self.repositories[name] = HubRepository(body.get("visibility") == "private")
+        # The first by later versions of the library, the second by those before 1.0.
+        private = body.get("visibility") == "private" or body.get("private") is True
+        self.repositories[name] = HubRepository(private)
         return JSONResponse(reply)
 
     async def _validate(self, request: Request) -> Response:

@@ -30,6 +30,7 @@ from tinker_recovery.errors import (
     UsageError,
 )
 from tinker_recovery.journal import STATE_FOLDER, Journal, Notebook, StoredRun, journal_path
+from tinker_recovery.journal.database import is_there
 from tinker_recovery.journal.holder import Holder
 from tinker_recovery.journal.reading import RunView, read_runs, read_stored_run
 from tinker_recovery.policy import RecoveryPolicy
@@ -185,7 +186,7 @@ class Context:
 
     async def _runs(self) -> list[RunView]:
         path = self.journal
-        if path is None or not path.exists():
+        if path is None or not is_there(path):
             return []
         try:
             return await anyio.to_thread.run_sync(lambda: read_runs(path))
@@ -194,7 +195,7 @@ class Context:
 
     async def _read(self, name: str) -> tuple[RunView, StoredRun] | None:
         path, service = self.journal, self._service
-        if path is None or not path.exists():
+        if path is None or not is_there(path):
             return None
         try:
             left = await anyio.to_thread.run_sync(
@@ -339,13 +340,13 @@ async def open_context(
         timeout_s: Deadline of one read, in seconds.
     """
     path = journal_path(STATE_FOLDER) if journal is None else journal_file(journal)
-    if path is not None and journal is not None and not path.exists():
-        refuse(f"there is no journal at {path}: name another with --journal")
     # A person waits for the answer, and can ask again.
     policy = RecoveryPolicy(checkpoints=checkpoints or CheckpointPolicy())
     policy = policy.model_copy(update={"max_wait_s": 0.0})
     limits = ReplyLimits.of(policy_from_settings())
     try:
+        if path is not None and journal is not None and not is_there(path):
+            refuse(f"there is no journal at {path}: name another with --journal")
         backend = TinkerBackend()
         endpoint = await backend.endpoint()
         async with (

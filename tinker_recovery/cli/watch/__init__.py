@@ -141,7 +141,7 @@ def _watch(
         raise  # click exits silently: the reader has closed the pipe
     except OSError as error:
         begun.over()
-        refuse(f"{events}: {error.strerror or error}")
+        refuse(f"{events or 'standard output'}: {error.strerror or error}")
 
 
 def _source(chosen: Chosen, journal: Path | None, events: str | None, *, once: bool) -> WatchSource:
@@ -198,7 +198,7 @@ def _render(
 
     now, width = time.time(), console.width
     if run is None or not rows:
-        return overview(rows, now=now, width=width, height=height)
+        return overview(rows, now=now, width=width, height=height, known=source.known)
     height = min(height, max(console.height, _MIN_PRINTED_LINES))
     return detail(
         rows[0],

@@ -53,10 +53,13 @@ def sorted_rows(rows: Sequence[RunRow]) -> list[RunRow]:
     return sorted(rows, key=lambda row: trouble(row.state))
 
 
-def overview(rows: Sequence[RunRow], *, now: float, width: int, height: int) -> RenderableType:
-    """Totals, and as many lines as there is room for."""
+def overview(
+    rows: Sequence[RunRow], *, now: float, width: int, height: int, known: int = 0
+) -> RenderableType:
+    """Totals, and as many lines as there is room for; of ``known`` runs these are chosen."""
     if not rows:
-        return Text("no runs yet", "dim")
+        none = f"0 of {counted(known, 'run')} chosen (see --state, --named)"
+        return Text(none if known else "no runs yet", "dim")
     said, shown = _totals(rows), sorted_rows(rows)
     # The totals, a blank line, the headings, what is left, and the caller's last two lines.
     room = max(3, height - 4 - 2 * _height(said, width))

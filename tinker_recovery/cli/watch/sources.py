@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tinker_recovery.cli.output import check_open
 from tinker_recovery.cli.watch.chosen import Chosen
 from tinker_recovery.cli.watch.rows import EventText, RunRow, after, event_text
 from tinker_recovery.journal.reading import RunView, read_events, read_run
@@ -29,6 +30,8 @@ class WatchSource(Protocol):
     """Whether there will be no more news."""
     skipped_lines: int
     """Lines that were not events."""
+    known: int
+    """How many runs there were when the rows were last read, the ones not chosen included."""
 
     def rows(self) -> list[RunRow]:
         """The current state of every chosen run, the most recently active first."""
@@ -56,6 +59,7 @@ class JournalSource:
 
     ended = False
     skipped_lines = 0
+    known = 0
 
     def __init__(self, path: Path, chosen: Chosen) -> None:
         self._path, self._chosen = path, chosen
@@ -69,6 +73,7 @@ class JournalSource:
         if self._run is not None:
             summaries = sorted(summaries, key=lambda each: each.run.id)[-1:]
             self._id = summaries[0].run.id if summaries else None
+        self.known = len(summaries)
         return list(filter(self._chosen.shows, map(RunRow.of, summaries)))
 
     def news(self) -> list[EventText]:
@@ -107,12 +112,13 @@ class EventsSource:
         self._rows: dict[str, RunRow] = {}
         self._news: deque[EventText] = deque(maxlen=_EVENTS)
         self.ended = False
-        self.skipped_lines = 0
+        self.skipped_lines = self.known = 0
         self._lines: _File | _Input = _Input(wait=wait) if file == "-" else _File(Path(file))
 
     def rows(self) -> list[RunRow]:
         """See :class:`WatchSource`."""
         self._read()
+        self.known = len(self._rows)
         return sorted(
             filter(self._chosen.shows, self._rows.values()),
             key=lambda row: row.event.time if row.event else 0,
@@ -168,8 +174,10 @@ class _Input:
     """The lines of standard input, read in a thread so that the view is never blocked."""
 
     def __init__(self, *, wait: bool) -> None:
+        check_open("stdin")
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._ended = False
+        self._error: OSError | None = None
         thread = threading.Thread(target=self._fill, name="events from standard input", daemon=True)
         thread.start()
         if wait:
@@ -180,10 +188,13 @@ class _Input:
         # thread that reads holds it.
         stdin = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
         rest = b""
-        while chunk := stdin.read(_CHUNK):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._lines.put(line.decode(errors="replace"))
+        try:
+            while chunk := stdin.read(_CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._lines.put(line.decode(errors="replace"))
+        except OSError as error:
+            self._error = error
         self._lines.put(rest.decode(errors="replace"))
         self._lines.put(None)
 
@@ -193,4 +204,6 @@ class _Input:
             line = self._lines.get()
             self._ended = self._ended or line is None
             lines += [] if line is None else [line]
+        if self._ended and self._error is not None:
+            raise self._error
         return lines, self._ended
