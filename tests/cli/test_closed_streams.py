@@ -16,9 +16,9 @@ COMMAND = [sys.executable, "-m", "tinker_recovery.cli"]
 def _closed(redirected: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Call the command by a shell, with some of its streams redirected or closed."""
     call = ["/bin/sh", "-c", f'exec "$@" {redirected}', "sh", *COMMAND, *arguments]
-    return subprocess.run(  # noqa: S603 - our own command
-        call, capture_output=True, timeout=40, check=False, env={**os.environ, "TERM": "xterm"}
-    )
+    # Unbuffered, nothing would be left to write as the interpreter ends.
+    own = {**os.environ, "TERM": "xterm", "PYTHONUNBUFFERED": ""}
+    return subprocess.run(call, capture_output=True, timeout=40, check=False, env=own)  # noqa: S603 - our own command
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,23 @@ def test_events_from_a_standard_input_that_cannot_be_read_are_no_endless_wait(
     assert done.stderr.startswith(b"Error: -: ")
 
 
-def test_an_output_that_takes_nothing_is_what_the_error_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["watch", "--once", "--journal", "{}"],
+        ["runs", "--journal", "{}"],
+        ["runs", "--json", "--journal", "{}"],
+        ["show", "killed", "--journal", "{}"],
+        ["--help"],
+    ],
+    ids=" ".join,
+)
+def test_an_output_that_takes_nothing_is_what_the_error_names(
+    tmp_path: Path, arguments: list[str]
+) -> None:
     leave_a_killed_run(tmp_path)
-    done = _closed(">/dev/full", "watch", "--once", "--journal", str(tmp_path))
-    assert done.returncode == 3
-    assert done.stderr == b"Error: standard output: No space left on device\n"
+    done = _closed(">/dev/full", *(each.format(tmp_path) for each in arguments))
+    assert (done.returncode, done.stderr) == (
+        3,
+        b"Error: standard output: No space left on device\n",
+    )

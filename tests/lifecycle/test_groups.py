@@ -138,8 +138,7 @@ async def test_a_fault_of_one_takes_both_back_and_both_end_as_if_nothing_had_hap
     async def before(step: int, attempts: GroupAttempt) -> None:
         if step == 7 and attempts[0].number == 1 and only_a_poll_tells:
             # It may have begun right after the poll before it: what was saved since is not trusted.
-            for name in rules:
-                await until(lambda polled=attempts[name]: confirmed_step(polled) == 5)
+            await until(lambda: all(confirmed_step(attempts[name]) == 5 for name in rules))
         inject(step, attempts)
 
     supervisor = await together(before, **changes)

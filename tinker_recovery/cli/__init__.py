@@ -6,6 +6,7 @@ and imports what it needs inside its functions, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -38,15 +39,42 @@ _COMMANDS = {
 }
 
 
+def _give_stdout_up() -> bool:
+    """Whether standard output does not take what was printed; it is not tried again then.
+
+    The interpreter would as it ends, and have a status and a message of its own.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        with contextlib.suppress(OSError):  # it is no file
+            os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return True
+    return False
+
+
 class _Lazy(click.Group):
     """Knows its commands' names and one-line help without importing them."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Call it; a standard stream that is closed takes nothing, and has nothing to read."""
+        """Call it; a standard stream that is closed takes nothing, and has nothing to read.
+
+        Exits with status 3 where standard output does not take what is printed (a full disk).
+        """
         for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
             if getattr(sys, name) is None:  # of a process that was started with `>&-`
                 setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the process ends, as the streams are
-        return super().main(*args, **extra)
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if not _give_stdout_up():
+                raise
+            click.echo(f"Error: standard output: {error.strerror}", err=True)
+            sys.exit(3)
+        finally:
+            _give_stdout_up()  # after an error that a command has told of by itself
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)

@@ -28,8 +28,8 @@ FOLDER = "recalled"
 
 _CHECK_BYTES = 16
 
-_PLAIN = re.compile(r"~?[0-9a-f]{8,64}")
-"""A lineage as it is made here, which may be the name of a folder."""
+_PLAIN = re.compile(r"~?[A-Za-z0-9_-]{1,64}")
+"""A lineage that may be the name of a folder, as all are that are made here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,10 +38,6 @@ PREFIX = "tinker-recovery-export-"
 """What the names of these exports begin with."""
 
 
-class _Failed(StatusUnavailable):
-    """The service has failed with a request, and does not blame the request for it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Exported:
     """An export at the service, with its files behind signed URLs, until it is deleted.
@@ -119,7 +115,7 @@ async def _export(
     body |= {"optimizer": False, "type": "load_weights"}
     try:
         await _result(http, "load_weights", body, model, limits.load_s)
-    except (StatusRefused, _Failed) as error:
+    except StatusError as error:  # a service may call its own what is none of its fault
         if await _is_gone(http, path):
             raise NoUsableCheckpoint(
                 f"the service has no checkpoint {path} (any more): it was deleted, or has expired"
@@ -198,7 +194,7 @@ async def _answer(http: ServiceHttp, route: str, request_id: str, model: str) ->
         elif "error" in reply:
             # By the same rule as a run recovers from a failed request.
             blamed = reply.get("category") == types.RequestErrorCategory.User.value
-            raise (StatusRefused if blamed else _Failed)(f"{route}: {reply['error']}")
+            raise (StatusRefused if blamed else StatusUnavailable)(f"{route}: {reply['error']}")
         else:
             return reply
 
