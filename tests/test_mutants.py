@@ -10,7 +10,7 @@ import pytest
 from _mutations import Mutation, mutations_of
 from hypothesis import given
 from hypothesis import strategies as st
-from mutants import Mutant, evenly, nearest, spread_over, uses, within
+from mutants import UNIT_S, Mutant, evenly, nearest, smallest, spread_over, uses, within
 from sweeps import sweep
 
 PACKAGE = Path(__file__).parents[1] / "tinker_recovery"
@@ -208,3 +208,12 @@ def test_a_part_is_taken_evenly_of_each_room_and_the_same_for_a_seed() -> None:
     assert order == evenly(mutants, 5)
     assert order != evenly(mutants, 6)
     assert sorted(map(str, order)) == sorted(map(str, mutants))
+
+
+def test_quick_tests_that_reach_the_fewest_lines_come_first_one_case_of_each_before_a_second() -> (
+    None
+):
+    whole = {"wide": 90, "unit[a]": 5, "unit[b]": 4, "other": 6, "slow": 1}
+    seconds = dict.fromkeys(whole, UNIT_S) | {"slow": UNIT_S + 0.01}
+    assert smallest(whole, seconds, 9) == ["unit[b]", "other", "wide", "unit[a]"]
+    assert smallest(whole, seconds, 2) == ["unit[b]", "other"]
