@@ -96,6 +96,9 @@ def _give_up(why: str) -> NoReturn:
 def _usage(days: int, timeout_s: float) -> list[BillingUsageEvent]:
     import tinker
 
+    from tinker_recovery.service import sdk_at_exit
+
+    sdk_at_exit.apply()
     end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
     found: Future[list[BillingUsageEvent]] = Future()
 
