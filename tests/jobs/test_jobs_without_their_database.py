@@ -175,7 +175,7 @@ async def test_a_disk_that_is_full_for_a_moment_fails_no_job_and_leaves_none_beh
 
     monkeypatch.setattr(SystemDatabase, method, refused)
     monkeypatch.setattr("tinker_recovery.jobs.jobs.LOOK_S", 0.3)
-    monkeypatch.setattr("tinker_recovery.jobs.engine.AGAIN_S", 0.05)
+    monkeypatch.setattr(reach, "AGAIN_S", 0.05)
     args = {"steps": STEPS, "at": 3, "file": str(tmp_path / "go")}
     async with Jobs(tmp_path / "jobs.db", policy=quick(), starts_per_s=50.0) as jobs:
         handle = await jobs.submit(rests_at, name="one", args=args, **START)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinker_recovery.journal.recalled import Kept, Recalled, folder_beside, forget_recalled
+from tinker_recovery.journal.recalled import Kept, Recalled, forget_recalled
 
 LARGE = 10**6
 
@@ -113,7 +113,7 @@ def test_a_disk_that_takes_nothing_stops_no_training(
 
 
 def test_a_run_that_is_abandoned_leaves_nothing(tmp_path: Path) -> None:
-    values = Recalled(folder_beside(tmp_path / "journal.sqlite3", "line"), limit=LARGE)
+    values = Recalled(tmp_path / "recalled" / "line", limit=LARGE)
     values.put("one", kept(1))
     forget_recalled(tmp_path / "journal.sqlite3", "line")
     assert not list((tmp_path / "recalled").iterdir())

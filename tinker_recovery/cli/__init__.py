@@ -71,10 +71,12 @@ class _Lazy(click.Group):
         except OSError as error:
             if not _give_stdout_up():
                 raise
-            click.echo(f"Error: standard output: {error.strerror}", err=True)
-            sys.exit(3)
+            from tinker_recovery.cli.common import UNREADABLE, say_error
+
+            say_error(f"standard output: {error.strerror}")
+            sys.exit(UNREADABLE)
         finally:
-            _give_stdout_up()  # after an error that a command has told of by itself
+            _give_stdout_up()  # also where a command has said so by itself
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tinker_recovery.errors import ExportRefused
+from tinker_recovery.export.durable import write_whole
 from tinker_recovery.export.tensors import TensorFile, rename_tensors
 
 WEIGHTS = "adapter_model.safetensors"
@@ -101,9 +102,7 @@ def make_loadable(folder: Path, *, base_model: str | None = None) -> Adapter:
         raise ExportRefused(f"{CONFIG} of the export does not say what the base model is")
     if complete != config:
         # All or nothing: the next try would take half of it for what the service had exported.
-        temporary = folder / f"{CONFIG}.part"
-        temporary.write_text(json.dumps(complete, indent=2, sort_keys=True) + "\n")
-        temporary.replace(folder / CONFIG)
+        write_whole(folder / CONFIG, json.dumps(complete, indent=2, sort_keys=True) + "\n")
     return Adapter(folder, complete, modules)
 
 

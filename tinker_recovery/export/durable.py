@@ -10,6 +10,18 @@ _NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP})
 """Of file systems, most over a network, that cannot sync this kind of file."""
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file all or nothing: what is there by this name was written to its end.
+
+    Raises:
+        OSError: As by :func:`sync`, or it cannot be written; what was there before still is.
+    """
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(text)
+    sync(temporary)
+    temporary.replace(path)
+
+
 def sync(path: Path) -> None:
     """Have a file's content, or which names a folder has, on the disk. Blocks until it is.
 

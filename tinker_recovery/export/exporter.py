@@ -30,7 +30,7 @@ from tinker_recovery.errors import (
     StatusRefused,
 )
 from tinker_recovery.export.adapter import WEIGHTS, Adapter, make_loadable
-from tinker_recovery.export.durable import sync
+from tinker_recovery.export.durable import sync, write_whole
 from tinker_recovery.export.formats import check_format, convert, files_of
 from tinker_recovery.export.manifest import MANIFEST, CheckpointFacts, Manifest
 from tinker_recovery.service.base import Endpoint
@@ -299,18 +299,13 @@ class _Work:
 
     def _write(self) -> None:
         assert self.export is not None  # noqa: S101 - noted before
-        temporary = self.folder / f"{_STATE}.part"
-        temporary.write_text(
-            json.dumps(
-                {
-                    "checkpoint": self._checkpoint,
-                    "export": self.export.path,
-                    "size_bytes": self.export.size_bytes,
-                    "downloaded": self.downloaded,
-                }
-            )
-        )
-        temporary.replace(self.folder / _STATE)
+        facts = {
+            "checkpoint": self._checkpoint,
+            "export": self.export.path,
+            "size_bytes": self.export.size_bytes,
+            "downloaded": self.downloaded,
+        }
+        write_whole(self.folder / _STATE, json.dumps(facts))
 
     def remove(self) -> None:
         """Remove it all."""

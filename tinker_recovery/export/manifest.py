@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tinker_recovery.errors import ExportRefused
-from tinker_recovery.export.durable import sync
+from tinker_recovery.export.durable import write_whole
 from tinker_recovery.journal.publication import Publication
 
 MANIFEST = "tinker_recovery.json"
@@ -81,10 +81,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it, all or nothing."""
-        temporary = folder / f"{MANIFEST}.part"
-        temporary.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
-        sync(temporary)
-        temporary.replace(folder / MANIFEST)
+        write_whole(folder / MANIFEST, json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def from_text(cls, text: str) -> Self:

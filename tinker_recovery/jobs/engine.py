@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from concurrent.futures import Future
 from typing import Any, Final, Protocol
@@ -20,7 +21,7 @@ from dbos._queue import QueueRateLimit
 
 from tinker_recovery.errors import UsageError
 from tinker_recovery.jobs.database import APPLICATION, EVENTS, QUEUE, WORKFLOW
-from tinker_recovery.jobs.reach import AGAIN_S, why_out_of_reach
+from tinker_recovery.jobs.reach import until_answered, why_out_of_reach
 from tinker_recovery.jobs.records import JobEvent, Limits, Say, TryOutcome
 from tinker_recovery.jobs.spec import JobSpec
 from tinker_recovery.telemetry.names import SCOPE
@@ -120,28 +121,20 @@ async def _try(spec: dict[str, Any], number: int) -> dict[str, Any]:
     under_way.outcome.add_done_callback(lambda _: say(_LAST))
     try:
         while (event := await said.get()) is not None:
-            await _write_down(event)
+            # Once it can be reached: the run does not depend on it.
+            write = functools.partial(
+                DBOS.write_stream_async,
+                EVENTS,
+                event.model_dump(mode="json"),
+                serialization_type=_PORTABLE,
+            )
+            await until_answered(write)
         return under_way.outcome.result().model_dump(mode="json")
     except BaseException:
         under_way.cancel()
         # Its run saves and gives its claim free before it is said that the job has ended.
         await asyncio.wrap_future(under_way.gone)
         raise
-
-
-async def _write_down(event: JobEvent) -> None:
-    """Write an event down, once the database can be reached: the run does not depend on it."""
-    while True:
-        try:
-            await DBOS.write_stream_async(
-                EVENTS, event.model_dump(mode="json"), serialization_type=_PORTABLE
-            )
-        except Exception as error:
-            if why_out_of_reach(error) is None:
-                raise
-        else:
-            return
-        await asyncio.sleep(AGAIN_S)
 
 
 def active() -> set[str]:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeVar
 
 import anyio
@@ -82,8 +82,8 @@ async def once_if_reached(function: Callable[..., object], *given: object, other
         logger.warning("the database of jobs cannot be reached (%s), and so %s", why, otherwise)
 
 
-async def until_reached(function: Callable[..., _T], *given: object) -> _T:
-    """What a call of the database returns; called again while that is out of reach. Cancellable.
+async def until_answered(ask: Callable[[], Awaitable[_T]]) -> _T:
+    """What the database is asked for; asked again while that is out of reach. Cancellable.
 
     For what does no harm if it is done twice: whether a call was carried out whose connection broke
     is not known.
@@ -91,7 +91,7 @@ async def until_reached(function: Callable[..., _T], *given: object) -> _T:
     reminder, began = Reminder(at_once=True), time.monotonic()
     while True:
         try:
-            return await in_thread(function, *given)
+            return await ask()
         except Exception as error:
             why = why_out_of_reach(error)
             if why is None:
@@ -105,3 +105,8 @@ async def until_reached(function: Callable[..., _T], *given: object) -> _T:
                     lasted_s,
                 )
         await anyio.sleep(AGAIN_S)
+
+
+async def until_reached(function: Callable[..., _T], *given: object) -> _T:
+    """The same of a blocking call of the database, made in a worker thread."""
+    return await until_answered(functools.partial(in_thread, function, *given))

@@ -68,8 +68,8 @@ def verify(
     chosen: list[str] = []
     try:
         asyncio.run(_verify(paths, scope, journal, deep=deep, chosen=chosen, found=found))
-    except BaseException:
-        if found:  # at the end of hours, perhaps, and also at Ctrl-C
+    except BaseException:  # Ctrl-C too: it may be the end of hours
+        if found:
             _show(found, len(chosen), as_json=as_json)
         raise
     _show(found, len(chosen), as_json=as_json)
