@@ -184,7 +184,10 @@ def most_steps(local: LocalTinker) -> int:
 def script(folder: Path, code: str) -> str:
     """The path of this code as a file: a process of it need not import the SDK itself."""
     file = folder / "script.py"
-    file.write_text(code, encoding="utf-8")
+    # A process of the same code may be about to read it, and would do nothing if it were empty.
+    whole = file.with_suffix(".part")
+    whole.write_text(code, encoding="utf-8")
+    whole.replace(file)
     return str(file)
 
 
