@@ -196,12 +196,16 @@ def test_before_the_first_save_has_ended_its_time_is_not_said(
 
 
 @pytest.mark.parametrize("keeps", ["unknown", "kept", "forgotten", "refused"])
-def test_while_metadata_may_be_refused_one_save_is_under_way_at_a_time(keeps: str) -> None:
+def test_while_metadata_may_be_refused_one_save_is_under_way_at_a_time(
+    keeps: str, caplog: pytest.LogCaptureFixture
+) -> None:
     world = begun(keeps=keeps, max_saves_in_flight=3)
     saved = world.steps(1, 4, store=False)
     assert saved == ([2] if keeps == "unknown" else [2, 4])
     assert world.saver.is_full == (keeps == "unknown")
     assert world.saver.may_begin(5) == (keeps != "unknown")
+    alone = "Save less often, or with save_at_start=True: the first save, which shows"
+    assert (alone in caplog.text) == (keeps == "unknown")
     world.saver.stored(2)
     assert world.steps(5, 10, store=False) == ([6, 8, 10] if keeps == "unknown" else [6, 8])
     assert world.saver.is_full

@@ -16,7 +16,7 @@ import anyio.to_thread
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner, Result
-from loops import MODEL, SEED, policy, train
+from loops import MODEL, SEED, loop, policy, train
 from named_runs import NAMED, Died
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, Supervisor
@@ -53,10 +53,17 @@ async def _trained(
             save_at_start=False, strategy="all", save_every=2, save_at_end=False
         )
     )
+
+    async def body(attempt: Attempt) -> None:
+        # Alone: it shows what the service makes of metadata, and may take longer than two steps.
+        await loop(attempt.client, 0, 2, 0)
+        await attempt.client.drain()
+        await loop(attempt.client, 2, steps, depth)
+
     async with Supervisor(given, journal=journal) as supervisor:  # type: ignore[arg-type]  # passed through
         options: dict[str, Any] = {} if name is None else {"name": name}
         await supervisor.run(
-            functools.partial(train, steps=steps, depth=depth),
+            body,
             base_model=MODEL,
             rank=8,
             seed=SEED,

@@ -15,7 +15,7 @@ import anyio
 import pytest
 import pytest_asyncio
 from inspection import open_claims, set_claim_s, set_retention_gap_s
-from loops import loop, policy, script, train, undisturbed_state, until
+from loops import loop, policy, quick, script, train, undisturbed_state, until
 from named_runs import NAMED, Died
 
 from tinker_recovery import (
@@ -218,3 +218,31 @@ async def _dying(attempt: Attempt) -> None:
     await train(attempt, steps=5)
     await attempt.client.drain()
     raise Died
+
+
+async def test_a_gateway_without_its_service_for_a_while_does_not_end_a_run(
+    left: LocalTinker, tmp_path: Path
+) -> None:
+    """Some answer 404 to everything while what is behind them is replaced."""
+
+    async def loop(attempt: Attempt) -> None:
+        if attempt.number == 1:
+            await train(attempt, steps=8)
+            left.begin_outage(status=404)
+            beats = left.stats.by_route["session_heartbeat"]
+            await until(lambda: left.stats.by_route["session_heartbeat"] > beats + 2)
+            group.start_soon(end)
+        await train(attempt, steps=STEPS)
+
+    async def end() -> None:
+        await anyio.sleep(1.0)
+        left.end_outage()
+
+    async with (
+        anyio.create_task_group() as group,
+        Supervisor(quick(), journal=tmp_path / "a.db") as supervisor,
+    ):
+        await supervisor.run(loop, **NAMED)
+    assert left.run_state(supervisor.runs[0].segments[-1].run_id) == await undisturbed_state(
+        left, steps=STEPS
+    )

@@ -16,7 +16,7 @@ from tinker_recovery.service import Endpoint, StatusReader
 from tinker_recovery.service.claim_sessions import ClaimSessions
 from tinker_recovery.service.heartbeats import ThreadHeartbeats
 from tinker_recovery.service.http import Missed, Unreached
-from tinker_recovery.testing import LocalTinker
+from tinker_recovery.testing import FaultRule, LocalTinker
 
 BEAT_S = 0.02
 THREAD = "tinker-recovery/heartbeats"
@@ -82,6 +82,24 @@ async def test_a_service_that_one_of_them_does_not_reach_is_heard_of_and_ends_no
         arrived = _arrived(server)
         await until(lambda: _arrived(server) > arrived + 1)
     assert not ended
+
+
+async def test_a_gateway_that_answers_404_for_the_service_ends_no_claim(
+    server: LocalTinker,
+) -> None:
+    ended: list[bool] = []
+    async with beating(server) as heartbeats:
+        session = await _opened(server)
+        heartbeats.start(session, lambda: ended.append(True))
+        server.inject(FaultRule("status", request="session_heartbeat", status=404, times=3))
+        await until(lambda: len(server.fired) == 3)
+        server.begin_outage(status=404)
+        arrived = _arrived(server)
+        await until(lambda: _arrived(server) > arrived + 2)
+        server.end_outage()
+        assert not ended
+        server.fail_session(session)
+        await until(lambda: bool(ended))
 
 
 async def test_whatever_one_of_them_fails_with_the_next_is_sent(

@@ -406,3 +406,23 @@ async def test_a_run_whose_claim_cannot_be_asked_for_says_so_after_seconds_and_w
     )
     assert f"; so for 15 s, since {_at(100.0)}; waiting up to 9 min 45 s more" in said[1]
     assert len(said) == len({5.0, 15.0, 35.0}), "at growing intervals"
+
+
+async def test_a_claim_is_not_lost_by_a_404_that_the_service_itself_does_not_confirm(
+    local: LocalTinker,
+) -> None:
+    async with a_machine(local) as claims:
+        claim = await taken(claims)
+        local.begin_outage(status=404)
+        with pytest.raises(StatusUnavailable, match="HTTP 404 to a heartbeat of the claim on run"):
+            await claim.still_held()
+        local.end_outage()
+        local.inject(FaultRule("status", request="session_heartbeat", status=404))
+        with pytest.raises(StatusUnavailable, match="HTTP 404 to a heartbeat"):
+            await claim.still_held()
+        assert await claim.still_held()
+        assert not claim.lost.is_set()
+        await claim.release()
+        unknown = Claim(claims, RUN, "entry", "session-of-a-service-that-was-emptied")
+        assert not await unknown.still_held()
+        assert unknown.lost.is_set()

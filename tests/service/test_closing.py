@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -113,3 +117,39 @@ async def test_a_cancellation_that_the_http_client_loses_is_not_the_last_one(
         await until(lambda: bool(lost) and at_rest(), SOON_S)
         server.release()
     assert lost[0].url.path.endswith("/finish")
+
+
+async def test_a_close_that_fails_just_as_it_is_ended_leaves_no_traceback_in_the_log(
+    deaf: LocalTinker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    at_rest: Callable[[], bool],
+) -> None:
+    service = deaf.service()
+    holder = await anyio.to_thread.run_sync(lambda: service.holder)
+    answers: list[asyncio.Future[None]] = []
+    looked, ended = threading.Event(), threading.Event()
+
+    async def sent(*_: Any) -> None:
+        answers.append(asyncio.get_running_loop().create_future())
+        await answers[0]
+
+    def refuse() -> None:
+        answers[0].set_exception(ConnectionRefusedError("of a test"))
+        looked.set()
+        ended.wait(SOON_S)
+
+    monkeypatch.setattr(holder, "execute_with_retries", sent)
+    async with anyio.create_task_group() as group:
+        group.start_soon(
+            partial(closing.close, service, "interrupted", "of a test", deadline_s=60.0)
+        )
+        await until(lambda: bool(answers))
+        SDK_LOOP.call_soon_threadsafe(refuse)
+        await until(looked.is_set)
+        group.cancel_scope.cancel()
+    ended.set()
+    await until(at_rest, SOON_S)
+    del answers[:]
+    gc.collect()
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]

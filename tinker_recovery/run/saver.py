@@ -333,19 +333,20 @@ class Saver:
 
     def _note_left_out(self, step: int) -> None:
         self._history.left_out += 1
-        if not is_reported(self._history.left_out):
-            return
-        logger.warning(
-            "run %s: step %d is due and not saved, as %s %s under way%s. Steps left out so "
-            "far: %d. Save less often, or allow more at once: max_saves_in_flight=%d",
-            self.run_name,
-            step,
-            counted(len(self._ledger.in_flight), "save"),
-            is_are(len(self._ledger.in_flight)),
-            "" if self._save_s is None else f"; the last one took {self._save_s:.1f} s",
-            self._history.left_out,
-            self._most_in_flight,
-        )
+        if is_reported(self._history.left_out):
+            logger.warning(
+                "run %s: step %d is due and not saved, as %s %s under way%s. Steps left out so "
+                "far: %d. Save less often, or %s",
+                self.run_name,
+                step,
+                counted(len(self._ledger.in_flight), "save"),
+                is_are(len(self._ledger.in_flight)),
+                "" if self._save_s is None else f"; the last one took {self._save_s:.1f} s",
+                self._history.left_out,
+                "with save_at_start=True: the first save, which shows if metadata is kept, is alone"
+                if self._most < self._most_in_flight
+                else f"allow more at once: max_saves_in_flight={self._most_in_flight}",
+            )
 
     def due(self, step: int, *, end: bool = False) -> SaveRequest | None:
         """The save to queue behind this optimizer step, if the schedule says so."""

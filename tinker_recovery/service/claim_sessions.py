@@ -22,7 +22,7 @@ _LATER = frozenset({408, 409, 425, 429})
 
 NOT_FOUND = 404
 GONE = frozenset({NOT_FOUND, 410})
-"""What the service answers to a heartbeat of a session that it has ended."""
+"""What the service answers about a session that it has ended."""
 
 
 class Http(Protocol):
@@ -132,19 +132,33 @@ class ClaimSessions:
         Raises:
             StatusError: The service did not answer.
         """
+        found = await self._by_id(session_id)
+        return any(not (each.user_metadata or {}).get(CLAIM) for each in found)
+
+    async def _by_id(self, session_id: str) -> list[types.SessionSummary]:
         query = {"session_id": session_id, "limit": 1}
         page = await self.http.ask(
             "POST", "sessions/search", types.SessionSearchResponse.model_validate, json=query
         )
-        return any(
-            each.session_id == session_id and not (each.user_metadata or {}).get(CLAIM)
-            for each in page.sessions
-        )
+        return [each for each in page.sessions if each.session_id == session_id]
 
     async def beat(self, session_id: str) -> int | None:
         """Send a heartbeat; the HTTP status, None without an answer."""
         body = {"session_id": session_id, "type": "session_heartbeat"}
         return await self.http.send("POST", "session_heartbeat", json=body)
+
+    async def has_ended(self, session_id: str, status: int | None) -> bool:
+        """Whether the service has ended a session, by the answer to its heartbeat.
+
+        A gateway whose service is being replaced answers 404 as well, so by that a session is over
+        only if a search, answered by the service itself, does not show it as active.
+
+        Raises:
+            StatusError: That could not be asked.
+        """
+        if status != NOT_FOUND:
+            return status in GONE
+        return not any(_state(each) == "active" for each in await self._by_id(session_id))
 
     async def finish(self, session_id: str, how: str, detail: str) -> int | None:
         """Ask the service to finish a session; the HTTP status, None without an answer."""

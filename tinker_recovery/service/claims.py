@@ -48,7 +48,7 @@ from typing import Literal, TypeVar
 import anyio
 
 from tinker_recovery.clock import Clock, Reminder
-from tinker_recovery.errors import RunHeld, StatusRefused, StatusUnavailable
+from tinker_recovery.errors import RunHeld, StatusError, StatusRefused, StatusUnavailable
 from tinker_recovery.service.claim_line import (
     CLAIM,
     JOB,
@@ -63,7 +63,7 @@ from tinker_recovery.service.claim_line import (
     place_of,
     rivals,
 )
-from tinker_recovery.service.claim_sessions import GONE, NOT_FOUND, ClaimSessions, Http, may_pass
+from tinker_recovery.service.claim_sessions import NOT_FOUND, ClaimSessions, Http, may_pass
 from tinker_recovery.service.credentials import UNAUTHORIZED
 from tinker_recovery.service.heartbeats import Heartbeats
 from tinker_recovery.service.missing_routes import NO_SUCH_ROUTE
@@ -157,12 +157,16 @@ class Claim:
         """
         if self.lost.is_set():
             return False
-        status = await self._claims.sessions.beat(self.session_id)
-        if status in GONE:
-            self.lost.set()
-            return False
+        sessions = self._claims.sessions
+        status = await sessions.beat(self.session_id)
         said = f"{_said(status)} to a heartbeat of the claim on run {self.name!r}"
-        if may_pass(status):
+        try:
+            if await sessions.has_ended(self.session_id, status):
+                self.lost.set()
+                return False
+        except StatusError as error:
+            raise StatusUnavailable(f"{said}; {error}", status_code=status) from error
+        if may_pass(status) or status == NOT_FOUND:
             raise StatusUnavailable(said, status_code=status)
         if status is None or status >= 400:  # noqa: PLR2004 - HTTP's errors begin there
             raise StatusRefused(said, status_code=status)

@@ -22,7 +22,7 @@ from anyio.abc import TaskGroup
 from tinker_recovery.clock import Clock
 from tinker_recovery.errors import StatusError
 from tinker_recovery.service.base import Endpoint
-from tinker_recovery.service.claim_sessions import GONE, ClaimSessions
+from tinker_recovery.service.claim_sessions import ClaimSessions
 from tinker_recovery.service.http import Missed, ServiceHttp
 from tinker_recovery.telemetry.names import SCOPE
 
@@ -181,6 +181,9 @@ async def _is_gone(sessions: ClaimSessions, session_id: str) -> bool:
     """Send one heartbeat; whether the service has ended the session. Never raises an Exception."""
     try:
         status = await sessions.beat(session_id)
+        if status is None or status >= 400:  # noqa: PLR2004 - HTTP's errors begin there
+            logger.debug("heartbeat of the claim %s: HTTP %s", session_id, status)
+        return await sessions.has_ended(session_id, status)
     except StatusError as error:
         logger.debug("heartbeat of the claim %s: %s", session_id, error)
         return False
@@ -188,6 +191,3 @@ async def _is_gone(sessions: ClaimSessions, session_id: str) -> bool:
         # If it went further, no heartbeat of any claim would be sent any more.
         logger.exception("heartbeat of the claim %s failed; it is sent again", session_id)
         return False
-    if status is None or status >= 400:  # noqa: PLR2004 - HTTP's errors begin there
-        logger.debug("heartbeat of the claim %s: HTTP %s", session_id, status)
-    return status in GONE
