@@ -440,9 +440,11 @@ class Collector:
         if self._no_export:
             return False
         findings = await self._verifier.verify(record.path, deep=True, lineage=run.lineage)
-        against = [finding.reason for finding in findings if not finding.ok]
+        against = [finding for finding in findings if not finding.ok]
+        for finding in against:
+            if finding.level == "bytes":  # what its listing says may be otherwise the next time
+                await run.checkpoints.reject(record.path, finding.reason, self._collaborators)
         if against:
-            await run.checkpoints.reject(record.path, "; ".join(against), self._collaborators)
             return False
         if not all(finding.looked for finding in findings):
             self._no_export = True
