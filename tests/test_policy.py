@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,19 @@ def test_an_unknown_field_is_refused_with_what_may_have_been_meant_and_all_that_
     assert error["loc"] == (name,)
     assert error["msg"] == f"{name} is no field of {model.__name__}{meant} Allowed are {allowed}"
     assert "https://" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["api_key", "hub_token", "HF_TOKEN", "password", "save_every_key"])
+@pytest.mark.parametrize("within", [False, True])
+def test_a_secret_given_to_a_policy_that_has_no_field_for_it_is_not_shown(
+    name: str, *, within: bool
+) -> None:
+    given = {name: "open-sesame-123"}
+    with pytest.raises(ValidationError) as caught:
+        RecoveryPolicy.model_validate({"checkpoints": given} if within else given)
+    assert f"{name} is no field of" in str(caught.value)
+    shown = f"{caught.value!r} {caught.value.errors()} {caught.value.json()}"
+    assert "open-sesame" not in "".join((shown, *traceback.format_exception(caught.value)))
 
 
 def test_all_that_is_wrong_with_a_policy_is_said_at_once() -> None:

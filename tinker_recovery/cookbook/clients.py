@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -179,19 +180,38 @@ def _service_client(*args: Any, **kwargs: Any) -> Any:
     return tinker.ServiceClient(*args, **kwargs) if seat is None else RecipeService(seat)
 
 
+_SEATED: dict[str, tuple[int, dict[str, Any]]] = {}
+"""By module: how many recipes run in it, and what its names were before the first of them."""
+
+_TURN = threading.Lock()
+
+
 @contextlib.contextmanager
 def seated(module: ModuleType) -> Iterator[None]:
     """Inside, a recipe's module makes clients and loggers by way of :data:`SEAT`.
 
     Only the names ``tinker`` and ``ml_log`` of that one module change, and code outside a recipe
-    gets what it would without. Nothing is restored while another recipe of the module runs.
+    gets what it would without. They are restored by the last recipe of the module that ends.
     """
-    before = {name: getattr(module, name) for name in ("tinker", "ml_log")}
-    if isinstance(before["tinker"], _Instead):
+    name = module.__name__
+    with _TURN:
+        running, before = _SEATED.get(name, (0, {}))
+        if not running:
+            before = {each: getattr(module, each) for each in ("tinker", "ml_log")}
+            vars(module).update(_instead_of(**before))
+        _SEATED[name] = running + 1, before
+    try:
         yield
-        return
-    ml_log = before["ml_log"]
+    finally:
+        with _TURN:
+            running, before = _SEATED.pop(name)
+            if running > 1:
+                _SEATED[name] = running - 1, before
+            else:
+                vars(module).update(before)
 
+
+def _instead_of(tinker: ModuleType, ml_log: Any) -> dict[str, ModuleType]:
     def setup_logging(*args: Any, **kwargs: Any) -> Any:
         made, seat = ml_log.setup_logging(*args, **kwargs), SEAT.get()
         if seat is not None:
@@ -205,12 +225,7 @@ def seated(module: ModuleType) -> Iterator[None]:
             made.log_metrics = logged
         return made
 
-    changed = {
-        "tinker": _Instead(before["tinker"], "ServiceClient", _service_client),
+    return {
+        "tinker": _Instead(tinker, "ServiceClient", _service_client),
         "ml_log": _Instead(ml_log, "setup_logging", setup_logging),
     }
-    vars(module).update(changed)
-    try:
-        yield
-    finally:
-        vars(module).update(before)

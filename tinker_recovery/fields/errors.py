@@ -2,12 +2,14 @@
 
 For a field that is not known: the one of a similar name, the policy that has it, and all names that
 are allowed. For a field that takes one of several kinds of values: one error instead of one each.
-All other errors stay as pydantic has them.
+All other errors stay as pydantic has them. The value of a field that is not known is not shown if
+the field's name is that of a secret, such as ``api_key``.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -19,6 +21,8 @@ from pydantic_core.core_schema import ErrorType
 _KNOWN = frozenset(get_args(ErrorType))
 _UNKNOWN_FIELD = "unknown_field"
 _NONE_OF_THESE = "none_of_these"
+_SECRET = re.compile("auth|credential|key|pass|secret|token", re.IGNORECASE)
+_HIDDEN = "***"
 _SHORT = 40
 """Characters of a value that is repeated in an example."""
 
@@ -41,6 +45,8 @@ def in_words(
     for each in error.errors(include_url=False):
         field = str(each["loc"][0]) if each["loc"] else ""
         if each["type"] == "extra_forbidden" and len(each["loc"]) == 1:
+            if _SECRET.search(field):
+                each["input"] = _HIDDEN
             found.append(_error(_UNKNOWN_FIELD, _unknown(field, each["input"], model, kin), each))
         elif len(each["loc"]) > 1 and _is_union(model, field):
             by_field.setdefault(field, []).append(each)
