@@ -12,13 +12,15 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
 import pytest
 
+from tinker_recovery import forks
 from tinker_recovery.run.ending import stop_in_words
-from tinker_recovery.run.signals import STOPPED, StopSignals
+from tinker_recovery.run.signals import STOPPED, StopSignals, _Fork
 
 
 @pytest.fixture(autouse=True)
@@ -311,6 +313,71 @@ def test_nothing_is_kept_of_a_supervisor_that_was_left() -> None:
     assert kept() is None
 
 
+@pytest.mark.parametrize("inner_first", [True, False])
+def test_of_two_supervisors_the_one_that_is_left_hears_nothing_more_and_no_handler_stays(
+    *, inner_first: bool
+) -> None:
+    signal.signal(signal.SIGINT, lambda *_: None)
+    before = signal.getsignal(signal.SIGINT)
+    signals = [StopSignals(), StopSignals()]
+    entered = [each.listen_here() for each in signals]
+    for each in entered:
+        each.__enter__()
+    entered[inner_first].__exit__(None, None, None)
+    signal.raise_signal(signal.SIGINT)
+    assert [each.requested for each in signals] == [inner_first, not inner_first]
+    entered[not inner_first].__exit__(None, None, None)
+    assert signal.getsignal(signal.SIGINT) is before
+    signal.raise_signal(signal.SIGINT)
+
+
+def _ours() -> tuple[StopSignals, dict[int, Callable[..., object]]]:
+    """The handlers of a Supervisor that has been left, as one that wrapped them still has them."""
+    signals = StopSignals()
+    with signals.listen_here():
+        ours: Any = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    return signals, ours
+
+
+@pytest.mark.parametrize("left", ["its Supervisor", "its process"])
+def test_a_handler_that_outlives_its_supervisor_or_process_does_what_was_done_before(
+    monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """As one of the user's calls ours that was installed over it; or in a child forked by C."""
+    signals, ours = _ours()
+    raised: list[int] = []
+    with contextlib.ExitStack() as entered:
+        if left == "its process":
+            entered.enter_context(signals.listen_here())
+            ours = {each: cast("Any", signal.getsignal(each)) for each in ours}
+            monkeypatch.setattr(forks, "_here", -1)
+        monkeypatch.setattr(signal, "raise_signal", raised.append)
+        with pytest.raises(KeyboardInterrupt):
+            ours[signal.SIGINT](signal.SIGINT, None)
+        assert ours[signal.SIGTERM](signal.SIGTERM, None) is None
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert raised == [signal.SIGTERM], "it ends the process"
+    assert (signals.requested, signals.terminated, signals.by) == (False, False, None)
+
+
+def test_sigterm_ends_a_process_on_the_spot_whose_task_ended_and_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signals, raised = StopSignals(), list[int]()
+    listening = signals.listen_in_task()
+
+    async def enter() -> None:
+        listening.__enter__()
+
+    asyncio.run(enter())
+    ours: Any = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    ours(signal.SIGTERM, None)
+    assert (raised, signals.terminated) == ([signal.SIGTERM], True)
+    with pytest.raises(SystemExit):
+        listening.__exit__(None, None, None)
+
+
 # -- forks ---------------------------------------------------------------------------------------
 
 
@@ -332,6 +399,29 @@ def test_a_forked_child_has_the_handlers_from_before_and_hears_signals_again() -
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
     assert (outer.requested, inner.requested) == (False, False)
+
+
+def _blocked() -> set[int]:
+    return {*signal.pthread_sigmask(signal.SIG_BLOCK, ())} & {signal.SIGINT, signal.SIGTERM}
+
+
+def test_around_a_fork_signals_are_held_back_and_let_through_again_in_both_processes() -> None:
+    fork, signals = _Fork(), StopSignals()
+    fork.after()
+    fork.before()
+    assert _blocked() == set(), "nobody listens"
+    with signals.listen_here():
+        ours = signal.getsignal(signal.SIGTERM)
+        fork.before()
+        assert _blocked() == {signal.SIGINT, signal.SIGTERM}
+        fork.after()
+        assert _blocked() == set()
+        assert signal.getsignal(signal.SIGTERM) is ours, "of the parent"
+        fork.before()
+        fork.in_child()
+        assert _blocked() == set()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_signal_that_comes_to_a_forked_child_by_a_handler_of_the_users_is_not_the_parents() -> (

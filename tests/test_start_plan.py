@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
+import tinker
 from hypothesis import given
 from hypothesis import strategies as st
 from tinker import types
@@ -104,6 +105,28 @@ def test_a_start_from_a_checkpoint_is_from_there_with_the_optimizer_as_the_polic
     assert plan(base_model="m").parent is None
     assert plan(start=_start).parent is None
     assert isinstance(plan(start=_start).origin, FromCallable)
+
+
+class _Own(tinker.TrainingClient):
+    """A client that the user has already."""
+
+    def __init__(self) -> None:
+        self.model_id = "a:train:0"
+
+
+@pytest.mark.parametrize("service", [None, "the user's"])
+def test_a_client_of_the_users_is_adopted_with_its_run_and_what_is_to_be_closed_with_it(
+    service: Any,
+) -> None:
+    own = _Own()
+    made = plan(adopt=own, **({} if service is None else {"adopt_service": service}))
+    adopted = made.adopted
+    assert adopted is not None
+    assert adopted.training is own
+    assert (adopted.run_id, adopted.service) == ("a:train:0", service)
+    assert (made.origin, made.parent, dict(made.described)) == (None, None, {"way": "adopt"})
+    assert made.with_seed(3) is made
+    assert not made.seed_is_drawn
 
 
 @given(seed=st.integers(0, 2**31 - 1))

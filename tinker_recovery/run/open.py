@@ -16,7 +16,7 @@ from tinker_recovery.checkpoints import CheckpointRecord
 from tinker_recovery.clock import Clock
 from tinker_recovery.costs import table_to_json
 from tinker_recovery.errors import StatusRefused, UsageError
-from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest
+from tinker_recovery.journal import HeldLease, Recorder, RunRecord, RunRequest, StoredRun
 from tinker_recovery.journal.elsewhere import select_elsewhere
 from tinker_recovery.journal.run_sql import JOB
 from tinker_recovery.policy import RecoveryPolicy
@@ -141,13 +141,14 @@ async def _opened(
     name = record.name
     try:
         _check_lineage(record, plan.lineage, named=opening.named)
-        known = record.stored is not None and record.stored.attempts
-        if opening.named and not known and plan.lineage != NEW:
+        stored = record.stored
+        known = stored if stored is not None and stored.attempts else None
+        if opening.named and known is None and plan.lineage != NEW:
             await _look_at_service(record, reader, plan, policy, clock)
-        if opening.named and known and record.stored is not None:
+        if opening.named and known is not None:
             if not plan.extend:
-                check_not_finished(name, record.stored)
-            await _look_for_others(record, reader, plan, policy, clock)
+                check_not_finished(name, known)
+            await _look_for_others(record, known, reader, plan, policy, clock)
         found = record.stored
         if found is None:
             return await _begun(record, opening, guard, reader, plan, policy, clock)
@@ -251,7 +252,12 @@ async def _look_at_service(
 
 
 async def _look_for_others(
-    record: RunRecord, reader: StatusReader, plan: StartPlan, policy: RecoveryPolicy, clock: Clock
+    record: RunRecord,
+    stored: StoredRun,
+    reader: StatusReader,
+    plan: StartPlan,
+    policy: RecoveryPolicy,
+    clock: Clock,
 ) -> None:
     """Add to a run of this journal what processes with other journals did of it since.
 
@@ -261,9 +267,7 @@ async def _look_for_others(
         StatusUnavailable: The service has not answered within ``max_wait_s``.
         DeadlineExceeded: Another process trains it still, without a claim.
     """
-    stored, waited_for = record.stored, ""
-    if stored is None:
-        return
+    waited_for = ""
     look = functools.partial(find_further, reader, stored, record.name)
     while True:
         try:

@@ -119,8 +119,8 @@ class StartPlan:
     on_lease: Literal["wait", "refuse"]
     described: Mapping[str, Any]
     seed_is_drawn: bool
-    job: str | None = None
-    extend: bool = False
+    job: str | None
+    extend: bool
 
     def with_seed(self, seed: int) -> Self:
         """The same start with the seed that was drawn when the run was begun."""
