@@ -300,6 +300,26 @@ async def test_its_totals_go_on_where_they_were(tmp_path: Path) -> None:
     assert ends[0]["elapsed_tokens"] == ends[1]["elapsed_tokens"]
 
 
+async def test_of_two_at_once_the_one_that_trains_on_alone_is_still_supervised(
+    tmp_path: Path,
+) -> None:
+    """Its fault comes once the other has ended."""
+    undisturbed, _ = await trained(tmp_path / "undisturbed")
+    async with LocalTinker(sampling_seed=1) as local:
+        use(local)
+        local.inject(FaultRule("poison", STEPS - 1, "optim_step"))
+        async with (
+            Supervisor(policy(), journal=tmp_path / "j.db") as supervisor,
+            anyio.create_task_group() as group,
+        ):
+            for epochs in 1, 2:
+                config = supervised(tmp_path / f"{epochs}", num_epochs=epochs)
+                train = functools.partial(supervisor.run_cookbook, sl_train.main, seed=SEED)
+                group.start_soon(train, config)
+        (run,) = [each for each in supervisor.runs if each.recoveries]
+        assert local.run_state(run.segments[-1].run_id) == undisturbed
+
+
 async def test_a_recipe_starts_from_the_weights_of_a_checkpoint(tmp_path: Path) -> None:
     """With a fresh optimizer, as it says; and starts from them again where it starts over."""
     async with LocalTinker(sampling_seed=1) as local:
