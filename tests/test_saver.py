@@ -32,6 +32,7 @@ class World:
         if "strategy" not in given:
             given = {"strategy": "steps", "save_every": 2, "save_best": False, **given}
         self.now_s = 100.0
+        self.looks_at_the_clock = 0
         self.sound_step = 10**9
         self.metadata = ServiceMetadata()
         self.metadata.keeps = given.pop("keeps", "kept")
@@ -52,12 +53,16 @@ class World:
             origin=object(),
             history=self.history,
             checkpoints=CheckpointState("named"),
-            clock=SimpleNamespace(monotonic=lambda: self.now_s),
+            clock=SimpleNamespace(monotonic=self._monotonic),
             segments=[segment("before"), own] if start else [own],
         )
         self.run = run
         trail: Any = SimpleNamespace(followed="trail")
         self.saver = Saver(run, own, checkpoint, lambda: self.sound_step, trail)
+
+    def _monotonic(self) -> float:
+        self.looks_at_the_clock += 1
+        return self.now_s
 
     def step(self, step: int, state: object = None, *, goes_on: bool = True) -> SaveRequest | None:
         """An optimizer step, what the loop sets behind it, and the next training request."""
@@ -314,6 +319,19 @@ def test_a_schedule_by_the_clock_is_asked_again_about_a_step_once_that_matters()
     assert world.saver.due(1) is None, "the step was asked about just now"
     world.now_s += ASK_AGAIN_S / 2
     assert named(world.saver.due(1)).step == 1
+
+
+def test_of_the_many_steps_before_one_that_may_be_due_the_schedule_is_asked_about_the_first() -> (
+    None
+):
+    """Each would read the clock, and hold up the loop."""
+    world = begun(save_every=100)
+    world.step(1)
+    before = world.looks_at_the_clock
+    assert world.steps(2, 99) == []
+    assert world.looks_at_the_clock == before
+    assert world.steps(100, 100) == [100]
+    assert world.looks_at_the_clock > before
 
 
 def test_at_its_end_a_loop_has_its_last_step_saved() -> None:

@@ -232,13 +232,12 @@ class Saver:
         if not self._at_boundary and self._seen_state is None:
             return None  # most often: inside a step there is nothing to see or to decide
         with self._lock:
-            if self.loop_state is not None or self._seen_state is not None:
-                self._see()
+            self._see()
             if not self._at_boundary:
                 return None
             alone = not self._history.saves.together
             request = None if alone and self._is_quiet(step) else self.due(step)
-            if request is None and self._saved_as is not None and self._saved_as[0] == step:
+            if request is None:
                 request = self._save_again(step)
             if request is None and self._held_back:
                 self._note_left_out(step)
