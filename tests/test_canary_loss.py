@@ -37,6 +37,7 @@ class World:
             post=lambda work: work(),
             hooks=SimpleNamespace(no_canary=self._no_canary),
         )
+        self.scope = scope
         self.loss = CanaryLoss(scope)
 
     def _drop(self, why: str) -> None:
@@ -81,6 +82,15 @@ def test_one_that_two_attempts_in_a_row_have_lost_is_dropped(error: Exception | 
     assert ("too late" in why) == (error is not None)
     assert second.loss.drops(silent, error), "of several, another was the first to fail"
     assert len(second.dropped) == 1
+
+
+def test_it_is_the_second_attempt_in_a_row_that_drops_it() -> None:
+    world = World(auto=False)
+    outcomes = [world.loss.drops(RULES[Kind.SILENCE], None) for _ in range(2)]
+    world.loss = CanaryLoss(world.scope)
+    outcomes += [world.loss.drops(RULES[Kind.SILENCE], None) for _ in range(2)]
+    assert outcomes == [False, False, True, True]
+    assert (world.prompt.lost, world.refunds, len(world.dropped)) == (2, 2, 1)
 
 
 def test_one_that_is_answered_is_lost_no_more() -> None:

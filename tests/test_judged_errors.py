@@ -150,3 +150,9 @@ def test_a_sample_that_failed_at_a_fresh_sampler_too_is_recovered_from_if_that_m
         assert rule.verdict == "recover", "training waits for the key"
     assert kind_of(attempt(failed_samples=[ValueError("x")]), error) is else_
     assert kind_of(attempt(), error) is else_
+
+
+def test_a_program_that_is_to_end_ends_whatever_it_was_at() -> None:
+    for stop in (KeyboardInterrupt(), SystemExit(2)):
+        assert kind_of(attempt(failed_samples=[stop]), stop) is None
+        assert kind_of(attempt(failed=[("optim_step", stop)]), stop) is None

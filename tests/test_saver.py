@@ -267,6 +267,22 @@ def test_the_run_is_given_up_after_so_many_failed_saves_only_if_the_policy_says_
     assert world.saver.gives_up == (on_save_failure == "stop")
 
 
+def test_it_is_the_third_failed_save_in_a_row_that_stops_a_run_whose_policy_says_so() -> None:
+    for policy, gave_up in (
+        ({"on_save_failure": "stop"}, [False, False, False, True]),
+        ({}, [False] * 4),
+    ):
+        world, found = World(save_every=1, **policy), list[bool]()
+        for step in range(4):
+            found.append(world.saver.gives_up)
+            world.saver.begin(step)
+            world.saver.failed(step)
+        assert found == gave_up
+        world.saver.begin(4)
+        world.saver.stored(4)
+        assert not world.saver.gives_up
+
+
 def test_a_run_whose_saves_are_refused_asks_for_none_any_more() -> None:
     world = begun()
     world.history.refused_saves = OFF_AFTER - 1
@@ -621,6 +637,25 @@ def test_a_checkpoint_says_that_the_run_has_ended_only_if_all_of_it_succeeded(
     assert any(key.endswith("ended") for key in said) == says
 
 
+def test_the_last_checkpoint_says_that_the_run_has_ended_if_its_own_step_is_sound() -> None:
+    world = World()
+    world.saver.training_continues(0)
+    world.saver.step_submitted(3, 1)
+
+    def says() -> list[bool]:
+        """Of a run that is sound up to the step before it, to it, and of the user's own."""
+        found = []
+        for world.sound_step, by in ((2, "schedule"), (3, "schedule"), (3, "user")):
+            said = world.saver.metadata(3, cast("Any", by))
+            found.append("tinker_recovery.ended" in said)
+            assert said["tinker_recovery.sound_step"] == str(world.sound_step)
+        return found
+
+    assert says() == [False, False, False]
+    world.saver.due(3, end=True)
+    assert says() == [False, True, False]
+
+
 def test_a_save_ahead_of_the_loop_or_on_the_way_out_does_not_say_that_the_run_has_ended() -> None:
     for begin in ("begin", "last"):
         world = World()
@@ -680,6 +715,24 @@ def test_saves_carry_metadata_unless_a_refusal_could_not_be_made_up_for(
     assert request is not None
     assert world.saver.sends_metadata() == sends
     assert (request.metadata is not None) == sends
+
+
+def test_whether_saves_carry_metadata_is_known_before_there_is_any() -> None:
+    world = World()
+    for keeps, probes, remakeable, sends in (
+        ("kept", False, False, True),
+        ("forgotten", False, False, True),
+        ("unknown", False, False, False),
+        ("unknown", True, False, True),
+        ("unknown", False, True, True),
+        ("refused", True, True, False),
+    ):
+        world.metadata.keeps = cast("Any", keeps)
+        world.run.policy.enabled = remakeable
+        trail: Any = SimpleNamespace(followed=None)
+        saver = Saver(world.run, world.run.segments[0], None, lambda: 0, trail)
+        saver.probes = probes
+        assert saver.sends_metadata() == sends
 
 
 def test_metrics_that_are_too_many_are_left_out_and_that_is_said_once(

@@ -26,19 +26,18 @@ class SavesTogether:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         """Held by each saver of the group while it decides."""
-        self.together = False
-        """Whether there is more than one run."""
-        self._savers: Sequence[Saver] = ()
-        self._agreed: set[int] = set()
-        self._owed: set[Saver] = set()
-        self._passed = -1
         self._warned = False
+        self.begin(())
 
     def begin(self, savers: Sequence[Saver]) -> None:
         """Attempts of all runs of a group begin, at the same step."""
         with self.lock:
-            self._savers, self.together = savers, len(savers) > 1
-            self._agreed, self._owed, self._passed = set(), set(), -1
+            self._savers = savers
+            self.together = len(savers) > 1
+            """Whether there is more than one run."""
+            self._agreed: set[int] = set()
+            self._owed: set[Saver] = set()
+            self._passed = -1
 
     def passed(self, step: int) -> None:
         """A run trains past the end of this step."""
