@@ -327,14 +327,13 @@ async def test_what_its_body_is_left_with_is_raised_unless_it_is_recovered_from(
     body = Body(monkeypatch)
     body.swallows = swallows
     error = ValueError("of the body")
-    with anyio.CancelScope():
-        try:
-            async with body.attempt:
-                raise error
-        except ValueError:
-            assert not swallows
-        else:
-            assert swallows
+    raised = False
+    try:
+        async with body.attempt:
+            raise error
+    except ValueError:
+        raised = True
+    assert raised != swallows
     assert body.log[-1] == ("leave", error)
 
 
