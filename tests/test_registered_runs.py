@@ -249,6 +249,7 @@ async def test_a_service_that_refuses_the_credential_is_said_to(
 async def test_the_oldest_runs_that_have_ended_are_forgotten_but_for_those_lost_to_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert register.KEPT == 1000
     monkeypatch.setattr(register, "KEPT", 2)
     world = World(monkeypatch)
     for name in "abcdef":

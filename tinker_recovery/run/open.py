@@ -381,7 +381,7 @@ async def take_run(
     opening: RunRequest,
     on_lease: Literal["wait", "refuse"],
     *,
-    rob: bool = False,
+    rob: bool,
 ) -> RunRecord:
     """Take a run for this process; waits for another that trains it, or refuses to.
 
