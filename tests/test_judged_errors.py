@@ -98,9 +98,9 @@ def test_a_request_inside_a_custom_loss_meets_a_rotated_key_like_any_other() -> 
         assert (rule.verdict, elsewhere) == ("recover", False)
     kept, _ = judge_request(CUSTOM_LOSS, status(401), (tinker.AuthenticationError,))
     assert kept is RULES[Kind.RETRYABLE]
-    assert (
-        judge_request("sampler", status(404), (tinker.NotFoundError,))[0] is (RULES[Kind.RETRYABLE])
-    )
+    assert judge_request("sampler", status(404))[1], "it is about something else than the model"
+    named = judge_request("sampler", status(404), (tinker.NotFoundError,))
+    assert named == (RULES[Kind.RETRYABLE], False)
     assert judge_request(CANARY, status(404)) == (RULES[Kind.MODEL_MISSING], False)
 
 
