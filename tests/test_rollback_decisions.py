@@ -20,7 +20,7 @@ from tinker_recovery import RecoveryEvent, RecoveryPolicy
 from tinker_recovery.checkpoints.prompt import prompt_of
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
-from tinker_recovery.run.rollback_detector import LONG_S, MOMENT_S, RollbackDetector
+from tinker_recovery.run.rollback_detector import LONG_S, MOMENT_S, RollbackDetector, _Outage
 from tinker_recovery.telemetry import EventSink, names
 
 
@@ -257,6 +257,69 @@ def test_an_outage_before_any_attempt_begins_where_the_run_does_and_met_no_reque
     assert len(world.unknown) == 1
 
 
+# -- what an outage was like ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("met", "heard", "lasted_s", "refused_s", "requests", "down"),
+    [
+        ([], False, 0, 0, False, False),
+        ([], True, 0, 0, False, False),
+        ([(1, "refused")], False, 0, 0, True, True),
+        ([(1, "refused"), (2, "refused"), (4, "refused")], False, 3, 3, True, True),
+        ([(1, "silent"), (2, "refused"), (4, "refused"), (9, "down")], False, 8, 2, True, True),
+        ([(1, "silent"), (1 + LONG_S, "silent")], False, LONG_S, 0, True, False),
+        ([(1, "silent"), (0.9 + LONG_S, "silent")], False, LONG_S - 0.1, 0, False, False),
+        ([(1, "down"), (2, "silent")], False, 1, 0, False, True),
+        ([(1, "unserved"), (9, "unserved")], False, 8, 0, False, False),
+        ([(1, "unserved"), (9, "unserved")], True, 8, 0, True, True),
+        ([(1, "unserved"), (2, "unserved")], True, 1, 0, False, True),
+        ([(1, "unserved"), (2, "silent")], False, 1, 0, False, True),
+        ([(1, "silent"), (2, "unserved")], False, 1, 0, False, True),
+    ],
+)
+def test_what_requests_under_way_may_have_met_is_told_by_what_ours_met(
+    met: list[tuple[float, Any]],
+    heard: bool,  # noqa: FBT001 - a table
+    lasted_s: float,
+    refused_s: float,
+    requests: bool,  # noqa: FBT001 - a table
+    down: bool,  # noqa: FBT001 - a table
+) -> None:
+    """Only where all that ours met is a proxy's answers, the SDK has to have heard of it too."""
+    for under_way in (0, 1):
+        outage = _Outage(3, under_way, heard=heard)
+        for now_s, how in met:
+            outage.note(now_s, how)
+        assert (outage.lasted_s, outage.refused_s) == pytest.approx((lasted_s, refused_s))
+        assert outage.met_requests is (requests and under_way > 0)
+        assert outage.met_down is (down and under_way > 0)
+
+
+def test_a_run_is_in_doubt_while_an_outage_is_open_or_a_poll_has_found_it_corrupted() -> None:
+    world = World()
+    detector = world.detector
+
+    def doubts() -> tuple[bool, bool]:
+        return detector.is_out_of_reach, detector.in_doubt
+
+    assert doubts() == (False, False)
+    detector.note_cut(world.attempt)
+    assert doubts() == (False, False), "that is a mere hint"
+    world.unreachable()
+    assert doubts() == (True, True)
+    detector.note_resumed(3)
+    assert doubts() == (False, False)
+    detector.corrupted = world.attempt
+    assert doubts() == (False, True)
+    detector.corrupted = cast("Any", object())
+    assert doubts() == (False, False), "that is another attempt"
+    detector.corrupted = world.run.current = None
+    assert doubts() == (False, False)
+    world.unreachable()
+    assert doubts() == (True, True)
+
+
 # -- what a fault casts doubt on -----------------------------------------------------------------
 
 
@@ -446,6 +509,7 @@ def test_without_a_canary_an_outage_is_decided_by_how_long_and_how_it_was(
         (("silent", "refused", "silent", "silent"), "said"),
         (("silent", "silent", "silent", "refused"), "said"),
         (("silent", "broken", "refused", "refused"), "said"),
+        (("refused", "refused", "refused", "silent"), "back"),
     ],
 )
 def test_an_outage_lasts_from_the_first_request_that_met_it_to_the_last(
@@ -656,6 +720,16 @@ async def test_with_requests_under_way_weights_as_they_never_were_are_warned_of(
     (event,) = world.unknown
     assert "with 2 requests under way" in event.message
     assert event.fields[names.CHECKPOINT_STEP] == 5
+
+
+async def test_a_closed_connection_met_no_request_whatever_the_sdks_requests_meet_then() -> None:
+    world = World()
+    world.store(5)
+    world.detector.note_cut(world.attempt)
+    world.detector.note_heard()
+    await _looked(world, _answer(*AT[9]))
+    assert (world.declared, world.unknown) == ([], [])
+    assert world.detector.sound_to == math.inf
 
 
 async def test_what_was_saved_since_the_outage_is_not_compared_with() -> None:
