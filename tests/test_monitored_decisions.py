@@ -14,6 +14,7 @@ import pytest
 
 from tinker_recovery import RecoveryEvent, RecoveryPolicy
 from tinker_recovery.faults import RULES, DetectedBy, Kind
+from tinker_recovery.run import monitored
 from tinker_recovery.run.monitored import OVERDUE_S, OVERDUE_STEPS, MonitoredRun, listening
 from tinker_recovery.service import Asked, RunStatus, sdk_requests
 from tinker_recovery.telemetry import EventSink, names
@@ -24,10 +25,11 @@ CORRUPTED = SOUND._replace(corrupted=True)
 ASKED = Asked(at_s=990.0, service_s=5.0)
 
 
-class Attempt(SimpleNamespace):
-    """One that can be told from others, and remembered."""
+class Attempt:
+    """One with these facts; it can be told from others, and remembered."""
 
-    __hash__ = object.__hash__
+    def __init__(self, **facts: Any) -> None:
+        vars(self).update(facts)
 
 
 class World:
@@ -36,7 +38,7 @@ class World:
     def __init__(self, **policy: Any) -> None:
         self.log: list[object] = []
         """What was done about it, in this order."""
-        self.declared: list[tuple[object, DetectedBy, float | None]] = []
+        self.declared: list[tuple[Any, DetectedBy, float | None]] = []
         self.events: list[RecoveryEvent] = []
         self.spawned: list[Callable[[], Any]] = []
         self.renews = False
@@ -66,7 +68,7 @@ class World:
 
     def trains(self, name: str) -> Any:
         """The run's newest attempt is this one from now on."""
-        attempt = Attempt(
+        attempt: Any = Attempt(
             id=name,
             run_id=name,
             client=SimpleNamespace(silence_s=None, open_requests=0, slow_s=None, drain=self._drain),
@@ -154,7 +156,7 @@ def test_nothing_is_asked_or_noted_before_a_run_trains_or_while_it_does_not(
     assert world.monitored.is_urgent
     turn(world)
     assert world.monitored.watched_run_id is None
-    assert not world.monitored.is_urgent
+    assert world.monitored.is_urgent is False
     world.monitored.check_silence()
     for status in (SOUND, CORRUPTED, SOUND._replace(run_id="")):
         world.monitored.note_status(status, ASKED)
@@ -209,7 +211,8 @@ async def test_with_requests_open_the_one_that_fails_may_say_first_at_which_step
 async def test_requests_that_are_never_answered_hold_a_corruption_back_for_a_moment_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tinker_recovery.run.monitored.ANSWER_S", 0.0)
+    assert monitored.ANSWER_S < 1
+    monkeypatch.setattr(monitored, "ANSWER_S", 0.0)
     world = World()
     world.attempt.client.open_requests = 1
     world.attempt.client.drain = asyncio.Event().wait
@@ -361,7 +364,7 @@ def test_work_that_is_not_open_is_not_silent() -> None:
     world.silent(None)
     assert (world.warned, world.declared) == ([], [])
     world.silent(None, 1.0)
-    assert [rule.kind for rule, *_ in world.declared] == [Kind.SAMPLING_SILENCE]  # type: ignore[attr-defined]  # a Rule
+    assert [rule.kind for rule, *_ in world.declared] == [Kind.SAMPLING_SILENCE]
 
 
 def test_silence_that_is_never_a_fault_is_warned_of_where_that_is_asked_for() -> None:

@@ -280,11 +280,12 @@ def test_an_outage_before_any_attempt_begins_where_the_run_does_and_met_no_reque
 )
 def test_what_requests_under_way_may_have_met_is_told_by_what_ours_met(
     met: list[tuple[float, Any]],
-    heard: bool,  # noqa: FBT001 - a table
     lasted_s: float,
     refused_s: float,
-    requests: bool,  # noqa: FBT001 - a table
-    down: bool,  # noqa: FBT001 - a table
+    *,
+    heard: bool,
+    requests: bool,
+    down: bool,
 ) -> None:
     """Only where all that ours met is a proxy's answers, the SDK has to have heard of it too."""
     for under_way in (0, 1):

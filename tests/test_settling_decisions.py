@@ -221,7 +221,7 @@ async def test_a_save_that_failed_is_raised_only_of_a_run_that_is_corrupted(
     world = World()
     world.client.failed_saves, world.client.errors.unseen = [SAVING, OTHER], unseen
     world.corrupted = corrupted
-    expected = OTHER if corrupted else (unseen or [None])[0]
+    expected = OTHER if corrupted else next(iter(unseen), None)
     assert await world.finish() is expected
     assert world.log[-2:] == ["delivered", "asked"]
 

@@ -66,12 +66,18 @@ class MonitoredRun:
         return self._run.name
 
     @property
-    def watched_run_id(self) -> str | None:
-        """The Tinker run to ask about; None from a corruption on, during a recovery, at the end."""
+    def _watched(self) -> AttemptScope | None:
+        """The attempt to look at; None from a corruption on, during a recovery, at the end."""
         run, current = self._run, self._run.current
-        if run.ended or run.incident or current is None or current is run.rollbacks.corrupted:
+        if run.ended or run.incident or current is run.rollbacks.corrupted:
             return None
-        return current.run_id
+        return current
+
+    @property
+    def watched_run_id(self) -> str | None:
+        """The Tinker run to ask about; None where there is none at the moment."""
+        watched = self._watched
+        return None if watched is None else watched.run_id
 
     @property
     def silent_s(self) -> float | None:
@@ -81,8 +87,8 @@ class MonitoredRun:
 
     def note_status(self, status: RunStatus, asked: Asked) -> None:
         """The service's answer; one about an earlier attempt is ignored."""
-        current = self._run.current
-        if current is None or status.run_id != self.watched_run_id:
+        current = self._watched
+        if current is None or status.run_id != current.run_id:
             return
         self._run.weights = status.weights
         if status.corrupted:
@@ -108,15 +114,15 @@ class MonitoredRun:
 
     def note_session_failed(self, run_id: str, message: str) -> None:
         """The service has failed the session of a Tinker run."""
-        current = self._run.current
-        if current is not None and run_id == self.watched_run_id:
+        current = self._watched
+        if current is not None and run_id == current.run_id:
             logger.warning("run %s: the service failed its session: %s", self.name, message)
             current.declare_fault(RULES[Kind.SESSION_FAILED], DetectedBy.POLL)
 
     def note_unreachable(self, how: Unreached, waited_s: float) -> None:
         """A request of ours could not reach the service, whatever it was about."""
-        current = self._run.current
-        if current is not None and self.watched_run_id is not None:
+        current = self._watched
+        if current is not None:
             if how != "unserved":  # which may be met by our own requests alone
                 self._note_away(current)
             self._run.rollbacks.note_unreachable(current, how, waited_s)
@@ -136,14 +142,15 @@ class MonitoredRun:
     def note_cut(self, *, ours: bool = True) -> None:
         """A connection was closed by the service while it was idle: it may be a new one."""
         # Of the many connections of the SDK, proxies end some every day: worth a look, no warning.
-        if self.watched_run_id is not None and (ours or self._run.checkpoints.prompt.batch):
-            self._run.rollbacks.note_cut(self._run.current)
+        current = self._watched
+        if current is not None and (ours or self._run.checkpoints.prompt.batch):
+            self._run.rollbacks.note_cut(current)
 
     @property
     def is_urgent(self) -> bool:
         """Whether its status cannot wait for the next poll: work is overdue, or an outage open."""
-        current = self._run.current
-        if current is None or self.watched_run_id is None:
+        current = self._watched
+        if current is None:
             return False
         silent_s = current.client.silent_s()
         usual_s = self._run.history.evidence.step_s or 0.0
@@ -152,8 +159,8 @@ class MonitoredRun:
 
     def check_silence(self) -> None:
         """Warn of work that makes no progress, and then declare it a fault."""
-        current = self._run.current
-        if current is None or self.watched_run_id is None:
+        current = self._watched
+        if current is None:
             return
         client, sampling = current.client, current.sampling
         silences = [
