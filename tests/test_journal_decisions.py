@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from made import segment
@@ -55,7 +55,7 @@ class World:
             history=SimpleNamespace(recall=recall),
             signals=SimpleNamespace(by=None),
         )
-        self.journal = RunJournal(self.run, self.record)
+        self.journal = RunJournal(cast("Any", self.run), cast("Any", self.record))
 
     async def _begins(self, *given: Any) -> None:
         self.log.append(("begins", *given))

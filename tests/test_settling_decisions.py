@@ -28,6 +28,8 @@ class World:
     def __init__(self, **facts: Any) -> None:
         self.log: list[Any] = []
         self.corrupted = False
+        self.free_at = 9
+        """The step at which nothing has followed yet."""
         self.draining: list[Callable[[], Any]] = []
         """What each wait for what is open comes to, in turn; nothing behind the last."""
         self.on_deliver: Callable[[], object] = nothing
@@ -48,7 +50,6 @@ class World:
             awaits_state=False,
             may_save_at=lambda step: step == self.free_at,
         )
-        self.free_at = 9
         self.run = SimpleNamespace(
             name="r",
             policy=SimpleNamespace(
