@@ -13,6 +13,7 @@ import inspect
 import logging
 import math
 import queue
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -51,8 +52,9 @@ async def in_worker_thread(function: Callable[[], Any]) -> Any:
 
 def is_async(train: Callable[..., Any]) -> bool:
     """Whether calling it gives a coroutine, as far as can be seen without calling it."""
-    return inspect.iscoroutinefunction(inspect.unwrap(train)) or inspect.iscoroutinefunction(
-        getattr(train, "func", None) or getattr(train, "__call__", None)  # noqa: B004 - a partial's function, or an object's own
+    function = inspect.unwrap(train)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - an object's own
     )
 
 
@@ -95,11 +97,11 @@ async def run_blocking(
         limit_s: How long it has to notice.
     """
     out = anyio.Event()
-    begun: list[bool] = []
+    begun = threading.Event()
     loop = asyncio.get_running_loop()
 
     def body() -> Any:
-        begun.append(True)
+        begun.set()
         try:
             return train(attempt)
         finally:
@@ -115,7 +117,7 @@ async def run_blocking(
             await save_before_leaving(scope)
             await scope.interrupt()
             with anyio.move_on_after(limit_s) as waited:
-                if begun:
+                if begun.is_set():
                     await out.wait()
             if waited.cancelled_caught:
                 logger.error(  # noqa: TRY400 - the cancellation being handled is no error

@@ -46,7 +46,7 @@ from tinker_recovery.service.sampler import SupervisedService
 from tinker_recovery.service.sampling import Sampling
 from tinker_recovery.service.waiting import end_all
 from tinker_recovery.service.waits import Progress
-from tinker_recovery.shielding import to_the_end
+from tinker_recovery.shielding import is_being_cancelled, to_the_end
 from tinker_recovery.telemetry import names
 from tinker_recovery.telemetry.text import counted, is_are
 
@@ -274,8 +274,8 @@ class AttemptScope:
 
     def close_body(self, seen: BaseException | None) -> bool:
         """The body has been left, with this error; whether a fault has cancelled it."""
-        traceback = seen.__traceback__ if seen else None
-        return bool(self._scope.__exit__(type(seen) if seen else None, seen, traceback))
+        exc_info = (type(seen), seen, seen.__traceback__) if seen else (None, None, None)
+        return bool(self._scope.__exit__(*exc_info))
 
     # Detecting
 
@@ -285,16 +285,14 @@ class AttemptScope:
         Raises:
             StaleAttempt: A request was cancelled as the Supervisor ended: there is no next attempt.
         """
-        if self.run.ended and isinstance(error, asyncio.CancelledError) and _no_outside_cancel():
+        from_inside = isinstance(error, asyncio.CancelledError) and not is_being_cancelled()
+        if self.run.ended and from_inside:
             raise StaleAttempt(self._outlived) from error
         if not self.run.policy.enabled or self.run.ended:
             return False
-        if self._follows_from_fault(error):
+        if self.fault is not None and self._follows_from_fault(error):
             return True
-        if isinstance(error, asyncio.CancelledError) and _no_outside_cancel():
-            rule: VerdictRule | None = RULES[Kind.CANCELLED]
-        else:
-            rule = judge_leaving(self, error)
+        rule = RULES[Kind.CANCELLED] if from_inside else judge_leaving(self, error)
         if rule is None:
             return False
         rule = await self._unless_corrupted(rule)
@@ -314,8 +312,6 @@ class AttemptScope:
         That is our own refusal of a retired client, and a cancellation that did not come from
         outside: in a task, or of a result that a thread was waiting for.
         """
-        if self.fault is None:
-            return False
         if isinstance(error, BaseExceptionGroup):
             # What a task group inside the body makes of it: each part has to be explained.
             return all(
@@ -323,7 +319,7 @@ class AttemptScope:
                 for each in error.exceptions
             )
         if isinstance(error, asyncio.CancelledError):
-            return _no_outside_cancel()
+            return not is_being_cancelled()
         followers = (StaleAttempt, concurrent.futures.CancelledError)
         return any(isinstance(each, followers) for each in causes(error))
 
@@ -453,9 +449,3 @@ class AttemptScope:
         """Drop where its errors were raised: frames hold the SDK's client, and the loop's data."""
         faults = [] if self.fault is None or self.fault.error is None else [self.fault.error]
         drop_frames([*faults, *self.client.errors.every, *self.sampling.failed])
-
-
-def _no_outside_cancel() -> bool:
-    """Whether the current task has no cancellation pending that came from outside."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() == 0

@@ -127,7 +127,9 @@ class SupervisedRun:
         self._opened = opened
         self._queue = queue
         self.retention = retention
-        self._faults_at: tuple[int | None, int] = (None, 0)
+        self._failed_step: int | None = None
+        self._repeated: int | None = None
+        """The step of the newest fault, if the one before was of it as well."""
         self._ready: AttemptScope | None = None
         self._next_ready = anyio.Event()
 
@@ -221,9 +223,12 @@ class SupervisedRun:
             # Without a limit, as the bare SDK would wait.
             return await first_client(self, origin, Patience(report=self._note_waiting))
         except Exception as error:
-            if not self._start_failed(error):
+            rule = judge(error, SeenIn.CREATE, self.policy.retryable_errors)
+            if rule is None or rule.verdict is Verdict.GIVE_UP or not self.policy.enabled:
                 await self._over(error)
                 raise
+            at, seen_by = self.start_step, DetectedBy.START
+            self.report_fault(Fault(self.name, 0, "", rule, seen_by, at, error))
             return None
         except BaseException as error:
             await self._over(error)  # cancelled: its name is free again
@@ -262,15 +267,6 @@ class SupervisedRun:
 
     def _note_waiting(self, message: str) -> None:
         self.collaborators.events.emit(names.EVENT_WAITING, self.name, message)
-
-    def _start_failed(self, error: BaseException) -> bool:
-        """The first client could not be created; whether that is a fault to recover from."""
-        rule = judge(error, SeenIn.CREATE, self.policy.retryable_errors)
-        recovers = self.policy.enabled and self.origin is not None
-        if rule is None or rule.verdict is Verdict.GIVE_UP or not recovers:
-            return False
-        self.report_fault(Fault(self.name, 0, "", rule, DetectedBy.START, self.start_step, error))
-        return True
 
     def _continue_from(self, snapshot: RunSnapshot) -> None:
         """Have the run restored that another process left: as from any fault, or to go on."""
@@ -365,9 +361,9 @@ class SupervisedRun:
             self.incident = fault
             self.telemetry.faulted(fault.silent_s)
             self._next_ready = anyio.Event()
-            step, times = self._faults_at
-            again = fault.failed_step is not None and fault.failed_step == step
-            self._faults_at = (fault.failed_step, times + 1 if again else 1)
+            again = fault.failed_step == self._failed_step
+            self._repeated = fault.failed_step if again else None
+            self._failed_step = fault.failed_step
             if not fault.orderly:
                 self.history.evidence = self.history.evidence.failed()
             if current is not None:
@@ -417,10 +413,8 @@ class SupervisedRun:
 
     def step_to_skip(self) -> int | None:
         """The step to leave out from now on, if the policy skips one that faults again."""
-        step, times = self._faults_at
-        if self.policy.on_repeated_fault != "skip_step" or step is None or times <= 1:
-            return None
-        if step in self.skipped:
+        step = self._repeated
+        if self.policy.on_repeated_fault != "skip_step" or step is None or step in self.skipped:
             return None
         self.skipped.add(step)
         return step
