@@ -39,6 +39,7 @@ from tinker_recovery.journal.writer import Writer
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.retention.verifier import Verifier
+from tinker_recovery.run.background import Background
 from tinker_recovery.run.scope import AttemptScope
 from tinker_recovery.run.supervised import SupervisedRun
 from tinker_recovery.service import Endpoint, StatusReader, download, status
@@ -195,6 +196,11 @@ def submitting(attempt: Attempt) -> Iterator[None]:
     """Hold its client's lock, as a thread does that submits a request."""
     with attempt.client._lock:
         yield
+
+
+def under_way(background: Background) -> int:
+    """How many background tasks it keeps."""
+    return len(background._scopes)
 
 
 # The journal

@@ -90,6 +90,52 @@ async def test_who_is_cancelled_from_outside_is_not_recovered_from_that() -> Non
         assert await task is False
 
 
+OUTLIVED = (
+    r"^run 'r' was stopped at step 2: its Supervisor has ended while its loop was under way\. Wait "
+    r"for the loop inside `async with Supervisor\(\)`$"
+)
+
+
+async def test_a_loop_that_outlives_its_supervisor_is_told_so_and_what_to_write() -> None:
+    """Its requests were cancelled as that ended: there is no next attempt to wait for."""
+    world = World()
+    attempt = world.attempt()
+    attempt.steps(2)
+    attempt.sdk.answers = True
+    assert await attempt.settle() is None
+    world.run.ended = True
+    outlived = await attempt.settle()
+    assert isinstance(outlived, StaleAttempt)
+    with pytest.raises(StaleAttempt, match=OUTLIVED):
+        raise outlived
+    world.settling = FAILED
+    assert await attempt.settle() is FAILED, "that says more"
+    cancelled = asyncio.CancelledError()
+    with pytest.raises(StaleAttempt, match=OUTLIVED) as caught:
+        await attempt.belongs_to_incident(cancelled)
+    assert caught.value.__cause__ is cancelled
+    assert await attempt.belongs_to_incident(FAILED) is False
+    assert world.faults == []
+    await world.end()
+
+
+async def test_who_is_cancelled_from_outside_as_the_supervisor_ends_is_told_nothing_else() -> None:
+    world = World()
+    world.run.ended = True
+    attempt = world.attempt()
+    await asyncio.create_task(_cancelled_in(attempt, expected=False))
+
+
+async def _cancelled_in(attempt: Attempt, *, expected: bool) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await anyio.sleep_forever()
+    assert await attempt.belongs_to_incident(cancelled.value) is expected
+    task.uncancel()
+
+
 @pytest.mark.parametrize(
     ("error", "follows"),
     [

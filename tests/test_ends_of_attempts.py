@@ -34,6 +34,7 @@ class Scope:
         self.recovers: bool = facts.get("recovers", False)
         self.cancelled_it: bool = facts.get("cancelled_it", False)
         self.on_over: BaseException | None = facts.get("on_over")
+        self.on_judge: BaseException | None = facts.get("on_judge")
         failed, saves, samples = facts.get("failed"), facts.get("saves"), facts.get("samples")
         self.client: Any = SimpleNamespace(
             save=lambda _: log.append(("save", name)),
@@ -81,6 +82,8 @@ class Scope:
 
     async def belongs_to_incident(self, error: BaseException) -> bool:
         self._log.append(("judge", self.name, error))
+        if self.on_judge is not None:
+            raise self.on_judge
         return self.recovers
 
     async def _over(self, scope: object, error: BaseException | None) -> None:
@@ -224,6 +227,16 @@ async def test_each_run_of_a_group_is_over_though_the_end_of_one_fails() -> None
     with pytest.raises((LookupError, ValueError)):
         await world.leave()
     assert len(world.done("over")) == 3
+
+
+async def test_who_is_cancelled_while_an_error_is_looked_into_leaves_runs_that_are_over() -> None:
+    """No other attempt is asked for, so each of the group is given free."""
+    gone = anyio.get_cancelled_exc_class()("from outside")
+    world = World({"on_judge": gone}, {})
+    with pytest.raises(type(gone), match="from outside"):
+        await world.leave(OWN)
+    assert sorted(world.done("over")) == [(name, "from outside", False) for name in "ab"]
+    assert all(scope.left.is_set() for scope in world.scopes)
 
 
 def _caused(error: BaseException) -> BaseException:

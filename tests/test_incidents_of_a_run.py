@@ -94,6 +94,8 @@ class World:
         self.made = 0
         self.said: Any = None
         """What the journal was given to say of the end."""
+        self.settles_within_s = math.inf
+        """How long callbacks have to hear of a fault."""
         for name in ("end_and_give_free", "claim_lost", "say_the_end", "first_client", "Restore"):
             monkeypatch.setattr(supervised, name, getattr(self, f"_{name.lower()}"))
         monkeypatch.setattr(supervised, "AttemptScope", self._attempt)
@@ -216,6 +218,7 @@ class World:
         self.log.append(("said", attempt.id, error))
 
     async def _settled(self, of: Fault) -> None:
+        self.settles_within_s = anyio.current_effective_deadline() - anyio.current_time()
         self.log.append(("settled", of))
 
     async def _status(self, run_id: str) -> Any:
@@ -353,6 +356,8 @@ async def test_the_loop_goes_on_with_the_client_that_was_held_ready(
     assert (handed.step, handed.progress) == (4, 4)
     assert handed.arguments[0] is old.client
     assert handed.arguments[2] == record(4)
+    assert handed.callback is run.policy.on_recovery
+    assert handed.is_wanted()
     assert run.current is old
     run.checkpoints.skipped["p"] = "it did not load"
     waiting = asyncio.create_task(run.next_attempt())
@@ -732,11 +737,13 @@ async def test_a_run_that_another_process_has_by_now_has_not_come_to_its_end(
 async def test_callbacks_hear_of_a_fault_that_is_left_alone_before_its_error_leaves(
     monkeypatch: pytest.MonkeyPatch, verdict: Verdict | None, *, enabled: bool, waits: bool
 ) -> None:
-    world = World(monkeypatch, policy={"enabled": enabled})
+    world = World(monkeypatch, policy={"enabled": enabled, "close_timeout_s": 100.0})
     attempt = world.trains()
     attempt.fault = fault(verdict=verdict)
     await world.run.attempt_over(attempt, ValueError("no"))
     assert (("settled", attempt.fault) in world.log) == waits
+    if waits:
+        assert 150 < world.settles_within_s <= 200, "twice as long as one may take"
 
 
 async def test_a_supervisor_that_ends_closes_what_is_open_and_wakes_who_waits(
