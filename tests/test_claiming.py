@@ -283,3 +283,25 @@ async def test_a_session_has_the_time_to_be_replaced_and_to_be_closed(
     monkeypatch.setattr(anyio, "move_on_after", noted)
     await give_free(cast("Any", run), cast("Any", attempts))
     assert waits == [60.0, 30.0, -1.0]
+
+
+async def test_a_run_is_not_given_free_before_a_session_that_is_being_closed_is_gone() -> None:
+    log, gone = list[str](), anyio.Event()
+
+    async def close(*given: str) -> None:
+        log.extend(given)
+
+    async def release() -> None:
+        log.append("released")
+
+    run: Any = SimpleNamespace(
+        guard=SimpleNamespace(claim=object(), released=anyio.Event(), release=release),
+        policy=SimpleNamespace(close_timeout_s=30.0),
+    )
+    attempt: Any = SimpleNamespace(faulty=False, gone=gone, close=close)
+    async with anyio.create_task_group() as group:
+        group.start_soon(give_free, run, [attempt])
+        await anyio.wait_all_tasks_blocked()
+        assert log == ["interrupted", "the run is over"]
+        gone.set()
+    assert log[-1] == "released"
