@@ -6,7 +6,7 @@ import functools
 import json
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import anyio.to_thread
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner, Result
-from loops import MODEL, SEED, loop, policy, train
+from loops import ADAM, MODEL, SEED, batch, loop, policy, train
 from named_runs import NAMED, Died
 
 from tinker_recovery import Attempt, CheckpointPolicy, RecoveryPolicy, Supervisor
@@ -44,8 +44,18 @@ async def aged(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[LocalTink
         yield server, behind_s
 
 
+async def _awaited(attempt: Attempt, steps: int = 10) -> None:
+    """Train on, and await each save: one may take longer than the steps up to the next."""
+    for step in range(0, steps, 2):
+        await loop(attempt.client, step, step + 2, 0)
+        await attempt.client.drain()
+
+
 async def _trained(
-    name: str | None = None, *, journal: object = STATE_FOLDER, steps: int = 10, depth: int = 0
+    name: str | None = None,
+    *,
+    journal: object = STATE_FOLDER,
+    train: Callable[[Attempt], Awaitable[None]] = _awaited,
 ) -> Supervisor:
     """A run that has kept its checkpoints at 2, 4, 6, 8 and 10, in the default journal."""
     given = policy(
@@ -53,22 +63,9 @@ async def _trained(
             save_at_start=False, strategy="all", save_every=2, save_at_end=False
         )
     )
-
-    async def body(attempt: Attempt) -> None:
-        # Alone: it shows what the service makes of metadata, and may take longer than two steps.
-        await loop(attempt.client, 0, 2, 0)
-        await attempt.client.drain()
-        await loop(attempt.client, 2, steps, depth)
-
     async with Supervisor(given, journal=journal) as supervisor:  # type: ignore[arg-type]  # passed through
         options: dict[str, Any] = {} if name is None else {"name": name}
-        await supervisor.run(
-            body,
-            base_model=MODEL,
-            rank=8,
-            seed=SEED,
-            **options,
-        )
+        await supervisor.run(train, base_model=MODEL, rank=8, seed=SEED, **options)
     return supervisor
 
 
@@ -290,7 +287,20 @@ async def test_prune_leaves_alone_what_another_machine_may_still_be_training(
 
 async def test_prune_keeps_what_a_killed_run_would_resume_from(local: LocalTinker) -> None:
     """Its process ended before it could say that all before the newest save had succeeded."""
-    supervisor = await _trained("sft-42", steps=11, depth=1)
+
+    async def ahead(attempt: Attempt) -> None:
+        await _awaited(attempt, 8)
+        await loop(attempt.client, 8, 9, 0)
+        local.inject(FaultRule("pause", None, "optim_step", for_s=60.0))
+        futures = []
+        for step in 9, 10:
+            futures.append(attempt.client.forward_backward(batch(step), "cross_entropy"))
+            futures.append(attempt.client.optim_step(ADAM))
+        local.release()
+        for future in futures:
+            await future
+
+    supervisor = await _trained("sft-42", train=ahead)
     with closing(sqlite3.connect(default_path())) as database, database:
         database.execute("UPDATE runs SET state = 'training', detail = ''")
         database.execute("UPDATE attempts SET ended = NULL, outcome = NULL, sound_step = 6")
