@@ -292,7 +292,7 @@ async def test_prune_keeps_what_a_killed_run_would_resume_from(local: LocalTinke
         await _awaited(attempt, 8)
         await loop(attempt.client, 8, 9, 0)
         local.inject(FaultRule("pause", None, "optim_step", for_s=60.0))
-        futures = []
+        futures: list[Awaitable[object]] = []
         for step in 9, 10:
             futures.append(attempt.client.forward_backward(batch(step), "cross_entropy"))
             futures.append(attempt.client.optim_step(ADAM))
