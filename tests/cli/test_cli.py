@@ -252,3 +252,21 @@ def test_with_v_a_command_shows_what_an_error_of_the_journal_came_of(
     assert done.exit_code == 3
     assert f"Error: the journal {journal}" in done.stderr
     assert ("sqlite3.DatabaseError" in done.stderr) is verbose
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["demo"], ["demo", "--json"], ["serve"], ["inject", "http://127.0.0.1:1", "poison@5"]],
+)
+def test_a_command_that_needs_the_local_server_says_which_extra_to_install(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = "tinker_recovery.testing", "starlette"
+    for name in [each for each in sys.modules if each.startswith(gone)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 2
+    said = refused.output.replace("\\", "")  # of JSON
+    assert 'needs starlette: pip install "tinker-recovery[local]"' in said
+    assert "Traceback" not in refused.output

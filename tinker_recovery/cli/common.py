@@ -88,6 +88,14 @@ def journal_file(choice: Path | None) -> Path:
     return choice
 
 
+def check_local_server() -> None:
+    """Raise click.UsageError where what the local server needs is not installed."""
+    try:
+        import tinker_recovery.testing  # noqa: F401 - a try
+    except ModuleNotFoundError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def demo_server(folder: Path) -> Path:
     """Where `demo --keep` keeps what its server has stored, beside the journal."""
     return folder / "demo-server"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from tinker_recovery.cli.common import demo_server, echo
+from tinker_recovery.cli.common import check_local_server, demo_server, echo
 from tinker_recovery.cli.kept_demos import note_demo
 from tinker_recovery.cli.plot import Mark, axis, curve, replays
 from tinker_recovery.telemetry.text import counted
@@ -152,11 +152,12 @@ def command(  # noqa: PLR0913 - one argument for each option
         tinker-recovery watch --journal demo    (at the same time, in another terminal)
         tinker-recovery report poisoned --journal demo -o demo.html
 
-    Exit status: 0 if weights and optimizer are identical; 1 if not; 2 for a wrong option; 130
-    after Ctrl-C.
+    Exit status: 0 if weights and optimizer are identical; 1 if not; 2 for a wrong option, or if
+    what it needs is not installed; 130 after Ctrl-C.
     """
     from rich.console import Console
 
+    check_local_server()
     chosen = poisonings or (steps * 2 // 5, steps * 4 // 5)
     for step in chosen:
         if step >= steps:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import click
 
 from tinker_recovery.cli.common import (
+    check_local_server,
     echo,
     journal_file,
     journal_option,
@@ -34,7 +35,9 @@ def fault_of(text: str, hint: str) -> FaultRule:
 
     Raises:
         click.BadParameter: It describes none.
+        click.UsageError: What the local server needs is not installed.
     """
+    check_local_server()
     from tinker_recovery.testing import FaultRule
 
     try:
@@ -79,7 +82,8 @@ def command(
     fields: help(tinker_recovery.testing.actions), tinker_recovery.testing.FaultRule).
 
     Exit status: 0; 1 if there is no such run, or no local server that takes the fault; 2 for a
-    wrong option or fault; 3 if the journal cannot be read.
+    wrong option or fault, or if what `serve` needs is not installed; 3 if the journal cannot be
+    read.
     """
     if not _is_local(url):
         raise click.BadParameter(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinker_recovery.cli.common import echo
+from tinker_recovery.cli.common import check_local_server, echo
 from tinker_recovery.cli.inject import fault_of, in_words
 
 if TYPE_CHECKING:
@@ -98,8 +98,10 @@ def command(  # noqa: PLR0913 - one for each option
         tinker-recovery serve --port 8010 --fault poison@70
         tinker-recovery inject http://127.0.0.1:8010 poison
 
-    Exit status: 0 after Ctrl-C or SIGTERM; 1 if the port is taken; 2 for a wrong option.
+    Exit status: 0 after Ctrl-C or SIGTERM; 1 if the port is taken; 2 for a wrong option, or if what
+    it needs is not installed.
     """
+    check_local_server()
     from tinker_recovery.testing import DIALECTS, serve
 
     if dialect not in DIALECTS:
