@@ -365,6 +365,26 @@ async def test_pins_of_what_is_not_there_are_refused_and_nothing_is_pinned(
     assert "tinker://RUN/weights/NAME" in malformed.output
 
 
+async def test_what_is_pinned_does_not_expire(local: LocalTinker) -> None:
+    given = policy(checkpoints=CheckpointPolicy(save_at_start=False, save_every=5, ttl_s=7200.0))
+    async with Supervisor(given) as supervisor:
+        await supervisor.run(functools.partial(train, steps=10), **NAMED)
+    first, second = _paths(local, supervisor).values()
+    run = supervisor.runs[0].segments[-1].run_id
+    local.inject(FaultRule("status", request="set_ttl", status=405))
+    refused = await _call("pin", second, "--json")
+    assert refused.exit_code == 1
+    shown = json.loads(refused.stdout)
+    assert (shown["pinned"], shown["missing"]) == ([second], [])
+    assert (
+        "all the same: asked to keep it, the service answered HTTP 405" in shown["expiring"][second]
+    )
+    assert (await _call("pin", first)).exit_code == 0
+    lasting = {each.path: each.expires for each in local.checkpoints(run)}
+    assert lasting[first] is None
+    assert lasting[second] is not None
+
+
 async def test_a_service_out_of_reach_is_exit_status_3_and_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
