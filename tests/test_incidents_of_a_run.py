@@ -465,7 +465,7 @@ async def test_a_run_that_begins_saves_first_and_looks_what_becomes_of_it(
     attempt: Any = await world.run.first_attempt()
     assert attempt.number == 1
     assert (("save", "new 1") in world.log, attempt.saver.probes) == (saves, probes)
-    assert (("canary", "new 1") in world.log) != saves
+    assert world.log.count(("canary", "new 1")) == 1, "its noise is measured"
     assert world.run.checkpoints.began == (None, "new 1", 0)
     assert [each.message for each in world.events] == ["queued"]
     assert ("begins", "new 1") in world.log

@@ -30,6 +30,7 @@ class World:
 
     now_s: float = 1000.0
     prompt: bool = True
+    measured: bool = True
     on_outage: Any = "recover"
     guard_loss: bool = False
     open_requests: int = 0
@@ -45,6 +46,8 @@ class World:
 
     def __post_init__(self) -> None:
         self.known = CheckpointState("r", canary=prompt_of([1, 2]) if self.prompt else None)
+        if self.measured:
+            self.known.canaries.know_noise(0.0)
         self.client = SimpleNamespace(
             first_doubtful_step=math.inf,
             oldest_open_step=None,
@@ -709,6 +712,15 @@ async def test_weights_as_they_never_were_before_are_the_newest_ones() -> None:
     world.spawned.clear()
     world.reachable()
     assert world.spawned == []
+
+
+async def test_as_long_as_the_noise_is_not_known_other_weights_are_no_proof_of_new_ones() -> None:
+    """A service with noise answers otherwise each time, on older weights as well."""
+    world = World(measured=False)
+    world.store(3, 5)
+    world.unreachable()
+    await _looked(world, _answer(*AT[9]))
+    assert "nothing here can tell" in world.unknown[0].message
 
 
 async def test_with_requests_under_way_weights_as_they_never_were_are_warned_of() -> None:

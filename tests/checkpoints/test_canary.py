@@ -168,6 +168,21 @@ def test_between_twice_and_four_times_the_noise_nothing_can_be_told(
     assert book.noise == (apart if apart == 0.02 else 0.01)
 
 
+def test_before_the_noise_is_measured_only_an_equal_answer_tells_anything_of_older_weights() -> (
+    None
+):
+    book = CanaryBook(1e-4)
+    for step, answer in enumerate((0.0, 0.1)):
+        book.record("a", 4 * step, (answer,))
+    branch = book.known("a")
+    assert book.older((0.102,), 7, branch) == (Match.UNCLEAR, None)
+    assert book.older((0.1,), 7, branch) == (Match.SAME, 4)
+    assert book.older((0.102,), 0, branch) == (Match.DIFFERENT, None), "there are no older ones"
+    book.know_noise(0.001)
+    assert book.older((0.102,), 7, branch) == (Match.SAME, 4)
+    assert book.older((0.2,), 7, branch) == (Match.DIFFERENT, None)
+
+
 def test_a_step_whose_answer_is_not_known_is_never_an_objection() -> None:
     book = CanaryBook(0.0)
     assert book.compare([(1.0,)], "a", 5) == (Match.UNCLEAR, 0.0)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from inspection import internals_of, rejected
-from loops import MODEL, SEED, batch, quick, train, undisturbed_state
+from loops import MODEL, SEED, batch, loop, quick, train, undisturbed_state, until
 
-from tinker_recovery import Attempt, Supervisor
+from tinker_recovery import Attempt, CheckpointPolicy, Supervisor
 from tinker_recovery.checkpoints.canary import NOISE_MISTAKEN
 from tinker_recovery.journal import Journal
 from tinker_recovery.testing import LocalTinker
@@ -127,3 +127,30 @@ async def test_what_an_earlier_version_took_for_other_weights_is_tried_again(
         assert not journal.notes().bad
         journal.mark_bad(stored.path, "a person's reason")
         assert list(journal.notes().bad) == [stored.path]
+
+
+@pytest.mark.parametrize("canary", ["auto", tuple(batch(3))], ids=["auto", "the user's"])
+async def test_weights_lost_in_an_outage_that_met_no_request_of_the_loop_are_noticed(
+    noisy: LocalTinker, canary: object
+) -> None:
+    """The noise is known by then, also where the run began with a save."""
+    expected = await undisturbed_state(noisy, steps=STEPS)
+
+    async def body(attempt: Attempt) -> None:
+        if attempt.number == 1:
+            await train(attempt, steps=8)
+            await attempt.client.drain()
+            noisy.begin_outage(status=503, rollback=True)
+            asked = noisy.stats.by_route["training_run"]
+            await until(lambda: noisy.stats.by_route["training_run"] > asked + 1)
+            noisy.end_outage()
+            await loop(attempt.client, 8, STEPS, 0)
+        else:
+            await train(attempt, steps=STEPS)
+
+    given = quick(canary=canary, poll_interval_s=0.1, checkpoints=CheckpointPolicy(save_every=5))
+    async with Supervisor(given) as supervisor:
+        await supervisor.run(body, **START)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+    assert noisy.run_state(run.segments[-1].run_id) == expected

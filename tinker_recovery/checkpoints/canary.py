@@ -280,11 +280,11 @@ class CanaryBook:
         """Whether weights with this answer are those of an earlier step, and of which.
 
         DIFFERENT if they are none of the earlier ones whose answers are known. UNCLEAR if they may
-        be: they are near several, near none and not far from one, or near one from which the steps
-        since then may not have led farther than the noise. Where answers have no noise, one that is
-        equal to that of one step alone is of that step, however little the steps move it; but not
-        where they hardly move it at all: a model that has converged comes to the same numbers now
-        and then.
+        be: the noise is not measured yet, or they are near several, near none and not far from one,
+        or near one from which the steps since then may not have led farther than the noise. Where
+        answers have no noise, one that is equal to that of one step alone is of that step, however
+        little the steps move it; but not where they hardly move it at all: a model that has
+        converged comes to the same numbers now and then.
 
         Args:
             answer: The answer just now.
@@ -302,7 +302,8 @@ class CanaryBook:
             return Match.SAME, equal[0]
         near = [at for at, each in apart.items() if each <= self._different_beyond]
         if not near:
-            return Match.DIFFERENT, None
+            # One that differs by noise alone is as far, as long as nobody knows the noise.
+            return Match.UNCLEAR if apart and not self.measured else Match.DIFFERENT, None
         at = near[0]
         if len(near) > 1 or apart[at] > self._same_within or not self._left(at, step, known):
             return Match.UNCLEAR, None

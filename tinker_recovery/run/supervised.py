@@ -261,8 +261,7 @@ class SupervisedRun:
             keeps, refused = self.collaborators.reader.metadata.keeps, self.history.refused_saves
             attempt.saver.probes = self.origin is not None and (keeps == "unknown" or refused > 0)
             attempt.client.save(attempt.saver.begin)
-        else:
-            attempt.client.record_canary()
+        attempt.client.record_canary()
         return attempt
 
     def _note_waiting(self, message: str) -> None:
