@@ -418,6 +418,7 @@ async def test_what_is_pinned_or_to_be_published_is_renewed_as_well() -> None:
         await world.notebook.pin(pinned, "the one of the paper")
         done = await collector.collect(world)
     assert sorted(done.renewed) == [pinned, published]
+    assert dict(world.lifetimes) == {pinned: None, published: 7200}, "no listing gives it one back"
     assert world.deletions == [other]
     assert newest in world.stored
 

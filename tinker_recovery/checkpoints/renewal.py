@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -44,6 +44,7 @@ def renewals(
     *,
     ttl_s: float | None,
     now: datetime,
+    for_ever: Collection[str] = (),
 ) -> list[Renewal]:
     """The lifetimes to renew, the most urgent first; the order of the input does not matter.
 
@@ -57,6 +58,7 @@ def renewals(
         ttl_s: The new lifetime in seconds; None for no expiry, which also overrides a default
             lifetime of the service.
         now: The date, with a time zone.
+        for_ever: Paths of those that lose their lifetime instead of getting a new one.
 
     Raises:
         UsageError: The service does not accept such a lifetime.
@@ -72,7 +74,7 @@ def renewals(
             record.path,
             record.expires_at - lead,
             record.expires_at,
-            None if ttl_s is None else int(ttl_s),
+            None if ttl_s is None or record.path in for_ever else int(ttl_s),
             needed[record.path],
         )
         for record in records

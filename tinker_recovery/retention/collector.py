@@ -248,6 +248,7 @@ class Collector:
             needed,
             ttl_s=self._policy.ttl_s,
             now=self._now(),
+            for_ever=notes.pinned,
         )
         return CollectionPlan(listed, plan, lives, ledger, needed)
 

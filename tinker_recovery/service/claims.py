@@ -148,8 +148,8 @@ class Claim:
     async def still_held(self) -> bool:
         """Whether the run is still ours, by the word of the service: one request, not retried.
 
-        False is final: another process may train the run, and this one must not save, delete or
-        recover anything of it any more.
+        After a 404, which may be a gateway's, a search decides. False is final: another process may
+        train the run, and this one must not save, delete or recover anything of it any more.
 
         Raises:
             StatusUnavailable: It could not be asked; that says nothing.
