@@ -47,6 +47,15 @@ FOUND = [
     # An outage that comes back at the last checkpoint, and a run over before anyone looked.
     Schedule(0, blocking=False, faults=(), outage=Outage(3, rollback=True, status=503)),
     Schedule(2, blocking=True, faults=(), outage=Outage(9, rollback=True, status=None)),
+    # Silent from the canary's first question on, and then other weights restored for those saved.
+    Schedule(
+        3,
+        blocking=False,
+        faults=(
+            FaultRule("hang", 0, "forward_backward", for_s=0.02),
+            FaultRule("wrong_restore", 0, "load_weights", for_s=0.02),
+        ),
+    ),
     # The answers of the canary as the run begins are NaN, and then the first loss.
     Schedule(0, blocking=False, faults=(FaultRule("nan_loss", 0, "forward_backward", times=5),)),
 ]

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from tinker_recovery import RecoveryEvent, RecoveryPolicy
 from tinker_recovery.checkpoints import CheckpointRecord, Deletion
-from tinker_recovery.checkpoints.canary import fingerprint_of
+from tinker_recovery.checkpoints.canary import Match, fingerprint_of
 from tinker_recovery.checkpoints.deletion import SETTLE_S
 from tinker_recovery.checkpoints.prompt import PromptFacts, digest_of, prompt_of
 from tinker_recovery.clock import Clock
@@ -172,10 +172,10 @@ def test_canaries_are_learned_from_the_listing_and_else_from_the_journal() -> No
     journal = {path("a", step): noted for step in (1, 2, 4)}
     know_canaries(known, journal, prompt=ABOUT)
     known.learn_canaries([_with_canary(1, own), _with_canary(2, None), _with_canary(3, None)])
-    assert known.canary_objection(record(1), [ANSWER]) is None
-    assert known.canary_objection(record(1), [OTHER]) is not None
-    assert known.canary_objection(record(2), [OTHER]) is None
-    assert known.canary_objection(record(2), [ANSWER]) is not None
+    assert known.compare_canary(record(1), [ANSWER])[0] is Match.SAME
+    assert known.compare_canary(record(1), [OTHER])[0] is Match.DIFFERENT
+    assert known.compare_canary(record(2), [OTHER])[0] is Match.SAME
+    assert known.compare_canary(record(2), [ANSWER])[0] is Match.DIFFERENT
     assert not known.expects(record(3)), "nobody has asked it there"
     assert not known.expects(record(4)), "it is not listed"
 
@@ -183,17 +183,17 @@ def test_canaries_are_learned_from_the_listing_and_else_from_the_journal() -> No
 def test_where_the_run_began_is_known_by_its_first_answer_and_not_by_that_of_a_save() -> None:
     known = CheckpointState("run")
     assert not known.expects(None)
-    assert known.canary_objection(None, [ANSWER]) is None
+    assert known.compare_canary(None, [ANSWER])[0] is Match.UNCLEAR
     known.note_canary("mine", 0, ANSWER)
     known.note_canary("a", 5, OTHER)
     known.began = None, "mine", 0
     assert known.expects(None)
-    assert known.canary_objection(None, [ANSWER]) is None
-    assert known.canary_objection(None, [OTHER]) is not None
-    assert known.canary_objection(record(5), [OTHER]) is None
+    assert known.compare_canary(None, [ANSWER])[0] is Match.SAME
+    assert known.compare_canary(None, [OTHER])[0] is Match.DIFFERENT
+    assert known.compare_canary(record(5), [OTHER])[0] is Match.SAME
     known.began = path("a", 5), "mine", 0
-    assert known.canary_objection(record(5), [ANSWER]) is None, "it began with this checkpoint"
-    assert known.canary_objection(record(5), [OTHER]) is not None
+    assert known.compare_canary(record(5), [ANSWER])[0] is Match.SAME, "it began with this one"
+    assert known.compare_canary(record(5), [OTHER])[0] is Match.DIFFERENT
 
 
 def test_an_answer_that_is_no_number_is_not_noted() -> None:
@@ -335,7 +335,7 @@ def test_what_the_canary_answers_is_known_as_long_as_one_checkpoint_of_the_weigh
     assert known.stored[path("a", 5)] == at, "it may be there yet"
     known.note_deletion(_deletion(5, over=True), now_s=NOW_S)
     assert path("a", 5) not in known.stored
-    assert known.canary_objection(record(5), [OTHER]) is not None
+    assert known.compare_canary(record(5), [OTHER])[0] is Match.DIFFERENT
     assert known.fingerprints.keys() == {at, ("a", 6)}
     other = replace(_deletion(5, over=True), path=_scheduled("a", 5))
     known.note_deletion(other, now_s=NOW_S)
@@ -446,8 +446,8 @@ def test_a_note_counts_where_no_answer_to_this_prompt_is_listed_of_a_save_of_the
             record(4).model_copy(update=of_another),
         ]
     )
-    assert known.canary_objection(record(1), [OTHER]) is None
-    assert known.canary_objection(record(1), [ANSWER]) is not None
+    assert known.compare_canary(record(1), [OTHER])[0] is Match.SAME
+    assert known.compare_canary(record(1), [ANSWER])[0] is Match.DIFFERENT
     for step in (2, 3, 4):
         assert not known.expects(record(step)), "saved anew by the user, or asked otherwise"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from made import path, record
 
-from tinker_recovery.checkpoints.canary import fingerprint_of
+from tinker_recovery.checkpoints.canary import Match, fingerprint_of
 from tinker_recovery.checkpoints.prompt import PromptFacts, digest_of, prompt_of
 from tinker_recovery.clock import Clock
 from tinker_recovery.journal import Notes
@@ -61,8 +61,9 @@ async def test_an_answer_that_was_noted_counts_if_it_is_one_to_the_runs_prompt()
         await known.read(world.collaborators)
         known.learn_canaries([record(5)])
         assert known.expects(record(5)) is known_again
-        assert (known.canary_objection(record(5), [OTHER]) is not None) is known_again
-        assert known.canary_objection(record(5), [OWN]) is None
+        verdicts = [known.compare_canary(record(5), [answer])[0] for answer in (OWN, OTHER)]
+        told = [Match.SAME, Match.DIFFERENT]
+        assert verdicts == (told if known_again else [Match.UNCLEAR, Match.UNCLEAR])
 
 
 async def test_the_noise_that_an_earlier_process_measured_is_taken_over_for_its_own_run() -> None:

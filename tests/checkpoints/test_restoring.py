@@ -83,6 +83,47 @@ async def test_an_answer_that_is_off_once_is_no_objection() -> None:
     assert world.known.canaries.noise > 0, "two answers on the same weights tell how noisy they are"
 
 
+def _said_unknown(world: World) -> list[str]:
+    return [each.message for each in world.events if each.name == names.EVENT_WEIGHTS_UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("noise", "asked", "used", "unknown"),
+    [(0.01, ASKED, 1, 0), (0.03, ASKED, 2, 1), (0.06, 1, 2, 0)],
+)
+async def test_an_answer_that_the_noise_may_explain_is_asked_again_then_used_and_that_is_said(
+    noise: float, asked: int, used: int, unknown: int
+) -> None:
+    world = World(1, 2)
+    world.known.canaries.know_noise(noise)
+    world.answers[path("a", 2)] = [tuple(number + 0.1 for number in answer_at(2))]
+    restored = await world.restore()
+    assert restored.checkpoint is not None
+    assert (restored.checkpoint.step, world.made[0].asked) == (used, asked)
+    said = _said_unknown(world)
+    assert len(said) == unknown
+    assert all(path("a", 2) in each and "explains 0.06" in each for each in said)
+
+
+async def test_a_checkpoint_that_the_canary_never_answered_for_is_used_and_that_is_said() -> None:
+    world = World(1)
+    world.known.canaries.forget("a", 1)
+    world.known.began = None
+    restored = await world.restore()
+    assert (world.made[0].asked, restored.answer) == (1, answer_at(1))
+    (said,) = _said_unknown(world)
+    assert path("a", 1) in said
+    assert "no answer of the canary is known" in said
+
+
+@pytest.mark.parametrize("world", [World(1, 2), World(1, 2, canary=False), World()])
+async def test_what_is_confirmed_begun_anew_or_asked_no_canary_is_not_said_to_be_unknown(
+    world: World,
+) -> None:
+    await world.restore()
+    assert _said_unknown(world) == []
+
+
 async def test_started_over_with_other_weights_is_an_error_and_blames_no_checkpoint() -> None:
     world = World()
     world.answers[None] = [answer_at(7)]

@@ -10,6 +10,7 @@ from made import path, record, segment
 
 from tinker_recovery import RecoveryPolicy
 from tinker_recovery.checkpoints import Deletion
+from tinker_recovery.checkpoints.canary import Match
 from tinker_recovery.checkpoints.prompt import digest_of, prompt_of
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 
@@ -116,8 +117,8 @@ def test_what_a_policy_says_of_the_canary_holds_for_a_run_of_it() -> None:
     assert facts.digest == digest_of(prompt)
     known.note_canary("a", 5, (-1.0,))
     known.note_canary("a", 6, (-9.0,))
-    assert known.canary_objection(record(5), [(-1.5,)]) is None
-    assert known.canary_objection(record(5), [(-9.0,)]) is not None
+    assert known.compare_canary(record(5), [(-1.5,)])[0] is Match.SAME
+    assert known.compare_canary(record(5), [(-9.0,)])[0] is Match.DIFFERENT
 
 
 def test_what_the_service_no_longer_has_is_forgotten_with_its_answer_and_nothing_else_is() -> None:

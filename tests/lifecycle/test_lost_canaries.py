@@ -14,8 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from sweeps import pairs
 
-from tinker_recovery import CheckpointPolicy, Supervisor
+from tinker_recovery import CheckpointPolicy, RecoveryEvent, Supervisor
 from tinker_recovery.faults import Kind
+from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing._app import TinkerApp, _accepted
 from tinker_recovery.testing._protobuf import read_request
@@ -49,6 +50,10 @@ def hang(app: TinkerApp, body: Any) -> Response | None:
     return None
 
 
+def ignored(_: RecoveryEvent) -> None:
+    """For a run of which nobody wants to hear."""
+
+
 def have(monkeypatch: pytest.MonkeyPatch, answer: Answer, *, times: float = float("inf")) -> None:
     """Have every local server answer forward passes alone so, the first of them."""
     plain, asked = TinkerApp._forward_backward, 0
@@ -65,18 +70,24 @@ def have(monkeypatch: pytest.MonkeyPatch, answer: Answer, *, times: float = floa
     monkeypatch.setattr(TinkerApp, "_forward_backward", forward_backward)
 
 
-async def a_run(**changes: Any) -> list[Kind]:
+async def a_run(
+    *rules: FaultRule, on_event: Callable[[RecoveryEvent], None] = ignored, **changes: Any
+) -> list[Kind]:
     """What a run of 14 steps recovers from."""
     given = quick(
         **{
-            "stall_after_s": 1.0,
+            "stall_after_s": 20.0,
             "canary": "auto",
             "checkpoints": CheckpointPolicy(save_every=5),
             **changes,
         }
     )
     async with LocalTinker() as local:
-        async with Supervisor(given, service=local.service, journal=None) as supervisor:
+        for rule in rules:
+            local.inject(rule)
+        async with Supervisor(
+            given, service=local.service, journal=None, on_event=on_event
+        ) as supervisor:
             loop = functools.partial(train, steps=STEPS)
             with anyio.fail_after(60):
                 await supervisor.run(loop, base_model=MODEL, rank=8, seed=SEED)
@@ -116,7 +127,8 @@ async def test_a_loop_ends_well_where_every_canary_hangs(
     monkeypatch: pytest.MonkeyPatch, given: Any
 ) -> None:
     have(monkeypatch, hang)
-    assert await a_run(max_attempts=1, canary=given) == [Kind.SILENCE, Kind.SILENCE]
+    kinds = await a_run(max_attempts=1, canary=given, stall_after_s=1.0)
+    assert kinds == [Kind.SILENCE, Kind.SILENCE]
 
 
 async def test_a_canary_of_the_users_own_that_the_service_refuses_is_their_error(
@@ -133,3 +145,24 @@ async def test_one_canary_that_fails_is_a_fault_as_any_and_the_next_is_asked_aga
     have(monkeypatch, failed("server"), times=1)
     assert await a_run() == [Kind.REQUEST_FAILED]
     assert "has no canary" not in caplog.text
+
+
+@pytest.mark.parametrize("given", ["auto", tuple(batch(3))])
+async def test_a_restore_that_no_answer_of_the_canary_can_be_compared_with_is_said(
+    monkeypatch: pytest.MonkeyPatch, given: Any
+) -> None:
+    have(monkeypatch, hang, times=1)
+    told: list[RecoveryEvent] = []
+    kinds = await a_run(canary=given, on_event=told.append, stall_after_s=1.0)
+    assert kinds == [Kind.SILENCE]
+    (said,) = [event for event in told if event.name == names.EVENT_WEIGHTS_UNKNOWN]
+    assert str(said.fields[names.CHECKPOINT_PATH]) in said.message
+    assert "no answer of the canary is known" in said.message
+
+
+@pytest.mark.parametrize("given", ["auto", tuple(batch(3)), None])
+async def test_a_restore_that_is_compared_or_that_nobody_wants_compared_is_not(given: Any) -> None:
+    told: list[RecoveryEvent] = []
+    rule = FaultRule("poison", 7, "forward_backward")
+    assert len(await a_run(rule, canary=given, on_event=told.append)) == 1
+    assert names.EVENT_WEIGHTS_UNKNOWN not in {event.name for event in told}

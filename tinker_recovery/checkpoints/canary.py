@@ -159,7 +159,7 @@ MOVED = 1e-6
 
 ASKED = 3
 """How often the canary is asked on the weights a run begins with, to measure the noise; and at
-most before weights are said to be others than those expected."""
+most before restored weights are said to be others than those expected, or not to be known."""
 
 
 class CanaryBook:

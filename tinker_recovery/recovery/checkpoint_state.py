@@ -28,6 +28,7 @@ from tinker_recovery.checkpoints import (
 )
 from tinker_recovery.checkpoints.canary import (
     DIFFERENT_BEYOND,
+    SAME_WITHIN,
     Answer,
     CanaryBook,
     Match,
@@ -45,6 +46,9 @@ logger = logging.getLogger(names.SCOPE)
 
 SCHEDULED = "step-"
 """How the names of checkpoints begin that the schedule saved."""
+
+NOT_KNOWN = "no answer of the canary is known of the weights that were saved there"
+"""Why nothing can tell whose weights were restored."""
 
 _BEING_DELETED = "its deletion was begun"
 
@@ -329,26 +333,27 @@ class CheckpointState:
         at = self._answered_at(checkpoint)
         return at is not None and self.canaries.expects(*at)
 
-    def canary_objection(
+    def compare_canary(
         self, checkpoint: CheckpointRecord | None, answers: Sequence[Answer]
-    ) -> str | None:
-        """Why weights that answer so are not those of the checkpoint; None if they may be.
+    ) -> tuple[Match, str]:
+        """Whether weights that answer so are those of the checkpoint, and why if not surely.
 
         Args:
             checkpoint: What they were restored from; None if the run started over.
             answers: What the canary answered on them, each time it was asked.
         """
         at = self._answered_at(checkpoint)
-        if at is None:
-            return None
+        if at is None or not self.canaries.expects(*at):
+            return Match.UNCLEAR, NOT_KNOWN
         match, apart = self.canaries.compare(answers, *at)
-        if match is not Match.DIFFERENT:
-            return None
-        noise = DIFFERENT_BEYOND * self.canaries.noise
-        return (
-            f"the weights it restores are not the ones that were saved: asked {len(answers)} "
+        times = {Match.DIFFERENT: DIFFERENT_BEYOND, Match.UNCLEAR: SAME_WITHIN}.get(match)
+        if times is None:
+            return match, ""
+        begins = "may not be" if match is Match.UNCLEAR else "are not"
+        return match, (
+            f"the weights it restores {begins} the ones that were saved: asked {len(answers)} "
             f"times, the canary's logprobs differ by {apart:.3g} at least, and the noise of this "
-            f"service explains {noise:.3g}"
+            f"service explains {times * self.canaries.noise:.3g}"
         )
 
     def rejects(self, checkpoint: CheckpointRecord, answers: Sequence[Answer]) -> bool:

@@ -16,7 +16,7 @@ import anyio
 from tinker import types
 
 from tinker_recovery.checkpoints import CheckpointRecord, Listed
-from tinker_recovery.checkpoints.canary import ASKED, Answer, answer_of
+from tinker_recovery.checkpoints.canary import ASKED, Answer, Match, answer_of
 from tinker_recovery.costs import tokens_in
 from tinker_recovery.errors import (
     LeaseLost,
@@ -25,6 +25,7 @@ from tinker_recovery.errors import (
     StatusUnavailable,
 )
 from tinker_recovery.recovery.ahead import Ahead
+from tinker_recovery.recovery.checkpoint_state import NOT_KNOWN
 from tinker_recovery.recovery.collaborators import Collaborators
 from tinker_recovery.recovery.selection import (
     CheckpointSelection,
@@ -381,7 +382,8 @@ class Restore:
     ) -> tuple[list[Answer], str | None]:
         """What the canary answers on the new client, and the objection to using it, if any.
 
-        It is asked again before there is one: an answer may be off once.
+        It is asked again before there is one: an answer may be off once. Where nothing can tell,
+        the client is used, and that is said.
 
         Args:
             connection: The client.
@@ -390,19 +392,28 @@ class Restore:
         """
         answers: list[Answer] = []
         known = self._run.checkpoints
-        objection: str | None = None
         record = None if chosen is None else chosen.record
-        if not self._asks(answered=known.expects(record)):
-            return answers, None
-        with phase(names.SPAN_VERIFY, as_attributes(chosen)) as span, self._waiting:
-            while not answers or (objection is not None and len(answers) < ASKED):
-                answers.append(await ahead.answer_of(connection) or await self._ask(connection))
-                if len(answers) > 1:
-                    known.canaries.measure(*answers[-2:])
-                objection = known.canary_objection(record, answers)
-            if objection is not None:
-                refuse(span, names.BAD_CHECKPOINT, objection)
-        return answers, objection
+        match, why = Match.UNCLEAR, NOT_KNOWN
+        if self._asks(answered=(expected := known.expects(record))):
+            with phase(names.SPAN_VERIFY, as_attributes(chosen)) as span, self._waiting:
+                while not answers or (
+                    expected and match is not Match.SAME and len(answers) < ASKED
+                ):
+                    answers.append(await ahead.answer_of(connection) or await self._ask(connection))
+                    if len(answers) > 1:
+                        known.canaries.measure(*answers[-2:])
+                    match, why = known.compare_canary(record, answers)
+                if match is Match.DIFFERENT:
+                    refuse(span, names.BAD_CHECKPOINT, why)
+                    return answers, why
+        if match is Match.UNCLEAR and record is not None and known.prompt.batch is not None:
+            self._collaborators.events.emit(
+                names.EVENT_WEIGHTS_UNKNOWN,
+                self._run.name,
+                f"nothing can tell whether {record.path} was restored as it was saved: {why}",
+                as_attributes(chosen),
+            )
+        return answers, None
 
     def _asks(self, *, answered: bool) -> bool:
         """Whether to ask the canary, where it is known what it answers, or not.
