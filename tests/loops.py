@@ -117,7 +117,7 @@ class InstantClock:
             task and any(each in task.get_name() for each in never)
         ):
             await anyio.sleep_forever()
-        if task and "/retention" in task.get_name():
+        if task and "retention" in task.get_name():
             return await anyio.sleep(seconds)
         if task and "/monitor" in task.get_name():
             return await anyio.sleep(POLL_S)

@@ -10,11 +10,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tinker_recovery.errors import ExportRefused
 from tinker_recovery.export.durable import write_whole
-from tinker_recovery.journal.publication import Publication
+
+if TYPE_CHECKING:
+    from tinker_recovery.journal.publication import Publication
 
 MANIFEST = "tinker_recovery.json"
 
