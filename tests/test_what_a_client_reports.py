@@ -90,7 +90,10 @@ class World:
             sampling=SimpleNamespace(
                 note_saving=note("saving"), unless_saved_over=lambda _path, renew: renew
             ),
-            client=SimpleNamespace(first_doubtful_step=facts.get("doubtful", math.inf)),
+            client=SimpleNamespace(
+                first_doubtful_step=facts.get("doubtful", math.inf),
+                unanswered=dict.fromkeys((1, 3, 5)),
+            ),
             faulty=facts.get("faulty", False),
             closed=facts.get("closed", False),
             refusal=SimpleNamespace(
@@ -383,6 +386,7 @@ def test_a_checkpoint_of_the_schedule_is_progress_and_is_made_known() -> None:
         ("journal", world.scope, 3, PATH, {"sound": True}),
     ]
     assert world.checkpoints.stored == {PATH: ("a", 3)}
+    assert world.scope.client.unanswered.keys() == {3, 5}, "the service goes back to none before"
     (event,) = world.events
     assert (event.name, event.run) == (names.EVENT_CHECKPOINT_SAVED, "r")
     assert event.message == f"{PATH}, at step 3; saves every 5 steps"
@@ -501,3 +505,4 @@ def test_the_canarys_answer_is_kept_for_the_next_checkpoint_and_for_others_to_co
         ("write prompt", world.collaborators),
     ]
     assert world.saver.canary == (None if fingerprint is None else (3, fingerprint))
+    assert world.scope.client.unanswered.keys() == ({1, 3, 5} if fingerprint is None else {1, 5})

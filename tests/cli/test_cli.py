@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio.to_thread
@@ -126,6 +127,23 @@ def test_the_lines_of_an_example_stay_lines_in_every_help() -> None:
     assert "\n      tinker-recovery serve\n      tinker-recovery serve --cold-optimizer\n" in shown
 
 
+def _commands(command: click.Command, context: click.Context) -> Iterator[click.Command]:
+    if not isinstance(command, click.Group):
+        yield command
+        return
+    for name in command.list_commands(context):
+        below = command.get_command(context, name)
+        assert below is not None
+        yield from _commands(below, click.Context(below, parent=context, info_name=name))
+
+
+def test_every_command_can_be_read_by_a_program() -> None:
+    every = list(_commands(main, click.Context(main)))
+    assert len(every) > 20
+    lacking = [each.name for each in every if not any("--json" in of.opts for of in each.params)]
+    assert lacking == []
+
+
 def test_the_help_of_serve_lists_every_dialect() -> None:
     shown = " ".join(CliRunner().invoke(main, ["serve", "--help"]).output.split())
     assert ", ".join(DIALECTS) in shown
@@ -153,6 +171,29 @@ def test_serve_says_how_to_reach_it_and_stops_cleanly_on_ctrl_c() -> None:
         assert reply.json()["training_runs"] == []
         missing = httpx.post(f"{url}/api/v1/sessions/search", headers={"X-API-Key": key}, json={})
         assert missing.status_code == 404, "a bare service has no search"
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=10) == 0
+    finally:
+        server.kill()
+        server.stdout.close()
+        server.wait()
+
+
+def test_serve_tells_a_program_how_to_reach_it_and_what_has_struck() -> None:
+    server = subprocess.Popen(  # noqa: S603 - our own command
+        [*COMMAND, "serve", "--json", "--fault", "status:create_session,status=400"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    try:
+        ready = json.loads(server.stdout.readline())
+        assert [rule["action"] for rule in ready["faults"]] == ["status"]
+        url, key = (ready["environment"][f"TINKER_{name}"] for name in ("BASE_URL", "API_KEY"))
+        asked = httpx.post(f"{url}/api/v1/create_session", headers={"X-API-Key": key}, json={})
+        assert asked.status_code == 400
+        fired = json.loads(server.stdout.readline())["fired"]
+        assert (fired["request"], fired["rule"]["status"]) == ("create_session", 400)
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=10) == 0
     finally:

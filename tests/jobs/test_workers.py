@@ -21,6 +21,8 @@ from loops_of_jobs import rests_at
 
 from tinker_recovery.cli import main
 from tinker_recovery.jobs import Jobs
+from tinker_recovery.telemetry import names
+from tinker_recovery.telemetry.record import from_json_line
 from tinker_recovery.testing import LocalTinker
 
 HERE = Path(__file__).parent
@@ -48,6 +50,7 @@ def worker(monkeypatch: pytest.MonkeyPatch, database: str) -> Iterator[Any]:
     monkeypatch.setenv("TINKER_RECOVERY_DATABASE", database)
     code = "from tinker_recovery.cli import main; main()"
     given = ["jobs", "work", "loops_of_jobs", "--concurrency", "10", "--starts-per-s", "20"]
+    given.append("--json")
     with process(["-c", code, *given]) as running:
         yield running
 
@@ -76,28 +79,30 @@ async def test_what_a_worker_leaves_another_carries_on(
     expected = await undisturbed_state(local, steps=STEPS)
     before = set(local.runs())
     args = {"steps": STEPS, "at": RESTS_AT, "file": str(tmp_path / "go")}
-    names = ["first", "second"]
+    called = ["first", "second"]
 
     def rest() -> bool:
         mine = [local.run_state(run).steps for run in set(local.runs()) - before]
-        return mine == [RESTS_AT] * len(names)
+        return mine == [RESTS_AT] * len(called)
 
     async with Jobs(database, work=False) as jobs:
-        for name in names:
+        for name in called:
             await jobs.submit(rests_at, name=name, args=args, **START)
         with worker(monkeypatch, database) as left:
             await until(rest, 2 * STARTED_WITHIN_S)
             left.send_signal(how)
-            errors = await anyio.to_thread.run_sync(lambda: left.communicate(timeout=60)[1])
+            told, errors = await anyio.to_thread.run_sync(lambda: left.communicate(timeout=60))
         killed = how == signal.SIGKILL
         assert left.returncode == (-how if killed else 128 + how), errors
-        assert PASSWORD not in errors
+        assert PASSWORD not in told + errors
+        tries = [from_json_line(line) for line in told.splitlines()]
+        assert {event.run for event in tries if event.name == names.EVENT_JOB_TRY} == set(called)
         listed = json.loads(_cli("list", "--json", "--database", database).stdout)
         state = "running" if killed else "queued"
         assert [(each["state"], each["try"]) for each in listed] == [(state, 1)] * 2
     (tmp_path / "go").touch()
     async with Jobs(database, policy=quick(), starts_per_s=20.0) as jobs:
-        results = [await jobs.handle(name).result() for name in names]
+        results = [await jobs.handle(name).result() for name in called]
     gone = f"the worker, process {left.pid} on"
     assert any(gone in each.getMessage() for each in caplog.records) == killed
     for result in results:

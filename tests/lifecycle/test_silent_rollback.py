@@ -179,7 +179,13 @@ async def test_any_request_of_ours_that_is_refused_counts_as_an_outage_met(
 
 
 async def _after(
-    local: LocalTinker, given: RecoveryPolicy, *, status: int | None, for_s: float, rollback: bool
+    local: LocalTinker,
+    given: RecoveryPolicy,
+    *,
+    status: int | None,
+    for_s: float,
+    rollback: bool,
+    drain: bool = True,
 ) -> tuple[Supervisor, list[RecoveryEvent]]:
     """A run that is idle while the service is away."""
     events: list[RecoveryEvent] = []
@@ -188,7 +194,11 @@ async def _after(
         if attempt.number > 1:
             return await train(attempt, steps=STEPS)
         await train(attempt, steps=8)
-        await attempt.client.drain()
+        if drain:
+            await attempt.client.drain()
+        else:
+            known = scope_of(attempt).run.checkpoints.canaries
+            await until(lambda: known.expects(scope_of(attempt).id, 5))
         local.begin_outage(status=status, rollback=rollback)
         await until(lambda: in_an_outage(attempt))
         await anyio.sleep(for_s)
@@ -203,6 +213,30 @@ async def _after(
         async with Supervisor(given, on_event=events.append) as supervisor:
             await supervisor.run(loop, **START)
     return supervisor, events
+
+
+@pytest.mark.parametrize("status", [None, 503])
+async def test_going_back_to_a_save_whose_answer_was_still_on_its_way_is_noticed(
+    local: LocalTinker, status: int | None
+) -> None:
+    """The service has stored it, and asked there the canary has answered; the client knew neither.
+
+    So the weights answer as at no step that was known to be stored before the outage.
+    """
+    expected = await undisturbed_state(local, steps=STEPS)
+    local.inject(FaultRule("slow", 5, "retrieve_future", polled="save_weights", delay_s=30.0))
+    with anyio.fail_after(30):
+        supervisor, _ = await _after(
+            local,
+            default(poll_interval_s=0.05),
+            status=status,
+            for_s=0.2,
+            rollback=True,
+            drain=False,
+        )
+    (run,) = supervisor.runs
+    assert [recovery.fault.kind for recovery in run.recoveries] == [Kind.ROLLED_BACK]
+    assert local.run_state(run.segments[-1].run_id) == expected
 
 
 UNKNOWN = "recovery.weights_unknown"
@@ -228,6 +262,38 @@ async def test_or_have_it_warned_of_where_that_is_wanted(local: LocalTinker) -> 
     assert supervisor.runs[0].recoveries == []
     (said,) = [event for event in events if event.name == UNKNOWN]
     assert "since step 5" in said.message
+
+
+async def test_going_back_to_a_save_of_the_users_own_inside_an_iteration_is_not_silent(
+    local: LocalTinker,
+) -> None:
+    """The canary is not asked there, as these weights are of no step: so nothing can tell."""
+    events: list[RecoveryEvent] = []
+
+    async def update(attempt: Attempt, step: int) -> None:
+        forward = attempt.client.forward_backward(batch(step), "cross_entropy")
+        update = attempt.client.optim_step(ADAM)
+        await forward
+        await update
+
+    async def loop(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, 4):
+            await update(attempt, step)
+            if step == 2:
+                await attempt.client.save_state("inside")
+            await update(attempt, step)
+        await attempt.client.drain()
+        local.begin_outage(status=503, rollback=True)
+        await until(lambda: in_an_outage(attempt))
+        await anyio.sleep(1.2 * MOMENT_S)
+        local.end_outage()
+        await until(lambda: not in_an_outage(attempt))
+
+    async with Supervisor(default(poll_interval_s=0.05), on_event=events.append) as supervisor:
+        with anyio.fail_after(30):
+            await supervisor.run(loop, **START, updates_per_step=2)
+    assert supervisor.runs[0].recoveries == []
+    assert [event.name for event in events].count(UNKNOWN) == 1
 
 
 @pytest.mark.parametrize("saving", [False, True])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     help="What is to strike, such as poison@70 or gone:forward_backward@12; repeatable. "
     "ACTION[:REQUEST][@STEP][,FIELD=VALUE], as for `tinker-recovery inject`.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 def command(  # noqa: PLR0913 - one for each option
     host: str,
     port: int,
@@ -82,6 +85,7 @@ def command(  # noqa: PLR0913 - one for each option
     heartbeat_limit: float | None,
     pace: float,
     faults: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     r"""Run a local Tinker server until Ctrl-C.
 
@@ -91,6 +95,9 @@ def command(  # noqa: PLR0913 - one for each option
 
     \b
         export TINKER_BASE_URL=http://127.0.0.1:PORT TINKER_API_KEY=tml-local-key
+
+    With --json the first line is {"environment": {...}, "faults": [...]}, once the server is ready,
+    and each further one is {"fired": {...}}, a fault that has struck.
 
     To see a recovery, have it fail at some step, or inject a fault while a loop trains:
 
@@ -114,6 +121,12 @@ def command(  # noqa: PLR0913 - one for each option
     to_come = "".join(f"{in_words(each)}\n" for each in rules)
 
     def ready(base_url: str) -> None:
+        if as_json:
+            environment = {"TINKER_BASE_URL": base_url, "TINKER_API_KEY": api_key}
+            echo(
+                json.dumps({"environment": environment, "faults": [asdict(each) for each in rules]})
+            )
+            return
         echo(
             f"Tinker server ready. In the shell of your training loop:\n\n"
             f"  export TINKER_BASE_URL={base_url} TINKER_API_KEY={api_key}\n\n"
@@ -121,10 +134,13 @@ def command(  # noqa: PLR0913 - one for each option
         )
 
     def struck(fault: FiredFault) -> None:
+        with contextlib.suppress(OSError):  # a closed pipe is no fault of the service's
+            echo(json.dumps({"fired": asdict(fault)}) if as_json else in_a_line(fault))
+
+    def in_a_line(fault: FiredFault) -> str:
         named = f"{fault.name}, " if fault.name else ""
         where = f" at step {fault.step} of {named}{fault.run}" if fault.run else ""
-        with contextlib.suppress(OSError):  # a closed pipe is no fault of the service's
-            echo(f"{time.strftime('%H:%M:%S')} {fault.rule.action} strikes {fault.request}{where}")
+        return f"{time.strftime('%H:%M:%S')} {fault.rule.action} strikes {fault.request}{where}"
 
     try:
         serve(

@@ -198,6 +198,10 @@ class AttemptHooks:
         """A checkpoint is stored; progress, if it belongs to the attempt that runs."""
         run, scope = self._run, self._scope
         run.checkpoints.stored[path] = scope.id, step
+        # The service goes back to its last checkpoint, so to none before this one.
+        unanswered = scope.client.unanswered
+        for older in [at for at in tuple(unanswered) if at < step]:
+            unanswered.pop(older, None)
         if scope is run.current:
             run.rollbacks.note_stored(step)
         if (ttl_s := run.policy.checkpoints.ttl_s) is not None:
@@ -267,6 +271,7 @@ class AttemptHooks:
         run, attempt = self._run, self._scope.id
         fingerprint = run.checkpoints.note_canary(attempt, step, answer_of(output))
         if fingerprint is not None:
+            self._scope.client.unanswered.pop(step, None)
             # The next checkpoint carries it, so that any later process can compare.
             self._scope.saver.canary = step, fingerprint
         run.checkpoints.write_canary(attempt, step, run.collaborators)

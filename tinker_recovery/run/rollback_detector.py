@@ -23,7 +23,7 @@ from tinker_recovery.errors import FaultError
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.service import sdk_requests
 from tinker_recovery.service.http import Unreached
-from tinker_recovery.service.waiting import result_of
+from tinker_recovery.service.waiting import ended, result_of
 from tinker_recovery.telemetry import names
 from tinker_recovery.telemetry.text import counted, is_are
 
@@ -360,18 +360,32 @@ class RollbackDetector:
 
     async def _look(self, attempt: AttemptScope, outage: _Outage) -> None:
         """After an outage: are the weights still those of the newest step?"""
-        # Only checkpoints known before the outage: what was saved since may be of either state.
-        branch = [at for at in self._known_on_branch() if at[1] <= outage.since_step]
+        since = outage.since_step
+        # Known before the outage: what was saved since may be of either state.
+        branch = [at for at in self._known_on_branch() if at[1] <= since]
         try:
             if attempt.faulty or attempt.closed or (asked := attempt.client.run_canary()) is None:
                 return
             looking, step = asked
             answer = answer_of(await result_of(looking))
+            # Those asked before it are answered by now, if not heard of.
+            for earlier in tuple(attempt.client.unanswered.values()):
+                if earlier is not None:
+                    await ended(earlier)
+            self._run.mailbox.deliver()
         except Exception:  # noqa: BLE001 - a request like any other: its failure is reported where it was made
             return
         finally:
             self._looking = False
-        match, back_to = self._run.checkpoints.canaries.older(answer, step, branch)
+        canaries = self._run.checkpoints.canaries
+        match, back_to = canaries.older(answer, step, branch)
+        if match is Match.DIFFERENT:
+            # It may have stored a save whose answer was still on its way, and gone back to that.
+            match, back_to = canaries.older(answer, step, self._known_on_branch())
+            if match is Match.DIFFERENT and any(
+                since <= at < step for at in tuple(attempt.client.unanswered)
+            ):
+                match = Match.UNCLEAR
         if match is Match.DIFFERENT:
             self._outage = None
             if outage.met_open:
@@ -388,8 +402,9 @@ class RollbackDetector:
             )
             # A save that was under way may have been carried out on the older weights, and stored
             # before the outage was noticed. Not one on which the canary has answered otherwise.
-            otherwise = self._run.checkpoints.canaries.others(answer, attempt.id, branch)
-            self._run.checkpoints.distrust(attempt.id, max([back_to, *otherwise]))
+            otherwise = canaries.others(answer, attempt.id, branch)
+            sound_to = max([min(back_to, since), *otherwise])
+            self._run.checkpoints.distrust(attempt.id, sound_to)
             attempt.declare_fault(
                 RULES[Kind.ROLLED_BACK],
                 DetectedBy.CANARY,

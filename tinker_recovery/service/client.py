@@ -94,6 +94,8 @@ class SupervisedClient(Iterating):
         self._last_update: Future[Any] = Future()
         self._canary_is_next = False
         self._canary_run: tuple[Future[Any], int] | None = None
+        self.unanswered: dict[int, Future[Any] | None] = {}
+        """The newest canary of each step saved at, or within the next, if it is not answered."""
         self.errors = RequestErrors()
         """What its requests have failed with."""
         self.failed, self.failed_saves = self.errors.failed, self.errors.failed_saves
@@ -262,8 +264,8 @@ class SupervisedClient(Iterating):
     def run_canary(self) -> tuple[Future[Any], int] | None:
         """Run the canary on the current weights; returns its result and their step.
 
-        Inside an iteration, their step is the one it ends with.
-        None without a canary. If :meth:`run_canary_next` has run it since, returns that run.
+        Inside an iteration, that is the one it ends with. None without a canary.
+        If :meth:`run_canary_next` has run it since, returns that run.
         """
         with self._lock:
             self._check_live()
@@ -282,12 +284,14 @@ class SupervisedClient(Iterating):
     def _submit_canary(self, *, record: bool = False) -> tuple[Future[Any], int] | None:
         batch = self._canary.batch  # read once: the SDK's thread may drop it meanwhile
         if batch is None or (record and self._iterations.inside):
+            self.unanswered |= {self.step: None} if record else {}
             return None  # inside an iteration, there is no step that these weights are of
         running = self._training.forward(batch, "cross_entropy")
         self.meter.add("checked", tokens_in(batch))
         step = self._iterations.begun
         # A run that is to examine the weights must not define what they should answer.
         ended = functools.partial(self._canary_ended, step) if record else None
+        self.unanswered |= {step: running.future()} if record else {}
         self._ours[running.future()] = CANARY, step
         self._watch(CANARY, running, None, ended)
         return running.future(), step

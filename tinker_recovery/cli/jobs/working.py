@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from tinker_recovery.cli.common import refuse, refuse_because
+from tinker_recovery.cli.common import echo, refuse, refuse_because
 from tinker_recovery.cli.jobs.looking import database_option
+
+if TYPE_CHECKING:
+    from tinker_recovery.telemetry.record import RecoveryEvent
 
 INTERRUPTED = 130
 LOST = 4
@@ -45,6 +49,13 @@ LOST = 4
     show_default=True,
     help="Take jobs that were submitted with this version alone.",
 )
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print each event of the jobs' runs as JSON, one object a line, as `tinker-recovery watch "
+    "--events` reads it. The log stays on standard error.",
+)
 def work(
     *,
     modules: tuple[str, ...],
@@ -53,6 +64,7 @@ def work(
     per_model: int | None,
     starts_per_s: float,
     version: str,
+    as_json: bool,
 ) -> None:
     r"""Carry out jobs until stopped, with what MODULE defines.
 
@@ -92,6 +104,7 @@ def work(
             per_model=per_model,
             starts_per_s=starts_per_s,
             version=version,
+            on_event=_print_event if as_json else None,
         ) as jobs:
             logging.getLogger("tinker_recovery").info("working on %r", jobs)
             await asyncio.Future()
@@ -109,3 +122,10 @@ def work(
         refuse_because(error)
     except JournalError as error:
         refuse_because(error)
+
+
+def _print_event(event: RecoveryEvent) -> None:
+    from tinker_recovery.telemetry.record import json_line
+
+    with contextlib.suppress(OSError):  # whoever read it is gone, and the jobs go on
+        echo(json_line(event))
