@@ -192,11 +192,13 @@ def script(folder: Path, code: str) -> str:
 
 
 @contextmanager
-def process(arguments: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+def process(
+    arguments: Sequence[str], *, stdout: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[str]]:
     """A Python process of our own, killed in the end whatever happens."""
     with subprocess.Popen(  # noqa: S603 - our own program
         [sys.executable, *arguments],
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         env=dict(os.environ),

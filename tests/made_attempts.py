@@ -75,6 +75,8 @@ class World:
         self.reported: list[tuple[Any, ...]] = []
         self.over: list[BaseException | None] = []
         self.corrupted = False
+        self.looked_into: list[Any] = []
+        """Attempts with a save that failed, of a run that is not corrupted."""
         self.asked_status = 0
         self.on_status: Callable[[], object] = lambda: None
         self.settling: BaseException | None = None
@@ -119,7 +121,11 @@ class World:
                 metrics=lambda *_: None, step_done=lambda _: None, stored=lambda *_, **__: None
             ),
             retention=SimpleNamespace(ask=lambda _: None),
-            rollbacks=SimpleNamespace(sound_to=math.inf, settle=self._settle),
+            rollbacks=SimpleNamespace(
+                sound_to=math.inf,
+                settle=self._settle,
+                note_save_failed=self.looked_into.append,
+            ),
             skipped=set(),
             current=None,
             recoveries=[],

@@ -258,11 +258,16 @@ async def test_a_save_that_failed_is_a_fault_only_of_a_run_that_is_corrupted(
 ) -> None:
     world = World()
     world.corrupted = corrupted
-    attempt = world.attempt()
+    attempt = world.run.current = world.attempt()
     attempt.look_into_failed_save(FAILED)
     await world.background()
     found = [(fault.kind, fault.detected_by, fault.error) for fault in world.faults]
     assert found == ([(Kind.CORRUPTED, DetectedBy.CALL, FAILED)] if corrupted else [])
+    assert world.looked_into == ([] if corrupted else [attempt]), "it may have been restarted"
+    world.run.current = None
+    attempt.look_into_failed_save(FAILED)
+    await world.background()
+    assert len(world.looked_into) == (not corrupted), "of one that is over, nothing is asked"
 
 
 SUSPECTED = RULES[Kind.CANCELLED]

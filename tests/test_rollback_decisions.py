@@ -21,6 +21,7 @@ from tinker_recovery.checkpoints.prompt import prompt_of
 from tinker_recovery.faults import RULES, DetectedBy, Fault, Kind
 from tinker_recovery.recovery.checkpoint_state import CheckpointState
 from tinker_recovery.run.rollback_detector import LONG_S, MOMENT_S, RollbackDetector, _Outage
+from tinker_recovery.service import sdk_requests
 from tinker_recovery.telemetry import EventSink, names
 
 
@@ -884,3 +885,70 @@ async def test_at_the_end_an_outage_without_a_canary_is_decided() -> None:
     world.unreachable()
     await world.detector.settle(world.attempt)
     assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+
+
+# -- a save that the service has lost ------------------------------------------------------------
+
+
+def test_a_save_that_fails_where_nothing_was_met_is_no_sign_of_a_restart() -> None:
+    world = World()
+    world.store(3)
+    world.detector.note_save_failed(world.attempt)
+    world.detector.note_heard()
+    world.now_s += 2 * max(LONG_S, world.run.policy.poll_interval_s)
+    world.detector.note_save_failed(world.attempt)
+    assert (world.declared, world.unknown) == ([], [])
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_one_that_fails_after_a_connection_broke_off_takes_the_run_back_to_before_that(
+    *, heard: bool
+) -> None:
+    """Whether a request of the SDK's met it, or one of ours."""
+    world = World()
+    world.store(3)
+    world.now_s += 1.0
+    if heard:
+        world.detector.note_heard()
+        world.now_s += 1.0
+        world.detector.note_heard()
+    else:
+        world.unreachable("down")
+    world.now_s += 1.0
+    world.store(5)
+    world.detector.note_save_failed(world.attempt)
+    assert world.declared == [(Kind.ROLLED_BACK, DetectedBy.CANARY)]
+    assert world.limit == 3, "what was stored since may be of older weights"
+    assert "has lost a save" in world.reasons[0]
+
+
+def test_where_saves_go_on_failing_it_is_said_and_the_run_goes_on() -> None:
+    world = World()
+    for again in range(2):
+        world.detector.note_heard()
+        world.detector.note_save_failed(world.attempt)
+        world.detector.note_save_failed(world.attempt)
+        assert len(world.declared) == again + 1
+        assert len(world.unknown) == again + 1
+        world.store(3)  # a save succeeds
+
+
+def test_of_an_attempt_that_has_a_fault_already_nothing_is_decided() -> None:
+    world = World()
+    world.detector.note_heard()
+    world.attempt.faulty = True
+    world.detector.note_save_failed(world.attempt)
+    assert world.declared == []
+
+
+def test_where_the_sdk_cannot_be_listened_to_it_is_said_once_for_each_series(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sdk_requests, "is_possible", lambda: False)
+    world = World()
+    for _ in range(3):
+        world.detector.note_save_failed(world.attempt)
+    assert (world.declared, len(world.unknown)) == ([], 1)
+    world.store(3)
+    world.detector.note_save_failed(world.attempt)
+    assert len(world.unknown) == 2

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ def worker(monkeypatch: pytest.MonkeyPatch, database: str) -> Iterator[Any]:
     code = "from tinker_recovery.cli import main; main()"
     given = ["jobs", "work", "loops_of_jobs", "--concurrency", "10", "--starts-per-s", "20"]
     given.append("--json")
-    with process(["-c", code, *given]) as running:
+    with process(["-c", code, *given], stdout=subprocess.PIPE) as running:
         yield running
 
 

@@ -239,6 +239,45 @@ async def test_going_back_to_a_save_whose_answer_was_still_on_its_way_is_noticed
     assert local.run_state(run.segments[-1].run_id) == expected
 
 
+@pytest.mark.parametrize("canary", ["auto", None])
+@pytest.mark.parametrize("on_outage", ["recover", "warn"])
+async def test_a_restart_that_nothing_but_a_save_meets_is_noticed_once_that_has_failed(
+    local: LocalTinker, canary: Any, on_outage: Any
+) -> None:
+    """Quicker than any request is sent again: the loop goes on before it is known."""
+    expected = await undisturbed_state(local, steps=STEPS)
+    local.inject(FaultRule("slow", 5, "retrieve_future", polled="save_weights", delay_s=30.0))
+    events: list[RecoveryEvent] = []
+    failed = anyio.Event()
+
+    def told(event: RecoveryEvent) -> None:
+        events.append(event)
+        if event.name == names.EVENT_CHECKPOINT_SAVE_FAILED:
+            failed.set()
+
+    async def loop(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            if step == 8 and attempt.number == 1:
+                await until(lambda: local.checkpoints(attempt.client.model_id)[-1].steps == 5)
+                local.begin_outage(status=None, rollback=True)
+                local.end_outage()
+            await one_step(attempt, step)
+            if step == 9 and attempt.number == 1:
+                await failed.wait()
+
+    given = default(canary=canary, on_outage=on_outage)
+    with anyio.fail_after(30):
+        async with Supervisor(given, on_event=told) as supervisor:
+            await supervisor.run(loop, **START)
+    (run,) = supervisor.runs
+    if on_outage == "warn":
+        assert run.recoveries == []
+        assert UNKNOWN in {event.name for event in events}
+        return
+    assert [recovery.fault.kind for recovery in run.recoveries] == [Kind.ROLLED_BACK]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
 UNKNOWN = "recovery.weights_unknown"
 
 

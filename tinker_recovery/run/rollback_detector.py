@@ -118,6 +118,8 @@ class RollbackDetector:
         """The attempt that a poll has found corrupted, be it declared or not."""
         # Where the SDK's requests cannot be listened to, they may have met anything.
         self._heard_at = -math.inf if sdk_requests.is_possible() else math.inf
+        self._heard_since = -math.inf
+        self._saves_succeed = True
         self._known_at: dict[int, float] = {}  # by step; only of the newest saves
 
     @property
@@ -183,6 +185,7 @@ class RollbackDetector:
         for old in [each for each, at in self._known_at.items() if at < now - under_way_s]:
             del self._known_at[old]
         self._known_at.setdefault(step, now)
+        self._saves_succeed = True
 
     def note_resumed(self, start_step: int) -> None:
         """A new attempt has taken over, on weights that were looked at."""
@@ -206,15 +209,46 @@ class RollbackDetector:
             self._outage = _Outage(self._confirmed_step(now - waited_s), open_requests)
             self._drop_spare()
             # Whoever met it first, it is the same.
-            lately_s = waited_s + max(LONG_S, self._run.policy.poll_interval_s)
-            self._outage.heard = self._heard_at >= now - lately_s
+            self._outage.heard = self._heard_at >= now - waited_s - self._lately_s
         self._outage.note(now, how)
 
     def note_heard(self) -> None:
         """A request of the SDK's could not reach the service."""
-        self._heard_at = max(self._heard_at, self._run.clock.monotonic())
+        now = self._run.clock.monotonic()
+        if self._heard_at < now - self._lately_s:
+            self._heard_since = now
+        self._heard_at = max(self._heard_at, now)
         if self._outage is not None:
             self._outage.heard = True
+
+    @property
+    def _lately_s(self) -> float:
+        """How long ago something may have been met and be of the same outage."""
+        return max(LONG_S, self._run.policy.poll_interval_s)
+
+    def note_save_failed(self, current: AttemptScope) -> None:
+        """The service says that a save has failed, and does not call the run corrupted.
+
+        One that was restarted has lost it, and may have lost weights, if connections were broken
+        off lately. Steps may have been applied since, so no canary could tell.
+        """
+        now = self._run.clock.monotonic()
+        heard = self._heard_at >= now - self._lately_s
+        if not (heard or self.is_out_of_reach) or current.faulty:
+            return
+        certain = self._heard_at < math.inf
+        since = self.sound_to
+        if heard:
+            known_at = self._heard_since if certain else now - self._lately_s
+            since = min(since, self._confirmed_step(known_at))
+        outage = _Outage(int(since), 0)
+        what = "the service has lost a save, around a time when it could not be reached"
+        # Where saves go on failing, going back each time would cost the run.
+        first, self._saves_succeed = self._saves_succeed, False
+        if certain and first:
+            self._decide(current, outage, what)
+        elif certain or first:
+            self._warn(outage, what)
 
     def note_cut(self, current: AttemptScope | None, *, asked: bool = False) -> None:
         """An idle connection of ours was closed: worth one look at the weights of an idle loop.

@@ -379,11 +379,16 @@ class AttemptScope:
         self.sampling.retire(reason)
 
     def look_into_failed_save(self, error: BaseException) -> None:
-        """A save's result failed: a fault only if the service has marked the run as corrupted."""
+        """A save's result failed: a fault only if the service is the reason.
+
+        It has marked the run as corrupted, or was restarted.
+        """
 
         async def look() -> None:
             if await self.run.is_corrupted():
                 self.declare_fault(RULES[Kind.CORRUPTED], DetectedBy.CALL, error)
+            elif self.run.current is self:
+                self.run.rollbacks.note_save_failed(self)
 
         if self.run.policy.enabled and not self.left.is_set():
             self.run.spawn(look)
