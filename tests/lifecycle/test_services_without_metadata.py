@@ -263,6 +263,21 @@ async def test_starting_over_goes_back_to_the_checkpoint_at_step_0_where_seeds_a
     assert "/step-00000000-" in str(ended.parent)
 
 
+async def test_so_it_does_after_a_first_client_that_failed_before_it_had_saved(
+    tmp_path: Path,
+) -> None:
+    """The one that takes its place begins from nothing too: a second fault finds what it saved."""
+    async with LocalTinker(dialect="ignores_seed") as local:
+        local.inject(FaultRule("poison", at_step=0, request="save_weights"))
+        local.inject(FaultRule("poison", at_step=3))
+        assert await a_run(local, journal=tmp_path / "journal.db") == 0
+        last, second, first = local.runs()
+        assert local.run_state(second).parent is None
+        assert local.checkpoints(first) == []
+        assert "/step-00000000-" in str(local.run_state(last).parent)
+        assert str(second) in str(local.run_state(last).parent)
+
+
 async def test_only_a_run_that_begins_from_nothing_saves_at_its_start(local: LocalTinker) -> None:
     async with Supervisor(quick(checkpoints=RESUMES)) as supervisor:
         await supervisor.run(lambda a: train(a, steps=6), base_model=MODEL, rank=8, seed=SEED)

@@ -254,6 +254,11 @@ class SupervisedRun:
         self.attempts.add(attempt)
         self._note_segment(attempt)
         self.checkpoints.began = attempt.segment.parent, attempt.id, attempt.start_step
+        self._save_at_start(attempt)
+        attempt.client.record_canary()
+        return attempt
+
+    def _save_at_start(self, attempt: AttemptScope) -> None:
         at_start = self.policy.checkpoints.save_at_start and self.parent is None
         if self.origin is None or at_start:
             # An adopted client cannot be made again, so it needs something to recover from. Of the
@@ -261,8 +266,6 @@ class SupervisedRun:
             keeps, refused = self.collaborators.reader.metadata.keeps, self.history.refused_saves
             attempt.saver.probes = self.origin is not None and (keeps == "unknown" or refused > 0)
             attempt.client.save(attempt.saver.begin)
-        attempt.client.record_canary()
-        return attempt
 
     def _note_waiting(self, message: str) -> None:
         self.collaborators.events.emit(names.EVENT_WAITING, self.name, message)
@@ -433,6 +436,8 @@ class SupervisedRun:
         self._note_segment(attempt)
         self.rollbacks.note_resumed(attempt.start_step)
         self.checkpoints.note_recovered()
+        if attempt.fault is None and attempt.checkpoint is None:
+            self._save_at_start(attempt)  # no other has: the run starts over
         if attempt.fault is None and not self.checkpoints.canaries.measured:
             attempt.client.record_canary()
         self.retention.ask(self)
