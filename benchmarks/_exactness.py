@@ -316,7 +316,7 @@ class _InProcess:
 
     def _event(self, event: RecoveryEvent) -> None:
         self.events.append(f"{event.name} {event.message}")
-        if event.name == names.EVENT_WEIGHTS_UNKNOWN:
+        if _says_inexact(event):
             self.not_exact = event.message
         if (
             event.name == names.EVENT_DETECTED
@@ -328,6 +328,15 @@ class _InProcess:
             newest = max(stored, key=lambda each: each.steps, default=None)
             if newest is not None:
                 self._server.damage(newest.path, "truncated")
+
+
+INEXACT = "inexact:"
+
+
+def _says_inexact(event: RecoveryEvent) -> bool:
+    """Whether it says that the weights may be others; here, every restore is of what was saved."""
+    restored = names.CHECKPOINT_PATH in event.fields
+    return event.name == names.EVENT_WEIGHTS_UNKNOWN and not restored
 
 
 START: StartOptions = {"base_model": "m", "rank": 8, "seed": 7, "name": "exact"}
@@ -352,7 +361,7 @@ class _InProcesses:
     def not_exact(self) -> str:
         """What it said if it could not know."""
         said = self._said.splitlines()
-        return next((line for line in said if names.EVENT_WEIGHTS_UNKNOWN in line), "")
+        return next((line for line in said if line.startswith(INEXACT)), "")
 
     async def train(self) -> None:
         """Run it, which kills itself, and run it again to the end."""
@@ -400,7 +409,7 @@ async def _in_child(case: Case, *, die: bool) -> None:
         await loop(attempt.client, attempt.start_step, case.depth, reached)
 
     def event(said: RecoveryEvent) -> None:
-        print(said.name, said.message, file=sys.stderr)
+        print(INEXACT if _says_inexact(said) else "", said.name, said.message, file=sys.stderr)
 
     async with Supervisor(policy(canary=case.canary), on_event=event) as supervisor:
         await supervisor.run(attempt_, **START)
