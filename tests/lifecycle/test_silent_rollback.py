@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,41 @@ async def test_a_restart_that_nothing_but_a_save_meets_is_noticed_once_that_has_
         return
     assert [recovery.fault.kind for recovery in run.recoveries] == [Kind.ROLLED_BACK]
     assert local.run_state(run.segments[-1].run_id) == expected
+
+
+@pytest.mark.parametrize("on_outage", ["recover", "warn"])
+async def test_what_was_saved_behind_a_canary_that_a_restart_has_lost_is_not_gone_back_to(
+    local: LocalTinker, on_outage: Any
+) -> None:
+    """Its answer is late, so by then the loop has saved what it made of the older weights."""
+    expected = await undisturbed_state(local, steps=STEPS)
+    slow = FaultRule("slow", 5, "retrieve_future", polled="forward_backward", delay_s=3.0)
+    local.inject(replace(slow, delay_s=30.0))
+
+    async def loop(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            if step == 5 and attempt.number == 1:
+                await until(lambda: len(local.fired) == 1)  # the save and its canary are sent
+            if step == 8 and attempt.number == 1:
+                local.begin_outage(status=None, rollback=True)
+                local.inject(slow)
+                local.end_outage()
+                await until(lambda: len(local.fired) == 2)  # it is asked for again
+            await one_step(attempt, step)
+            if step == 10 and attempt.number == 1:
+                await until(lambda: "step-00000010" in _newest(local, attempt))
+                await anyio.sleep_forever()
+
+    with anyio.fail_after(30):
+        async with Supervisor(default(on_outage=on_outage)) as supervisor:
+            await supervisor.run(loop, **START)
+    (run,) = supervisor.runs
+    assert [attempt.start_step for attempt in run.attempts] == [0, 5]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
+def _newest(local: LocalTinker, attempt: Attempt) -> str:
+    return local.checkpoints(attempt.client.model_id)[-1].path
 
 
 UNKNOWN = "recovery.weights_unknown"
