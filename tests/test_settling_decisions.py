@@ -54,6 +54,7 @@ class World:
             name="r",
             policy=SimpleNamespace(
                 enabled=facts.get("enabled", True),
+                create_timeout_s=facts.get("create_timeout_s", 30.0),
                 checkpoints=SimpleNamespace(save_on_stop_s=facts.get("limit_s", 30.0)),
             ),
             signals=SimpleNamespace(requested=True),
@@ -70,6 +71,7 @@ class World:
             closed=False,
             ending=False,
             finished=False,
+            looked_into_save=None,
         )
 
     async def _drain(self) -> None:
@@ -114,6 +116,25 @@ async def test_what_is_open_is_waited_for_and_a_save_that_was_held_back_comes_be
     assert await world.finish() is None
     assert world.log == [END, "waited", END, "waited", "delivered"]
     assert (world.scope.finished, caplog.messages) == (False, []), "leaving the body says so"
+
+
+async def test_why_a_save_has_failed_is_known_before_the_run_is_over() -> None:
+    world = World()
+    known = world.scope.looked_into_save = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.finish)
+        await anyio.wait_all_tasks_blocked()
+        assert world.log[-1] == "delivered"
+        world.client.failed_saves.append(ValueError("lost"))
+        known.set()
+    assert world.log[-1] == "asked"
+
+
+async def test_but_not_for_ever() -> None:
+    world = World(create_timeout_s=0.0)
+    world.scope.looked_into_save = anyio.Event()
+    with anyio.fail_after(5):
+        assert await world.finish() is None
 
 
 async def test_where_nothing_is_open_nothing_is_waited_for() -> None:

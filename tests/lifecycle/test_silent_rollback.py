@@ -314,6 +314,35 @@ def _newest(local: LocalTinker, attempt: Attempt) -> str:
     return local.checkpoints(attempt.client.model_id)[-1].path
 
 
+@pytest.mark.parametrize("canary", ["auto", None])
+@pytest.mark.parametrize("late", [False, True])
+async def test_also_where_it_fails_as_the_loop_ends_or_after_that(
+    local: LocalTinker, canary: Any, *, late: bool
+) -> None:
+    expected = await undisturbed_state(local, steps=STEPS)
+    slow = FaultRule("slow", 10, "retrieve_future", polled="save_weights", delay_s=30.0)
+    local.inject(slow)
+
+    async def loop(attempt: Attempt) -> None:
+        for step in range(attempt.start_step, STEPS):
+            if step == 11 and attempt.number == 1:
+                await until(lambda: local.checkpoints(attempt.client.model_id)[-1].steps == 10)
+                local.begin_outage(status=None, rollback=True)
+                if late:
+                    local.inject(replace(slow, delay_s=2.0))
+                local.end_outage()
+                if late:
+                    await until(lambda: len(local.fired) == 2)  # it is asked for again
+            await one_step(attempt, step)
+
+    with anyio.fail_after(30):
+        async with Supervisor(default(canary=canary)) as supervisor:
+            await supervisor.run(loop, **START)
+    (run,) = supervisor.runs
+    assert [recovery.fault.kind for recovery in run.recoveries] == [Kind.ROLLED_BACK]
+    assert local.run_state(run.segments[-1].run_id) == expected
+
+
 UNKNOWN = "recovery.weights_unknown"
 
 

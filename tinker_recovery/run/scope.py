@@ -106,6 +106,8 @@ class AttemptScope:
         self.gone = anyio.Event()
         """Set once its client is closed."""
         self._idle_step: int | None = None
+        self.looked_into_save: anyio.Event | None = None
+        """Set once it is known why the newest save that failed has."""
         self.blocking = False
         """Whether the body runs in a thread, which only its client can end."""
         self.made_once: dict[str, object] = {}
@@ -385,12 +387,16 @@ class AttemptScope:
         """
 
         async def look() -> None:
-            if await self.run.is_corrupted():
-                self.declare_fault(RULES[Kind.CORRUPTED], DetectedBy.CALL, error)
-            elif self.run.current is self:
-                self.run.rollbacks.note_save_failed(self)
+            try:
+                if await self.run.is_corrupted():
+                    self.declare_fault(RULES[Kind.CORRUPTED], DetectedBy.CALL, error)
+                elif self.run.current is self:
+                    self.run.rollbacks.note_save_failed(self)
+            finally:
+                looked.set()
 
         if self.run.policy.enabled and not self.left.is_set():
+            looked = self.looked_into_save = anyio.Event()
             self.run.spawn(look)
 
     def declare_bad_loss(self, step: int, value: float) -> None:

@@ -41,6 +41,9 @@ async def finish_open(scope: AttemptScope) -> None:
                 )
     # A failure is posted before its request counts as ended, so none is missed here.
     scope.run.mailbox.deliver()
+    if scope.looked_into_save is not None:
+        with anyio.move_on_after(scope.run.policy.create_timeout_s):
+            await scope.looked_into_save.wait()
     if scope.fault is None and scope.run.policy.enabled:
         failed = list(scope.client.failed_saves)
         if failed and await scope.run.is_corrupted():
