@@ -11,7 +11,7 @@ import pytest
 from tinker_recovery.checkpoints.prompt import CanaryPrompt, prompt_of
 from tinker_recovery.faults import RULES, Kind
 from tinker_recovery.forks import HomeProcess
-from tinker_recovery.run.canary_loss import OFF_AFTER, CanaryLoss
+from tinker_recovery.run.canary_loss import OFF_AFTER, OFF_AT_LAST, CanaryLoss
 from tinker_recovery.service.client import SupervisedClient
 from tinker_recovery.service.future import SupervisedFuture
 
@@ -26,7 +26,9 @@ class World:
         self.dropped: list[str] = []
         self.asked_no_more = 0
         self.refunds = 0
-        self.prompt: Any = SimpleNamespace(batch=[1], auto=auto, lost=lost, drop=self._drop)
+        self.prompt: Any = SimpleNamespace(
+            batch=[1], auto=auto, lost=lost, lost_in_all=lost, drop=self._drop
+        )
         run = SimpleNamespace(
             checkpoints=SimpleNamespace(prompt=self.prompt),
             rollbacks=SimpleNamespace(is_out_of_reach=out_of_reach),
@@ -78,7 +80,7 @@ def test_one_that_two_attempts_in_a_row_have_lost_is_dropped(error: Exception | 
     second = World(auto=False, lost=OFF_AFTER - 1)
     assert second.loss.drops(silent, error)
     (why,) = second.dropped
-    assert why.startswith("twice in a row the service has not answered it")
+    assert why.startswith("2 times in a row the service has not answered it")
     assert ("too late" in why) == (error is not None)
     assert second.loss.drops(silent, error), "of several, another was the first to fail"
     assert len(second.dropped) == 1
@@ -93,9 +95,20 @@ def test_it_is_the_second_attempt_in_a_row_that_drops_it() -> None:
     assert (world.prompt.lost, world.refunds, len(world.dropped)) == (2, 2, 1)
 
 
+def test_where_it_is_answered_as_the_run_is_restored_it_takes_more_to_be_dropped() -> None:
+    world = World(auto=False)
+    for time in range(1, OFF_AT_LAST + 1):
+        world.loss = CanaryLoss(world.scope)
+        assert world.loss.drops(RULES[Kind.SESSION_FAILED], None) is False
+        assert world.loss.drops(RULES[Kind.SILENCE], None) == (time == OFF_AT_LAST)
+        world.prompt.lost = 0  # a restored client has answered it
+    assert world.dropped[0].startswith("6 times in a row")
+
+
 def test_one_that_is_answered_is_lost_no_more() -> None:
     world = World(lost=OFF_AFTER - 1)
     world.loss.answered()
+    assert world.prompt.lost_in_all == 0
     assert not world.loss.drops(RULES[Kind.SILENCE], None)
     assert world.prompt.lost == 1
 

@@ -56,6 +56,17 @@ FOUND = [
             FaultRule("wrong_restore", 0, "load_weights", for_s=0.02),
         ),
     ),
+    # Faults that strike the canary, in one attempt after the other, before weights are lost.
+    Schedule(
+        0,
+        blocking=True,
+        faults=(
+            FaultRule("fail_session", 8, "forward_backward", times=3),
+            FaultRule("fail", 8, "optim_step", times=3, after_s=0.02),
+        ),
+        outage=Outage(9, rollback=True, status=503),
+        dialect="rolls_back",
+    ),
     # The answers of the canary as the run begins are NaN, and then the first loss.
     Schedule(0, blocking=False, faults=(FaultRule("nan_loss", 0, "forward_backward", times=5),)),
 ]

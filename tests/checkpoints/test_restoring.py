@@ -22,8 +22,10 @@ from tinker_recovery.telemetry import names
 
 async def test_the_newest_is_restored_with_the_canarys_answer_asked_once() -> None:
     world = World(1, 2)
+    world.known.prompt.lost = 1
     restored = await world.restore()
     (client,) = world.made
+    assert world.known.prompt.lost == 0, "it answers"
     assert restored.connection is cast("Any", client)
     assert restored.checkpoint is not None
     assert (restored.checkpoint.path, restored.answer) == (path("a", 2), answer_at(2))

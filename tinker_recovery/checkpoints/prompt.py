@@ -126,6 +126,8 @@ class CanaryPrompt:
         """Tokens of asking it where no attempt was under way, for the next one to count."""
         self.lost = 0
         """Attempts in a row in which the service did not answer it, though it answered all else."""
+        self.lost_in_all = 0
+        """The same, also if it was answered where an attempt was being restored."""
         self.problem: str | None = None
         """Why none can be made, for people; None if one can, or is not wanted."""
         if canary is not None and not isinstance(canary, str):

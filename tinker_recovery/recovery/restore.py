@@ -429,7 +429,9 @@ class Restore:
         asking = connection.training.forward(batch, "cross_entropy")
         prompt.spent += tokens_in(batch)
         with patiently("running the canary on a restored client", self._patience):
-            return answer_of(await result_of(asking.future()))
+            answer = answer_of(await result_of(asking.future()))
+        prompt.lost = 0
+        return answer
 
     @property
     def passed_over(self) -> Mapping[str, str]:

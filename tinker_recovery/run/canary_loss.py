@@ -4,7 +4,8 @@ Not every service carries out a forward pass alone. One that was not accepted is
 order of the client's requests, and what is behind one that is never answered waits for ever. A
 loop without a canary would go on, so this one goes on without: at once where the service refuses a
 canary that we have made; after two attempts in a row in which it answered none, as one may as well
-be met by a fault of the backend.
+be met by a fault of the backend. One that answers it on the clients restored in between carries out
+such passes, and has faults: that takes six.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING
 
 from tinker_recovery.faults import Kind, VerdictRule
 from tinker_recovery.service.refusals import in_words
+from tinker_recovery.telemetry.text import counted
 
 if TYPE_CHECKING:
     from tinker_recovery.run.scope import AttemptScope
 
 OFF_AFTER = 2
 """Attempts in a row that have lost a canary, after which a run asks none any more."""
+
+OFF_AT_LAST = 6
+"""The same, where it was answered on the clients restored in between."""
 
 _REFUSED = frozenset({Kind.USER_ERROR, Kind.INVALID_REQUEST, Kind.FORBIDDEN})
 _OF_ALL = frozenset(
@@ -51,15 +56,19 @@ class CanaryLoss:
             return False
         self._counted = True
         prompt.lost += 1
+        prompt.lost_in_all += 1
         # A bare loop would not have asked: what it costs is none of the run's own attempts.
         self._scope.post(run.budget.refund)
-        return prompt.lost >= OFF_AFTER and self._drop(
-            "twice in a row the service has not answered it, although it answers all else", error
-        )
+        if prompt.lost < OFF_AFTER and prompt.lost_in_all < OFF_AT_LAST:
+            return False
+        times = counted(prompt.lost_in_all, "time")
+        why = f"{times} in a row the service has not answered it, although it answers all else"
+        return self._drop(why, error)
 
     def answered(self) -> None:
         """The service has answered a canary."""
-        self._scope.run.checkpoints.prompt.lost = 0
+        prompt = self._scope.run.checkpoints.prompt
+        prompt.lost = prompt.lost_in_all = 0
 
     def _drop(self, why: str, error: BaseException | None) -> bool:
         said = why if error is None else f"{why}: {in_words(error)}"
