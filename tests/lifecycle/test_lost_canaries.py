@@ -16,6 +16,7 @@ from sweeps import pairs
 
 from tinker_recovery import CheckpointPolicy, RecoveryEvent, Supervisor
 from tinker_recovery.faults import Kind
+from tinker_recovery.run.canary_loss import OFF_AT_LAST
 from tinker_recovery.telemetry import names
 from tinker_recovery.testing import FaultRule, LocalTinker
 from tinker_recovery.testing._app import TinkerApp, _accepted
@@ -129,6 +130,24 @@ async def test_a_loop_ends_well_where_every_canary_hangs(
     have(monkeypatch, hang)
     kinds = await a_run(max_attempts=1, canary=given, stall_after_s=1.0)
     assert kinds == [Kind.SILENCE, Kind.SILENCE]
+
+
+async def test_a_loop_ends_well_where_only_restored_clients_have_it_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each attempt begins as it should, and loses its canary at the next save."""
+    seen = set[str]()
+
+    def answer(app: TinkerApp, body: Any) -> Response | None:
+        if body.model_id in seen:
+            return hang(app, body)
+        seen.add(body.model_id)
+        return None
+
+    have(monkeypatch, answer)
+    kinds = await a_run(max_attempts=1, canary=tuple(batch(3)), stall_after_s=0.5)
+    assert set(kinds) == {Kind.SILENCE}
+    assert len(kinds) <= OFF_AT_LAST
 
 
 async def test_a_canary_of_the_users_own_that_the_service_refuses_is_their_error(
