@@ -67,6 +67,16 @@ FOUND = [
         outage=Outage(9, rollback=True, status=503),
         dialect="rolls_back",
     ),
+    # Where the run starts over the canary's answers are no numbers, and nothing to compare with.
+    Schedule(
+        2,
+        blocking=True,
+        faults=(
+            FaultRule("poison", 0, "create_model", for_s=0.02, after_s=0.02),
+            FaultRule("nan_loss", 0, "forward_backward", for_s=0.02, after_s=0.02, loss="inf"),
+        ),
+        outage=Outage(5, rollback=False, status=503),
+    ),
     # The answers of the canary as the run begins are NaN, and then the first loss.
     Schedule(0, blocking=False, faults=(FaultRule("nan_loss", 0, "forward_backward", times=5),)),
 ]

@@ -48,6 +48,16 @@ def test_nothing_is_compared_with_what_is_no_number(numbers: Answer) -> None:
     assert fingerprint_of(numbers) is None
 
 
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_an_answer_that_is_no_number_is_not_remembered(number: float) -> None:
+    """Sound weights would answer otherwise, and be condemned for it."""
+    book = CanaryBook(1e-6)
+    book.record("a", 0, (-1.0, number))
+    assert not book.expects("a", 0)
+    book.record("a", 0, (-1.0, -2.0))
+    assert book.compare([(-1.0, -2.0)], "a", 0)[0] is Match.SAME
+
+
 @pytest.mark.parametrize(
     "text", ["", "1:d", "1:d:AACA!Pw==", "1:d:AAAA", "x:d:AACAPw==", "1:d:e:f"]
 )

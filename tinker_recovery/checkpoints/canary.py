@@ -221,8 +221,13 @@ class CanaryBook:
     # What was answered
 
     def record(self, attempt: str, step: int, answer: Answer) -> None:
-        """Remember the answer of an attempt's weights at a step; a second one shows the noise."""
+        """Remember the answer of an attempt's weights at a step; a second one shows the noise.
+
+        One that is not finite is none: nothing could be compared with it.
+        """
         at = attempt, step
+        if fingerprint_of(answer) is None:
+            return
         if at in self._answers:
             self.measure(self._answers[at], answer)
         else:
