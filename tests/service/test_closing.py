@@ -19,8 +19,9 @@ from conftest import SDK_LOOP, sdk_tasks
 from inspection import give_up_a_session_within
 from loops import until
 from tinker import _base_client
+from tinker.resources import models, weights
 
-from tinker_recovery.service import TinkerBackend, closing
+from tinker_recovery.service import FromBaseModel, FromCheckpoint, Patience, TinkerBackend, closing
 from tinker_recovery.testing import FaultRule, LocalTinker
 
 SOON_S = 5.0
@@ -53,6 +54,45 @@ async def test_a_session_that_opens_once_it_is_given_up_is_not_closed_for_minute
     assert not pending.finished.done()
     await until(pending.finished.done)
     await until(at_rest, SOON_S)
+
+
+@pytest.mark.parametrize(
+    ("origin", "sent_by"),
+    [
+        (
+            FromCheckpoint("tinker://a/weights/b", optimizer=True),
+            (weights.AsyncWeightsResource, "load"),
+        ),
+        (FromBaseModel("m", {"rank": 8}), (models.AsyncModelsResource, "create")),
+    ],
+)
+async def test_a_creation_that_loses_its_cancellation_is_cancelled_again(
+    local: LocalTinker,
+    monkeypatch: pytest.MonkeyPatch,
+    at_rest: Callable[[], bool],
+    origin: Any,
+    sent_by: Any,
+) -> None:
+    """As one does whose request fails just as it is cancelled: the SDK tries it again."""
+    begun, lost = threading.Event(), list[str]()
+
+    async def request(*_: Any, **__: Any) -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            lost.append("a cancellation")
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(sent_by[0], sent_by[1], request)
+    async with anyio.create_task_group() as group:
+        group.start_soon(
+            partial(TinkerBackend(local.service).connect, patience=Patience(30)), origin
+        )
+        await until(begun.is_set)
+        group.cancel_scope.cancel()
+    await until(at_rest, SOON_S)
+    assert lost == ["a cancellation"]
 
 
 async def test_a_close_that_begins_once_its_deadline_is_over_is_ended_all_the_same(

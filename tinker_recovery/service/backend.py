@@ -284,7 +284,7 @@ async def _give_up(pending: PendingSession, detail: str) -> None:
     await _abandon(pending, detail)
     # Last: for a request that is cancelled just as it fails, the SDK logs a traceback.
     if pending.creation is not None:
-        pending.creation.cancel()
+        closing.give_up_creation(pending.service, pending.creation)
 
 
 async def _abandon(pending: PendingSession, detail: str) -> None:

@@ -8,6 +8,7 @@ only begun by the time nobody waits for it any more.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import threading
 from concurrent.futures import Future
@@ -29,10 +30,14 @@ ABANDON_S = 2.0
 """How long giving up a creation waits for its thread, and then for its session to close."""
 
 CANCEL_AGAIN_S = 0.25
-"""A close that was cancelled and goes on after this long is cancelled again ..."""
+"""What was cancelled and goes on after this long is cancelled again ..."""
 
 MOST_CANCELS = 40
 """... so often at most."""
+
+_CLOSE = frozenset({"_close_async"})
+_CREATE = frozenset({"_create_lora_training_client_async", "_create_via_load_weights_async"})
+"""The SDK's coroutines, by name."""
 
 
 class _Closing:
@@ -71,8 +76,7 @@ class _Closing:
     def _cancel(self, future: Future[Any]) -> None:
         if future.done():
             return
-        holder = getattr(self._service, "_session_holder", None)
-        get_loop = getattr(holder, "get_loop", None)
+        get_loop = _loop_of(self._service)
         if get_loop is None:
             future.cancel()
         else:
@@ -81,30 +85,60 @@ class _Closing:
 
 
 async def _cancel_close(service: tinker.ServiceClient) -> None:
-    """Cancel the close of a client until that has an effect; on the SDK's loop.
+    closing = _tasks_of(service, _CLOSE)
+    for task in closing:
+        task.cancel()
+    await _cancel_again(closing)
+
+
+async def _cancel_creation(service: tinker.ServiceClient) -> None:
+    await _cancel_again(_tasks_of(service, _CREATE))
+
+
+async def _cancel_again(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel what was cancelled, until that has an effect; on the SDK's loop.
 
     With Python 3.11, ``asyncio.wait_for``, in which the SDK's HTTP client waits, loses a
     cancellation that comes together with an answer or an error of the request (measured: 2 of 9
     closes, and 4 % of samples polled twenty times a second). The SDK takes an error for a failed
     connection, and tries for five minutes.
     """
-    closing = {task for task in asyncio.all_tasks() if _is_close_of(service, task)}
     for _ in range(MOST_CANCELS):
-        if not closing:
+        if not tasks:
             return
-        for task in closing:
+        _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)
+        for task in tasks:
             task.cancel()
-        _, closing = await asyncio.wait(closing, timeout=CANCEL_AGAIN_S)
 
 
-def _is_close_of(service: tinker.ServiceClient, task: asyncio.Task[Any]) -> bool:
+def _tasks_of(service: tinker.ServiceClient, names: frozenset[str]) -> set[asyncio.Task[Any]]:
+    return {task for task in asyncio.all_tasks() if _is_of(service, names, task)}
+
+
+def _is_of(service: tinker.ServiceClient, names: frozenset[str], task: asyncio.Task[Any]) -> bool:
     coroutine = task.get_coro()
     frame = getattr(coroutine, "cr_frame", None)
-    return (
-        getattr(coroutine, "__name__", "") == "_close_async"
-        and frame is not None
-        and frame.f_locals.get("self") is service
-    )
+    if getattr(coroutine, "__name__", "") not in names or frame is None:
+        return False
+    # Either the SDK's method itself, or its wrapper that reports exceptions.
+    inside = frame.f_locals.get("func")
+    variables = frame.f_locals if inside is None else inspect.getclosurevars(inside).nonlocals
+    return variables.get("self") is service
+
+
+def give_up_creation(service: tinker.ServiceClient | None, creation: Future[Any]) -> None:
+    """Cancel the creation of a client, which the SDK would otherwise try for minutes."""
+    if creation.done():
+        return
+    creation.cancel()
+    get_loop = _loop_of(service)
+    if service is not None and get_loop is not None:
+        asyncio.run_coroutine_threadsafe(_cancel_creation(service), get_loop())
+
+
+def _loop_of(service: object) -> Any:
+    """What returns the loop on which the SDK runs, if it has any."""
+    return getattr(getattr(service, "_session_holder", None), "get_loop", None)
 
 
 async def close(
