@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import anyio.to_thread
@@ -19,7 +20,7 @@ import pytest
 import tinker
 from _receiver import http_receiver
 from click.testing import CliRunner
-from loops import MODEL, batch
+from loops import MODEL, batch, process
 
 from tinker_recovery.cli import main
 from tinker_recovery.cli.plot import Mark, axis, curve, replays
@@ -149,14 +150,14 @@ def test_the_help_of_serve_lists_every_dialect() -> None:
     assert ", ".join(DIALECTS) in shown
 
 
+def _running(*arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    """A command that runs until it is stopped, whose output can be read."""
+    return process([*COMMAND[1:], *arguments], stdout=subprocess.PIPE)
+
+
 def test_serve_says_how_to_reach_it_and_stops_cleanly_on_ctrl_c() -> None:
-    server = subprocess.Popen(  # noqa: S603 - our own command
-        [*COMMAND, "serve", "--dialect", "bare", "--fault", "gone:forward_backward@12"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None
-    try:
+    with _running("serve", "--dialect", "bare", "--fault", "gone:forward_backward@12") as server:
+        assert server.stdout is not None
         line = ""
         while "TINKER_BASE_URL" not in line:
             line = server.stdout.readline()
@@ -173,20 +174,11 @@ def test_serve_says_how_to_reach_it_and_stops_cleanly_on_ctrl_c() -> None:
         assert missing.status_code == 404, "a bare service has no search"
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=10) == 0
-    finally:
-        server.kill()
-        server.stdout.close()
-        server.wait()
 
 
 def test_serve_tells_a_program_how_to_reach_it_and_what_has_struck() -> None:
-    server = subprocess.Popen(  # noqa: S603 - our own command
-        [*COMMAND, "serve", "--json", "--fault", "status:create_session,status=400"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None
-    try:
+    with _running("serve", "--json", "--fault", "status:create_session,status=400") as server:
+        assert server.stdout is not None
         ready = json.loads(server.stdout.readline())
         assert [rule["action"] for rule in ready["faults"]] == ["status"]
         url, key = (ready["environment"][f"TINKER_{name}"] for name in ("BASE_URL", "API_KEY"))
@@ -196,18 +188,11 @@ def test_serve_tells_a_program_how_to_reach_it_and_what_has_struck() -> None:
         assert (fired["request"], fired["rule"]["status"]) == ("create_session", 400)
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=10) == 0
-    finally:
-        server.kill()
-        server.stdout.close()
-        server.wait()
 
 
 async def test_serve_has_each_step_take_as_long_as_its_pace_says() -> None:
-    server = subprocess.Popen(  # noqa: ASYNC220, S603 - our own command, which is quick to start
-        [*COMMAND, "serve", "--pace", "0.3"], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
-    try:
+    with _running("serve", "--pace", "0.3") as server:
+        assert server.stdout is not None
         line = ""
         while "TINKER_BASE_URL" not in line:
             line = await anyio.to_thread.run_sync(server.stdout.readline)
@@ -220,10 +205,6 @@ async def test_serve_has_each_step_take_as_long_as_its_pace_says() -> None:
         await client.forward_backward(batch(0), "cross_entropy")
         assert time.monotonic() - began >= 0.3
         await service.close("success")
-    finally:
-        server.kill()
-        server.stdout.close()
-        server.wait()
 
 
 def test_serve_on_a_port_that_is_taken_says_so_and_what_to_do() -> None:
