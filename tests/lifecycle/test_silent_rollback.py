@@ -374,18 +374,12 @@ async def test_going_back_to_a_save_of_the_users_own_inside_an_iteration_is_not_
     """The canary is not asked there, as these weights are of no step: so nothing can tell."""
     events: list[RecoveryEvent] = []
 
-    async def update(attempt: Attempt, step: int) -> None:
-        forward = attempt.client.forward_backward(batch(step), "cross_entropy")
-        update = attempt.client.optim_step(ADAM)
-        await forward
-        await update
-
     async def loop(attempt: Attempt) -> None:
         for step in range(attempt.start_step, 4):
-            await update(attempt, step)
+            await one_step(attempt, step)
             if step == 2:
                 await attempt.client.save_state("inside")
-            await update(attempt, step)
+            await one_step(attempt, step)
         await attempt.client.drain()
         local.begin_outage(status=503, rollback=True)
         await until(lambda: in_an_outage(attempt))
